@@ -1,0 +1,55 @@
+"""The size of a Qwen3 model in closed form: parameters, active parameters, and work per token.
+
+Pure arithmetic on `ModelConfig`, without torch: it plans runs before a GPU is there, it turns step times into
+TFLOP/s and MFU, and tests hold the built model to it. Exact: the totals are those of the released checkpoints.
+
+Letters: L layers, h hidden, a = heads * head_dim, k = groups * head_dim, V vocabulary, S sequence length.
+"""
+
+from megatron_qwen3.config import ModelConfig
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Number of trained weights; a tied output layer counts once."""
+    return _parameters(model, max(model.num_experts, 1))
+
+
+def active_parameter_count(model: ModelConfig) -> int:
+    """Weights that one token passes through: of the experts, those it is sent to. All, for a dense model."""
+    return _parameters(model, max(model.experts_per_token, 1))
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+    """Floating point operations of forward and backward for one trained token of a causal sequence.
+
+    6 [ L (2 h a + 2 h k + 3 h ffn) + h V ] + 6 S a L: two operations per multiply-add, forward once and
+    backward twice; ffn is that of the experts a token is sent to. The second term is attention over S / 2
+    positions on average (Megatron-LM, arXiv 2104.04473 section 5.1, halved for the causal mask). Logits count,
+    the embedding look-up and the router do not, nor does recomputation: this is the model's work, not the run's.
+    """
+    attention_width = model.num_attention_heads * model.head_dim
+    active_mlp = _mlp_weights(model, max(model.experts_per_token, 1))
+    weights = model.num_layers * (_attention_weights(model) + active_mlp)
+    weights += model.hidden_size * model.vocab_size
+    return 6.0 * weights + 6.0 * sequence_length * attention_width * model.num_layers
+
+
+def _parameters(model: ModelConfig, experts: int) -> int:
+    norms = (
+        2 * model.hidden_size + 2 * model.head_dim
+    )  # before attention and MLP; of queries and keys
+    router = model.hidden_size * model.num_experts
+    layer = _attention_weights(model) + _mlp_weights(model, experts) + router + norms
+    embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden_size
+    return model.num_layers * layer + embeddings + model.hidden_size  # + the last norm
+
+
+def _attention_weights(model: ModelConfig) -> int:
+    heads_in_and_out = 2 * (model.num_attention_heads + model.num_query_groups)  # q, o; k, v
+    return heads_in_and_out * model.head_dim * model.hidden_size
+
+
+def _mlp_weights(model: ModelConfig, experts: int) -> int:
+    """Gate, up and down matrices of a dense layer, or of `experts` experts."""
+    width = experts * model.expert_ffn_hidden_size if model.num_experts else model.ffn_hidden_size
+    return 3 * model.hidden_size * width

@@ -1,0 +1,74 @@
+"""How many ranks do what: the sizes of all parallel groups, counted from a configuration and a world size.
+
+    layout = Layout.of(config, world_size=64)
+
+Pure arithmetic without torch, so that a laptop can plan a cluster; `runtime.py` builds the groups. A dense
+layer sees tensor * context * data ranks per pipeline stage, the experts of a sparse layer see the same ranks
+as expert_tensor * expert * expert_data.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from megatron_qwen3.config import Config, check_world_size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parallel groups.
+
+    data             ranks that hold the same dense weights and see different samples
+    expert_data      ranks that hold the same experts
+    micro_batches    forward passes of one rank in one optimizer step
+    stage_layers     layers of each pipeline stage in model order; chunk c of pipeline rank r is stage c * pipeline + r
+    """
+
+    world_size: int
+    tensor: int
+    pipeline: int
+    virtual: int
+    expert: int
+    expert_tensor: int
+    context: int
+    data: int
+    expert_data: int
+    micro_batches: int
+    stage_layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Config, world_size: int) -> "Layout":
+        """The layout of a validated configuration; `ConfigError` when `world_size` does not fit it."""
+        check_world_size(config, world_size)
+        p, train = config.parallel, config.train
+        data = world_size // (p.tensor * p.pipeline * p.context)
+        return cls(
+            world_size=world_size,
+            tensor=p.tensor,
+            pipeline=p.pipeline,
+            virtual=p.virtual_pipeline,
+            expert=p.expert,
+            expert_tensor=p.expert_tensor,
+            context=p.context,
+            data=data,
+            expert_data=world_size // (p.expert * p.expert_tensor * p.pipeline),
+            micro_batches=train.global_batch // (train.micro_batch * data),
+            stage_layers=p.pipeline_layers
+            or even_stages(config.model.num_layers, p.pipeline * p.virtual_pipeline),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """The sizes by name, without `stage_layers`."""
+        sizes = dataclasses.asdict(self)
+        del sizes["stage_layers"]
+        return sizes
+
+
+def even_stages(layers: int, stages: int) -> tuple[int, ...]:
+    """`layers` over `stages` as even as possible; the ends, which also hold embedding and logits, get the fewer.
+
+    The last stage, whose logits cost most, is relieved first: 7 layers over 4 stages are 2, 2, 2, 1.
+    """
+    fewer, longer = divmod(layers, stages)
+    inwards = sorted(range(stages), key=lambda stage: (min(stage, stages - 1 - stage), -stage))
+    short = set(inwards[: stages - longer])
+    return tuple(fewer + (stage not in short) for stage in range(stages))

@@ -1,0 +1,249 @@
+"""What settings must keep, alone and together: each fault is one line that names both sides and the way out.
+
+`config.load` calls `faults`, `parallel/layout.py` calls `world_size_faults` (through `config.check_world_size`).
+Nothing here raises, so that a person sees everything that is wrong at once. The rules are those of Qwen3's
+shapes and of megatron-core, which checks some of them late and some not at all: layers that a pipeline split
+leaves over are silently dropped there.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from megatron_qwen3.presets import PRESETS
+
+if TYPE_CHECKING:
+    from megatron_qwen3.config import Config, ModelConfig, ParallelConfig, Setting
+
+
+def faults(config: "Config", settings: Iterable["Setting"]) -> list[str]:
+    """Every fault that can be seen without the world size.
+
+    Rules about pairs of settings are looked at only where each setting is sound by itself.
+    """
+    if not config.model.preset and not config.model.num_layers:
+        return [f"no model: set model.preset to one of {', '.join(PRESETS)}, or every model.* size"]
+    alone = list(_single_setting_faults(config, settings))
+    if alone:
+        return alone
+    return [
+        *_model_faults(config.model),
+        *_tensor_faults(config),
+        *_expert_faults(config),
+        *_pipeline_faults(config),
+        *_train_faults(config),
+        *_optim_faults(config),
+        *_source_faults(config),
+    ]
+
+
+def world_size_faults(config: "Config", world_size: int) -> Iterator[str]:
+    """Why `world_size` ranks cannot hold the layout, and which numbers near it can."""
+    p = config.parallel
+    dense = p.tensor * p.pipeline * p.context
+    sparse = p.expert * p.expert_tensor * p.pipeline
+    unit = math.lcm(dense, sparse)
+    if world_size < 1 or world_size % unit:
+        needs = f"parallel.tensor * pipeline * context = {p.tensor} * {p.pipeline} * {p.context} = {dense}"
+        if dense % sparse:
+            product = f"{p.expert} * {p.expert_tensor} * {p.pipeline}"
+            needs += f" and parallel.expert * expert_tensor * pipeline = {product} = {sparse}"
+        yield f"a world of {world_size} ranks is no multiple of {needs}; valid near it: {_near(world_size, unit)}"
+        return
+    yield from _batch_faults(config, world_size // dense)
+
+
+def _batch_faults(config: "Config", data: int) -> Iterator[str]:
+    train, p = config.train, config.parallel
+    unit = train.micro_batch * data
+    product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data}"
+    if p.virtual_pipeline > 1:
+        # The interleaved schedule hands micro-batches over in groups of the pipeline's size.
+        unit *= p.pipeline
+        product += f", times parallel.pipeline = {p.pipeline} (virtual stages) = {unit}"
+    if train.global_batch % unit:
+        near = _near(train.global_batch, unit)
+        yield f"train.global_batch = {train.global_batch} is no multiple of {product}; valid near it: {near}"
+
+
+def _near(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return ", ".join(str(n) for n in (below, below + unit) if n > 0)
+
+
+def _single_setting_faults(config: "Config", settings: Iterable["Setting"]) -> Iterator[str]:
+    for row in settings:
+        table, _, name = row.name.partition(".")
+        yield from _rule_faults(row.name, getattr(getattr(config, table), name), row.rule)
+    for source in config.data.sources:
+        if not (source.weight > 0 and math.isfinite(source.weight)):
+            yield f"data.sources: weight = {source.weight} of {source.name!r} must be above 0"
+    for name in ("run.name", "run.dir"):
+        if not getattr(config.run, name.removeprefix("run.")):
+            yield f"{name} must not be empty"
+
+
+def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
+    if "choices" in rule and value not in rule["choices"]:
+        yield f'{name} = "{value}" is not one of {", ".join(rule["choices"])}'
+    if "at_least" in rule and not value >= rule["at_least"]:
+        yield f"{name} = {value} must be at least {rule['at_least']}"
+    if "above" in rule and not value > rule["above"]:
+        yield f"{name} = {value} must be above {rule['above']}"
+    if "below" in rule and not value < rule["below"]:
+        yield f"{name} = {value} must be below {rule['below']}"
+    if value == math.inf:
+        yield f"{name} = {value} must be finite"
+
+
+def _of(model: "ModelConfig") -> str:
+    return f" (preset {model.preset})" if model.preset else ""
+
+
+def _model_faults(model: "ModelConfig") -> Iterator[str]:
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    if heads % groups:
+        yield (
+            f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads}"
+            f"{_of(model)}; valid: {_divisors(heads)}"
+        )
+    if model.head_dim % 2:
+        yield f"model.head_dim = {model.head_dim} must be even: rotary embedding turns pairs"
+    sparse_only = ("experts_per_token", "expert_ffn_hidden_size")
+    if not model.num_experts:
+        if not model.ffn_hidden_size:
+            yield "model.ffn_hidden_size = 0 is needed by a dense model (model.num_experts = 0)"
+        for name in sparse_only:
+            if getattr(model, name):
+                yield f"model.{name} = {getattr(model, name)} needs model.num_experts above 0{_of(model)}"
+        return
+    for name in sparse_only:
+        if not getattr(model, name):
+            yield f"model.{name} = 0 is needed by a model of model.num_experts = {model.num_experts}"
+    if model.experts_per_token > model.num_experts:
+        yield (
+            f"model.experts_per_token = {model.experts_per_token} exceeds "
+            f"model.num_experts = {model.num_experts}"
+        )
+
+
+def _tensor_faults(config: "Config") -> Iterator[str]:
+    model, p = config.model, config.parallel
+    names = ["num_attention_heads", "num_query_groups", "vocab_size"]
+    if not model.num_experts:
+        names.append("ffn_hidden_size")
+    valid = _divisors(math.gcd(*(getattr(model, name) for name in names)))
+    for name in names:
+        size = getattr(model, name)
+        if size % p.tensor:
+            yield (
+                f"parallel.tensor = {p.tensor} does not divide model.{name} = {size}"
+                f"{_of(model)}; valid: {valid}"
+            )
+    if p.context != 1:
+        yield f"parallel.context = {p.context}: context parallelism is not there yet; valid: 1"
+    if p.sequence and config.data.sequence_length % p.tensor:
+        yield (
+            f"parallel.tensor = {p.tensor} does not divide data.sequence_length = "
+            f"{config.data.sequence_length}, which parallel.sequence = true needs; "
+            f"set parallel.sequence=false or another length"
+        )
+
+
+def _expert_faults(config: "Config") -> Iterator[str]:
+    model, p = config.model, config.parallel
+    if not model.num_experts:
+        for name in ("expert", "expert_tensor"):
+            if getattr(p, name) > 1:
+                yield f"parallel.{name} = {getattr(p, name)} needs experts, but the model is dense{_of(model)}; valid: 1"
+        return
+    yield from _split(p, "expert", model, "num_experts")
+    yield from _split(p, "expert_tensor", model, "expert_ffn_hidden_size")
+    if p.tensor > 1 and not p.sequence:
+        yield (
+            f"parallel.sequence = false does not go with parallel.tensor = {p.tensor} and experts"
+            f"{_of(model)}: megatron-core needs sequence parallelism there"
+        )
+
+
+def _split(p: "ParallelConfig", ranks: str, model: "ModelConfig", size: str) -> Iterator[str]:
+    if getattr(model, size) % getattr(p, ranks):
+        yield (
+            f"parallel.{ranks} = {getattr(p, ranks)} does not divide model.{size} = "
+            f"{getattr(model, size)}{_of(model)}; valid: {_divisors(getattr(model, size))}"
+        )
+
+
+def _pipeline_faults(config: "Config") -> Iterator[str]:
+    p, layers = config.parallel, config.model.num_layers
+    stages = p.pipeline * p.virtual_pipeline
+    product = (
+        f"parallel.pipeline * virtual_pipeline = {p.pipeline} * {p.virtual_pipeline} = {stages}"
+    )
+    if p.virtual_pipeline > 1 and p.pipeline == 1:
+        yield f"parallel.virtual_pipeline = {p.virtual_pipeline} needs parallel.pipeline above 1"
+    if stages > layers:
+        yield f"{product} exceeds model.num_layers = {layers}{_of(config.model)}"
+    split = p.pipeline_layers
+    if not split:
+        return
+    if len(split) != stages:
+        yield f"parallel.pipeline_layers has {len(split)} stages, but {product}"
+    if min(split) < 1:
+        yield f"parallel.pipeline_layers = {list(split)}: every stage needs at least 1 layer"
+    if sum(split) != layers:
+        yield (
+            f"parallel.pipeline_layers adds up to {sum(split)} layers, but model.num_layers = "
+            f"{layers}{_of(config.model)}"
+        )
+
+
+def _train_faults(config: "Config") -> Iterator[str]:
+    train = config.train
+    if train.tokens and train.steps:
+        yield (
+            f"train.tokens = {train.tokens} and train.steps = {train.steps} both say how long; "
+            f"set one of them to 0"
+        )
+    elif not train.tokens and not train.steps:
+        yield "how long is the run? set train.tokens or train.steps"
+    elif not config.steps:
+        yield (
+            f"train.tokens = {train.tokens} is less than one step: train.global_batch * "
+            f"data.sequence_length = {config.step_tokens}"
+        )
+    if train.global_batch % train.micro_batch:
+        yield (
+            f"train.micro_batch = {train.micro_batch} does not divide train.global_batch = "
+            f"{train.global_batch}"
+        )
+
+
+def _optim_faults(config: "Config") -> Iterator[str]:
+    optim, steps = config.optim, config.steps
+    if optim.min_lr > optim.lr:
+        yield f"optim.min_lr = {optim.min_lr} exceeds optim.lr = {optim.lr}"
+    if optim.decay_steps and optim.schedule != "wsd":
+        yield f'optim.decay_steps = {optim.decay_steps} goes with optim.schedule = "wsd", not "{optim.schedule}"'
+    if steps and optim.warmup_steps + optim.decay_steps > steps:
+        yield (
+            f"optim.warmup_steps + decay_steps = {optim.warmup_steps} + {optim.decay_steps} exceeds "
+            f"the {steps} steps of the run"
+        )
+
+
+def _source_faults(config: "Config") -> Iterator[str]:
+    names = Counter(source.name for source in config.data.sources)
+    for name, count in names.items():
+        if count > 1:
+            yield f"data.sources: {count} sources are named {name!r}; each name must be its own"
+        if not name:
+            yield "data.sources: a source has an empty name"
+    for source in config.data.sources:
+        if not source.path:
+            yield f"data.sources: {source.name!r} has an empty path"
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
