@@ -1,0 +1,1 @@
+"""Preparing text for training: tokenization, and the token files trained on. No torch."""

@@ -1,0 +1,197 @@
+"""Megatron's IndexedDataset files (PREFIX.bin and PREFIX.idx), read and written with numpy alone.
+
+PREFIX.bin is one stream of token ids; PREFIX.idx says how wide an id is and where documents begin.
+The files are Megatron-LM's byte for byte, so either side reads the other's, here without torch.
+
+    with IndexedWriter("runs/data/general", token_dtype(vocab_size)) as writer:
+        writer.add_document(token_ids)
+    reader = IndexedReader("runs/data/general")
+    reader.tokens[a:b]                  # memory-mapped, nothing is read before it is asked for
+
+The .idx file, little-endian, for S sequences that make D documents: magic (9 bytes), version (u64),
+dtype code (u8), S (u64), D + 1 (u64), lengths in tokens (i32 × S), byte offsets (i64 × S),
+documents as boundaries between sequences (i64 × (D + 1)).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.config import ConfigError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type in which Megatron stores ids of this vocabulary: uint16 below 65,500, else int32."""
+    return np.dtype("<u2") if vocab_size < 65_500 else np.dtype("<i4")
+
+
+class IndexedWriter:
+    """Writes one PREFIX.bin/.idx pair, one sequence per document.
+
+    Both grow under names ending in .partial. `finalize` renames the .bin, then the .idx: where an
+    .idx lies, its .bin is whole. Leaving the `with` block by an exception removes what was written.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str], dtype: npt.DTypeLike) -> None:
+        self._prefix = os.fspath(prefix)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        codes = [code for code, known in _DTYPES.items() if known == self._dtype]
+        if not codes:
+            raise ValueError(f"{self._prefix}: token ids cannot be stored as {self._dtype}")
+        self._code = codes[0]
+        self._limits = np.iinfo(self._dtype)
+        self._lengths = array("i")
+        Path(self._prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._bin = open(self._partial("bin"), "wb")  # noqa: SIM115 -- closed by finalize or __exit__
+
+    def add_document(self, tokens: npt.ArrayLike) -> None:
+        """Append one document's token ids [length]; ValueError if one does not fit the dtype."""
+        ids = np.asarray(tokens, dtype=np.int64)
+        if ids.size and not self._limits.min <= ids.min() <= ids.max() <= self._limits.max:
+            raise ValueError(
+                f"{self._prefix}: token ids {ids.min()}..{ids.max()} do not fit {self._dtype}"
+            )
+        self._bin.write(ids.astype(self._dtype).tobytes())
+        self._lengths.append(ids.size)
+
+    def finalize(self) -> None:
+        """Make the pair visible. An older pair is replaced, never mixed with the new one."""
+        _close_durably(self._bin)
+        with open(self._partial("idx"), "wb") as file:
+            file.write(self._index())
+            _close_durably(file)
+        Path(f"{self._prefix}.idx").unlink(missing_ok=True)
+        os.replace(self._partial("bin"), f"{self._prefix}.bin")
+        os.replace(self._partial("idx"), f"{self._prefix}.idx")
+
+    def _index(self) -> bytes:
+        lengths = np.array(self._lengths, dtype="<i4")
+        ends = np.cumsum(lengths, dtype="<i8") * self._dtype.itemsize
+        starts = np.concatenate([np.zeros(1, "<i8"), ends])[:-1]
+        boundaries = np.arange(len(lengths) + 1, dtype="<i8")
+        header = _HEADER.pack(_MAGIC, _VERSION, self._code, len(lengths), len(boundaries))
+        return header + lengths.tobytes() + starts.tobytes() + boundaries.tobytes()
+
+    def _partial(self, suffix: str) -> str:
+        return f"{self._prefix}.{suffix}.partial"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finalize()
+            return
+        self._bin.close()
+        Path(self._partial("bin")).unlink(missing_ok=True)
+
+
+class IndexedReader:
+    """A PREFIX.bin/.idx pair, memory-mapped: opening one costs the same at any size.
+
+    tokens: the stream of ids, [number of tokens], in the dtype of the file.
+    Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
+    short or no index of tokens.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self._prefix = os.fspath(prefix)
+        self._dtype, self._num_sequences, self._num_boundaries = self._read_header()
+        num_tokens = self._bin_bytes() // self._dtype.itemsize
+        actual = _size(f"{self._prefix}.bin")
+        expected = num_tokens * self._dtype.itemsize
+        if actual != expected:
+            raise ConfigError(
+                f"{self._prefix}.bin has {actual:,} bytes, its .idx says {expected:,}: "
+                "the file was cut short or belongs to another .idx; write the pair again"
+            )
+        self.tokens: npt.NDArray[Any] = _map(f"{self._prefix}.bin", self._dtype, 0, num_tokens)
+
+    @property
+    def num_documents(self) -> int:
+        return max(0, self._num_boundaries - 1)
+
+    @property
+    def document_offsets(self) -> npt.NDArray[np.int64]:
+        """Where documents begin in `tokens`, and at last its length: int64 [documents + 1]."""
+        boundaries = self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
+        starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
+        offsets = np.append(starts // self._dtype.itemsize, len(self.tokens))
+        return np.asarray(offsets[boundaries], dtype=np.int64)
+
+    def _read_header(self) -> tuple[np.dtype[Any], int, int]:
+        path = f"{self._prefix}.idx"
+        actual = _size(path)
+        with open(path, "rb") as file:
+            header = file.read(_HEADER.size)
+        if not header.startswith(_MAGIC):
+            raise ConfigError(f"{path} is not a Megatron index: it begins with {header[:9]!r}")
+        if len(header) < _HEADER.size:
+            raise ConfigError(f"{path} has {actual:,} bytes, its header alone {_HEADER.size}")
+        _, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
+        if version != _VERSION:
+            raise ConfigError(f"{path} is a Megatron index of version {version}; known: 1")
+        if code not in _DTYPES:
+            raise ConfigError(f"{path} stores no token ids: its dtype code is {code}")
+        expected = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
+        if actual != expected:
+            raise ConfigError(f"{path} has {actual:,} bytes, its header says {expected:,}")
+        return _DTYPES[code], num_sequences, num_boundaries
+
+    def _bin_bytes(self) -> int:
+        """What the .bin must measure: where its last sequence begins, and how long that is."""
+        if not self._num_sequences:
+            return 0
+        last = self._num_sequences - 1
+        length = self._column("<i4", 4 * last, 1)[0]
+        start = self._column("<i8", 4 * self._num_sequences + 8 * last, 1)[0]
+        return int(start) + int(length) * self._dtype.itemsize
+
+    def _column(self, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
+        return _map(f"{self._prefix}.idx", np.dtype(dtype), _HEADER.size + offset, count)
+
+
+def _map(path: str, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:
+    if count == 0:  # the operating system maps no empty range
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; a source's path is the common beginning of its .bin and .idx"
+        ) from None
+
+
+def _close_durably(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()

@@ -1,0 +1,1 @@
+"""Pretraining: the data mixture, the curriculum and the loop."""

@@ -1,0 +1,149 @@
+"""The .bin/.idx files are Megatron's, and a damaged pair is refused by name."""
+
+from __future__ import annotations
+
+import filecmp
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.indexed import IndexedReader, IndexedWriter, token_dtype
+from megatron_qwen3.config import ConfigError
+
+DOCUMENTS = [[1, 2, 3], [], [65_000], list(range(500)), [7]]
+
+
+def write(prefix: Path, documents: list[list[int]], vocab_size: int = 65_001) -> None:
+    with IndexedWriter(prefix, token_dtype(vocab_size)) as writer:
+        for document in documents:
+            writer.add_document(document)
+
+
+def write_with_megatron(prefix: Path, documents: list[list[int]], dtype: type) -> None:
+    torch = pytest.importorskip("torch")
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    for document in documents:
+        builder.add_document(torch.tensor(document, dtype=torch.int64), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+
+
+@pytest.mark.parametrize("vocab_size", [2_048, 65_499, 65_500, 151_936])
+def test_token_width_is_the_one_megatron_chooses(vocab_size: int) -> None:
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    assert token_dtype(vocab_size) == np.dtype(megatron.DType.optimal_dtype(vocab_size))
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_001, np.uint16), (151_936, np.int32)])
+@pytest.mark.parametrize("documents", [DOCUMENTS, []], ids=["documents", "empty"])
+def test_files_are_byte_identical_to_megatrons(
+    tmp_path: Path, vocab_size: int, dtype: type, documents: list[list[int]]
+) -> None:
+    write(tmp_path / "ours", documents, vocab_size)
+    write_with_megatron(tmp_path / "theirs", documents, dtype)
+    for suffix in (".bin", ".idx"):
+        ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
+        assert filecmp.cmp(ours, theirs, shallow=False)
+
+
+def test_megatron_reads_our_files(tmp_path: Path) -> None:
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    write(tmp_path / "ours", DOCUMENTS)
+    dataset = megatron.IndexedDataset(str(tmp_path / "ours"))
+    assert [dataset[i].tolist() for i in range(len(dataset))] == DOCUMENTS
+
+
+def test_documents_of_several_sequences_written_by_megatron_are_read_whole(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    builder.add_document(torch.arange(10), [4, 6])
+    builder.add_document(torch.arange(3), [3])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    reader = IndexedReader(tmp_path / "theirs")
+    assert reader.num_documents == 2
+    assert reader.document_offsets.tolist() == [0, 10, 13]
+    assert reader.tokens.tolist() == [*range(10), *range(3)]
+
+
+@given(documents=st.lists(st.lists(st.integers(0, 65_000), max_size=20), max_size=8))
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> None:
+    prefix = tmp_path_factory.mktemp("pair") / "data"
+    write(prefix, documents)
+    reader = IndexedReader(prefix)
+    offsets = reader.document_offsets
+    read = [reader.tokens[a:b].tolist() for a, b in pairwise(offsets)]
+    assert read == documents
+
+
+@pytest.mark.parametrize("token", [-1, 65_536])
+def test_an_id_that_does_not_fit_is_refused_not_wrapped(tmp_path: Path, token: int) -> None:
+    with pytest.raises(ValueError, match="do not fit uint16"):
+        write(tmp_path / "data", [[token]])
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "data", np.uint16) as writer:
+        writer.add_document([1, 2, 3])
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_index_exists_before_the_tokens_are_whole(tmp_path: Path) -> None:
+    writer = IndexedWriter(tmp_path / "data", np.uint16)
+    writer.add_document([1, 2, 3])
+    assert [path.name for path in tmp_path.iterdir()] == ["data.bin.partial"]
+    writer.finalize()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.idx does not exist"):
+        IndexedReader(tmp_path / "nowhere")
+    write(tmp_path / "data", DOCUMENTS)
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(ConfigError, match=r"data\.bin does not exist"):
+        IndexedReader(tmp_path / "data")
+
+
+@pytest.mark.parametrize("change_bytes", [-2, 2])
+def test_a_bin_of_the_wrong_length_is_refused_with_both_sizes(
+    tmp_path: Path, change_bytes: int
+) -> None:
+    write(tmp_path / "data", DOCUMENTS)
+    expected = 2 * sum(map(len, DOCUMENTS))
+    path = tmp_path / "data.bin"
+    path.write_bytes((path.read_bytes() + b"\0\0")[: expected + change_bytes])
+    with pytest.raises(ConfigError, match=f"has {expected + change_bytes:,} bytes.*{expected:,}"):
+        IndexedReader(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [(0, b"X", "not a Megatron index"), (9, b"\2", "version 2"), (17, b"\6", "dtype code is 6")],
+)
+def test_a_foreign_index_is_refused(
+    tmp_path: Path, offset: int, value: bytes, message: str
+) -> None:
+    write(tmp_path / "data", DOCUMENTS)
+    path = tmp_path / "data.idx"
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 1] = value
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        IndexedReader(tmp_path / "data")
+
+
+@pytest.mark.parametrize("length", [0, 5, 20, 60])
+def test_an_index_cut_short_is_refused(tmp_path: Path, length: int) -> None:
+    write(tmp_path / "data", DOCUMENTS)
+    path = tmp_path / "data.idx"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ConfigError, match=r"data\.idx"):
+        IndexedReader(tmp_path / "data")
