@@ -1,6 +1,6 @@
 """Qwen3 training on megatron-core: from raw text to an aligned model in Hugging Face format.
 
-Start reading at `megatron_qwen3/train.py` (the command line) and `megatron_qwen3/config.py` (every setting).
+Start reading at `train.py` (the command line) and `settings.py` (everything that can be set).
 This file imports nothing, so that reading a configuration never loads torch.
 """
 

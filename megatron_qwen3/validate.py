@@ -1,30 +1,28 @@
-"""What settings must keep, alone and together: each fault is one line that names both sides and the way out.
+"""What settings must keep, alone and together: one line per fault, with both sides and the way out.
 
-`config.load` calls `faults`, `parallel/layout.py` calls `world_size_faults` (through `config.check_world_size`).
-Nothing here raises, so that a person sees everything that is wrong at once. The rules are those of Qwen3's
-shapes and of megatron-core, which checks some of them late and some not at all: layers that a pipeline split
-leaves over are silently dropped there.
+`config.validate` raises what `faults` finds, `config.check_world_size` what `world_size_faults`
+finds. Nothing here raises, so that a person sees everything that is wrong at once. The rules are
+those of Qwen3's shapes and of megatron-core, which checks some of them late and some not at all:
+layers that a pipeline split leaves over are silently dropped there.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from megatron_qwen3.presets import PRESETS
-
-if TYPE_CHECKING:
-    from megatron_qwen3.config import Config, ModelConfig, ParallelConfig, Setting
+from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
 
-def faults(config: "Config", settings: Iterable["Setting"]) -> list[str]:
+def faults(config: Config) -> list[str]:
     """Every fault that can be seen without the world size.
 
     Rules about pairs of settings are looked at only where each setting is sound by itself.
     """
     if not config.model.preset and not config.model.num_layers:
         return [f"no model: set model.preset to one of {', '.join(PRESETS)}, or every model.* size"]
-    alone = list(_single_setting_faults(config, settings))
+    alone = list(_single_setting_faults(config))
     if alone:
         return alone
     return [
@@ -38,33 +36,38 @@ def faults(config: "Config", settings: Iterable["Setting"]) -> list[str]:
     ]
 
 
-def world_size_faults(config: "Config", world_size: int) -> Iterator[str]:
+def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
     """Why `world_size` ranks cannot hold the layout, and which numbers near it can."""
     p = config.parallel
     dense = p.tensor * p.pipeline * p.context
     sparse = p.expert * p.expert_tensor * p.pipeline
     unit = math.lcm(dense, sparse)
-    if world_size < 1 or world_size % unit:
-        needs = f"parallel.tensor * pipeline * context = {p.tensor} * {p.pipeline} * {p.context} = {dense}"
-        if dense % sparse:
-            product = f"{p.expert} * {p.expert_tensor} * {p.pipeline}"
-            needs += f" and parallel.expert * expert_tensor * pipeline = {product} = {sparse}"
-        yield f"a world of {world_size} ranks is no multiple of {needs}; valid near it: {_near(world_size, unit)}"
+    if world_size >= 1 and world_size % unit == 0:
+        yield from _batch_faults(config, world_size // dense)
         return
-    yield from _batch_faults(config, world_size // dense)
+    factors = f"{p.tensor} * {p.pipeline} * {p.context}"
+    needs = f"parallel.tensor * pipeline * context = {factors} = {dense}"
+    if dense % sparse:
+        factors = f"{p.expert} * {p.expert_tensor} * {p.pipeline}"
+        needs += f" and parallel.expert * expert_tensor * pipeline = {factors} = {sparse}"
+    near = _near(world_size, unit)
+    yield f"a world of {world_size} ranks is no multiple of {needs}; valid near it: {near}"
 
 
-def _batch_faults(config: "Config", data: int) -> Iterator[str]:
+def _batch_faults(config: Config, data: int) -> Iterator[str]:
     train, p = config.train, config.parallel
     unit = train.micro_batch * data
-    product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data}"
+    product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data} = {unit}"
     if p.virtual_pipeline > 1:
         # The interleaved schedule hands micro-batches over in groups of the pipeline's size.
+        product += f", times parallel.pipeline = {p.pipeline} (parallel.virtual_pipeline > 1)"
         unit *= p.pipeline
-        product += f", times parallel.pipeline = {p.pipeline} (virtual stages) = {unit}"
     if train.global_batch % unit:
         near = _near(train.global_batch, unit)
-        yield f"train.global_batch = {train.global_batch} is no multiple of {product}; valid near it: {near}"
+        yield (
+            f"train.global_batch = {train.global_batch} is no multiple of {product}; "
+            f"valid near it: {near}"
+        )
 
 
 def _near(value: int, unit: int) -> str:
@@ -72,8 +75,8 @@ def _near(value: int, unit: int) -> str:
     return ", ".join(str(n) for n in (below, below + unit) if n > 0)
 
 
-def _single_setting_faults(config: "Config", settings: Iterable["Setting"]) -> Iterator[str]:
-    for row in settings:
+def _single_setting_faults(config: Config) -> Iterator[str]:
+    for row in SETTINGS.values():
         table, _, name = row.name.partition(".")
         yield from _rule_faults(row.name, getattr(getattr(config, table), name), row.rule)
     for source in config.data.sources:
@@ -97,11 +100,11 @@ def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
         yield f"{name} = {value} must be finite"
 
 
-def _of(model: "ModelConfig") -> str:
+def _of(model: ModelConfig) -> str:
     return f" (preset {model.preset})" if model.preset else ""
 
 
-def _model_faults(model: "ModelConfig") -> Iterator[str]:
+def _model_faults(model: ModelConfig) -> Iterator[str]:
     heads, groups = model.num_attention_heads, model.num_query_groups
     if heads % groups:
         yield (
@@ -113,14 +116,17 @@ def _model_faults(model: "ModelConfig") -> Iterator[str]:
     sparse_only = ("experts_per_token", "expert_ffn_hidden_size")
     if not model.num_experts:
         if not model.ffn_hidden_size:
-            yield "model.ffn_hidden_size = 0 is needed by a dense model (model.num_experts = 0)"
+            yield f"model.ffn_hidden_size = 0, but the model is dense{_of(model)}"
         for name in sparse_only:
             if getattr(model, name):
-                yield f"model.{name} = {getattr(model, name)} needs model.num_experts above 0{_of(model)}"
+                yield (
+                    f"model.{name} = {getattr(model, name)} needs model.num_experts above 0"
+                    f"{_of(model)}"
+                )
         return
     for name in sparse_only:
         if not getattr(model, name):
-            yield f"model.{name} = 0 is needed by a model of model.num_experts = {model.num_experts}"
+            yield f"model.{name} = 0, but model.num_experts = {model.num_experts}{_of(model)}"
     if model.experts_per_token > model.num_experts:
         yield (
             f"model.experts_per_token = {model.experts_per_token} exceeds "
@@ -128,46 +134,49 @@ def _model_faults(model: "ModelConfig") -> Iterator[str]:
         )
 
 
-def _tensor_faults(config: "Config") -> Iterator[str]:
+def _tensor_faults(config: Config) -> Iterator[str]:
+    """megatron-core could copy key-value heads where tensor exceeds them; that is refused here."""
     model, p = config.model, config.parallel
-    names = ["num_attention_heads", "num_query_groups", "vocab_size"]
+    sizes = ["num_query_groups", "num_attention_heads", "vocab_size"]
     if not model.num_experts:
-        names.append("ffn_hidden_size")
-    valid = _divisors(math.gcd(*(getattr(model, name) for name in names)))
-    for name in names:
-        size = getattr(model, name)
-        if size % p.tensor:
-            yield (
-                f"parallel.tensor = {p.tensor} does not divide model.{name} = {size}"
-                f"{_of(model)}; valid: {valid}"
-            )
-    if p.context != 1:
-        yield f"parallel.context = {p.context}: context parallelism is not there yet; valid: 1"
-    if p.sequence and config.data.sequence_length % p.tensor:
+        sizes.append("ffn_hidden_size")
+    undivided = [name for name in sizes if getattr(model, name) % p.tensor]
+    lengths = [getattr(model, name) for name in sizes]
+    if undivided:
+        yield (
+            f"parallel.tensor = {p.tensor} does not divide model.{undivided[0]} = "
+            f"{getattr(model, undivided[0])}{_of(model)}; valid: {_divisors(*lengths)}"
+        )
+    elif p.sequence and config.data.sequence_length % p.tensor:
         yield (
             f"parallel.tensor = {p.tensor} does not divide data.sequence_length = "
-            f"{config.data.sequence_length}, which parallel.sequence = true needs; "
-            f"set parallel.sequence=false or another length"
+            f"{config.data.sequence_length}, as parallel.sequence = true needs; "
+            f"valid: {_divisors(*lengths, config.data.sequence_length)}"
         )
+    if p.context != 1:
+        yield f"parallel.context = {p.context}: context parallelism is not there yet; valid: 1"
 
 
-def _expert_faults(config: "Config") -> Iterator[str]:
+def _expert_faults(config: Config) -> Iterator[str]:
     model, p = config.model, config.parallel
     if not model.num_experts:
         for name in ("expert", "expert_tensor"):
             if getattr(p, name) > 1:
-                yield f"parallel.{name} = {getattr(p, name)} needs experts, but the model is dense{_of(model)}; valid: 1"
+                yield (
+                    f"parallel.{name} = {getattr(p, name)}, but the model is dense{_of(model)}; "
+                    f"valid: 1"
+                )
         return
     yield from _split(p, "expert", model, "num_experts")
     yield from _split(p, "expert_tensor", model, "expert_ffn_hidden_size")
     if p.tensor > 1 and not p.sequence:
         yield (
-            f"parallel.sequence = false does not go with parallel.tensor = {p.tensor} and experts"
-            f"{_of(model)}: megatron-core needs sequence parallelism there"
+            f"parallel.sequence = false with parallel.tensor = {p.tensor}: the experts of "
+            f"megatron-core need parallel.sequence = true{_of(model)}"
         )
 
 
-def _split(p: "ParallelConfig", ranks: str, model: "ModelConfig", size: str) -> Iterator[str]:
+def _split(p: ParallelConfig, ranks: str, model: ModelConfig, size: str) -> Iterator[str]:
     if getattr(model, size) % getattr(p, ranks):
         yield (
             f"parallel.{ranks} = {getattr(p, ranks)} does not divide model.{size} = "
@@ -175,7 +184,7 @@ def _split(p: "ParallelConfig", ranks: str, model: "ModelConfig", size: str) -> 
         )
 
 
-def _pipeline_faults(config: "Config") -> Iterator[str]:
+def _pipeline_faults(config: Config) -> Iterator[str]:
     p, layers = config.parallel, config.model.num_layers
     stages = p.pipeline * p.virtual_pipeline
     product = (
@@ -199,7 +208,7 @@ def _pipeline_faults(config: "Config") -> Iterator[str]:
         )
 
 
-def _train_faults(config: "Config") -> Iterator[str]:
+def _train_faults(config: Config) -> Iterator[str]:
     train = config.train
     if train.tokens and train.steps:
         yield (
@@ -220,20 +229,23 @@ def _train_faults(config: "Config") -> Iterator[str]:
         )
 
 
-def _optim_faults(config: "Config") -> Iterator[str]:
+def _optim_faults(config: Config) -> Iterator[str]:
     optim, steps = config.optim, config.steps
     if optim.min_lr > optim.lr:
         yield f"optim.min_lr = {optim.min_lr} exceeds optim.lr = {optim.lr}"
     if optim.decay_steps and optim.schedule != "wsd":
-        yield f'optim.decay_steps = {optim.decay_steps} goes with optim.schedule = "wsd", not "{optim.schedule}"'
+        yield (
+            f"optim.decay_steps = {optim.decay_steps} goes with optim.schedule = "
+            f'"wsd", not "{optim.schedule}"'
+        )
     if steps and optim.warmup_steps + optim.decay_steps > steps:
         yield (
-            f"optim.warmup_steps + decay_steps = {optim.warmup_steps} + {optim.decay_steps} exceeds "
-            f"the {steps} steps of the run"
+            f"optim.warmup_steps + decay_steps = {optim.warmup_steps} + {optim.decay_steps} "
+            f"exceeds the {steps} steps of the run"
         )
 
 
-def _source_faults(config: "Config") -> Iterator[str]:
+def _source_faults(config: Config) -> Iterator[str]:
     names = Counter(source.name for source in config.data.sources)
     for name, count in names.items():
         if count > 1:
@@ -245,5 +257,7 @@ def _source_faults(config: "Config") -> Iterator[str]:
             yield f"data.sources: {source.name!r} has an empty path"
 
 
-def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+def _divisors(*sizes: int) -> str:
+    """The common divisors of `sizes`, as text."""
+    common = math.gcd(*sizes)
+    return ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)

@@ -1,9 +1,10 @@
 """The size of a Qwen3 model in closed form: parameters, active parameters, and work per token.
 
-Pure arithmetic on `ModelConfig`, without torch: it plans runs before a GPU is there, it turns step times into
-TFLOP/s and MFU, and tests hold the built model to it. Exact: the totals are those of the released checkpoints.
+Pure arithmetic on `ModelConfig`, without torch: it plans runs before a GPU is there, turns step
+times into TFLOP/s and MFU, and is what tests hold the built model to. The counts are exact: they
+are those of the released checkpoints.
 
-Letters: L layers, h hidden, a = heads * head_dim, k = groups * head_dim, V vocabulary, S sequence length.
+Letters: L layers, h hidden, a = heads * head_dim, k = groups * head_dim, V vocabulary, S positions.
 """
 
 from megatron_qwen3.config import ModelConfig
@@ -15,17 +16,18 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def active_parameter_count(model: ModelConfig) -> int:
-    """Weights that one token passes through: of the experts, those it is sent to. All, for a dense model."""
+    """Weights that one token passes: of the experts, those it is sent to. Dense models: all."""
     return _parameters(model, max(model.experts_per_token, 1))
 
 
 def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     """Floating point operations of forward and backward for one trained token of a causal sequence.
 
-    6 [ L (2 h a + 2 h k + 3 h ffn) + h V ] + 6 S a L: two operations per multiply-add, forward once and
-    backward twice; ffn is that of the experts a token is sent to. The second term is attention over S / 2
-    positions on average (Megatron-LM, arXiv 2104.04473 section 5.1, halved for the causal mask). Logits count,
-    the embedding look-up and the router do not, nor does recomputation: this is the model's work, not the run's.
+    6 [ L (2 h a + 2 h k + 3 h ffn) + h V ] + 6 S a L: two operations per multiply-add, forward
+    once and backward twice; ffn is that of the experts a token is sent to. The second term is
+    attention over S / 2 positions on average (the count of Megatron-LM, arXiv 2104.04473 appendix,
+    halved for the causal mask). Logits count; the embedding look-up, the router and recomputation
+    do not: this is the work that the model needs, not what a run does.
     """
     attention_width = model.num_attention_heads * model.head_dim
     active_mlp = _mlp_weights(model, max(model.experts_per_token, 1))

@@ -1,10 +1,10 @@
-"""How many ranks do what: the sizes of all parallel groups, counted from a configuration and a world size.
+"""How many ranks do what: the sizes of all parallel groups, from configuration and world size.
 
     layout = Layout.of(config, world_size=64)
 
-Pure arithmetic without torch, so that a laptop can plan a cluster; `runtime.py` builds the groups. A dense
-layer sees tensor * context * data ranks per pipeline stage, the experts of a sparse layer see the same ranks
-as expert_tensor * expert * expert_data.
+Pure arithmetic without torch, so that a laptop can plan a cluster; `runtime.py` builds the groups.
+Attention sees the ranks of a pipeline stage as tensor * context * data, the experts of a sparse
+layer see the same ranks as expert_tensor * expert * expert_data.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ class Layout:
     data             ranks that hold the same dense weights and see different samples
     expert_data      ranks that hold the same experts
     micro_batches    forward passes of one rank in one optimizer step
-    stage_layers     layers of each pipeline stage in model order; chunk c of pipeline rank r is stage c * pipeline + r
+    stage_layers     layers of each pipeline stage in model order; chunk c of pipeline rank r is
+                     stage c * pipeline + r
     """
 
     world_size: int
@@ -37,7 +38,7 @@ class Layout:
 
     @classmethod
     def of(cls, config: Config, world_size: int) -> "Layout":
-        """The layout of a validated configuration; `ConfigError` when `world_size` does not fit it."""
+        """The layout of a validated configuration; `ConfigError` if `world_size` does not fit."""
         check_world_size(config, world_size)
         p, train = config.parallel, config.train
         data = world_size // (p.tensor * p.pipeline * p.context)
@@ -64,9 +65,10 @@ class Layout:
 
 
 def even_stages(layers: int, stages: int) -> tuple[int, ...]:
-    """`layers` over `stages` as even as possible; the ends, which also hold embedding and logits, get the fewer.
+    """`layers` over `stages` as even as possible; the ends get the fewer.
 
-    The last stage, whose logits cost most, is relieved first: 7 layers over 4 stages are 2, 2, 2, 1.
+    The last stage, which also holds the logits, is relieved first, then the first stage with the
+    embedding, then inwards: 7 layers over 4 stages are 2, 2, 2, 1, and 6 layers 1, 2, 2, 1.
     """
     fewer, longer = divmod(layers, stages)
     inwards = sorted(range(stages), key=lambda stage: (min(stage, stages - 1 - stage), -stage))

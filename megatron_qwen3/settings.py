@@ -1,0 +1,220 @@
+"""What can be set: one frozen dataclass per TOML table, with the rule and the help of every field.
+
+This is the only place where a setting is named, described and given its default; the command line,
+the checks and `python -m megatron_qwen3.config` read it from here. Import it through
+`megatron_qwen3.config`, which also reads the files. Nothing here imports torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, get_type_hints
+
+
+class ConfigError(ValueError):
+    """Settings that are wrong, or do not go together; the text is for the person who wrote them."""
+
+
+REQUIRED: Final = MISSING  # the default of a setting that must be given
+
+
+def setting(default: object, help: str, **rule: object) -> Any:
+    """A dataclass field with one line of help; `rule` is of choices, at_least, above, below."""
+    return field(default=default, metadata={"help": help, **rule})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is run, and where its folder is."""
+
+    mode: str = setting("pretrain", "which training loop runs", choices=("pretrain",))
+    name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
+    dir: str = setting("runs", "folder of all runs")
+    seed: int = setting(1234, "seed of the weights and of the data order", at_least=0)
+    device: str = setting(
+        "auto", "auto takes cuda where there is a GPU", choices=("auto", "cpu", "cuda")
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer. A preset fills every field; other keys replace the preset's values."""
+
+    preset: str = setting("", "a row of megatron_qwen3/presets.py")
+    num_layers: int = setting(0, "transformer layers", at_least=1)
+    hidden_size: int = setting(0, "width of the residual stream", at_least=1)
+    ffn_hidden_size: int = setting(0, "width of the SwiGLU of a dense layer", at_least=0)
+    num_attention_heads: int = setting(0, "query heads", at_least=1)
+    num_query_groups: int = setting(0, "key-value heads", at_least=1)
+    head_dim: int = setting(128, "size of one head", at_least=1)
+    vocab_size: int = setting(151936, "rows of the embedding", at_least=1)
+    tie_embeddings: bool = setting(False, "the output layer is the embedding")
+    num_experts: int = setting(0, "experts of every layer; 0 is a dense model", at_least=0)
+    experts_per_token: int = setting(0, "experts that each token is sent to", at_least=0)
+    expert_ffn_hidden_size: int = setting(0, "width of the SwiGLU of one expert", at_least=0)
+    rope_theta: float = setting(1e6, "base of the rotary embedding", above=0)
+    norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
+    init_std: float = setting(0.02, "standard deviation of fresh weights", above=0)
+    router_aux_loss: float = setting(
+        1e-3, "coefficient of the global-batch load-balancing loss", at_least=0
+    )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share the model; what is left of the world size is data parallel."""
+
+    tensor: int = setting(1, "ranks that split each matrix", at_least=1)
+    pipeline: int = setting(1, "ranks that split the layers", at_least=1)
+    virtual_pipeline: int = setting(1, "model chunks on each pipeline rank", at_least=1)
+    pipeline_layers: tuple[int, ...] = setting(
+        (), "layers of each of pipeline * virtual_pipeline stages, in model order; [] is even"
+    )
+    expert: int = setting(1, "ranks that split the experts of a layer", at_least=1)
+    expert_tensor: int = setting(1, "ranks that split the matrices of one expert", at_least=1)
+    context: int = setting(1, "ranks that split the sequence; only 1 for now", at_least=1)
+    sequence: bool = setting(True, "sequence parallelism where tensor > 1")
+    recompute: str = setting(
+        "none", "activations computed again in backward", choices=("none", "selective", "full")
+    )
+    overlap: bool = setting(True, "reduce gradients while backward runs (GPUs only)")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One tokenized corpus, PATH.bin and PATH.idx, and its share of the mixture."""
+
+    name: str = setting(REQUIRED, "name of the source in logs")
+    path: str = setting(REQUIRED, "prefix of PATH.bin and PATH.idx")
+    weight: float = setting(1.0, "share of the mixture, relative to the other sources", above=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The mixture that is trained on."""
+
+    sequence_length: int = setting(4096, "tokens of one sequence", at_least=1)
+    tokenizer: str = setting("", "tokenizer folder or tokenizer.json; needed for bits per byte")
+    held_out: float = setting(
+        0.001, "fraction of each source, at its end, that is never trained on", at_least=0, below=1
+    )
+    sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and in what portions. Exactly one of tokens and steps is set."""
+
+    tokens: int = setting(0, "tokens of the stage", at_least=0)
+    steps: int = setting(0, "optimizer steps of the stage", at_least=0)
+    global_batch: int = setting(8, "sequences of one optimizer step, all ranks", at_least=1)
+    micro_batch: int = setting(1, "sequences of one forward pass on one rank", at_least=1)
+    precision: str = setting("bf16", "arithmetic of the model", choices=("bf16", "fp32"))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = setting(3e-4, "highest learning rate", above=0)
+    min_lr: float = setting(3e-5, "learning rate at the end of the decay", at_least=0)
+    schedule: str = setting(
+        "cosine", "shape of the learning rate", choices=("cosine", "constant", "wsd")
+    )
+    warmup_steps: int = setting(0, "steps of the linear rise from 0 to lr", at_least=0)
+    decay_steps: int = setting(
+        0, "wsd: steps of the final decay; 0 is a tenth of the run", at_least=0
+    )
+    beta1: float = setting(0.9, "Adam's first moment", at_least=0, below=1)
+    beta2: float = setting(0.95, "Adam's second moment", at_least=0, below=1)
+    eps: float = setting(1e-8, "Adam's epsilon", above=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay", at_least=0)
+    clip_grad: float = setting(1.0, "largest gradient norm; 0 is no clipping", at_least=0)
+    z_loss: float = setting(0.0, "coefficient of the z-loss on the logits", at_least=0)
+    distributed: bool = setting(True, "shard the optimizer state over data parallel ranks")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Loss on the held-out end of each source."""
+
+    every_steps: int = setting(0, "steps between evaluations; 0 is only at the end", at_least=0)
+    tokens: int = setting(262144, "tokens of each source, at most", at_least=1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, and what a run starts from."""
+
+    every_steps: int = setting(0, "steps between checkpoints; 0 is only at the end", at_least=0)
+    init_from: str = setting(
+        "", "run folder of the stage before: its weights, not its optimizer; {dir} is run.dir"
+    )
+    keep: int = setting(2, "newest checkpoints that are kept", at_least=1)
+    resume: bool = setting(True, "go on from the newest checkpoint of the run folder")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is reported, and where."""
+
+    every_steps: int = setting(1, "steps between lines", at_least=1)
+    tensorboard: bool = setting(True, "write TensorBoard events to the run folder")
+    wandb_project: str = setting("", "Weights & Biases project; empty is off")
+    peak_tflops: float = setting(
+        0.0, "dense peak of one rank, for MFU (H100 bf16: 989); 0 prints none", at_least=0
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. A copy that `dataclasses.replace` changed is not validated until asked."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of checkpoints, metrics and the resolved configuration."""
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the stage; a token budget is rounded down to whole steps."""
+        return self.train.steps or self.train.tokens // self.step_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step, over all ranks."""
+        return self.train.global_batch * self.data.sequence_length
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table of settings: the dotted name, its type, default and rules."""
+
+    name: str
+    kind: Any
+    default: Any
+    rule: Mapping[str, Any]
+
+
+def settings_of(table: type, prefix: str = "") -> dict[str, Setting]:
+    """The settings of one dataclass by dotted name."""
+    kinds = get_type_hints(table)
+    rows = (Setting(prefix + f.name, kinds[f.name], f.default, f.metadata) for f in fields(table))
+    return {row.name: row for row in rows}
+
+
+TABLES: Final[dict[str, type]] = get_type_hints(Config)
+SETTINGS: Final = MappingProxyType(
+    {name: row for t in TABLES for name, row in settings_of(TABLES[t], f"{t}.").items()}
+)

@@ -1,0 +1,418 @@
+"""Settings: layering, conversion, checks, error texts, and every TOML file of the repository."""
+
+import dataclasses
+import subprocess
+import sys
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_qwen3 import config as config_module
+from megatron_qwen3.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    load,
+    to_toml,
+    validate,
+)
+from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import SETTINGS, TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = sorted((ROOT / "examples/stages").glob("*.toml"))
+MODELS = sorted((ROOT / "examples/models").glob("*.toml"))
+TINY = ["model.preset=tiny-dense", "train.steps=10"]
+SPARSE = ["model.preset=tiny-moe", "train.steps=10"]
+
+# The numbers of H100 that the comments of examples/models name: the least, and that laid out for.
+GPUS = {
+    "qwen3_0.6b": (1, 8),
+    "qwen3_1.7b": (1, 8),
+    "qwen3_4b": (4, 8),
+    "qwen3_8b": (8, 8),
+    "qwen3_14b": (8, 8),
+    "qwen3_32b": (16, 16),
+    "qwen3_30b_a3b": (16, 32),
+    "qwen3_235b_a22b": (128, 256),
+    "tiny_dense": (1, 8),
+    "tiny_moe": (1, 8),
+}
+
+
+def error_of(overrides, paths=()):
+    with pytest.raises(ConfigError) as caught:
+        load(paths, overrides)
+    return str(caught.value)
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text, name="x.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+# Layers
+
+
+def test_later_layers_win_and_untouched_settings_keep_their_defaults(toml):
+    first = toml('[model]\npreset = "tiny-moe"\n[optim]\nlr = 1e-3\nmin_lr = 1e-4\n', "first.toml")
+    second = toml("[optim]\nlr = 2e-3\n[train]\nsteps = 5\n", "second.toml")
+    config = load([first, second], ["train.steps=7"])
+    assert (config.optim.lr, config.optim.min_lr, config.train.steps) == (2e-3, 1e-4, 7)
+    assert config.optim.beta2 == 0.95
+
+
+def test_explicit_model_keys_beat_the_preset_wherever_either_stands(toml):
+    base = toml("[model]\nrope_theta = 10_000\nnum_layers = 2\n", "stage.toml")
+    size = toml('[model]\npreset = "tiny-dense"\n[train]\nsteps = 1\n', "model.toml")
+    for order in ([base, size], [size, base]):
+        model = load(order).model
+        assert (model.rope_theta, model.num_layers, model.hidden_size) == (10_000.0, 2, 64)
+
+
+def test_a_later_file_replaces_the_list_of_sources(toml):
+    one = toml('[[data.sources]]\nname = "a"\npath = "p"\n', "one.toml")
+    two = toml('[[data.sources]]\nname = "b"\npath = "q"\nweight = 2\n', "two.toml")
+    assert load([one, two], TINY).data.sources == (SourceConfig("b", "q", 2.0),)
+
+
+def test_sources_can_be_given_on_the_command_line():
+    config = load(
+        [], [*TINY, 'data.sources=[{name="a", path="p"}, {name="b", path="q", weight=3}]']
+    )
+    assert config.data.sources == (SourceConfig("a", "p", 1.0), SourceConfig("b", "q", 3.0))
+
+
+def test_every_preset_fills_every_model_field():
+    for preset in PRESETS.values():
+        assert {"preset", *preset} == {f.name for f in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("qwen3")])
+def test_presets_hold_what_the_released_configurations_share(name):
+    model = load([], [f"model.preset={name}", "train.steps=1"]).model
+    assert (model.head_dim, model.vocab_size, model.norm_eps) == (128, 151_936, 1e-6)
+    assert (model.rope_theta, model.init_std, model.router_aux_loss) == (1e6, 0.02, 1e-3)
+    assert model.tie_embeddings == (parameter_count(model) < 5e9)
+    assert model.num_query_groups == (4 if model.num_experts else 8)
+
+
+# Conversion
+
+
+@pytest.mark.parametrize("text", ["3e12", "3_000_000_000_000", "3000000000000.0"])
+def test_whole_numbers_may_be_written_in_any_way_that_is_whole(text):
+    tokens = load([], ["model.preset=tiny-dense", f"train.tokens={text}"]).train.tokens
+    assert tokens == 3_000_000_000_000 and type(tokens) is int
+
+
+def test_whole_numbers_become_floats_where_the_setting_is_one():
+    weight_decay = load([], [*TINY, "optim.weight_decay=1"]).optim.weight_decay
+    assert weight_decay == 1.0 and type(weight_decay) is float
+
+
+def test_strings_of_the_command_line_need_no_quotes():
+    config = load([], [*TINY, "run.name=8", "run.dir='a b'", "data.tokenizer=data/tok=1.json"])
+    assert (config.run.name, config.run.dir) == ("8", "a b")
+    assert config.data.tokenizer == "data/tok=1.json"
+    assert config.run_dir == Path("a b/8")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.tokens=1.5", "train.tokens = 1.5 is not a whole number"),
+        ("train.steps=true", "train.steps = true is not a whole number"),
+        ("train.steps=inf", "train.steps = inf is not a whole number"),
+        ("optim.lr=fast", 'optim.lr = "fast" is not a number'),
+        ("optim.lr=true", "optim.lr = true is not a number"),
+        ("parallel.sequence=1", "parallel.sequence = 1 is not true or false"),
+        (
+            "parallel.pipeline_layers=4",
+            "parallel.pipeline_layers = 4 is not a list of whole numbers",
+        ),
+        ("parallel.pipeline_layers=[2, 1.5]", "[2, 1.5] is not a list of whole numbers"),
+        ("data.sources=web", 'data.sources = "web" is not a list of tables'),
+        ("data.sources=[1]", "data.sources[0] = 1 is not a table of name, path, weight"),
+        ("data.sources=[{name='a'}]", "data.sources[0].path is missing"),
+        (
+            "data.sources=[{name='a', path='p', wieght=1}]",
+            "data.sources[0].wieght is not a setting; did you mean weight?",
+        ),
+        ("data.sources=[{", "data.sources is not valid TOML"),
+        ("verbose", "'verbose' is neither a TOML file nor key=value"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name(override, says):
+    text = error_of([*TINY, override])
+    assert text.startswith("command line: ") and says in text
+
+
+# Unknown names, unreadable files
+
+
+def test_an_unknown_key_names_its_file_and_the_likely_setting(toml):
+    path = toml("[optim]\nweigth_decay = 0.1\n")
+    assert error_of([], [path]) == (
+        f"{path}: optim.weigth_decay is not a setting; did you mean optim.weight_decay?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lr=1", "lr is not a setting; did you mean optim.lr?"),
+        ("train.lr=1", "train.lr is not a setting; did you mean optim.lr?"),
+        ("optin.lr=1", "optin.lr is not a setting; did you mean optim.lr?"),
+        (
+            "model.every_steps=1",
+            "did you mean eval.every_steps or checkpoint.every_steps or log.every_steps?",
+        ),
+        ("optim=1", "optim is a table of settings, not a setting"),
+        ("zzz=1", "zzz is not a setting; python -m megatron_qwen3.config lists them"),
+    ],
+)
+def test_unknown_keys_of_the_command_line_get_a_guess(override, says):
+    assert says in error_of([*TINY, override])
+
+
+def test_an_unknown_preset_lists_all_and_guesses():
+    text = error_of(["model.preset=qwen-8b"])
+    assert 'model.preset = "qwen-8b" is no preset; did you mean qwen3-8b?' in text
+    assert all(name in text for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[optim]\nlr = = 3\n", "not valid TOML: Invalid value (at line 2"),
+        ("[optimiser]\nlr = 3\n", "optimiser is not a setting; did you mean optim"),
+        ("optim = 3\n", "optim is a table; write [optim]"),
+        ("lr = 3\n", "lr is not a setting; did you mean optim.lr?"),
+        ("[model.moe]\nx = 1\n", "model.moe is not a setting"),
+    ],
+)
+def test_a_faulty_file_is_named_with_its_fault(toml, content, says):
+    path = toml(content)
+    text = error_of([], [path])
+    assert text.startswith(f"{path}: ") and says in text
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    assert "none.toml: cannot be read (No such file" in error_of([], [tmp_path / "none.toml"])
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    assert "binary.toml: cannot be read (not UTF-8" in error_of([], [tmp_path / "binary.toml"])
+
+
+# Checks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([*TINY, "train.global_batch=0"], "train.global_batch = 0 must be at least 1"),
+        ([*TINY, "parallel.tensor=-1"], "parallel.tensor = -1 must be at least 1"),
+        ([*TINY, "optim.lr=0"], "optim.lr = 0.0 must be above 0"),
+        ([*TINY, "optim.lr=nan"], "optim.lr = nan must be above 0"),
+        ([*TINY, "optim.lr=inf"], "optim.lr = inf must be finite"),
+        ([*TINY, "optim.beta2=1"], "optim.beta2 = 1.0 must be below 1"),
+        ([*TINY, "data.held_out=1"], "data.held_out = 1.0 must be below 1"),
+        ([*TINY, "run.name=''"], "run.name must not be empty"),
+        ([*TINY, "parallel.recompute=ful"], '"ful" is not one of none, selective, full'),
+        ([*TINY, "optim.schedule=linear"], '"linear" is not one of cosine, constant, wsd'),
+        (["train.steps=1"], "no model: set model.preset to one of qwen3-0.6b"),
+        (["model.num_layers=2", "train.steps=1"], "model.hidden_size = 0 must be at least 1"),
+        ([*TINY, "model.ffn_hidden_size=0"], "model.ffn_hidden_size = 0, but the model is dense"),
+        ([*TINY, "model.head_dim=33"], "model.head_dim = 33 must be even"),
+        (
+            [*TINY, "model.num_query_groups=3"],
+            "model.num_query_groups = 3 does not divide model.num_attention_heads = 4 "
+            "(preset tiny-dense); valid: 1, 2, 4",
+        ),
+        ([*TINY, "model.experts_per_token=2"], "experts_per_token = 2 needs model.num_experts"),
+        ([*SPARSE, "model.experts_per_token=9"], "= 9 exceeds model.num_experts = 8"),
+        (
+            [*SPARSE, "model.expert_ffn_hidden_size=0"],
+            "model.expert_ffn_hidden_size = 0, but model.num_experts = 8 (preset tiny-moe)",
+        ),
+        (
+            ["model.preset=qwen3-30b-a3b", "train.steps=1", "parallel.tensor=3"],
+            "parallel.tensor = 3 does not divide model.num_query_groups = 4 "
+            "(preset qwen3-30b-a3b); valid: 1, 2, 4",
+        ),
+        (
+            ["model.preset=qwen3-30b-a3b", "train.steps=1", "parallel.tensor=8"],
+            "parallel.tensor = 8 does not divide model.num_query_groups = 4",
+        ),
+        (
+            [*TINY, "parallel.tensor=2", "model.vocab_size=511"],
+            "does not divide model.vocab_size = 511 (preset tiny-dense); valid: 1",
+        ),
+        (
+            [*TINY, "parallel.tensor=2", "model.ffn_hidden_size=191"],
+            "parallel.tensor = 2 does not divide model.ffn_hidden_size = 191",
+        ),
+        (
+            [*TINY, "parallel.tensor=2", "data.sequence_length=33"],
+            "parallel.tensor = 2 does not divide data.sequence_length = 33",
+        ),
+        ([*TINY, "parallel.context=2"], "parallel.context = 2: context parallelism is not there"),
+        ([*TINY, "parallel.expert=2"], "parallel.expert = 2, but the model is dense"),
+        ([*TINY, "parallel.expert_tensor=2"], "parallel.expert_tensor = 2, but the model is dense"),
+        (
+            [*SPARSE, "parallel.expert=3"],
+            "parallel.expert = 3 does not divide model.num_experts = 8 (preset tiny-moe); "
+            "valid: 1, 2, 4, 8",
+        ),
+        (
+            [*SPARSE, "parallel.expert_tensor=3"],
+            "parallel.expert_tensor = 3 does not divide model.expert_ffn_hidden_size = 64",
+        ),
+        (
+            [*SPARSE, "parallel.tensor=2", "parallel.sequence=false"],
+            "parallel.sequence = false with parallel.tensor = 2",
+        ),
+        ([*TINY, "parallel.virtual_pipeline=2"], "virtual_pipeline = 2 needs parallel.pipeline"),
+        ([*TINY, "parallel.pipeline=5"], "= 5 * 1 = 5 exceeds model.num_layers = 4"),
+        (
+            [*TINY, "parallel.pipeline=2", "parallel.pipeline_layers=[1, 2]"],
+            "parallel.pipeline_layers adds up to 3 layers, but model.num_layers = 4",
+        ),
+        (
+            [*TINY, "parallel.pipeline=2", "parallel.pipeline_layers=[4]"],
+            "parallel.pipeline_layers has 1 stages, but parallel.pipeline * virtual_pipeline = "
+            "2 * 1 = 2",
+        ),
+        (
+            [*TINY, "parallel.pipeline=2", "parallel.pipeline_layers=[4, 0]"],
+            "every stage needs at least 1 layer",
+        ),
+        ([*TINY, "train.tokens=1e9"], "both say how long"),
+        (["model.preset=tiny-dense"], "how long is the run?"),
+        (
+            ["model.preset=tiny-dense", "train.tokens=100"],
+            "train.tokens = 100 is less than one step",
+        ),
+        ([*TINY, "train.micro_batch=3"], "micro_batch = 3 does not divide train.global_batch = 8"),
+        ([*TINY, "optim.min_lr=1"], "optim.min_lr = 1.0 exceeds optim.lr"),
+        ([*TINY, "optim.decay_steps=2"], 'goes with optim.schedule = "wsd", not "cosine"'),
+        ([*TINY, "optim.warmup_steps=11"], "= 11 + 0 exceeds the 10 steps of the run"),
+        (
+            [*TINY, "data.sources=[{name='a', path='p'}, {name='a', path='q'}]"],
+            "data.sources: 2 sources are named 'a'",
+        ),
+        ([*TINY, "data.sources=[{name='a', path='p', weight=0}]"], "weight = 0.0 of 'a'"),
+        ([*TINY, "data.sources=[{name='a', path=''}]"], "'a' has an empty path"),
+        ([*TINY, "data.sources=[{name='', path='p'}]"], "a source has an empty name"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_reason(overrides, says):
+    assert says in error_of(overrides)
+
+
+def test_all_faults_are_told_at_once():
+    assert len(error_of([*TINY, "optim.min_lr=1", "train.micro_batch=3"]).splitlines()) == 2
+
+
+def test_a_changed_copy_is_checked_like_a_loaded_one():
+    config = load([], TINY)
+    changed = dataclasses.replace(config, run=dataclasses.replace(config.run, mode="juggle"))
+    with pytest.raises(ConfigError, match='run.mode = "juggle" is not one of'):
+        validate(changed)
+
+
+def test_a_token_budget_is_whole_steps_rounded_down():
+    config = load([], ["model.preset=tiny-dense", "data.sequence_length=10", "train.tokens=259"])
+    assert (config.step_tokens, config.steps) == (80, 3)
+
+
+# Files
+
+
+def test_the_previous_stage_is_found_beside_this_one():
+    config = load([], [*TINY, "run.dir=somewhere", "checkpoint.init_from={dir}/first"])
+    assert config.checkpoint.init_from == "somewhere/first"
+
+
+strings = st.text(st.characters(codec="utf-8"), min_size=1)
+sources = st.lists(
+    st.builds(SourceConfig, strings, strings, st.floats(1e-9, 1e9)),
+    unique_by=lambda source: source.name,
+    max_size=3,
+)
+
+
+@given(name=strings, tokenizer=st.text(st.characters(codec="utf-8")), sources=sources)
+def test_resolved_configuration_reads_back_equal(tmp_path_factory, name, tokenizer, sources):
+    config = dataclasses.replace(
+        load([], [*TINY, "parallel.pipeline=2", "parallel.pipeline_layers=[1, 3]"]),
+        run=RunConfig(name=name),
+        data=DataConfig(tokenizer=tokenizer, sources=tuple(sources)),
+    )
+    path = tmp_path_factory.mktemp("resolved") / "config.toml"
+    path.write_bytes(to_toml(config).encode())
+    assert load([path]) == config
+
+
+def test_the_resolved_configuration_names_every_setting():
+    tree = tomllib.loads(to_toml(load([], TINY)))
+    named = {f"{table}.{key}" for table, content in tree.items() for key in content}
+    assert named == set(SETTINGS) - {"data.sources"}
+
+
+def test_the_printed_settings_name_each_with_its_help():
+    text = config_module.describe()
+    assert all(row.rule["help"] in text for row in SETTINGS.values())
+    assert all(f"[{table}]" in text for table in TABLES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model"), list(product(STAGES, MODELS)), ids=lambda path: path.stem
+)
+def test_every_stage_composes_with_every_model_in_either_order(stage, model):
+    config = load([stage, model])
+    assert config == load([model, stage])
+    assert str(config.run_dir).startswith("runs/") and config.data.sources
+    for ranks in GPUS[model.stem]:
+        layout = Layout.of(config, ranks)
+        assert sum(layout.stage_layers) == config.model.num_layers
+
+
+def test_each_stage_starts_from_the_stage_before():
+    runs = [load([stage, MODELS[0]]) for stage in STAGES]
+    starts = [run.checkpoint.init_from for run in runs]
+    assert starts == ["", *(str(run.run_dir) for run in runs[:-1])]
+
+
+def test_there_is_a_model_file_for_every_preset():
+    presets = [load([STAGES[0], path]).model.preset for path in MODELS]
+    assert sorted(presets) == sorted(PRESETS)
+
+
+def test_reading_a_configuration_loads_neither_torch_nor_megatron_core():
+    code = (
+        "import sys, megatron_qwen3.config, megatron_qwen3.presets, megatron_qwen3.validate, "
+        "megatron_qwen3.parallel.layout, megatron_qwen3.model.flops; "
+        "print(sorted({'torch', 'megatron', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]", out.stderr
+
+
+def test_an_empty_configuration_asks_for_a_model_first():
+    with pytest.raises(ConfigError, match="^no model: "):
+        validate(Config())
