@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
+from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.order import Schedule, epoch_key, shuffled
 
@@ -108,10 +109,15 @@ class Mixture:
         return np.array(windows, np.int64).reshape(count, self.sequence_length + 1)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """ConfigError where a source holds an id the model has no embedding for.
+        """ConfigError where the tokenizer or a source has an id without an embedding in the model.
 
         The first 256 MiB of each source are read now; every window is checked when it is read.
         """
+        if self._tokenizer and (size := len(token_bytes(self._tokenizer))) > vocab_size:
+            raise ConfigError(
+                f"data.tokenizer: {self._tokenizer} has {size:,} tokens, more than "
+                f"model.vocab_size = {vocab_size:,}; valid: at least {size:,}"
+            )
         self._vocab_size = vocab_size
         for index, source in enumerate(self.sources):
             self._check_ids(index, source.stream[: SCAN_BYTES // source.stream.itemsize])

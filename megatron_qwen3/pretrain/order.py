@@ -1,8 +1,8 @@
 """The order of the training data, in closed form: what sample i is, from the number i alone.
 
-Global sample i comes from the source that `Schedule` names, which also says how many earlier samples
-came from there. That count, divided by the source's number of windows, gives the epoch and a position
-in it, and `shuffled` turns the position into a window. `data.Mixture` puts the three together.
+Global sample i comes from the source that `Schedule` names, which also says how many earlier
+samples came from there. That count, divided by the source's number of windows, gives the epoch and
+a position in it, and `shuffled` turns the position into a window. `data.Mixture` joins the three.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.indexed import IndexedWriter
+from data_prep.tokenizer import token_bytes, train
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.order import BLOCK_SAMPLES, Schedule, quotas, shuffled
@@ -282,6 +283,16 @@ def test_a_token_outside_the_models_vocabulary_is_refused_at_the_start(data: Dat
     mixture.check_vocabulary(200_400)
     with pytest.raises(ConfigError, match="s2.*holds token 200399, model.vocab_size = 200399"):
         mixture.check_vocabulary(200_399)
+
+
+def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    train(["some words and some more words"], 300, tmp_path)
+    size = len(token_bytes(tmp_path))
+    mixture = Mixture(dataclasses.replace(data, tokenizer=str(tmp_path)), seed=1)
+    with pytest.raises(ConfigError, match=f"has {size} tokens.*model.vocab_size = {size - 1}"):
+        mixture.check_vocabulary(size - 1)
 
 
 def test_a_token_beyond_what_the_start_reads_is_refused_when_it_is_sampled(

@@ -1,0 +1,158 @@
+"""Qwen's kind of tokenizer: trained on any corpus, applied to documents, measured in bytes.
+
+Byte-level BPE as in Qwen2 and Qwen3 (NFC, Qwen's split pattern, no prefix space, 26 control tokens
+after the BPE ids), so that a small tokenizer trained here and the published one share all the code.
+
+    train(texts, 2048, "runs/quickstart/data/tokenizer")  # writes a folder that transformers loads
+    tokenizer = DocumentTokenizer("runs/quickstart/data/tokenizer")
+    tokenizer.encode_documents(texts)  # ids, each document ending in <|endoftext|>
+    token_bytes("runs/quickstart/data/tokenizer")  # UTF-8 bytes per id, for bits per byte
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from megatron_qwen3.config import ConfigError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+# fmt: off
+CONTROL_TOKENS = (  # in Qwen3's order, where they have the ids 151643 to 151656
+    END_OF_DOCUMENT, "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)
+MARKUP_TOKENS = (  # 151657 to 151668: single ids too, but kept when decoding skips special tokens
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+    "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
+    "<think>", "</think>",
+)
+# fmt: on
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SMALLEST_VOCABULARY = 256 + len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
+
+
+def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str]) -> None:
+    """Train on the texts and write a tokenizer folder in Hugging Face's format.
+
+    vocab_size counts the control tokens too. A small corpus can give fewer: no pair seen once is
+    merged.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size = {vocab_size} is less than the 256 bytes and the control tokens; "
+            f"valid: at least {SMALLEST_VOCABULARY}"
+        )
+    tokenizer = _untrained()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(CONTROL_TOKENS) - len(MARKUP_TOKENS),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([_added(token, special=True) for token in CONTROL_TOKENS])
+    tokenizer.add_tokens([_added(token, special=False) for token in MARKUP_TOKENS])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(Path(folder) / "tokenizer.json"))
+    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(_HF_CONFIG, indent=2) + "\n")
+
+
+def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    """The whole tokenizer, for decoding and for prompts: it does read control tokens in a text."""
+    return tokenizers.Tokenizer.from_file(str(_tokenizer_json(path)))
+
+
+class DocumentTokenizer:
+    """Documents to ids. What looks like a control token in a document's text stays text."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        spec = _read(path)
+        ids = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        if END_OF_DOCUMENT not in ids:
+            raise ConfigError(f"{_tokenizer_json(path)} has no token {END_OF_DOCUMENT}")
+        self.end_of_document = ids[END_OF_DOCUMENT]
+        self.vocab_size = len(token_bytes(path))
+        # Without added tokens nothing is cut out of the text before the split pattern sees it. The
+        # library's own switch, encode_special_tokens, leaves out those that are not 'special'.
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": []}))
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Token ids [length] of each text, the last of each <|endoftext|>."""
+        encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([*encoding.ids, self.end_of_document]) for encoding in encodings]
+
+    def encode_document(self, text: str) -> npt.NDArray[np.int64]:
+        return self.encode_documents([text])[0]
+
+
+def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes that each id stands for, [vocabulary size]; 0 for control tokens and unused ids.
+
+    Over an encoded document they sum to the bytes of its text in NFC.
+    """
+    spec = _read(path)
+    added = {int(token["id"]) for token in spec["added_tokens"]}
+    vocabulary: dict[str, int] = spec["model"]["vocab"]
+    count = np.zeros(1 + max([*vocabulary.values(), *added]), np.int64)
+    for token, index in vocabulary.items():
+        count[index] = len(token)  # byte-level BPE writes each byte as one character
+    count[sorted(added)] = 0
+    return count
+
+
+def _untrained() -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _added(token: str, special: bool) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(token, normalized=False, special=special)
+
+
+_HF_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": None,
+    "eos_token": END_OF_DOCUMENT,
+    "pad_token": END_OF_DOCUMENT,
+    "unk_token": None,
+    "clean_up_tokenization_spaces": False,
+    "model_max_length": 131072,
+}
+
+
+def _tokenizer_json(path: str | os.PathLike[str]) -> Path:
+    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    file = _tokenizer_json(path)
+    try:
+        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; data.tokenizer is a folder or a file") from None
+    except ValueError as error:
+        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
+    if spec.get("model", {}).get("type") != "BPE":
+        raise ConfigError(f"{file} is not a byte-level BPE tokenizer")
+    return spec
