@@ -1,0 +1,198 @@
+"""Sparse MLP: route, send tokens to the ranks of their experts, compute, bring them back.
+
+Stands in for megatron-core's MoELayer where Transformer Engine is absent. Choices stay lists of
+indices (never a tokens × experts map), rows are sorted by expert once, and all experts of a rank
+run as one grouped matrix product. Checkpoints carry the names and shapes of megatron-core's
+grouped experts, so its own layers load them.
+
+Legend: T tokens of this rank, K experts per token, R = T·K rows, E experts (e of them on this
+rank), H hidden, F width of an expert on this rank.
+"""
+
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.tensor_parallel import (
+    all_to_all,
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from megatron_qwen3.model import grouped
+from megatron_qwen3.model.router import Router
+
+
+class SparseMLP(MegatronModule):
+    """Σ_k p_k · expert_k(x) over the K experts that the router chose."""
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any) -> None:
+        super().__init__(config)
+        self.router = Router(config)
+        self.experts = GroupedExperts(config, pg_collection)
+        self.exchange = Exchange(config.num_moe_experts, pg_collection.ep, pg_collection.expt_tp)
+
+    def forward(self, hidden_SBH: Tensor) -> Tensor:
+        hidden_TH = hidden_SBH.view(-1, hidden_SBH.shape[-1])
+        probs_TK, experts_TK = self.router(hidden_TH)
+        order = grouped.sort_by_expert(experts_TK, self.router.num_experts)
+        rows_RH = grouped.scatter_tokens(hidden_TH, order)
+        probs_R = probs_TK.flatten()[order.rows]
+        if self.exchange.ranks > 1:
+            output_RH = self._on_other_ranks(rows_RH, probs_R, order.counts)
+        else:
+            output_RH = self.experts(rows_RH, probs_R, order.counts)
+        return grouped.gather_tokens(output_RH, order).view_as(hidden_SBH)
+
+    def _on_other_ranks(self, rows_RH: Tensor, probs_R: Tensor, counts_E: Tensor) -> Tensor:
+        plan = self.exchange.plan(counts_E)
+        rows_RH = self.exchange.send(rows_RH, plan)
+        probs_R = self.exchange.send(probs_R, plan)
+        return self.exchange.bring_back(self.experts(rows_RH, probs_R, plan.counts), plan)
+
+
+class ExchangePlan:
+    """Where the rows of one micro-batch go: split sizes and the sort after arrival."""
+
+    def __init__(
+        self, sent_E: Tensor, received_tpe: Tensor, experts_per_rank: int, tensor_rank: int
+    ) -> None:
+        """`received_tpe`: rows from tensor rank t, expert-parallel rank p, for local expert e."""
+        self.send_sizes: list[int] = sent_E.view(-1, experts_per_rank).sum(1).tolist()
+        self.receive_sizes: list[int] = received_tpe[tensor_rank].sum(-1).tolist()
+        self.tensor_sizes: list[int] = received_tpe.sum((1, 2)).tolist()
+        local_expert = torch.arange(experts_per_rank, device=sent_E.device)
+        expert_of_chunk = local_expert.repeat(received_tpe.shape[0] * received_tpe.shape[1])
+        expert_of_row = expert_of_chunk.repeat_interleave(received_tpe.flatten())
+        self.order = grouped.sort_by_expert(expert_of_row[:, None], experts_per_rank)
+        self.counts = self.order.counts
+
+
+class Exchange:
+    """Rows between ranks: all-to-all over expert parallelism, all-gather over expert-tensor."""
+
+    def __init__(self, num_experts: int, expert_group: Any, tensor_group: Any) -> None:
+        self.expert_group, self.tensor_group = expert_group, tensor_group
+        self.ranks = expert_group.size() * tensor_group.size()
+        self.experts_per_rank = num_experts // expert_group.size()
+
+    def plan(self, counts_E: Tensor) -> ExchangePlan:
+        """Tell all ranks how many rows each sends to each expert."""
+        p, t = self.expert_group.size(), self.tensor_group.size()
+        counts_pE = _all_gather(counts_E, self.expert_group)
+        first = self.expert_group.rank() * self.experts_per_rank
+        mine_pe = counts_pE.view(p, -1)[:, first : first + self.experts_per_rank]
+        received_tpe = _all_gather(mine_pe.contiguous(), self.tensor_group)
+        received_tpe = received_tpe.view(t, p, self.experts_per_rank)
+        return ExchangePlan(
+            counts_E, received_tpe, self.experts_per_rank, self.tensor_group.rank()
+        )
+
+    def send(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
+        """Rows sorted by global expert -> rows of this rank's experts, sorted by expert."""
+        rows = all_to_all(self.expert_group, rows, plan.receive_sizes, plan.send_sizes)
+        if self.tensor_group.size() > 1:
+            rows = gather_from_sequence_parallel_region(
+                rows, group=self.tensor_group, output_split_sizes=plan.tensor_sizes
+            )
+        return grouped.scatter_tokens(rows, plan.order)
+
+    def bring_back(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
+        """The inverse of `send`; partial sums of the expert-tensor ranks are added up."""
+        rows = grouped.gather_tokens(rows, plan.order)
+        if self.tensor_group.size() > 1:
+            rows = reduce_scatter_to_sequence_parallel_region(
+                rows, group=self.tensor_group, input_split_sizes=plan.tensor_sizes
+            )
+        return all_to_all(self.expert_group, rows, plan.send_sizes, plan.receive_sizes)
+
+
+def _all_gather(x: Tensor, group: Any) -> Tensor:
+    gathered = x.new_empty((group.size(), *x.shape))
+    dist.all_gather_into_tensor(gathered.view(-1), x.view(-1), group=group)
+    return gathered
+
+
+class GroupedExperts(MegatronModule):
+    """The experts of this rank: `weight1` [e, 2F, H] holds [gate; up], `weight2` [e, H, F]."""
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any) -> None:
+        super().__init__(config)
+        self.expert_group, self.tensor_group = pg_collection.ep, pg_collection.expt_tp
+        self.data_group = pg_collection.expt_dp
+        experts = config.num_moe_experts // self.expert_group.size()
+        width = config.moe_ffn_hidden_size // self.tensor_group.size()
+        self.weight1 = self._weight(config, experts, 2 * width, config.hidden_size)
+        self.weight2 = self._weight(config, experts, config.hidden_size, width)
+
+    def _weight(self, config: TransformerConfig, *shape: int) -> nn.Parameter:
+        device = torch.cuda.current_device()
+        weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
+        # Reduced over the ranks that hold the same expert, never over the dense data group:
+        # megatron-core 0.16 decides this by EP > 1 alone, and copies drift where TP > expert-TP.
+        weight.allreduce = False  # type: ignore[attr-defined]
+        # No rank of an expert's model-parallel group holds a copy that a norm must leave out.
+        weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+        return weight
+
+    def forward(self, rows_RH: Tensor, probs_R: Tensor, counts_e: Tensor) -> Tensor:
+        """Rows sorted by expert -> [R, H], each weighted by its probability."""
+        return grouped.experts(rows_RH, probs_R, counts_e, self.weight1, self.weight2)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Shards named like megatron-core's grouped experts: [layers, E, rows, columns]."""
+        t, T = self.tensor_group.rank(), self.tensor_group.size()
+        base = len(sharded_offsets)
+        shard = _Sharding(
+            (*sharded_offsets, (base, self.expert_group.rank(), self.expert_group.size())),
+            prepended=base,
+            replica=(0, 0, self.data_group.rank()),
+        )
+        fc1, fc2 = f"{prefix}experts.linear_fc1.weight", f"{prefix}experts.linear_fc2.weight"
+        return {
+            f"{prefix}weight1": shard.gate_and_up(fc1, self.weight1, t, T),
+            f"{prefix}weight2": shard.tensor(fc2, self.weight2, (base + 2, t, T)),
+        }
+
+
+class _Sharding:
+    """Where this rank's experts lie in the checkpoint's [layers, E, …] tensors."""
+
+    def __init__(self, offsets: tuple, prepended: int, replica: tuple[int, int, int]) -> None:
+        self.offsets, self.prepended, self.replica = offsets, prepended, replica
+
+    def tensor(self, key: str, data: Tensor, tensor_offset: tuple[int, int, int]) -> ShardedTensor:
+        return ShardedTensor.from_rank_offsets(
+            key,
+            data,
+            *self.offsets,
+            tensor_offset,
+            replica_id=self.replica,
+            prepend_axis_num=self.prepended,
+        )
+
+    def gate_and_up(self, key: str, data: Tensor, rank: int, size: int) -> ShardedTensorFactory:
+        """Gate and up cut apart: in the checkpoint all gates come before all ups."""
+        axis = self.prepended + 1
+
+        def build(
+            key: str, data: Tensor, replica_id: Any, flattened_range: slice | None
+        ) -> list[ShardedTensor]:
+            gate, up = data.chunk(2, dim=1)
+            return [
+                self.tensor(key, gate.contiguous(), (axis, rank, 2 * size)),
+                self.tensor(key, up.contiguous(), (axis, size + rank, 2 * size)),
+            ]
+
+        def merge(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts, dim=1)
+
+        return ShardedTensorFactory(key, data, build, merge, self.replica)

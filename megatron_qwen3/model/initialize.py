@@ -1,0 +1,73 @@
+"""Fresh weights that depend on the seed alone, not on the layout.
+
+Each matrix is drawn whole from a generator seeded by its name, layer and expert, and every rank
+keeps its shard. So one seed is one model, on one rank or on a thousand, and two layouts can be
+compared without a checkpoint. Norm scales keep their ones.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from torch import Tensor, nn
+
+_SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
+
+
+@torch.no_grad()
+def initialize(chunk: nn.Module, seed: int, std: float) -> None:
+    """Fill every matrix of a model chunk with N(0, std²), as Qwen3's configurations say.
+
+    Also marks the matrices that are split over tensor ranks, which megatron-core does only where
+    it initializes them itself; without the mark the gradient norm takes a shard for a copy.
+    """
+    for module in chunk.modules():
+        if isinstance(module, _SPLIT) and module.weight is not None:
+            axis = 1 if isinstance(module, RowParallelLinear) else 0
+            set_tensor_model_parallel_attributes(module.weight, True, axis, 1)
+    matrices = {id(p) for p in chunk.parameters() if p.ndim > 1}
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    metadata = {"dp_cp_group": groups.dp_cp}
+    for entry in chunk.sharded_state_dict(metadata=metadata).values():
+        if isinstance(entry, (ShardedTensor, ShardedTensorFactory)) and id(entry.data) in matrices:
+            for shard, target in _shards(entry):
+                _fill(shard, target, seed, std)
+
+
+def _shards(entry: ShardedTensor | ShardedTensorFactory) -> Iterator[tuple[ShardedTensor, Tensor]]:
+    """The checkpoint shards of a parameter, each with the part of the parameter that it is."""
+    if isinstance(entry, ShardedTensor):
+        yield entry, entry.data
+        return
+    shards = entry.build()
+    axis = entry.data.ndim - 2  # gate and up are stacked along the rows
+    yield from zip(shards, entry.data.chunk(len(shards), dim=axis), strict=True)
+
+
+def _fill(shard: ShardedTensor, target: Tensor, seed: int, std: float) -> None:
+    """Draw the matrices of which `target` holds a part: one for each leading index."""
+    leading, (rows, columns) = shard.global_offset[:-2], shard.global_shape[-2:]
+    row, column = shard.global_offset[-2:]
+    for index, part in enumerate(target.view(-1, *target.shape[-2:])):
+        # The last leading axis is the expert; a shard holds several in a row.
+        place = (*leading[:-1], leading[-1] + index) if leading else ()
+        whole = _draw((shard.key, place), (rows, columns), seed, std, target.device)
+        part.copy_(whole[row : row + part.shape[0], column : column + part.shape[1]])
+
+
+def _draw(
+    name: tuple[str, tuple[int, ...]], shape: tuple[int, int], seed: int, std: float, device: object
+) -> Tensor:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.empty(shape, device=device).normal_(0.0, std, generator=generator)

@@ -1,0 +1,172 @@
+"""One Qwen3 layer on megatron-core's parallel linears: norm, attention, norm, MLP or experts.
+
+TransformerBlock builds it from the spec in `specs.py` and calls `Layer.forward`. The parallel
+linears, their sequence parallelism and their checkpoints are megatron-core's; what is ours is the
+path between them, which megatron-core runs unfused without Transformer Engine: one fused
+attention call instead of a materialised mask, and the few element-wise steps of `ops.py`.
+
+Shapes: S sequence (per tensor rank where sequence-parallel), B batch, H hidden, N query heads and
+G key/value groups of this tensor rank, D head size.
+"""
+
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    BaseTransformerLayer,
+    get_transformer_layer_offset,
+)
+from torch import Tensor, nn
+
+from megatron_qwen3.model import ops
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467), float32 inside; scales start at one.
+
+    megatron-core's own torch norm refuses sequence parallelism. Here the scale carries the mark
+    by which megatron-core sums its gradient over the tensor ranks, each of which saw a part of
+    the sequence.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        self.weight = nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=device)
+        )
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class SelfAttention(MegatronModule):
+    """Causal grouped-query attention with QK-Norm and RoPE.
+
+    `linear_qkv` holds, per key/value group, its query heads, then the key, then the value head.
+    """
+
+    def __init__(self, config: TransformerConfig, tp_group: Any) -> None:
+        super().__init__(config)
+        self.head_dim = config.kv_channels
+        self.groups = config.num_query_groups // tp_group.size()
+        self.heads_per_group = config.num_attention_heads // config.num_query_groups
+        heads_and_groups = config.num_attention_heads + 2 * config.num_query_groups
+        self.linear_qkv = _column(config, heads_and_groups * self.head_dim, tp_group)
+        width = config.num_attention_heads * self.head_dim
+        self.linear_proj = _row(config, width, tp_group)
+        self.q_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
+        self.k_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
+
+    def forward(self, hidden_SBH: Tensor, rotary: Tensor) -> Tensor:
+        """Attention over the whole sequence; `rotary` as RotaryTables gives it."""
+        q_SBND, k_SBGD, v_SBGD = self._heads(hidden_SBH)
+        q_SBND, k_SBGD = ops.rope(
+            self.q_layernorm(q_SBND), self.k_layernorm(k_SBGD), rotary[0], rotary[1]
+        )
+        mixed_SBW = ops.attention(q_SBND, k_SBGD, v_SBGD)
+        output_SBH, _ = self.linear_proj(mixed_SBW)
+        return output_SBH
+
+    def _heads(self, hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, _ = self.linear_qkv(hidden_SBH)
+        S, B, _ = qkv.shape
+        grouped = qkv.view(S, B, self.groups, self.heads_per_group + 2, self.head_dim)
+        q, k, v = grouped.split([self.heads_per_group, 1, 1], dim=3)
+        return q.reshape(S, B, -1, self.head_dim), k.squeeze(3), v.squeeze(3)
+
+
+class DenseMLP(MegatronModule):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate) * up); `linear_fc1` holds this rank's [gate; up]."""
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any) -> None:
+        super().__init__(config)
+        self.tp_group = tp_group = pg_collection.tp
+        self.linear_fc1 = _column(config, 2 * config.ffn_hidden_size, tp_group)
+        self.linear_fc2 = _row(config, config.ffn_hidden_size, tp_group)
+
+    def forward(self, hidden_SBH: Tensor) -> Tensor:
+        gate_up, _ = self.linear_fc1(hidden_SBH)
+        output_SBH, _ = self.linear_fc2(ops.swiglu(gate_up))
+        return output_SBH
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Checkpoint shards; gate and up are cut apart, so that any tensor size can read them."""
+        sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        key = f"{prefix}linear_fc1.weight"
+        sharded[key] = apply_swiglu_sharded_factory(sharded[key], sharded_offsets)
+        return sharded
+
+
+class Layer(MegatronModule, BaseTransformerLayer):
+    """hidden + attention(norm(hidden)), then + mlp(norm(·)); `mlp` is dense or sparse by spec."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: Any,
+        layer_number: int = 1,
+        pg_collection: Any = None,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(config)
+        offset = get_transformer_layer_offset(config, vp_stage, pg_collection.pp.rank())
+        self.layer_number = offset + layer_number  # counts from 1 over the whole model
+        self.input_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.self_attention = SelfAttention(config, pg_collection.tp)
+        self.pre_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.mlp = build_module(submodules.mlp, config=config, pg_collection=pg_collection)
+        self.recompute_mlp = config.recompute_granularity == "selective"
+
+    def forward(self, hidden_states: Tensor, rotary_pos_emb: Tensor, **_: Any) -> tuple:
+        """[S, B, H] -> ([S, B, H], None): TransformerBlock's calling convention."""
+        hidden_SBH = hidden_states
+        hidden_SBH = hidden_SBH + self.self_attention(
+            self.input_layernorm(hidden_SBH), rotary_pos_emb
+        )
+        if self.recompute_mlp and self.training:
+            update_SBH = tensor_parallel.checkpoint(self._mlp, False, hidden_SBH)
+        else:
+            update_SBH = self._mlp(hidden_SBH)
+        return hidden_SBH + update_SBH, None
+
+    def _mlp(self, hidden_SBH: Tensor) -> Tensor:
+        return self.mlp(self.pre_mlp_layernorm(hidden_SBH))
+
+
+def _column(config: TransformerConfig, width: int, tp_group: Any) -> nn.Module:
+    return ColumnParallelLinear(
+        config.hidden_size,
+        width,
+        config=config,
+        init_method=config.init_method,
+        bias=False,
+        gather_output=False,
+        tp_group=tp_group,
+    )
+
+
+def _row(config: TransformerConfig, width: int, tp_group: Any) -> nn.Module:
+    return RowParallelLinear(
+        width,
+        config.hidden_size,
+        config=config,
+        init_method=config.init_method,
+        bias=False,
+        input_is_parallel=True,
+        skip_bias_add=True,
+        tp_group=tp_group,
+    )

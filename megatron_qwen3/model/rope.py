@@ -1,0 +1,32 @@
+"""Rotary position embedding as tables of cosines and sines.
+
+Qwen3 rotates half-split pairs (RoFormer, arXiv 2104.09864, section 3.4) with base 10,000 in the
+first two pretraining stages and 1,000,000 in the long-context one (ABF, arXiv 2309.16039).
+Legend: S positions, D head size.
+"""
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from torch import Tensor
+
+
+class RotaryTables(RotaryEmbedding):
+    """Stands in for GPTModel's rotary embedding, giving layers cos and sin instead of angles.
+
+    megatron-core takes the cosine and sine of the angles in every layer and for queries and keys
+    alike; here it happens once per sequence length.
+    """
+
+    def __init__(self, head_dim: int, base: float) -> None:
+        super().__init__(head_dim, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)
+        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+
+    def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:
+        """cos and sin of positions 0 … length-1, float32 [2, S, 1, 1, D]."""
+        key = (length, self.inv_freq.device)
+        if key not in self._tables:
+            position_S = torch.arange(length, dtype=torch.float32, device=self.inv_freq.device)
+            angle_SD = torch.outer(position_S, self.inv_freq).repeat(1, 2)
+            self._tables[key] = torch.stack([angle_SD.cos(), angle_SD.sin()])[:, :, None, None, :]
+        return self._tables[key]

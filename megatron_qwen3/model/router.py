@@ -1,0 +1,103 @@
+"""Top-k router in float32 with the global-batch load-balancing loss.
+
+The loss per layer is E · Σ_e f_e · P_e (Switch Transformer, arXiv 2101.03961, eq. 4): f_e the
+share of the global batch's choices that fell on expert e (constant in the gradient), P_e the mean
+router probability of e over the global batch (arXiv 2501.11873: balance over the global batch, not
+the micro-batch, lets experts specialise).
+
+megatron-core's form of it counts f_e over the micro-batches seen so far and scales the gradient by
+1/DP twice, so that its gradient depends on the layout. Here f_e is that of the whole *previous*
+step, known before the first micro-batch, and P_e is normalised by the positions of the whole
+step: every micro-batch adds its exact share of one gradient, whatever the layout, accumulation
+or recomputation. The first step, with no counts yet, takes f_e uniform. One small all-reduce per
+step replaces one per layer and micro-batch.
+
+Legend: T tokens of this rank, E experts, K experts per token, H hidden.
+"""
+
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class _AddToLoss(torch.autograd.Function):
+    """Identity on `x` whose backward adds the gradient of `extra` to that of the step's loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, extra: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_x, grad_x.new_ones(())
+
+
+class Router(MegatronModule):
+    """Chooses K of E experts per token; call `begin_step` and `end_step` around a step."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.num_experts: int = config.num_moe_experts
+        self.experts_per_token = config.moe_router_topk
+        self.coefficient: float = config.moe_aux_loss_coeff
+        device = torch.cuda.current_device()
+        shape = (self.num_experts, config.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        uniform = torch.full((self.num_experts,), 1 / self.num_experts, device=device)
+        self.register_buffer("expert_share", uniform)  # f_e of the last step
+        # This rank's choices and probabilities per expert in the running step.
+        self.register_buffer("sums", torch.zeros(2, self.num_experts, device=device), False)
+        self.step_positions = 1
+
+    def begin_step(self, positions: int) -> None:
+        """`positions`: those of the whole global batch, padded ones included."""
+        self.step_positions = positions
+        self.sums.zero_()
+
+    def end_step(self, sums_2E: Tensor) -> None:
+        """`sums_2E`: `self.sums` added up over all ranks that routed this layer's tokens."""
+        self.expert_share.copy_(sums_2E[0] / sums_2E[0].sum())
+
+    def forward(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (float32, each row adds up to one) and experts (int64), both [T, K]."""
+        logits_TE = F.linear(hidden_TH.float(), self.weight.float())
+        all_probs_TE = logits_TE.softmax(-1)
+        chosen_TK, experts_TK = all_probs_TE.topk(self.experts_per_token, dim=-1)
+        probs_TK = chosen_TK / chosen_TK.sum(-1, keepdim=True)
+        # Recomputed layers run once without gradients; only the run with them counts.
+        if self.training and torch.is_grad_enabled():
+            probs_TK = self._balance(probs_TK, all_probs_TE, experts_TK)
+        return probs_TK, experts_TK
+
+    def _balance(self, probs_TK: Tensor, all_probs_TE: Tensor, experts_TK: Tensor) -> Tensor:
+        prob_sum_E = all_probs_TE.sum(0)
+        with torch.no_grad():
+            self.sums[0] += torch.bincount(experts_TK.flatten(), minlength=self.num_experts)
+            self.sums[1] += prob_sum_E
+        share_of_mean_E = prob_sum_E / self.step_positions
+        loss = self.num_experts * (self.expert_share * share_of_mean_E).sum()
+        return _AddToLoss.apply(probs_TK, self.coefficient * loss)
+
+
+def balance_metrics(sums_L2E: Tensor, positions: int) -> dict[str, float]:
+    """What the summed `Router.sums` of L layers say about one step.
+
+    aux_loss: mean over layers of E · Σ f_e P_e of this very step (1 = balanced);
+    expert_balance: mean over layers of the busiest expert's load over the mean load (1 = even);
+    idle_experts: share of experts without a token.
+    """
+    counts_LE, prob_sums_LE = sums_L2E[:, 0], sums_L2E[:, 1]
+    share_LE = counts_LE / counts_LE.sum(-1, keepdim=True)
+    num_experts = counts_LE.shape[-1]
+    aux_L = num_experts * (share_LE * prob_sums_LE / positions).sum(-1)
+    return {
+        "aux_loss": aux_L.mean().item(),
+        "expert_balance": (share_LE.max(-1).values * num_experts).mean().item(),
+        "idle_experts": (counts_LE == 0).float().mean().item(),
+    }

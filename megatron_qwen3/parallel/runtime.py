@@ -1,0 +1,71 @@
+"""The process groups of one run: `layout = start(config)` at the top, `stop()` at the end.
+
+Ranks come from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT);
+without it the process is the only rank. The backend is NCCL on GPUs and gloo on CPUs; everything
+after this module is the same code for both.
+"""
+
+import os
+import socket
+
+import torch
+import torch.distributed as dist
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.parallel import cpu
+from megatron_qwen3.parallel.allocator import keep_freed_memory
+from megatron_qwen3.parallel.layout import Layout
+
+from megatron.core import parallel_state, tensor_parallel  # isort: skip  (after cpu)
+
+
+def world_size() -> int:
+    """Ranks of this run, as the launcher says; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(config: Config) -> Layout:
+    """Join the run: check the layout, set the device, build megatron-core's process groups.
+
+    Raises ConfigError, before any communication, where the layout does not fit the world.
+    """
+    layout = Layout.of(config, world_size())
+    _join()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(config.run.seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed)
+    return layout
+
+
+def stop() -> None:
+    """Leave the run: the process can start another one after it."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _join() -> None:
+    if cpu.REDIRECTED:
+        keep_freed_memory()
+        backend = "gloo"
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        address = f"tcp://localhost:{_free_port()}"
+        dist.init_process_group(backend, init_method=address, rank=0, world_size=1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])

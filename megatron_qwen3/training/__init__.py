@@ -1,0 +1,1 @@
+"""One training step in any layout: batches, losses, the engine, optimizer, checkpoints, metrics."""

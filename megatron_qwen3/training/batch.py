@@ -1,0 +1,51 @@
+"""The one type of batch of every mode. Legend: B sequences, S positions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences of one data-parallel rank.
+
+    tokens_BS: int64 ids; labels_BS: the id that each position should predict;
+    weights_BS: float32, the weight of each position in the loss, 0 = not trained.
+    """
+
+    tokens_BS: Tensor
+    labels_BS: Tensor
+    weights_BS: Tensor
+
+    @classmethod
+    def of(cls, tokens_BS: Tensor, labels_BS: Tensor) -> "TokenBatch":
+        """A batch in which every position is trained."""
+        return cls(tokens_BS, labels_BS, torch.ones(tokens_BS.shape, dtype=torch.float32))
+
+    @property
+    def rows(self) -> int:
+        return self.tokens_BS.shape[0]
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def split(self, rows: int) -> Iterator["TokenBatch"]:
+        """Micro-batches of `rows` sequences, in order."""
+        for start in range(0, self.rows, rows):
+            yield self._map(lambda x, start=start: x[start : start + rows])
+
+    def padded_to(self, rows: int) -> "TokenBatch":
+        """`rows` sequences: the first one repeated with weight 0 fills the end."""
+        missing = rows - self.rows
+
+        def pad(x: Tensor) -> Tensor:
+            return torch.cat([x, x[:1].expand(missing, -1)])
+
+        padded = self._map(pad)
+        padded.weights_BS[self.rows :] = 0
+        return padded
+
+    def _map(self, change) -> "TokenBatch":  # type: ignore[no-untyped-def]
+        return TokenBatch(*(change(getattr(self, field.name)) for field in fields(self)))

@@ -1,0 +1,229 @@
+"""One training step in any layout: the loops above it never see a process group.
+
+    engine = Engine(config, layout)
+    metrics = engine.train_step(batch, losses.cross_entropy, rate)
+    log_prob_BS = engine.score(batch)
+
+A step reads from top to bottom in `train_step`: normalise, forward and backward through
+megatron-core's pipeline schedule, reduce, clip, update. Everything that depends on how many
+micro-batches or ranks shared the work is divided by a global count, known before the first
+forward pass, so that gradients are plain sums.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.model.build import build
+from megatron_qwen3.model.router import Router, balance_metrics
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.losses import Loss, TokenOutputs
+from megatron_qwen3.training.optim import build_optimizer, update
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient that is NaN or infinite; the text names ranks and sequences."""
+
+
+class Engine:
+    """The model of one run, its gradients and its optimizer."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self.config, self.layout = config, layout
+        self.device = torch.device(torch.cuda.current_device())
+        self.models = build(config, layout)
+        self.chunks = [self._with_gradients(model, i) for i, model in enumerate(self.models)]
+        self.optimizer = build_optimizer(config, self.chunks)
+        self.routers = [m for model in self.models for m in model.modules() if _is_router(m)]
+        self._connect_schedule()
+
+    def train_step(self, batch: TokenBatch, loss: Loss, rate: float) -> dict[str, float]:
+        """One optimizer step on this data rank's sequences of the global batch.
+
+        The loss is Σ weight · loss(token) / Σ weight over all ranks. Returns the metrics `loss`,
+        `grad_norm` and, for sparse models, those of `router.balance_metrics`, equal on all ranks.
+        Raises NonFiniteLoss, on every rank, before anything is updated.
+        """
+        batch = batch.to(self.device)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        positions = batch.tokens_BS.numel() * self.layout.data
+        for router in self.routers:
+            router.begin_step(positions)
+        total_weight = self._sum_over_data(batch.weights_BS.sum())
+        forward = functools.partial(self._training_forward, loss=loss, total_weight=total_weight)
+        micro_losses = self._run_schedule(forward, batch, forward_only=False)
+        metrics = {"loss": self._loss_of_step(micro_losses, batch.rows)}
+        metrics["grad_norm"] = update(self.optimizer, rate, self.config.optim.clip_grad)
+        if not math.isfinite(metrics["grad_norm"]):
+            raise NonFiniteLoss(f"the gradient norm is {metrics['grad_norm']}, the loss finite")
+        return metrics | self._end_routing(positions)
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch) -> Tensor:
+        """log p(label) of every position, float32 [B, S], on every rank of the data rank.
+
+        All data ranks must call it with equally many sequences: experts are shared between them.
+        """
+        rows, unit = batch.rows, self._schedule_unit()
+        padded = batch.padded_to(-(-rows // unit) * unit).to(self.device)
+        for model in self.models:
+            model.eval()
+        micro = self._run_schedule(self._scoring_forward, padded, forward_only=True)
+        for model in self.models:
+            model.train()
+        log_prob_BS = torch.empty(padded.tokens_BS.shape, device=self.device)
+        if micro:
+            log_prob_BS = torch.cat(micro)
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(log_prob_BS, last, group=parallel_state.get_pipeline_model_parallel_group())
+        return log_prob_BS[:rows]
+
+    def _with_gradients(self, model: torch.nn.Module, index: int) -> DistributedDataParallel:
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=self.config.parallel.overlap,
+            overlap_param_gather=self.config.parallel.overlap and self.config.optim.distributed,
+            use_distributed_optimizer=self.config.optim.distributed,
+        )
+        later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
+        return DistributedDataParallel(
+            model.config, settings, model, disable_bucketing=later_chunk
+        )
+
+    def _connect_schedule(self) -> None:
+        """Tell megatron-core's schedules how gradients are reduced."""
+        transformer = self.models[0].config
+        transformer.finalize_model_grads_func = _finalize
+        transformer.grad_scale_func = None
+        if self.config.parallel.overlap:
+            no_sync = [chunk.no_sync for chunk in self.chunks]
+            sync = [chunk.start_grad_sync for chunk in self.chunks]
+            single = len(self.chunks) == 1
+            transformer.no_sync_func = no_sync[0] if single else no_sync
+            if self.layout.pipeline > 1:
+                transformer.grad_sync_func = sync[0] if single else sync
+
+    def _run_schedule(self, forward: Any, batch: TokenBatch, forward_only: bool) -> list[Any]:
+        """What `forward`'s reports add up to on the last pipeline stage; [] on the others."""
+        size = self.config.train.micro_batch
+        iterators = [batch.split(size) for _ in self.chunks]
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=batch.rows // size,
+            seq_length=batch.tokens_BS.shape[1],
+            micro_batch_size=size,
+            forward_only=forward_only,
+        )
+
+    def _training_forward(
+        self, micro_batches: Iterator[TokenBatch], chunk: Any, loss: Loss, total_weight: Tensor
+    ) -> tuple[Tensor, Any]:
+        micro = next(micro_batches)
+
+        def weighted(output_2BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            per_token_BS = loss(TokenOutputs(output_2BS[0], output_2BS[1]), micro)
+            share = (per_token_BS * micro.weights_BS).sum() / total_weight
+            return share, _ONE, share.detach()
+
+        return _model_output(chunk, micro), weighted
+
+    def _scoring_forward(
+        self, micro_batches: Iterator[TokenBatch], chunk: Any
+    ) -> tuple[Tensor, Any]:
+        def report(output_2BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return output_2BS.sum(), _ONE, output_2BS[0]
+
+        return _model_output(chunk, next(micro_batches)), report
+
+    def _loss_of_step(self, micro_losses: list[Tensor], rows: int) -> float:
+        """The loss of the global batch, on every rank; NonFiniteLoss names where it is not finite."""
+        count = rows // self.config.train.micro_batch
+        losses_M = torch.stack(micro_losses) if micro_losses else torch.zeros(count)
+        losses_M = losses_M.to(self.device)
+        dist.all_reduce(losses_M, group=parallel_state.get_pipeline_model_parallel_group())
+        losses_DM = losses_M.new_empty((self.layout.data, count))
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        dist.all_gather_into_tensor(losses_DM.view(-1), losses_M, group=group)
+        if not losses_DM.isfinite().all():
+            raise NonFiniteLoss(_where_not_finite(losses_DM, rows))
+        return losses_DM.sum().item()
+
+    def _end_routing(self, positions: int) -> dict[str, float]:
+        """Add up the routing of the step, for the routers and for the metrics of all layers."""
+        if not self.config.model.num_experts:
+            return {}
+        sums_L2E = torch.zeros(
+            self.config.model.num_layers, 2, self.config.model.num_experts, device=self.device
+        )
+        for layer, router in self._numbered_routers():
+            sums_L2E[layer] = router.sums
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        if not self.models[0].config.sequence_parallel:
+            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        dist.all_reduce(sums_L2E, group=group)
+        dist.all_reduce(sums_L2E, group=parallel_state.get_pipeline_model_parallel_group())
+        for layer, router in self._numbered_routers():
+            router.end_step(sums_L2E[layer])
+        return balance_metrics(sums_L2E, positions)
+
+    def _numbered_routers(self) -> Iterator[tuple[int, Router]]:
+        for model in self.models:
+            for layer in model.decoder.layers:
+                yield layer.layer_number - 1, layer.mlp.router
+
+    def _sum_over_data(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return x
+
+    def _schedule_unit(self) -> int:
+        """Sequences per rank that the schedule takes at least, and in multiples of."""
+        groups = self.layout.pipeline if self.layout.virtual > 1 else 1
+        return self.config.train.micro_batch * groups
+
+
+# What the schedules call the token count; the loss is normalised before it reaches them.
+_ONE = torch.ones((), dtype=torch.int, device=torch.cuda.current_device())
+
+
+def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Reduce gradients over all ranks that share a parameter; the count is not divided by again."""
+    finalize_model_grads(models, None, **kwargs)
+
+
+def _model_output(chunk: Any, micro: TokenBatch) -> Tensor:
+    return chunk(micro.tokens_BS, position_ids=None, attention_mask=None, labels=micro.labels_BS)
+
+
+def _is_router(module: torch.nn.Module) -> bool:
+    return isinstance(module, Router)
+
+
+def _where_not_finite(losses_DM: Tensor, rows: int) -> str:
+    size = rows // losses_DM.shape[1]
+    places = []
+    for rank, micro in (~losses_DM.isfinite()).nonzero().tolist():
+        first = rank * rows + micro * size
+        places.append(
+            f"data rank {rank}, micro-batch {micro} (sequences {first} to {first + size - 1}): "
+            f"{losses_DM[rank, micro].item()}"
+        )
+    return "the loss is not finite at " + "; ".join(places)
