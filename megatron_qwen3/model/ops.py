@@ -1,0 +1,156 @@
+"""The memory-bound steps of a Qwen3 layer: RMS norm, SwiGLU, rotary embedding, causal attention.
+
+On a CPU a step written as a chain of torch operations spends its time moving temporaries through
+memory, and autograd keeps most of them until backward. Each function here is one autograd node
+with its derivative written out: it keeps its inputs alone, works in place, and walks large tensors
+in blocks of rows that stay in cache. Where torch has a fused kernel for the device, it is used.
+All take any float dtype on any device; statistics are in float32 at least.
+
+Shapes: S sequence, B batch, N query heads, G key/value groups, D head size, H and F widths.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+_BLOCK_ELEMENTS = 400_000  # of one operand: about the second-level cache of one core in float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension, which is weight's [H].
+
+    Computed in float32 and rounded to x's dtype once (arXiv 1910.07467, eq. 4).
+    """
+    if x.is_cuda or not torch.is_grad_enabled():
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up for [..., 2F] holding [gate; up] -> [..., F] (arXiv 2002.05202, eq. 6)."""
+    return _SwiGLU.apply(gate_up)
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate the half-split pairs (i, i + D/2) of q [S, B, N, D] and k [S, B, G, D].
+
+    cos and sin are [S, 1, 1, D] with equal halves (arXiv 2104.09864, eq. 34, with Qwen3's pairs);
+    they are rounded to q's dtype first, as transformers does.
+    """
+    cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+    return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax(q kᵀ / √D) v: q [S, B, N, D], k and v [S, B, G, D] -> [S, B, N·D].
+
+    Query head n reads group n // (N/G). Nothing of size S×S is kept.
+    """
+    heads_per_group = q.shape[2] // k.shape[2]
+    if q.is_cuda and q.dtype == torch.float32:  # the kernel that takes float32 knows no groups
+        k, v = (t.repeat_interleave(heads_per_group, dim=2) for t in (k, v))
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _RMSNorm(Function):
+    """Keeps x and one number per row."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = _wide(x)
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """With p = grad·x: d weight = Σ_rows scale·p; d x = scale·(grad·w) - x·scale³·(p·w)/H."""
+        x, weight, scale = ctx.saved_tensors
+        wide_x, wide_grad, wide_weight = _wide(x), _wide(grad), _wide(weight)
+        product = wide_grad * wide_x
+        rows = product.reshape(-1, x.shape[-1])
+        grad_weight = rows.t() @ scale.reshape(-1)
+        shrink = (rows @ wide_weight).view(scale.shape)
+        shrink.mul_(scale).mul_(scale).mul_(scale).div_(-x.shape[-1])
+        grad_x = torch.mul(wide_grad, wide_weight, out=product).mul_(scale)
+        grad_x.addcmul_(wide_x, shrink)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _SwiGLU(Function):
+    """Keeps its input alone: silu(gate) is cheaper to compute again than to store."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        return swiglu_value(gate_up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return swiglu_gradient(ctx.saved_tensors[0], grad)
+
+
+def swiglu_value(gate_up: Tensor) -> Tensor:
+    """`swiglu` for use inside another autograd function."""
+    output = gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+    for pair, out in _row_blocks(gate_up, output):
+        gate, up = pair.chunk(2, dim=-1)
+        torch.ops.aten.silu.out(gate, out=out).mul_(up)
+    return output
+
+
+def swiglu_gradient(gate_up: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of `swiglu` by its input: [..., 2F] from grad [..., F]."""
+    gradient = gate_up.new_empty(gate_up.shape)
+    for pair, out, g in _row_blocks(gate_up, gradient, grad):
+        gate, up = pair.chunk(2, dim=-1)
+        grad_gate, grad_up = out.chunk(2, dim=-1)
+        work = torch.ops.aten.silu(gate)
+        torch.mul(work, g, out=grad_up)
+        torch.mul(g, up, out=work)
+        torch.ops.aten.silu_backward.grad_input(work, gate, grad_input=grad_gate)
+    return gradient
+
+
+def _row_blocks(*tensors: Tensor):
+    """Walk tensors of equal leading shape in blocks of rows; on a GPU in one block."""
+    flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
+    rows, width = flat[0].shape
+    block = rows if flat[0].is_cuda else 2 * _BLOCK_ELEMENTS // max(width, 1)
+    return zip(*(t.split(max(block, 1)) for t in flat), strict=True)
+
+
+class _Rotate(Function):
+    """Keeps the tables alone: the inverse of a rotation is the rotation by the negative angle."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, direction=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _rotated(grad, *ctx.saved_tensors, direction=-1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    sin = sin[..., : first.shape[-1]]
+    output = x * cos
+    left, right = output.chunk(2, dim=-1)
+    left.addcmul_(second, sin, value=-direction)
+    right.addcmul_(first, sin, value=direction)
+    return output

@@ -1,0 +1,188 @@
+"""Values and gradients of the hand-written operations equal those of the plain formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_qwen3.model import grouped, ops
+
+S, B, N, G, D, H = 7, 3, 4, 2, 8, 10
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def plain_norm(x, weight):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def plain_swiglu(gate_up):
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def tables(dtype=torch.float64):
+    angle = torch.outer(torch.arange(S, dtype=dtype), 10.0 ** -torch.arange(D // 2, dtype=dtype))
+    angle = angle.repeat(1, 2)[:, None, None, :]
+    return angle.cos(), angle.sin()
+
+
+def plain_rope(x, cos, sin):
+    left, right = x.chunk(2, -1)
+    return x * cos + torch.cat([-right, left], -1) * sin
+
+
+def plain_attention(q, k, v):
+    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
+    scores = torch.einsum("sbnd,tbnd->bnst", q, k) / q.shape[-1] ** 0.5
+    future = torch.ones(q.shape[0], q.shape[0], dtype=torch.bool).triu(1)
+    mixed = torch.einsum("bnst,tbnd->sbnd", scores.masked_fill(future, -torch.inf).softmax(-1), v)
+    return mixed.flatten(2)
+
+
+def plain_experts(rows, probs, counts, weight1, weight2):
+    outputs = [
+        plain_swiglu(x @ w1.T) @ w2.T
+        for x, w1, w2 in zip(rows.split(counts.tolist()), weight1, weight2, strict=True)
+    ]
+    return torch.cat(outputs) * probs[:, None]
+
+
+def randn(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def strided(*shape, dtype=torch.float64):
+    """The same values in memory that is not contiguous, as slices of a fused projection are."""
+    wide = torch.randn(*shape[:-1], 3 * shape[-1], dtype=dtype)
+    return wide[..., shape[-1] : 2 * shape[-1]].detach().requires_grad_()
+
+
+def check_equal(ours, plain, *inputs, tolerance=1e-10):
+    """Outputs, and gradients for a gradient that is itself a transposed view, agree."""
+    got, expected = ours(*inputs), plain(*inputs)
+    got, expected = (x if isinstance(x, tuple) else (x,) for x in (got, expected))
+    trained = [x for x in inputs if x.requires_grad]
+    grads = [
+        torch.randn(*reversed(x.shape), dtype=x.dtype).permute(*reversed(range(x.ndim)))
+        for x in got
+    ]
+    got += torch.autograd.grad(got, trained, grads)
+    expected += torch.autograd.grad(expected, trained, grads)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("make", [randn, strided])
+@pytest.mark.parametrize("shape", [(S, B, H), (S, B, N, D), (0, B, H)])
+def test_rms_norm_equals_the_formula(make, shape):
+    check_equal(lambda x, w: ops.rms_norm(x, w, 1e-6), plain_norm, make(*shape), randn(shape[-1]))
+
+
+def test_rms_norm_without_gradients_equals_that_with():
+    x, weight = randn(S, H), randn(H)
+    with torch.no_grad():
+        without = ops.rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(without, ops.rms_norm(x, weight, 1e-6).detach())
+
+
+@pytest.mark.parametrize("make", [randn, strided])
+@pytest.mark.parametrize("rows", [0, 5, 700])
+def test_swiglu_equals_the_formula_over_several_blocks(make, rows, monkeypatch):
+    monkeypatch.setattr(ops, "_BLOCK_ELEMENTS", 600)
+    check_equal(ops.swiglu, plain_swiglu, make(rows, 2, 2 * H))
+
+
+@pytest.mark.parametrize("make", [randn, strided])
+def test_rope_equals_the_formula(make):
+    def both(q, k):
+        return tuple(plain_rope(x, *tables()) for x in (q, k))
+
+    check_equal(lambda q, k: ops.rope(q, k, *tables()), both, make(S, B, N, D), make(S, B, G, D))
+
+
+@pytest.mark.parametrize("make", [randn, strided])
+@pytest.mark.parametrize("length", [1, S, 300])
+@pytest.mark.parametrize("groups", [1, G, N])
+def test_attention_equals_the_formula(make, length, groups):
+    q, k, v = make(length, B, N, D), make(length, B, groups, D), make(length, B, groups, D)
+    check_equal(ops.attention, plain_attention, q, k, v)
+
+
+def test_attention_of_a_position_does_not_see_later_ones():
+    q, k, v = randn(S, B, N, D), randn(S, B, G, D), randn(S, B, G, D)
+    early = ops.attention(q, k, v)[: S - 1]
+    torch.testing.assert_close(early, ops.attention(q[: S - 1], k[: S - 1], v[: S - 1]))
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 7, 0], [0, 0, 0, 12], [0, 0, 0, 0], [3, 3, 3, 3]])
+@pytest.mark.parametrize("make", [randn, strided])
+def test_experts_equal_a_loop_even_where_some_get_no_token(counts, make):
+    counts_E = torch.tensor(counts)
+    rows = int(counts_E.sum())
+    inputs = make(rows, H), randn(rows), counts_E, randn(4, 2 * D, H), randn(4, H, D)
+    check_equal(grouped.experts, plain_experts, *inputs)
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tokens_spread_and_collected_equal_dense_routing(chosen, dtype):
+    experts_TK = torch.rand(11, 6).topk(chosen).indices
+    order = grouped.sort_by_expert(experts_TK, 6)
+    assert order.counts.tolist() == torch.bincount(experts_TK.flatten(), minlength=6).tolist()
+    assert experts_TK.flatten()[order.rows].tolist() == sorted(experts_TK.flatten().tolist())
+
+    def ours(hidden, scale):
+        return grouped.gather_tokens(grouped.scatter_tokens(hidden, order) * scale, order)
+
+    def plain(hidden, scale):
+        by_pair = torch.zeros_like(scale).index_copy(0, order.rows, scale)
+        return hidden * by_pair.view(11, chosen).sum(1, keepdim=True)
+
+    hidden, scale = randn(11, H, dtype=dtype), randn(11 * chosen, 1, dtype=dtype)
+    check_equal(ours, plain, hidden, scale, tolerance=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+def test_sorting_keeps_the_order_of_tokens_within_an_expert():
+    order = grouped.sort_by_expert(torch.zeros(50, 1, dtype=torch.int64), 3)
+    assert order.rows.tolist() == list(range(50))
+
+
+def test_bfloat16_results_are_the_float32_ones_rounded():
+    """Statistics and products inside are not in bfloat16: one rounding, of the result."""
+    x, weight = randn(S, B, 512, dtype=torch.bfloat16), randn(512, dtype=torch.bfloat16)
+    inside = ops.rms_norm(x, weight, 1e-6)
+    wide = ops.rms_norm(x.float(), weight.float(), 1e-6)
+    assert inside.dtype == torch.bfloat16
+    torch.testing.assert_close(inside, wide.bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["swiglu", "rope", "attention", "experts"])
+def test_bfloat16_agrees_with_float32_to_its_precision(name):
+    b = torch.bfloat16
+    counts = torch.tensor([5, 0, 11])
+    cases = {
+        "swiglu": (ops.swiglu, [randn(S, B, 2 * H, dtype=b)]),
+        "rope": (
+            lambda x: ops.rope(x, x, *tables(torch.float32))[0],
+            [randn(S, B, N, D, dtype=b)],
+        ),
+        "attention": (ops.attention, [randn(S, B, n, D, dtype=b) for n in (N, G, G)]),
+        "experts": (
+            lambda x, p, w1, w2: grouped.experts(x, p, counts, w1, w2),
+            [randn(*s, dtype=b) for s in ((16, 8), (16,), (3, 16, 8), (3, 8, 8))],
+        ),
+    }
+    function, inputs = cases[name]
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    got, expected = function(*inputs), function(*wide)
+    grad = torch.randn_like(expected)
+    got = got, *torch.autograd.grad(got, inputs, grad.to(b))
+    expected = expected, *torch.autograd.grad(expected, wide, grad.to(b).float())
+    for a, e in zip(got, expected, strict=True):
+        assert a.dtype == b
+        torch.testing.assert_close(
+            a.float(), e, rtol=0.05, atol=0.05 * float(e.detach().abs().max())
+        )
