@@ -53,8 +53,9 @@ class SparseMLP(MegatronModule):
     def _on_other_ranks(self, rows_RH: Tensor, probs_R: Tensor, counts_E: Tensor) -> Tensor:
         plan = self.exchange.plan(counts_E)
         rows_RH = self.exchange.send(rows_RH, plan)
-        probs_R = self.exchange.send(probs_R, plan)
-        return self.exchange.bring_back(self.experts(rows_RH, probs_R, plan.counts), plan)
+        probs_R1 = self.exchange.send(probs_R[:, None], plan)
+        output_RH = self.experts(rows_RH, probs_R1.squeeze(1), plan.counts)
+        return self.exchange.bring_back(output_RH, plan)
 
 
 class ExchangePlan:

@@ -11,7 +11,7 @@ import socket
 import torch
 import torch.distributed as dist
 
-from megatron_qwen3.config import Config
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import cpu
 from megatron_qwen3.parallel.allocator import keep_freed_memory
 from megatron_qwen3.parallel.layout import Layout
@@ -24,12 +24,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(config: Config) -> Layout:
-    """Join the run: check the layout, set the device, build megatron-core's process groups.
+def check(config: Config) -> Layout:
+    """The layout of the run; ConfigError where this machine or the world size does not fit it."""
+    if config.run.device == "cuda" and cpu.REDIRECTED:
+        raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
+    return Layout.of(config, world_size())
 
-    Raises ConfigError, before any communication, where the layout does not fit the world.
-    """
-    layout = Layout.of(config, world_size())
+
+def start(config: Config) -> Layout:
+    """Join the run: check it, set the device, build megatron-core's process groups."""
+    layout = check(config)
     _join()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,

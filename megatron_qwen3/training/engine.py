@@ -52,6 +52,20 @@ class Engine:
         self.routers = [m for model in self.models for m in model.modules() if _is_router(m)]
         self._connect_schedule()
 
+    @property
+    def data_rank(self) -> int:
+        """Which of `layout.data` shares of a global batch this rank trains."""
+        return parallel_state.get_data_parallel_rank()
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this rank is the one that speaks and writes for all."""
+        return dist.get_rank() == 0
+
+    def sum_over_data(self, x: Tensor) -> Tensor:
+        """`x`, a CPU tensor of one number or more per data rank, added up over the data ranks."""
+        return self._sum_over_data(x.to(self.device)).cpu()
+
     def train_step(self, batch: TokenBatch, loss: Loss, rate: float) -> dict[str, float]:
         """One optimizer step on this data rank's sequences of the global batch.
 
@@ -94,6 +108,16 @@ class Engine:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(log_prob_BS, last, group=parallel_state.get_pipeline_model_parallel_group())
         return log_prob_BS[:rows]
+
+    def gather_weights(self) -> None:
+        """Bring this rank's copy of the weights up to date; call it before reading them.
+
+        A sharded optimizer updates a part of them on each data rank; the parts come together in
+        the next forward pass, which need not have happened yet.
+        """
+        if self.config.optim.distributed:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
 
     def _with_gradients(self, model: torch.nn.Module, index: int) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(

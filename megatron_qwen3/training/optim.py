@@ -4,11 +4,14 @@
     grad_norm = update(optimizer, learning_rate(config, step), config.optim.clip_grad)
 """
 
+import functools
 import math
+from typing import Any
 
 from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
 from megatron_qwen3.config import Config
@@ -36,9 +39,8 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
     )
     with cpu.cuda_type_names():
         optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
-    for part in _parts(optimizer):
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            _fuse(part.optimizer)
+    for adam in _adams(optimizer):
+        _fuse(adam)
     return optimizer
 
 
@@ -48,10 +50,60 @@ def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
 
 
+def _adams(optimizer: MegatronOptimizer) -> list[torch.optim.AdamW]:
+    """torch's AdamW inside; none where apex or Transformer Engine bring their own."""
+    inner = [part.optimizer for part in _parts(optimizer)]
+    return [adam for adam in inner if isinstance(adam, torch.optim.AdamW)]
+
+
 def _fuse(optimizer: torch.optim.AdamW) -> None:
     """One pass over weights, gradients and moments: megatron-core asks torch for the slow loop."""
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = True, False
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Moments of zero where there are none yet: megatron-core cannot describe an unused AdamW."""
+    for adam in _adams(optimizer):
+        for group in adam.param_groups:
+            for p in group["params"]:
+                if not adam.state[p]:
+                    adam.state[p] = {
+                        "step": torch.zeros((), device=p.device),
+                        "exp_avg": torch.zeros_like(p),
+                        "exp_avg_sq": torch.zeros_like(p),
+                    }
+
+
+def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Load a state from a checkpoint, as megatron-core read it."""
+    for part in _parts(optimizer):
+        if isinstance(part, DistributedOptimizer):
+            part._set_main_param_and_optimizer_states = functools.partial(_set_state, part)
+    optimizer.load_state_dict(state)
+    _separate_steps(optimizer)
+
+
+def _set_state(part: DistributedOptimizer, model_param: nn.Parameter, tensors: dict) -> None:
+    """megatron-core's method of this name, which fails on AdamW's step: no checkpoint tensor.
+
+    The step comes with the parameter groups and is in place by now.
+    """
+    group, index = part.model_param_group_index_map[model_param]
+    adam_state = part.optimizer.state[part.optimizer.param_groups[group]["params"][index]]
+    if "step" in adam_state:
+        tensors = {**tensors, "step": adam_state["step"]}
+    DistributedOptimizer._set_main_param_and_optimizer_states(part, model_param, tensors)
+
+
+def _separate_steps(optimizer: MegatronOptimizer) -> None:
+    """Give each parameter its own step count: megatron-core loads one tensor into all of them.
+
+    AdamW counts up in place, so that the shared one would grow by the number of parameters.
+    """
+    for adam in _adams(optimizer):
+        for state in adam.state.values():
+            state["step"] = state["step"].clone()
 
 
 def learning_rate(config: Config, step: int) -> float:

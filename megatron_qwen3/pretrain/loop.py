@@ -1,0 +1,98 @@
+"""Pretraining: read, step, log, evaluate, save, until the stage's tokens are used up.
+
+A stage is a TOML file, not a class: stage 2 is this loop with stage 1's weights as its start
+(checkpoint.init_from), its own mixture, schedule, sequence length and RoPE base.
+"""
+
+import time
+
+import torch
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.pretrain.evaluate import evaluate
+from megatron_qwen3.training import checkpoint, losses
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine, NonFiniteLoss
+from megatron_qwen3.training.metrics import RunLog
+from megatron_qwen3.training.optim import learning_rate
+
+
+def check(config: Config) -> Mixture:
+    """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+    mixture = Mixture(config.data, config.run.seed)
+    mixture.check_vocabulary(config.model.vocab_size)
+    if config.checkpoint.init_from:
+        checkpoint.check_same_model(config, checkpoint.find(config.checkpoint.init_from))
+    saved = checkpoint.checkpoints(config.run_dir)
+    if saved and not config.checkpoint.resume:
+        raise ConfigError(
+            f"checkpoint.resume = false, but {config.run_dir} holds {saved[-1].name}; "
+            "delete the folder or choose another run.name"
+        )
+    if saved:
+        checkpoint.check_same_model(config, saved[-1])
+    return mixture
+
+
+def run(config: Config, layout: Layout, mixture: Mixture) -> None:
+    """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
+    engine = Engine(config, layout)
+    step, origin = _start(engine, config)
+    log = RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank)
+    log.note(origin)
+    loss = losses.cross_entropy
+    if config.optim.z_loss:
+        loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
+    while step < config.steps:
+        began = time.perf_counter()
+        batch = _batch(mixture, config, engine, step)
+        rate = learning_rate(config, step)
+        try:
+            metrics = engine.train_step(batch, loss, rate)
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(_describe(error, mixture, config, step)) from None
+        step += 1
+        log.train(step, metrics, rate, time.perf_counter() - began)
+        last = step == config.steps
+        if last or _due(step, config.eval.every_steps):
+            log.evaluation(step, evaluate(engine, mixture, config))
+        if last or _due(step, config.checkpoint.every_steps):
+            log.note(f"saved {checkpoint.save(engine, config, step)}")
+    log.close()
+
+
+def _start(engine: Engine, config: Config) -> tuple[int, str]:
+    """Load what the run goes on from: the steps done, and a line that says where they came from."""
+    saved = checkpoint.checkpoints(config.run_dir)
+    if saved:
+        return checkpoint.load(engine, saved[-1]), f"resumed from {saved[-1]}"
+    if config.checkpoint.init_from:
+        source = checkpoint.find(config.checkpoint.init_from)
+        checkpoint.load_weights(engine, source)
+        return 0, f"weights from {source}"
+    return 0, f"fresh weights from seed {config.run.seed}"
+
+
+def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
+    """This data rank's rows of the global batch of a step."""
+    rows = config.train.global_batch // engine.layout.data
+    first = step * config.train.global_batch + engine.data_rank * rows
+    tokens_BS, labels_BS, _ = mixture.batch(first, rows)
+    return TokenBatch.of(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _describe(error: NonFiniteLoss, mixture: Mixture, config: Config, step: int) -> str:
+    first = step * config.train.global_batch
+    names = [mixture.names[mixture.locate(i)[0]] for i in range(first, first + config.train.global_batch)]
+    saved = checkpoint.checkpoints(config.run_dir)
+    intact = f"; the last checkpoint, {saved[-1]}, is intact" if saved else "; nothing was saved yet"
+    return (
+        f"step {step + 1}: {error}; the batch is global samples {first} to "
+        f"{first + config.train.global_batch - 1} (sources {', '.join(sorted(set(names)))}){intact}"
+    )

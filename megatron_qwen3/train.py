@@ -1,0 +1,85 @@
+"""Train: python -m megatron_qwen3.train STAGE.toml MODEL.toml [key=value …]
+
+Reads the settings, checks everything that can be checked, joins the other ranks and runs the
+loop of run.mode. To read one training step from here: pretrain/loop.py `run`, then
+training/engine.py `train_step`, then model/layer.py.
+"""
+
+import argparse
+import os
+import sys
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config, ConfigError
+
+EXAMPLES = """\
+examples:
+  # one rank on this machine
+  python -m megatron_qwen3.train examples/stages/pretrain_1_general.toml examples/models/tiny_moe.toml \\
+      train.tokens=0 train.steps=100
+
+  # eight ranks: two split each matrix, two the layers, two the experts, two the data
+  torchrun --nproc-per-node 8 -m megatron_qwen3.train STAGE.toml MODEL.toml \\
+      parallel.tensor=2 parallel.pipeline=2 parallel.expert=2
+
+  # what a run would be, without running it
+  python -m megatron_qwen3.train STAGE.toml MODEL.toml optim.lr=2e-4 --show
+
+Later files and key=value pairs win. `python -m megatron_qwen3.config` lists every setting.
+A run that was stopped goes on from its newest checkpoint when started again.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; the exit status: 0 done, 2 a setting is wrong, 1 the run failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_qwen3.train",
+        description="Train a Qwen3 stage on megatron-core.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
+    parser.add_argument("--show", action="store_true", help="print the settings and stop")
+    given = parser.parse_args(arguments)
+    files = [item for item in given.settings if "=" not in item]
+    overrides = [item for item in given.settings if "=" in item]
+    try:
+        config = settings.load(files, overrides)
+        if given.show:
+            print(settings.to_toml(config))
+            return 0
+        train(config)
+    except ConfigError as error:
+        return _fail(f"error: {error}", status=2)
+    return 0
+
+
+def train(config: Config) -> None:
+    """One run, on this rank. Raises ConfigError before any communication."""
+    if config.run.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # torch and megatron-core are imported only now: a wrong setting costs no seconds.
+    from megatron_qwen3.parallel import runtime
+    from megatron_qwen3.pretrain import loop as pretrain
+    from megatron_qwen3.training.engine import NonFiniteLoss
+
+    mode = {"pretrain": pretrain}[config.run.mode]
+    runtime.check(config)
+    inputs = mode.check(config)
+    layout = runtime.start(config)
+    try:
+        mode.run(config, layout, inputs)
+    except NonFiniteLoss as error:
+        sys.exit(_fail(f"stopped: {error}", status=1))
+    runtime.stop()
+
+
+def _fail(message: str, status: int) -> int:
+    """Every rank fails alike; one of them says why."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
