@@ -16,11 +16,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.tensor_parallel import (
-    all_to_all,
-    gather_from_sequence_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import all_to_all
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -76,7 +72,7 @@ class ExchangePlan:
 
 
 class Exchange:
-    """Rows between ranks: all-to-all over expert parallelism, all-gather over expert-tensor."""
+    """Rows between ranks: to those of their experts, then to all tensor ranks of an expert."""
 
     def __init__(self, num_experts: int, expert_group: Any, tensor_group: Any) -> None:
         self.expert_group, self.tensor_group = expert_group, tensor_group
@@ -99,19 +95,30 @@ class Exchange:
         """Rows sorted by global expert -> rows of this rank's experts, sorted by expert."""
         rows = all_to_all(self.expert_group, rows, plan.receive_sizes, plan.send_sizes)
         if self.tensor_group.size() > 1:
-            rows = gather_from_sequence_parallel_region(
-                rows, group=self.tensor_group, output_split_sizes=plan.tensor_sizes
-            )
+            rows = self._to_tensor_ranks(rows, plan)
         return grouped.scatter_tokens(rows, plan.order)
 
     def bring_back(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
         """The inverse of `send`; partial sums of the expert-tensor ranks are added up."""
         rows = grouped.gather_tokens(rows, plan.order)
         if self.tensor_group.size() > 1:
-            rows = reduce_scatter_to_sequence_parallel_region(
-                rows, group=self.tensor_group, input_split_sizes=plan.tensor_sizes
-            )
+            rows = self._from_tensor_ranks(rows, plan)
         return all_to_all(self.expert_group, rows, plan.send_sizes, plan.receive_sizes)
+
+    def _to_tensor_ranks(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
+        """The rows of all expert-tensor ranks, one after the other.
+
+        An all-to-all of copies: gloo gathers only as many rows from one rank as from the next.
+        """
+        ranks, mine = self.tensor_group.size(), sum(plan.receive_sizes)
+        copies = rows.repeat(ranks, 1)
+        return all_to_all(self.tensor_group, copies, plan.tensor_sizes, [mine] * ranks)
+
+    def _from_tensor_ranks(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
+        """This rank's own rows again, each added up over the expert-tensor ranks."""
+        ranks, mine = self.tensor_group.size(), sum(plan.receive_sizes)
+        parts = all_to_all(self.tensor_group, rows, [mine] * ranks, plan.tensor_sizes)
+        return parts.view(ranks, mine, -1).sum(0)
 
 
 def _all_gather(x: Tensor, group: Any) -> Tensor:
