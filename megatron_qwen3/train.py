@@ -8,6 +8,7 @@ training/engine.py `train_step`, then model/layer.py.
 import argparse
 import os
 import sys
+import warnings
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
@@ -58,6 +59,9 @@ def train(config: Config) -> None:
     """One run, on this rank. Raises ConfigError before any communication."""
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Tensor parallelism overlaps with its communication only if kernels start in this order.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain

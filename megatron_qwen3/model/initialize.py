@@ -17,7 +17,6 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    set_tensor_model_parallel_attributes,
 )
 from torch import Tensor, nn
 
@@ -28,13 +27,12 @@ _SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
 def initialize(chunk: nn.Module, seed: int, std: float) -> None:
     """Fill every matrix of a model chunk with N(0, std²), as Qwen3's configurations say.
 
-    Also marks the matrices that are split over tensor ranks, which megatron-core does only where
-    it initializes them itself; without the mark the gradient norm takes a shard for a copy.
+    Also marks the matrices that are split over tensor ranks, which megatron-core 0.16 does only
+    where it initializes them itself; without the mark the gradient norm takes a shard for a copy.
     """
     for module in chunk.modules():
         if isinstance(module, _SPLIT) and module.weight is not None:
-            axis = 1 if isinstance(module, RowParallelLinear) else 0
-            set_tensor_model_parallel_attributes(module.weight, True, axis, 1)
+            module.weight.tensor_model_parallel = True
     matrices = {id(p) for p in chunk.parameters() if p.ndim > 1}
     groups = ProcessGroupCollection.use_mpu_process_groups()
     metadata = {"dp_cp_group": groups.dp_cp}

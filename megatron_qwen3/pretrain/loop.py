@@ -40,27 +40,26 @@ def run(config: Config, layout: Layout, mixture: Mixture) -> None:
     """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
     engine = Engine(config, layout)
     step, origin = _start(engine, config)
-    log = RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank)
-    log.note(origin)
     loss = losses.cross_entropy
     if config.optim.z_loss:
         loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
-    while step < config.steps:
-        began = time.perf_counter()
-        batch = _batch(mixture, config, engine, step)
-        rate = learning_rate(config, step)
-        try:
-            metrics = engine.train_step(batch, loss, rate)
-        except NonFiniteLoss as error:
-            raise NonFiniteLoss(_describe(error, mixture, config, step)) from None
-        step += 1
-        log.train(step, metrics, rate, time.perf_counter() - began)
-        last = step == config.steps
-        if last or _due(step, config.eval.every_steps):
-            log.evaluation(step, evaluate(engine, mixture, config))
-        if last or _due(step, config.checkpoint.every_steps):
-            log.note(f"saved {checkpoint.save(engine, config, step)}")
-    log.close()
+    with RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log:
+        log.note(origin)
+        while step < config.steps:
+            began = time.perf_counter()
+            batch = _batch(mixture, config, engine, step)
+            rate = learning_rate(config, step)
+            try:
+                metrics = engine.train_step(batch, loss, rate)
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(_describe(error, mixture, config, step)) from None
+            step += 1
+            log.train(step, metrics, rate, time.perf_counter() - began)
+            last = step == config.steps
+            if last or _due(step, config.eval.every_steps):
+                log.evaluation(step, evaluate(engine, mixture, config))
+            if last or _due(step, config.checkpoint.every_steps):
+                log.note(f"saved {checkpoint.save(engine, config, step)}")
 
 
 def _start(engine: Engine, config: Config) -> tuple[int, str]:

@@ -5,6 +5,7 @@ the run's settings beside the tensors. A checkpoint is written under a name that
 gets its real one by a rename, once every rank has finished: what has the real name is whole.
 """
 
+import queue
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from typing import Any
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.training import optim
 from megatron_qwen3.training.engine import Engine
+
+# megatron-core passes a save's results through a manager process, which it spawns and which imports
+# the whole program. A save that is done before the next step needs no more than this.
+filesystem_async._results_queue = queue.SimpleQueue()
 
 _SETTINGS_FILE = "config.toml"
 # Settings of the model that say how weights are used or made, not which shapes they have.
@@ -64,6 +70,7 @@ def save(engine: Engine, config: Config, step: int) -> Path:
 
     All ranks call it. Needs room for one checkpoint more than checkpoint.keep.
     """
+    engine.gather_weights()
     final = config.run_dir / "checkpoints" / f"step_{step:08d}"
     partial = final.with_name(f"{final.name}.partial")
     if dist.get_rank() == 0:

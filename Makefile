@@ -1,0 +1,45 @@
+# make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
+# make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
+# make lint         ruff and mypy
+#
+# Each target installs what it needs into $(VENV) first.
+
+PYTHON ?= python3
+# The CPU build where there is no GPU: an unpinned torch would fetch gigabytes of CUDA.
+TORCH  ?= 2.13.0
+MCORE  ?=
+TESTS  ?= tests
+
+ifeq ($(MCORE),)
+VENV := .venv
+MEGATRON := "megatron-core>=0.16.1,<0.20"
+else
+VENV := .venv-$(MCORE)
+# Releases from 0.17 declare Python 3.12; they run on 3.11, and import triton even on a CPU.
+MEGATRON := --ignore-requires-python --no-deps triton megatron-core==$(MCORE)
+endif
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.PHONY: quickstart test lint clean
+quickstart: $(INSTALLED)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
+
+test: $(INSTALLED)
+	$(RUN) -m pytest $(TESTS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(INSTALLED): setup.py Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --ignore-requires-python --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* runs build *.egg-info

@@ -1,0 +1,32 @@
+"""Packaging. Each dependency says what it is for; `make quickstart` and `make test` install it."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron_qwen3",
+    version="0.1.0",
+    description="Train Qwen3 from raw text to an aligned model, on megatron-core",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
+    install_requires=[
+        "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
+        "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints
+        "numpy",  # token files are memory-mapped arrays
+        "psutil",  # megatron-core's checkpoint writer hangs without it
+        "tokenizers>=0.22,<1",  # byte-level BPE: training and the reference encoding
+        "rich",  # progress bar and tables
+        "tensorboard",  # its event files
+        "matplotlib",  # pictures of the report
+    ],
+    extras_require={
+        "test": [
+            "pytest",
+            "pytest-timeout",  # a hung rank fails its test instead of the whole run
+            "hypothesis",  # properties of data and settings
+            "transformers>=5",  # the reference of the parity tests and of the benchmarks
+            "ruff",  # lint and format
+            "mypy",  # types
+        ],
+        "wandb": ["wandb"],  # only where log.wandb_project is set
+    },
+)
