@@ -1,0 +1,208 @@
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases and lines for people.
+
+    with RunLog(config, layout, first_step, is_writer=rank == 0) as log:
+        log.train(step, engine.train_step(...), rate, seconds)
+        log.evaluation(step, {"web_en": EvalResult(2.31, 0.98, 262144)})
+        log.note("checkpoint of step 100 saved")
+
+`step` counts steps done, from 1. metrics.jsonl in the run folder is the record that the rest can
+be made from again; `history.py` reads it. One row a step:
+
+    {"kind": "train", "step", "tokens" (so far), "loss", "grad_norm", …, "lr", "step_seconds",
+     "tokens_per_second", "tflops_per_rank", "mfu" (a fraction; absent without log.peak_tflops)}
+
+and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "bits_per_byte" (null
+without a tokenizer), "tokens"}; the source "all" is all of them together.
+"""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training.console import Console, source_line
+from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, read_rows
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Held-out text of one source: nats per token, bits per byte where known, tokens scored."""
+
+    loss: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+class RunLog:
+    """Reports one run. Every rank has one; those that are not the writer do nothing.
+
+    first_step: steps that a resumed run has behind it. Rows after it, of a run that died later
+    than its last checkpoint, are dropped; earlier ones stay. ConfigError: log.* asks for a package
+    that is not installed. MetricsError: the metrics of the run to resume cannot be read.
+    """
+
+    def __init__(self, config: Config, layout: Layout, first_step: int, is_writer: bool) -> None:
+        self.config, self.layout, self.is_writer = config, layout, is_writer
+        if not is_writer:
+            return
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        path = config.run_dir / FILE_NAME
+        drop_rows_after(path, first_step)
+        self.tensorboard = _open_tensorboard(config, first_step) if config.log.tensorboard else None
+        self.wandb = _open_wandb(config, first_step) if config.log.wandb_project else None
+        self.file = path.open("a", encoding="utf-8")
+        self.console = Console(config.steps, first_step, config.log.every_steps)
+
+    def train(self, step: int, metrics: Mapping[str, float], rate: float, seconds: float) -> None:
+        """Report a step that took `seconds` at the learning rate `rate`."""
+        if not self.is_writer:
+            return
+        row = {"step": step, "tokens": step * self.config.step_tokens, **metrics, "lr": rate}
+        row |= speed(self.config, self.layout.world_size, seconds)
+        self._write("train", row)
+        self._plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})
+        self.console.step(row)
+
+    def evaluation(self, step: int, per_source: Mapping[str, EvalResult]) -> None:
+        """Report the loss on the held-out text of each source, and of all together."""
+        if not (self.is_writer and per_source):
+            return
+        results = {**per_source, ALL_SOURCES: combine(list(per_source.values()))}
+        width = max(map(len, results))
+        self.console.say(f"held out after step {step}")
+        for source, result in results.items():
+            row = asdict(result)
+            self._write("eval", {"step": step, "source": source, **row})
+            known = {name: value for name, value in row.items() if value is not None}
+            self._plot(step, {f"eval/{source}/{name}": known[name] for name in known})
+            self.console.say(source_line(source, width, row))
+
+    def note(self, text: str) -> None:
+        """A line for people: checkpoint saved, resumed from step N."""
+        if self.is_writer:
+            self.console.say(text)
+
+    def close(self) -> None:
+        """Finish all files; the log cannot be written to afterwards."""
+        if not self.is_writer:
+            return
+        self.console.close()
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, kind: str, row: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"kind": kind, **row}) + "\n")
+        self.file.flush()  # a run that is killed keeps all its steps
+
+    def _plot(self, step: int, scalars: dict[str, float]) -> None:
+        if self.tensorboard:
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log({"step": step, **scalars})
+
+
+def speed(config: Config, world_size: int, seconds: float) -> dict[str, float]:
+    """How fast a step of `seconds` was: step_seconds, tokens_per_second, tflops_per_rank, mfu.
+
+    tflops_per_rank counts the work that the model needs (`flops_per_token`), recomputation not
+    included; mfu is its share of log.peak_tflops (PaLM, arXiv 2204.02311, appendix B).
+    """
+    tokens_per_second = config.step_tokens / seconds
+    flops = flops_per_token(config.model, config.data.sequence_length)
+    tflops_per_rank = flops * tokens_per_second / world_size / 1e12
+    row = {
+        "step_seconds": seconds,
+        "tokens_per_second": tokens_per_second,
+        "tflops_per_rank": tflops_per_rank,
+    }
+    if config.log.peak_tflops:
+        row["mfu"] = tflops_per_rank / config.log.peak_tflops
+    return row
+
+
+def combine(results: list[EvalResult]) -> EvalResult:
+    """All sources as if they were one text: loss weighted by tokens, bits per byte by bytes.
+
+    The bytes of a source follow from its other numbers: nats / (ln 2 · bits per byte).
+    """
+    tokens = sum(result.tokens for result in results)
+    nats = sum(result.loss * result.tokens for result in results)
+    bits_per_byte = None
+    if all(result.bits_per_byte for result in results):
+        text_bytes = sum(r.loss * r.tokens / math.log(2) / (r.bits_per_byte or 1) for r in results)
+        bits_per_byte = nats / math.log(2) / text_bytes
+    return EvalResult(nats / tokens, bits_per_byte, tokens)
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Rewrite a metrics file, if there is one, without rows after `step` and without a torn end.
+
+    Step 0 is a run that starts afresh: no row of an earlier one stays.
+    """
+    if not path.exists():
+        return
+    rest = path.with_suffix(".tmp")
+    with rest.open("w", encoding="utf-8") as file:
+        if step:
+            kept = (row for row in read_rows(path) if row["step"] <= step)
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    rest.replace(path)
+
+
+def _open_tensorboard(config: Config, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "log.tensorboard = true but the package tensorboard is not installed: "
+            "pip install tensorboard, or set log.tensorboard = false"
+        ) from None
+    return SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step + 1)
+
+
+def _open_wandb(config: Config, first_step: int) -> Any:
+    """The W&B run; a resumed run goes on in the one whose id the run folder holds."""
+    try:
+        wandb: Any = importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            "log.wandb_project is set but the package wandb is not installed: pip install wandb"
+        ) from None
+    id_file = config.run_dir / "wandb_id"
+    run = wandb.init(
+        project=config.log.wandb_project,
+        name=config.run.name,
+        dir=str(config.run_dir),
+        id=id_file.read_text() if first_step and id_file.exists() else None,
+        resume="allow",
+        config=asdict(config),
+    )
+    id_file.write_text(run.id)
+    # W&B's own step only grows; steps that are done again after a resume need an axis of ours.
+    run.define_metric("*", step_metric="step")
+    return run

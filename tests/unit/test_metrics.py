@@ -1,0 +1,247 @@
+"""What a run reports, and that a run killed at any byte leaves a record that the next one mends."""
+
+import json
+import math
+import os
+import pty
+import statistics
+import sys
+import types
+
+import pytest
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training.console import Clock, count, duration
+from megatron_qwen3.training.history import MetricsError, Run
+from megatron_qwen3.training.metrics import EvalResult, RunLog, combine, speed
+
+STEP = {"loss": 2.5, "grad_norm": 0.8}
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    def build(*overrides):
+        base = ["model.preset=tiny-dense", "train.steps=20", "data.sequence_length=128"]
+        base += ['data.sources=[{name="a",path="a"}]', f"run.dir={tmp_path}"]
+        return load([], [*base, "log.tensorboard=false", *overrides])
+
+    return build
+
+
+def open_log(config, first_step=0, is_writer=True):
+    return RunLog(config, Layout.of(config, 1), first_step, is_writer)
+
+
+def rows_of(config):
+    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").open()]
+
+
+def train_steps(config, steps, first_step=0):
+    with open_log(config, first_step) as log:
+        for step in range(first_step + 1, steps + 1):
+            log.train(step, STEP | {"loss": 10.0 - step}, 1e-3, 0.5)
+
+
+def test_a_step_is_on_disk_with_all_its_numbers_before_the_log_is_closed(config_of):
+    config = config_of("train.global_batch=4")
+    log = open_log(config)
+    log.train(3, STEP, 1e-3, seconds=0.25)
+    (row,) = rows_of(config)
+    log.close()
+    assert row["kind"] == "train"
+    assert row["step"] == 3
+    assert row["tokens"] == 3 * 4 * 128
+    assert row["loss"] == 2.5
+    assert row["lr"] == 1e-3
+    assert row["step_seconds"] == 0.25
+    assert row["tokens_per_second"] == 4 * 128 / 0.25
+    assert "mfu" not in row
+
+
+def test_ranks_that_do_not_write_leave_no_trace(config_of, capsys):
+    config = config_of()
+    with open_log(config, is_writer=False) as log:
+        log.train(1, STEP, 1e-3, 0.5)
+        log.evaluation(1, {"a": EvalResult(2.0, None, 10)})
+        log.note("hello")
+    assert not config.run_dir.exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_mfu_is_the_work_of_one_rank_over_its_peak(config_of):
+    config = config_of("log.peak_tflops=100", "train.global_batch=16")
+    row = speed(config, world_size=4, seconds=2.0)
+    tokens_of_a_rank_per_second = 16 * 128 / 2.0 / 4
+    flops = flops_per_token(config.model, 128) * tokens_of_a_rank_per_second
+    assert row["tflops_per_rank"] == pytest.approx(flops / 1e12)
+    assert row["mfu"] == pytest.approx(flops / 100e12)
+
+
+def test_a_resumed_run_keeps_the_steps_of_its_checkpoint_and_repeats_none(config_of):
+    config = config_of()
+    train_steps(config, 9)
+    with open_log(config, first_step=6) as log:
+        log.evaluation(6, {"a": EvalResult(2.0, None, 10)})
+    train_steps(config, 8, first_step=6)
+    rows = rows_of(config)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
+    assert {row["source"] for row in rows if row["kind"] == "eval"} == {"a", "all"}
+
+
+def test_a_run_that_starts_afresh_keeps_nothing_of_an_earlier_one(config_of):
+    config = config_of()
+    train_steps(config, 5)
+    train_steps(config, 2)
+    assert [row["step"] for row in rows_of(config)] == [1, 2]
+
+
+@pytest.mark.parametrize("torn", [1, 40, 10_000])
+def test_a_last_line_torn_by_a_crash_is_dropped_wherever_it_tears(config_of, torn):
+    config = config_of()
+    train_steps(config, 5)
+    path = config.run_dir / "metrics.jsonl"
+    whole = path.read_bytes()
+    start_of_last = whole[:-1].rindex(b"\n") + 1
+    path.write_bytes(whole[: min(start_of_last + torn, len(whole) - 2)])
+    assert Run.read(config.run_dir).steps == 4
+    train_steps(config, 6, first_step=5)
+    assert [row["step"] for row in rows_of(config)] == [1, 2, 3, 4, 6]
+
+
+def test_a_line_that_is_no_row_inside_the_file_is_an_error_and_leaves_the_file(config_of):
+    config = config_of()
+    train_steps(config, 3)
+    path = config.run_dir / "metrics.jsonl"
+    damaged = path.read_text().replace('{"kind"', "{kind", 1)
+    path.write_text(damaged)
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 1"):
+        open_log(config, first_step=2)
+    assert path.read_text() == damaged
+
+
+def test_all_sources_together_are_scored_as_one_text():
+    """Two texts of known bytes: 100 tokens, 500 bytes, 1 nat each; 300 tokens, 600 bytes, 3."""
+    parts = [
+        EvalResult(1.0, 100 * 1.0 / math.log(2) / 500, 100),
+        EvalResult(3.0, 300 * 3.0 / math.log(2) / 600, 300),
+    ]
+    whole = combine(parts)
+    assert whole.tokens == 400
+    assert whole.loss == pytest.approx(1000 / 400)
+    assert whole.bits_per_byte == pytest.approx(1000 / math.log(2) / 1100)
+    assert combine([parts[0], EvalResult(1.0, None, 5)]).bits_per_byte is None
+
+
+def test_the_time_left_ignores_the_first_step_and_a_single_slow_one():
+    clock = Clock(steps=100)
+    clock.tick(60.0)
+    assert clock.left(1) is None
+    for seconds in (1.0, 1.2, 30.0, 1.1, 0.9):
+        clock.tick(seconds)
+    assert clock.left(6) == pytest.approx(94 * statistics.median([1.0, 1.2, 30.0, 1.1, 0.9]))
+    assert clock.left(100) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0, "0:00"), (59.6, "1:00"), (222, "3:42"), (3723, "1:02:03"), (1e5, "1d 03h")],
+)
+def test_durations_read_like_a_clock(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(7, "7"), (999.4, "999"), (999.6, "1.00k"), (12_345, "12.3k"), (999_600, "1.00M")]
+    + [(36e12, "36.0T"), (99_960, "100k")],
+)
+def test_counts_have_three_digits(number, text):
+    assert count(number) == text
+
+
+def test_a_log_file_gets_the_first_the_last_and_every_nth_step(config_of, capsys):
+    config = config_of("log.every_steps=8", "log.peak_tflops=1")
+    with open_log(config) as log:
+        for step in range(1, 21):
+            metrics = STEP | {"expert_balance": 1.31, "grad_norm": 0.83}
+            log.train(step, metrics, 3e-4, 9.0 if step == 1 else 2.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/20", "8/20", "16/20", "20/20"]
+    assert "\x1b" not in "".join(lines)
+    for part in ("loss 2.5000", "grad 0.83", "lr 3.0e-04", "512 tok/s", "MFU", "experts 1.31×"):
+        assert part in lines[1]
+    assert lines[1].endswith("left 0:24")
+    assert len({line.index("loss") for line in lines}) == 1
+
+
+def test_held_out_losses_are_shown_by_source_and_together(config_of, capsys):
+    with open_log(config_of()) as log:
+        log.evaluation(20, {"web [b]": EvalResult(2.0, 1.25, 10), "code": EvalResult(1.0, 0.5, 30)})
+        log.evaluation(20, {})
+    header, web, code, both = capsys.readouterr().out.splitlines()
+    assert "step 20" in header
+    assert web.split()[:3] == ["web", "[b]", "2.0000"]
+    assert "1.2500 bits/byte" in web
+    assert "1.0000" in code
+    assert both.split()[:2] == ["all", "1.2500"]
+
+
+def test_a_terminal_gets_a_bar_with_lines_above_it_and_its_cursor_back(config_of, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with open_log(config_of()) as log:
+            log.train(1, STEP, 1e-3, 1.0)
+            log.train(2, STEP, 1e-3, 3.0)
+            log.note("checkpoint [bold] of step 2 saved")
+        monkeypatch.undo()
+        shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert "━" in shown
+    assert "2/20" in shown
+    assert "left 0:54" in shown
+    assert "checkpoint [bold] of step 2 saved\r\n" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_tensorboard_shows_the_scalars_of_steps_and_evaluations(config_of):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = config_of("log.tensorboard=true")
+    with open_log(config) as log:
+        log.train(1, STEP, 1e-3, 0.5)
+        log.evaluation(1, {"a": EvalResult(2.0, None, 10)})
+    events = EventAccumulator(str(config.run_dir / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/tokens_per_second", "eval/a/loss"} <= tags
+    assert "eval/a/bits_per_byte" not in tags
+    assert events.Scalars("train/loss")[0].value == 2.5
+
+
+def test_a_missing_wandb_says_how_to_get_it(config_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"log\.wandb_project is set but .* pip install wandb"):
+        open_log(config_of("log.wandb_project=qwen"))
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(config_of, monkeypatch):
+    started, logged = [], []
+
+    def init(**settings):
+        started.append(settings)
+        run = types.SimpleNamespace(id=settings["id"] or f"id{len(started)}", log=logged.append)
+        run.define_metric, run.finish = (lambda *names, **axis: None), (lambda: None)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = config_of("log.wandb_project=qwen")
+    train_steps(config, 2)
+    train_steps(config, 3, first_step=2)
+    train_steps(config, 1)
+    assert [settings["id"] for settings in started] == [None, "id1", None]
+    assert [row["step"] for row in logged] == [1, 2, 3, 1]
+    assert logged[0]["train/loss"] == 9.0

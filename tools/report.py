@@ -1,0 +1,199 @@
+"""A training in one page: python tools/report.py RUN_DIR [RUN_DIR …]
+
+Reads metrics.jsonl of one or more runs, the stages of one training in order, prints how each went,
+and writes a web page that needs no other file, with the pictures beside it as PNG. Runs that are
+still under way may be read at any time.
+"""
+
+import argparse
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from megatron_qwen3.training.console import count, duration
+from megatron_qwen3.training.history import ALL_SOURCES, MetricsError, Run
+
+_EXAMPLES = """examples:
+  python tools/report.py runs/tiny-dense/pretrain_1_general
+  python tools/report.py runs/8b/pretrain_1_general runs/8b/pretrain_2_reasoning --out 8b.html
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Print how the stages of a training went and write a page about it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run folders, in order")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        help="page to write; its pictures go to the folder of the same name (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".html":
+        parser.error(f"--out {options.out}: the name of a page ends in .html")
+    try:
+        runs = [Run.read(folder) for folder in options.runs]
+        Console(width=None if sys.stdout.isatty() else 120).print(stage_table(runs))
+        write_report(runs, options.out)
+    except (MetricsError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.out}, pictures in {options.out.with_suffix('')}")
+    return 0
+
+
+def stage_table(runs: Sequence[Run]) -> Table:
+    """One line per stage, for a terminal."""
+    header, *lines = stage_rows(runs)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column(header[0], overflow="fold")
+    for name in header[1:]:  # short headers leave the width to the names of stages
+        table.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(Text, line))  # names are taken as they stand, without markup
+    return table
+
+
+def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """A line of headers and one line per stage; columns that no stage has numbers for are left out.
+
+    The last loss is the mean of the last 2 % of steps, since that of one step is mostly noise.
+    """
+    header = ["stage", "steps", "tokens", "first loss", "last loss", "held-out loss"]
+    header += ["bits per byte", "tok/s", "MFU", "time"]
+    lines = []
+    for number, run in enumerate(runs, 1):
+        loss, held_out = run.column("loss"), run.held_out().get(ALL_SOURCES, {})
+        mfu, rate = run.median("mfu"), run.median("tokens_per_second")
+        lines.append(
+            [
+                f"{number} {run.name}" if len(runs) > 1 else run.name,
+                f"{run.steps:,}",
+                count(run.tokens),
+                f"{loss[0]:.3f}",
+                f"{loss[-max(1, len(loss) // 50) :].mean():.3f}",
+                _number(held_out.get("loss"), 3),
+                _number(held_out.get("bits_per_byte"), 3),
+                "" if rate is None else count(rate),
+                "" if mfu is None else f"{100 * mfu:.1f}%",
+                duration(float(run.column("step_seconds").sum())),
+            ]
+        )
+    known = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    return [[line[i] for i in known] for line in [header, *lines]]
+
+
+def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list[str]]]:
+    """Every source's newest held-out loss in each stage, one line per source below the headers.
+
+    With it, for the line above the headers, names of stages and how many columns each has.
+    """
+    newest = [run.held_out() for run in runs]
+    sources = list(dict.fromkeys(source for rows in newest for source in rows))
+    sources.sort(key=lambda source: source == ALL_SOURCES)  # it stands last
+    groups, header, lines = [("", 1)], ["source"], [[source] for source in sources]
+    for run, rows in zip(runs, newest, strict=True):
+        columns = 0
+        for key, name in (("loss", "loss"), ("bits_per_byte", "bits per byte")):
+            cells = [_number(rows.get(source, {}).get(key)) for source in sources]
+            if any(cells):
+                columns += 1
+                header.append(name)
+                lines = [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
+        if columns:
+            groups.append((run.name, columns))
+    return groups, [header, *lines]
+
+
+def write_report(runs: Sequence[Run], out: Path) -> None:
+    """Write the page to `out` and its pictures as PNG to the folder of the same name."""
+    from tools.report_figures import draw_all  # matplotlib loads slowly; the table needs none
+
+    pictures = draw_all(runs)
+    folder = out.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    figures = "\n".join(
+        f'<figure class="{"wide" if picture.is_wide else "half"}"><figcaption>'
+        f"<b>{picture.title}</b> {picture.caption}</figcaption>{picture.svg}</figure>"
+        for picture in pictures
+    )
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    names = " → ".join(run.name for run in runs)
+    stages, held_out = held_out_rows(runs)
+    page = [
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Training report: {html.escape(names)}</title><style>{style}</style>",
+        f"<main><header><h1>Training report</h1><p>{html.escape(names)}</p></header>",
+        _key_numbers(runs),
+        _html_table("Stages", stage_rows(runs)),
+        f'<section class="figures">{figures}</section>',
+        _html_table("Held-out text by source", held_out, stages) if len(held_out) > 1 else "",
+        _configurations(runs),
+        "</main></html>\n",
+    ]
+    out.write_text("\n".join(page), encoding="utf-8")
+
+
+def _key_numbers(runs: Sequence[Run]) -> str:
+    """The training in a few large numbers."""
+    header, *lines = stage_rows(runs)
+    last = dict(zip(header, lines[-1], strict=True))
+    first_loss = dict(zip(header, lines[0], strict=True))["first loss"]
+    seconds = sum(float(run.column("step_seconds").sum()) for run in runs)
+    tiles = [
+        (count(sum(run.tokens for run in runs)), "tokens trained on"),
+        (f"{first_loss} → {last['last loss']}", "training loss, first to last"),
+        (last.get("bits per byte", ""), "held-out bits per byte"),
+        (last.get("tok/s", ""), "tokens per second, last stage"),
+        (duration(seconds), "training time"),
+    ]
+    cells = [f"<div><b>{html.escape(n)}</b><span>{what}</span></div>" for n, what in tiles if n]
+    return f'<section class="numbers">{"".join(cells)}</section>'
+
+
+def _html_table(title: str, rows: list[list[str]], groups: Sequence[tuple[str, int]] = ()) -> str:
+    """A section with a table; groups are names that span columns, above the line of headers."""
+    header, *lines = ([html.escape(cell) for cell in row] for row in rows)
+    head = "".join(f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in groups)
+    head = f'<tr class="groups">{head}</tr>' if head else ""
+    head += f"<tr>{''.join(f'<th>{cell}</th>' for cell in header)}</tr>"
+    body = "".join(
+        f"<tr><th>{line[0]}</th>{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>"
+        for line in lines
+    )
+    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<section><h2>{title}</h2><div class="scroll">{table}</div></section>'
+
+
+def _configurations(runs: Sequence[Run]) -> str:
+    folded = "".join(
+        f"<details><summary>{html.escape(run.name)}</summary>"
+        f"<pre>{html.escape(run.config_text)}</pre></details>"
+        for run in runs
+        if run.config_text
+    )
+    return f"<section><h2>Configuration</h2>{folded}</section>" if folded else ""
+
+
+def _number(value: float | None, decimals: int = 4) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

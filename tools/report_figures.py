@@ -1,0 +1,272 @@
+"""The pictures of a training report, drawn with matplotlib.
+
+`draw_all(runs)` gives one `Picture` per question that a person asks of a training: the stages stand
+one after another over the tokens trained on. Each is a PNG for the light, and an SVG that takes
+its colours and fonts from the page it stands in, so that it is sharp and follows light and dark.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megatron_qwen3.training.console import count
+from megatron_qwen3.training.history import ALL_SOURCES, Run
+
+# Colour on paper -> CSS variable of the page. The hues are those of Okabe and Ito, which people
+# with any kind of colour blindness tell apart.
+INK, MUTED, FAINT = "#1d2129", "#6b7280", "#e2e5ea"
+HUES = ("#0072b2", "#d55e00", "#009e73", "#b8579a", "#c98a00", "#3a9ad9", "#7a6a53")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"} | {
+    hue: f"--hue-{i}" for i, hue in enumerate(HUES)
+}
+_STYLE: dict[Any, Any] = {
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,  # names come from files; a $ in one is a $
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "report",
+}
+_MOST_POINTS = 3000  # of one curve; a picture shows no more
+_LETTER_POINTS = 5.0  # roughly
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: `name` is that of its file, `svg` an element to stand in an HTML page."""
+
+    name: str
+    title: str
+    caption: str
+    is_wide: bool
+    svg: str
+    png: bytes
+
+
+def draw_all(runs: Sequence[Run]) -> list[Picture]:
+    """Every picture that the runs have numbers for."""
+    with mpl.rc_context(_STYLE):
+        return list(_pictures(runs))
+
+
+def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
+    bold = "every step faint, the mean around it bold"
+    yield _curve(runs, "loss", "loss", "Training loss", bold, "nats per token", is_wide=True)
+    yield from _held_out(runs, "loss", "Held-out loss", "nats per token")
+    yield from _held_out(runs, "bits_per_byte", "Held-out bits per byte", "bits per byte")
+    clip = "before clipping"
+    yield _curve(runs, "gradient_norm", "grad_norm", "Gradient norm", clip, "L2 norm")
+    yield _curve(runs, "learning_rate", "lr", "Learning rate", "", "learning rate")
+    speed = ("tokens_per_second", "tokens_per_second", "Speed", "all ranks together")
+    yield _curve(runs, *speed, "tokens per second")
+    if any("expert_balance" in run.columns for run in runs):
+        balance = ("expert_balance", "expert_balance", "Expert balance", "1 is even")
+        yield _curve(runs, *balance, "load of the busiest ÷ mean expert")
+
+
+def _curve(
+    runs: Sequence[Run],
+    name: str,
+    column: str,
+    title: str,
+    caption: str,
+    unit: str,
+    is_wide: bool = False,
+) -> Picture:
+    """One metric over all stages: every step faint, the mean of its neighbours bold."""
+    axes = _axes(runs, unit, is_wide)
+    for run, offset in zip(runs, _offsets(runs), strict=False):
+        tokens, values = offset + run.column("tokens"), run.column(column)
+        line = values if column == "lr" else smooth(values)
+        thin = slice(None, None, -(-len(values) // _MOST_POINTS))
+        axes.plot(tokens[thin], values[thin], color=HUES[0], alpha=0.25, linewidth=0.8)
+        axes.plot(tokens[thin], line[thin], color=HUES[0], linewidth=1.8)
+    if column in ("tokens_per_second", "lr"):
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(
+        {"tokens_per_second": _count_tick, "lr": _rate_tick}.get(column, _plain_tick)
+    )
+    return _finish(axes, name, title, caption, is_wide)
+
+
+def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[Picture]:
+    """One line per source; where there are too many to tell apart, only the extremes are named."""
+    curves = _held_out_curves(runs, key)
+    if not curves:
+        return
+    axes = _axes(runs, unit)
+    sources = [source for source in curves if source != ALL_SOURCES]
+    ends = {source: float(curves[source][1][-1]) for source in sources}
+    colours = dict(zip(sources, HUES, strict=False))
+    if len(sources) > len(HUES):
+        colours = {
+            min(ends, key=ends.__getitem__): HUES[0],
+            max(ends, key=ends.__getitem__): HUES[1],
+        }
+    has_all = ALL_SOURCES in curves and len(sources) > 1
+    for source in [*sources, *([ALL_SOURCES] if has_all else [])]:
+        tokens, values = curves[source]
+        colour = INK if source == ALL_SOURCES else colours.get(source, FAINT)
+        width = 2.0 if source == ALL_SOURCES else 1.3
+        marker = "o" if len(tokens) <= 25 else ""
+        axes.plot(tokens, values, color=colour, linewidth=width, marker=marker, markersize=2.5)
+    named = {source: (curves[source], colours[source]) for source in colours}
+    if has_all:
+        named["all sources"] = (curves[ALL_SOURCES], INK)
+    _label_ends(axes, named)
+    axes.yaxis.set_major_formatter(_plain_tick)
+    name = {"loss": "held_out_loss"}.get(key, key)
+    yield _finish(axes, name, title, "text never trained on", is_wide=False)
+
+
+def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per source the tokens trained on and the values there."""
+    points: dict[str, dict[float, float]] = {}
+    for run, offset in zip(runs, _offsets(runs), strict=False):
+        tokens_of_step = run.tokens / run.steps
+        for row in run.evaluations:
+            if row.get(key) is not None:
+                curve = points.setdefault(str(row["source"]), {})
+                curve[offset + row["step"] * tokens_of_step] = row[key]
+    return {
+        source: (np.array(list(curve)), np.array(list(curve.values())))
+        for source, curve in points.items()
+    }
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Mean of the neighbours of each value, 2 % of the curve to either side.
+
+    The first values have fewer on both sides, so that a steep start keeps its height, and the last
+    ones fewer after them, so that the end is as calm as the rest. NaN counts for nothing.
+    """
+    place = np.arange(len(values))
+    reach = np.minimum(max(1, len(values) // 50), place)
+    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
+    known = np.concatenate([[0.0], np.cumsum(~np.isnan(values))])
+    first, last = place - reach, np.minimum(place + reach + 1, len(values))
+    with np.errstate(invalid="ignore"):
+        return np.divide(sums[last] - sums[first], known[last] - known[first])
+
+
+def _offsets(runs: Sequence[Run]) -> list[int]:
+    """Tokens trained on before each run, and after the last: one number more than runs."""
+    return [0, *np.cumsum([run.tokens for run in runs]).tolist()]
+
+
+def _axes(runs: Sequence[Run], unit: str, is_wide: bool = False) -> Axes:
+    """Axes over the tokens of all runs, with the stages marked above them."""
+    figure = Figure(figsize=(10.4, 3.7) if is_wide else (5.1, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("tokens trained on")
+    axes.set_ylabel(unit)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_formatter(_count_tick)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(8 if is_wide else 5))
+    offsets = _offsets(runs)
+    axes.set_xlim(0, offsets[-1])
+    if len(runs) > 1:
+        _mark_stages(axes, [run.name for run in runs], offsets, 640 if is_wide else 270)
+    return axes
+
+
+def _mark_stages(axes: Axes, names: list[str], offsets: list[int], width_points: float) -> None:
+    """A line between stages; above the axes the number of each and, where it fits, its name."""
+    for i, name in enumerate(names):
+        if i:
+            axes.axvline(offsets[i], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        share = (offsets[i + 1] - offsets[i]) / offsets[-1]
+        text = f"{i + 1}  {name}"
+        if len(text) * _LETTER_POINTS > share * width_points:
+            text = str(i + 1)
+        anchor = axes.get_xaxis_transform()
+        style: dict[str, Any] = {"fontsize": 8, "color": MUTED, "va": "bottom"}
+        axes.annotate(
+            text, (offsets[i], 1), (2, 3), xycoords=anchor, textcoords="offset points", **style
+        )
+
+
+def _label_ends(axes: Axes, named: dict[str, tuple[tuple[np.ndarray, np.ndarray], str]]) -> None:
+    """Names of curves in the right margin, level with their ends and never on one another."""
+    low, high = axes.get_ylim()
+    order = sorted(named, key=lambda name: named[name][0][1][-1])
+    heights = spread([(named[n][0][1][-1] - low) / (high - low) for n in order], 0.065)
+    for name, height in zip(order, heights, strict=True):
+        (tokens, values), colour = named[name]
+        short = name if len(name) <= 16 else name[:15] + "…"
+        axes.annotate(
+            short,
+            (tokens[-1], values[-1]),
+            (1.03, height),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5},
+        )
+
+
+def spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Ascending heights, moved as little as a sweep up and one down need to keep a distance."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + distance) if placed else height)
+    top = max(1.0, distance * (len(placed) - 1))
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], top)
+        top = placed[i] - distance
+    return placed
+
+
+def _finish(axes: Axes, name: str, title: str, caption: str, is_wide: bool) -> Picture:
+    figure = axes.get_figure(root=True)
+    assert figure
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=160, facecolor="white")
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return Picture(name, title, caption, is_wide, _themed(svg.getvalue(), title), png.getvalue())
+
+
+def _themed(svg: str, title: str) -> str:
+    """The <svg> element alone, as wide as the page lets it be, with the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # ids that would repeat in every picture
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def _count_tick(value: float, _: object) -> str:
+    text = count(value)
+    return f"{float(text[:-1]):g}{text[-1]}" if text[-1].isalpha() else text
+
+
+def _rate_tick(value: float, _: object) -> str:
+    mantissa, _, power = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(power)}" if value else "0"
+
+
+def _plain_tick(value: float, _: object) -> str:
+    return f"{value:.3g}"
