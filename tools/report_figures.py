@@ -165,7 +165,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     known = np.concatenate([[0.0], np.cumsum(~np.isnan(values))])
     first, last = place - reach, np.minimum(place + reach + 1, len(values))
     with np.errstate(invalid="ignore"):
-        return np.divide(sums[last] - sums[first], known[last] - known[first])
+        means: np.ndarray = (sums[last] - sums[first]) / (known[last] - known[first])
+    return means
 
 
 def _offsets(runs: Sequence[Run]) -> list[int]:
