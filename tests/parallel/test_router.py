@@ -1,0 +1,106 @@
+"""The balance loss is one of the global batch: its gradient knows no layout and no micro-batch."""
+
+import functools
+
+import pytest
+import torch
+from ranks import run_ranks
+from shards import assemble, difference, local_shards
+
+from megatron_qwen3.config import load
+from megatron_qwen3.model.build import transformer_config
+from megatron_qwen3.model.router import Router
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+
+COEFFICIENT = 0.7
+SETTINGS = (
+    "model.preset=tiny-moe",
+    f"model.router_aux_loss={COEFFICIENT}",
+    "train.steps=2",
+    "train.precision=fp32",
+    "train.global_batch=8",
+    "data.sequence_length=32",
+    "optim.distributed=false",
+    "optim.clip_grad=0.0",
+)
+
+
+def router_gradients(hidden_TH, share_E, micro_batches):
+    """Gradients of router weight and hidden states, by the router and by plain autograd."""
+    config = load([], SETTINGS)
+    router = Router(transformer_config(config, Layout.of(config, 1)))
+    weight = torch.linspace(-1, 1, router.weight.numel()).sin().view_as(router.weight)
+    router.weight.data.copy_(weight)
+    router.expert_share.copy_(share_E)
+    router.begin_step(len(hidden_TH))
+    hidden_TH.requires_grad_()
+    for micro_TH in hidden_TH.chunk(micro_batches):
+        probs_TK, _ = router(micro_TH)
+        (0 * probs_TK).sum().backward()
+    actual = router.weight.grad, hidden_TH.grad
+
+    weight.requires_grad_()
+    plain_TH = hidden_TH.detach().clone().requires_grad_()
+    mean_prob_E = (plain_TH @ weight.t()).softmax(-1).mean(0)
+    (COEFFICIENT * len(share_E) * (share_E * mean_prob_E).sum()).backward()
+    return actual, (weight.grad, plain_TH.grad)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_balance_gradient_is_that_of_experts_times_share_times_mean_probability(micro_batches):
+    random = torch.Generator().manual_seed(3)
+    hidden_TH = torch.randn(96, 64, generator=random)
+    share_E = torch.rand(8, generator=random).softmax(0)
+    actual, expected = run_ranks(router_gradients, 1, hidden_TH, share_E, micro_batches)[0]
+    for gradient, plain in zip(actual, expected, strict=True):
+        assert plain.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, plain, rtol=1e-5, atol=1e-8)
+
+
+def no_loss(outputs, batch):
+    return 0 * outputs.log_prob_BS
+
+
+def balance_only(*settings):
+    """Gradients of a second step whose loss is the balance loss alone, and the share it is for."""
+    config = load([], [*SETTINGS, *settings])
+    engine = Engine(config, start(config))
+    random = torch.Generator().manual_seed(5)
+    tokens_BS = torch.randint(0, 512, (8, 32), generator=random)
+    mine_BS = tokens_BS.chunk(engine.layout.data)[engine.data_rank]
+    for rate in (0.0, 1e-4):  # the first step only counts
+        engine.train_step(TokenBatch.of(mine_BS, mine_BS), no_loss, rate)
+    return {
+        "gradients": local_shards(engine.models, lambda p: getattr(p, "main_grad", None)),
+        "share": engine.routers[0].expert_share,
+    }
+
+
+@functools.cache
+def one_rank_one_micro_batch():
+    return run_ranks(balance_only, 1, "train.micro_batch=8")[0]
+
+
+LAYOUTS = {
+    "micro-batches": (1, ()),
+    "dp4": (4, ()),
+    "ep2": (2, ("parallel.expert=2",)),
+    "tp2-dp2": (4, ("parallel.tensor=2",)),
+    "pp2-recompute": (2, ("parallel.pipeline=2", "parallel.recompute=full")),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_balance_gradient_does_not_depend_on_ranks_or_micro_batches(layout):
+    ranks, settings = LAYOUTS[layout]
+    expected = one_rank_one_micro_batch()
+    assert expected["share"].std() > 1e-3
+    results = run_ranks(balance_only, ranks, "train.micro_batch=1", *settings)
+    gradients = assemble([result["gradients"] for result in results])
+    relative, name = difference(gradients, assemble([expected["gradients"]]))
+    assert relative < 1e-5, name
+    router = next(tensor for name, tensor in gradients.items() if name.endswith("router.weight"))
+    assert router.norm() > 1e-4

@@ -1,0 +1,195 @@
+"""Logits and gradients equal transformers' Qwen3 and Qwen3-MoE, for the same random weights.
+
+Ours run on a rank of their own; transformers runs here, with the weights that the rank sends. The
+copy of weights stands here a second time, apart from the one of `convert`, to check both.
+"""
+
+import functools
+import re
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from megatron_qwen3.config import load
+from megatron_qwen3.model.build import build
+from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.parallel.runtime import start
+
+transformers = pytest.importorskip("transformers")
+
+BATCH, LENGTHS = 2, (3, 17, 64)
+MODELS = {
+    "dense": ("model.preset=tiny-dense",),
+    "dense-untied": ("model.preset=tiny-dense", "model.tie_embeddings=false"),
+    "dense-theta-10000": ("model.preset=tiny-dense", "model.rope_theta=1e4"),
+    "moe": ("model.preset=tiny-moe",),
+    "moe-tied": ("model.preset=tiny-moe", "model.tie_embeddings=true"),
+    "moe-theta-10000": ("model.preset=tiny-moe", "model.rope_theta=1e4"),
+}
+
+
+def tiny(*settings):
+    base = ["train.steps=1", "train.precision=fp32", "model.router_aux_loss=0.0"]
+    return load([], [*base, *settings])
+
+
+def token_ids(length):
+    random = torch.Generator().manual_seed(length)
+    return torch.randint(0, 512, (BATCH, length + 1), generator=random)
+
+
+def ours(*settings):
+    """Weights, and for each length the logits and the gradients of the mean cross-entropy."""
+    config = tiny(*settings)
+    (model,) = build(config, start(config))
+    _randomize(model)
+    results = {}
+    for length in LENGTHS:
+        ids = token_ids(length)
+        with torch.no_grad():
+            logits_BSV = model(ids[:, :-1], position_ids=None, attention_mask=None)
+        model.zero_grad()
+        log_probs_2BS = model(ids[:, :-1], None, None, labels=ids[:, 1:].contiguous())
+        (-log_probs_2BS[0].mean()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results[length] = logits_BSV, gradients
+    return {name: p.data for name, p in model.named_parameters()}, results
+
+
+@torch.no_grad()
+def _randomize(model):
+    """Weights large enough that every part of the model shows in the logits, norms far from 1."""
+    random = torch.Generator().manual_seed(11)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=random)
+        parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 0.12 * noise)
+
+
+# transformers' name and ours; {} is the layer.
+_NAMES = {
+    "model.embed_tokens.weight": "embedding.word_embeddings.weight",
+    "model.norm.weight": "decoder.final_layernorm.weight",
+    "lm_head.weight": "output_layer.weight",
+    "input_layernorm.weight": "input_layernorm.weight",
+    "post_attention_layernorm.weight": "pre_mlp_layernorm.weight",
+    "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
+    "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
+    "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
+    "mlp.down_proj.weight": "mlp.linear_fc2.weight",
+    "mlp.gate.weight": "mlp.router.weight",
+    "mlp.experts.gate_up_proj": "mlp.experts.weight1",
+    "mlp.experts.down_proj": "mlp.experts.weight2",
+}
+
+
+def as_theirs(ours, model):
+    """Our tensors by transformers' names; gradients move as the weights do."""
+    theirs = {}
+    for name, tensor in ours.items():
+        layer, inner = re.fullmatch(r"(?:decoder\.layers\.(\d+)\.)?(.*)", name).groups()
+        prefix = f"model.layers.{layer}." if layer else ""
+        for part, value in _parts(inner, tensor, model):
+            theirs[prefix + part] = value
+    return theirs
+
+
+def _parts(name, tensor, model):
+    if name.endswith("linear_qkv.weight"):
+        # Per key-value group: its query heads, the key head, the value head.
+        heads = model.num_attention_heads // model.num_query_groups
+        grouped = tensor.view(model.num_query_groups, heads + 2, model.head_dim, -1)
+        for part, value in zip("qkv", grouped.split([heads, 1, 1], dim=1), strict=True):
+            yield f"self_attn.{part}_proj.weight", value.reshape(-1, tensor.shape[1])
+    elif name.endswith("linear_fc1.weight"):
+        gate, up = tensor.chunk(2)
+        yield from (("mlp.gate_proj.weight", gate), ("mlp.up_proj.weight", up))
+    else:
+        (their_name,) = [theirs for theirs, our_name in _NAMES.items() if our_name == name]
+        yield their_name, tensor
+
+
+def theirs(model, weights):
+    shared = {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tie_embeddings,
+        "attn_implementation": "eager",
+    }
+    if model.num_experts:
+        config = transformers.Qwen3MoeConfig(
+            num_experts=model.num_experts,
+            num_experts_per_tok=model.experts_per_token,
+            moe_intermediate_size=model.expert_ffn_hidden_size,
+            norm_topk_prob=True,
+            **shared,
+        )
+        network = transformers.Qwen3MoeForCausalLM(config)
+    else:
+        network = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shared))
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"] if model.tie_embeddings else [], [])
+    return network
+
+
+@functools.cache
+def ours_and_theirs(name):
+    config = tiny(*MODELS[name])
+    weights, results = run_ranks(ours, 1, *MODELS[name])[0]
+    return config.model, results, theirs(config.model, as_theirs(weights, config.model))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_transformers(name, length):
+    _, results, network = ours_and_theirs(name)
+    expected = network(token_ids(length)[:, :-1]).logits
+    logits_BSV, _ = results[length]
+    assert logits_BSV.shape == (BATCH, length, 512)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(logits_BSV, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_equal_transformers(name, length):
+    model, results, network = ours_and_theirs(name)
+    ids = token_ids(length)
+    network.zero_grad()
+    logits_BSV = network(ids[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    gradients = as_theirs(results[length][1], model)
+    expected = {name: p.grad for name, p in network.named_parameters()}
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        apart = (gradients[parameter] - gradient).norm()
+        assert apart <= 1e-5 * gradient.norm(), (parameter, apart, gradient.norm())
+
+
+def fresh_statistics(*settings):
+    """{name: (elements, mean, standard deviation)} of a fresh model."""
+    config = tiny(*settings)
+    (model,) = build(config, start(config))
+    return {
+        name: (p.numel(), p.mean().item(), p.std().item()) for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", ["dense", "dense-untied", "moe", "moe-tied"])
+def test_fresh_weights_have_the_right_number_and_spread(name):
+    config = tiny(*MODELS[name])
+    statistics = run_ranks(fresh_statistics, 1, *MODELS[name])[0]
+    assert sum(count for count, _, _ in statistics.values()) == parameter_count(config.model)
+    for parameter, (count, mean, std) in statistics.items():
+        if "norm" in parameter:
+            assert (mean, std) == (1.0, 0.0), parameter
+        else:
+            assert abs(mean) < 5 * 0.02 / count**0.5, parameter
+            assert std == pytest.approx(0.02, rel=5 / count**0.5), parameter
