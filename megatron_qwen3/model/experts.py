@@ -87,9 +87,7 @@ class Exchange:
         mine_pe = counts_pE.view(p, -1)[:, first : first + self.experts_per_rank]
         received_tpe = _all_gather(mine_pe.contiguous(), self.tensor_group)
         received_tpe = received_tpe.view(t, p, self.experts_per_rank)
-        return ExchangePlan(
-            counts_E, received_tpe, self.experts_per_rank, self.tensor_group.rank()
-        )
+        return ExchangePlan(counts_E, received_tpe, self.experts_per_rank, self.tensor_group.rank())
 
     def send(self, rows: Tensor, plan: ExchangePlan) -> Tensor:
         """Rows sorted by global expert -> rows of this rank's experts, sorted by expert."""

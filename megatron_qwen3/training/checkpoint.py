@@ -71,6 +71,7 @@ def save(engine: Engine, config: Config, step: int) -> Path:
     All ranks call it. Needs room for one checkpoint more than checkpoint.keep.
     """
     engine.gather_weights()
+    engine.synchronize_weights()
     final = config.run_dir / "checkpoints" / f"step_{step:08d}"
     partial = final.with_name(f"{final.name}.partial")
     if dist.get_rank() == 0:
@@ -90,7 +91,6 @@ def save(engine: Engine, config: Config, step: int) -> Path:
 
 def load(engine: Engine, checkpoint: Path) -> int:
     """Weights and optimizer, into whatever layout `engine` has; the steps done until then."""
-    optim.allocate_state(engine.optimizer)
     loaded = dist_checkpointing.load(_state(engine, is_loading=True), str(checkpoint))
     _load_weights(engine, loaded)
     optim.load_state(engine.optimizer, loaded["optimizer"])
@@ -105,6 +105,7 @@ def load_weights(engine: Engine, checkpoint: Path) -> None:
 
 def _state(engine: Engine, is_loading: bool) -> dict[str, Any]:
     weights = _weights(engine)
+    optim.allocate_state(engine.optimizer)
     # Without is_loading the template of a load has no moments and they are silently dropped.
     optimizer = engine.optimizer.sharded_state_dict(
         weights, is_loading=is_loading, metadata=_metadata()

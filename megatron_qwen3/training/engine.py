@@ -62,6 +62,16 @@ class Engine:
         """Whether this rank is the one that speaks and writes for all."""
         return dist.get_rank() == 0
 
+    def synchronize_weights(self) -> None:
+        """Make the weights of every rank those of the last step.
+
+        With overlap each data rank updates its share, and the shares meet in the next forward
+        pass: whoever reads weights between two steps must call this first.
+        """
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
     def sum_over_data(self, x: Tensor) -> Tensor:
         """`x`, a CPU tensor of one number or more per data rank, added up over the data ranks."""
         return self._sum_over_data(x.to(self.device)).cpu()

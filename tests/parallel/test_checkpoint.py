@@ -1,0 +1,182 @@
+"""Checkpoints: a resumed run equals an undisturbed one, in the same layout and in any other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from shards import assemble, difference, local_shards
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.losses import cross_entropy
+
+SEQUENCES, POSITIONS, VOCABULARY = 8, 32, 512
+LAYOUTS = {
+    "one": (1, ()),
+    "dp2": (2, ()),
+    "tp2-pp2": (4, ("parallel.tensor=2", "parallel.pipeline=2")),
+    "pp2-vpp2": (2, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
+    "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2")),
+    "etp2": (2, ("parallel.tensor=2", "parallel.expert_tensor=2")),
+}
+
+
+def settings(run_dir, preset, layout, *more):
+    return load(
+        [],
+        [
+            f"model.preset={preset}",
+            "train.steps=9",
+            "train.precision=fp32",
+            f"train.global_batch={SEQUENCES}",
+            f"data.sequence_length={POSITIONS}",
+            f"run.dir={run_dir}",
+            *LAYOUTS[layout][1],
+            *more,
+        ],
+    )
+
+
+def steps(engine, first, last):
+    """The losses of steps first … last-1; step s always sees the same batch."""
+    rows = SEQUENCES // engine.layout.data
+    losses = []
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(VOCABULARY, (SEQUENCES, POSITIONS + 1), generator=generator)
+        mine = ids[engine.data_rank * rows : (engine.data_rank + 1) * rows]
+        batch = TokenBatch.of(mine[:, :-1], mine[:, 1:])
+        losses.append(engine.train_step(batch, cross_entropy, 1e-3)["loss"])
+    return losses
+
+
+def weights_of(engine):
+    engine.synchronize_weights()
+    return local_shards(engine.models, lambda t: t)
+
+
+def undisturbed(config):
+    engine = Engine(config, start(config))
+    losses = steps(engine, 0, 2)
+    checkpoint.save(engine, config, 2)
+    return losses + steps(engine, 2, 5), weights_of(engine)
+
+
+def resumed(config, path):
+    engine = Engine(config, start(config))
+    assert checkpoint.load(engine, path) == 2
+    return steps(engine, 2, 5), weights_of(engine)
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout"),
+    [("tiny-dense", "tp2-pp2"), ("tiny-moe", "dp2"), ("tiny-moe", "tp2-ep2")],
+)
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, layout):
+    config, ranks = settings(tmp_path, preset, layout), LAYOUTS[layout][0]
+    whole = run_ranks(undisturbed, ranks, config)
+    (saved,) = checkpoint.checkpoints(config.run_dir)
+    again = run_ranks(resumed, ranks, config, saved)
+    assert again[0][0] == whole[0][0][2:]
+    weights = assemble([shards for _, shards in again])
+    for name, expected in assemble([shards for _, shards in whole]).items():
+        assert torch.equal(weights[name], expected), name
+
+
+@pytest.mark.parametrize(
+    ("preset", "before", "after"),
+    [
+        ("tiny-dense", "dp2", "pp2-vpp2"),
+        ("tiny-moe", "tp2-ep2", "one"),
+        ("tiny-moe", "one", "etp2"),
+        ("tiny-moe", "etp2", "pp2-vpp2"),
+        pytest.param("tiny-dense", "pp2-vpp2", "tp2-pp2", marks=pytest.mark.slow),
+        pytest.param("tiny-moe", "pp2-vpp2", "tp2-ep2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_in_another_layout_with_the_same_losses(tmp_path, preset, before, after):
+    config = settings(tmp_path, preset, before)
+    whole = run_ranks(undisturbed, LAYOUTS[before][0], config)
+    (saved,) = checkpoint.checkpoints(config.run_dir)
+    changed = settings(tmp_path, preset, after)
+    again = run_ranks(resumed, LAYOUTS[after][0], changed, saved)
+    assert again[0][0] == pytest.approx(whole[0][0][2:], rel=1e-6)
+    weights = assemble([shards for _, shards in again])
+    worst, name = difference(weights, assemble([shards for _, shards in whole]))
+    assert worst < 1e-5, name
+
+
+def only_loaded(config, path):
+    engine = Engine(config, start(config))
+    checkpoint.load_weights(engine, path)
+    return weights_of(engine)
+
+
+def saved_once(config):
+    engine = Engine(config, start(config))
+    steps(engine, 0, 1)
+    checkpoint.save(engine, config, 1)
+    return weights_of(engine)
+
+
+@pytest.mark.parametrize(("precision", "layout"), [("fp32", "dp2"), ("bf16", "one")])
+def test_a_new_stage_starts_from_the_saved_weights(tmp_path, precision, layout):
+    """On two data ranks the saved weights are those after the step, not half of those before."""
+    config = settings(tmp_path, "tiny-moe", layout, f"train.precision={precision}")
+    ranks = LAYOUTS[layout][0]
+    saved_weights = assemble(run_ranks(saved_once, ranks, config))
+    loaded = assemble(run_ranks(only_loaded, ranks, config, checkpoint.find(str(config.run_dir))))
+    for name, expected in saved_weights.items():
+        assert torch.equal(loaded[name], expected), name
+
+
+def moved_by_a_still_step(config, path):
+    engine = Engine(config, start(config))
+    checkpoint.load_weights(engine, path)
+    rows = torch.randint(VOCABULARY, (SEQUENCES, POSITIONS + 1))
+    engine.train_step(TokenBatch.of(rows[:, :-1], rows[:, 1:]), cross_entropy, 0.0)
+    engine.synchronize_weights()
+    return local_shards(engine.models, lambda t: t if t.requires_grad else None)
+
+
+def test_master_weights_follow_the_loaded_ones(tmp_path):
+    config = settings(tmp_path, "tiny-dense", "one", "train.precision=bf16")
+    saved_weights = assemble(run_ranks(saved_once, 1, config))
+    path = checkpoint.find(str(config.run_dir))
+    still = assemble(run_ranks(moved_by_a_still_step, 1, config, path))
+    for name, values in still.items():
+        assert torch.equal(values, saved_weights[name]), name
+
+
+def save_three(config):
+    """Before the first step: a checkpoint needs no trained optimizer."""
+    engine = Engine(config, start(config))
+    for step in (1, 2, 3):
+        checkpoint.save(engine, config, step)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    config = settings(tmp_path, "tiny-dense", "one", "checkpoint.keep=2")
+    run_ranks(save_three, 1, config)
+    assert [checkpoint.step_of(c) for c in checkpoint.checkpoints(config.run_dir)] == [2, 3]
+
+
+def test_a_half_written_checkpoint_is_not_found(tmp_path):
+    (tmp_path / "checkpoints" / "step_00000004.partial").mkdir(parents=True)
+    assert checkpoint.checkpoints(tmp_path) == []
+    with pytest.raises(ConfigError, match="neither a checkpoint nor a run folder"):
+        checkpoint.find(str(tmp_path))
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
+    config = settings(tmp_path, "tiny-dense", "one")
+    run_ranks(save_three, 1, config)
+    path = checkpoint.find(str(Path(config.run_dir)))
+    wider = settings(tmp_path, "tiny-dense", "one", "model.ffn_hidden_size=256")
+    with pytest.raises(ConfigError, match=r"model.ffn_hidden_size = 256.*saved with 192"):
+        checkpoint.check_same_model(wider, path)
+    checkpoint.check_same_model(settings(tmp_path, "tiny-dense", "one", "model.rope_theta=5"), path)
