@@ -37,7 +37,8 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     """Rotate the half-split pairs (i, i + D/2) of q [S, B, N, D] and k [S, B, G, D].
 
     cos and sin are [S, 1, 1, D] with equal halves (arXiv 2104.09864, eq. 34, with Qwen3's pairs);
-    they are rounded to q's dtype first, as transformers does.
+    they are rounded to q's dtype first, as transformers does. The results lie in memory as
+    [B, N, S, D]: attention kernels then read one head's positions next to each other.
     """
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
     return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
@@ -51,7 +52,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     heads_per_group = q.shape[2] // k.shape[2]
     if q.is_cuda and q.dtype == torch.float32:  # the kernel that takes float32 knows no groups
         k, v = (t.repeat_interleave(heads_per_group, dim=2) for t in (k, v))
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+    q, k, v = (t.permute(1, 2, 0, 3).contiguous() for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     return mixed.permute(2, 0, 1, 3).flatten(2)
@@ -138,19 +139,19 @@ class _Rotate(Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, direction=1)
+        S, B, N, D = x.shape
+        return _rotated(x, cos, sin, 1, out=x.new_empty(B, N, S, D).permute(2, 0, 1, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _rotated(grad, *ctx.saved_tensors, direction=-1), None, None
+        return _rotated(grad, *ctx.saved_tensors, -1, out=grad.new_empty(grad.shape)), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     sin = sin[..., : first.shape[-1]]
-    output = x * cos
-    left, right = output.chunk(2, dim=-1)
+    left, right = torch.mul(x, cos, out=out).chunk(2, dim=-1)
     left.addcmul_(second, sin, value=-direction)
     right.addcmul_(first, sin, value=direction)
-    return output
+    return out
