@@ -16,8 +16,8 @@ from megatron_qwen3.config import Config, ConfigError
 EXAMPLES = """\
 examples:
   # one rank on this machine
-  python -m megatron_qwen3.train examples/stages/pretrain_1_general.toml examples/models/tiny_moe.toml \\
-      train.tokens=0 train.steps=100
+  python -m megatron_qwen3.train examples/quickstart/stage_1_general.toml \\
+      examples/models/tiny_moe.toml model.vocab_size=2048
 
   # eight ranks: two split each matrix, two the layers, two the experts, two the data
   torchrun --nproc-per-node 8 -m megatron_qwen3.train STAGE.toml MODEL.toml \\
@@ -32,7 +32,7 @@ A run that was stopped goes on from its newest checkpoint when started again.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; the exit status: 0 done, 2 a setting is wrong, 1 the run failed."""
+    """The exit status: 0 done, 2 a setting is wrong, 1 the run was stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_qwen3.train",
         description="Train a Qwen3 stage on megatron-core.",

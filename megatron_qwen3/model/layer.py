@@ -88,7 +88,7 @@ class SelfAttention(MegatronModule):
 
 
 class DenseMLP(MegatronModule):
-    """SwiGLU (arXiv 2002.05202): down(silu(gate) * up); `linear_fc1` holds this rank's [gate; up]."""
+    """SwiGLU (arXiv 2002.05202), down(silu(gate) * up); `linear_fc1` is this rank's [gate; up]."""
 
     def __init__(self, config: TransformerConfig, pg_collection: Any) -> None:
         super().__init__(config)

@@ -19,7 +19,9 @@ class RotaryTables(RotaryEmbedding):
     """
 
     def __init__(self, head_dim: int, base: float) -> None:
-        super().__init__(head_dim, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True)
+        super().__init__(
+            head_dim, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True
+        )
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
@@ -40,6 +40,9 @@ def run(config: Config, layout: Layout, mixture: Mixture) -> None:
     """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
     engine = Engine(config, layout)
     step, origin = _start(engine, config)
+    if engine.is_first_rank:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
     loss = losses.cross_entropy
     if config.optim.z_loss:
         loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
@@ -88,9 +91,13 @@ def _due(step: int, every: int) -> bool:
 
 def _describe(error: NonFiniteLoss, mixture: Mixture, config: Config, step: int) -> str:
     first = step * config.train.global_batch
-    names = [mixture.names[mixture.locate(i)[0]] for i in range(first, first + config.train.global_batch)]
+    names = [
+        mixture.names[mixture.locate(i)[0]] for i in range(first, first + config.train.global_batch)
+    ]
     saved = checkpoint.checkpoints(config.run_dir)
-    intact = f"; the last checkpoint, {saved[-1]}, is intact" if saved else "; nothing was saved yet"
+    intact = (
+        f"; the last checkpoint, {saved[-1]}, is intact" if saved else "; nothing was saved yet"
+    )
     return (
         f"step {step + 1}: {error}; the batch is global samples {first} to "
         f"{first + config.train.global_batch - 1} (sources {', '.join(sorted(set(names)))}){intact}"

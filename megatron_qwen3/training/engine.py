@@ -137,9 +137,7 @@ class Engine:
             use_distributed_optimizer=self.config.optim.distributed,
         )
         later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
-        return DistributedDataParallel(
-            model.config, settings, model, disable_bucketing=later_chunk
-        )
+        return DistributedDataParallel(model.config, settings, model, disable_bucketing=later_chunk)
 
     def _connect_schedule(self) -> None:
         """Tell megatron-core's schedules how gradients are reduced."""
@@ -189,7 +187,7 @@ class Engine:
         return _model_output(chunk, next(micro_batches)), report
 
     def _loss_of_step(self, micro_losses: list[Tensor], rows: int) -> float:
-        """The loss of the global batch, on every rank; NonFiniteLoss names where it is not finite."""
+        """The loss of the global batch, on every rank; NonFiniteLoss names where it is not."""
         count = rows // self.config.train.micro_batch
         losses_M = torch.stack(micro_losses) if micro_losses else torch.zeros(count)
         losses_M = losses_M.to(self.device)

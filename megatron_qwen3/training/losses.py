@@ -30,7 +30,7 @@ def cross_entropy(outputs: TokenOutputs, batch: TokenBatch) -> Tensor:
 
 
 def cross_entropy_with_z_loss(coefficient: float) -> Loss:
-    """Cross-entropy + coefficient · log² z, which keeps logits near 0 (PaLM, 2204.02311, sec. 5)."""
+    """Cross-entropy + coefficient · log² z, which keeps logits near 0 (PaLM, 2204.02311)."""
 
     def loss(outputs: TokenOutputs, batch: TokenBatch) -> Tensor:
         return cross_entropy(outputs, batch) + coefficient * outputs.log_z_BS.square()

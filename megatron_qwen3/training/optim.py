@@ -1,7 +1,7 @@
 """AdamW through megatron-core's optimizers, and the learning rate of each step.
 
-    optimizer = build_optimizer(config, chunks)
-    grad_norm = update(optimizer, learning_rate(config, step), config.optim.clip_grad)
+optimizer = build_optimizer(config, chunks)
+grad_norm = update(optimizer, learning_rate(config, step), config.optim.clip_grad)
 """
 
 import functools

@@ -156,8 +156,8 @@ def train_once(config, layout):
     batches = [
         TokenBatch(*(x[mine] for x in batch)) for batch in global_batches(ragged=whole_gradients)
     ]
-    # One sequence less than in a step, so that the last micro-batch is not full.
-    scored = TokenBatch(*(x[: rows - 1] for x in vars(batches[0]).values()))
+    # Fewer sequences than in a step, so that the last micro-batch is not full.
+    scored = TokenBatch(*(x[: max(1, rows - 1)] for x in vars(batches[0]).values()))
     result = {"first_row": mine.start, "scores": engine.score(scored), "gradients": []}
     result["metrics"] = []
     for batch in batches:

@@ -1,0 +1,220 @@
+"""The command line on small real runs: stages chain, stopped runs go on, faults are told."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from ranks import RankError, run_ranks
+
+from data_prep import tokenizer
+from data_prep.indexed import IndexedWriter
+from megatron_qwen3 import train
+from megatron_qwen3.training import checkpoint, engine
+
+STAGE = """
+[run]
+name = "{name}"
+[model]
+rope_theta = {theta}
+[data]
+sequence_length = {length}
+tokenizer = "{folder}/tokenizer"
+held_out = 0.1
+sources = [
+    {{ name = "words", path = "{folder}/words", weight = 0.7 }},
+    {{ name = "counts", path = "{folder}/counts", weight = 0.3 }},
+]
+[train]
+steps = {steps}
+global_batch = 4
+[optim]
+lr = 3e-3
+schedule = "constant"
+[eval]
+tokens = 512
+[log]
+tensorboard = false
+[checkpoint]
+every_steps = 2
+{start}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two tokenized sources and three stages of a training over them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = random.Random(0)
+    texts = {
+        "words": [" ".join(words.choices(["the", "cat", "sat", "on"], k=60)) for _ in range(90)],
+        "counts": [" ".join(str(n) for n in range(i, i + 40)) for i in range(60)],
+    }
+    tokenizer.train([t for docs in texts.values() for t in docs], 300, folder / "tokenizer")
+    encoder = tokenizer.DocumentTokenizer(folder / "tokenizer")
+    for name, documents in texts.items():
+        with IndexedWriter(folder / name, np.uint16) as writer:
+            for ids in encoder.encode_documents(documents):
+                writer.add_document(np.array(ids))
+    stages = [("one", 1e4, 32, 6, ""), ("two", 1e4, 32, 3, "one"), ("three", 1e6, 128, 2, "two")]
+    for name, theta, length, steps, before in stages:
+        text = STAGE.format(
+            name=name,
+            theta=theta,
+            length=length,
+            steps=steps,
+            folder=folder,
+            start=f'init_from = "{{dir}}/{before}"' if before else "",
+        )
+        (folder / f"{name}.toml").write_text(text)
+    return folder
+
+
+def arguments(folder, stage, run_dir, *more):
+    return [
+        str(folder / f"{stage}.toml"),
+        "model.preset=tiny-moe",
+        "train.precision=fp32",
+        f"run.dir={run_dir}",
+        *more,
+    ]
+
+
+def rows(run_dir, stage, kind):
+    lines = (run_dir / stage / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def losses(run_dir, stage):
+    return [row["loss"] for row in rows(run_dir, stage, "train")]
+
+
+def run_stage(arguments):
+    return train.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, ()), (4, ("parallel.tensor=2", "parallel.expert=2"))]
+)
+def test_three_stages_chain(folder, tmp_path, ranks, layout):
+    for stage in ("one", "two", "three"):
+        status = run_ranks(run_stage, ranks, arguments(folder, stage, tmp_path, *layout))
+        assert status == [0] * ranks
+        assert checkpoint.find(str(tmp_path / stage)).name.startswith("step_")
+        assert (tmp_path / stage / "config.toml").exists()
+        evaluated = {row["source"]: row for row in rows(tmp_path, stage, "eval")}
+        assert evaluated.keys() == {"words", "counts", "all"}
+        assert all(0 < row["bits_per_byte"] < 8 for row in evaluated.values())
+    assert losses(tmp_path, "one")[0] == pytest.approx(math.log(512), rel=0.02)
+    assert losses(tmp_path, "two")[0] < losses(tmp_path, "one")[1]
+    assert [row["tokens"] for row in rows(tmp_path, "three", "train")] == [512, 1024]
+
+
+def test_held_out_loss_does_not_depend_on_the_layout(folder, tmp_path):
+    found = []
+    for name, ranks, layout in (("a", 1, ()), ("b", 2, ()), ("c", 2, ("parallel.pipeline=2",))):
+        run_ranks(run_stage, ranks, arguments(folder, "one", tmp_path / name, *layout))
+        found.append({r["source"]: r["loss"] for r in rows(tmp_path / name, "one", "eval")})
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def run_and_stop(arguments, at_step, error):
+    """Like a run that is killed in step `at_step`."""
+    train_step, done = engine.Engine.train_step, []
+
+    def stopping(self, *args):
+        done.append(None)
+        if len(done) == at_step:
+            raise error
+        return train_step(self, *args)
+
+    engine.Engine.train_step = stopping
+    return train.main(arguments)
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed(folder, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_ranks(run_stage, 2, arguments(folder, "one", whole))
+    with pytest.raises(RankError, match="power cut"):
+        run_ranks(run_and_stop, 2, arguments(folder, "one", stopped), 4, OSError("power cut"))
+    run_ranks(run_stage, 2, arguments(folder, "one", stopped))
+    assert [row["step"] for row in rows(stopped, "one", "train")] == [1, 2, 3, 4, 5, 6]
+    assert losses(stopped, "one") == losses(whole, "one")
+
+
+def poison(arguments, rank):
+    """A run in whose third step the first router of `rank` is not a number."""
+    train_step, done = engine.Engine.train_step, []
+
+    def poisoned(self, *args):
+        done.append(None)
+        if len(done) == 3 and os.environ["RANK"] == str(rank):
+            self.models[0].decoder.layers[0].mlp.router.weight.data.fill_(float("nan"))
+        return train_step(self, *args)
+
+    engine.Engine.train_step = poisoned
+    with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    return stopped.value.code, told.getvalue()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(folder, tmp_path):
+    (status, message), other = run_ranks(poison, 2, arguments(folder, "one", tmp_path), 1)
+    assert (status, other) == (1, (1, ""))
+    assert "step 3: the loss is not finite at data rank 1" in message
+    assert "global samples 8 to 11" in message and "words" in message
+    assert "step_00000002, is intact" in message
+    saved = checkpoint.find(str(tmp_path / "one"))
+    assert checkpoint.step_of(saved) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optim.weigth_decay=0.1", "optim.weigth_decay is not a setting; did you mean"),
+        ("model.preset=qwen3-9b", "qwen3-8b"),
+        ("parallel.tensor=3", "parallel.tensor = 3 does not divide"),
+        ("model.vocab_size=256", "data.tokenizer"),
+        ("data.sequence_length=100000", "fewer than one window"),
+        ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
+        ("run.device=cuda", "torch sees no GPU"),
+        ("parallel.pipeline=2", "a world of 1 ranks"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_any_rank_starts(folder, tmp_path, capsys, change, told):
+    if change == "run.device=cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert train.main(arguments(folder, "one", tmp_path, change)) == 2
+    assert told in capsys.readouterr().err
+    assert not torch.distributed.is_initialized()
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_missing_and_a_truncated_data_file_are_told_by_path(folder, tmp_path, capsys):
+    for name in ("words.bin", "words.idx", "counts.bin", "counts.idx"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    stage = (folder / "one.toml").read_text().replace(f'"{folder}/', f'"{tmp_path}/')
+    stage = stage.replace(f"{tmp_path}/tokenizer", f"{folder}/tokenizer")
+    (tmp_path / "stage.toml").write_text(stage)
+    rest = ["model.preset=tiny-moe", f"run.dir={tmp_path}/runs"]
+    whole = (tmp_path / "words.bin").read_bytes()
+    (tmp_path / "words.bin").write_bytes(whole[:-100])
+    assert train.main([str(tmp_path / "stage.toml"), *rest]) == 2
+    message = capsys.readouterr().err
+    assert "words.bin" in message and f"{len(whole):,}" in message
+    (tmp_path / "words.bin").unlink()
+    assert train.main([str(tmp_path / "stage.toml"), *rest]) == 2
+    assert "words.bin" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_trained_again(folder, tmp_path, capsys):
+    run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "checkpoint.init_from="))
+    before = losses(tmp_path, "two")
+    run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "checkpoint.init_from="))
+    assert losses(tmp_path, "two") == before
