@@ -70,7 +70,6 @@ def save(engine: Engine, config: Config, step: int) -> Path:
 
     All ranks call it. Needs room for one checkpoint more than checkpoint.keep.
     """
-    engine.gather_weights()
     engine.synchronize_weights()
     final = config.run_dir / "checkpoints" / f"step_{step:08d}"
     partial = final.with_name(f"{final.name}.partial")

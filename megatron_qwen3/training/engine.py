@@ -119,16 +119,6 @@ class Engine:
         dist.broadcast(log_prob_BS, last, group=parallel_state.get_pipeline_model_parallel_group())
         return log_prob_BS[:rows]
 
-    def gather_weights(self) -> None:
-        """Bring this rank's copy of the weights up to date; call it before reading them.
-
-        A sharded optimizer updates a part of them on each data rank; the parts come together in
-        the next forward pass, which need not have happened yet.
-        """
-        if self.config.optim.distributed:
-            for chunk in self.chunks:
-                chunk.start_param_sync(force_sync=True)
-
     def _with_gradients(self, model: torch.nn.Module, index: int) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,

@@ -166,7 +166,7 @@ def train_once(config, layout):
             result["gradients"].append(
                 local_shards(engine.models, lambda p: getattr(p, "main_grad", None))
             )
-    engine.gather_weights()
+    engine.synchronize_weights()
     return result | {"weights": local_shards(engine.models, lambda p: p)}
 
 

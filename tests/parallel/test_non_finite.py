@@ -42,7 +42,7 @@ def failing_step(loss, *settings):
 
 
 def weights(engine):
-    engine.gather_weights()
+    engine.synchronize_weights()
     return [p.detach().clone() for model in engine.models for p in model.parameters()]
 
 
