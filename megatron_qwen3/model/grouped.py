@@ -53,14 +53,21 @@ def gather_tokens(rows_RH: Tensor, order: Order) -> Tensor:
 
 
 def experts(
-    rows_RH: Tensor, probs_R: Tensor, counts_E: Tensor, weight1: Tensor, weight2: Tensor
+    rows_RH: Tensor,
+    probs_R: Tensor,
+    counts_E: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    accumulate: bool = False,
 ) -> Tensor:
     """p · down_e(silu(gate_e x) * up_e x) for rows sorted by expert -> [R, H].
 
     weight1 [E, 2F, H] holds [gate; up], weight2 [E, H, F]; counts sum to R, any may be zero.
     The probability multiplies the F-wide activation, which equals multiplying the output.
+    accumulate: on a CPU, add the weights' gradients to their `main_grad` within the product, as
+    megatron-core's gradient_accumulation_fusion does, and mark them `grad_added_to_main_grad`.
     """
-    return _Experts.apply(rows_RH, probs_R, counts_E, weight1, weight2)
+    return _Experts.apply(rows_RH, probs_R, counts_E, weight1, weight2, accumulate)
 
 
 class _Scatter(Function):
@@ -92,7 +99,7 @@ def _spread(hidden: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def _collect(rows_RH: Tensor, places: Tensor) -> Tensor:
-    """Sum K rows per token without the [T, K, H] tensor between: an embedding bag does just that."""
+    """Sum K rows per token, as an embedding bag does: without a [T, K, H] tensor between."""
     if places.shape[1] == 1:
         return F.embedding(places.flatten(), rows_RH)
     if rows_RH.dtype == torch.float64:  # gradient checks; bags there are not vectorised or exact
@@ -104,11 +111,11 @@ class _Experts(Function):
     """Keeps the rows and gate_up; the activation is computed again in backward."""
 
     @staticmethod
-    def forward(ctx, rows, probs, counts, weight1, weight2):
+    def forward(ctx, rows, probs, counts, weight1, weight2, accumulate):
         groups = _groups(rows, counts)
         gate_up = _product(rows, weight1.mT, groups)
         activated = ops.swiglu_value(gate_up).mul_(probs[:, None])
-        ctx.groups = groups
+        ctx.groups, ctx.accumulate = groups, accumulate
         ctx.save_for_backward(rows, probs, gate_up, weight1, weight2)
         return _product(activated, weight2.mT, groups)
 
@@ -121,11 +128,11 @@ class _Experts(Function):
         grad_scaled = _product(grad, weight2, ctx.groups)
         grad_probs = torch.linalg.vecdot(grad_scaled, activated).to(probs.dtype)
         activated.mul_(probs[:, None])
-        grad_weight2 = _weight_gradient(grad, activated, ctx.groups)
+        grad_weight2 = _weight_gradient(grad, activated, weight2, ctx)
         grad_gate_up = ops.swiglu_gradient(gate_up, grad_scaled.mul_(probs[:, None]))
-        grad_weight1 = _weight_gradient(grad_gate_up, rows, ctx.groups)
+        grad_weight1 = _weight_gradient(grad_gate_up, rows, weight1, ctx)
         grad_rows = _product(grad_gate_up, weight1, ctx.groups)
-        return grad_rows, grad_probs, None, grad_weight1, grad_weight2
+        return grad_rows, grad_probs, None, grad_weight1, grad_weight2, None
 
 
 def _groups(rows: Tensor, counts: Tensor) -> Tensor | list[int]:
@@ -145,14 +152,19 @@ def _product(rows_RI: Tensor, weight_EIO: Tensor, groups: Tensor | list[int]) ->
     return output
 
 
-def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, groups: Tensor | list[int]) -> Tensor:
+def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, weight_EOI: Tensor, ctx) -> Tensor:
     """gradᵀ · rows within each expert -> [E, O, I]; zero for an expert without rows."""
+    groups = ctx.groups
     if isinstance(groups, Tensor):
         gradient = F.grouped_mm(grad_RO.mT, rows_RI, offs=groups)
         # Some kernels leave the gradient of an empty group unwritten (pytorch #172439).
         empty = torch.diff(groups, prepend=groups.new_zeros(1)) == 0
         return gradient.masked_fill_(empty[:, None, None], 0)
-    gradient = rows_RI.new_empty(len(groups), grad_RO.shape[1], rows_RI.shape[1])
-    for grad, rows, out in zip(grad_RO.split(groups), rows_RI.split(groups), gradient, strict=True):
-        torch.mm(grad.t(), rows, out=out)
+    gradient = torch.empty_like(weight_EOI)
+    into_main = ctx.accumulate and weight_EOI.main_grad.dtype == gradient.dtype
+    total = weight_EOI.main_grad if into_main else gradient
+    for grad, rows, out in zip(grad_RO.split(groups), rows_RI.split(groups), total, strict=True):
+        torch.addmm(out, grad.t(), rows, beta=int(into_main), out=out)
+    if into_main:
+        weight_EOI.grad_added_to_main_grad = True  # and what is returned is never read
     return gradient

@@ -126,6 +126,20 @@ def test_experts_equal_a_loop_even_where_some_get_no_token(counts, make):
     check_equal(grouped.experts, plain_experts, *inputs)
 
 
+def test_accumulated_expert_gradients_are_what_is_returned_otherwise():
+    counts = torch.tensor([5, 0, 3])
+    inputs = randn(8, H), randn(8), counts, randn(3, 2 * D, H), randn(3, H, D)
+    weights = inputs[3:]
+    returned = torch.autograd.grad(grouped.experts(*inputs).sum(), weights)
+    for weight in weights:
+        weight.main_grad = torch.ones_like(weight)
+    for _ in range(2):
+        grouped.experts(*inputs, accumulate=True).sum().backward()
+    for weight, gradient in zip(weights, returned, strict=True):
+        assert weight.grad_added_to_main_grad
+        torch.testing.assert_close(weight.main_grad, 1 + 2 * gradient)
+
+
 @pytest.mark.parametrize("chosen", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_tokens_spread_and_collected_equal_dense_routing(chosen, dtype):
