@@ -1,0 +1,35 @@
+"""The stand-ins of `parallel/shortcuts.py` do what they stand for."""
+
+import pytest
+import torch
+
+from megatron_qwen3.parallel import shortcuts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradients_add_up_in_the_buffer(dtype):
+    rows, grads = torch.randn(6, 4).to(dtype), torch.randn(6, 3).to(dtype)
+    main_grad = torch.ones(3, 4)
+    shortcuts.add_weight_gradient(rows, grads, main_grad)
+    expected = 1 + grads.float().T @ rows.float()
+    torch.testing.assert_close(main_grad, expected, rtol=0.01, atol=0.05)
+
+
+class _Group:
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def size(self) -> int:
+        return self.ranks
+
+
+@pytest.mark.parametrize("ranks, in_place, runs", [(1, True, 0), (1, False, 1), (2, True, 1)])
+def test_only_a_copy_of_a_tensor_to_itself_is_skipped(ranks, in_place, runs):
+    calls = []
+    collective = shortcuts._unless_alone(lambda *args, **kwargs: calls.append(args))
+    source = torch.zeros(4)
+    output = source.view(-1) if in_place else torch.zeros(4)
+    handle = collective(output, source, group=_Group(ranks), async_op=True)
+    assert len(calls) == runs
+    if not runs:
+        handle.wait()
