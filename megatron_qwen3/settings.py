@@ -78,7 +78,9 @@ class ParallelConfig:
     recompute: str = setting(
         "none", "activations computed again in backward", choices=("none", "selective", "full")
     )
-    overlap: bool = setting(True, "reduce gradients while backward runs (GPUs only)")
+    overlap: bool = setting(
+        True, "reduce gradients while backward runs, gather weights while forward runs"
+    )
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def start(config: Config) -> Layout:
 
 
 def stop() -> None:
-    """Leave the run: the process can start another one after it."""
+    """Leave the run."""
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
 

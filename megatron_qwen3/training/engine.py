@@ -81,7 +81,8 @@ class Engine:
 
         The loss is Σ weight · loss(token) / Σ weight over all ranks. Returns the metrics `loss`,
         `grad_norm` and, for sparse models, those of `router.balance_metrics`, equal on all ranks.
-        Raises NonFiniteLoss, on every rank, before anything is updated.
+        Raises NonFiniteLoss, on every rank, before anything is updated. All data ranks bring
+        equally many sequences of equal length.
         """
         batch = batch.to(self.device)
         for chunk in self.chunks:
@@ -93,6 +94,8 @@ class Engine:
         total_weight = self._sum_over_data(batch.weights_BS.sum())
         forward = functools.partial(self._training_forward, loss=loss, total_weight=total_weight)
         micro_losses = self._run_schedule(forward, batch, forward_only=False)
+        if not total_weight.item():
+            raise ValueError("no position of the global batch has a weight in the loss")
         metrics = {"loss": self._loss_of_step(micro_losses, batch.rows)}
         metrics["grad_norm"] = update(self.optimizer, rate, self.config.optim.clip_grad)
         if not math.isfinite(metrics["grad_norm"]):
@@ -103,7 +106,7 @@ class Engine:
     def score(self, batch: TokenBatch) -> Tensor:
         """log p(label) of every position, float32 [B, S], on every rank of the data rank.
 
-        All data ranks must call it with equally many sequences: experts are shared between them.
+        All data ranks call it with equally many sequences, one at least: they share experts.
         """
         rows, unit = batch.rows, self._schedule_unit()
         padded = batch.padded_to(-(-rows // unit) * unit).to(self.device)
@@ -163,7 +166,9 @@ class Engine:
 
         def weighted(output_2BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             per_token_BS = loss(TokenOutputs(output_2BS[0], output_2BS[1]), micro)
-            share = (per_token_BS * micro.weights_BS).sum() / total_weight
+            trained_BS = micro.weights_BS != 0  # what is not trained may even be NaN
+            per_token_BS = torch.where(trained_BS, per_token_BS * micro.weights_BS, 0.0)
+            share = per_token_BS.sum() / total_weight
             return share, _ONE, share.detach()
 
         return _model_output(chunk, micro), weighted
