@@ -171,8 +171,8 @@ def _expert_faults(config: Config) -> Iterator[str]:
     yield from _split(p, "expert_tensor", model, "expert_ffn_hidden_size")
     if p.tensor > 1 and not p.sequence:
         yield (
-            f"parallel.sequence = false with parallel.tensor = {p.tensor}: the experts of "
-            f"megatron-core need parallel.sequence = true{_of(model)}"
+            f"parallel.sequence = false with parallel.tensor = {p.tensor}: sparse layers "
+            f"train only with parallel.sequence = true{_of(model)}"
         )
 
 
