@@ -2,9 +2,9 @@
 
 On a CPU a step written as a chain of torch operations spends its time moving temporaries through
 memory, and autograd keeps most of them until backward. Each function here is one autograd node
-with its derivative written out: it keeps its inputs alone, works in place, and walks large tensors
-in blocks of rows that stay in cache. Where torch has a fused kernel for the device, it is used.
-All take any float dtype on any device; statistics are in float32 at least.
+with its derivative written out: it keeps its inputs alone and works in place. The passes are few
+and whole, since a thread team meets after each. Where torch has a fused kernel for the device, it
+is used. All take any float dtype on any device; statistics are in float32 at least.
 
 Shapes: S sequence, B batch, N query heads, G key/value groups, D head size, H and F widths.
 """
@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-
-_BLOCK_ELEMENTS = 400_000  # of one operand: about the second-level cache of one core in float32
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,32 +103,20 @@ class _SwiGLU(Function):
 
 def swiglu_value(gate_up: Tensor) -> Tensor:
     """`swiglu` for use inside another autograd function."""
-    output = gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
-    for pair, out in _row_blocks(gate_up, output):
-        gate, up = pair.chunk(2, dim=-1)
-        torch.ops.aten.silu.out(gate, out=out).mul_(up)
-    return output
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def swiglu_gradient(gate_up: Tensor, grad: Tensor) -> Tensor:
     """Gradient of `swiglu` by its input: [..., 2F] from grad [..., F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
     gradient = gate_up.new_empty(gate_up.shape)
-    for pair, out, g in _row_blocks(gate_up, gradient, grad):
-        gate, up = pair.chunk(2, dim=-1)
-        grad_gate, grad_up = out.chunk(2, dim=-1)
-        work = torch.ops.aten.silu(gate)
-        torch.mul(work, g, out=grad_up)
-        torch.mul(g, up, out=work)
-        torch.ops.aten.silu_backward.grad_input(work, gate, grad_input=grad_gate)
+    grad_gate, grad_up = gradient.chunk(2, dim=-1)
+    work = F.silu(gate)
+    torch.mul(work, grad, out=grad_up)
+    torch.mul(grad, up, out=work)
+    torch.ops.aten.silu_backward.grad_input(work, gate, grad_input=grad_gate)
     return gradient
-
-
-def _row_blocks(*tensors: Tensor):
-    """Walk tensors of equal leading shape in blocks of rows; on a GPU in one block."""
-    flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
-    rows, width = flat[0].shape
-    block = rows if flat[0].is_cuda else 2 * _BLOCK_ELEMENTS // max(width, 1)
-    return zip(*(t.split(max(block, 1)) for t in flat), strict=True)
 
 
 class _Rotate(Function):

@@ -90,8 +90,7 @@ def test_rms_norm_without_gradients_equals_that_with():
 
 @pytest.mark.parametrize("make", [randn, strided])
 @pytest.mark.parametrize("rows", [0, 5, 700])
-def test_swiglu_equals_the_formula_over_several_blocks(make, rows, monkeypatch):
-    monkeypatch.setattr(ops, "_BLOCK_ELEMENTS", 600)
+def test_swiglu_equals_the_formula(make, rows):
     check_equal(ops.swiglu, plain_swiglu, make(rows, 2, 2 * H))
 
 
