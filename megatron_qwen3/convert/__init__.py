@@ -1,0 +1,1 @@
+"""Between Hugging Face's format of Qwen3 and ours: the table, the two formats, the streams."""

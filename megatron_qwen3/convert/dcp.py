@@ -1,0 +1,329 @@
+"""Our checkpoints as files, without a model or ranks: torch's distributed checkpoint format (DCP).
+
+    checkpoint = Checkpoint(folder)            # any layout wrote it
+    checkpoint.read_rows(weight, index, first_row, rows)
+
+`.metadata` lists which chunk of which tensor lies where in the .distcp files; every chunk is one
+small torch.save archive whose data are plain bytes. Rows are read straight from these bytes, so
+nothing larger than a batch of rows is ever in memory. `dcp_writer.py` is the other direction.
+
+`.metadata` is a pickle, and loading a pickle runs what it names. `read_metadata` admits the
+classes that DCP itself writes there and nothing else.
+"""
+
+import io
+import os
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.convert.mapping import Index, Weight, locate, weights
+
+FILES = ("config.toml", "metadata.json", ".metadata")
+EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
+_OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
+
+_CHECKPOINT = "torch.distributed.checkpoint"
+_ADMITTED = {
+    (f"{_CHECKPOINT}.metadata", "Metadata"),
+    (f"{_CHECKPOINT}.metadata", "MetadataIndex"),
+    (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"),
+    (f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"),
+    (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"),
+    (f"{_CHECKPOINT}.metadata", "TensorProperties"),
+    (f"{_CHECKPOINT}.metadata", "StorageMeta"),
+    (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+    (f"{_CHECKPOINT}.planner", "SavePlan"),
+    (f"{_CHECKPOINT}.planner", "WriteItem"),
+    (f"{_CHECKPOINT}.planner", "WriteItemType"),
+    (f"{_CHECKPOINT}.planner", "TensorWriteData"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16")),
+    *(("torch", name) for name in ("int64", "int32", "uint8", "bool")),
+    *(("torch", name) for name in ("float8_e4m3fn", "float8_e5m2")),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("pathlib", "pathlib._local") and name == "PosixPath":
+            return PurePosixPath  # the name of the folder, where torch's own writer wrote it
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The table of chunks of a checkpoint. ConfigError where it is not one, or names more."""
+    path = folder / ".metadata"
+    try:
+        with path.open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); is this a checkpoint?"
+        ) from None
+    except Exception as error:  # damaged pickles fail in every way
+        raise ConfigError(f"{path}: not the metadata of a checkpoint, refused: {error}") from None
+    if not isinstance(metadata, Metadata) or not metadata.storage_data:
+        raise ConfigError(f"{path}: not the metadata of a checkpoint")
+    return metadata
+
+
+def check_pickles(folder: Path) -> None:
+    """ConfigError where a file of the checkpoint would run code when megatron-core loads it.
+
+    megatron-core unpickles without a check `.metadata`, `common.pt` (releases before 0.19) and
+    the objects between the tensors: what 0.19 has instead of `common.pt`, and empty extra states.
+    """
+    metadata = read_metadata(folder)
+    if (folder / "common.pt").exists():
+        _check_archive(folder / "common.pt", (folder / "common.pt").open, "rb")
+    tensors = metadata.state_dict_metadata
+    for index, place in metadata.storage_data.items():
+        if not isinstance(tensors.get(index.fqn), TensorStorageMetadata):
+            path = _file(folder, place.relative_path)
+            _check_archive(path, _Slice, path, place.offset, place.length)
+
+
+def _check_archive(path: Path, opener: Any, *arguments: Any) -> None:
+    try:
+        with opener(*arguments) as file:
+            torch.load(file, weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:
+        raise ConfigError(f"{path}: refused, it holds more than plain data: {error}") from None
+
+
+def _file(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise ConfigError(f"{folder / '.metadata'}: {name!r} is no file of this folder; refused")
+    return folder / name
+
+
+class _Slice(io.RawIOBase):
+    """Bytes [start, start + length) of a file, as a file."""
+
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.start, self.length, self.position = start, length, 0
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}
+        self.position = max(0, origin[whence] + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self.length - self.position))
+        got = os.preadv(
+            self.file.fileno(), [memoryview(buffer)[:wanted]], self.start + self.position
+        )
+        self.position += got
+        return got
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One stored archive: `shape` elements in row-major order, `offsets` in the whole tensor."""
+
+    path: Path
+    start: int
+    length: int
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @cached_property
+    def data_start(self) -> int:
+        """Where in the file its first element is."""
+        try:
+            # Within this mode torch.load makes no data but says where they are.
+            with FakeTensorMode(), _Slice(self.path, self.start, self.length) as archive:
+                tensor = torch.load(archive, weights_only=True)
+            storage = tensor.untyped_storage()
+            fits = (tuple(tensor.shape), tensor.dtype) == (self.shape, self.dtype)
+            in_data = self.start + storage._checkpoint_offset
+        except Exception as error:
+            raise ConfigError(f"{self.path}: damaged at byte {self.start}: {error}") from None
+        if not fits or not tensor.is_contiguous():
+            raise ConfigError(
+                f"{self.path}: byte {self.start} holds another tensor than .metadata says"
+            )
+        return in_data + tensor.storage_offset() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The part of one matrix of ours that a chunk holds; `place` counts matrices in the chunk."""
+
+    chunk: Chunk
+    place: int
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+class Checkpoint:
+    """The weights of a checkpoint that any layout wrote; every one is there in its right shape.
+
+    `config`: the settings it was saved with. ConfigError names what is missing, unexpected or of
+    another shape than its settings say.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise ConfigError(f"{folder}: no checkpoint of ours, it has no {name}")
+        self.config: Config = settings.load([folder / "config.toml"])
+        self.metadata = read_metadata(folder)
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.sources: dict[str, str] = {}  # the name in the table -> the name in this checkpoint
+        self._regions: dict[tuple[str, Index], list[_Region]] = defaultdict(list)
+        self._add_all(weights(self.config.model))
+
+    def read_rows(self, weight: Weight, index: Index, first: int, count: int) -> np.ndarray:
+        """Rows [first, first + count) of one of our tensors as bytes, [count, bytes of a row]."""
+        item = self.dtypes[weight.names[0]].itemsize
+        out = np.empty((count, weight.columns * item), np.uint8)
+        for region in self._regions[weight.names[0], index]:
+            _read_region(region, first, out, item)
+        return out
+
+    def _add_all(self, table: tuple[Weight, ...]) -> None:
+        by_name = {name: weight for weight in table for name in weight.names}
+        faults = []
+        for key, entry in self.metadata.state_dict_metadata.items():
+            name, layer, expert = locate(key)
+            if not isinstance(entry, TensorStorageMetadata) or _is_other_state(key, name):
+                continue
+            if name not in by_name:
+                faults.append(f"{key} is unexpected")
+            else:
+                faults += self._add(by_name[name], key, layer, expert, entry)
+        faults += [fault for weight in table for fault in self._missing(weight)]
+        if faults:
+            raise ConfigError("\n".join(f"{self.folder}: {fault}" for fault in faults[:20]))
+
+    def _add(
+        self, weight: Weight, key: str, layer: int | None, expert: int | None, entry: Any
+    ) -> Iterator[str]:
+        named = (layer, expert)[: len(weight.leading)]
+        stacked = [n for n, fixed in zip(weight.leading, named, strict=True) if fixed is None]
+        expected = (*stacked, *weight.shape)
+        if tuple(entry.size) != expected:
+            yield f"{key} has shape {tuple(entry.size)}, the model {expected}"
+            return
+        name, dtype = weight.names[0], entry.properties.dtype
+        if self.dtypes.setdefault(name, dtype) != dtype:
+            yield f"{key} is {dtype}, other layers {self.dtypes[name]}"
+        self.sources.setdefault(name, key)
+        for chunk in entry.chunks:
+            self._add_chunk(weight, named, self._chunk(key, chunk, dtype))
+
+    def _chunk(self, key: str, chunk: Any, dtype: torch.dtype) -> Chunk:
+        place = self._places.get((key, tuple(chunk.offsets)))
+        if place is None:
+            raise ConfigError(f"{self.folder}: .metadata does not say where {key} lies")
+        if getattr(place, "transform_descriptors", None):
+            raise ConfigError(f"{self.folder}: {key} is stored in an encoding of its own")
+        path = _file(self.folder, place.relative_path)
+        offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+        return Chunk(path, place.offset, place.length, offsets, sizes, dtype)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, tuple[int, ...]], Any]:
+        stored = self.metadata.storage_data.items()
+        return {(index.fqn, tuple(index.offset or ())): place for index, place in stored}
+
+    def _add_chunk(self, weight: Weight, named: tuple[int | None, ...], chunk: Chunk) -> None:
+        """Note it under every layer and expert of which it holds a part."""
+        axes = iter(zip(chunk.offsets, chunk.shape, strict=True))
+        leading = [[n] if n is not None else _span(*next(axes)) for n in named]
+        matrix = list(axes)
+        (row, rows), (column, columns) = [(0, 1)] * weight.vector + matrix
+        for place, index in enumerate(_product(leading)):
+            region = _Region(chunk, place, row, column, rows, columns)
+            self._regions[weight.names[0], index].append(region)
+
+    def _missing(self, weight: Weight) -> Iterator[str]:
+        for index in weight.indices():
+            regions = self._regions.get((weight.names[0], index), [])
+            covered = sum(region.rows * region.columns for region in regions)
+            if covered != prod(weight.shape):
+                where = f" of layer {index[0]}" if index else ""
+                where += f", expert {index[1]}," if len(index) > 1 else ""
+                kind = "is missing" if covered < prod(weight.shape) else "is there twice"
+                yield f"{weight.names[0]}{where} {kind}"
+
+
+def _is_other_state(key: str, name: str) -> bool:
+    return key.startswith(_OTHER_STATE) or name == EXPERT_SHARE
+
+
+def _span(first: int, count: int) -> list[int]:
+    return list(range(first, first + count))
+
+
+def _product(leading: list[list[int]]) -> Iterator[Index]:
+    if not leading:
+        yield ()
+        return
+    for number in leading[0]:
+        yield from ((number, *rest) for rest in _product(leading[1:]))
+
+
+def _read_region(region: _Region, first: int, out: np.ndarray, item: int) -> None:
+    """Copy what `region` has of the rows that `out` is, which start at row `first`."""
+    low = max(first, region.row)
+    high = min(first + len(out), region.row + region.rows)
+    if low >= high:
+        return
+    width = region.columns * item
+    start = (region.place * region.rows + low - region.row) * width
+    target = out[low - first : high - first]
+    whole_rows = width == out.shape[1]
+    part = target if whole_rows else np.empty((high - low, width), np.uint8)
+    read_exactly(region.chunk.path, region.chunk.data_start + start, part)
+    if not whole_rows:
+        target[:, region.column * item : region.column * item + width] = part
+
+
+def read_exactly(path: Path, start: int, out: np.ndarray) -> None:
+    """Fill `out`, contiguous bytes, from byte `start` of a file."""
+    view = memoryview(out).cast("B")
+    with path.open("rb", buffering=0) as file:
+        while view:
+            got = os.preadv(file.fileno(), [view], start)
+            if not got:
+                raise ConfigError(f"{path}: truncated, it ends at byte {start}")
+            view, start = view[got:], start + got

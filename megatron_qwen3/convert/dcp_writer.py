@@ -1,0 +1,160 @@
+"""Write a checkpoint of ours without a model or ranks; the other direction of `dcp.py`.
+
+    writer = Writer(folder)
+    slot = writer.add(...)            # room for one chunk, at a place in a file that is then known
+    ... anyone fills the bytes at slot.data_start, in any order, from any thread ...
+    writer.finish(config)             # now it is a checkpoint
+
+A chunk is at most 64 MiB, so that a rank that needs a part of a tensor does not read all of it.
+Checksums of the archives are left at zero, as torch.save itself offers: no reader of torch asks
+for them, and the data then never pass through this program's arithmetic.
+"""
+
+import io
+import json
+import pickle
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config
+from megatron_qwen3.convert.mapping import Index, Weight
+
+CHUNK_BYTES = 64 << 20
+_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room in a file for rows [row, row + rows) of each of the tensors `indices`, in order."""
+
+    path: Path
+    data_start: int
+    indices: tuple[Index, ...]
+    row: int
+    rows: int
+
+
+class Writer:
+    """One .distcp file per layer, and one for what is in no layer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, Any] = {}
+        self.places: dict[MetadataIndex, _StorageInfo] = {}
+        self._ends: dict[str, int] = {}
+
+    def add_weight(self, weight: Weight, dtype: torch.dtype) -> Iterator[Slot]:
+        """Make room for every layer and expert of one weight."""
+        key, matrix = weight.names[0], weight.shape
+        row_bytes = weight.columns * dtype.itemsize
+        for indices, row, rows in _blocks(weight, row_bytes):
+            axes = len(weight.leading)
+            offsets = indices[0] + ((0,) if weight.vector else (row, 0))
+            inner = matrix if weight.vector else (rows, weight.columns)
+            leading = (1, len(indices))[:axes] if axes == 2 else (1,) * axes
+            file = f"__{indices[0][0] if axes else 'model'}_0.distcp"
+            start = self.add(file, key, weight.stacked_shape, dtype, offsets, (*leading, *inner))
+            yield Slot(self.folder / file, start, indices, row, rows)
+
+    def add(
+        self,
+        file: str,
+        key: str,
+        whole: tuple[int, ...],
+        dtype: torch.dtype,
+        offsets: tuple[int, ...],
+        shape: tuple[int, ...],
+    ) -> int:
+        """Room for one chunk of the tensor `key`; the byte of `file` where its data belong."""
+        before, after = _archive(shape, dtype)
+        data_bytes = prod(shape) * dtype.itemsize
+        start = self._ends.get(file, 0)
+        with (self.folder / file).open("r+b" if start else "wb") as stream:
+            stream.seek(start)
+            stream.write(before)
+            stream.seek(data_bytes, io.SEEK_CUR)
+            stream.write(after)
+        entry = self.entries.setdefault(
+            key, TensorStorageMetadata(TensorProperties(dtype), torch.Size(whole), [])
+        )
+        entry.chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape)))
+        length = len(before) + data_bytes + len(after)
+        self._note(MetadataIndex(key, torch.Size(offsets)), file, start, length)
+        return start + len(before)
+
+    def add_object(self, file: str, key: str, value: Any) -> None:
+        """Store `value` by torch.save."""
+        start = self._ends.get(file, 0)
+        with (self.folder / file).open("ab") as stream:
+            torch.save(value, stream)
+            length = stream.tell() - start
+        self.entries[key] = BytesStorageMetadata()
+        self._note(MetadataIndex(key), file, start, length)
+
+    def finish(self, config: Config) -> None:
+        """Write what makes the folder a checkpoint."""
+        torch.save({"step": 0}, self.folder / "common.pt")
+        metadata = Metadata(self.entries, storage_data=self.places)
+        (self.folder / ".metadata").write_bytes(pickle.dumps(metadata))
+        (self.folder / "config.toml").write_text(settings.to_toml(config), encoding="utf-8")
+        (self.folder / "metadata.json").write_text(json.dumps(_BACKENDS), encoding="utf-8")
+
+    def _note(self, index: MetadataIndex, file: str, start: int, length: int) -> None:
+        self.places[index] = _StorageInfo(file, start, length)
+        self._ends[file] = start + length
+
+
+def _blocks(weight: Weight, row_bytes: int) -> Iterator[tuple[tuple[Index, ...], int, int]]:
+    """(tensors, first row, rows) of each chunk: several experts, or one tensor, or a part of it."""
+    tensor_bytes = weight.rows * row_bytes
+    indices = list(weight.indices())
+    if tensor_bytes > CHUNK_BYTES:
+        step = ceil(weight.rows / ceil(tensor_bytes / CHUNK_BYTES))
+        for index in indices:
+            for row in range(0, weight.rows, step):
+                yield (index,), row, min(step, weight.rows - row)
+        return
+    together = 1
+    if len(weight.leading) == 2:
+        fitting = range(1, max(1, CHUNK_BYTES // tensor_bytes) + 1)
+        together = max(n for n in fitting if weight.leading[1] % n == 0)
+    for first in range(0, len(indices), together):
+        yield tuple(indices[first : first + together]), 0, weight.rows
+
+
+@cache
+def _archive(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """What torch.save writes before and after the data of such a tensor."""
+    with tempfile.TemporaryFile() as file:  # sparse: the data are never written
+        with torch.serialization.skip_data():
+            torch.save(torch.empty(shape, dtype=dtype), file)
+        file.seek(0)
+        with FakeTensorMode():
+            start = torch.load(file, weights_only=True).untyped_storage()._checkpoint_offset
+        file.seek(0)
+        before = file.read(start)
+        file.seek(start + prod(shape) * dtype.itemsize)
+        return before, file.read()

@@ -1,0 +1,61 @@
+"""What a folder is, in a page of text: `describe(path)` for `convert_checkpoint.py inspect`."""
+
+from collections import Counter
+from pathlib import Path
+
+from megatron_qwen3.convert import hf
+from megatron_qwen3.convert.dcp import Checkpoint
+from megatron_qwen3.convert.mapping import weights
+from megatron_qwen3.model.flops import active_parameter_count, parameter_count
+from megatron_qwen3.settings import ModelConfig
+
+
+def describe(path: Path) -> str:
+    """Model, sizes and tensors. ConfigError where something is missing or of another shape."""
+    if (path / "config.toml").is_file():
+        return _checkpoint(path)
+    source = hf.Source(path)
+    kinds = Counter(str(stored.dtype) for stored in source.tensors.values())
+    files = {stored.path for stored in source.tensors.values()}
+    rows = [
+        (weight.parts[part], weight.part_shape(part), weight.leading)
+        for weight in weights(source.model)
+        for part in range(len(weight.parts))
+    ]
+    title = f"{path}: Hugging Face, {len(files)} safetensors file(s), {_counted(kinds)}"
+    return "\n".join([title, *_model(source.model), *_table(rows)])
+
+
+def _checkpoint(path: Path) -> str:
+    checkpoint = Checkpoint(path)
+    config, parallel = checkpoint.config, checkpoint.config.parallel
+    kinds = Counter(str(dtype) for dtype in checkpoint.dtypes.values())
+    moments = any("exp_avg" in key for key in checkpoint.metadata.state_dict_metadata)
+    sizes = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
+    layout = ", ".join(f"{n} {getattr(parallel, n)}" for n in sizes)
+    rows = [
+        (checkpoint.sources[weight.names[0]], weight.shape, weight.leading)
+        for weight in weights(config.model)
+    ]
+    title = f"{path}: checkpoint of megatron_qwen3, {_counted(kinds)}"
+    state = f"with{'' if moments else 'out'} optimizer state; written as {layout}"
+    return "\n".join([title, state, *_model(config.model), *_table(rows)])
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} × {kind.removeprefix('torch.')}" for kind, count in kinds.items())
+
+
+def _model(model: ModelConfig) -> list[str]:
+    total, active = parameter_count(model), active_parameter_count(model)
+    fields = ", ".join(f"{name} {value}" for name, value in vars(model).items() if value != "")
+    return [f"{total:,} parameters, {active:,} active", fields, ""]
+
+
+def _table(rows: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    width = max(len(name) for name, _, _ in rows)
+    return [
+        f"{name:<{width}}  {' × '.join(map(str, shape)):>16}"
+        + "".join(f"  {n} {axis}" for n, axis in zip(leading, ("layers", "experts"), strict=False))
+        for name, shape, leading in rows
+    ]

@@ -1,0 +1,236 @@
+"""Hugging Face folders as files: tensors by name and place, read and written without a library.
+
+    source = Source(folder)       # every tensor of a Qwen3, where it lies, in its right shape
+    sink = Sink(folder, tensors)  # room for tensors in shards; sink.write(name, start, data)
+
+A safetensors file is a length, a table of names, types, shapes and places in JSON, and the bytes.
+Knowing all shapes beforehand, we write the table first and then the bytes in any order: shards of
+5 GB need no 5 GB of memory. Configuration and tokenizer files are `hf_config.py`'s.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_qwen3.config import ConfigError, ModelConfig
+from megatron_qwen3.convert.dcp import read_exactly
+from megatron_qwen3.convert.hf_config import read_config
+from megatron_qwen3.convert.mapping import in_order
+
+INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+SHARD_BYTES = 5_000_000_000  # transformers' own limit
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BATCH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor: row-major bytes of a file from `start`."""
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Source:
+    """A folder with a Qwen3. ConfigError names the file and what is wrong with it.
+
+    `config`: config.json as it is; `model`: as our settings. `tensors` are complete: none is
+    missing, unexpected or of another shape. A tied model's own copy of lm_head, which some
+    folders have, must equal the embedding.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config, self.model = read_config(folder)
+        self.tensors = dict(_stored_tensors(folder))
+        expected = _shapes(self.model)
+        head = self.tensors.get("lm_head.weight")
+        if self.model.tie_embeddings and head:
+            _check_equal(head, self.tensors.get("model.embed_tokens.weight"))
+            del self.tensors["lm_head.weight"]
+        faults = [f"{name} is missing" for name in expected if name not in self.tensors]
+        faults += [
+            f"{name} is unexpected ({stored.path.name})"
+            for name, stored in self.tensors.items()
+            if name not in expected
+        ]
+        faults += [
+            f"{name} has shape {self.tensors[name].shape}, config.json says {shape}"
+            for name, shape in expected.items()
+            if name in self.tensors and self.tensors[name].shape != shape
+        ]
+        if faults:
+            more = f"\n… and {len(faults) - 20} more" if len(faults) > 20 else ""
+            raise ConfigError("\n".join(f"{folder}: {fault}" for fault in faults[:20]) + more)
+
+
+class Sink:
+    """Shards with room for `tensors` (name, shape, dtype), in this order."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]],
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.stored: dict[str, Stored] = {}
+        self._stack = ExitStack()
+        shards = _shards(list(tensors), shard_bytes)
+        names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+        paths = [folder / name for name in (names if len(shards) > 1 else [SINGLE_FILE])]
+        self._files = {path: self._stack.enter_context(path.open("wb", 0)) for path in paths}
+        for path, shard in zip(paths, shards, strict=True):
+            self._begin(path, shard)
+        if len(shards) > 1:
+            _write_index(folder, self.stored)
+
+    def write(self, name: str, start: int, data: np.ndarray) -> None:
+        """Put bytes into a tensor, from its byte `start`; any thread may."""
+        stored = self.stored[name]
+        write_exactly(self._files[stored.path].fileno(), stored.start + start, data)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _begin(self, path: Path, shard: list[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end, places = 0, []
+        for name, shape, dtype in shard:
+            start, end = end, end + prod(shape) * dtype.itemsize
+            offsets = [start, end]
+            table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+            places.append((name, start, shape, dtype))
+        header = json.dumps(table, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        self._files[path].write(struct.pack("<Q", len(header)) + header)
+        self._files[path].truncate(8 + len(header) + end)
+        for name, start, shape, dtype in places:
+            self.stored[name] = Stored(path, 8 + len(header) + start, shape, dtype)
+
+
+def write_exactly(file: int, start: int, data: np.ndarray) -> None:
+    """Put contiguous bytes into an open file from byte `start`."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(file, view, start)
+        view, start = view[written:], start + written
+
+
+def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {
+        weight.part_name(part, index): weight.part_shape(part)
+        for weight, index in in_order(model)
+        for part in range(len(weight.parts))
+    }
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, Stored]]:
+    """Every tensor of the files that the index names, or of the one file without an index."""
+    if not (folder / INDEX_FILE).is_file():
+        if not (folder / SINGLE_FILE).is_file():
+            raise ConfigError(
+                f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}; other formats are not read"
+            )
+        yield from _read_header(folder / SINGLE_FILE)
+        return
+    listed = _read_index(folder / INDEX_FILE)
+    for file in sorted(set(listed.values())):
+        for name, stored in _read_header(folder / file):
+            if listed.pop(name, None) != file:
+                raise ConfigError(f"{folder / file}: {name} is not listed there by {INDEX_FILE}")
+            yield name, stored
+    for name, file in listed.items():
+        raise ConfigError(f"{folder / file}: {name} is missing, which {INDEX_FILE} lists there")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if all(Path(file).name == file for file in listed.values()):
+            return dict(listed)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise ConfigError(f"{path}: not an index of files beside it (weight_map)")
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of one safetensors file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+            table = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: not a safetensors file, or truncated within its table")
+    table.pop("__metadata__", None)
+    for name, entry in table.items():
+        yield name, _stored(path, name, entry, 8 + length, size)
+
+
+def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
+    try:
+        kind, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        start, end = (int(n) for n in entry["data_offsets"])
+    except (LookupError, TypeError, ValueError):
+        raise ConfigError(f"{path}: the table's entry of {name} is damaged") from None
+    if kind not in _DTYPES:
+        raise ConfigError(f"{path}: {name} is {kind}; valid: {', '.join(_DTYPES)}")
+    if start < 0 or end - start != prod(shape) * _DTYPES[kind].itemsize:
+        raise ConfigError(f"{path}: the table's entry of {name} is damaged")
+    if data + end > size:
+        raise ConfigError(f"{path}: truncated, {name} ends at byte {data + end} of {size}")
+    return Stored(path, data + start, shape, _DTYPES[kind])
+
+
+def _check_equal(head: Stored, embedding: Stored | None) -> None:
+    """ConfigError unless a tied model's lm_head is the embedding."""
+    if embedding and (head.shape, head.dtype) == (embedding.shape, embedding.dtype):
+        total = prod(head.shape) * head.dtype.itemsize
+        for start in range(0, total, _BATCH_BYTES):
+            count = min(_BATCH_BYTES, total - start)
+            ours, theirs = np.empty(count, np.uint8), np.empty(count, np.uint8)
+            read_exactly(head.path, head.start + start, ours)
+            read_exactly(embedding.path, embedding.start + start, theirs)
+            if not np.array_equal(ours, theirs):
+                break
+        else:
+            return
+    raise ConfigError(
+        f"{head.path}: lm_head.weight is not model.embed_tokens.weight, but config.json says "
+        "tie_word_embeddings = true"
+    )
+
+
+def _shards(tensors: list[Any], limit: int) -> list[list[Any]]:
+    shards, room = [[]], limit
+    for name, shape, dtype in tensors:
+        size = prod(shape) * dtype.itemsize
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append((name, shape, dtype))
+        room -= size
+    return shards
+
+
+def _write_index(folder: Path, stored: dict[str, Stored]) -> None:
+    total = sum(prod(s.shape) * s.dtype.itemsize for s in stored.values())
+    listed = {name: s.path.name for name, s in stored.items()}
+    index = {"metadata": {"total_size": total}, "weight_map": listed}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

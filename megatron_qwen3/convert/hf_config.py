@@ -1,0 +1,253 @@
+"""config.json of Hugging Face's Qwen3 and our model settings, and the small files beside them.
+
+    config, model = read_config(folder)
+    write_config(folder, model, …)
+
+What a field of config.json would change in the model, and our model does not have, is refused by
+name: a converted model must compute the same. We write the field names of transformers 4 and 5
+side by side, because each silently falls back to its defaults where it meets only the other's.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from megatron_qwen3.presets import PRESETS
+
+GENERATION_FILE: Final = "generation_config.json"
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+# Our setting, the names of its field in config.json. A field that must be there has no default.
+_FIELDS: Final = (
+    ("num_layers", ("num_hidden_layers",)),
+    ("hidden_size", ("hidden_size",)),
+    ("ffn_hidden_size", ("intermediate_size",)),
+    ("num_attention_heads", ("num_attention_heads",)),
+    ("num_query_groups", ("num_key_value_heads",)),
+    ("head_dim", ("head_dim",)),
+    ("vocab_size", ("vocab_size",)),
+    ("norm_eps", ("rms_norm_eps",)),
+)
+_SPARSE_FIELDS: Final = (
+    ("num_experts", ("num_experts", "num_local_experts")),
+    ("experts_per_token", ("num_experts_per_tok",)),
+    ("expert_ffn_hidden_size", ("moe_intermediate_size",)),
+)
+_OPTIONAL: Final = (
+    ("tie_embeddings", ("tie_word_embeddings",), False),
+    ("init_std", ("initializer_range",), 0.02),
+)
+# Fields with the only values that our model computes; an absent one has the first.
+_FIXED: Final[dict[str, tuple[Any, ...]]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "attention_dropout": (0.0, None),
+    "use_sliding_window": (False, None),
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "mlp_bias": (False, None),
+    "shared_expert_intermediate_size": (None, 0),
+    "num_shared_experts": (None, 0),
+    "n_shared_experts": (None, 0),
+}
+_FIXED_SPARSE: Final[dict[str, tuple[Any, ...]]] = {
+    "norm_topk_prob": (True,),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+}
+_KINDS: Final = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """config.json as it is and as our settings. ConfigError names the field that does not fit."""
+    path = folder / "config.json"
+    config = _read_json(path, "no model of Hugging Face's format")
+    kind = config.get("model_type")
+    if kind not in _KINDS:
+        raise ConfigError(f"{path}: model_type = {kind!r} is not Qwen3; valid: {', '.join(_KINDS)}")
+    architectures = config.get("architectures") or [_KINDS[kind]]
+    if architectures != [_KINDS[kind]]:
+        raise ConfigError(f"{path}: architectures = {architectures}; valid: {[_KINDS[kind]]}")
+    sparse = kind == "qwen3_moe"
+    _check_fixed(path, config, _FIXED | (_FIXED_SPARSE if sparse else {}))
+    fields = _FIELDS + (_SPARSE_FIELDS if sparse else ())
+    values = {ours: _field(path, config, names) for ours, names in fields}
+    values |= {ours: config.get(names[0], default) for ours, names, default in _OPTIONAL}
+    values["rope_theta"] = _rope_theta(path, config)
+    if sparse:
+        values["router_aux_loss"] = config.get("router_aux_loss_coef", 0.001)
+    return config, _model(path, values)
+
+
+def settings_of(
+    config: dict[str, Any], model: ModelConfig, precision: str, tokenizer: str
+) -> Config:
+    """The settings of a checkpoint that was not trained here, but converted."""
+    length = config.get("max_position_embeddings") or 32768
+    return Config(
+        model=model,
+        data=DataConfig(sequence_length=length, tokenizer=tokenizer),
+        train=TrainConfig(steps=1, precision=precision),
+    )
+
+
+def write_config(
+    folder: Path, model: ModelConfig, positions: int, dtype: str, ids: dict[str, int]
+) -> None:
+    """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `token_ids`."""
+    kind = "qwen3_moe" if model.num_experts else "qwen3"
+    fields = _FIELDS + (_SPARSE_FIELDS if model.num_experts else ())
+    config: dict[str, Any] = {"architectures": [_KINDS[kind]], "model_type": kind}
+    config |= {name: getattr(model, ours) for ours, names in fields for name in names}
+    config |= {names[0]: getattr(model, ours) for ours, names, _ in _OPTIONAL}
+    config |= {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "max_position_embeddings": positions,
+        "max_window_layers": model.num_layers,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_scaling": None,
+        "rope_theta": model.rope_theta,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        "bos_token_id": ids.get("bos"),
+        "eos_token_id": ids.get("eos"),
+    }
+    if model.num_experts:
+        config |= {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+            "output_router_logits": False,
+            "router_aux_loss_coef": model.router_aux_loss,
+        }
+    _write_json(folder / "config.json", dict(sorted(config.items())))
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Copy what belongs to a tokenizer, and never code; False where there is none."""
+    if source.is_file():
+        source = source.parent
+    found = [n for n in (*TOKENIZER_FILES, GENERATION_FILE) if (source / n).is_file()]
+    if "tokenizer.json" not in found and "vocab.json" not in found:
+        return False
+    target.mkdir(exist_ok=True)
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return True
+
+
+def token_ids(folder: Path, chat: bool) -> dict[str, int]:
+    """ "bos" and "eos" of the tokenizer in `folder`, as Qwen3 has them; {} without one.
+
+    A chat model ends its turn with <|im_end|>, a base model its document with <|endoftext|>.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return {}
+    added = _read_json(folder / "tokenizer.json", "no tokenizer").get("added_tokens", [])
+    numbers = {token["content"]: token["id"] for token in added}
+    wanted = {"bos": "<|endoftext|>", "eos": "<|im_end|>" if chat else "<|endoftext|>"}
+    wanted["pad"] = "<|endoftext|>"
+    return {role: numbers[token] for role, token in wanted.items() if token in numbers}
+
+
+def write_generation(folder: Path, chat: bool, ids: dict[str, int]) -> None:
+    """generation_config.json, unless the tokenizer's folder brought one: Qwen3's sampling."""
+    if (folder / GENERATION_FILE).exists():
+        return
+    generation: dict[str, Any] = {f"{role}_token_id": number for role, number in ids.items()}
+    generation["do_sample"] = chat
+    if chat:
+        generation |= {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+        if ids:
+            generation["eos_token_id"] = [ids["eos"], ids["bos"]]
+    else:
+        generation["max_new_tokens"] = 2048
+    _write_json(folder / GENERATION_FILE, generation)
+
+
+def _check_fixed(path: Path, config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> None:
+    for name, valid in fixed.items():
+        default = False if name == "norm_topk_prob" else valid[0]  # transformers' default
+        value = config.get(name, default)
+        if name == "rope_scaling" and _is_plain_rope(value):
+            continue
+        if value not in valid:
+            raise ConfigError(f"{path}: {name} = {value!r}, but Qwen3 has {valid[0]!r}")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ConfigError(f"{path}: layer_types has {min(kinds)!r}, but Qwen3 'full_attention'")
+
+
+def _is_plain_rope(value: Any) -> bool:
+    kinds = (value.get("rope_type"), value.get("type")) if isinstance(value, dict) else ()
+    return bool(kinds) and set(kinds) <= {"default", None}
+
+
+def _field(path: Path, config: dict[str, Any], names: tuple[str, ...]) -> Any:
+    values = [config[name] for name in names if name in config]
+    if not values:
+        raise ConfigError(f"{path}: {' or '.join(names)} is missing")
+    if any(value != values[0] for value in values):
+        raise ConfigError(f"{path}: {' and '.join(names)} are not equal: {values}")
+    return values[0]
+
+
+def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
+    """transformers 4 has it beside, 5 within rope_parameters; both may be there."""
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or (rope and not _is_plain_rope(rope)):
+        raise ConfigError(f"{path}: rope_parameters = {rope!r}, but Qwen3 has rope_type 'default'")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ConfigError(f"{path}: rope_parameters.partial_rotary_factor must be 1.0")
+    places = ("rope_theta", "rope_parameters.rope_theta")
+    both = zip(places, (config.get("rope_theta"), rope.get("rope_theta")), strict=True)
+    return _field(path, {k: v for k, v in both if v is not None}, places)
+
+
+def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
+    """Checked like the settings of a run, types included."""
+    lines = [f"model.{name}={settings.emit(value)}" for name, value in values.items()]
+    sparse = bool(values.get("num_experts"))
+    defaults = [] if sparse else ["model.num_experts=0"]
+    try:
+        model = settings.load([], [*lines, *defaults, "train.steps=1"]).model
+    except ConfigError as error:
+        text = str(error).replace("command line: ", "")
+        raise ConfigError(f"{path}: {text}") from None
+    for name, preset in PRESETS.items():
+        if all(getattr(model, key) == value for key, value in preset.items()):
+            return settings.load([], [f"model.preset={name}", "train.steps=1"]).model
+    return model
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): {otherwise}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}): {otherwise}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a table in JSON: {otherwise}")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Do two models compute the same? `compare(a, b)`, each an HF folder or a checkpoint of ours.
+
+Ours is built by `model/build.py` on this process alone and loaded by megatron-core, as a run would
+load it, whatever layout wrote it; the other by transformers. They are in memory one after the
+other, so the larger of them must fit.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+from megatron.core import dist_checkpointing
+from torch import Tensor
+
+from megatron_qwen3.config import Config, ConfigError, ParallelConfig
+from megatron_qwen3.convert import hf_config, reference
+from megatron_qwen3.convert.dcp import Checkpoint, check_pickles
+from megatron_qwen3.model.build import build
+from megatron_qwen3.parallel import runtime
+
+SEQUENCES, POSITIONS = 4, 64
+# Least mean cosine similarity of two faithful copies: rounding alone parts them, in bf16 by a
+# token that goes to another expert.
+_LEAST_COSINE = {"fp32": 1 - 1e-6, "bf16": 1 - 1e-2}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of the logits at all positions of some random sequences, in float32.
+
+    cosine: similarity of two positions' logits, on average and at worst; largest_difference: in
+    units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions
+    with the same likeliest token.
+    """
+
+    cosine: float
+    worst_cosine: float
+    largest_difference: float
+    greedy_agreement: float
+    spread: float
+    precision: str
+
+    @property
+    def agree(self) -> bool:
+        return self.cosine >= _LEAST_COSINE[self.precision]
+
+
+def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Comparison:
+    """Both models in `precision` on the same tokens. ConfigError where one cannot be read."""
+    if vocabulary(a) != vocabulary(b):
+        raise ConfigError(
+            f"{a} has a vocabulary of {vocabulary(a)} tokens, {b} one of {vocabulary(b)}"
+        )
+    random = torch.Generator().manual_seed(seed)
+    ids_BS = torch.randint(vocabulary(a), (SEQUENCES, POSITIONS), generator=random)
+    first_BSV, second_BSV = logits(a, ids_BS, precision), logits(b, ids_BS, precision)
+    cosine_BS = torch.nn.functional.cosine_similarity(
+        first_BSV.double(), second_BSV.double(), dim=-1
+    )
+    return Comparison(
+        cosine=cosine_BS.mean().item(),
+        worst_cosine=cosine_BS.min().item(),
+        largest_difference=(first_BSV - second_BSV).abs().max().item(),
+        greedy_agreement=(first_BSV.argmax(-1) == second_BSV.argmax(-1)).float().mean().item(),
+        spread=first_BSV.std().item(),
+        precision=precision,
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` has our format; else it should have Hugging Face's."""
+    return (path / "config.toml").is_file()
+
+
+def vocabulary(path: Path) -> int:
+    if is_checkpoint(path):
+        return Checkpoint(path).config.model.vocab_size
+    return hf_config.read_config(path)[1].vocab_size
+
+
+def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
+    """Float32 [B, S, V] on the CPU, of an HF folder or of a checkpoint of ours."""
+    if is_checkpoint(path):
+        return _logits_of_ours(path, ids_BS, precision)
+    return reference.logits(path, ids_BS, _DTYPES[precision])
+
+
+@torch.no_grad()
+def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
+    config = _on_one_rank(Checkpoint(path).config, ids_BS.shape[1], precision)
+    check_pickles(path)
+    try:
+        (model,) = build(config, runtime.start(config))
+        loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(path))
+        model.load_state_dict(loaded["model"])
+        ids_BS = ids_BS.to(torch.cuda.current_device())
+        return model.eval()(ids_BS, position_ids=None, attention_mask=None).float().cpu()
+    finally:
+        runtime.stop()
+
+
+def _on_one_rank(config: Config, length: int, precision: str) -> Config:
+    return replace(
+        config,
+        parallel=ParallelConfig(),
+        data=replace(config.data, sequence_length=length),
+        train=replace(config.train, global_batch=1, micro_batch=1, precision=precision),
+        run=replace(config.run, device="auto"),
+    )

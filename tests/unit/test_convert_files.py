@@ -1,0 +1,306 @@
+"""Conversion of files that are not what they should be: each is refused by name, none is run."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.convert import hf, hf_config, stream
+from megatron_qwen3.convert.dcp import Checkpoint, check_pickles
+from megatron_qwen3.convert.describe import describe
+from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.training.checkpoint import check_same_model, find
+
+ROOT = Path(__file__).parents[2]
+
+
+def model(preset, *overrides):
+    return load([], [f"model.preset={preset}", "train.steps=1", *overrides]).model
+
+
+def random_hf(folder, of, dtype=torch.bfloat16):
+    """An HF folder, its tensors written by the safetensors library."""
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(5)
+    tensors = {
+        weight.part_name(part, index): torch.randn(weight.part_shape(part), generator=random)
+        for weight, index in in_order(of)
+        for part in range(len(weight.parts))
+    }
+    save_file({k: v.to(dtype) for k, v in tensors.items()}, folder / hf.SINGLE_FILE)
+    hf_config.write_config(folder, of, 4096, str(dtype).removeprefix("torch."), {})
+    return folder
+
+
+@pytest.fixture
+def moe(tmp_path):
+    return random_hf(tmp_path / "hf", model("tiny-moe"))
+
+
+@pytest.fixture
+def ours(tmp_path, moe):
+    stream.from_hf(moe, tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / hf.SINGLE_FILE)
+    change(tensors)
+    save_file(tensors, folder / hf.SINGLE_FILE)
+
+
+def test_a_converted_checkpoint_is_found_as_a_run_finds_it(ours):
+    assert find(str(ours)) == ours
+    config = Checkpoint(ours).config
+    assert config.model == model("tiny-moe")  # the preset was recognised
+    assert config.train.precision == "bf16"
+    check_same_model(config, ours)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_sliding_window", True),
+        ("attention_bias", True),
+        ("hidden_act", "gelu"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 5e6}),
+        ("norm_topk_prob", False),
+        ("decoder_sparse_step", 2),
+        ("mlp_only_layers", [1]),
+        ("shared_expert_intermediate_size", 64),
+        ("num_local_experts", 4),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("layer_types", ["sliding_attention"] * 4),
+        ("architectures", ["Qwen3MoeForSequenceClassification"]),
+        ("model_type", "qwen2_moe"),
+        ("hidden_size", "64"),
+        ("head_dim", 31),
+        ("num_key_value_heads", 3),
+    ],
+)
+def test_a_config_that_is_not_qwen3s_is_refused_by_file_and_field(tmp_path, moe, field, value):
+    change_config(moe, **{field: value})
+    ours_for = {"num_key_value_heads": "num_query_groups"}.get(field, field)
+    with pytest.raises(ConfigError, match=rf"config\.json: .*{ours_for}"):
+        stream.from_hf(moe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["rope_theta", "num_hidden_layers", "head_dim", "rms_norm_eps"])
+def test_a_field_is_never_guessed(moe, field):
+    path = moe / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("rope_parameters")
+    config.pop(field)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=f"config.json: .*{field}.* is missing"):
+        hf.Source(moe)
+
+
+@pytest.mark.parametrize("missing", ["config.json", hf.SINGLE_FILE])
+def test_a_folder_that_is_no_model_is_refused(tmp_path, moe, missing):
+    (moe / missing).unlink()
+    with pytest.raises(ConfigError, match=missing):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("keep_bytes", [4, 100, -1])
+def test_a_truncated_safetensors_file_is_refused_by_name(tmp_path, moe, keep_bytes):
+    path = moe / hf.SINGLE_FILE
+    os.truncate(path, keep_bytes if keep_bytes > 0 else path.stat().st_size + keep_bytes)
+    with pytest.raises(ConfigError, match=f"{hf.SINGLE_FILE}: .*truncated"):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+_EXPERT = "model.layers.2.mlp.experts.5.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop(_EXPERT), f"{_EXPERT} is missing"),
+        (lambda t: t.update({"model.layers.4.x": torch.ones(2)}), "4.x is unexpected"),
+        (lambda t: t.update({_EXPERT: torch.ones(3, 5)}), rf"{_EXPERT} has shape \(3, 5\)"),
+        (lambda t: t.update({_EXPERT: t[_EXPERT].half()}), f"{_EXPERT} is F16"),
+        (lambda t: t.update({_EXPERT: t[_EXPERT].float()}), f"different types: .*{_EXPERT}"),
+    ],
+)
+def test_a_missing_unexpected_or_misshapen_tensor_is_named(tmp_path, moe, change, says):
+    change_tensors(moe, change)
+    with pytest.raises(ConfigError, match=says):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+def test_a_tied_models_copy_of_the_head_must_be_the_embedding(tmp_path):
+    folder = random_hf(tmp_path / "hf", model("tiny-dense"))
+    copy = load_file(folder / hf.SINGLE_FILE)["model.embed_tokens.weight"].clone()
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": copy}))
+    stream.from_hf(folder, tmp_path / "ours")
+    copy[-1, -1] += 1
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": copy}))
+    with pytest.raises(ConfigError, match="lm_head.weight is not model.embed_tokens.weight"):
+        stream.from_hf(folder, tmp_path / "again")
+
+
+def test_an_index_that_leaves_its_folder_is_refused(moe):
+    content = {"weight_map": {"lm_head.weight": "../hf/model.safetensors"}}
+    (moe / hf.INDEX_FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="not an index of files beside it"):
+        hf.Source(moe)
+
+
+class Malice:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_metadata_file_is_refused_and_not_run(tmp_path, ours):
+    mark = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Malice(mark)))
+    assert mark.exists()  # so would it do
+    mark.unlink()
+    (ours / ".metadata").write_bytes(pickle.dumps(Malice(mark)))
+    for read in (check_pickles, Checkpoint, describe):
+        with pytest.raises(ConfigError, match=r"\.metadata: .*refused: it names pathlib"):
+            read(ours)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["torch.load", "torch.Size.__init__", "builtins.eval"])
+def test_metadata_may_name_nothing_but_its_own_classes(ours, name):
+    module, _, attribute = name.partition(".")
+    (ours / ".metadata").write_bytes(
+        b"\x80\x04" + b"".join(b"\x8c" + bytes([len(n)]) + n.encode() for n in (module, attribute))
+        + b"\x93."
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="refused"):
+        check_pickles(ours)
+
+
+def test_a_malicious_common_file_is_refused_and_not_run(tmp_path, ours):
+    check_pickles(ours)
+    torch.save({"step": Malice(tmp_path / "ran")}, ours / "common.pt")
+    with pytest.raises(ConfigError, match=r"common\.pt: refused"):
+        check_pickles(ours)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_malicious_object_between_the_tensors_is_refused_and_not_run(tmp_path, ours, monkeypatch):
+    add = stream.Writer.add_object
+    malice = Malice(tmp_path / "ran")
+    monkeypatch.setattr(stream.Writer, "add_object", lambda *a: add(*a[:-1], [malice]))
+    stream.from_hf(tmp_path / "hf", tmp_path / "bad")
+    with pytest.raises(ConfigError, match=r"distcp: refused"):
+        check_pickles(tmp_path / "bad")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_truncated_checkpoint_is_refused_and_leaves_nothing(tmp_path, ours):
+    path = ours / "__3_0.distcp"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ConfigError, match="__3_0.distcp: (damaged|truncated)"):
+        stream.to_hf(ours, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("num_layers = 5", "input_layernorm.weight has shape"),
+        ("num_experts = 4", "router.weight has shape"),
+        ("tie_embeddings = true", "output_layer.weight is unexpected"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_than_its_settings_is_refused(ours, setting, says):
+    name = setting.partition(" ")[0]
+    lines = (ours / "config.toml").read_text().splitlines()
+    changed = [setting if line.startswith(name + " ") else line for line in lines]
+    (ours / "config.toml").write_text("\n".join(changed))
+    with pytest.raises(ConfigError, match=says):
+        Checkpoint(ours)
+
+
+def test_a_missing_layer_of_a_checkpoint_is_named(ours):
+    metadata = Checkpoint(ours).metadata
+    chunks = metadata.state_dict_metadata["decoder.layers.mlp.experts.experts.linear_fc2.weight"]
+    chunks.chunks.pop(2)
+    (ours / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ConfigError, match="linear_fc2.weight of layer 2, expert 0, is missing"):
+        Checkpoint(ours)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("direction", ["from_hf", "to_hf"])
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, ours, monkeypatch, direction, error):
+    def interrupted(*_):
+        raise error("in between")
+
+    monkeypatch.setattr(hf, "write_exactly", interrupted)
+    source = tmp_path / ("hf" if direction == "from_hf" else "ours")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match="in between"):
+        getattr(stream, direction)(source, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, moe):
+    script = (
+        "import sys, time; from megatron_qwen3.convert import hf, stream\n"
+        "hf.write_exactly = lambda *_: time.sleep(60)\n"
+        f"stream.from_hf(stream.Path({str(moe)!r}), stream.Path({str(tmp_path / 'out')!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    beside = tmp_path / "out.partial"
+    while not (beside / "__model_0.distcp").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="neither a checkpoint nor a run folder"):
+        find(str(beside))
+    stream.from_hf(moe, tmp_path / "out")  # what is left is no obstacle
+    assert not beside.exists()
+
+
+def test_nothing_is_overwritten(tmp_path, moe):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="out exists; remove it"):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+def test_the_tokenizer_goes_along_and_code_does_not(tmp_path, moe):
+    for name in ("tokenizer.json", "chat_template.jinja", "modeling_qwen3.py"):
+        (moe / name).write_text('{"added_tokens": [{"id": 500, "content": "<|endoftext|>"}]}')
+    stream.from_hf(moe, tmp_path / "ours")
+    assert stream.to_hf(tmp_path / "ours", tmp_path / "out")
+    out = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= out
+    assert "modeling_qwen3.py" not in out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 500
+
+
+def test_inspect_says_what_a_folder_is(moe, ours):
+    for folder, kind in ((moe, "Hugging Face"), (ours, "checkpoint of megatron_qwen3")):
+        text = describe(folder)
+        assert kind in text and "bfloat16" in text and "8 experts" in text

@@ -1,0 +1,105 @@
+"""Convert between Hugging Face's Qwen3 and our checkpoints, and check both.
+
+    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT
+    python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--tokenizer FOLDER]
+    python tools/convert_checkpoint.py verify   A B [--precision bf16]
+    python tools/convert_checkpoint.py inspect  X
+
+A checkpoint is a step's folder, or a run's, of which the newest step is taken. Conversions need no
+GPU, no ranks and little memory, whatever the size of the model; OUT appears when it is complete.
+from-hf's OUT goes into checkpoint.init_from. verify computes logits of both and exits with 1 where
+they differ by more than rounding.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from megatron_qwen3.config import ConfigError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 done, 1 the models differ, 2 something is wrong with a file or name."""
+    given = _parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    try:
+        return given.run(given)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, folders in (
+        ("from-hf", _from_hf, ("source", "out")),
+        ("to-hf", _to_hf, ("source", "out")),
+        ("verify", _verify, ("a", "b")),
+        ("inspect", _inspect, ("source",)),
+    ):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        for folder in folders:
+            command.add_argument(folder, type=Path)
+        if name in ("from-hf", "to-hf"):
+            command.add_argument("--workers", type=int, help="threads; default: cores, at most 8")
+        if name == "to-hf":
+            command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+        if name == "verify":
+            command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    return parser
+
+
+# torch is imported only where it is needed: a wrong command costs no seconds.
+def _from_hf(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import stream
+
+    stream.from_hf(given.source, given.out, given.workers)
+    print(f"{given.out}: ready for checkpoint.init_from")
+    return 0
+
+
+def _to_hf(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import stream
+
+    source = _step_folder(given.source)
+    has_tokenizer = stream.to_hf(source, given.out, given.tokenizer, given.workers)
+    note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
+    print(f"{given.out}: {source} for transformers{note}")
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import verify
+
+    result = verify.compare(_step_folder(given.a), _step_folder(given.b), given.precision)
+    print(
+        f"cosine similarity   {result.cosine:.9f} (worst position {result.worst_cosine:.9f})\n"
+        f"largest difference  {result.largest_difference:.3g} (logits spread {result.spread:.3g})\n"
+        f"greedy agreement    {result.greedy_agreement:.2%}\n"
+        f"the models {'agree' if result.agree else 'DIFFER'} in {given.precision}"
+    )
+    return 0 if result.agree else 1
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert.describe import describe
+
+    print(describe(_step_folder(given.source)))
+    return 0
+
+
+def _step_folder(path: Path) -> Path:
+    """`path`, or the newest checkpoint of the run folder that it is."""
+    steps = sorted((path / "checkpoints").glob("step_" + "[0-9]" * 8))
+    return steps[-1] if steps else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
