@@ -6,6 +6,7 @@ only here.
 """
 
 import warnings
+from typing import Any
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
@@ -27,8 +28,16 @@ from megatron_qwen3.parallel.layout import Layout
 class Qwen3(GPTModel):
     """GPTModel that answers labels with log-probabilities instead of a loss.
 
-    Without labels the last stage returns this tensor rank's part of the logits, [B, S, V/tp].
+    Without labels the last stage returns this tensor rank's part of the logits, [B, S, V/tp], or,
+    while text is generated and `last_position_only` is set, of the last position alone.
     """
+
+    last_position_only = False
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.post_process and self.last_position_only:
+            hidden_states = hidden_states[-1:]
+        return super()._postprocess(hidden_states, *args, **kwargs)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Float32 [2, B, S]: log p(label) and the log of the softmax's denominator."""

@@ -55,10 +55,12 @@ class SelfAttention(MegatronModule):
     """Causal grouped-query attention with QK-Norm and RoPE.
 
     `linear_qkv` holds, per key/value group, its query heads, then the key, then the value head.
+    While text is generated `cache` is a generate.cache.KVCache, which then does the attention.
     """
 
     def __init__(self, config: TransformerConfig, tp_group: Any) -> None:
         super().__init__(config)
+        self.cache: Any = None
         self.head_dim = config.kv_channels
         self.groups = config.num_query_groups // tp_group.size()
         self.heads_per_group = config.num_attention_heads // config.num_query_groups
@@ -75,7 +77,8 @@ class SelfAttention(MegatronModule):
         q_SBND, k_SBGD = ops.rope(
             self.q_layernorm(q_SBND), self.k_layernorm(k_SBGD), rotary[0], rotary[1]
         )
-        mixed_SBW = ops.attention(q_SBND, k_SBGD, v_SBGD)
+        attention = ops.attention if self.cache is None else self.cache.attend
+        mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)
         output_SBH, _ = self.linear_proj(mixed_SBW)
         return output_SBH
 

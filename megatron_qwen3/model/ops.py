@@ -34,7 +34,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate the half-split pairs (i, i + D/2) of q [S, B, N, D] and k [S, B, G, D].
 
-    cos and sin are [S, 1, 1, D] with equal halves (arXiv 2104.09864, eq. 34, with Qwen3's pairs);
+    cos and sin are [S, 1 or B, 1, D] with equal halves (arXiv 2104.09864, eq. 34, Qwen3's pairs);
     they are rounded to q's dtype first, as transformers does. The results lie in memory as
     [B, N, S, D]: attention kernels then read one head's positions next to each other.
     """
@@ -42,17 +42,21 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Causal softmax(q kᵀ / √D) v: q [S, B, N, D], k and v [S, B, G, D] -> [S, B, N·D].
 
-    Query head n reads group n // (N/G). Nothing of size S×S is kept.
+    Query head n reads group n // (N/G). Nothing of size S×S is kept. A mask, added to q kᵀ and
+    broadcast to [B, N, S, S], stands in for the causal one.
     """
     heads_per_group = q.shape[2] // k.shape[2]
-    if q.is_cuda and q.dtype == torch.float32:  # the kernel that takes float32 knows no groups
+    # The kernel that takes float32 or a mask knows no groups.
+    if q.is_cuda and (q.dtype == torch.float32 or mask is not None):
         k, v = (t.repeat_interleave(heads_per_group, dim=2) for t in (k, v))
     q, k, v = (t.permute(1, 2, 0, 3).contiguous() for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+    )
     return mixed.permute(2, 0, 1, 3).flatten(2)
 
 

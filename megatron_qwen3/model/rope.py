@@ -2,7 +2,7 @@
 
 Qwen3 rotates half-split pairs (RoFormer, arXiv 2104.09864, section 3.4) with base 10,000 in the
 first two pretraining stages and 1,000,000 in the long-context one (ABF, arXiv 2309.16039).
-Legend: S positions, D head size.
+Legend: S positions, B rows, D head size.
 """
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
@@ -15,8 +15,11 @@ class RotaryTables(RotaryEmbedding):
     """Stands in for GPTModel's rotary embedding, giving layers cos and sin instead of angles.
 
     megatron-core takes the cosine and sine of the angles in every layer and for queries and keys
-    alike; here it happens once per sequence length.
+    alike; here it happens once per sequence length. A generation, whose rows stand at positions
+    of their own, sets `given` to what layers shall get, and to None when it is done.
     """
+
+    given: Tensor | None = None
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__(
@@ -26,9 +29,16 @@ class RotaryTables(RotaryEmbedding):
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:
         """cos and sin of positions 0 … length-1, float32 [2, S, 1, 1, D]."""
+        if self.given is not None:
+            return self.given
         key = (length, self.inv_freq.device)
         if key not in self._tables:
-            position_S = torch.arange(length, dtype=torch.float32, device=self.inv_freq.device)
-            angle_SD = torch.outer(position_S, self.inv_freq).repeat(1, 2)
-            self._tables[key] = torch.stack([angle_SD.cos(), angle_SD.sin()])[:, :, None, None, :]
+            position_S = torch.arange(length, device=self.inv_freq.device)
+            self._tables[key] = self.at(position_S[:, None])
         return self._tables[key]
+
+    def at(self, position_SB: Tensor) -> Tensor:
+        """cos and sin of explicit positions, float32 [2, S, B, 1, D]."""
+        inv_freq = self.inv_freq.to(position_SB.device)
+        angle_SBD = (position_SB[..., None].float() * inv_freq).repeat(1, 1, 2)
+        return torch.stack([angle_SBD.cos(), angle_SBD.sin()])[:, :, :, None, :]

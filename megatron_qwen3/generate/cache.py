@@ -1,0 +1,118 @@
+"""Keys and values of what was read and written so far: a new token costs one position, not all.
+
+    timeline = Timeline([3, 5], room=64, device=device, dtype=dtype)
+    layer.self_attention.cache = KVCache(timeline)  # in every layer, all with the same timeline
+    timeline.begin(5)  # a pass of 5 places: the prompts; layers call cache.attend meanwhile
+    timeline.begin(1)  # a pass of one token per row
+
+Prompts are padded on the left to one length, so that all rows write to the same place and a pass
+needs a mask only if some row has padding. Legend: B rows, S places of this pass, L places so far,
+N query heads, G key/value groups and D head size of this tensor rank.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_qwen3.model import ops
+
+_LEAST_GROWTH = 128  # places
+
+
+class Timeline:
+    """Where all rows stand; what the caches of all layers have in common.
+
+    padding_B: places at the start of each row that hold no token. end: places filled after the
+    pass that has begun. capacity: places that caches have room for.
+    """
+
+    def __init__(
+        self, lengths_B: list[int], room: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """`lengths_B`: of the prompts; `room`: tokens expected after them, a guess."""
+        longest = max(lengths_B)
+        self.padding_B = longest - torch.tensor(lengths_B, device=device)
+        self.is_padded = min(lengths_B) < longest
+        self.dtype = dtype
+        self.start = self.end = 0
+        self.capacity = longest + min(room, _LEAST_GROWTH)
+        self.mask: Tensor | None = None
+        self._visible_B11C = self._beyond_padding()
+
+    def begin(self, places: int) -> None:
+        """Start a pass over the next places: all of the prompts first, then one at a time."""
+        self.start, self.end = self.end, self.end + places
+        if self.end > self.capacity:
+            self.capacity = self.end + max(_LEAST_GROWTH, self.capacity // 2)
+            self._visible_B11C = self._beyond_padding()
+        self.mask = self._mask(places) if self.is_padded else None
+
+    def positions_SB(self) -> Tensor:
+        """Positions of this pass as the model counts them, from each row's first token."""
+        place_S = torch.arange(self.start, self.end, device=self.padding_B.device)
+        return (place_S[:, None] - self.padding_B).clamp_(min=0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.padding_B = self.padding_B[rows]
+        self._visible_B11C = self._visible_B11C[rows]
+
+    def _beyond_padding(self) -> Tensor:
+        """0 where a row may look and -inf where its padding is, [B, 1, 1, capacity]."""
+        place_C = torch.arange(self.capacity, device=self.padding_B.device)
+        hidden_BC = place_C < self.padding_B[:, None]
+        visible_BC = torch.zeros(hidden_BC.shape, dtype=self.dtype, device=hidden_BC.device)
+        return visible_BC.masked_fill_(hidden_BC, -torch.inf)[:, None, None, :]
+
+    def _mask(self, places: int) -> Tensor:
+        """Additive, [B, 1, 1, L] for one place and [B, 1, S, S] for the prompts."""
+        visible_B11L = self._visible_B11C[..., : self.end]
+        if places == 1:
+            return visible_B11L
+        above = torch.ones(places, places, dtype=torch.bool, device=self.padding_B.device).triu_(1)
+        mask_B1SS = visible_B11L.repeat(1, 1, places, 1).masked_fill_(above, -torch.inf)
+        # Padding sees itself: a softmax over nothing is NaN, and 0 · NaN would spoil other places.
+        mask_B1SS.diagonal(dim1=-2, dim2=-1).fill_(0)
+        return mask_B1SS
+
+
+class KVCache:
+    """Keys and values of one layer, [B, G, capacity, D]."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
+        """Attention of this pass's places over all so far, [S, B, N·D]; keeps their k and v."""
+        time = self.timeline
+        self.keys = self._append(self.keys, k_SBGD)
+        self.values = self._append(self.values, v_SBGD)
+        if q_SBND.shape[0] > 1:
+            return ops.attention(q_SBND, k_SBGD, v_SBGD, time.mask)
+        _, B, N, D = q_SBND.shape
+        # The query heads of a group share keys as the queries of one head would: no key is read
+        # or copied twice.
+        q_BGrD = q_SBND.reshape(B, k_SBGD.shape[2], -1, D)
+        mixed_BGrD = F.scaled_dot_product_attention(
+            q_BGrD, self.keys[:, :, : time.end], self.values[:, :, : time.end], time.mask
+        )
+        return mixed_BGrD.reshape(1, B, N * D)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def _append(self, old: Tensor | None, new_SBGD: Tensor) -> Tensor:
+        """`old` with this pass's places; a larger copy of it where they found no room."""
+        time, new_BGSD = self.timeline, new_SBGD.permute(1, 2, 0, 3)
+        if old is None or old.shape[2] < time.capacity:
+            B, G, _, D = new_BGSD.shape
+            larger = new_BGSD.new_empty(B, G, time.capacity, D)
+            if old is not None:
+                larger[:, :, : time.start] = old[:, :, : time.start]
+            old = larger
+        old[:, :, time.start : time.end] = new_BGSD
+        return old

@@ -1,0 +1,162 @@
+"""The next token of each row from its logits, as transformers' logits processors would have it.
+
+Pure functions on float32 [B, V], in transformers' order: repetition penalty, temperature, top-k,
+top-p, min-p. The presence penalty, which transformers lacks, comes after the repetition penalty.
+`Sampler` keeps what they need from one token to the next.
+
+Every row draws from a random sequence of its own, made from the seed and the row's number: its
+tokens depend neither on the rows beside it nor on the device.
+
+Legend: B rows, V vocabulary, M candidates: the tokens that top-k leaves, at most V.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_qwen3.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. ConfigError where a value is out of range.
+
+    temperature          0 takes the likeliest token and ignores top_k, top_p and min_p
+    top_k                keep the k likeliest tokens and all as likely as the last; 0 = all
+    top_p                keep the likeliest tokens that together reach this probability
+    min_p                keep tokens at least this times as likely as the likeliest
+    repetition_penalty   divides positive and multiplies negative logits of tokens in the prompt
+                         or the text so far (arXiv 1909.05858, section 4.1); 1 = off
+    presence_penalty     subtracted from logits of tokens in the text so far, once each; 0 = off
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, valid, range_ in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not valid:
+                raise ConfigError(f"{name} = {getattr(self, name)}; valid: {range_}")
+
+
+# The Qwen3 technical report's, section 4.6 (arXiv 2505.09388).
+THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20)
+NOT_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5)
+
+
+class Sampler:
+    """Chooses tokens for B rows and remembers which ones they have."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        first_row: int,
+        vocabulary: int,
+        device: torch.device,
+    ) -> None:
+        """Row i draws with the number `first_row` + i."""
+        self.sampling = sampling
+        rows = range(first_row, first_row + len(prompts))
+        # Seeded by a text: Python hashes it, so that neighbouring rows have nothing in common.
+        self.randoms = [random.Random(f"{sampling.seed}/{row}") for row in rows]
+        shape = (len(prompts), vocabulary)
+        self.seen_BV = self.written_BV = None
+        if sampling.repetition_penalty != 1:
+            self.seen_BV = torch.zeros(shape, dtype=torch.bool, device=device)
+            for seen_V, prompt in zip(self.seen_BV, prompts, strict=True):
+                seen_V[torch.tensor(prompt, device=device)] = True
+        if sampling.presence_penalty:
+            self.written_BV = torch.zeros(shape, dtype=torch.bool, device=device)
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """A token for each row, int64 [B]."""
+        scores_BV, sampling = logits_BV, self.sampling
+        if self.seen_BV is not None:
+            scores_BV = penalize_repetition(scores_BV, self.seen_BV, sampling.repetition_penalty)
+        if self.written_BV is not None:
+            scores_BV = scores_BV - sampling.presence_penalty * self.written_BV
+        if not sampling.temperature:
+            return scores_BV.argmax(-1)
+        uniform_B = torch.tensor([r.random() for r in self.randoms], dtype=torch.float64)
+        return draw(*candidates(scores_BV, sampling), uniform_B.to(scores_BV.device))
+
+    def remember(self, tokens_B: Tensor) -> None:
+        """What each row got, which need not be what `choose` said."""
+        for mask_BV in (self.seen_BV, self.written_BV):
+            if mask_BV is not None:
+                mask_BV.scatter_(1, tokens_B[:, None], True)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        self.randoms = [self.randoms[row] for row in rows.tolist()]
+        if self.seen_BV is not None:
+            self.seen_BV = self.seen_BV[rows]
+        if self.written_BV is not None:
+            self.written_BV = self.written_BV[rows]
+
+
+def penalize_repetition(scores_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Less likely, for a penalty above 1, where `seen_BV` (bool) is set."""
+    penalized_BV = torch.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
+    return torch.where(seen_BV, penalized_BV, scores_BV)
+
+
+def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Scores after temperature, top-k, top-p and min-p, and which tokens they are, both [B, M].
+
+    Ascending in each row; -inf for what was cut. Of equal scores at the edge of top-p those of
+    larger ids stay; transformers leaves open which.
+    """
+    scores_BM, ids_BM = _top_k(scores_BV / sampling.temperature, sampling.top_k)
+    scores_BM, order_BM = scores_BM.sort(dim=-1, stable=True)
+    if sampling.top_p < 1:
+        cut_BM = scores_BM.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        cut_BM[:, -1] = False
+        scores_BM = scores_BM.masked_fill(cut_BM, -torch.inf)
+    if sampling.min_p > 0:
+        probs_BM = scores_BM.softmax(-1)
+        cut_BM = probs_BM < sampling.min_p * probs_BM[:, -1:]
+        scores_BM = scores_BM.masked_fill(cut_BM, -torch.inf)
+    return scores_BM, ids_BM.gather(1, order_BM)
+
+
+def draw(scores_BM: Tensor, ids_BM: Tensor, uniform_B: Tensor) -> Tensor:
+    """The id at which the cumulative probability passes `uniform_B` (float64, below 1), [B]."""
+    sum_BM = scores_BM.double().softmax(-1).cumsum(-1)
+    place_B1 = (sum_BM <= uniform_B[:, None] * sum_BM[:, -1:]).sum(-1, keepdim=True)
+    return ids_BM.gather(1, place_B1).squeeze(1)
+
+
+def log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """log p(token) under the logits as the model gave them, [B]."""
+    picked_B = logits_BV.gather(1, tokens_B[:, None]).squeeze(1)
+    return picked_B - logits_BV.logsumexp(-1)
+
+
+def _top_k(scores_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and ids, ascending, of the k largest and all equal to the k-th; rows with fewer
+    than the longest are filled up with -inf."""
+    B, V = scores_BV.shape
+    if not 0 < k < V:
+        return scores_BV, torch.arange(V, device=scores_BV.device).expand(B, V)
+    least_B1 = scores_BV.topk(k, dim=-1).values[:, -1:]
+    kept_BV = scores_BV >= least_B1
+    most = int(kept_BV.sum(-1).max())
+    ids_BM = scores_BV.topk(most, dim=-1, sorted=False).indices.sort(dim=-1).values
+    scores_BM = scores_BV.gather(1, ids_BM)
+    return scores_BM.masked_fill(scores_BM < least_B1, -torch.inf), ids_BM
