@@ -55,7 +55,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
             f"vocab_size = {vocab_size} is less than the 256 bytes and the control tokens; "
             f"valid: at least {SMALLEST_VOCABULARY}"
         )
-    tokenizer = _untrained()
+    tokenizer = untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(CONTROL_TOKENS) - len(MARKUP_TOKENS),
         min_frequency=2,
@@ -63,6 +63,11 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    write(tokenizer, folder)
+
+
+def write(tokenizer: tokenizers.Tokenizer, folder: str | os.PathLike[str]) -> None:
+    """Add Qwen's control tokens after the BPE ids and write a folder that transformers loads."""
     tokenizer.add_special_tokens([_added(token, special=True) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([_added(token, special=False) for token in MARKUP_TOKENS])
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,8 @@ def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     return count
 
 
-def _untrained() -> tokenizers.Tokenizer:
+def untrained() -> tokenizers.Tokenizer:
+    """Qwen's normalisation, split pattern and decoding around a BPE model that is still empty."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated")
