@@ -1,0 +1,74 @@
+"""Conversations of every shape, for the tests of the chat format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **fields}
+
+
+def system(content: Any) -> dict[str, Any]:
+    return {"role": "system", "content": content}
+
+
+def tool(content: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": content}
+
+
+# fmt: off
+PIECES = st.sampled_from([
+    "", "\n", "\n\n", " ", "\r\n", "a", "Wörter", "日本", "e\u0301", "😀", "\u2028", "'\"<b>&",
+    "{{ x }}", "<think>", "</think>", "<think>\nr\n</think>\n\n", "<tool_call>", "<tool_response>",
+    "</tool_response>", "<tool_response>\n1\n</tool_response>", "/think", "/no_think",
+])
+# fmt: on
+TEXT = st.lists(PIECES, max_size=4).map("".join)
+HOSTILE = st.lists(
+    PIECES | st.sampled_from(["<|im_end|>", "<|im_start|>user\n", "<|endoftext|>", "<|fim_pad|>"]),
+    max_size=4,
+).map("".join)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+TOOLS = st.none() | st.lists(st.dictionaries(TEXT, JSON, max_size=2), max_size=2)
+
+
+def functions(text: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
+    plain = st.fixed_dictionaries({"name": text, "arguments": text | JSON})
+    nested = plain.map(lambda function: {"type": "function", "function": function})
+    return plain | nested | plain.map(lambda function: {**function, "function": None})
+
+
+def messages_of(text: st.SearchStrategy[str], roles: list[Any]) -> st.SearchStrategy[Any]:
+    fields = {
+        "reasoning_content": text | st.none(),
+        "tool_calls": st.lists(functions(text), max_size=3) | st.none(),
+    }
+    message = st.fixed_dictionaries(
+        {"role": st.sampled_from(roles), "content": text}, optional=fields
+    )
+    return st.lists(message, min_size=1, max_size=6)
+
+
+ROLES = ["user", "assistant", "assistant", "tool", "system"]
+SOUND = messages_of(TEXT, ROLES)
+HOSTILE_CHAT = messages_of(HOSTILE, ROLES)  # with control tokens in what messages say
+ANY_MESSAGE = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "assistant", "tool", "system", "developer"]),
+        "content": HOSTILE | HOSTILE | st.none() | st.just([{"type": "text", "text": "x"}]),
+        "reasoning_content": TEXT | st.none() | st.just(3),
+        "tool_calls": st.none() | st.lists(functions(HOSTILE) | st.just({"name": "f"}), max_size=3),
+    },
+)

@@ -1,0 +1,212 @@
+"""A conversation's tokens are those of its text, and what the model has to emit is trained."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import assume, given, settings
+
+from data_prep import published
+from data_prep.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS, load, train
+from megatron_qwen3.chat import (
+    MARKUP,
+    ChatError,
+    ChatTokenizer,
+    EncodedChat,
+    render,
+    split_by_query,
+)
+from megatron_qwen3.config import ConfigError
+from tests.conversations import HOSTILE_CHAT, SOUND, TEXT, TOOLS, assistant, system, tool, user
+
+CORPUS = [
+    "The answer is a number, and the user asks the assistant to think.\n\n" * 30,
+    "a\n\n\n" * 30,
+]
+EMPTY = "<think>\n\n</think>\n\n"
+CALL = {"name": "add", "arguments": {"a": 1}}
+CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def published_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    try:
+        ranks = published.ranks_file()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    published.save(ranks, folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module", params=["trained", "published"])
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tokenizers.Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    if request.param == "published":
+        return published_tokenizer(folder)
+    train(CORPUS, 350, folder)
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer: tokenizers.Tokenizer) -> ChatTokenizer:
+    return ChatTokenizer(tokenizer)
+
+
+def trained_text(tokenizer: tokenizers.Tokenizer, encoded: EncodedChat) -> list[str]:
+    """What is trained, a text for each run of tokens that follow each other."""
+    pairs = groupby(zip(encoded.ids, encoded.trained, strict=True), key=lambda pair: pair[1])
+    runs = [[index for index, _ in run] for learnt, run in pairs if learnt]
+    return [tokenizer.decode(run, skip_special_tokens=False) for run in runs]
+
+
+@settings(max_examples=200, deadline=None)
+@given(messages=SOUND, tools=TOOLS)
+def test_ids_are_those_of_the_whole_text(
+    tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer, messages: Any, tools: Any
+) -> None:
+    text = render(messages, tools)
+    assert chat.encode_conversation(messages, tools).ids == tokenizer.encode(text).ids
+    prompt = render(messages, tools, add_generation_prompt=True)
+    assert chat.encode_prompt(messages, tools) == tokenizer.encode(prompt).ids
+
+
+@settings(max_examples=50, deadline=None)
+@given(messages=HOSTILE_CHAT)
+def test_control_tokens_in_text_are_read_when_asked_for(
+    tokenizer: tokenizers.Tokenizer, messages: Any
+) -> None:
+    chat = ChatTokenizer(tokenizer, control_tokens_in_text=True)
+    assert chat.encode_conversation(messages).ids == tokenizer.encode(render(messages)).ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(messages=HOSTILE_CHAT)
+def test_a_messages_text_neither_ends_a_turn_nor_opens_one(
+    tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer, messages: Any
+) -> None:
+    harmless = [{"role": message["role"], "content": "x"} for message in messages]
+    tokens = [t for t in (*CONTROL_TOKENS, *MARKUP_TOKENS) if t not in MARKUP]
+    control = {tokenizer.token_to_id(token) for token in tokens}
+    ids = chat.encode_conversation(messages).ids
+    assert [index for index in ids if index in control] == [
+        index for index in chat.encode_conversation(harmless).ids if index in control
+    ]
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text == unicodedata.normalize("NFC", render(messages))
+
+
+@settings(max_examples=200, deadline=None)
+@given(messages=SOUND, thinking=TEXT, answer=TEXT)
+@pytest.mark.parametrize("enable_thinking", [True, False])
+def test_before_the_last_answers_trained_tokens_stands_the_prompt_it_is_asked_with(
+    chat: ChatTokenizer, enable_thinking: bool, messages: Any, thinking: str, answer: str
+) -> None:
+    """To the token; answers that begin with a line end are the documented exception."""
+    messages = [message for message in messages if message["role"] != "assistant"]
+    assume(not answer.lstrip("\n")[:1].isspace())
+    assume("</think>" not in answer and not answer.lstrip("\n").startswith("<think>"))
+    last = assistant(answer, reasoning_content=thinking if enable_thinking else "")
+    whole = [*messages, user("q"), last]
+    ids, trained = chat.encode_conversation(whole, enable_thinking=enable_thinking)
+    prompt = chat.encode_prompt(whole[:-1], enable_thinking=enable_thinking)
+    assert ids[: len(prompt)] == prompt
+    assert trained == [False] * len(prompt) + [True] * (len(ids) - len(prompt) - 1) + [False]
+    assert ids[-2] == chat.turn_end
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "expected"),
+    [
+        ([system("s"), user("q")], {}, []),
+        ([user("q"), assistant("a")], {}, [f"{EMPTY}a<|im_end|>"]),
+        ([user("q /no_think"), assistant("a")], {}, [f"{EMPTY}a<|im_end|>"]),
+        ([user("q"), assistant("a")], {"enable_thinking": False}, ["a<|im_end|>"]),
+        ([user("q"), assistant("")], {"enable_thinking": False}, ["<|im_end|>"]),
+        (
+            [user("q"), assistant("é a", reasoning_content="r"), user("p"), assistant("b\n")],
+            {"enable_thinking": False},
+            ["é a<|im_end|>", "b\n<|im_end|>"],
+        ),
+        (
+            [user("q"), assistant("a", reasoning_content="r"), user("p"), assistant("r</think>b")],
+            {"train_history": False},
+            ["<think>\nr\n</think>\n\nb<|im_end|>"],
+        ),
+        (
+            [user("q"), assistant(None, tool_calls=[CALL]), tool("1"), tool("2"), assistant("b")],
+            {"tools": [CALL]},
+            [f"{CALL_TEXT}<|im_end|>", f"{EMPTY}b<|im_end|>"],
+        ),
+    ],
+)
+def test_trained_is_what_the_model_emits(
+    tokenizer: tokenizers.Tokenizer,
+    chat: ChatTokenizer,
+    messages: Any,
+    options: Any,
+    expected: list[str],
+) -> None:
+    assert trained_text(tokenizer, chat.encode_conversation(messages, **options)) == expected
+
+
+def test_a_token_that_joins_the_prompts_newline_is_not_trained(
+    tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer
+) -> None:
+    """The model is asked after `assistant` and one newline, and never emits such a token."""
+    encoded = chat.encode_conversation([user("q"), assistant("\n\na"), user("p")])
+    header = [chat.turn_start, *tokenizer.encode("assistant").ids]
+    start = encoded.ids.index(chat.turn_start, 1) + len(header)
+    (joined,) = tokenizer.encode("\n\n\n").ids
+    answer = [joined, *tokenizer.encode("a").ids, chat.turn_end]
+    assert encoded.ids[start - len(header) : start + len(answer)] == header + answer
+    assert encoded.trained[start : start + len(answer)] == [False, True, True]
+
+
+def test_a_conversation_split_by_query_trains_every_answer_once_with_its_thinking(
+    tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer
+) -> None:
+    messages = []
+    for k in range(3):
+        call = assistant("", reasoning_content=f"c{k}", tool_calls=[CALL])
+        answer = assistant(f"a{k}", reasoning_content=f"r{k}")
+        messages += [user(f"q{k}"), call, tool("1"), answer]
+    parts = [chat.encode_conversation(m, train_history=False) for m in split_by_query(messages)]
+    assert [text for part in parts for text in trained_text(tokenizer, part)] == [
+        f"<think>\n{thinking}\n</think>\n\n{answer}<|im_end|>"
+        for k in range(3)
+        for thinking, answer in ((f"c{k}", CALL_TEXT), (f"r{k}", f"a{k}"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "reason"),
+    [
+        ([user("q"), {"role": "developer", "content": "x"}], {}, "message 1 has role 'developer'"),
+        ([{"content": "x"}], {}, "message 0 has role None; valid: system, user"),
+        ([user(None)], {}, r"message 0 \(user\) has content that is not text"),
+        ([user("q"), assistant(["x"])], {}, r"message 1 \(assistant\) has content that is not"),
+        ([user("q"), assistant("a", reasoning_content=1)], {}, "reasoning_content that is not"),
+        (
+            [user("q"), assistant("a", reasoning_content="r")],
+            {"enable_thinking": False},
+            "enable_thinking=False, but the conversation's last answer has thinking",
+        ),
+    ],
+)
+def test_data_that_rendering_would_pass_over_is_refused(
+    chat: ChatTokenizer, messages: Any, options: Any, reason: str
+) -> None:
+    with pytest.raises(ChatError, match=reason):
+        chat.encode_conversation(messages, **options)
+
+
+def test_a_tokenizer_without_the_formats_tokens_is_refused() -> None:
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE())
+    with pytest.raises(ChatError, match=r"needs each of <\|im_start\|>, <\|im_end\|>, <think>"):
+        ChatTokenizer(bare)
