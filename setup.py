@@ -8,6 +8,7 @@ setup(
     description="Train Qwen3 from raw text to an aligned model, on megatron-core",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
+    package_data={"megatron_qwen3": ["chat_template.jinja"]},
     install_requires=[
         "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
         "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints

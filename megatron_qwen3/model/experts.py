@@ -149,7 +149,14 @@ class GroupedExperts(MegatronModule):
 
     def forward(self, rows_RH: Tensor, probs_R: Tensor, counts_e: Tensor) -> Tensor:
         """Rows sorted by expert -> [R, H], each weighted by its probability."""
-        return grouped.experts(rows_RH, probs_R, counts_e, self.weight1, self.weight2)
+        return grouped.experts(
+            rows_RH,
+            probs_R,
+            counts_e,
+            self.weight1,
+            self.weight2,
+            accumulate=self.config.gradient_accumulation_fusion,
+        )
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

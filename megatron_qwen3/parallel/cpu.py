@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from megatron_qwen3.parallel import shortcuts
+
 REDIRECTED = not torch.cuda.is_available()
 
 # Constructors to which megatron-core passes device="cuda".
@@ -82,6 +84,7 @@ def _import_megatron_uncompiled() -> None:
     megatron-core decorates its small fusions with torch.compile at import. On a CPU that would
     need a C++ compiler at run time and costs seconds of import; none of them is on our path.
     """
+    shortcuts.provide_weight_gradient()
     compiled = torch.compile
     torch.compile = lambda function, *args, **kwargs: function  # type: ignore[assignment]
     try:
@@ -91,6 +94,7 @@ def _import_megatron_uncompiled() -> None:
         torch.compile = compiled
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    shortcuts.skip_lone_ranks()
 
 
 @contextlib.contextmanager

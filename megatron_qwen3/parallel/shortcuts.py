@@ -3,7 +3,7 @@
 megatron-core adds weight gradients to its buffer within the matrix product if a CUDA extension of
 apex is there, and reduces gradients over a data-parallel group of one rank by copying them to
 themselves. `provide_weight_gradient` comes before megatron-core is imported, `skip_lone_ranks`
-after; `cpu.py` calls both.
+after: `cpu.py` calls both. `fuse_weight_gradients` is for models that have gradient buffers.
 """
 
 import sys
@@ -29,6 +29,14 @@ def add_weight_gradient(input_RI: Tensor, grad_RO: Tensor, main_grad_OI: Tensor)
         main_grad_OI.addmm_(grad_RO.t(), input_RI)
     else:
         main_grad_OI.add_(grad_RO.t() @ input_RI)
+
+
+def fuse_weight_gradients(model: Any) -> None:
+    """Let the backward pass of a model on a CPU write into `main_grad`, which must be there."""
+    model.config.gradient_accumulation_fusion = True
+    for module in model.modules():
+        if hasattr(module, "gradient_accumulation_fusion"):
+            module.gradient_accumulation_fusion = True
 
 
 def skip_lone_ranks() -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.build import build
 from megatron_qwen3.model.router import Router, balance_metrics
+from megatron_qwen3.parallel import shortcuts
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.losses import Loss, TokenOutputs
@@ -130,7 +131,12 @@ class Engine:
             use_distributed_optimizer=self.config.optim.distributed,
         )
         later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
-        return DistributedDataParallel(model.config, settings, model, disable_bucketing=later_chunk)
+        chunk = DistributedDataParallel(
+            model.config, settings, model, disable_bucketing=later_chunk
+        )
+        if cpu.REDIRECTED:
+            shortcuts.fuse_weight_gradients(model)
+        return chunk
 
     def _connect_schedule(self) -> None:
         """Tell megatron-core's schedules how gradients are reduced."""
