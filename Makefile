@@ -38,7 +38,7 @@ $(INSTALLED): setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --ignore-requires-python --editable '.[test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	# Only for its file of Qwen's vocabulary, which tests compare with; without its dependencies.
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps dashscope
 	touch $@
