@@ -18,6 +18,8 @@ VENV := .venv-$(MCORE)
 # Releases from 0.17 declare Python 3.12; they run on 3.11, and import triton even on a CPU.
 MEGATRON := --ignore-requires-python --no-deps triton megatron-core==$(MCORE)
 endif
+# Has Qwen's published vocabulary, which tests compare with; nothing else of it is used.
+VOCABULARY := dashscope
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
@@ -39,8 +41,7 @@ $(INSTALLED): setup.py Makefile
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	# Only for its file of Qwen's vocabulary, which tests compare with; without its dependencies.
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps dashscope
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 
 clean:
