@@ -1,7 +1,7 @@
 """Our checkpoints as files, without a model or ranks: torch's distributed checkpoint format (DCP).
 
     checkpoint = Checkpoint(folder)            # any layout wrote it
-    checkpoint.read_rows(weight, index, first_row, rows)
+    checkpoint.read_rows(weight, index, first_row, out)
 
 `.metadata` lists which chunk of which tensor lies where in the .distcp files; every chunk is one
 small torch.save archive whose data are plain bytes. Rows are read straight from these bytes, so
@@ -14,6 +14,7 @@ classes that DCP itself writes there and nothing else.
 import io
 import os
 import pickle
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from megatron_qwen3.convert.mapping import Index, Weight, locate, weights
 
 FILES = ("config.toml", "metadata.json", ".metadata")
 EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
+BATCH_BYTES = 256 << 10  # small enough to stay in a core's cache between a read and a write
 _OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
 
 _CHECKPOINT = "torch.distributed.checkpoint"
@@ -211,13 +213,14 @@ class Checkpoint:
         self._regions: dict[tuple[str, Index], list[_Region]] = defaultdict(list)
         self._add_all(weights(self.config.model))
 
-    def read_rows(self, weight: Weight, index: Index, first: int, count: int) -> np.ndarray:
-        """Rows [first, first + count) of one of our tensors as bytes, [count, bytes of a row]."""
+    def row_bytes(self, weight: Weight) -> int:
+        return weight.columns * self.dtypes[weight.names[0]].itemsize
+
+    def read_rows(self, weight: Weight, index: Index, first: int, out: np.ndarray) -> None:
+        """Fill `out`, uint8 [rows, row_bytes], with rows of a tensor of ours from `first` on."""
         item = self.dtypes[weight.names[0]].itemsize
-        out = np.empty((count, weight.columns * item), np.uint8)
         for region in self._regions[weight.names[0], index]:
             _read_region(region, first, out, item)
-        return out
 
     def _add_all(self, table: tuple[Weight, ...]) -> None:
         by_name = {name: weight for weight in table for name in weight.names}
@@ -308,14 +311,33 @@ def _read_region(region: _Region, first: int, out: np.ndarray, item: int) -> Non
     high = min(first + len(out), region.row + region.rows)
     if low >= high:
         return
-    width = region.columns * item
-    start = (region.place * region.rows + low - region.row) * width
+    width, column = region.columns * item, region.column * item
+    start = region.chunk.data_start + (region.place * region.rows + low - region.row) * width
     target = out[low - first : high - first]
-    whole_rows = width == out.shape[1]
-    part = target if whole_rows else np.empty((high - low, width), np.uint8)
-    read_exactly(region.chunk.path, region.chunk.data_start + start, part)
-    if not whole_rows:
-        target[:, region.column * item : region.column * item + width] = part
+    if width == out.shape[1]:
+        read_exactly(region.chunk.path, start, target)
+    else:
+        _read_into_columns(region.chunk.path, start, target[:, column : column + width])
+
+
+def _read_into_columns(path: Path, start: int, out: np.ndarray) -> None:
+    """Fill `out`, some columns of a wider array, from contiguous bytes of a file."""
+    at_once = max(1, len(_scratch()) // out.shape[1])
+    for row in range(0, len(out), at_once):
+        target = out[row : row + at_once]
+        part = _scratch()[: target.size].reshape(target.shape)
+        read_exactly(path, start + row * out.shape[1], part)
+        target[:] = part
+
+
+_of_thread = threading.local()
+
+
+def _scratch() -> np.ndarray:
+    """Memory that this thread uses again and again: fresh pages cost more than the copy."""
+    if not hasattr(_of_thread, "scratch"):
+        _of_thread.scratch = np.empty(BATCH_BYTES, np.uint8)
+    return _of_thread.scratch
 
 
 def read_exactly(path: Path, start: int, out: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from megatron_qwen3 import chat
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
 from megatron_qwen3.presets import PRESETS
@@ -153,29 +154,48 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     return True
 
 
-def token_ids(folder: Path, chat: bool) -> dict[str, int]:
-    """ "bos" and "eos" of the tokenizer in `folder`, as Qwen3 has them; {} without one.
+def add_chat_template(folder: Path) -> None:
+    """Give a tokenizer that has Qwen3's turns, but no template, the one that we train with."""
+    config_file = folder / "tokenizer_config.json"
+    if (folder / "chat_template.jinja").exists() or not config_file.is_file():
+        return
+    has_one = "chat_template" in _read_json(config_file, "no tokenizer")
+    if not has_one and "<|im_end|>" in _added_tokens(folder):
+        chat.write_chat_template(folder)
+
+
+def token_ids(folder: Path, chat_model: bool) -> dict[str, int]:
+    """ "bos", "eos" and "pad": of generation_config.json, else of the tokenizer; {} without both.
 
     A chat model ends its turn with <|im_end|>, a base model its document with <|endoftext|>.
     """
+    if (folder / GENERATION_FILE).is_file():
+        given = _read_json(folder / GENERATION_FILE, "no generation settings")
+        ids = {role: given.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
+        firsts = {role: n[0] if isinstance(n, list) and n else n for role, n in ids.items()}
+        return {role: number for role, number in firsts.items() if isinstance(number, int)}
+    tokens = _added_tokens(folder)
+    end = "<|im_end|>" if chat_model else "<|endoftext|>"
+    wanted = {"bos": "<|endoftext|>", "eos": end, "pad": "<|endoftext|>"}
+    return {role: tokens[token] for role, token in wanted.items() if token in tokens}
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
     if not (folder / "tokenizer.json").is_file():
         return {}
     added = _read_json(folder / "tokenizer.json", "no tokenizer").get("added_tokens", [])
-    numbers = {token["content"]: token["id"] for token in added}
-    wanted = {"bos": "<|endoftext|>", "eos": "<|im_end|>" if chat else "<|endoftext|>"}
-    wanted["pad"] = "<|endoftext|>"
-    return {role: numbers[token] for role, token in wanted.items() if token in numbers}
+    return {token["content"]: token["id"] for token in added}
 
 
-def write_generation(folder: Path, chat: bool, ids: dict[str, int]) -> None:
+def write_generation(folder: Path, chat_model: bool, ids: dict[str, int]) -> None:
     """generation_config.json, unless the tokenizer's folder brought one: Qwen3's sampling."""
     if (folder / GENERATION_FILE).exists():
         return
     generation: dict[str, Any] = {f"{role}_token_id": number for role, number in ids.items()}
-    generation["do_sample"] = chat
-    if chat:
+    generation["do_sample"] = chat_model
+    if chat_model:
         generation |= {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-        if ids:
+        if {"eos", "bos"} <= ids.keys():
             generation["eos_token_id"] = [ids["eos"], ids["bos"]]
     else:
         generation["max_new_tokens"] = 2048

@@ -27,13 +27,11 @@ from rich.progress import (
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert import hf, hf_config
-from megatron_qwen3.convert.dcp import EXPERT_SHARE, Checkpoint
+from megatron_qwen3.convert.dcp import BATCH_BYTES, EXPERT_SHARE, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
 from megatron_qwen3.convert.mapping import Index, Weight, in_order, weights
 from megatron_qwen3.settings import ModelConfig
 
-# Small enough to stay in a core's cache between the read and the write.
-_BATCH_BYTES = 256 << 10
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Modules of megatron-core that keep an empty extra state beside their weight; its loader asks.
 _EXTRA_STATES = ("self_attention.linear_qkv", "self_attention.linear_proj")
@@ -89,7 +87,7 @@ def to_hf(
             raise ConfigError(f"{tokenizer}: no tokenizer.json or vocab.json; see --tokenizer")
         sink = hf.Sink(partial_out, _hf_tensors(checkpoint), shard_bytes)
         moves = [
-            (weight.rows * _row_bytes(weight, checkpoint.dtypes[weight.names[0]]), move)
+            (weight.rows * checkpoint.row_bytes(weight), move)
             for weight, index in in_order(model)
             for move in [partial(_send, checkpoint, weight, index, sink)]
         ]
@@ -97,9 +95,10 @@ def to_hf(
             _run(moves, f"{folder} → {out}", workers)
         finally:
             sink.close()
-        chat = checkpoint.config.run.mode != "pretrain"
-        ids = hf_config.token_ids(partial_out, chat)
-        hf_config.write_generation(partial_out, chat, ids)
+        hf_config.add_chat_template(partial_out)
+        chat_model = checkpoint.config.run.mode != "pretrain"
+        ids = hf_config.token_ids(partial_out, chat_model)
+        hf_config.write_generation(partial_out, chat_model, ids)
         dtype = str(checkpoint.dtypes["embedding.word_embeddings.weight"]).removeprefix("torch.")
         hf_config.write_config(partial_out, model, positions, dtype, ids)
     return has_tokenizer
@@ -124,7 +123,7 @@ def _dtype(source: hf.Source, weight: Weight) -> torch.dtype:
 
 def _fill(source: hf.Source, weight: Weight, slot: Slot, row_bytes: int) -> None:
     """Copy the rows that one chunk of ours holds out of the HF tensors."""
-    buffer = np.empty(_BATCH_BYTES, np.uint8)
+    buffer = np.empty(BATCH_BYTES, np.uint8)
     start, end = slot.row, slot.row + slot.rows
     with slot.path.open("r+b", buffering=0) as file:
         for number, index in enumerate(slot.indices):
@@ -147,13 +146,14 @@ def _copy(path: Path, at: int, target: int, to: int, count: int, buffer: np.ndar
 
 def _send(checkpoint: Checkpoint, weight: Weight, index: Index, sink: hf.Sink) -> None:
     """Copy one tensor of ours into the HF tensors whose rows it holds."""
-    row_bytes = _row_bytes(weight, checkpoint.dtypes[weight.names[0]])
-    batch = max(1, _BATCH_BYTES // row_bytes)
+    row_bytes = checkpoint.row_bytes(weight)
+    batch = max(1, BATCH_BYTES // row_bytes)
+    buffer = np.empty((batch, row_bytes), np.uint8)
     for piece in weight.pieces():
         name = weight.part_name(piece.part, index)
         for first in range(0, piece.rows, batch):
-            count = min(batch, piece.rows - first)
-            rows = checkpoint.read_rows(weight, index, piece.row + first, count)
+            rows = buffer[: piece.rows - first]
+            checkpoint.read_rows(weight, index, piece.row + first, rows)
             sink.write(name, (piece.part_row + first) * row_bytes, rows)
 
 

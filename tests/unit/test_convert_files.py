@@ -300,6 +300,28 @@ def test_the_tokenizer_goes_along_and_code_does_not(tmp_path, moe):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 500
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_chat_template_is_added_where_the_tokenizer_has_none(tmp_path, moe, own):
+    added = [{"id": 500, "content": "<|endoftext|>"}, {"id": 501, "content": "<|im_end|>"}]
+    (moe / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (moe / "tokenizer_config.json").write_text("{}")
+    if own:
+        (moe / "chat_template.jinja").write_text("its own")
+    stream.from_hf(moe, tmp_path / "ours")
+    stream.to_hf(tmp_path / "ours", tmp_path / "out")
+    template = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert template == "its own" if own else "<|im_start|>" in template
+
+
+def test_a_chat_model_keeps_its_end_of_turn(tmp_path, moe):
+    (moe / "tokenizer.json").write_text('{"added_tokens": []}')
+    (moe / "generation_config.json").write_text('{"eos_token_id": [501, 500], "top_k": 20}')
+    stream.from_hf(moe, tmp_path / "ours")
+    stream.to_hf(tmp_path / "ours", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 501
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 20
+
+
 def test_inspect_says_what_a_folder_is(moe, ours):
     for folder, kind in ((moe, "Hugging Face"), (ours, "checkpoint of megatron_qwen3")):
         text = describe(folder)
