@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.utils._device
 
 from megatron_qwen3.parallel import shortcuts
 
@@ -62,6 +63,9 @@ def _on_cpu(construct: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
 
 
 def _redirect_torch() -> None:
+    # torch looks constructors up by identity where a default device is set, as transformers does
+    # while it loads a model: it must have made its list before they are wrapped.
+    torch.utils._device._device_constructors()
     for name in _CONSTRUCTORS:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
