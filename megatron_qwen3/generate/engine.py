@@ -25,6 +25,7 @@ from torch import Tensor
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.generate.cache import KVCache, Timeline
+from megatron_qwen3.generate.linear import light_linears
 from megatron_qwen3.generate.sampler import Sampler, Sampling, log_probs
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import Qwen3
@@ -264,7 +265,7 @@ def _generating(models: list[Qwen3], timeline: Timeline) -> Iterator[None]:
         model.eval()
         model.last_position_only = True
     try:
-        with without_sequence_parallel(models):
+        with without_sequence_parallel(models), light_linears(models):
             yield
     finally:
         for attention in _attentions(models):
