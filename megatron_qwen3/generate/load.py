@@ -1,0 +1,137 @@
+"""A model to generate with, from a checkpoint of ours or a folder of Hugging Face's format.
+
+source = Source(Path("runs/stage_3"))
+config = source.config(["parallel.tensor=2"], world_size=2)  # no torch until here
+models = load(source, config, layout)  # after runtime.start(config)
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel.layout import Layout
+
+if TYPE_CHECKING:
+    from megatron_qwen3.model.build import Qwen3
+
+
+class Source:
+    """Where weights and tokenizer come from. ConfigError where `path` is neither format."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.is_hf = path, (path / "config.json").is_file()
+        if self.is_hf:
+            return
+        steps = sorted((path / "checkpoints").glob("step_" + "[0-9]" * 8))
+        self.path = steps[-1] if steps else path
+        if not (self.path / "config.toml").is_file():
+            raise ConfigError(
+                f"{path} is no checkpoint (config.toml), no run folder with one (checkpoints/) "
+                "and no folder of Hugging Face's format (config.json)"
+            )
+
+    def config(self, overrides: list[str], world_size: int) -> Config:
+        """Settings to generate with: the model's own, one rank per part unless overrides say more.
+
+        What the model was trained with, but its precision and tokenizer, has no part in it.
+        """
+        model, precision, tokenizer = self._read()
+        values = {f"model.{field.name}": getattr(model, field.name) for field in fields(model)}
+        values |= {
+            "train.steps": 1,
+            "train.global_batch": world_size,
+            "train.precision": precision,
+            "data.sequence_length": 1024 * world_size,  # any; tensor ranks must divide it
+            "data.tokenizer": tokenizer,
+        }
+        lines = [f"{name}={settings.emit(value)}" for name, value in values.items()]
+        return settings.load([], [*lines, *overrides])
+
+    def _read(self) -> tuple[Any, str, str]:
+        """Settings of the model, precision, and where the tokenizer is."""
+        if self.is_hf:
+            from megatron_qwen3.convert.hf_config import read_config
+
+            fields_of_hf, model = read_config(self.path)
+            dtype = fields_of_hf.get("dtype") or fields_of_hf.get("torch_dtype")
+            return model, "fp32" if dtype == "float32" else "bf16", str(self.path)
+        saved = settings.load([self.path / "config.toml"])
+        own = self.path / "tokenizer"
+        return (
+            saved.model,
+            saved.train.precision,
+            str(own if own.is_dir() else saved.data.tokenizer),
+        )
+
+
+def tokenizer_of(config: Config) -> Any:
+    """ConfigError where the settings name none, or it is gone."""
+    from data_prep import tokenizer
+
+    named = config.data.tokenizer
+    if not named:
+        raise ConfigError("the checkpoint names no tokenizer; set data.tokenizer=FOLDER")
+    file = Path(named) / "tokenizer.json" if Path(named).is_dir() else Path(named)
+    if not file.is_file():
+        raise ConfigError(f"data.tokenizer = {named}: {file} does not exist; set data.tokenizer=")
+    return tokenizer.load(file)
+
+
+def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
+    """Model chunks of this rank with the source's weights; all ranks call it.
+
+    A folder of Hugging Face's format is converted first, into a temporary checkpoint on each
+    machine.
+    """
+    from megatron_qwen3.model.build import build
+
+    models = build(config, layout)
+    if not source.is_hf:
+        _load_checkpoint(models, source.path)
+        return models
+    folder = _shared_name()
+    is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        if is_first_here:
+            from megatron_qwen3.convert.stream import from_hf
+
+            from_hf(source.path, folder / "checkpoint")
+        _wait()
+        _load_checkpoint(models, folder / "checkpoint")
+        _wait()
+    finally:
+        if is_first_here:
+            shutil.rmtree(folder, ignore_errors=True)
+    return models
+
+
+def _load_checkpoint(models: list["Qwen3"], path: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    from megatron_qwen3.convert.dcp import check_pickles
+
+    check_pickles(path)
+    template = {f"chunk{i}": model.sharded_state_dict() for i, model in enumerate(models)}
+    loaded = dist_checkpointing.load(template, str(path))
+    for index, model in enumerate(models):
+        model.load_state_dict(loaded[f"chunk{index}"])
+
+
+def _shared_name() -> Path:
+    """A new folder of the first rank's, by whose name every machine makes its own."""
+    import torch.distributed as dist
+
+    names = [tempfile.mkdtemp(prefix="megatron_qwen3_") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(names, src=0)
+    return Path(names[0])
+
+
+def _wait() -> None:
+    import torch.distributed as dist
+
+    dist.barrier()

@@ -1,0 +1,31 @@
+"""Tokens to text while they come: `stream.add(token)` gives what can be shown already.
+
+A character may be spread over several tokens; its bytes are held back until it is whole.
+"""
+
+import tokenizers
+
+
+class TextStream:
+    """One row's text in pieces that are valid by themselves and together are the whole."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._held: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that is whole with this token; control tokens have none."""
+        self._held.append(token)
+        text = self._decode()
+        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._release(text)
+
+    def end(self) -> str:
+        """What was held back; bytes that never became a character as U+FFFD."""
+        return self._release(self._decode())
+
+    def _decode(self) -> str:
+        return str(self._tokenizer.decode(self._held, skip_special_tokens=True))
+
+    def _release(self, text: str) -> str:
+        self._held = []
+        return text

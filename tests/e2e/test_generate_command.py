@@ -1,0 +1,142 @@
+"""The command line: from Hugging Face's folder and from our checkpoint, on one rank and on more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+from data_prep import tokenizer as tokenizers
+from megatron_qwen3.convert.stream import from_hf
+from megatron_qwen3.generate.__main__ import main
+
+transformers = pytest.importorskip("transformers")
+
+CHAT = {"messages": [{"role": "user", "content": "a b"}], "id": 5}
+LINES = [{"prompt": "abc"}, {"prompt": "a b a b c"}, CHAT, {"prompt": "c", "id": 7}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny sparse model with random weights in Hugging Face's format."""
+    folder = tmp_path_factory.mktemp("hf")
+    tokenizers.train(["a b c abc ab"] * 9, 300, folder)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        intermediate_size=64,
+        norm_topk_prob=True,
+        initializer_range=0.2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=False,
+    )
+    transformers.set_seed(0)
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in LINES) + "\n\n")
+    return path
+
+
+def command(*arguments, stdin=""):
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_qwen3.generate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def records(source, prompts, out, ranks, *settings):
+    options = ["--file", prompts, "--out", out, "--max-new-tokens", 12, "--seed", 3, "--batch", 2]
+    arguments = [str(a) for a in (source, *options, *settings)]
+    assert run_ranks(main, ranks, arguments) == [0] * ranks
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_file_of_prompts_gives_the_same_from_any_source_in_any_layout(folder, prompts, tmp_path):
+    from_folder = records(folder, prompts, tmp_path / "1.jsonl", 1)
+    assert [
+        {k: record[k] for k in line} for line, record in zip(LINES, from_folder, strict=True)
+    ] == LINES
+    assert all(0 < len(record["tokens"]) <= 12 for record in from_folder)
+    assert len({record["completion"] for record in from_folder}) == len(LINES)
+    from_hf(folder, tmp_path / "checkpoint")
+    for name, source, *settings in (
+        ("tp2-ep2", tmp_path / "checkpoint", "parallel.tensor=2", "parallel.expert=2"),
+        ("ep2", folder, "parallel.expert=2"),
+    ):
+        others = records(source, prompts, tmp_path / f"{name}.jsonl", 2, *settings)
+        for ours, expected in zip(others, from_folder, strict=True):
+            assert ours.pop("log_probs") == pytest.approx(expected["log_probs"], abs=1e-4)
+            assert ours == {k: v for k, v in expected.items() if k != "log_probs"}
+
+
+def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
+    path = tmp_path / "open.jsonl"
+    path.write_text(json.dumps({"prompt": "<think>a"}))
+    options = ["--file", path, "--thinking-budget", 3, "--max-new-tokens", 300, "--seed", 1]
+    (line,) = command(folder, *options).stdout.splitlines()
+    record = json.loads(line)
+    assert record["inserted"][0] == 2
+    cut = tokenizers.load(folder).decode([record["tokens"][k] for k in record["inserted"]])
+    assert cut.startswith("\n\nConsidering the limited time") and cut.endswith("</think>\n\n")
+    assert (
+        "based on the thinking directly now." in record["thinking"]
+    )  # random weights may think on
+    assert max(record["inserted"]) < len(record["tokens"]) - 1
+
+
+def test_one_prompt_is_streamed_and_a_seed_gives_the_same_text(folder):
+    options = ["--prompt", "a b", "--max-new-tokens", 9, "--seed"]
+    first, again, other = (command(folder, *options, seed) for seed in (1, 1, 2))
+    assert first.stdout == again.stdout != other.stdout
+    assert "tokens/s" in first.stderr
+
+
+def test_a_conversation_goes_on_until_standard_input_ends(folder):
+    options = ["--chat", "--no-think", "--max-new-tokens", 4]
+    done = command(folder, *options, stdin="a b\n\nc\n")
+    assert done.returncode == 0
+    assert done.stderr.count("tokens/s") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--prompt", "a"], "nowhere is no checkpoint"),
+        (["HF", "--prompt", "a", "--top-p", "0"], "top_p = 0.0"),
+        (["HF", "--prompt", "a", "parallel.tensor=3"], "parallel.tensor = 3"),
+        (["HF", "--prompt", "a", "data.tokenizer=gone"], "data.tokenizer = gone"),
+        (["HF", "--prompt", ""], "prompt is empty"),
+        (["HF", "--file", "gone.jsonl"], "gone.jsonl: cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(folder, arguments, message):
+    done = command(*[folder if word == "HF" else word for word in arguments])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_a_line_without_a_prompt_is_named(folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    done = command(folder, "--file", path)
+    assert done.returncode == 2
+    assert 'line 2: needs "prompt" (text) or "messages" (list)' in done.stderr
