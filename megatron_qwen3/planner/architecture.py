@@ -1,0 +1,180 @@
+"""A transformer as the planner sees it: which matrices a layer has, and how ranks cut them.
+
+    architecture = of(config.model)
+    architecture.layer_matrices(layer=0)
+
+Qwen3's shapes come from `ModelConfig`. The further fields (latent attention, shared experts,
+leading dense layers, sliding windows, ungated MLPs) are there to hold the model against published
+runs of other families; for Qwen3 they keep their defaults.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from megatron_qwen3.settings import ModelConfig
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight [outputs, inputs] of one layer; a vector has one input.
+
+    `cut`: the dimension that tensor ranks (expert-tensor ranks, for experts) split: "outputs",
+    "inputs", or "" where every rank holds all of it. `experts` above 0: that many of it, split
+    over the expert ranks.
+    """
+
+    name: str
+    outputs: int
+    inputs: int = 1
+    cut: str = ""
+    experts: int = 0
+
+    def local_elements(self, tensor: int, expert: int, expert_tensor: int) -> int:
+        """Elements on one rank."""
+        ranks = (expert_tensor if self.experts else tensor) if self.cut else 1
+        return max(self.experts // expert, 1) * self.outputs * self.inputs // ranks
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shapes of a decoder-only transformer.
+
+    head_dim            of queries and keys; with latent attention without the rotary part
+    latent_query_rank, latent_key_value_rank, latent_rope_dim
+                        multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)
+    dense_layers        leading layers with a dense MLP in a sparse model
+    sparse_every        of the other layers each n-th is sparse
+    window, window_every  each n-th layer attends to the last `window` positions only
+    predicted_layers    multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2)
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    ffn_hidden_size: int = 0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn_hidden_size: int = 0
+    shared_ffn_hidden_size: int = 0
+    tie_embeddings: bool = False
+    gated: bool = True
+    qk_norm: bool = False
+    dense_layers: int = 0
+    sparse_every: int = 1
+    latent_query_rank: int = 0
+    latent_key_value_rank: int = 0
+    latent_rope_dim: int = 0
+    window: int = 0
+    window_every: int = 1
+    predicted_layers: int = 0
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether `layer`, counted from 0, has experts."""
+        if not self.num_experts or layer < self.dense_layers:
+            return False
+        return (layer - self.dense_layers) % self.sparse_every == self.sparse_every - 1
+
+    @cached_property
+    def sparse_layers(self) -> int:
+        """How many layers have experts."""
+        return sum(map(self.is_sparse, range(self.num_layers)))
+
+    def layer_matrices(self, layer: int) -> tuple[Matrix, ...]:
+        """The weights of `layer` in the order in which model/layer.py registers them."""
+        return self._sparse_layer if self.is_sparse(layer) else self._dense_layer
+
+    @cached_property
+    def _dense_layer(self) -> tuple[Matrix, ...]:
+        return (*self.attention_matrices, *self.mlp_matrices)
+
+    @cached_property
+    def _sparse_layer(self) -> tuple[Matrix, ...]:
+        return (*self.attention_matrices, *self.expert_matrices)
+
+    @cached_property
+    def attention_matrices(self) -> tuple[Matrix, ...]:
+        """Both norms of the layer included: the second stands before the MLP."""
+        h, d, heads = self.hidden_size, self.head_dim, self.num_attention_heads
+        norm = Matrix("input_layernorm", h)
+        before_mlp = Matrix("pre_mlp_layernorm", h)
+        if self.latent_key_value_rank:
+            return (norm, *self._latent_matrices(), before_mlp)
+        norms = (Matrix("q_layernorm", d), Matrix("k_layernorm", d)) if self.qk_norm else ()
+        return (
+            norm,
+            Matrix("linear_qkv", (heads + 2 * self.num_query_groups) * d, h, "outputs"),
+            Matrix("linear_proj", h, heads * d, "inputs"),
+            *norms,
+            before_mlp,
+        )
+
+    def _latent_matrices(self) -> tuple[Matrix, ...]:
+        h, d, heads = self.hidden_size, self.head_dim, self.num_attention_heads
+        query, latent, rope = (
+            self.latent_query_rank,
+            self.latent_key_value_rank,
+            self.latent_rope_dim,
+        )
+        queries: tuple[Matrix, ...]
+        if query:
+            queries = (
+                Matrix("linear_q_down", query, h),
+                Matrix("q_layernorm", query),
+                Matrix("linear_q_up", heads * (d + rope), query, "outputs"),
+            )
+        else:
+            queries = (Matrix("linear_q", heads * (d + rope), h, "outputs"),)
+        return (
+            *queries,
+            Matrix("linear_kv_down", latent + rope, h),
+            Matrix("kv_layernorm", latent),
+            Matrix("linear_kv_up", heads * 2 * d, latent, "outputs"),
+            Matrix("linear_proj", h, heads * d, "inputs"),
+        )
+
+    @cached_property
+    def mlp_matrices(self) -> tuple[Matrix, ...]:
+        """A dense MLP; gate and up are one matrix."""
+        return self._mlp("linear_fc", self.ffn_hidden_size)
+
+    @cached_property
+    def expert_matrices(self) -> tuple[Matrix, ...]:
+        """Router, experts, and the expert that every token passes where there is one."""
+        h, f, n = self.hidden_size, self.expert_ffn_hidden_size, self.num_experts
+        shared = self._mlp("shared_fc", self.shared_ffn_hidden_size)
+        return (
+            Matrix("router", n, h),
+            Matrix("expert_fc1", (2 if self.gated else 1) * f, h, "outputs", n),
+            Matrix("expert_fc2", h, f, "inputs", n),
+            *(shared if self.shared_ffn_hidden_size else ()),
+        )
+
+    def _mlp(self, name: str, width: int) -> tuple[Matrix, ...]:
+        h = self.hidden_size
+        return (
+            Matrix(f"{name}1", (2 if self.gated else 1) * width, h, "outputs"),
+            Matrix(f"{name}2", h, width, "inputs"),
+        )
+
+
+def of(model: ModelConfig) -> Architecture:
+    """The architecture of a validated Qwen3 configuration."""
+    return Architecture(
+        name=model.preset or "model",
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        head_dim=model.head_dim,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_experts=model.num_experts,
+        experts_per_token=model.experts_per_token,
+        expert_ffn_hidden_size=model.expert_ffn_hidden_size,
+        tie_embeddings=model.tie_embeddings,
+        qk_norm=True,
+    )

@@ -1,0 +1,84 @@
+"""megatron-core's flat buffers: where each weight lies, and which data rank owns which part.
+
+    buffer = Buffer.of([("linear_qkv", 4096), …], ranks=8, bucket_elements=40_000_000)
+    buffer.elements, buffer.owned(rank=3)
+
+DistributedDataParallel lays the weights of one model chunk and their gradients end to end, last
+weight first, as backward meets them. With the distributed optimizer each weight starts at a
+multiple of 64 elements, a bucket ends at a multiple of lcm(ranks, 128), and rank r owns the r-th of
+`ranks` equal parts of every bucket (megatron.core.distributed.param_and_grad_buffer, 0.16).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+_WEIGHT_ALIGNMENT = 64
+_BUCKET_ALIGNMENT = 128
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a rank; `alone` gets a bucket of its own, as a shared embedding does."""
+
+    name: str
+    elements: int
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """spans: [start, end) of each weight; buckets: [start, end) of each bucket, with padding."""
+
+    ranks: int
+    spans: tuple[tuple[int, int], ...]
+    buckets: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, weights: Sequence[Weight], ranks: int, bucket_elements: float) -> "Buffer":
+        """The padded buffer of a distributed optimizer over `ranks` data-parallel ranks.
+
+        A bucket is closed once it has `bucket_elements`; infinity makes one bucket of all.
+        """
+        spans: list[tuple[int, int]] = []
+        buckets: list[tuple[int, int]] = []
+        unit = math.lcm(ranks, _BUCKET_ALIGNMENT)
+        start = bucket_start = 0
+        for weight in reversed(weights):
+            start = _ceil(start, _WEIGHT_ALIGNMENT)
+            if weight.alone and start > bucket_start:
+                buckets.append((bucket_start, _ceil(start, unit)))
+                start = bucket_start = buckets[-1][1]
+            end = start + weight.elements
+            spans.append((start, end))
+            start = end
+            if weight.alone or end - bucket_start >= bucket_elements:
+                buckets.append((bucket_start, _ceil(end, unit)))
+                start = bucket_start = buckets[-1][1]
+        if start > bucket_start:
+            buckets.append((bucket_start, _ceil(start, unit)))
+        return cls(ranks, tuple(spans), tuple(buckets))
+
+    @property
+    def elements(self) -> int:
+        """Elements of the whole buffer, padding included."""
+        return self.buckets[-1][1] if self.buckets else 0
+
+    def owned(self, rank: int) -> int:
+        """Elements of weights, padding excluded, whose optimizer state data rank `rank` keeps."""
+        return sum(self._owned_in(bucket, rank) for bucket in self.buckets)
+
+    @cached_property
+    def most_owned(self) -> int:
+        """The largest of `owned` over all ranks."""
+        return max(map(self.owned, range(self.ranks))) if self.buckets else 0
+
+    def _owned_in(self, bucket: tuple[int, int], rank: int) -> int:
+        share = (bucket[1] - bucket[0]) // self.ranks
+        first = bucket[0] + rank * share
+        return sum(max(0, min(end, first + share) - max(start, first)) for start, end in self.spans)
+
+
+def _ceil(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

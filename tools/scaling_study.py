@@ -1,0 +1,40 @@
+"""Know before you launch: plans, their accuracy, and scaling studies.
+
+    python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
+    python tools/scaling_study.py validate published.csv
+
+Each command's --help has examples. Commands live in tools/scaling, one module each: `add_parser`
+says what it takes, the function it sets as `run` does it and returns the exit status.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from megatron_qwen3.config import ConfigError
+from tools.scaling import memory
+
+_COMMANDS = (memory,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong with a file, a name or a number."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    given = parser.parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
