@@ -4,7 +4,7 @@ PREFIX.bin is one stream of token ids; PREFIX.idx says how wide an id is and whe
 The files are Megatron-LM's byte for byte, so either side reads the other's, here without torch.
 
     with IndexedWriter("runs/data/general", token_dtype(vocab_size)) as writer:
-        writer.add_document(token_ids)
+        writer.add_document(token_ids)  # or add_documents: many at once, end to end
     reader = IndexedReader("runs/data/general")
     reader.tokens[a:b]                  # memory-mapped, nothing is read before it is asked for
 
@@ -66,13 +66,32 @@ class IndexedWriter:
 
     def add_document(self, tokens: npt.ArrayLike) -> None:
         """Append one document's token ids [length]; ValueError if one does not fit the dtype."""
-        ids = np.asarray(tokens, dtype=np.int64)
-        if ids.size and not self._limits.min <= ids.min() <= ids.max() <= self._limits.max:
-            raise ValueError(
-                f"{self._prefix}: token ids {ids.min()}..{ids.max()} do not fit {self._dtype}"
-            )
-        self._bin.write(ids.astype(self._dtype).tobytes())
-        self._lengths.append(ids.size)
+        ids = np.asarray(tokens)
+        self.add_documents(ids, [ids.size])
+
+    def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.ArrayLike) -> None:
+        """Append documents whose ids lie end to end in `tokens`, of `lengths` [documents].
+
+        ValueError if an id does not fit the dtype, or the lengths do not add up to the tokens.
+        """
+        sizes = np.asarray(lengths, dtype=np.intc)
+        if sizes.sum(dtype=np.int64) != tokens.size:
+            raise ValueError(f"{self._prefix}: {tokens.size} ids, but lengths add to {sizes.sum()}")
+        if tokens.dtype != self._dtype:  # its own type holds nothing that does not fit
+            if tokens.size and not self._fits(tokens):
+                raise ValueError(
+                    f"{self._prefix}: token ids {tokens.min()}..{tokens.max()} "
+                    f"do not fit {self._dtype}"
+                )
+            tokens = tokens.astype(self._dtype)
+        self._bin.write(np.ascontiguousarray(tokens).data)
+        self._lengths.frombytes(sizes.tobytes())
+
+    def _fits(self, tokens: npt.NDArray[Any]) -> bool:
+        is_whole = tokens.dtype.kind in "iu"
+        return is_whole and bool(
+            self._limits.min <= tokens.min() <= tokens.max() <= self._limits.max
+        )
 
     def finalize(self) -> None:
         """Make the pair visible. An older pair is replaced, never mixed with the new one."""
@@ -143,6 +162,13 @@ class IndexedReader:
         starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
         offsets = np.append(starts // self._dtype.itemsize, len(self.tokens))
         return np.asarray(offsets[boundaries], dtype=np.int64)
+
+    def document_of(self, token: int) -> int:
+        """The document that the token at this place in `tokens` belongs to, by bisection."""
+        starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
+        boundaries = self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
+        sequence = np.searchsorted(starts, token * self._dtype.itemsize, side="right") - 1
+        return int(np.searchsorted(boundaries, sequence, side="right")) - 1
 
     def _read_header(self) -> tuple[np.dtype[Any], int, int]:
         path = f"{self._prefix}.idx"

@@ -88,6 +88,29 @@ def test_an_id_that_does_not_fit_is_refused_not_wrapped(tmp_path: Path, token: i
         write(tmp_path / "data", [[token]])
 
 
+@given(documents=st.lists(st.lists(st.integers(0, 65_000), max_size=20), max_size=8))
+def test_documents_written_end_to_end_are_those_written_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("pair")
+    write(folder / "one_by_one", documents)
+    with IndexedWriter(folder / "together", token_dtype(65_001)) as writer:
+        tokens = np.array([t for document in documents for t in document], np.int64)
+        writer.add_documents(tokens, [len(document) for document in documents])
+    for suffix in (".bin", ".idx"):
+        a, b = (folder / f"{name}{suffix}" for name in ("one_by_one", "together"))
+        assert a.read_bytes() == b.read_bytes()
+    reader = IndexedReader(folder / "together")
+    owners = [k for k, document in enumerate(documents) for _ in document]
+    assert [reader.document_of(token) for token in range(len(owners))] == owners
+
+
+def test_lengths_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    writer = IndexedWriter(tmp_path / "data", np.uint16)
+    with pytest.raises(ValueError, match="3 ids, but lengths add to 4"), writer:
+        writer.add_documents(np.array([1, 2, 3]), [1, 3])
+
+
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "data", np.uint16) as writer:
         writer.add_document([1, 2, 3])

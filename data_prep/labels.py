@@ -1,0 +1,58 @@
+"""What a document is labelled with, and which of it keeps shards apart.
+
+    labels = Labels("fineweb", "eng_Latn", "web", level(0.8), level(None), length(5000))
+    labels.folder  # source=fineweb/language=eng_Latn/domain=web/quality=high/education=…/length=…
+
+Numbers between 0 and 1 become levels, a document's length in tokens one of four ranges: so few
+combinations are left that each can have files of its own, from which a mixture is put together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+from urllib.parse import quote
+
+UNKNOWN = "unknown"
+LEVELS = ("low", "medium", "high")
+LEVEL_BOUNDS = (1 / 3, 2 / 3)  # where medium and high begin
+LENGTHS = ("0-4k", "4k-16k", "16k-32k", "32k+")
+LENGTH_BOUNDS_TOKENS = (4096, 16384, 32768)  # where the second, third and last begin
+
+
+class Labels(NamedTuple):
+    """One combination of labels; the documents of a shard share it.
+
+    source: where the text came from; language: as in languages.csv, `und` where undetermined;
+    domain: web, code, stem, reasoning, books, reference, synthetic, dialog or another; quality,
+    education: a level of LEVELS. All of these are `unknown` where a document does not say.
+    length: one of LENGTHS.
+    """
+
+    source: str
+    language: str
+    domain: str
+    quality: str
+    education: str
+    length: str
+
+    @property
+    def folder(self) -> str:
+        """A relative path of its own for each combination, whatever the labels are made of."""
+        parts = [f"{name}={_file_name(value)}" for name, value in self._asdict().items()]
+        return "/".join(parts)
+
+
+def level(value: float | None) -> str:
+    """The level of a quality between 0 and 1; `unknown` for None."""
+    return UNKNOWN if value is None else LEVELS[bisect_right(LEVEL_BOUNDS, value)]
+
+
+def length(tokens: int) -> str:
+    """The range of LENGTHS that this many tokens lie in."""
+    return LENGTHS[bisect_right(LENGTH_BOUNDS_TOKENS, tokens)]
+
+
+def _file_name(value: str) -> str:
+    """The label as part of a path; as in a URL, what a path cannot hold becomes %XX."""
+    return quote(value, safe=" +,;@")

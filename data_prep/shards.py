@@ -1,0 +1,198 @@
+"""Shards: token files of documents that share their labels, and the inventory of a folder of them.
+
+A shard is four files with one beginning: PREFIX.bin and PREFIX.idx in Megatron's format,
+PREFIX.docs, which says where each document came from, and PREFIX.json, written last: the mark of a
+whole shard. `inventory.json` at the top names all shards and appears when all are whole.
+
+    inventory = read_inventory("data/tokens")
+    for shard in inventory.shards:          # path, labels, documents, tokens, bytes of text
+        reader = IndexedReader(inventory.folder / shard.path)
+    origin("data/tokens/source=web/…/00000-000", document=17)  # input file, line and id
+
+The .docs file, little-endian, for D documents: magic (8 bytes); of each document the number of its
+file among the inventory's inputs (u32), its line there from 1, or its row in Parquet (u64), and
+where its id ends (u64); then the ids in UTF-8, end to end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.indexed import IndexedWriter
+from data_prep.labels import Labels
+from megatron_qwen3.config import ConfigError
+
+INVENTORY = "inventory.json"
+VERSION = 1
+_MAGIC = b"QWENDOCS"
+ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the inventory says of one shard.
+
+    path: PREFIX, relative to the inventory's folder; bytes: of the documents' text in UTF-8;
+    tokens: each document's last one, <|endoftext|>, included.
+    """
+
+    path: str
+    labels: Labels
+    documents: int
+    tokens: int
+    bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
+        return {"path": self.path, **self.labels._asdict(), **counts}
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A folder of shards that is whole. tokenizer: its path there, sha256 and end_of_document."""
+
+    folder: Path
+    tokenizer: dict[str, Any]
+    vocab_size: int
+    inputs: tuple[str, ...]
+    shards: tuple[Shard, ...]
+
+
+class Origin(NamedTuple):
+    """Where a document came from. line: from 1; of a Parquet file the row."""
+
+    file: str
+    line: int
+    id: str
+
+
+class Chunk(NamedTuple):
+    """Some documents of a shard: ids end to end, their lengths [documents], where they came from.
+
+    origins: [documents] of ORIGIN, `id_end` counted within this chunk; ids: the documents' ids.
+    """
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    origins: npt.NDArray[Any]
+    ids: bytes
+
+
+def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterable[Chunk]) -> None:
+    """Write the four files of a shard in `folder`, its mark last. An older shard is replaced."""
+    prefix = folder / shard.path
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    mark = Path(f"{prefix}.json")
+    mark.unlink(missing_ok=True)
+    origins: list[bytes] = []
+    ids = bytearray()
+    with IndexedWriter(prefix, dtype) as writer:
+        for chunk in chunks:
+            writer.add_documents(chunk.tokens, chunk.lengths)
+            moved = chunk.origins.copy()
+            moved["id_end"] += len(ids)
+            origins.append(moved.tobytes())
+            ids += chunk.ids
+    write_whole(Path(f"{prefix}.docs"), [_MAGIC, *origins, ids])
+    digests = {suffix: _sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
+    write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
+
+
+def write_inventory(inventory: Inventory) -> None:
+    """Make the shards visible to who reads the folder."""
+    write_json(
+        inventory.folder / INVENTORY,
+        {
+            "version": VERSION,
+            "tokenizer": inventory.tokenizer,
+            "vocab_size": inventory.vocab_size,
+            "inputs": inventory.inputs,
+            "shards": [shard.as_json() for shard in inventory.shards],
+        },
+    )
+
+
+def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
+    """ConfigError where there is none, or it is not one."""
+    path = Path(folder) / INVENTORY
+    content = _read_json(path, "the folder of tokenized documents is not whole yet, or another one")
+    try:
+        return Inventory(
+            folder=Path(folder),
+            tokenizer=content["tokenizer"],
+            vocab_size=content["vocab_size"],
+            inputs=tuple(content["inputs"]),
+            shards=tuple(_shard(row) for row in content["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+
+
+def read_shard(prefix: str | os.PathLike[str]) -> Shard:
+    """What the mark beside a shard says; ConfigError where the shard is not whole."""
+    path = Path(f"{os.fspath(prefix)}.json")
+    return _shard(_read_json(path, "the shard is not whole, or no shard"))
+
+
+def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
+    """Where a document of a shard came from; needs the inventory, which names the input files."""
+    prefix = os.path.abspath(prefix)
+    shard = read_shard(prefix)
+    if not 0 <= document < shard.documents:
+        raise ConfigError(f"{prefix} has documents 0 to {shard.documents - 1}, not {document}")
+    with open(f"{prefix}.docs", "rb") as file:
+        place = len(_MAGIC) + document * ORIGIN.itemsize
+        before = 1 if document else 0  # its id begins where that of the document before ends
+        file.seek(place - before * ORIGIN.itemsize)
+        rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
+        start = int(rows[0]["id_end"]) if before else 0
+        file.seek(len(_MAGIC) + shard.documents * ORIGIN.itemsize + start)
+        text = file.read(int(rows[-1]["id_end"]) - start).decode()
+    inputs = read_inventory(prefix.removesuffix(shard.path)).inputs
+    return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_whole(path, [json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"])
+
+
+def write_whole(path: Path, parts: Iterable[bytes | bytearray]) -> None:
+    """Write a file that is there whole or not at all, whatever happens meanwhile."""
+    partial = Path(f"{path}.partial")
+    with partial.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _shard(row: dict[str, Any]) -> Shard:
+    labels = Labels(*(row[name] for name in Labels._fields))
+    return Shard(row["path"], labels, row["documents"], row["tokens"], row["bytes"])
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: {otherwise}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if content.get("version") != VERSION:
+        raise ConfigError(f"{path} is of version {content.get('version')}; known: {VERSION}")
+    return content
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
