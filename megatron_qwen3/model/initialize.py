@@ -33,6 +33,8 @@ def initialize(chunk: nn.Module, seed: int, std: float) -> None:
     for module in chunk.modules():
         if isinstance(module, _SPLIT) and module.weight is not None:
             module.weight.tensor_model_parallel = True
+    if next(chunk.parameters()).is_meta:
+        return  # shapes alone: a dry run
     matrices = {id(p) for p in chunk.parameters() if p.ndim > 1}
     groups = ProcessGroupCollection.use_mpu_process_groups()
     metadata = {"dp_cp_group": groups.dp_cp}

@@ -103,7 +103,7 @@ def _import_megatron_uncompiled() -> None:
 
 @contextlib.contextmanager
 def cuda_type_names() -> Iterator[None]:
-    """Let tensors on the CPU name their type as CUDA tensors do.
+    """Let tensors on the CPU, or without bytes on 'meta', name their type as CUDA tensors do.
 
     megatron-core's optimizers sort parameters by the string `param.type()` and refuse what is not
     'torch.cuda.*'. To be held only while an optimizer is built. A no-op where there is a GPU.
@@ -115,13 +115,28 @@ def cuda_type_names() -> Iterator[None]:
 
     def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        return result.replace("torch.", "torch.cuda.") if isinstance(result, str) else result
+        return f"torch.cuda.{result.split('.')[-1]}" if isinstance(result, str) else result
 
     torch.Tensor.type = named  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         torch.Tensor.type = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Let what megatron-core and we build have shapes and no bytes: torch's meta device."""
+    if not REDIRECTED:
+        raise RuntimeError('a dry run must not see a GPU: set CUDA_VISIBLE_DEVICES=""')
+    cuda: Any = torch.cuda
+    original = cuda.current_device
+    cuda.current_device = lambda: torch.device("meta")
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        cuda.current_device = original
 
 
 if REDIRECTED:

@@ -8,9 +8,10 @@ layer see the same ranks as expert_tensor * expert * expert_data.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
-from megatron_qwen3.config import Config, check_world_size
+from megatron_qwen3.config import Config, ParallelConfig, check_world_size
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Layout:
         sizes = dataclasses.asdict(self)
         del sizes["stage_layers"]
         return sizes
+
+
+def smallest_world(p: ParallelConfig) -> int:
+    """The fewest ranks that can be laid out so; every world is a multiple of them."""
+    return p.pipeline * math.lcm(p.tensor * p.context, p.expert * p.expert_tensor)
 
 
 def even_stages(layers: int, stages: int) -> tuple[int, ...]:

@@ -35,6 +35,12 @@ def start(config: Config) -> Layout:
     """Join the run: check it, set the device, build megatron-core's process groups."""
     layout = check(config)
     _join()
+    build_groups(config, layout)
+    return layout
+
+
+def build_groups(config: Config, layout: Layout) -> None:
+    """megatron-core's process groups and random states, once torch has a group of all ranks."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
@@ -46,7 +52,6 @@ def start(config: Config) -> Layout:
     )
     torch.manual_seed(config.run.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed)
-    return layout
 
 
 def stop() -> None:

@@ -75,6 +75,21 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
                     }
 
 
+def state_tensors(optimizer: MegatronOptimizer) -> list[torch.Tensor]:
+    """What the optimizer keeps from step to step: Adam's moments, and the float32 weights.
+
+    The weights only where the model's are not float32 themselves. AdamW's count of steps, one
+    number per parameter, is left out.
+    """
+    allocate_state(optimizer)
+    kept = []
+    for adam in _adams(optimizer):
+        for p in (p for group in adam.param_groups for p in group["params"]):
+            kept += [adam.state[p]["exp_avg"], adam.state[p]["exp_avg_sq"]]
+            kept += [p] if optimizer.config.bf16 else []
+    return kept
+
+
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """Load a state from a checkpoint, as megatron-core read it."""
     for part in _parts(optimizer):

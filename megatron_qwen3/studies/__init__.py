@@ -1,0 +1,1 @@
+"""Studies around a training: what its ranks would hold, how it scales, what its loss would be."""

@@ -1,0 +1,163 @@
+"""What every rank of a run would hold, without its memory and without the other ranks.
+
+    roles = dry_run(config, Layout.of(config, world_size=256))
+    roles[0].ranks, roles[0].weight_bytes, roles[0].optimizer_bytes
+
+The engine that training builds is built on torch's meta device, which has shapes and no bytes,
+under a process group that pretends to have all ranks. Model, gradient buffers and distributed
+optimizer are the real ones, so the sizes are exact, megatron-core's padding included. One engine
+per pipeline rank is enough: tensor and expert ranks split evenly, which the checks of the settings
+see to, and what each data rank keeps of the optimizer megatron-core's own function says.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.parallel import runtime
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.optim import state_tensors
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight of a rank, as megatron-core names it; `shape` is that of the rank's part."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Role:
+    """Ranks that hold equally much: a pipeline rank, or those of its data ranks that do.
+
+    ranks             global ranks
+    layers            of the whole model, counted from 0, one tuple per model chunk
+    parameters        weights of this rank; expert_parameters of them are in experts
+    weight_bytes      of the flat buffers of weights, padding included
+    gradient_bytes    of the flat buffers of float32 gradients, padding included
+    optimizer_bytes   Adam's two moments and, where the weights are not float32, a float32 copy
+    """
+
+    pipeline_rank: int
+    ranks: tuple[int, ...]
+    layers: tuple[tuple[int, ...], ...]
+    has_embedding: bool
+    has_logits: bool
+    parameters: int
+    expert_parameters: int
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that stays from step to step."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+
+def dry_run(config: Config, layout: Layout) -> list[Role]:
+    """Every distinct role of the run, in the order of its first rank."""
+    return [role for rank in range(layout.pipeline) for role in _roles(config, layout, rank)]
+
+
+def _roles(config: Config, layout: Layout, pipeline_rank: int) -> Iterator[Role]:
+    """The roles of one pipeline rank, which differ by their part of the optimizer alone."""
+    stage_ranks = layout.world_size // layout.pipeline
+    first = pipeline_rank * stage_ranks
+    with _pretending_to_be(first, config, layout):
+        engine = Engine(config, layout)
+        common = _common(engine, layout, pipeline_rank)
+        ranks_by_bytes = defaultdict(list)
+        for place, size in enumerate(_optimizer_bytes(engine, layout, stage_ranks)):
+            ranks_by_bytes[size].append(first + place)
+    for size, ranks in ranks_by_bytes.items():
+        yield Role(ranks=tuple(ranks), optimizer_bytes=size, **common)
+
+
+@contextmanager
+def _pretending_to_be(rank: int, config: Config, layout: Layout) -> Iterator[None]:
+    """Process groups of all ranks, of which this process is `rank` and the others are not there."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
+    try:
+        runtime.build_groups(config, layout)
+        with cpu.on_meta():
+            yield
+    finally:
+        runtime.stop()
+
+
+def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any]:
+    """What all data ranks of a pipeline rank hold alike: the fields of Role but two."""
+    named = [
+        (f"chunk{i}.{name}" if layout.virtual > 1 else name, p)
+        for i, model in enumerate(engine.models)
+        for name, p in model.named_parameters()
+    ]
+    weights = [p for _, p in named]
+    buffers = [b for c in engine.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
+    # Without the distributed optimizer the weights stay where they are.
+    flat = [b.param_data for b in buffers] if engine.config.optim.distributed else weights
+    return {
+        "pipeline_rank": pipeline_rank,
+        "layers": tuple(
+            tuple(layer.layer_number - 1 for layer in model.decoder.layers)
+            for model in engine.models
+        ),
+        "has_embedding": any(model.pre_process for model in engine.models),
+        "has_logits": any(model.post_process for model in engine.models),
+        "parameters": sum(p.numel() for p in weights),
+        "expert_parameters": sum(p.numel() for n, p in named if ".experts." in n),
+        "weight_bytes": sum(map(_bytes, flat)),
+        "gradient_bytes": sum(_bytes(buffer.grad_data) for buffer in buffers),
+        "tensors": tuple(
+            Tensor(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named
+        ),
+    }
+
+
+def _optimizer_bytes(engine: Engine, layout: Layout, stage_ranks: int) -> list[int]:
+    """Bytes of optimizer state of each rank of the pipeline rank, in rank order."""
+    own_bytes = sum(map(_bytes, state_tensors(engine.optimizer)))
+    if not engine.config.optim.distributed:
+        return [own_bytes] * stage_ranks
+    dense = [_held(engine, "buffers", d) for d in range(layout.data * layout.context)]
+    sparse = [_held(engine, "expert_parallel_buffers", d) for d in range(layout.expert_data)]
+    # Ranks count tensor ranks first, then context and data ranks; for the experts likewise.
+    held = [
+        dense[rank // layout.tensor] + sparse[rank // (layout.expert_tensor * layout.expert)]
+        for rank in range(stage_ranks)
+    ]
+    bytes_each, rest = divmod(own_bytes, held[0])
+    assert not rest, "the engine's own share is not the one that the ranges say"
+    return [bytes_each * weights for weights in held]
+
+
+def _held(engine: Engine, kind: str, data_rank: int) -> int:
+    """Weights whose optimizer state a data rank keeps, in the buffers of one kind."""
+    held = 0
+    for buffer in (buffer for chunk in engine.chunks for buffer in getattr(chunk, kind)):
+        for bucket in buffer.buckets:
+            size = bucket.grad_data.numel() // buffer.data_parallel_world_size
+            start = bucket.offset + data_rank * size
+            parts = DistributedOptimizer._build_model_gbuf_param_range_map(
+                buffer.param_index_map, Range(start, start + size), bucket.offset
+            )
+            held += sum(part["param"].size for part in parts.values())
+    return held
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
