@@ -1,6 +1,7 @@
 """A dry run weighs what training would build: in closed form, for every size and layout."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -10,11 +11,19 @@ import pytest
 from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.parallel.layout import Layout, smallest_world
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.state import State
 from megatron_qwen3.studies.dry_run import dry_run
 from tools import scaling_study
 
 DENSE = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b")
 SPARSE = ("qwen3-30b-a3b", "qwen3-235b-a22b")
+
+
+@functools.cache
+def built(config, layout):
+    """Both tests of a layout look at one build."""
+    return dry_run(config, layout)
 
 
 def setup(preset, world_size, **parallel):
@@ -69,7 +78,7 @@ def name_of(case):
 def test_ranks_hold_what_the_matrices_say_and_every_weight_has_one_owner(case):
     preset, world_size, parallel = case
     config, layout = setup(preset, world_size, **parallel)
-    roles = dry_run(config, layout)
+    roles = built(config, layout)
     assert sorted(rank for role in roles for rank in role.ranks) == list(range(world_size))
     stored = 2 if config.train.precision == "bf16" else 4
     state = 12 if stored == 2 else 8  # Adam's moments, and a float32 weight where there is none
@@ -91,10 +100,29 @@ def test_ranks_hold_what_the_matrices_say_and_every_weight_has_one_owner(case):
         )
 
 
+@pytest.mark.parametrize("case", LAYOUTS, ids=name_of)
+def test_the_planner_says_the_same_to_the_byte(case):
+    preset, world_size, parallel = case
+    config, layout = setup(preset, world_size, **parallel)
+    states = [State.of(Job.of(config, world_size), stage) for stage in range(layout.pipeline)]
+    for role in built(config, layout):
+        state = states[role.pipeline_rank]
+        assert (role.parameters, role.weight_bytes, role.gradient_bytes) == (
+            state.parameters,
+            state.weight_bytes,
+            state.gradient_bytes,
+        )
+        for rank in role.ranks:
+            place = rank % (world_size // layout.pipeline)
+            data_rank = place // layout.tensor
+            expert_data_rank = place // (layout.expert * layout.expert_tensor)
+            assert role.optimizer_bytes == state.optimizer_bytes_of(data_rank, expert_data_rank)
+
+
 @pytest.mark.parametrize("preset", DENSE + SPARSE)
 def test_one_rank_holds_the_released_model(preset):
     config, layout = setup(preset, 1)
-    (role,) = dry_run(config, layout)
+    (role,) = built(config, layout)
     assert role.parameters == parameter_count(config.model)
     assert role.parameters == sum(math.prod(tensor.shape) for tensor in role.tensors)
 
