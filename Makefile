@@ -1,5 +1,6 @@
 # make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
+# make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
 # make lint         ruff and mypy
 #
 # Each target installs what it needs into $(VENV) first.
@@ -23,12 +24,16 @@ VOCABULARY := dashscope
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slurm lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
 test: $(INSTALLED)
 	$(RUN) -m pytest $(TESTS)
+
+# -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
+test-slurm: $(INSTALLED)
+	$(RUN) -m pytest -m slurm -rs tests/slurm
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
