@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import ALL_SOURCES, MetricsError, Run
+from tools import page
 
 _EXAMPLES = """examples:
   python tools/report.py runs/tiny-dense/pretrain_1_general
@@ -122,32 +123,21 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
     """Write the page to `out` and its pictures as PNG to the folder of the same name."""
     from tools.report_figures import draw_all  # matplotlib loads slowly; the table needs none
 
-    pictures = draw_all(runs)
-    folder = out.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
-    figures = "\n".join(
-        f'<figure class="{"wide" if picture.is_wide else "half"}"><figcaption>'
-        f"<b>{picture.title}</b> {picture.caption}</figcaption>{picture.svg}</figure>"
-        for picture in pictures
-    )
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     names = " → ".join(run.name for run in runs)
     stages, held_out = held_out_rows(runs)
-    page = [
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Training report: {html.escape(names)}</title><style>{style}</style>",
-        f"<main><header><h1>Training report</h1><p>{html.escape(names)}</p></header>",
-        _key_numbers(runs),
-        _html_table("Stages", stage_rows(runs)),
-        f'<section class="figures">{figures}</section>',
-        _html_table("Held-out text by source", held_out, stages) if len(held_out) > 1 else "",
-        _configurations(runs),
-        "</main></html>\n",
-    ]
-    out.write_text("\n".join(page), encoding="utf-8")
+    page.write(
+        out,
+        "Training report",
+        names,
+        [
+            _key_numbers(runs),
+            page.table("Stages", stage_rows(runs)),
+            page.FIGURES,
+            page.table("Held-out text by source", held_out, stages) if len(held_out) > 1 else "",
+            _configurations(runs),
+        ],
+        draw_all(runs),
+    )
 
 
 def _key_numbers(runs: Sequence[Run]) -> str:
@@ -163,22 +153,7 @@ def _key_numbers(runs: Sequence[Run]) -> str:
         (last.get("tok/s", ""), "tokens per second, last stage"),
         (duration(seconds), "training time"),
     ]
-    cells = [f"<div><b>{html.escape(n)}</b><span>{what}</span></div>" for n, what in tiles if n]
-    return f'<section class="numbers">{"".join(cells)}</section>'
-
-
-def _html_table(title: str, rows: list[list[str]], groups: Sequence[tuple[str, int]] = ()) -> str:
-    """A section with a table; groups are names that span columns, above the line of headers."""
-    header, *lines = ([html.escape(cell) for cell in row] for row in rows)
-    head = "".join(f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in groups)
-    head = f'<tr class="groups">{head}</tr>' if head else ""
-    head += f"<tr>{''.join(f'<th>{cell}</th>' for cell in header)}</tr>"
-    body = "".join(
-        f"<tr><th>{line[0]}</th>{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>"
-        for line in lines
-    )
-    table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return f'<section><h2>{title}</h2><div class="scroll">{table}</div></section>'
+    return page.numbers(tiles)
 
 
 def _configurations(runs: Sequence[Run]) -> str:

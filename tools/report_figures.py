@@ -1,70 +1,39 @@
 """The pictures of a training report, drawn with matplotlib.
 
 `draw_all(runs)` gives one `Picture` per question that a person asks of a training: the stages stand
-one after another over the tokens trained on. Each is a PNG for the light, and an SVG that takes
-its colours and fonts from the page it stands in, so that it is sharp and follows light and dark.
+one after another over the tokens trained on.
 """
 
-import io
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from megatron_qwen3.training.console import count
 from megatron_qwen3.training.history import ALL_SOURCES, Run
+from tools import pictures
+from tools.pictures import (
+    FAINT,
+    HUES,
+    INK,
+    MUTED,
+    Picture,
+    count_tick,
+    finish,
+    plain_tick,
+    rate_tick,
+    spread,
+    style,
+)
 
-# Colour on paper -> CSS variable of the page. The hues are those of Okabe and Ito, which people
-# with any kind of colour blindness tell apart.
-INK, MUTED, FAINT = "#1d2129", "#6b7280", "#e2e5ea"
-HUES = ("#0072b2", "#d55e00", "#009e73", "#b8579a", "#c98a00", "#3a9ad9", "#7a6a53")
-_VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint"} | {
-    hue: f"--hue-{i}" for i, hue in enumerate(HUES)
-}
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "text.color": INK,
-    "text.parse_math": False,  # names come from files; a $ in one is a $
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "lines.solid_capstyle": "round",
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "report",
-}
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
 _LETTER_POINTS = 5.0  # roughly
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture: `name` is that of its file, `svg` an element to stand in an HTML page."""
-
-    name: str
-    title: str
-    caption: str
-    is_wide: bool
-    svg: str
-    png: bytes
-
-
 def draw_all(runs: Sequence[Run]) -> list[Picture]:
     """Every picture that the runs have numbers for."""
-    with mpl.rc_context(_STYLE):
+    with style():
         return list(_pictures(runs))
 
 
@@ -103,9 +72,9 @@ def _curve(
     if column in ("tokens_per_second", "lr"):
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(
-        {"tokens_per_second": _count_tick, "lr": _rate_tick}.get(column, _plain_tick)
+        {"tokens_per_second": count_tick, "lr": rate_tick}.get(column, plain_tick)
     )
-    return _finish(axes, name, title, caption, is_wide)
+    return finish(axes, name, title, caption, is_wide)
 
 
 def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[Picture]:
@@ -133,9 +102,9 @@ def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[
     if has_all:
         named["all sources"] = (curves[ALL_SOURCES], INK)
     _label_ends(axes, named)
-    axes.yaxis.set_major_formatter(_plain_tick)
+    axes.yaxis.set_major_formatter(plain_tick)
     name = {"loss": "held_out_loss"}.get(key, key)
-    yield _finish(axes, name, title, "text never trained on", is_wide=False)
+    yield finish(axes, name, title, "text never trained on", is_wide=False)
 
 
 def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -176,12 +145,8 @@ def _offsets(runs: Sequence[Run]) -> list[int]:
 
 def _axes(runs: Sequence[Run], unit: str, is_wide: bool = False) -> Axes:
     """Axes over the tokens of all runs, with the stages marked above them."""
-    figure = Figure(figsize=(10.4, 3.7) if is_wide else (5.1, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel("tokens trained on")
-    axes.set_ylabel(unit)
-    axes.tick_params(length=0)
-    axes.xaxis.set_major_formatter(_count_tick)
+    axes = pictures.axes("tokens trained on", unit, is_wide)
+    axes.xaxis.set_major_formatter(count_tick)
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(8 if is_wide else 5))
     offsets = _offsets(runs)
     axes.set_xlim(0, offsets[-1])
@@ -225,49 +190,3 @@ def _label_ends(axes: Axes, named: dict[str, tuple[tuple[np.ndarray, np.ndarray]
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5},
         )
-
-
-def spread(heights: Sequence[float], distance: float) -> list[float]:
-    """Ascending heights, moved as little as a sweep up and one down need to keep a distance."""
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + distance) if placed else height)
-    top = max(1.0, distance * (len(placed) - 1))
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], top)
-        top = placed[i] - distance
-    return placed
-
-
-def _finish(axes: Axes, name: str, title: str, caption: str, is_wide: bool) -> Picture:
-    figure = axes.get_figure(root=True)
-    assert figure
-    png, svg = io.BytesIO(), io.StringIO()
-    figure.savefig(png, format="png", dpi=160, facecolor="white")
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, title, caption, is_wide, _themed(svg.getvalue(), title), png.getvalue())
-
-
-def _themed(svg: str, title: str) -> str:
-    """The <svg> element alone, as wide as the page lets it be, with the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # ids that would repeat in every picture
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
-
-
-def _count_tick(value: float, _: object) -> str:
-    text = count(value)
-    return f"{float(text[:-1]):g}{text[-1]}" if text[-1].isalpha() else text
-
-
-def _rate_tick(value: float, _: object) -> str:
-    mantissa, _, power = f"{value:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(power)}" if value else "0"
-
-
-def _plain_tick(value: float, _: object) -> str:
-    return f"{value:.3g}"

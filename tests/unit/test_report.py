@@ -10,7 +10,8 @@ import pytest
 
 from megatron_qwen3.training.history import Run
 from tools import report
-from tools.report_figures import smooth, spread
+from tools.pictures import spread
+from tools.report_figures import smooth
 
 HOSTILE = "<script>alert(1)</script> $x_"
 
