@@ -136,6 +136,7 @@ class GroupedExperts(MegatronModule):
         width = config.moe_ffn_hidden_size // self.tensor_group.size()
         self.weight1 = self._weight(config, experts, 2 * width, config.hidden_size)
         self.weight2 = self._weight(config, experts, config.hidden_size, width)
+        self.gradient_accumulation_fusion = config.gradient_accumulation_fusion  # as linears do
 
     def _weight(self, config: TransformerConfig, *shape: int) -> nn.Parameter:
         device = torch.cuda.current_device()
@@ -155,7 +156,7 @@ class GroupedExperts(MegatronModule):
             counts_e,
             self.weight1,
             self.weight2,
-            accumulate=self.config.gradient_accumulation_fusion,
+            accumulate=self.gradient_accumulation_fusion,
         )
 
     def sharded_state_dict(

@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.model import ops
+from megatron_qwen3.parallel.shortcuts import take_old, write_product
 
 
 class Order(NamedTuple):
@@ -161,10 +162,10 @@ def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, weight_EOI: Tensor, ctx) 
         empty = torch.diff(groups, prepend=groups.new_zeros(1)) == 0
         return gradient.masked_fill_(empty[:, None, None], 0)
     gradient = torch.empty_like(weight_EOI)
-    into_main = ctx.accumulate and weight_EOI.main_grad.dtype == gradient.dtype
-    total = weight_EOI.main_grad if into_main else gradient
+    total = weight_EOI.main_grad if ctx.accumulate else gradient
+    adds = ctx.accumulate and not take_old(total)
     for grad, rows, out in zip(grad_RO.split(groups), rows_RI.split(groups), total, strict=True):
-        torch.addmm(out, grad.t(), rows, beta=int(into_main), out=out)
-    if into_main:
+        write_product(rows, grad, out, adds)
+    if ctx.accumulate:
         weight_EOI.grad_added_to_main_grad = True  # and what is returned is never read
     return gradient

@@ -26,6 +26,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from megatron_qwen3.model import ops
+from megatron_qwen3.model.heads import query_key_value
 
 
 class RMSNorm(nn.Module):
@@ -73,21 +74,19 @@ class SelfAttention(MegatronModule):
 
     def forward(self, hidden_SBH: Tensor, rotary: Tensor) -> Tensor:
         """Attention over the whole sequence; `rotary` as RotaryTables gives it."""
-        q_SBND, k_SBGD, v_SBGD = self._heads(hidden_SBH)
-        q_SBND, k_SBGD = ops.rope(
-            self.q_layernorm(q_SBND), self.k_layernorm(k_SBGD), rotary[0], rotary[1]
+        qkv, _ = self.linear_qkv(hidden_SBH)
+        qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
+        q_SBND, k_SBGD, v_SBGD = query_key_value(
+            qkv,
+            self.q_layernorm.weight,
+            self.k_layernorm.weight,
+            *rotary,
+            eps=self.q_layernorm.eps,
         )
         attention = ops.attention if self.cache is None else self.cache.attend
         mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)
         output_SBH, _ = self.linear_proj(mixed_SBW)
         return output_SBH
-
-    def _heads(self, hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv, _ = self.linear_qkv(hidden_SBH)
-        S, B, _ = qkv.shape
-        grouped = qkv.view(S, B, self.groups, self.heads_per_group + 2, self.head_dim)
-        q, k, v = grouped.split([self.heads_per_group, 1, 1], dim=3)
-        return q.reshape(S, B, -1, self.head_dim), k.squeeze(3), v.squeeze(3)
 
 
 class DenseMLP(MegatronModule):

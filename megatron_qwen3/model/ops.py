@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
-    return _normalized(x, weight, eps)[0]
+    return normalized(x, weight, eps)[0]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -67,8 +67,11 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The normalised rows, and what each was multiplied by, in fewer calls than torch makes."""
+def normalized(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm` for use inside another function, and what each row was multiplied by.
+
+    weight may differ between rows: any shape that broadcasts with x. Fewer calls than torch makes.
+    """
     wide = _wide(x)
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -80,24 +83,40 @@ class _RMSNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        output, scale = _normalized(x, weight, eps)
+        output, scale = normalized(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """With p = grad·x: d weight = Σ_rows scale·p; d x = scale·(grad·w) - x·scale³·(p·w)/H."""
         x, weight, scale = ctx.saved_tensors
-        wide_x, wide_grad, wide_weight = _wide(x), _wide(grad), _wide(weight)
-        product = wide_grad * wide_x
+        grad_x = x.new_empty(x.shape)
+        return grad_x, norm_gradient(x, weight, scale, grad, grad_x), None
+
+
+def norm_gradient(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+    """Writes the gradient of `normalized` by x to grad_x and returns that by weight.
+
+    x is [..., H], weight [H] or, with x [..., J, H], [J, H]. With p = grad·x:
+    d weight = Σ_rows scale·p; d x = scale·(grad·w) - x·scale³·(p·w)/H.
+    """
+    wide_x, wide_grad, wide_weight = _wide(x), _wide(grad), _wide(weight)
+    product = wide_grad * wide_x
+    if weight.dim() == 1:
         rows = product.reshape(-1, x.shape[-1])
-        grad_weight = rows.t() @ scale.reshape(-1)
         shrink = (rows @ wide_weight).view(scale.shape)
-        shrink.mul_(scale).mul_(scale).mul_(scale).div_(-x.shape[-1])
-        grad_x = torch.mul(wide_grad, wide_weight, out=product).mul_(scale)
-        grad_x.addcmul_(wide_x, shrink)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+        grad_weight = rows.t() @ scale.reshape(-1)
+    else:
+        shrink = (product * wide_weight).sum(-1, keepdim=True)
+        grad_weight = product.mul_(scale).reshape(-1, *weight.shape).sum(0)
+    shrink.mul_(scale).mul_(scale).mul_(scale).div_(-x.shape[-1])
+    torch.mul(wide_grad, wide_weight, out=product).mul_(scale)
+    if grad_x.dtype == product.dtype:
+        torch.addcmul(product, wide_x, shrink, out=grad_x)
+    else:
+        grad_x.copy_(product.addcmul_(wide_x, shrink))
+    return grad_weight.to(weight.dtype)
 
 
 class _SwiGLU(Function):
@@ -143,16 +162,16 @@ class _Rotate(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _rotated(grad, *ctx.saved_tensors, -1, out=grad.new_empty(grad.shape)), None, None
+        return rotate(grad, *ctx.saved_tensors, -1, out=grad.new_empty(grad.shape)), None, None
 
 
 def _rotated_by_head(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[S, B, N, D] that lies in memory as [B, N, S, D]."""
     S, B, N, D = x.shape
-    return _rotated(x, cos, sin, 1, out=x.new_empty(B, N, S, D).permute(2, 0, 1, 3))
+    return rotate(x, cos, sin, 1, out=x.new_empty(B, N, S, D).permute(2, 0, 1, 3))
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     sin = sin[..., : first.shape[-1]]
     left, right = torch.mul(x, cos, out=out).chunk(2, dim=-1)

@@ -1,14 +1,15 @@
-"""Two passes over all gradients that a training step on a CPU can do without.
+"""Passes over all gradients that a training step on a CPU can do without.
 
-megatron-core adds weight gradients to its buffer within the matrix product if a CUDA extension of
-apex is there, and reduces gradients over a data-parallel group of one rank by copying them to
-themselves. `provide_weight_gradient` comes before megatron-core is imported, `skip_lone_ranks`
+megatron-core adds weight gradients to its buffer, zeroed before each step, within the matrix
+product if a CUDA extension of apex is there, and reduces gradients over a data-parallel group of
+one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is imported, `skip_lone_ranks`
 after: `cpu.py` calls both. `fuse_weight_gradients` is for models that have gradient buffers.
 """
 
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,19 +25,53 @@ def provide_weight_gradient() -> None:
 
 
 def add_weight_gradient(input_RI: Tensor, grad_RO: Tensor, main_grad_OI: Tensor) -> None:
-    """main_grad += gradᵀ · input over R rows, in one product where the types are equal."""
-    if main_grad_OI.dtype == grad_RO.dtype:
-        main_grad_OI.addmm_(grad_RO.t(), input_RI)
+    """main_grad += gradᵀ · input over R rows, or = where it holds the last step's gradient."""
+    write_product(input_RI, grad_RO, main_grad_OI, adds=not take_old(main_grad_OI))
+
+
+def write_product(input_RI: Tensor, grad_RO: Tensor, out_OI: Tensor, adds: bool) -> None:
+    """out = gradᵀ · input, or += where `adds`; one product where the types are equal."""
+    if out_OI.dtype == grad_RO.dtype:
+        out_OI.addmm_(grad_RO.t(), input_RI, beta=int(adds))
+    elif adds:
+        out_OI.add_(grad_RO.t() @ input_RI)
     else:
-        main_grad_OI.add_(grad_RO.t() @ input_RI)
+        out_OI.copy_(grad_RO.t() @ input_RI)
 
 
-def fuse_weight_gradients(model: Any) -> None:
-    """Let the backward pass of a model on a CPU write into `main_grad`, which must be there."""
-    model.config.gradient_accumulation_fusion = True
-    for module in model.modules():
+def take_old(main_grad: Tensor) -> bool:
+    """Whether it holds the last step's gradient still; whoever asks writes this step's."""
+    old: bool = getattr(main_grad, "is_old", False)
+    main_grad.is_old = False  # type: ignore[attr-defined]
+    return old
+
+
+def fuse_weight_gradients(chunk: Any) -> None:
+    """Let the backward pass of a DDP chunk on a CPU write matrices' gradients into `main_grad`.
+
+    The first product of a step writes over the last step's gradient and the others add to it:
+    zeroing the buffer, and reading the zeros again, is left to the parameters without products.
+    """
+    chunk.module.config.gradient_accumulation_fusion = True
+    written = set()
+    for module in chunk.modules():
         if hasattr(module, "gradient_accumulation_fusion"):
             module.gradient_accumulation_fusion = True
+            written.update(module.parameters(recurse=False))
+    for buffer in chunk.buffers + chunk.expert_parallel_buffers:
+        buffer.reset = partial(_begin_step, buffer, written & set(buffer.params))
+
+
+def _begin_step(buffer: Any, written: set[Any]) -> None:
+    """In place of zeroing the whole of megatron-core's gradient buffer."""
+    for parameter in written:
+        assert not getattr(parameter.main_grad, "is_old", False), "a step left a gradient out"
+        parameter.main_grad.is_old = True
+    end = 0
+    for start, next_end in sorted(buffer.param_index_map[p][:2] for p in written):
+        buffer.grad_data[end:start].zero_()
+        end = next_end
+    buffer.grad_data[end:].zero_()
 
 
 def skip_lone_ranks() -> None:

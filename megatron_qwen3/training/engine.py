@@ -135,7 +135,7 @@ class Engine:
             model.config, settings, model, disable_bucketing=later_chunk
         )
         if cpu.REDIRECTED:
-            shortcuts.fuse_weight_gradients(model)
+            shortcuts.fuse_weight_gradients(chunk)
         return chunk
 
     def _connect_schedule(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_qwen3.model import grouped, ops
+from megatron_qwen3.model import grouped, heads, ops
 
 S, B, N, G, D, H = 7, 3, 4, 2, 8, 10
 
@@ -100,6 +100,36 @@ def test_rope_equals_the_formula(make):
         return tuple(plain_rope(x, *tables()) for x in (q, k))
 
     check_equal(lambda q, k: ops.rope(q, k, *tables()), both, make(S, B, N, D), make(S, B, G, D))
+
+
+def plain_heads(qkv, q_weight, k_weight):
+    q, k, v = qkv.split([qkv.shape[3] - 2, 1, 1], 3)
+    q, k = plain_norm(q, q_weight).flatten(2, 3), plain_norm(k, k_weight).squeeze(3)
+    return plain_rope(q, *tables()), plain_rope(k, *tables()), v.squeeze(3)
+
+
+def our_heads(qkv, q_weight, k_weight):
+    return heads.query_key_value(qkv, q_weight, k_weight, *tables(qkv.dtype), eps=1e-6)
+
+
+@pytest.mark.parametrize("make", [randn, strided])
+@pytest.mark.parametrize("heads_per_group", [1, 3])
+def test_heads_equal_split_norm_and_rope(make, heads_per_group):
+    inputs = make(S, B, G, heads_per_group + 2, D), randn(D), randn(D)
+    check_equal(our_heads, plain_heads, *inputs)
+
+
+def test_heads_of_bf16_are_within_its_rounding_and_the_same_without_gradients():
+    inputs = [randn(*shape, dtype=torch.bfloat16) for shape in ((S, B, G, 4, D), (D,), (D,))]
+    ours = our_heads(*inputs)
+    for got, expected in zip(ours, plain_heads(*(x.double() for x in inputs)), strict=True):
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.02)
+    with torch.no_grad():
+        without = our_heads(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, without, strict=True))
+    gradient = torch.autograd.grad(sum(x.float().sum() for x in ours), inputs)
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradient)
 
 
 @pytest.mark.parametrize("make", [randn, strided])

@@ -15,6 +15,17 @@ def test_weight_gradients_add_up_in_the_buffer(dtype):
     torch.testing.assert_close(main_grad, expected, rtol=0.01, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_product_of_a_step_writes_over_the_last_steps_gradient(dtype):
+    rows, grads = torch.randn(6, 4).to(dtype), torch.randn(6, 3).to(dtype)
+    main_grad = torch.full((3, 4), torch.nan)
+    main_grad.is_old = True
+    for _ in range(2):
+        shortcuts.add_weight_gradient(rows, grads, main_grad)
+    expected = 2 * grads.float().T @ rows.float()
+    torch.testing.assert_close(main_grad, expected, rtol=0.01, atol=0.05)
+
+
 class _Group:
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks

@@ -1,0 +1,86 @@
+"""From the fused projection to heads: QK-Norm and rotary embedding of queries and keys in one pass.
+
+    q_SBND, k_SBGD, v_SBGD = query_key_value(qkv, q_weight, k_weight, cos, sin, eps)
+
+Taken one by one, splitting, two norms, two rotations and the copies between them are thirty passes
+over small tensors, each of which ends with a meeting of all threads, and their gradients are put
+together again by one more copy. Here they are one autograd node that reads the projection where it
+lies, writes queries and keys where attention wants them, and puts the gradient in its place.
+
+Legend: S sequence, B batch, G key/value groups, r query heads of a group, N = G·r, D head size.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from megatron_qwen3.model import ops
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+def query_key_value(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> QKV:
+    """q [S, B, N, D], k and v [S, B, G, D] from qkv [S, B, G, r + 2, D].
+
+    A group of qkv is its r query heads, its key, its value. Queries and keys are normed over D
+    (Qwen3 technical report, arXiv 2505.09388, section 2: QK-Norm) with q_weight and k_weight [D],
+    rounded to qkv's dtype, and rotated by cos and sin [S, 1 or B, 1, D] as `ops.rope` does.
+    """
+    if qkv.is_cuda:  # where torch has a fused norm
+        q, k, v = qkv.split([qkv.shape[3] - 2, 1, 1], dim=3)
+        q, k = ops.rms_norm(q, q_weight, eps).flatten(2, 3), ops.rms_norm(k, k_weight, eps)
+        return *ops.rope(q, k.squeeze(3), cos, sin), v.squeeze(3)
+    weight = torch.stack([q_weight] * (qkv.shape[3] - 2) + [k_weight])
+    cos, sin = (table.to(qkv.dtype)[:, :, None] for table in (cos, sin))
+    if torch.is_grad_enabled():
+        return _Heads.apply(qkv, weight, cos, sin, eps)
+    return _heads(qkv, weight, cos, sin, eps)[0]
+
+
+def _heads(qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[QKV, Tensor]:
+    """The heads, and what each query and key was multiplied by."""
+    S, B, G, r2, D = qkv.shape
+    normed, scale = ops.normalized(qkv[..., :-1, :], weight, eps)
+    query, key = normed.split([r2 - 2, 1], dim=3)
+    q, k = (_head_first(x, cos, sin).flatten(1, 2).permute(2, 0, 1, 3) for x in (query, key))
+    return (q, k, qkv[..., -1, :]), scale
+
+
+def _head_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[S, B, G, n, D], rotated, as [B, G, n, S, D]."""
+    S, B, G, n, D = x.shape
+    rotated = x.new_empty(B, G, n, S, D)
+    ops.rotate(x, cos, sin, 1, out=rotated.permute(3, 0, 1, 2, 4))
+    return rotated
+
+
+class _Heads(Function):
+    """Keeps the projection and one number per head; `weight` is [r + 1, D]."""
+
+    @staticmethod
+    def forward(ctx, qkv, weight, cos, sin, eps):
+        (q, k, v), scale = _heads(qkv, weight, cos, sin, eps)
+        ctx.save_for_backward(qkv, weight, scale, cos, sin)
+        return (
+            q,
+            k,
+            v.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format).permute(2, 0, 1, 3),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_q, grad_k, grad_v):
+        qkv, weight, scale, cos, sin = ctx.saved_tensors
+        S, B, G, r2, D = qkv.shape
+        heads = qkv[..., :-1, :]
+        grad_normed = heads.new_empty(heads.shape)
+        query, key = grad_normed.split([r2 - 2, 1], dim=3)
+        ops.rotate(grad_q.unflatten(2, (G, r2 - 2)), cos, sin, -1, out=query)
+        ops.rotate(grad_k.unsqueeze(3), cos, sin, -1, out=key)
+        grad = qkv.new_empty(qkv.shape)
+        grad[..., -1, :] = grad_v
+        grad_weight = ops.norm_gradient(heads, weight, scale, grad_normed, grad[..., :-1, :])
+        return grad, grad_weight, None, None, None
