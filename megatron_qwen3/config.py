@@ -97,7 +97,7 @@ def _preset_values(preset: str) -> dict[str, Any]:
     if not preset:
         return {}
     if preset not in PRESETS:
-        guess = _did_you_mean(preset, PRESETS)
+        guess = did_you_mean(preset, PRESETS)
         raise ConfigError(
             f'model.preset = "{preset}" is no preset{guess}; valid: {", ".join(PRESETS)}'
         )
@@ -161,11 +161,12 @@ def _not_a_setting(name: str) -> str:
     same_leaf = [known for known in SETTINGS if known.endswith("." + leaf)]
     if same_leaf:
         return f"{name} is not a setting; did you mean {' or '.join(same_leaf)}?"
-    guess = _did_you_mean(name, [*SETTINGS, *TABLES])
+    guess = did_you_mean(name, [*SETTINGS, *TABLES])
     return f"{name} is not a setting{guess or '; python -m megatron_qwen3.config lists them'}"
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean x?' where a known word is close, else nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -192,7 +193,7 @@ def _source(item: Any, where: str) -> SourceConfig:
         raise ConfigError(f"{where} = {emit(item)} is not a table of {', '.join(known)}")
     for key in item:
         if key not in known:
-            guess = _did_you_mean(key, known)
+            guess = did_you_mean(key, known)
             raise ConfigError(f"{where}.{key} is not a setting{guess}; valid: {', '.join(known)}")
     for name, row in known.items():
         if row.default is REQUIRED and name not in item:

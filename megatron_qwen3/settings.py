@@ -94,7 +94,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The mixture that is trained on."""
+    """The mixture that is trained on: a stage of a curriculum, or sources named here."""
 
     sequence_length: int = setting(4096, "tokens of one sequence", at_least=1)
     tokenizer: str = setting("", "tokenizer folder or tokenizer.json; needed for bits per byte")
@@ -102,6 +102,8 @@ class DataConfig:
         0.001, "fraction of each source, at its end, that is never trained on", at_least=0, below=1
     )
     sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
+    curriculum: str = setting("", "file that tools/mix_curriculum.py wrote, in place of sources")
+    stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")
 
 
 @dataclass(frozen=True)

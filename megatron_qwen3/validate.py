@@ -33,6 +33,7 @@ def faults(config: Config) -> list[str]:
         *_train_faults(config),
         *_optim_faults(config),
         *_source_faults(config),
+        *_curriculum_faults(config),
     ]
 
 
@@ -255,6 +256,19 @@ def _source_faults(config: Config) -> Iterator[str]:
     for source in config.data.sources:
         if not source.path:
             yield f"data.sources: {source.name!r} has an empty path"
+
+
+def _curriculum_faults(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.curriculum and data.sources:
+        yield (
+            f'data.curriculum = "{data.curriculum}" and {len(data.sources)} [[data.sources]] both '
+            "say what is trained on; leave one out (data.sources=[] or data.curriculum=)"
+        )
+    if data.curriculum and not data.stage:
+        yield f'data.curriculum = "{data.curriculum}" needs data.stage, one of the stages it names'
+    if data.stage and not data.curriculum:
+        yield f'data.stage = "{data.stage}" needs data.curriculum, the file that has this stage'
 
 
 def _divisors(*sizes: int) -> str:

@@ -1,55 +1,108 @@
 """Loss and bits per byte on the held-out end of each source.
 
 Bits per byte divide the loss by the UTF-8 bytes of the predicted tokens, so that models with
-different tokenizers can be compared. Legend: N windows, S positions.
+different tokenizers can be compared. Where a curriculum has too many sources to look at, results
+are those of its languages and domains. Legend: N windows, S1 positions and one, K sources.
 """
 
 import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from data_prep.curriculum import Source
 from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
+
+_GROUPED_FROM = 24  # sources
+_GROUPS = ("domain", "language")
+_ROWS = 8  # of one data rank that are scored at once
 
 
 def evaluate(engine: Engine, mixture: Mixture, config: Config) -> dict[str, EvalResult]:
-    """Results by source name, equal on all ranks; {} where nothing is held out."""
-    if not config.data.held_out:
-        return {}
+    """Results by source or group, equal on all ranks; {} where nothing is held out."""
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
+    sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
+    for windows_NS1, sources_N in _batches(mixture, config, _ROWS * engine.layout.data):
+        batch, sources_B = _share_of_rank(engine, windows_NS1, sources_N)
+        sums_K3.index_add_(0, sources_B, _sums(engine, batch, byte_counts))
+    sums_K3 = engine.sum_over_data(sums_K3)
+    names = _results_of_sources(mixture.sources)
+    by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
+    for source, sums_3 in zip(mixture.sources, sums_K3, strict=True):
+        for name in [*names[source.name], ALL_SOURCES]:
+            by_name[name] = by_name[name] + sums_3
+    scored = {name: _result(sums_3) for name, sums_3 in by_name.items() if sums_3[1]}
+    return dict(sorted(scored.items(), key=lambda item: item[0] == ALL_SOURCES))
+
+
+def _results_of_sources(sources: tuple[Source, ...]) -> dict[str, list[str]]:
+    """The results that each source counts in, by its name."""
+    if len(sources) < _GROUPED_FROM or not all(source.labels for source in sources):
+        return {source.name: [source.name] for source in sources}
     return {
-        name: _evaluate_source(engine, mixture.held_out(index, config.eval.tokens), byte_counts)
-        for index, name in enumerate(mixture.names)
+        source.name: [f"{group} {source.labels[group]}" for group in _GROUPS] for source in sources
     }
 
 
-def _evaluate_source(
-    engine: Engine, windows_NS1: np.ndarray, byte_counts: np.ndarray | None
-) -> EvalResult:
-    batch = _share_of_rank(engine, torch.from_numpy(windows_NS1))
-    nats = -(engine.score(batch).cpu() * batch.weights_BS).double().sum()
-    num_bytes = 0.0
+def _batches(
+    mixture: Mixture, config: Config, rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows of all sources with the number of their source, about `rows` at a time.
+
+    A group's sources share its eval.tokens, but each brings one window at least.
+    """
+    names = _results_of_sources(mixture.sources)
+    members = Counter(names[source.name][-1] for source in mixture.sources)
+    windows: list[np.ndarray] = []
+    sources: list[int] = []
+    for index, source in enumerate(mixture.sources):
+        budget = config.eval.tokens // members[names[source.name][-1]]
+        for window in mixture.held_out(index, budget):
+            windows.append(window)
+            sources.append(index)
+            if len(windows) == rows:
+                yield np.stack(windows), np.array(sources)
+                windows, sources = [], []
+    if windows:
+        yield np.stack(windows), np.array(sources)
+
+
+def _sums(engine: Engine, batch: TokenBatch, byte_counts: np.ndarray | None) -> Tensor:
+    """Nats, tokens and bytes of each row, float64 [B, 3]."""
+    weights_BS = batch.weights_BS.double()
+    nats_B = -(engine.score(batch).cpu().double() * weights_BS).sum(1)
+    bytes_B = torch.zeros_like(nats_B)
     if byte_counts is not None:
-        num_bytes = float((torch.from_numpy(byte_counts)[batch.labels_BS] * batch.weights_BS).sum())
-    sums = torch.tensor([nats, batch.weights_BS.double().sum(), num_bytes], dtype=torch.float64)
-    total_nats, tokens, total_bytes = engine.sum_over_data(sums).tolist()
-    bits_per_byte = total_nats / math.log(2) / total_bytes if total_bytes else None
-    return EvalResult(total_nats / tokens, bits_per_byte, int(tokens))
+        bytes_B = (torch.from_numpy(byte_counts)[batch.labels_BS] * weights_BS).sum(1)
+    return torch.stack([nats_B, weights_BS.sum(1), bytes_B], dim=1)
 
 
-def _share_of_rank(engine: Engine, windows_NS1: torch.Tensor) -> TokenBatch:
+def _result(sums_3: Tensor) -> EvalResult:
+    nats, tokens, num_bytes = sums_3.tolist()
+    bits_per_byte = nats / math.log(2) / num_bytes if num_bytes else None
+    return EvalResult(nats / tokens, bits_per_byte, int(tokens))
+
+
+def _share_of_rank(
+    engine: Engine, windows_NS1: np.ndarray, sources_N: np.ndarray
+) -> tuple[TokenBatch, Tensor]:
     """Every data rank gets equally many rows: the first ones, padded by rows of weight 0."""
     ranks, rank = engine.layout.data, engine.data_rank
     rows = -(-len(windows_NS1) // ranks)
-    mine_BS1 = windows_NS1[rank * rows : (rank + 1) * rows]
-    if not len(mine_BS1):
-        empty = TokenBatch.of(windows_NS1[:1, :-1], windows_NS1[:1, 1:])
-        return TokenBatch(
-            empty.tokens_BS, empty.labels_BS, torch.zeros_like(empty.weights_BS)
-        ).padded_to(rows)
-    return TokenBatch.of(mine_BS1[:, :-1], mine_BS1[:, 1:]).padded_to(rows)
+    mine = slice(rank * rows, (rank + 1) * rows)
+    count = len(sources_N[mine])
+    picked = windows_NS1[mine] if count else windows_NS1[:1]
+    sources_B = np.resize(sources_N[mine] if count else sources_N[:1], rows)
+    windows_BS1 = torch.from_numpy(picked)
+    batch = TokenBatch.of(windows_BS1[:, :-1], windows_BS1[:, 1:]).padded_to(rows)
+    batch.weights_BS[count:] = 0
+    return batch, torch.from_numpy(sources_B)

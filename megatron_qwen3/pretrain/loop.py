@@ -5,11 +5,14 @@ A stage is a TOML file, not a class: stage 2 is this loop with stage 1's weights
 """
 
 import time
+from typing import NamedTuple
 
 import torch
 
 from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.pretrain import record
+from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
 from megatron_qwen3.training import checkpoint, losses
@@ -19,12 +22,21 @@ from megatron_qwen3.training.metrics import RunLog
 from megatron_qwen3.training.optim import learning_rate
 
 
-def check(config: Config) -> Mixture:
+class Inputs(NamedTuple):
+    """What the run is fed from now on, and the record of it."""
+
+    mixture: Mixture
+    record: record.Record
+
+
+def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
-    mixture = Mixture(config.data, config.run.seed)
-    mixture.check_vocabulary(config.model.vocab_size)
+    before = None
     if config.checkpoint.init_from:
-        checkpoint.check_same_model(config, checkpoint.find(config.checkpoint.init_from))
+        source = checkpoint.find(config.checkpoint.init_from)
+        checkpoint.check_same_model(config, source)
+        if source.name.startswith("step_"):
+            before = (source.parents[1], checkpoint.step_of(source))
     saved = checkpoint.checkpoints(config.run_dir)
     if saved and not config.checkpoint.resume:
         raise ConfigError(
@@ -33,21 +45,29 @@ def check(config: Config) -> Mixture:
         )
     if saved:
         checkpoint.check_same_model(config, saved[-1])
-    return mixture
+    step = checkpoint.step_of(saved[-1]) if saved else 0
+    history = record.prepare(config, step, before)
+    mixture = Mixture(history.parts[-1])
+    check_inputs(config, mixture)
+    return Inputs(mixture, history)
 
 
-def run(config: Config, layout: Layout, mixture: Mixture) -> None:
+def run(config: Config, layout: Layout, inputs: Inputs) -> None:
     """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
+    mixture = inputs.mixture
     engine = Engine(config, layout)
     step, origin = _start(engine, config)
     if engine.is_first_rank:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        inputs.record.write(config.run_dir)
     loss = losses.cross_entropy
     if config.optim.z_loss:
         loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
     with RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log:
         log.note(origin)
+        if step and inputs.record.parts[-1].first_step == step:
+            log.note("another mixture from here on; every source goes on where it stood")
         while step < config.steps:
             began = time.perf_counter()
             batch = _batch(mixture, config, engine, step)
@@ -79,10 +99,9 @@ def _start(engine: Engine, config: Config) -> tuple[int, str]:
 
 def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
     """This data rank's rows of the global batch of a step."""
-    rows = config.train.global_batch // engine.layout.data
-    first = step * config.train.global_batch + engine.data_rank * rows
-    tokens_BS, labels_BS, _ = mixture.batch(first, rows)
-    return TokenBatch.of(torch.from_numpy(tokens_BS), torch.from_numpy(labels_BS))
+    count = config.train.global_batch // engine.layout.data
+    rows = mixture.batch(mixture.first_sample(step) + engine.data_rank * count, count)
+    return TokenBatch.of(torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS))
 
 
 def _due(step: int, every: int) -> bool:
@@ -90,15 +109,15 @@ def _due(step: int, every: int) -> bool:
 
 
 def _describe(error: NonFiniteLoss, mixture: Mixture, config: Config, step: int) -> str:
-    first = step * config.train.global_batch
-    names = [
-        mixture.names[mixture.locate(i)[0]] for i in range(first, first + config.train.global_batch)
-    ]
+    first = mixture.first_sample(step)
+    samples = range(first, first + config.train.global_batch)
+    names = [mixture.names[mixture.locate(i).source] for i in samples]
     saved = checkpoint.checkpoints(config.run_dir)
     intact = (
         f"; the last checkpoint, {saved[-1]}, is intact" if saved else "; nothing was saved yet"
     )
     return (
-        f"step {step + 1}: {error}; the batch is global samples {first} to "
-        f"{first + config.train.global_batch - 1} (sources {', '.join(sorted(set(names)))}){intact}"
+        f"step {step + 1}: {error}; the batch is global samples {samples[0]} to {samples[-1]} "
+        f"(sources {', '.join(sorted(set(names)))}){intact}; what a row of it is, says "
+        f"python tools/mix_curriculum.py locate {config.run_dir} {step + 1} ROW"
     )

@@ -1,8 +1,8 @@
-"""The order of the training data, in closed form: what sample i is, from the number i alone.
+"""The order of the training data, in closed form: no table, whatever the number of samples.
 
-Global sample i comes from the source that `Schedule` names, which also says how many earlier
-samples came from there. That count, divided by the source's number of windows, gives the epoch and
-a position in it, and `shuffled` turns the position into a window. `data.Mixture` joins the three.
+`Interleave` says which source sample i comes from, and how many earlier ones came from there;
+`Shuffle` is a permutation of any size, one position at a time. `stream.py` turns the count of a
+source into its tokens, and `data.Mixture` joins the two.
 """
 
 from __future__ import annotations
@@ -10,108 +10,135 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-BLOCK_SAMPLES = 1 << 16  # weights are kept to 1/65,536 of the mixture
 _FEISTEL_ROUNDS = 6
 _MASK = (1 << 64) - 1
 
 
-class Schedule:
-    """The source of every global sample: a block of 65,536 samples, repeated.
+class Interleave:
+    """The source of every sample, for whole numbers of samples `quotas` that repeat for ever.
 
-    In the block source k has `quotas[k]` samples: its weight rounded to 1/65,536, at least one.
-    After any number n of samples every source has had n · quota / 65,536 of them, to within one.
+    A binary tree over the sources: at a node of weight W a child of weight w gets, of the node's
+    first n samples, n·w/W rounded to the nearest; it sees them as its own samples 0, 1, 2, … After
+    sum(quotas) samples every source has had exactly its quota. Before, no count strays further from
+    its share than `bound`, which is below 2 for any quotas: the tree is Huffman's, where a child
+    that is no leaf has at most two thirds of its node, so that errors shrink on their way down.
     """
 
-    def __init__(self, weights: tuple[float, ...]) -> None:
-        self.quotas = quotas(weights, BLOCK_SAMPLES)
-        self._source_of_slot, self._earlier_in_block = _balanced_block(self.quotas)
+    def __init__(self, quotas: Sequence[int]) -> None:
+        self.quotas = tuple(quotas)
+        self.total = sum(quotas)
+        assert min(quotas) > 0
+        self._weights = list(quotas)
+        self._children: list[tuple[int, int]] = []  # of node len(quotas), len(quotas) + 1, …
+        heap = [(weight, node) for node, weight in enumerate(quotas)]
+        heapq.heapify(heap)
+        while len(heap) > 1:
+            light, heavy = heapq.heappop(heap), heapq.heappop(heap)
+            self._children.append((light[1], heavy[1]))
+            self._weights.append(light[0] + heavy[0])
+            heapq.heappush(heap, (self._weights[-1], len(self._weights) - 1))
 
     def locate(self, sample: int) -> tuple[int, int]:
-        """(source, how many earlier samples came from the same source) of a global sample."""
-        block, slot = divmod(sample, BLOCK_SAMPLES)
-        source = int(self._source_of_slot[slot])
-        return source, block * self.quotas[source] + int(self._earlier_in_block[slot])
+        """(source, how many earlier samples came from the same source) of a sample."""
+        leaves = len(self.quotas)
+        period, n = divmod(sample, self.total)
+        node = len(self._weights) - 1
+        while node >= leaves:
+            light, heavy = self._children[node - leaves]
+            whole, part = self._weights[node], self._weights[light]
+            before = (2 * n * part + whole) // (2 * whole)
+            if (2 * (n + 1) * part + whole) // (2 * whole) > before:
+                node, n = light, before
+            else:
+                node, n = heavy, n - before
+        return node, period * self.quotas[node] + n
+
+    def counts(self, samples: int) -> list[int]:
+        """How many of the first `samples` samples come from each source."""
+        leaves = len(self.quotas)
+        period, n = divmod(samples, self.total)
+        count = [0] * (len(self._weights) - 1) + [n]
+        for node in range(len(self._weights) - 1, leaves - 1, -1):
+            light, heavy = self._children[node - leaves]
+            whole, part = self._weights[node], self._weights[light]
+            count[light] = (2 * count[node] * part + whole) // (2 * whole)
+            count[heavy] = count[node] - count[light]
+        return [period * quota + n for quota, n in zip(self.quotas, count[:leaves], strict=True)]
+
+    @property
+    def bound(self) -> float:
+        """The furthest that the count of any source can be from its share, in samples."""
+        leaves = len(self.quotas)
+        error = [0.0] * len(self._weights)
+        for node in range(len(self._weights) - 1, leaves - 1, -1):
+            for child in self._children[node - leaves]:
+                error[child] = 0.5 + error[node] * self._weights[child] / self._weights[node]
+        return max(error[:leaves])
 
 
-def quotas(weights: tuple[float, ...], total: int) -> tuple[int, ...]:
-    """`total` split in proportion to the weights by largest remainders, and at least 1 for each."""
-    scale = total / math.fsum(weights)
-    ideal = [weight * scale for weight in weights]
-    parts = [max(1, math.floor(part)) for part in ideal]
-    missing = total - sum(parts)
-    by_remainder = sorted(range(len(parts)), key=lambda k: parts[k] - ideal[k])
-    for k in by_remainder[: max(missing, 0)]:
+def apportion(shares: Sequence[int], total: int) -> list[int]:
+    """`total` as whole numbers in proportion to the shares, by largest remainders; exact."""
+    whole = sum(shares)
+    parts = [share * total // whole for share in shares]
+    by_remainder = sorted(range(len(parts)), key=lambda k: -(shares[k] * total % whole))
+    for k in by_remainder[: total - sum(parts)]:
         parts[k] += 1
-    for _ in range(-missing):  # what the tiny ones got beyond their share comes from the largest
-        parts[parts.index(max(parts))] -= 1
-    return tuple(parts)
+    return parts
 
 
-@lru_cache(maxsize=8)
-def _balanced_block(quotas: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The source of each slot of a block, and how many slots before it have the same source.
-
-    R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980): sample j of a
-    source with share q may come at place n (from 1) once n·q - j >= c and is due at
-    n = (j + 1 - c) / q; of those that may come, the earliest due does. With c = 1 / (2K - 2) for
-    K sources no count strays from n·q by more than 1 - c.
-    """
-    total = sum(quotas)
-    inverse_c = max(2 * len(quotas) - 2, 1)
-    releases: list[tuple[int, float, int, int]] = []
-    for k, quota in enumerate(quotas):
-        j = np.arange(quota, dtype=np.int64)
-        first_slot = -(-(j * inverse_c + 1) * total // (inverse_c * quota)) - 1
-        due = ((j + 1) * inverse_c - 1) * total / (inverse_c * quota)
-        releases += zip(first_slot.tolist(), due.tolist(), [k] * quota, j.tolist(), strict=True)
-    releases.sort(reverse=True)
-    waiting: list[tuple[float, int, int]] = []
-    order = []
-    for slot in range(total):
-        while releases and releases[-1][0] <= slot:
-            heapq.heappush(waiting, releases.pop()[1:])
-        order.append(heapq.heappop(waiting)[1:])
-    source_of_slot, earlier = np.array(order, dtype=np.int32).T
-    return np.ascontiguousarray(source_of_slot), np.ascontiguousarray(earlier)
-
-
-def shuffled(position: int, size: int, key: int) -> int:
-    """A permutation of [0, size) chosen by a 64-bit key, at one position, without a table.
+class Shuffle:
+    """A permutation of [0, size) chosen by a 64-bit key, at any position, without a table.
 
     A Feistel network on pairs (a, b), adding modulo the sides of a near-square grid that just holds
     `size` values; values off the end are mapped again until they land inside (cycle walking: Black
     and Rogaway, Ciphers with arbitrary finite domains, 2002).
     """
-    rows = math.isqrt(max(size - 1, 0)) + 1
-    columns = -(-size // rows)
-    value = position
-    while True:
-        a, b = divmod(value, columns)
-        for round in range(0, 2 * _FEISTEL_ROUNDS, 2):
-            a = (a + _mix(key + round, b)) % rows
-            b = (b + _mix(key + round + 1, a)) % columns
-        value = a * columns + b
-        if value < size:
-            return value
+
+    def __init__(self, size: int, key: int) -> None:
+        self.size, self.key = size, key
+        self._rows = math.isqrt(max(size - 1, 0)) + 1
+        self._columns = -(-size // self._rows)
+
+    def __getitem__(self, position: int) -> int:
+        value = position
+        while True:
+            a, b = divmod(value, self._columns)
+            for round in range(0, 2 * _FEISTEL_ROUNDS, 2):
+                a = (a + mixed(self.key + round, b)) % self._rows
+                b = (b + mixed(self.key + round + 1, a)) % self._columns
+            value = a * self._columns + b
+            if value < self.size:
+                return value
+
+    def position(self, value: int) -> int:
+        """Where `value` stands: the inverse."""
+        while True:
+            a, b = divmod(value, self._columns)
+            for round in range(2 * _FEISTEL_ROUNDS - 2, -1, -2):
+                b = (b - mixed(self.key + round + 1, a)) % self._columns
+                a = (a - mixed(self.key + round, b)) % self._rows
+            value = a * self._columns + b
+            if value < self.size:
+                return value
+
+    def __iter__(self) -> Iterator[int]:
+        return (self[position] for position in range(self.size))
 
 
-def _mix(key: int, value: int) -> int:
+def mixed(key: int, value: int) -> int:
     """64 mixed bits of a key and a value: splitmix64's finaliser (Steele et al. 2014), twice."""
-    mixed = key & _MASK
+    state = key & _MASK
     for word in (0x9E3779B97F4A7C15, value):
-        mixed = (mixed + word) & _MASK
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        mixed ^= mixed >> 31
-    return mixed
+        state = (state + word) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
 
 
 def epoch_key(seed: int, source_name: str, epoch: int) -> int:
-    """The key of `shuffled` for one pass through one source."""
+    """The key of everything that is shuffled in one pass through one source."""
     text = f"{seed}\0{epoch}\0{source_name}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

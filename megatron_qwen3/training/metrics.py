@@ -72,10 +72,15 @@ class RunLog:
         self.console.step(row)
 
     def evaluation(self, step: int, per_source: Mapping[str, EvalResult]) -> None:
-        """Report the loss on the held-out text of each source, and of all together."""
+        """Report the loss on the held-out text of each source, and of all together.
+
+        That is among them where they are groups of sources that overlap.
+        """
         if not (self.is_writer and per_source):
             return
-        results = {**per_source, ALL_SOURCES: combine(list(per_source.values()))}
+        results = dict(per_source)
+        if ALL_SOURCES not in results:
+            results[ALL_SOURCES] = combine(list(per_source.values()))
         width = max(map(len, results))
         self.console.say(f"held out after step {step}")
         for source, result in results.items():

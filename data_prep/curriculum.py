@@ -1,0 +1,223 @@
+"""The curriculum manifest: which tokens of which shards each stage of a pretraining gets.
+
+`tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
+data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it.
+
+    curriculum = read("runs/data/curriculum.json")
+    stage = curriculum.stage("reasoning")
+    for share in stage.shares:      # share.source.shards, share.tokens, share.cursor
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.shards import write_whole
+from megatron_qwen3.config import ConfigError, did_you_mean
+
+VERSION = 1
+
+
+class ShardFile(NamedTuple):
+    """PATH.bin and PATH.idx, and how many tokens they hold."""
+
+    path: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards in a row that are drawn from as one text.
+
+    folder: what the shards' paths are relative to; held_out: tokens at the end of the row that are
+    never trained on; labels: what all its documents have in common.
+    """
+
+    name: str
+    folder: str
+    shards: tuple[ShardFile, ...]
+    held_out: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that are inputs. The one before the held-out end is a label alone."""
+        return self.tokens - self.held_out - 1
+
+    @property
+    def identity(self) -> str:
+        """The same for the same text, whatever a stage calls it and wherever its folder lies.
+
+        Ends in -HELD_OUT: what is trained on depends on it.
+        """
+        return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "labels": dict(self.labels),
+            "tokens": self.tokens,
+            "held_out": self.held_out,
+            "shards": self.shards,
+        }
+
+    @classmethod
+    def from_json(cls, name: str, folder: str, row: Mapping[str, Any]) -> Source:
+        shards = tuple(ShardFile(path, tokens) for path, tokens in row["shards"])
+        return cls(name, folder, shards, row["held_out"], row["labels"])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one stage takes of a source: `tokens` of its epochs, which go on at place `cursor`."""
+
+    source: Source
+    tokens: int
+    cursor: int
+
+    @property
+    def epochs(self) -> float:
+        """Times that this stage reads the source."""
+        return self.tokens / self.source.training_tokens
+
+    @property
+    def epochs_before(self) -> float:
+        return self.cursor / self.source.training_tokens
+
+    @property
+    def epochs_after(self) -> float:
+        return self.epochs_before + self.epochs
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the tokens of its shares are whole sequences of `sequence_length`."""
+
+    name: str
+    sequence_length: int
+    shares: tuple[Share, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(share.tokens for share in self.shares)
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The stages in order; tokenizer and vocab_size as the inventory has them."""
+
+    seed: int
+    tokenizer: Mapping[str, Any]
+    vocab_size: int
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str, origin: str) -> Stage:
+        """ConfigError where there is none of that name; `origin` is the file that was read."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        guess = did_you_mean(name, names)
+        raise ConfigError(
+            f'data.stage = "{name}" is no stage of {origin}{guess}; valid: {", ".join(names)}'
+        )
+
+
+def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:
+    """Write the manifest, there whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = {share.source.name: share.source for s in curriculum.stages for share in s.shares}
+    folder = next(iter(sources.values())).folder
+    content = {
+        "version": VERSION,
+        "folder": os.path.relpath(folder, path.parent),
+        "seed": curriculum.seed,
+        "tokenizer": curriculum.tokenizer,
+        "vocab_size": curriculum.vocab_size,
+        "stages": {stage.name: _stage_json(stage) for stage in curriculum.stages},
+        "sources": {name: source.as_json() for name, source in sources.items()},
+    }
+    write_whole(path, [_lines(content).encode()])
+
+
+def read(path: str | os.PathLike[str]) -> Curriculum:
+    """ConfigError where the file is missing or no manifest."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] != VERSION:
+            raise ConfigError(f"{path} is of version {content['version']}; known: {VERSION}")
+        folder = os.path.normpath(path.parent / content["folder"])
+        rows = content["sources"].items()
+        sources = {name: Source.from_json(name, folder, row) for name, row in rows}
+        return Curriculum(
+            seed=content["seed"],
+            tokenizer=content["tokenizer"],
+            vocab_size=content["vocab_size"],
+            stages=tuple(_stage(name, row, sources) for name, row in content["stages"].items()),
+        )
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; tools/mix_curriculum.py writes a curriculum"
+        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is not a curriculum: {error!r}") from None
+
+
+def _stage_json(stage: Stage) -> dict[str, Any]:
+    return {
+        "sequence_length": stage.sequence_length,
+        "tokens": stage.tokens,
+        "sources": {
+            share.source.name: {
+                "tokens": share.tokens,
+                "cursor": share.cursor,
+                "epochs": [round(share.epochs_before, 6), round(share.epochs_after, 6)],
+            }
+            for share in stage.shares
+        },
+    }
+
+
+def _stage(name: str, row: Mapping[str, Any], sources: Mapping[str, Source]) -> Stage:
+    shares = (
+        Share(sources[source], share["tokens"], share["cursor"])
+        for source, share in row["sources"].items()
+    )
+    return Stage(name, row["sequence_length"], tuple(shares))
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each source, so that two manifests can be compared line by line."""
+    parts = []
+    for key, value in content.items():
+        if key == "stages":
+            parts.append(f'"stages": {{\n{_rows(value, "  ", nested=True)}\n}}')
+        elif key == "sources":
+            parts.append(f'"sources": {{\n{_rows(value, " ")}\n}}')
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _rows(rows: Mapping[str, Any], indent: str, nested: bool = False) -> str:
+    def text(value: Any) -> str:
+        if not nested:
+            return json.dumps(value, ensure_ascii=False)
+        head = {key: item for key, item in value.items() if key != "sources"}
+        opened = json.dumps(head)[:-1]
+        return f'{opened}, "sources": {{\n{_rows(value["sources"], indent + "  ")}\n{indent}}}}}'
+
+    lines = (f"{indent}{json.dumps(k, ensure_ascii=False)}: {text(v)}" for k, v in rows.items())
+    return ",\n".join(lines)

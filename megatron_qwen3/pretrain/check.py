@@ -1,0 +1,50 @@
+"""Whether what a run is fed fits its model: asked once, before any rank starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from data_prep import curriculum
+from data_prep.tokenizer import token_bytes
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.pretrain.data import Mixture
+
+
+def check_inputs(config: Config, mixture: Mixture) -> None:
+    """ConfigError where files are missing or cut short, or ids do not fit model or tokenizer."""
+    vocab_size = config.model.vocab_size
+    if config.data.tokenizer and (size := len(token_bytes(config.data.tokenizer))) > vocab_size:
+        raise ConfigError(
+            f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, more than "
+            f"model.vocab_size = {vocab_size:,}; valid: at least {size:,}"
+        )
+    if not config.data.curriculum:
+        mixture.check_vocabulary(vocab_size)
+        return
+    mixture.check_vocabulary(vocab_size, scan_bytes=0)  # what a curriculum holds is known
+    _check_curriculum(config)
+    if os.environ.get("RANK", "0") == "0":  # ten thousands of files, asked for once
+        for files in mixture.files:
+            files.check()
+
+
+def _check_curriculum(config: Config) -> None:
+    path = config.data.curriculum
+    plan = curriculum.read(path)
+    if plan.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"data.curriculum: {path} was tokenized with {plan.vocab_size:,} tokens, more than "
+            f"model.vocab_size = {config.model.vocab_size:,}; valid: at least {plan.vocab_size:,}"
+        )
+    known = plan.tokenizer.get("sha256")
+    if config.data.tokenizer and known:
+        tokenizer = Path(config.data.tokenizer)
+        file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+        if hashlib.sha256(file.read_bytes()).hexdigest() != known:
+            raise ConfigError(
+                f"data.tokenizer = {config.data.tokenizer} is not the tokenizer of "
+                f"data.curriculum = {path}, {plan.tokenizer.get('path')} "
+                f"(sha256 {known[:12]}…): token ids would mean other text"
+            )

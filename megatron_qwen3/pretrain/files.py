@@ -1,0 +1,107 @@
+"""The token files of a source as one row of tokens, each opened when it is first read.
+
+A source of a large corpus is hundreds of shards, a curriculum tens of thousands: opening them all
+would take minutes on a cluster's file system. What they hold the manifest says.
+
+    files = SourceFiles(source)
+    files.read(first, last)               # token ids, across the borders of shards
+    files.document_starts(first, last)
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.curriculum import Source
+from data_prep.indexed import IndexedReader
+from megatron_qwen3.config import ConfigError
+
+_OPEN_FILES = 8192  # memory maps of one process; the operating system allows about 65,000
+
+
+class SourceFiles:
+    """Reads one source. ConfigError where a shard is missing, cut short or not what it was."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._ends = list(accumulate(shard.tokens for shard in source.shards))
+
+    def read(self, first: int, last: int) -> npt.NDArray[Any]:
+        """Token ids [last - first], in the type of the files."""
+        parts = [self._open(n).tokens[a:b] for n, a, b in self._pieces(first, last)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def document_starts(self, first: int, last: int) -> list[int]:
+        """Which tokens of [first, last) are the first of a document."""
+        return [
+            self._start(n) + token
+            for n, a, b in self._pieces(first, last)
+            for token in self._open(n).document_starts(a, b)
+        ]
+
+    def place(self, token: int) -> tuple[str, int]:
+        """The shard that holds a token, as a prefix of paths, and the token's number there."""
+        n = bisect_right(self._ends, token)
+        return self._prefix(n), token - self._start(n)
+
+    def check(self) -> None:
+        """ConfigError where a .bin is missing or has another size; opens none of them."""
+        first = self._open(0)
+        for n, shard in enumerate(self.source.shards):
+            path, size = f"{self._prefix(n)}.bin", shard.tokens * first.tokens.itemsize
+            try:
+                actual = os.stat(path).st_size
+            except OSError as error:
+                reason = error.strerror or "cannot be read"
+                raise ConfigError(f"{self._where}: {path}: {reason}") from None
+            if actual != size:
+                raise ConfigError(
+                    f"{self._where}: {path} has {actual:,} bytes, "
+                    f"{shard.tokens:,} tokens were {size:,}: it was cut short or written anew; "
+                    "tokenize again, or mix again from the new inventory"
+                )
+
+    @property
+    def _where(self) -> str:
+        return f"source {self.source.name}"
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, first, last) of what lies in each shard."""
+        n = bisect_right(self._ends, first)
+        while first < last:
+            start, end = self._start(n), min(last, self._ends[n])
+            if first < end:
+                yield n, first - start, end - start
+            first, n = end, n + 1
+
+    def _start(self, n: int) -> int:
+        return self._ends[n - 1] if n else 0
+
+    def _prefix(self, n: int) -> str:
+        return os.path.join(self.source.folder, self.source.shards[n].path)
+
+    def _open(self, n: int) -> IndexedReader:
+        prefix, expected = self._prefix(n), self.source.shards[n].tokens
+        try:
+            reader = _reader(prefix)
+        except (ConfigError, OSError) as error:
+            raise ConfigError(f"{self._where}: {error}") from None
+        if len(reader.tokens) != expected:
+            raise ConfigError(
+                f"{self._where}: {prefix} holds {len(reader.tokens):,} tokens, but {expected:,} "
+                "when it was mixed; mix again from the new inventory"
+            )
+        return reader
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _reader(prefix: str) -> IndexedReader:
+    return IndexedReader(prefix)

@@ -1,0 +1,182 @@
+"""A source as an endless stream of tokens, and what is read of it: arithmetic, no files.
+
+An epoch of a source is its chunks of 131,072 tokens in an order of its own; epoch follows epoch.
+Place v of this `Stream` is thus a token of the source by a closed formula that knows nothing of
+sequences. `Reading` cuts sequences of any length from the stream and shuffles them in blocks. Since
+a sequence may begin at any place, how far a source was read is one number of tokens, and changing
+the sequence length in the middle neither skips a token nor repeats one:
+
+    reading = Reading(Stream("web", tokens, seed), Cursor(), sequence_length=4096)
+    reading.ranges(j)          # where in the source the tokens of its j-th sequence lie
+    reading.cursor(done)       # where it stands after `done` sequences, for the next Reading
+
+The shuffle works in blocks that end with the epoch and, where the number of sequences is known
+beforehand, with the last of these. Who stops elsewhere leaves a block begun: its unread places are
+the cursor's `gaps`, which the next reading takes first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+from megatron_qwen3.pretrain.order import Shuffle, epoch_key, mixed
+
+CHUNK_TOKENS = 1 << 17  # a sequence of 32,768 tokens rarely meets the end of one
+BLOCK_SEQUENCES = 256
+
+Range = tuple[int, int]  # [first, last)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Read are the places below `position`, without those in `gaps` (ascending, apart)."""
+
+    position: int = 0
+    gaps: tuple[Range, ...] = ()
+
+    @property
+    def tokens_read(self) -> int:
+        return self.position - sum(last - first for first, last in self.gaps)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The order in which a source's `tokens` training tokens come, epoch after epoch."""
+
+    name: str
+    tokens: int
+    seed: int
+    chunk_tokens: int = CHUNK_TOKENS
+
+    def ranges(self, place: int, count: int) -> Iterator[Range]:
+        """Where in the source the stream's places [place, place + count) are, in order."""
+        while count:
+            epoch, in_epoch = divmod(place, self.tokens)
+            first, last = self._rest_of_chunk(epoch, in_epoch)
+            last = min(last, first + count)
+            yield first, last
+            place, count = place + last - first, count - (last - first)
+
+    def _rest_of_chunk(self, epoch: int, in_epoch: int) -> Range:
+        """The source's tokens from a place of an epoch to the end of the chunk that it is in.
+
+        All chunks are equally long but the source's last one, which stands somewhere in the middle.
+        """
+        size = self.chunk_tokens
+        order, short_slot = _chunk_order(self, epoch)
+        short_tokens = self.tokens - (order.size - 1) * size
+        beyond_short = in_epoch - short_slot * size
+        if beyond_short < 0:
+            slot, offset = divmod(in_epoch, size)
+        elif beyond_short < short_tokens:
+            slot, offset = short_slot, beyond_short
+        else:
+            slot, offset = divmod(beyond_short - short_tokens, size)
+            slot += short_slot + 1
+        chunk = order[slot]
+        return chunk * size + offset, min((chunk + 1) * size, self.tokens)
+
+
+@lru_cache(maxsize=1 << 14)
+def _chunk_order(stream: Stream, epoch: int) -> tuple[Shuffle, int]:
+    """The order of an epoch's chunks, and where the source's last chunk comes in it."""
+    chunks = -(-stream.tokens // stream.chunk_tokens)
+    order = Shuffle(chunks, epoch_key(stream.seed, stream.name, epoch))
+    return order, order.position(chunks - 1)
+
+
+class Reading:
+    """Sequences of one length cut from a stream, from a cursor on.
+
+    sequences: how many will be read, if that is known: then their end is a plain place of the
+    stream, `cursor(sequences).gaps` empty, however they were shuffled.
+    """
+
+    def __init__(
+        self, stream: Stream, start: Cursor, sequence_length: int, sequences: int | None = None
+    ) -> None:
+        self.stream, self.sequence_length, self.sequences = stream, sequence_length, sequences
+        self._start = start
+        # As if the gaps lay directly before the cursor: then all that is unread is one stretch.
+        self._origin = start.tokens_read
+        self._gap_ends = list(accumulate(last - first for first, last in start.gaps))
+        gap_tokens = self._gap_ends[-1] if self._gap_ends else 0
+        self._first_shuffled = -(-gap_tokens // sequence_length)
+
+    def ranges(self, j: int) -> list[Range]:
+        """Where in the source the tokens of sequence j are: adding up to sequence_length."""
+        place = self._origin + self._shuffled(j) * self.sequence_length
+        return [
+            piece
+            for first, last in self._places(place, self.sequence_length)
+            for piece in self.stream.ranges(first, last - first)
+        ]
+
+    def epoch(self, j: int) -> int:
+        """How often the source had been read before the stretch that sequence j begins in."""
+        return (self._origin + j * self.sequence_length) // self.stream.tokens
+
+    def cursor(self, done: int) -> Cursor:
+        """Where the source stands after its first `done` sequences, whatever comes next."""
+        first, size, _ = self._block(done - 1) if done else (0, 0, 0)
+        end = max(first + size, done)
+        unread = sorted(self._shuffled(j) for j in range(done, end))
+        position = self._origin + end * self.sequence_length
+        gaps = [place for n in unread for place in self._places_of(n)]
+        if position < self._start.position:  # still among the gaps it began with
+            gaps += self._places(position, self._start.position - position)
+            position = self._start.position
+        return Cursor(position, tuple(_joined(gaps)))
+
+    def _shuffled(self, j: int) -> int:
+        """Which stretch of the unread tokens, counted in sequences, is read as the j-th."""
+        first, size, key = self._block(j)
+        return first + Shuffle(size, key)[j - first] if size > 1 else j
+
+    def _block(self, j: int) -> tuple[int, int, int]:
+        """(first, size, key) of the sequences that j is shuffled with.
+
+        One that begins in an epoch and ends in the next stays where it is, as do those in gaps.
+        """
+        length, tokens = self.sequence_length, self.stream.tokens
+        epoch = (self._origin + j * length) // tokens
+        first = max(self._first_shuffled, -((self._origin - epoch * tokens) // length))
+        end = ((epoch + 1) * tokens - self._origin) // length
+        if self.sequences is not None:
+            end = min(end, self.sequences)
+        if not first <= j < end:
+            return j, 1, 0
+        number = (j - first) // BLOCK_SEQUENCES
+        first += number * BLOCK_SEQUENCES
+        key = epoch_key(self.stream.seed, self.stream.name, epoch)
+        return first, min(BLOCK_SEQUENCES, end - first), mixed(key, number + 1)
+
+    def _places_of(self, n: int) -> Iterator[Range]:
+        return self._places(self._origin + n * self.sequence_length, self.sequence_length)
+
+    def _places(self, unread: int, count: int) -> Iterator[Range]:
+        """The stream's places of [unread, unread + count), which counts as if gaps lay together."""
+        number = bisect_right(self._gap_ends, unread - self._origin)
+        while count and unread < self._start.position:
+            left = self._gap_ends[number] - (unread - self._origin)
+            last = self._start.gaps[number][1]
+            taken = min(left, count)
+            yield last - left, last - left + taken
+            unread, count, number = unread + taken, count - taken, number + 1
+        if count:
+            yield unread, unread + count
+
+
+def _joined(ranges: Iterable[Range]) -> list[Range]:
+    """Ascending ranges, those that touch made one."""
+    joined: list[Range] = []
+    for first, last in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
