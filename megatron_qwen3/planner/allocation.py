@@ -1,0 +1,158 @@
+"""Does a run fit the machines that SLURM would give it? Asked before the job waits in a queue.
+
+    allocation = Allocation(nodes=4, gpus_per_node=8, nvlink_domain=8, gpu_bytes=80e9,
+                            time_limit_seconds=86_400, save_seconds=600)
+    faults(config, allocation)     why the job would fail or lose its work
+    advice(config, allocation)     what runs, but slower than it need
+
+Times are guesses that judge only what is far off: a step's work at 40 % of log.peak_tflops, which a
+run that is laid out well reaches, and a checkpoint written at 1 GB/s per node.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.model.flops import flops_per_token, parameter_count
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.state import State
+from megatron_qwen3.validate import world_size_faults
+
+UTILIZATION = 0.4  # of the peak
+WRITTEN_BYTES_PER_NODE_SECOND = 1e9
+SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a job asks for.
+
+    nvlink_domain        GPUs that NVLink joins: those of a node, or of a rack
+    gpu_bytes            memory of one GPU; 0 is not checked
+    time_limit_seconds   0 is no limit
+    save_seconds         between the signal to save and the time limit
+    """
+
+    nodes: int
+    gpus_per_node: int
+    nvlink_domain: int
+    gpu_bytes: float
+    time_limit_seconds: int
+    save_seconds: int
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run, one per GPU."""
+        return self.nodes * self.gpus_per_node
+
+
+def faults(config: Config, allocation: Allocation) -> list[str]:
+    """One line for each reason why the job would fail, or lose its work."""
+    if size := list(_size_faults(config, allocation)):
+        return size
+    return [
+        *_domain_faults(config, allocation),
+        *_memory_faults(config, allocation),
+        *_time_faults(config, allocation),
+    ]
+
+
+def advice(config: Config, allocation: Allocation) -> list[str]:
+    """One line for each thing that works but costs time."""
+    p, domain = config.parallel, allocation.nvlink_domain
+    group = p.expert * p.expert_tensor
+    lines = []
+    if domain % group:
+        lines.append(
+            f"parallel.expert * expert_tensor = {group} does not divide the {domain} GPUs that "
+            "NVLink joins (--nvlink-domain): tokens go to their experts over the network"
+        )
+    if not config.log.peak_tflops:
+        lines.append("log.peak_tflops = 0: the time between checkpoints is not checked")
+    return lines
+
+
+def step_seconds(config: Config, allocation: Allocation) -> float:
+    """A guess of one step's time; 0.0 where log.peak_tflops is not set."""
+    work = flops_per_token(config.model, config.data.sequence_length) * config.step_tokens
+    rate = allocation.world_size * config.log.peak_tflops * 1e12 * UTILIZATION
+    return work / rate if rate else 0.0
+
+
+def saving_seconds(config: Config, allocation: Allocation) -> float:
+    """A guess of how long a checkpoint takes to write."""
+    saved_bytes = parameter_count(config.model) * SAVED_BYTES_PER_PARAMETER
+    return saved_bytes / (allocation.nodes * WRITTEN_BYTES_PER_NODE_SECOND)
+
+
+def state_bytes(config: Config, world_size: int) -> int:
+    """Weights, gradients and optimizer of the rank that has most; activations come on top."""
+    job = Job.of(config, world_size)
+    states = (State.of(job, rank) for rank in range(job.layout.pipeline))
+    return max(s.weight_bytes + s.gradient_bytes + s.optimizer_bytes for s in states)
+
+
+def _size_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    for fault in world_size_faults(config, allocation.world_size):
+        near = " or ".join(map(str, _fitting_nodes(config, allocation))) or "none"
+        yield (
+            f"--nodes {allocation.nodes} of {allocation.gpus_per_node} GPUs: {fault}; "
+            f"--nodes that fit: {near}"
+        )
+
+
+def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
+    """The nearest numbers of nodes, below and above, that hold the layout and the batch."""
+
+    def fits(nodes: int) -> bool:
+        return not any(world_size_faults(config, nodes * allocation.gpus_per_node))
+
+    asked = allocation.nodes
+    below = next(filter(fits, range(asked - 1, 0, -1)), None)
+    above = next(filter(fits, range(asked + 1, 2 * asked + 256)), None)
+    return [nodes for nodes in (below, above) if nodes]
+
+
+def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    tensor, domain = config.parallel.tensor, allocation.nvlink_domain
+    if domain % tensor:
+        valid = ", ".join(str(n) for n in range(1, domain + 1) if domain % n == 0)
+        yield (
+            f"parallel.tensor = {tensor} does not divide the {domain} GPUs that NVLink joins "
+            "(--nvlink-domain): its ranks exchange the activations of every layer, and a network "
+            f"is too slow for that; valid: {valid}"
+        )
+
+
+def _memory_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    needed = state_bytes(config, allocation.world_size)
+    if needed > allocation.gpu_bytes > 0:
+        yield (
+            f"weights, gradients and optimizer take {needed / 1e9:.0f} GB of a GPU's "
+            f"{allocation.gpu_bytes / 1e9:.0f} (--gpu-gb), before any activation: take more "
+            "--nodes, or split the model more with parallel.tensor, pipeline or expert"
+        )
+
+
+def _time_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    limit, lead = allocation.time_limit_seconds, allocation.save_seconds
+    if not limit:
+        return
+    if limit <= lead:
+        yield f"--time is {limit:,} s, and --save-seconds {lead:,} before its end the run must save"
+        return
+    step, saving = step_seconds(config, allocation), saving_seconds(config, allocation)
+    if step + saving > lead:
+        yield (
+            f"--save-seconds {lead:,}, between the signal to save and the time limit, is too "
+            f"short: a step takes about {step:,.0f} s and a checkpoint {saving:,.0f} s; "
+            f"valid: {2 * (step + saving):,.0f} or more"
+        )
+    every = config.checkpoint.every_steps or config.steps
+    if every * step > limit:
+        yield (
+            f"checkpoint.every_steps = {config.checkpoint.every_steps} is about "
+            f"{every * step / 3600:,.1f} h on {allocation.world_size} GPUs, and --time is "
+            f"{limit / 3600:,.1f} h: a run that dies would lose all of it; "
+            f"valid: {max(1, int(limit / step / 4)):,} or less"
+        )

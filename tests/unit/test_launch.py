@@ -1,0 +1,247 @@
+"""launch.py: mistakes are told before a job waits, and what is typed reaches the job as it is."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.indexed import IndexedWriter
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner.allocation import Allocation
+from tools import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = "examples/stages/pretrain_1_general.toml"
+SBATCH = """#!/bin/bash
+printf '%s\\0' "$@" >> "$RECORD"; printf 'END\\0' >> "$RECORD"
+echo "$QWEN3_CONTAINER" >> "$RECORD.container"
+[ "$(grep -zc END "$RECORD")" != "${REFUSE:-}" ] || { echo "invalid account" >&2; exit 1; }
+echo "10$(grep -zc END "$RECORD")"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder where a pretended sbatch and scancel write down what they are called with."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (
+        ("sbatch", SBATCH),
+        ("scancel", '#!/bin/bash\necho "$@" > "$RECORD.cancelled"\n'),
+    ):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+def calls(folder):
+    """The argument lists of every call of sbatch."""
+    text = (folder / "record").read_text()
+    return [call.split("\0")[:-1] for call in text.split("END\0")[:-1]]
+
+
+def train(*arguments):
+    stage = (STAGE, "examples/models/qwen3_8b.toml")
+    return launch.main(["train", *stage, "--nodes=4", "--skip-files", *arguments])
+
+
+def allocation(nodes=4, gpus=8, **changes):
+    sizes = {"nvlink_domain": gpus, "gpu_bytes": 80e9, "time_limit_seconds": 86400}
+    return Allocation(nodes, gpus, **({"save_seconds": 600} | sizes | changes))
+
+
+def config(model="qwen3_8b", *changes):
+    return settings.load([ROOT / STAGE, ROOT / f"examples/models/{model}.toml"], changes)
+
+
+def test_numbers_of_nodes_that_are_proposed_do_fit():
+    wanted = config("qwen3_235b_a22b", "train.global_batch=96")
+    for nodes in range(1, 40):
+        found = planner.faults(wanted, allocation(nodes, gpu_bytes=0))
+        if not found or "fit:" not in found[0]:
+            continue
+        for near in found[0].partition("fit: ")[2].split(" or "):
+            Layout.of(wanted, int(near) * 8)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "told"),
+    [
+        (config(), allocation(3), "--nodes that fit: 2 or 4"),
+        (config(), allocation(4, gpus=6), "--nodes 4 of 6 GPUs"),
+        (config("qwen3_32b"), allocation(4, gpus=4), "(--nvlink-domain)"),
+        (config("qwen3_235b_a22b"), allocation(16, gpu_bytes=40e9), "take 45 GB of a GPU's 40"),
+        (config(), allocation(time_limit_seconds=600), "--save-seconds 600 before its end"),
+        (config("qwen3_235b_a22b"), allocation(32, save_seconds=60), "valid: 2"),
+        (config(), allocation(1), "--time is 24.0 h: a run that dies would lose all of it"),
+        (config("qwen3_8b", "checkpoint.every_steps=0"), allocation(), "would lose all of it"),
+    ],
+)
+def test_what_does_not_fit_is_told(wanted, asked, told):
+    found = planner.faults(wanted, asked)
+    assert any(told in fault for fault in found), found
+
+
+def test_what_a_fault_proposes_is_accepted():
+    (fault,) = planner.faults(config(), allocation(1))
+    steps = fault.rpartition("valid: ")[2].split()[0].replace(",", "")
+    assert (
+        planner.faults(config("qwen3_8b", f"checkpoint.every_steps={steps}"), allocation(1)) == []
+    )
+    (fault,) = planner.faults(config("qwen3_235b_a22b"), allocation(32, save_seconds=60))
+    seconds = int(fault.rpartition("valid: ")[2].split()[0].replace(",", ""))
+    assert planner.faults(config("qwen3_235b_a22b"), allocation(32, save_seconds=seconds)) == []
+
+
+def test_experts_across_the_network_are_noted_and_allowed():
+    wide = config("qwen3_30b_a3b", "parallel.expert=32")
+    assert planner.faults(wide, allocation(8)) == []
+    assert "over the network" in planner.advice(wide, allocation(8))[0]
+    assert planner.advice(wide, allocation(8, nvlink_domain=64)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("12:00:00", 43200),
+        ("2-12", 216000),
+        ("1-00:30", 88200),
+        ("1-0:0:1", 86401),
+        ("unlimited", 0),
+    ],
+)
+def test_times_mean_what_they_mean_to_slurm(text, seconds):
+    assert launch.parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["24h", "", "1:2:3:4", "1-2:3:4:5", "-1", "12:00:00 "])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ConfigError, match="as SLURM writes it"):
+        launch.parse_time(text)
+
+
+def test_a_run_is_submitted_with_what_was_asked_for(slurm, capsys):
+    more = (
+        "--partition=gpu",
+        "--gres=gpu:h100:8",
+        "--sbatch=--reservation=x y",
+        "--container=/i j.sif",
+    )
+    assert train(f"run.dir={slurm}/100%", *more) == 0
+    (words,) = calls(slurm)
+    folder = f"{slurm}/100%/pretrain_1_general"
+    assert words[-4:] == [
+        *("examples/slurm/train.sbatch", STAGE, "examples/models/qwen3_8b.toml"),
+        f"run.dir={slurm}/100%",
+    ]
+    options = set(words[:-4])
+    assert {"--nodes=4", "--ntasks-per-node=8", "--gres=gpu:h100:8", "--partition=gpu"} <= options
+    assert {"--signal=B:USR1@600", "--time=24:00:00", "--reservation=x y"} <= options
+    assert f"--output={folder.replace('%', '%%')}/slurm-%j.out" in options
+    assert not any(word.startswith(("--gpus-per-node", "--account")) for word in options)
+    assert (slurm / "record.container").read_text() == "/i j.sif\n"
+    assert Path(folder).is_dir()
+    assert capsys.readouterr().out == f"101  {folder}/slurm-101.out\n"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r/"), min_size=1))
+def test_no_shell_reads_what_was_typed(name):
+    """--show prints a script that gives sbatch the same words as a submission does."""
+    run = launch.Run(
+        (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
+    )
+    asked = launch._parse(["train", "-", "--nodes=4"])
+    words = launch.launch_sbatch.command(run, asked)
+    assert shlex.split(shlex.join(words)) == words
+    assert words[-1] == f"run.name={name}"
+
+
+def test_what_show_prints_submits_the_same_chain(slurm, capsys):
+    words = ["chain", "examples/models/qwen3_8b.toml", f"run.dir={slurm}/a '$(touch {slurm}/b)'"]
+    words += ["--nodes=8", "--skip-files", "--account=x"]
+    assert launch.main(words) == 0
+    submitted = calls(slurm)
+    (slurm / "record").unlink()
+    capsys.readouterr()
+    assert launch.main([*words, "--show"]) == 0
+    (slurm / "record").unlink()  # show asks sbatch, too, but with --test-only
+    subprocess.run(["bash", "-euc", capsys.readouterr().out], check=True)
+    assert [sorted(call) for call in calls(slurm)] == [sorted(call) for call in submitted]
+    assert [w for call in submitted for w in call if "-dep" in w] == [
+        *("--dependency=afterok:101", "--kill-on-invalid-dep=yes"),
+        *("--dependency=afterok:102", "--kill-on-invalid-dep=yes"),
+    ]
+    assert not (slurm / "b").exists()
+
+
+def test_a_chain_of_which_slurm_refuses_a_part_is_taken_back(slurm, monkeypatch, capsys):
+    monkeypatch.setenv("REFUSE", "3")
+    words = ["chain", "examples/models/qwen3_8b.toml", f"run.dir={slurm}/runs"]
+    assert launch.main([*words, "--nodes=8", "--skip-files"]) == 2
+    assert (slurm / "record.cancelled").read_text() == "101 102\n"
+    assert "pretrain_3_long_context: invalid account" in capsys.readouterr().err
+
+
+def test_files_that_are_missing_are_told_together(slurm, capsys):
+    words = [
+        "train",
+        STAGE,
+        "examples/models/qwen3_8b.toml",
+        "--nodes=4",
+        "checkpoint.init_from=no",
+    ]
+    assert launch.main([*words, "--venv=/no", "data.tokenizer=no.json"]) == 2
+    told = capsys.readouterr().err
+    for part in (
+        "web_en.idx does not exist",
+        "no.json does not exist",
+        '"no" is neither',
+        "/no/bin",
+    ):
+        assert part in told
+    assert not (slurm / "record").exists()
+
+
+def test_a_stage_that_does_not_start_from_the_one_before_is_told(slurm, capsys):
+    words = ["chain", "examples/models/qwen3_8b.toml", "--nodes=8", "--skip-files"]
+    stages = [
+        f"--stage=examples/stages/pretrain_{name}.toml" for name in ("1_general", "3_long_context")
+    ]
+    assert launch.main([*words, *stages]) == 2
+    assert (
+        "not the folder of the stage before it, runs/qwen3-8b/pretrain_1_general"
+        in capsys.readouterr().err
+    )
+
+
+def test_files_that_are_there_are_enough(slurm, tmp_path):
+    with IndexedWriter(tmp_path / "a", np.uint16) as writer:
+        writer.add_document(np.arange(9999) % 100)
+    sources = f'data.sources=[{{ name = "a", path = "{tmp_path}/a" }}]'
+    own = (
+        "data.held_out=0",
+        "data.tokenizer=",
+        "data.sequence_length=128",
+        f"run.dir={tmp_path}/runs",
+    )
+    words = [STAGE, "examples/models/tiny_moe.toml", sources, *own, "train.tokens=1e9"]
+    assert launch.main(["train", *words, "--nodes=1"]) == 0
+
+
+def test_it_is_called_in_the_checkout(slurm, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(ROOT / STAGE), "model.preset=qwen3-8b", "--nodes=4", "--skip-files"]
+    assert launch.main(["train", *words]) == 2
+    assert f"call it in {ROOT}" in capsys.readouterr().err

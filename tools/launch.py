@@ -1,0 +1,242 @@
+"""Check a run against the machines it asks for, and submit it to SLURM.
+
+    python tools/launch.py train STAGE.toml MODEL.toml [key=value …] --nodes 4 [--show]
+    python tools/launch.py chain MODEL.toml [key=value …] --nodes 4 [--show]
+
+What a job would find out after an hour in the queue is told in a second: a layout that does not
+fit the nodes, tensor-parallel ranks that NVLink does not join, a state that no GPU holds, a missing
+file, a time limit that comes before the first checkpoint. Call it in the checkout, as jobs are, so
+that relative paths mean the same.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a plain checkout
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.pretrain.data import Mixture
+from tools import launch_sbatch
+from tools.launch_sbatch import Run
+
+STAGES = ("pretrain_1_general", "pretrain_2_reasoning", "pretrain_3_long_context")
+EXAMPLES = """\
+examples:
+  # four nodes of eight GPUs, in a partition, charged to an account
+  python tools/launch.py train examples/stages/pretrain_1_general.toml \\
+      examples/models/qwen3_8b.toml --nodes 4 --partition gpu --account lm --time 12:00:00
+
+  # the three stages, each when the one before has ended well; the last in a layout of its own
+  python tools/launch.py chain examples/models/qwen3_8b.toml --nodes 8 \\
+      --stage examples/stages/pretrain_1_general.toml \\
+      --stage examples/stages/pretrain_2_reasoning.toml \\
+      --stage examples/stages/pretrain_3_long_context.toml parallel.tensor=4
+
+  # the commands alone, in a container
+  python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
+      --container /images/pytorch.sif --mounts /data:/data
+"""
+_SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 submitted or shown, 2 something is wrong."""
+    given = _parse(arguments)
+    try:
+        runs, allocation = _runs(given), _allocation(given)
+        if faults := list(_faults(runs, allocation, given)):
+            raise ConfigError("\nerror: ".join(faults))
+        for run in runs:
+            print(_summary(run.config, allocation), file=sys.stderr)
+        (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed. Settings may stand after options, too, where argparse does not take them."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given.settings += rest
+    return given
+
+
+def _parser() -> argparse.ArgumentParser:
+    text = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__, **text)
+    commands = parser.add_subparsers(required=True, metavar="train | chain", dest="command")
+    train = commands.add_parser("train", help="one stage", **text)
+    train.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
+    chain = commands.add_parser("chain", help="stages, one after the other", **text)
+    chain.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
+    chain.add_argument(
+        "--stage",
+        nargs="+",
+        action="append",
+        metavar=("FILE.toml", "FILE.toml | key=value"),
+        help="a stage, and what holds for it alone; default: the three of examples/stages",
+    )
+    for command in (train, chain):
+        _add_options(command)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--show", action="store_true", help="print the commands, submit nothing")
+    add("--skip-files", action="store_true", help="data and checkpoints cannot be seen from here")
+    add = command.add_argument_group("what the job asks for").add_argument
+    add("--nodes", type=_count, required=True)
+    add("--gpus-per-node", type=_count, default=8, help="also the ranks of a node; default 8")
+    add("--time", default="24:00:00", help="limit as SLURM writes it; default 24:00:00")
+    add("--save-seconds", type=_count, default=600, help="when it saves, before the limit; 600")
+    add("--partition")
+    add("--account")
+    add("--qos")
+    add("--cpus-per-task", type=_count, help="cores of a rank; default 8")
+    add("--gres", help="replaces --gpus-per-node for SLURM: gpu:h100:8; none asks for no GPUs")
+    add("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="any other option")
+    add("--nvlink-domain", type=_count, help="GPUs that NVLink joins; default: those of a node")
+    add("--gpu-gb", type=float, default=80, help="memory of a GPU in GB; default 80")
+    add = command.add_argument_group("what it runs in").add_argument
+    add("--setup", help="a shell file of the site, sourced first: module load, NCCL_IB_HCA=")
+    add("--venv", help="virtual environment; default: .venv of the checkout")
+    add("--container", help="image that is used instead: a .sif or .sqsh file, docker://…")
+    add("--runtime", choices=("apptainer", "pyxis"), help="what runs it; default: by its name")
+    add("--mounts", help="folders that the container sees besides: /data:/data,/scratch:/scratch")
+    add("--restarts", type=int, help="when a rank dies, within one allocation; default 3")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _runs(given: argparse.Namespace) -> list[Run]:
+    if given.command == "train":
+        return [_run(given.settings)]
+    stages = given.stage or [[f"examples/stages/{name}.toml"] for name in STAGES]
+    return [_run([first, *given.settings, *own]) for first, *own in stages]
+
+
+def _run(arguments: Sequence[str]) -> Run:
+    files = [item for item in arguments if "=" not in item]
+    overrides = [item for item in arguments if "=" in item]
+    return Run(tuple(arguments), settings.load(files, overrides))
+
+
+def _allocation(given: argparse.Namespace) -> Allocation:
+    return Allocation(
+        nodes=given.nodes,
+        gpus_per_node=given.gpus_per_node,
+        nvlink_domain=given.nvlink_domain or given.gpus_per_node,
+        gpu_bytes=given.gpu_gb * 1e9,
+        time_limit_seconds=parse_time(given.time),
+        save_seconds=given.save_seconds,
+    )
+
+
+def parse_time(text: str) -> int:
+    """Seconds of M, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and 0 of unlimited; else ConfigError."""
+    if text.lower() in ("unlimited", "infinite"):
+        return 0
+    found = _TIME.fullmatch(text)
+    if not found:
+        raise ConfigError(
+            f"--time {text} is not a time as SLURM writes it; valid: 90 (minutes), 12:00:00, "
+            "2-12:00:00 (days-hours:minutes:seconds), unlimited"
+        )
+    days, *rest = found.groups()
+    parts = [int(part) for part in rest if part]
+    if days is None and len(parts) < 3:
+        parts.insert(0, 0)  # without days and seconds the first is minutes
+    hours, minutes, seconds = parts + [0] * (3 - len(parts))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) -> Iterator[str]:
+    if Path.cwd() != ROOT:
+        yield f"call it in {ROOT}: jobs run there, and relative paths must mean the same"
+    for path in (given.setup, given.venv and f"{given.venv}/bin/python"):
+        if path and not Path(path).is_file():
+            yield f"{path} is no file"
+    configs = [run.config for run in runs]
+    for config in configs:
+        yield from (f"{config.run.name}: {f}" for f in planner.faults(config, allocation))
+    for before, config in pairwise(configs):
+        if not _follows(config, before):
+            yield (
+                f'{config.run.name}: checkpoint.init_from = "{config.checkpoint.init_from}" is not '
+                f"the folder of the stage before it, {before.run_dir}"
+            )
+    if not given.skip_files:
+        for before, config in zip([None, *configs], configs, strict=False):
+            comes_from_here = before is not None and _follows(config, before)
+            for error in _file_errors(config, comes_from_here):
+                yield f"{config.run.name}: {error}"
+
+
+def _follows(config: Config, before: Config) -> bool:
+    start = config.checkpoint.init_from
+    return bool(start) and Path(start).resolve() == before.run_dir.resolve()
+
+
+def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
+    """What is wrong with the data and with the checkpoint that the run starts from."""
+    try:
+        Mixture(config.data, config.run.seed)
+    except ConfigError as error:
+        yield error
+    tokenizer = config.data.tokenizer
+    if tokenizer and not Path(tokenizer).exists():
+        yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
+    start = Path(config.checkpoint.init_from)
+    if config.checkpoint.init_from and not has_start and not _is_checkpoint(start):
+        yield ConfigError(
+            f'checkpoint.init_from = "{start}" is neither a checkpoint nor a run folder with one; '
+            "train the stage before it first, or submit both with chain"
+        )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "metadata.json").exists() or any(path.glob("checkpoints/step_" + "[0-9]" * 8))
+
+
+def _summary(config: Config, allocation: Allocation) -> str:
+    """What the job will be, in a few lines."""
+    layout = Layout.of(config, allocation.world_size)
+    sizes = {name: size for name, size in layout.counts().items() if size > 1}
+    for name in ("world_size", "micro_batches", *(() if config.model.num_experts else _SPARSE)):
+        sizes.pop(name, None)
+    lines = [
+        f"{config.run_dir}: {allocation.nodes} nodes x {allocation.gpus_per_node} GPUs, "
+        + (", ".join(f"{name} {size}" for name, size in sizes.items()) or "one rank"),
+        f"  {config.steps:,} steps of {config.step_tokens:,} tokens, "
+        f"{layout.micro_batches} micro-batches; weights, gradients and optimizer "
+        f"{planner.state_bytes(config, allocation.world_size) / 1e9:.1f} GB per GPU",
+    ]
+    if seconds := planner.step_seconds(config, allocation):
+        lines.append(
+            f"  about {seconds:,.1f} s a step and {seconds * config.steps / 86400:,.1f} days, at "
+            f"{planner.UTILIZATION:.0%} of {config.log.peak_tflops:g} TFLOP/s per GPU"
+        )
+    return "\n".join([*lines, *(f"  note: {text}" for text in planner.advice(config, allocation))])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
