@@ -24,6 +24,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
 from tools import launch_sbatch
 from tools.launch_sbatch import Run
@@ -199,7 +200,8 @@ def _follows(config: Config, before: Config) -> bool:
 def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
     """What is wrong with the data and with the checkpoint that the run starts from."""
     try:
-        Mixture(config.data, config.run.seed)
+        for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
+            files.check()
     except ConfigError as error:
         yield error
     tokenizer = config.data.tokenizer
