@@ -13,7 +13,6 @@ setup(
         "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
         "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints
         "numpy",  # token files are memory-mapped arrays
-        "psutil",  # megatron-core's checkpoint writer hangs without it
         "tokenizers>=0.22,<1",  # byte-level BPE: training and the reference encoding
         "rich",  # progress bar and tables
         "tensorboard",  # its event files

@@ -155,8 +155,19 @@ class CheckpointConfig:
     init_from: str = setting(
         "", "run folder of the stage before: its weights, not its optimizer; {dir} is run.dir"
     )
+    asynchronous: bool = setting(
+        True, "write while steps run, from a copy in host memory; false stops the run meanwhile"
+    )
     keep: int = setting(2, "newest checkpoints that are kept", at_least=1)
+    keep_every_steps: int = setting(
+        0, "checkpoints of these steps are kept for good; 0 is none", at_least=0
+    )
     resume: bool = setting(True, "go on from the newest checkpoint of the run folder")
+    verify: str = setting(
+        "full",
+        "what is looked at before a checkpoint is resumed: checksums, or the files' sizes alone",
+        choices=("full", "sizes"),
+    )
 
 
 @dataclass(frozen=True)

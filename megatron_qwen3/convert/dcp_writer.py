@@ -6,44 +6,24 @@
     writer.finish(config)             # now it is a checkpoint
 
 A chunk is at most 64 MiB, so that a rank that needs a part of a tensor does not read all of it.
-Checksums of the archives are left at zero, as torch.save itself offers: no reader of torch asks
-for them, and the data then never pass through this program's arithmetic.
 """
 
 import io
-import json
-import pickle
-import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config
 from megatron_qwen3.convert.mapping import Index, Weight
-
-CHUNK_BYTES = 64 << 20
-_BACKENDS = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
+from megatron_qwen3.storage import folder as folders
+from megatron_qwen3.storage import manifest, torch_dist
+from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Row, archive, dtype_name
 
 
 @dataclass(frozen=True)
@@ -62,8 +42,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.entries: dict[str, Any] = {}
-        self.places: dict[MetadataIndex, _StorageInfo] = {}
+        self._rows: list[Row] = []
         self._ends: dict[str, int] = {}
 
     def add_weight(self, weight: Weight, dtype: torch.dtype) -> Iterator[Slot]:
@@ -89,7 +68,7 @@ class Writer:
         shape: tuple[int, ...],
     ) -> int:
         """Room for one chunk of the tensor `key`; the byte of `file` where its data belong."""
-        before, after = _archive(shape, dtype)
+        before, after = archive(shape, dtype)
         data_bytes = prod(shape) * dtype.itemsize
         start = self._ends.get(file, 0)
         with (self.folder / file).open("r+b" if start else "wb") as stream:
@@ -97,12 +76,8 @@ class Writer:
             stream.write(before)
             stream.seek(data_bytes, io.SEEK_CUR)
             stream.write(after)
-        entry = self.entries.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype), torch.Size(whole), [])
-        )
-        entry.chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(shape)))
         length = len(before) + data_bytes + len(after)
-        self._note(MetadataIndex(key, torch.Size(offsets)), file, start, length)
+        self._note(Row(key, file, start, length, dtype_name(dtype), whole, offsets, shape))
         return start + len(before)
 
     def add_object(self, file: str, key: str, value: Any) -> None:
@@ -110,21 +85,20 @@ class Writer:
         start = self._ends.get(file, 0)
         with (self.folder / file).open("ab") as stream:
             torch.save(value, stream)
-            length = stream.tell() - start
-        self.entries[key] = BytesStorageMetadata()
-        self._note(MetadataIndex(key), file, start, length)
+            self._note(Row(key, file, start, stream.tell() - start))
 
     def finish(self, config: Config) -> None:
-        """Write what makes the folder a checkpoint."""
-        torch.save({"step": 0}, self.folder / "common.pt")
-        metadata = Metadata(self.entries, storage_data=self.places)
-        (self.folder / ".metadata").write_bytes(pickle.dumps(metadata))
-        (self.folder / "config.toml").write_text(settings.to_toml(config), encoding="utf-8")
-        (self.folder / "metadata.json").write_text(json.dumps(_BACKENDS), encoding="utf-8")
+        """Write what makes the folder a checkpoint; files beside those of the writer are sealed."""
+        (self.folder / folders.SETTINGS_FILE).write_text(settings.to_toml(config), encoding="utf-8")
+        torch_dist.finish(self.folder, self._rows)
+        names = [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]
+        with ThreadPoolExecutor() as pool:
+            seals = pool.map(lambda name: manifest.seal(self.folder / name), names)
+            manifest.write(self.folder, dict(zip(names, seals, strict=True)))
 
-    def _note(self, index: MetadataIndex, file: str, start: int, length: int) -> None:
-        self.places[index] = _StorageInfo(file, start, length)
-        self._ends[file] = start + length
+    def _note(self, row: Row) -> None:
+        self._rows.append(row)
+        self._ends[row.file] = row.start + row.length
 
 
 def _blocks(weight: Weight, row_bytes: int) -> Iterator[tuple[tuple[Index, ...], int, int]]:
@@ -143,18 +117,3 @@ def _blocks(weight: Weight, row_bytes: int) -> Iterator[tuple[tuple[Index, ...],
         together = max(n for n in fitting if weight.leading[1] % n == 0)
     for first in range(0, len(indices), together):
         yield tuple(indices[first : first + together]), 0, weight.rows
-
-
-@cache
-def _archive(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What torch.save writes before and after the data of such a tensor."""
-    with tempfile.TemporaryFile() as file:  # sparse: the data are never written
-        with torch.serialization.skip_data():
-            torch.save(torch.empty(shape, dtype=dtype), file)
-        file.seek(0)
-        with FakeTensorMode():
-            start = torch.load(file, weights_only=True).untyped_storage()._checkpoint_offset
-        file.seek(0)
-        before = file.read(start)
-        file.seek(start + prod(shape) * dtype.itemsize)
-        return before, file.read()

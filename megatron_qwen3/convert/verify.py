@@ -15,9 +15,10 @@ from torch import Tensor
 
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig
 from megatron_qwen3.convert import hf_config, reference
-from megatron_qwen3.convert.dcp import Checkpoint, check_pickles
+from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.model.build import build
 from megatron_qwen3.parallel import runtime
+from megatron_qwen3.storage.pickles import check_pickles
 
 SEQUENCES, POSITIONS = 4, 64
 # Least mean cosine similarity of two faithful copies: rounding alone parts them, in bf16 by a

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.storage.folder import newest
 
 if TYPE_CHECKING:
     from megatron_qwen3.model.build import Qwen3
@@ -27,8 +28,7 @@ class Source:
         self.path, self.is_hf = path, (path / "config.json").is_file()
         if self.is_hf:
             return
-        steps = sorted((path / "checkpoints").glob("step_" + "[0-9]" * 8))
-        self.path = steps[-1] if steps else path
+        self.path = newest(path) or path
         if not (self.path / "config.toml").is_file():
             raise ConfigError(
                 f"{path} is no checkpoint (config.toml), no run folder with one (checkpoints/) "
@@ -113,7 +113,7 @@ def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
 def _load_checkpoint(models: list["Qwen3"], path: Path) -> None:
     from megatron.core import dist_checkpointing
 
-    from megatron_qwen3.convert.dcp import check_pickles
+    from megatron_qwen3.storage.pickles import check_pickles
 
     check_pickles(path)
     template = {f"chunk{i}": model.sharded_state_dict() for i, model in enumerate(models)}

@@ -15,7 +15,7 @@ from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
-from megatron_qwen3.training import checkpoint, losses
+from megatron_qwen3.training import checkpoint, losses, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine, NonFiniteLoss
 from megatron_qwen3.training.metrics import RunLog
@@ -82,14 +82,14 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> None:
             if last or _due(step, config.eval.every_steps):
                 log.evaluation(step, evaluate(engine, mixture, config))
             if last or _due(step, config.checkpoint.every_steps):
-                log.note(f"saved {checkpoint.save(engine, config, step)}")
+                log.note(f"saved {saver.save(engine, config, step)}")
 
 
 def _start(engine: Engine, config: Config) -> tuple[int, str]:
     """Load what the run goes on from: the steps done, and a line that says where they came from."""
-    saved = checkpoint.checkpoints(config.run_dir)
+    saved, told = checkpoint.newest_intact(config.run_dir, config.checkpoint.verify == "full")
     if saved:
-        return checkpoint.load(engine, saved[-1]), f"resumed from {saved[-1]}"
+        return checkpoint.load(engine, saved).step, "\n".join([*told, f"resumed from {saved}"])
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.load_weights(engine, source)

@@ -1,62 +1,56 @@
-"""Checkpoints that any layout can load: `save(engine, config, step)` and `load(engine, path)`.
+"""Checkpoints that any layout can load: `load(engine, path)`, `load_weights`, `save`.
 
-megatron-core's distributed checkpoint, one folder per step under {run folder}/checkpoints, with
-the run's settings beside the tensors. A checkpoint is written under a name that nothing reads and
-gets its real one by a rename, once every rank has finished: what has the real name is whole.
+torch's distributed format, as megatron-core reads it, one folder per step under {run
+folder}/checkpoints, with the run's settings, where it stood and a manifest of checksums beside the
+tensors. `saver.py` writes it while steps run, `storage/` says what a folder must hold.
 """
 
-import queue
-import shutil
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.training import optim
+from megatron_qwen3.storage import folder, manifest
+from megatron_qwen3.storage.folder import checkpoints, find, newest, step_of
+from megatron_qwen3.storage.pickles import check_pickles
+from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 
-# megatron-core passes a save's results through a manager process, which it spawns and which imports
-# the whole program. A save that is done before the next step needs no more than this.
-filesystem_async._results_queue = queue.SimpleQueue()
+__all__ = ["Progress", "check_same_model", "checkpoints", "find", "load", "load_weights"]
+__all__ += ["newest", "newest_intact", "step_of"]
 
-_SETTINGS_FILE = "config.toml"
+PROGRESS_FILE = "progress.json"
 # Settings of the model that say how weights are used or made, not which shapes they have.
 _FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss")
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("step_" + "[0-9]" * 8))
+class Progress(NamedTuple):
+    """Where a run stands: optimizer steps done, and batches of its data that it stepped over.
 
+    With the seed and the settings that is the whole state besides weights and optimizer: the
+    learning rate, the data and every random number are functions of it.
+    """
 
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps that were done when it was saved."""
-    return int(checkpoint.name.removeprefix("step_"))
+    step: int = 0
+    skipped: tuple[int, ...] = ()
 
+    def to_json(self) -> str:
+        return json.dumps({"step": self.step, "skipped_batches": list(self.skipped)}) + "\n"
 
-def find(path: str) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run folder."""
-    folder = Path(path)
-    if (folder / _SETTINGS_FILE).exists() and (folder / "metadata.json").exists():
-        return folder
-    found = checkpoints(folder)
-    if not found:
-        raise ConfigError(
-            f'checkpoint.init_from = "{path}" is neither a checkpoint nor a run folder with one; '
-            "train the stage before it first, or set checkpoint.init_from="
-        )
-    return found[-1]
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Progress":
+        values = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
+        return cls(values["step"], tuple(values["skipped_batches"]))
 
 
 def check_same_model(config: Config, checkpoint: Path) -> None:
     """ConfigError where the checkpoint's model has other shapes than the configuration's."""
-    saved, wanted = settings.load([checkpoint / _SETTINGS_FILE]).model, config.model
+    saved, wanted = settings.load([checkpoint / folder.SETTINGS_FILE]).model, config.model
     for name, value in vars(wanted).items():
         if name not in _FREE and value != getattr(saved, name):
             raise ConfigError(
@@ -65,69 +59,64 @@ def check_same_model(config: Config, checkpoint: Path) -> None:
             )
 
 
-def save(engine: Engine, config: Config, step: int) -> Path:
-    """Write weights and optimizer after `step` steps; afterwards only the newest ones are kept.
+def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is not damaged, and what to say about those that are.
 
-    All ranks call it. Needs room for one checkpoint more than checkpoint.keep.
+    All ranks call it and get the same. With `in_full` they read every file, each rank its share;
+    else sizes are looked at. Damaged checkpoints are set aside. ConfigError where all are damaged.
     """
-    engine.synchronize_weights()
-    final = config.run_dir / "checkpoints" / f"step_{step:08d}"
-    partial = final.with_name(f"{final.name}.partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save(_state(engine, is_loading=False) | {"step": step}, str(partial))
-    if dist.get_rank() == 0:
-        (partial / _SETTINGS_FILE).write_text(settings.to_toml(config), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in checkpoints(config.run_dir)[: -config.checkpoint.keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return final
+    told: list[str] = []
+    while candidate := next(reversed(checkpoints(run_dir)), None):
+        faults = _faults(candidate, in_full)
+        if not faults:
+            return candidate, told
+        told.append(f"{candidate} is damaged and set aside: {'; '.join(faults[:3])}")
+        if dist.get_rank() == 0:
+            folder.set_aside(candidate)
+        dist.barrier()
+    if told:
+        raise ConfigError(
+            "\n".join(told) + f"\nno checkpoint of {run_dir} is intact; to begin again, "
+            "delete the folder or choose another run.name"
+        )
+    return None, told
 
 
-def load(engine: Engine, checkpoint: Path) -> int:
-    """Weights and optimizer, into whatever layout `engine` has; the steps done until then."""
-    loaded = dist_checkpointing.load(_state(engine, is_loading=True), str(checkpoint))
+def _faults(checkpoint: Path, in_full: bool) -> list[str]:
+    """What any rank finds wrong, on all ranks."""
+    ranks = dist.get_world_size()
+    mine = manifest.faults(checkpoint, (dist.get_rank(), ranks) if in_full else None)
+    found: list[list[str]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(found, mine)
+    return list(dict.fromkeys(fault for faults in found for fault in faults))
+
+
+def load(engine: Engine, checkpoint: Path) -> Progress:
+    """Weights and optimizer, into whatever layout `engine` has; where the run stood.
+
+    ConfigError where a file of it would run code.
+    """
+    check_pickles(checkpoint)
+    optimizer = shards.optimizer_template(engine)
+    addresses = [shard.data.data_ptr() for shard in optimizer.values()]
+    loaded = dist_checkpointing.load(
+        shards.weights(engine) | {"optimizer": optimizer}, str(checkpoint)
+    )
+    in_place = [tensor.data_ptr() for tensor in loaded.get("optimizer", {}).values()]
+    assert sorted(in_place) == sorted(addresses), "megatron-core loads in place"
     _load_weights(engine, loaded)
-    optim.load_state(engine.optimizer, loaded["optimizer"])
-    return step_of(checkpoint)
+    progress = Progress.read(checkpoint)
+    optim.set_step(engine.optimizer, progress.step)
+    return progress
 
 
 def load_weights(engine: Engine, checkpoint: Path) -> None:
-    """Weights alone: a new stage starts with a fresh optimizer."""
-    _load_weights(engine, dist_checkpointing.load(_weights(engine), str(checkpoint)))
+    """Weights alone: a new stage starts with a fresh optimizer. ConfigError as in `load`."""
+    check_pickles(checkpoint)
+    _load_weights(engine, dist_checkpointing.load(shards.weights(engine), str(checkpoint)))
     engine.optimizer.reload_model_params()
-
-
-def _state(engine: Engine, is_loading: bool) -> dict[str, Any]:
-    weights = _weights(engine)
-    optim.allocate_state(engine.optimizer)
-    # Without is_loading the template of a load has no moments and they are silently dropped.
-    optimizer = engine.optimizer.sharded_state_dict(
-        weights, is_loading=is_loading, metadata=_metadata()
-    )
-    return weights | {"optimizer": optimizer}
-
-
-def _weights(engine: Engine) -> dict[str, Any]:
-    return {
-        f"chunk{index}": model.sharded_state_dict(metadata=_metadata())
-        for index, model in enumerate(engine.models)
-    }
 
 
 def _load_weights(engine: Engine, loaded: dict[str, Any]) -> None:
     for index, model in enumerate(engine.models):
         model.load_state_dict(loaded[f"chunk{index}"])
-
-
-def _metadata() -> dict[str, Any]:
-    """The optimizer format that can change every size; megatron-core's default cannot be saved."""
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
-        "dp_cp_group": ProcessGroupCollection.use_mpu_process_groups().dp_cp,
-    }

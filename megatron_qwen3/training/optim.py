@@ -4,15 +4,15 @@ optimizer = build_optimizer(config, chunks)
 grad_norm = update(optimizer, learning_rate(config, step), config.optim.clip_grad)
 """
 
-import functools
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_qwen3.config import Config
 
@@ -62,63 +62,73 @@ def _fuse(optimizer: torch.optim.AdamW) -> None:
         group["fused"], group["foreach"] = True, False
 
 
-def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Moments of zero where there are none yet: megatron-core cannot describe an unused AdamW."""
-    for adam in _adams(optimizer):
-        for group in adam.param_groups:
-            for p in group["params"]:
-                if not adam.state[p]:
-                    adam.state[p] = {
-                        "step": torch.zeros((), device=p.device),
-                        "exp_avg": torch.zeros_like(p),
-                        "exp_avg_sq": torch.zeros_like(p),
-                    }
+class OwnedState(NamedTuple):
+    """This rank's share of one parameter: its elements from `start` on, flattened.
 
-
-def state_tensors(optimizer: MegatronOptimizer) -> list[torch.Tensor]:
-    """What the optimizer keeps from step to step: Adam's moments, and the float32 weights.
-
-    The weights only where the model's are not float32 themselves. AdamW's count of steps, one
-    number per parameter, is left out.
+    tensors: the moments `exp_avg` and `exp_avg_sq`, and `fp32_param` where the weight that AdamW
+    updates is not the model's own. They are what the optimizer works on, not copies.
     """
-    allocate_state(optimizer)
-    kept = []
-    for adam in _adams(optimizer):
-        for p in (p for group in adam.param_groups for p in group["params"]):
-            kept += [adam.state[p]["exp_avg"], adam.state[p]["exp_avg_sq"]]
-            kept += [p] if optimizer.config.bf16 else []
-    return kept
+
+    param: nn.Parameter
+    start: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def numel(self) -> int:
+        return next(iter(self.tensors.values())).numel()
 
 
-def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Load a state from a checkpoint, as megatron-core read it."""
+def owned_states(optimizer: MegatronOptimizer) -> Iterator[OwnedState]:
+    """The optimizer state of this rank by parameter; moments of zero before the first step."""
     for part in _parts(optimizer):
-        if isinstance(part, DistributedOptimizer):
-            part._set_main_param_and_optimizer_states = functools.partial(_set_state, part)
-    optimizer.load_state_dict(state)
-    _separate_steps(optimizer)
+        for param, main, start in _owned_params(part):
+            state = part.optimizer.state[main]
+            if "exp_avg" not in state:
+                _allocate(part.optimizer, state, main)
+            tensors = {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+            if main.dtype != param.dtype:
+                tensors["fp32_param"] = main.detach()
+            yield OwnedState(param, start, tensors)
 
 
-def _set_state(part: DistributedOptimizer, model_param: nn.Parameter, tensors: dict) -> None:
-    """megatron-core's method of this name, which fails on AdamW's step: no checkpoint tensor.
-
-    The step comes with the parameter groups and is in place by now.
-    """
-    group, index = part.model_param_group_index_map[model_param]
-    adam_state = part.optimizer.state[part.optimizer.param_groups[group]["params"][index]]
-    if "step" in adam_state:
-        tensors = {**tensors, "step": adam_state["step"]}
-    DistributedOptimizer._set_main_param_and_optimizer_states(part, model_param, tensors)
+def state_tensors(optimizer: MegatronOptimizer) -> list[Tensor]:
+    """All that is in `owned_states`; AdamW's count of steps, a number each, is left out."""
+    return [tensor for state in owned_states(optimizer) for tensor in state.tensors.values()]
 
 
-def _separate_steps(optimizer: MegatronOptimizer) -> None:
-    """Give each parameter its own step count: megatron-core loads one tensor into all of them.
+def _owned_params(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
+    """(parameter of the model, what AdamW updates for it, first element of it that this is)."""
+    if isinstance(part, DistributedOptimizer):
+        for param, (group, index) in part.model_param_group_index_map.items():
+            main = part.optimizer.param_groups[group]["params"][index]
+            yield param, main, part._get_model_param_range_map(param)["param"].start
+        return
+    masters = {}
+    for low, high in zip(
+        getattr(part, "float16_groups", ()),
+        getattr(part, "fp32_from_float16_groups", ()),
+        strict=True,
+    ):
+        masters |= {id(master): param for param, master in zip(low, high, strict=True)}
+    for group in part.optimizer.param_groups:
+        yield from ((masters.get(id(main), main), main, 0) for main in group["params"])
 
-    AdamW counts up in place, so that the shared one would grow by the number of parameters.
-    """
-    for adam in _adams(optimizer):
-        for state in adam.state.values():
-            state["step"] = state["step"].clone()
+
+def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) -> None:
+    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(main), torch.zeros_like(main)
+    if isinstance(adam, torch.optim.AdamW):
+        state["step"] = torch.zeros((), device=main.device)
+
+
+def set_step(optimizer: MegatronOptimizer, step: int) -> None:
+    """Make `step` the number of updates that AdamW's bias correction counts from."""
+    for part in _parts(optimizer):
+        for group in part.optimizer.param_groups:
+            if not isinstance(part.optimizer, torch.optim.AdamW):
+                group["step"] = step  # apex and Transformer Engine count by group
+        for state in part.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(step)
 
 
 def learning_rate(config: Config, step: int) -> float:

@@ -9,7 +9,7 @@ from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.losses import cross_entropy
@@ -62,13 +62,13 @@ def weights_of(engine):
 def undisturbed(config):
     engine = Engine(config, start(config))
     losses = steps(engine, 0, 2)
-    checkpoint.save(engine, config, 2)
+    saver.save(engine, config, 2)
     return losses + steps(engine, 2, 5), weights_of(engine)
 
 
 def resumed(config, path):
     engine = Engine(config, start(config))
-    assert checkpoint.load(engine, path) == 2
+    assert checkpoint.load(engine, path).step == 2
     return steps(engine, 2, 5), weights_of(engine)
 
 
@@ -119,7 +119,7 @@ def only_loaded(config, path):
 def saved_once(config):
     engine = Engine(config, start(config))
     steps(engine, 0, 1)
-    checkpoint.save(engine, config, 1)
+    saver.save(engine, config, 1)
     return weights_of(engine)
 
 
@@ -156,7 +156,7 @@ def save_three(config):
     """Before the first step: a checkpoint needs no trained optimizer."""
     engine = Engine(config, start(config))
     for step in (1, 2, 3):
-        checkpoint.save(engine, config, step)
+        saver.save(engine, config, step)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

@@ -20,11 +20,11 @@ def allocated(overrides):
 
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.training.engine import Engine
-    from megatron_qwen3.training.optim import _adams, _parts, allocate_state
+    from megatron_qwen3.training.optim import _adams, _parts, state_tensors
 
     config = config_of(*overrides)
     engine = Engine(config, runtime.start(config))
-    allocate_state(engine.optimizer)
+    state_tensors(engine.optimizer)  # which makes the moments
     buffers = [
         b for chunk in engine.chunks for b in (*chunk.buffers, *chunk.expert_parallel_buffers)
     ]

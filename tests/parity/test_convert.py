@@ -18,7 +18,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.convert.verify import compare
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.engine import Engine
 
 # The tiny presets have heads * head_dim = 2 * hidden; the last two have no such gap.
@@ -122,7 +122,7 @@ def through(config, path):
     engine = Engine(config, start(config))
     checkpoint.check_same_model(config, path)
     checkpoint.load_weights(engine, path)
-    checkpoint.save(engine, config, 1)
+    saver.save(engine, config, 1)
 
 
 @pytest.mark.parametrize(

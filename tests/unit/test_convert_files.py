@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf, hf_config, stream
-from megatron_qwen3.convert.dcp import Checkpoint, check_pickles
+from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.storage.pickles import check_pickles
 from megatron_qwen3.training.checkpoint import check_same_model, find
 
 ROOT = Path(__file__).parents[2]

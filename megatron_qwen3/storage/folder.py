@@ -1,0 +1,121 @@
+"""The checkpoints of a run: {run folder}/checkpoints/step_00000040, and what may happen to them.
+
+A checkpoint is written under a name that nothing reads, `step_00000040.partial`, and gets its own
+by one rename (`publish`), when every file and the manifest are on the disk. So what has the name
+was once whole; `manifest.faults` says whether it still is. One that is not is set aside as
+`step_00000040.damaged`, for a person to look at, until a newer one is saved. What is deleted loses
+its name first. All of this is done by one rank. Nothing here imports torch.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage import manifest
+
+SETTINGS_FILE = "config.toml"
+_NAME = "step_" + "[0-9]" * 8
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """All that have a checkpoint's name in a run folder, oldest first."""
+    return sorted((run_dir / "checkpoints").glob(_NAME))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that were done when it was saved."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest whose files are all there at their sizes; None where there is none."""
+    return next((c for c in reversed(checkpoints(run_dir)) if not manifest.faults(c)), None)
+
+
+def find(path: str) -> Path:
+    """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError."""
+    folder = Path(path)
+    if (folder / SETTINGS_FILE).exists() and (folder / "metadata.json").exists():
+        if found := manifest.faults(folder):
+            raise ConfigError(f"{folder} is damaged: {'; '.join(found[:5])}")
+        return folder
+    if checkpoint := newest(folder):
+        return checkpoint
+    if damaged := checkpoints(folder):
+        found = manifest.faults(damaged[-1])
+        raise ConfigError(f"{folder}: every checkpoint is damaged; {damaged[-1].name}: {found[0]}")
+    raise ConfigError(
+        f'checkpoint.init_from = "{path}" is neither a checkpoint nor a run folder with one; '
+        "train the stage before it first, or set checkpoint.init_from="
+    )
+
+
+def partial(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written."""
+    return run_dir / "checkpoints" / f"step_{step:08d}.partial"
+
+
+def publish(partial: Path) -> Path:
+    """Give a checkpoint that is written its name; from now on it counts."""
+    sync(partial)
+    final = partial.with_suffix("")
+    old = _nameless(final)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def retain(run_dir: Path, keep: int, keep_every_steps: int) -> None:
+    """Delete all but the newest `keep` and every one whose step `keep_every_steps` divides.
+
+    Nothing is deleted unless the newest is whole, and none that is damaged counts as kept.
+    """
+    whole = [c for c in checkpoints(run_dir) if not manifest.faults(c)]
+    if not whole or whole[-1] != checkpoints(run_dir)[-1]:
+        return
+    for old in whole[:-keep]:
+        if not (keep_every_steps and step_of(old) % keep_every_steps == 0):
+            delete(old)
+    for damaged in (run_dir / "checkpoints").glob(f"{_NAME}.damaged"):
+        delete(damaged)
+
+
+def clean(run_dir: Path) -> None:
+    """Remove what a run left half-written or half-deleted when it was killed."""
+    for rest in (run_dir / "checkpoints").glob(f"{_NAME}*.partial"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Take a damaged checkpoint's name away; what is left can be looked at."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    return aside
+
+
+def delete(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed half-way, it leaves something that `clean` removes."""
+    nameless = _nameless(checkpoint)
+    checkpoint.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
+
+
+def _nameless(checkpoint: Path) -> Path:
+    """A free name that nothing reads and `clean` removes."""
+    nameless = checkpoint.with_name(f"{checkpoint.stem}.old.partial")
+    shutil.rmtree(nameless, ignore_errors=True)
+    return nameless
+
+
+def sync(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""Write torch's distributed checkpoint format (DCP), as megatron-core reads it, without either.
+
+    with ChunkFile(folder / "__0_0.distcp") as file:          # every rank, one file after the other
+        file.add_tensor(Place(key, whole, offsets), tensor)
+        file.add_object("common", {...})
+    finish(folder, file.rows + rows of the other files)       # one rank: the table, .metadata
+
+A file is a row of small torch.save archives, one per chunk of a tensor; `.metadata` says which
+chunk lies where. What an archive has before and after its data depends on shape and type alone
+(`archive`), so the data are written as they lie in memory, and their checksum is taken on the way.
+Checksums within the archives are left at zero, as torch.save itself offers: no reader of torch
+asks for them.
+"""
+
+import io
+import json
+import os
+import pickle
+import tempfile
+import zlib
+from collections.abc import Iterable
+from functools import cache
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_qwen3.storage.manifest import Seal
+
+CHUNK_BYTES = 64 << 20  # a rank that needs a part of a tensor does not read all of it
+_WRITE_BYTES = 1 << 24
+_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+class Row(NamedTuple):
+    """One archive: bytes [start, start + length) of `file`.
+
+    A chunk of the tensor `key` of shape `whole`, with `shape` elements from `offsets` on and a
+    type named as torch names it; an object where `dtype` is "".
+    """
+
+    key: str
+    file: str
+    start: int
+    length: int
+    dtype: str = ""
+    whole: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a chunk belongs: from `offsets` on in the tensor `key` of shape `whole`."""
+
+    key: str
+    whole: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+class ChunkFile:
+    """One .distcp file, written front to back; `rows` and `seal` are what became of it.
+
+    On leaving the `with` block without an error the file is on the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.rows, self.seal = path.name, list[Row](), Seal(0, 0)
+        self._file = path.open("wb", buffering=0)
+
+    def add_tensor(self, place: Place, tensor: Tensor) -> None:
+        """Write one chunk; `tensor` is contiguous and on the CPU."""
+        shape = tuple(tensor.shape)
+        before, after = archive(shape, tensor.dtype)
+        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
+        start = self.seal.bytes
+        for part in (before, data, after):
+            self._write(memoryview(part))
+        length = self.seal.bytes - start
+        dtype = dtype_name(tensor.dtype)
+        self.rows.append(
+            Row(place.key, self.name, start, length, dtype, place.whole, place.offsets, shape)
+        )
+
+    def add_object(self, key: str, value: Any) -> None:
+        """Store plain data by torch.save."""
+        buffer, start = io.BytesIO(), self.seal.bytes
+        torch.save(value, buffer)
+        self._write(buffer.getbuffer())
+        self.rows.append(Row(key, self.name, start, self.seal.bytes - start))
+
+    def _write(self, data: memoryview) -> None:
+        """In parts that stay in the cache between the checksum and the copy to the kernel."""
+        for start in range(0, len(data), _WRITE_BYTES):
+            part = data[start : start + _WRITE_BYTES]
+            crc32 = zlib.crc32(part, self.seal.crc32)
+            self.seal = Seal(self.seal.bytes + len(part), crc32)
+            while part:
+                part = part[self._file.write(part) :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+def finish(folder: Path, rows: Iterable[Row]) -> list[str]:
+    """Write the table and what else makes a folder a checkpoint; the names of these files."""
+    entries: dict[str, Any] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    for row in rows:
+        index = MetadataIndex(row.key, torch.Size(row.offsets) if row.dtype else None)
+        places[index] = _StorageInfo(row.file, row.start, row.length)
+        if not row.dtype:
+            entries[row.key] = BytesStorageMetadata()
+            continue
+        dtype = getattr(torch, row.dtype)
+        entry = entries.setdefault(
+            row.key, TensorStorageMetadata(TensorProperties(dtype), torch.Size(row.whole), [])
+        )
+        entry.chunks.append(ChunkStorageMetadata(torch.Size(row.offsets), torch.Size(row.shape)))
+    torch.save({}, folder / "common.pt")  # megatron-core 0.16 asks for it
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(entries, storage_data=places)))
+    (folder / "metadata.json").write_text(json.dumps(_BACKENDS), encoding="utf-8")
+    return ["common.pt", ".metadata", "metadata.json"]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def archive(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """What torch.save writes before and after the data of such a tensor."""
+    with tempfile.TemporaryFile() as file:  # sparse: the data are never written
+        with torch.serialization.skip_data():
+            torch.save(torch.empty(shape, dtype=dtype), file)
+        file.seek(0)
+        with FakeTensorMode():
+            start = torch.load(file, weights_only=True).untyped_storage()._checkpoint_offset
+        file.seek(0)
+        before = file.read(start)
+        file.seek(start + prod(shape) * dtype.itemsize)
+        return before, file.read()

@@ -1,0 +1,209 @@
+"""Save checkpoints while the run goes on.
+
+    saver = Saver(engine, config)
+    saver.start(Progress(step))             # copies to host memory, and returns
+    saver.observe(states_of_all_ranks)      # between steps, with every rank's `saver.state`
+    saver.wait()                            # until what was started is whole, or has failed
+
+A save stops the training for one copy of the rank's share into host memory that is kept for the
+next time. A thread then writes it, at low priority; writing and checksums leave Python's lock
+alone. When every rank's part is on the disk the first rank writes the table, the manifest, and
+renames the folder: until then nothing takes it for a checkpoint. Ranks tell each other by one small
+number per step (`state`), so no rank waits for another. A save that fails leaves the run going and
+all older checkpoints as they were.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.config import Config
+from megatron_qwen3.storage import folder, manifest, torch_dist
+from megatron_qwen3.storage.manifest import Seal, write_durably
+from megatron_qwen3.storage.torch_dist import Row
+from megatron_qwen3.training import shards
+from megatron_qwen3.training.checkpoint import PROGRESS_FILE, Progress
+from megatron_qwen3.training.engine import Engine
+
+IDLE, WRITING, WRITTEN, PUBLISHED, FAILED = range(5)
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; the text says on which rank, why and what is left."""
+
+
+class Saver:
+    """Writes one checkpoint of an engine at a time. Every rank has one and calls it alike."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self.engine, self.config = engine, config
+        self.state = IDLE
+        self._parts: list[shards.Part] = []
+        self._objects: dict[str, list[object]] = {}
+        self._copies: list[Tensor] = []
+        self._thread: threading.Thread | None = None
+        self._all_written = threading.Event()
+        self._error = ""
+        self._progress = Progress()
+
+    def start(self, progress: Progress) -> None:
+        """Begin to save the state that the engine has now. Nothing else may be under way."""
+        assert self.state == IDLE, "one save at a time"
+        if not self._parts:
+            self._parts, self._objects = shards.owned(self.engine)
+        tensors = [part.tensor for part in self._parts]
+        if self.config.checkpoint.asynchronous:
+            tensors = self._copy(tensors)
+        self._progress, self._error = progress, ""
+        self._all_written.clear()
+        self.state = WRITING
+        self._thread = threading.Thread(target=self._work, args=(tensors,), daemon=True)
+        self._thread.start()
+
+    def observe(self, states: Sequence[int]) -> Path | None:
+        """Take note of every rank's `state`, in rank order; the checkpoint, once it is whole.
+
+        SaveFailed on every rank where one could not write.
+        """
+        if self.state == IDLE:
+            return None
+        if FAILED in states:
+            self._give_up()
+        if states[0] == PUBLISHED:
+            self._end()
+            return folder.partial(self.config.run_dir, self._progress.step).with_suffix("")
+        if all(state == WRITTEN for state in states):
+            self._all_written.set()
+        return None
+
+    def wait(self) -> Path | None:
+        """Observe until nothing is under way; the checkpoint that was. SaveFailed as `observe`."""
+        while self.state != IDLE:
+            if path := self.observe(self._states()):
+                return path
+            time.sleep(0.005)
+        return None
+
+    def _states(self) -> list[int]:
+        mine = torch.tensor([self.state], device=self.engine.device)
+        everyone = mine.new_empty(dist.get_world_size())
+        dist.all_gather_into_tensor(everyone, mine)
+        return everyone.tolist()
+
+    def _copy(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The same values in host memory, which is allocated once and pinned where that helps."""
+        if not self._copies:
+            sizes = [-(-tensor.nbytes // 64) * 64 for tensor in tensors]
+            whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=not cpu.REDIRECTED)
+            places = zip(whole.split(sizes), tensors, strict=True)
+            self._copies = [
+                place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                for place, tensor in places
+            ]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        torch.cuda.synchronize()
+        return self._copies
+
+    def _work(self, tensors: list[Tensor]) -> None:
+        """Body of the thread."""
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone
+            partial = folder.partial(self.config.run_dir, self._progress.step)
+            self._write(partial, tensors)
+            self.state = WRITTEN
+            if self.engine.is_first_rank:
+                self._all_written.wait()
+                if not self._error:
+                    self._publish(partial)
+                    self.state = PUBLISHED
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+            self.state = FAILED
+
+    def _write(self, partial: Path, tensors: list[Tensor]) -> None:
+        """This rank's file, and what is in it as a small file for the first rank."""
+        partial.mkdir(parents=True, exist_ok=True)
+        rank = dist.get_rank()
+        with torch_dist.ChunkFile(partial / f"__{rank}_0.distcp") as file:
+            for part, tensor in zip(self._parts, tensors, strict=True):
+                file.add_tensor(part.place, tensor.detach().cpu().contiguous())
+            for key, value in self._objects.items():
+                file.add_object(key, value)
+        text = json.dumps({"seal": file.seal, "rows": file.rows})
+        write_durably(partial / _rows_file(rank), text)
+
+    def _publish(self, partial: Path) -> None:
+        """Make one checkpoint of the parts of all ranks."""
+        rows: list[Row] = []
+        seals: dict[str, Seal] = {}
+        for rank in range(dist.get_world_size()):
+            part = json.loads((partial / _rows_file(rank)).read_text(encoding="utf-8"))
+            rows += [Row(*map(_hashable, row)) for row in part["rows"]]
+            seals[f"__{rank}_0.distcp"] = Seal(*part["seal"])
+            (partial / _rows_file(rank)).unlink()
+        write_durably(partial / folder.SETTINGS_FILE, settings.to_toml(self.config))
+        write_durably(partial / PROGRESS_FILE, self._progress.to_json())
+        names = [*torch_dist.finish(partial, rows), folder.SETTINGS_FILE, PROGRESS_FILE]
+        seals |= {name: manifest.seal(partial / name) for name in names}
+        manifest.write(partial, seals)
+        if faults := manifest.faults(partial):
+            raise OSError("what was written is not what is there: " + "; ".join(faults[:3]))
+        folder.publish(partial)
+        kept = self.config.checkpoint
+        with contextlib.suppress(OSError):  # what cannot be deleted now is tried again next time
+            folder.retain(self.config.run_dir, kept.keep, kept.keep_every_steps)
+
+    def _give_up(self) -> None:
+        """Remove what was written, on every rank at the same time, and say why."""
+        errors = [""] * dist.get_world_size()
+        if self.state != FAILED:
+            self._error = " "  # tells the first rank's thread, if it waits, that all is lost
+        self._all_written.set()
+        if self._thread:
+            self._thread.join()
+        dist.all_gather_object(errors, self._error.strip())
+        partial = folder.partial(self.config.run_dir, self._progress.step)
+        if self.engine.is_first_rank:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._end()
+        dist.barrier()
+        reasons = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+        left = folder.newest(self.config.run_dir)
+        raise SaveFailed(
+            f"step {self._progress.step} could not be saved ({reasons[0]}); "
+            + (f"{left} is intact" if left else "there is no checkpoint yet")
+        )
+
+    def _end(self) -> None:
+        if self._thread:
+            self._thread.join()
+        self._thread, self.state = None, IDLE
+
+
+def save(engine: Engine, config: Config, step: int) -> Path:
+    """Write one checkpoint and wait for it. SaveFailed, on every rank."""
+    saver = Saver(engine, config)
+    saver.start(Progress(step))
+    path = saver.wait()
+    assert path is not None
+    return path
+
+
+def _rows_file(rank: int) -> str:
+    return f"rows_{rank}.json"
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,185 @@
+"""What this rank saves of model and optimizer, as parts of the checkpoint's tensors.
+
+    for part in owned(engine): ...                     # part.place, part.tensor: to be written
+    template = optimizer_template(engine)              # megatron-core reads into these in place
+
+The distributed optimizer (ZeRO-1) keeps a range of each flattened parameter. megatron-core writes
+that either by gathering the whole state on every data rank, or in a form that only the same layout
+can read. Here a range becomes the few rectangles of the parameter that it is made of, and torch's
+format stores rectangles: every rank writes what it owns, weights as well, nothing is sent, and any
+layout reads it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensorFactory,
+    is_main_replica,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Place
+from megatron_qwen3.training import optim
+from megatron_qwen3.training.engine import Engine
+
+Index = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """A chunk of a checkpoint's tensor; `tensor` is a view of what is trained."""
+
+    place: Place
+    tensor: Tensor
+    replica: Any = 0  # megatron-core's replica id: zeros only on the rank that saves it
+
+
+def weights(engine: Engine) -> dict[str, Any]:
+    """megatron-core's description of the model's weights and buffers, by chunk of the model."""
+    metadata = {"dp_cp_group": ProcessGroupCollection.use_mpu_process_groups().dp_cp}
+    return {
+        f"chunk{index}": model.sharded_state_dict(metadata=metadata)
+        for index, model in enumerate(engine.models)
+    }
+
+
+def owned(engine: Engine) -> tuple[list[Part], dict[str, Any]]:
+    """(parts, objects by key) that this rank saves: each part of the checkpoint has one owner."""
+    states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
+    sharded = engine.config.optim.distributed
+    parts: list[Part] = []
+    objects: dict[str, Any] = {}
+    for entry in chain.from_iterable(chunk.values() for chunk in weights(engine).values()):
+        if isinstance(entry, ShardedObject):
+            if is_main_replica(entry.replica_id):
+                objects[entry.unique_key] = [entry.data]
+        elif entry.data.requires_grad and sharded:
+            if state := states.get(id(entry.data)):
+                parts += [p for p in _parts_of_range(entry, state) if not any(p.replica[:2])]
+        else:
+            state = states.get(id(entry.data)) or optim.OwnedState(entry.data, 0, {})
+            parts += [p for p in _parts_of_range(entry, state) if is_main_replica(p.replica)]
+    return list(chain.from_iterable(map(_split, parts))), objects
+
+
+def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:
+    """What this rank needs of the optimizer's state; loading fills the state itself."""
+    states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
+    parts = [
+        part
+        for chunk in weights(engine).values()
+        for entry in chunk.values()
+        if not isinstance(entry, ShardedObject) and id(entry.data) in states
+        for part in _parts_of_range(entry, states[id(entry.data)])
+        if part.place.key.startswith(_OPTIMIZER)
+    ]
+    return {
+        str(number): ShardedTensor(
+            key=part.place.key,
+            data=part.tensor,
+            dtype=part.tensor.dtype,
+            local_shape=tuple(part.tensor.shape),
+            global_shape=part.place.whole,
+            global_offset=part.place.offsets,
+            axis_fragmentations=None,
+            replica_id=part.replica,
+        )
+        for number, part in enumerate(parts)
+    }
+
+
+_OPTIMIZER = "optimizer.state."
+
+
+def _parts_of_range(
+    entry: ShardedTensor | ShardedTensorFactory, state: optim.OwnedState
+) -> Iterator[Part]:
+    """The parts of a weight, and of its optimizer state, that a range of it is made of."""
+    param = state.param.detach()
+    stop = state.start + (state.numel if state.tensors else param.numel())
+    flat = {"": param.view(-1)[state.start : stop]}
+    flat |= {f"{_OPTIMIZER}{name}.": tensor.view(-1) for name, tensor in state.tensors.items()}
+    position = 0
+    for low, size in rectangles(tuple(param.shape), state.start, stop):
+        end = position + prod(size)
+        for prefix, values in flat.items():
+            for shard, first in _shards(entry):
+                yield from _overlap(prefix, shard, first, low, values[position:end].view(size))
+        position = end
+
+
+def _shards(entry: ShardedTensor | ShardedTensorFactory) -> list[tuple[ShardedTensor, Index]]:
+    """The checkpoint's tensors that a parameter becomes, and where in it each begins."""
+    axes = entry.data.ndim
+    if isinstance(entry, ShardedTensor):
+        return [(entry, (0,) * axes)]
+    nowhere = torch.empty(entry.data.shape, dtype=entry.data.dtype, device="meta")
+    shards = replace(entry, data=nowhere).build()
+    axis = axes - 2  # gate and up are stacked along the rows
+    rows = entry.data.shape[axis] // len(shards)
+    return [
+        (shard, tuple(number * rows if a == axis else 0 for a in range(axes)))
+        for number, shard in enumerate(shards)
+    ]
+
+
+def _overlap(
+    prefix: str, shard: ShardedTensor, first: Index, low: Index, values: Tensor
+) -> Iterator[Part]:
+    """What `values`, from `low` on in the parameter, has of a shard that begins at `first`."""
+    begin = tuple(map(max, first, low))
+    ends = zip(first, shard.local_shape, low, values.shape, strict=True)
+    end = tuple(min(f + length, at + have) for f, length, at, have in ends)
+    if any(b >= e for b, e in zip(begin, end, strict=True)):
+        return
+    within = zip(begin, end, low, strict=True)
+    view = values[tuple(slice(b - at, e - at) for b, e, at in within)]
+    leading = shard.prepend_axis_num
+    inner = zip(shard.global_offset[leading:], begin, first, strict=True)
+    offsets = (*shard.global_offset[:leading], *(o + b - f for o, b, f in inner))
+    place = Place(prefix + shard.key, tuple(shard.global_shape), offsets)
+    yield Part(place, view.reshape((1,) * leading + tuple(view.shape)), shard.replica_id)
+
+
+def rectangles(shape: Index, start: int, stop: int) -> Iterator[tuple[Index, Index]]:
+    """(first index, shape) of the rectangles, in order, that elements [start, stop) make up.
+
+    Elements are counted in row-major order; A axes give at most 2·A - 1 rectangles.
+    """
+    if start >= stop:
+        return
+    if len(shape) == 1:
+        yield (start,), (stop - start,)
+        return
+    row_size = prod(shape[1:])
+    row, end_row = start // row_size, stop // row_size
+    if row == end_row or start % row_size:
+        stop_here = min(stop, (row + 1) * row_size)
+        inner = rectangles(shape[1:], start - row * row_size, stop_here - row * row_size)
+        yield from (((row, *low), (1, *size)) for low, size in inner)
+        yield from rectangles(shape, stop_here, stop)
+        return
+    yield (row, *(0 for _ in shape[1:])), (end_row - row, *shape[1:])
+    yield from rectangles(shape, end_row * row_size, stop)
+
+
+def _split(part: Part) -> Iterator[Part]:
+    """Chunks that are not too large to be read for a part of them."""
+    (key, whole, offsets), tensor, replica = part
+    if tensor.nbytes <= CHUNK_BYTES:
+        yield part
+        return
+    axis = next(axis for axis, length in enumerate(tensor.shape) if length > 1)
+    step = max(1, tensor.shape[axis] * CHUNK_BYTES // tensor.nbytes)
+    for first in range(0, tensor.shape[axis], step):
+        piece = tensor.narrow(axis, first, min(step, tensor.shape[axis] - first))
+        moved = (*offsets[:axis], offsets[axis] + first, *offsets[axis + 1 :])
+        yield from _split(Part(Place(key, whole, moved), piece, replica))
