@@ -73,11 +73,16 @@ def resumed(config, path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "layout"),
-    [("tiny-dense", "tp2-pp2"), ("tiny-moe", "dp2"), ("tiny-moe", "tp2-ep2")],
+    ("preset", "layout", "more"),
+    [
+        ("tiny-dense", "tp2-pp2", ()),
+        ("tiny-moe", "dp2", ()),
+        ("tiny-moe", "tp2-ep2", ("train.precision=bf16",)),
+        ("tiny-moe", "dp2", ("train.precision=bf16", "optim.distributed=false")),
+    ],
 )
-def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, layout):
-    config, ranks = settings(tmp_path, preset, layout), LAYOUTS[layout][0]
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, layout, more):
+    config, ranks = settings(tmp_path, preset, layout, *more), LAYOUTS[layout][0]
     whole = run_ranks(undisturbed, ranks, config)
     (saved,) = checkpoint.checkpoints(config.run_dir)
     again = run_ranks(resumed, ranks, config, saved)
