@@ -2,8 +2,9 @@
 
 megatron-core adds weight gradients to its buffer, zeroed before each step, within the matrix
 product if a CUDA extension of apex is there, and reduces gradients over a data-parallel group of
-one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is imported, `skip_lone_ranks`
-after: `cpu.py` calls both. `fuse_weight_gradients` is for models that have gradient buffers.
+one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is
+imported, `skip_lone_ranks` after: `cpu.py` calls both. `fuse_weight_gradients` is for models that
+have gradient buffers.
 """
 
 import sys

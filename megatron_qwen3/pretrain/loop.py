@@ -23,8 +23,9 @@ from megatron_qwen3.training.optim import learning_rate
 
 
 class Inputs(NamedTuple):
-    """What the run is fed from now on, and the record of it."""
+    """What the run is fed after `step` steps, and the record of it."""
 
+    step: int
     mixture: Mixture
     record: record.Record
 
@@ -37,26 +38,28 @@ def check(config: Config) -> Inputs:
         checkpoint.check_same_model(config, source)
         if source.name.startswith("step_"):
             before = (source.parents[1], checkpoint.step_of(source))
-    saved = checkpoint.checkpoints(config.run_dir)
+    saved = checkpoint.newest(config.run_dir)
     if saved and not config.checkpoint.resume:
         raise ConfigError(
-            f"checkpoint.resume = false, but {config.run_dir} holds {saved[-1].name}; "
+            f"checkpoint.resume = false, but {config.run_dir} holds {saved.name}; "
             "delete the folder or choose another run.name"
         )
     if saved:
-        checkpoint.check_same_model(config, saved[-1])
-    step = checkpoint.step_of(saved[-1]) if saved else 0
+        checkpoint.check_same_model(config, saved)
+    step = checkpoint.step_of(saved) if saved else 0
     history = record.prepare(config, step, before)
     mixture = Mixture(history.parts[-1])
     check_inputs(config, mixture)
-    return Inputs(mixture, history)
+    return Inputs(step, mixture, history)
 
 
 def run(config: Config, layout: Layout, inputs: Inputs) -> None:
     """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
-    mixture = inputs.mixture
     engine = Engine(config, layout)
     step, origin = _start(engine, config)
+    if step != inputs.step:  # a checkpoint proved damaged only when it was read
+        inputs = check(config)
+    mixture = inputs.mixture
     if engine.is_first_rank:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
