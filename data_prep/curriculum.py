@@ -99,10 +99,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the tokens of its shares are whole sequences of `sequence_length`."""
+    """One stage: the tokens of its shares are whole sequences of `sequence_length`.
+
+    max_epochs: how often a source may have been read when it ends; shares: of all sources, also
+    of those that it takes nothing of.
+    """
 
     name: str
     sequence_length: int
+    max_epochs: float
     shares: tuple[Share, ...]
 
     @property
@@ -179,6 +184,7 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
     return {
         "sequence_length": stage.sequence_length,
         "tokens": stage.tokens,
+        "max_epochs": stage.max_epochs,
         "sources": {
             share.source.name: {
                 "tokens": share.tokens,
@@ -195,7 +201,7 @@ def _stage(name: str, row: Mapping[str, Any], sources: Mapping[str, Source]) -> 
         Share(sources[source], share["tokens"], share["cursor"])
         for source, share in row["sources"].items()
     )
-    return Stage(name, row["sequence_length"], tuple(shares))
+    return Stage(name, row["sequence_length"], row["max_epochs"], tuple(shares))
 
 
 def _lines(content: Mapping[str, Any]) -> str:

@@ -168,7 +168,7 @@ def plan(folder: Path, *stages: dict[int, int], length: int = 16) -> Curriculum:
         for k, count in sequences.items():
             shares.append(Share(source(folder, k), count * length, cursors[k]))
             cursors[k] += count * length
-        planned.append(Stage(f"stage{number}", length, tuple(shares)))
+        planned.append(Stage(f"stage{number}", length, 99.0, tuple(shares)))
     return Curriculum(7, {"sha256": "0" * 64}, 30_000, tuple(planned))
 
 

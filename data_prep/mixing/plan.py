@@ -1,0 +1,226 @@
+"""The plan of a curriculum: how many tokens of every source each stage reads, and which ones.
+
+    curriculum = plan(inventory, recipe)
+
+Shards that agree in source, language, domain and every label that the recipe decides by are one
+source. A stage's sequences are divided three times, each time exactly: into the fractions that
+`shares` asks for, those among languages, and those among the sources of a language. A source goes
+on where the stage before left it, and none is read more often than `max_epochs` allows: then others
+of its group take over, and where the whole group is used up the plan is refused with the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
+from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
+from data_prep.mixing.recipe import Recipe, StageRecipe
+from data_prep.mixing.sampling import fill, language_preferences, rounded
+from data_prep.shards import Inventory, Shard
+from megatron_qwen3.config import ConfigError, did_you_mean
+
+ALWAYS = ("source", "language", "domain")  # labels that keep sources apart in every curriculum
+NO_LANGUAGE = ("und", UNKNOWN)  # code, mostly: keeps its natural share when languages are sampled
+DOMAINS = ("web", "code", "stem", "reasoning", "books", "reference", "synthetic", "dialog")
+# Values that a recipe may give a weight although no shard has them.
+_KNOWN = {
+    "domain": DOMAINS,
+    "quality": (*LEVELS, UNKNOWN),
+    "education": (*LEVELS, UNKNOWN),
+    "length": LENGTHS,
+}
+_SMALLEST_HELD_OUT = 20  # windows that a source has at least of which one is held out
+
+
+def plan(
+    inventory: Inventory, recipe: Recipe, read_before: Mapping[str, int] | None = None
+) -> Curriculum:
+    """The curriculum of all stages.
+
+    read_before: by `Source.identity`, tokens of a source that were trained on before the first
+    stage. ConfigError where the recipe names labels that nothing has, or asks for more tokens
+    than there are.
+    """
+    sources = _sources(inventory, recipe)
+    _check_values(inventory, recipe)
+    cursors = {s.name: (read_before or {}).get(s.identity, 0) for s in sources}
+    stages = []
+    for stage in recipe.stages:
+        sequences = _divide(stage, sources, cursors)
+        shares = tuple(
+            Share(source, n * stage.sequence_length, cursors[source.name])
+            for source, n in zip(sources, sequences, strict=True)
+        )
+        stages.append(Stage(stage.name, stage.sequence_length, stage.max_epochs, shares))
+        for share in shares:
+            cursors[share.source.name] += share.tokens
+    return Curriculum(recipe.seed, inventory.tokenizer, inventory.vocab_size, tuple(stages))
+
+
+def _sources(inventory: Inventory, recipe: Recipe) -> list[Source]:
+    """The shards that belong together, in the order of their paths."""
+    labels = [name for name in Labels._fields if name in ALWAYS or name in recipe.labels]
+    together: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
+    for shard in sorted(inventory.shards, key=lambda shard: shard.path):
+        if shard.tokens:
+            together[tuple(getattr(shard.labels, name) for name in labels)].append(shard)
+    window = 1 + min(stage.sequence_length for stage in recipe.stages)
+    sources = []
+    for values, shards in together.items():
+        files = tuple(ShardFile(shard.path, shard.tokens) for shard in shards)
+        held_out = _held_out(sum(file.tokens for file in files), recipe, window)
+        row = dict(zip(labels, values, strict=True))
+        source = Source("/".join(values), str(inventory.folder), files, held_out, row)
+        if source.training_tokens > 0:
+            sources.append(source)
+    if not sources:
+        raise ConfigError(f"{inventory.folder}: the inventory has no tokens")
+    return sources
+
+
+def _held_out(tokens: int, recipe: Recipe, window: int) -> int:
+    """The recipe's fraction; one window where that is less and the source is not tiny."""
+    wanted = min(math.ceil(tokens * recipe.held_out), recipe.held_out_tokens)
+    if wanted and wanted < window:
+        wanted = window if tokens >= _SMALLEST_HELD_OUT * window else 0
+    return wanted
+
+
+def _divide(stage: StageRecipe, sources: Sequence[Source], cursors: Mapping[str, int]) -> list[int]:
+    """Sequences of each source."""
+    amounts = [source.training_tokens * _weight(stage, source) for source in sources]
+    capacities = [
+        _capacity(stage, source, cursors[source.name]) if amount else 0
+        for source, amount in zip(sources, amounts, strict=True)
+    ]
+    sequences = [0] * len(sources)
+    for name, members, budget in _groups(stage, sources):
+        _check_group(stage, name, sources, members, budget, capacities)
+        given = _divide_group(stage, sources, members, budget, amounts, capacities)
+        for k, n in zip(members, given, strict=True):
+            sequences[k] = n
+    return sequences
+
+
+def _groups(stage: StageRecipe, sources: Sequence[Source]) -> Iterable[tuple[str, list[int], int]]:
+    """(its name, its sources, its sequences): one for each of `shares`, or all together."""
+    total = stage.tokens // stage.sequence_length
+    if not stage.shares:
+        yield "", list(range(len(sources))), total
+        return
+    ((label, shares),) = stage.shares.items()
+    budgets = rounded([share * total for share in shares.values()], total)
+    for (value, share), budget in zip(shares.items(), budgets, strict=True):
+        members = [k for k, source in enumerate(sources) if source.labels[label] == value]
+        yield f".shares.{label}.{value} = {share:g}", members, budget
+
+
+def _divide_group(
+    stage: StageRecipe,
+    sources: Sequence[Source],
+    members: Sequence[int],
+    budget: int,
+    amounts: Sequence[float],
+    capacities: Sequence[int],
+) -> list[int]:
+    """Sequences of each member, which add up to `budget`: first by language, then by amount."""
+    by_language: dict[str, list[int]] = defaultdict(list)
+    for k in members:
+        by_language[sources[k].labels["language"]].append(k)
+    languages = list(by_language)
+    tokens = [sum(amounts[k] for k in by_language[language]) for language in languages]
+    limits = [float(sum(capacities[k] for k in by_language[name])) for name in languages]
+    given: dict[int, float] = {}
+    budgets = fill(budget, _preferences(stage, languages, tokens), limits) if budget else []
+    for language, part in zip(languages, budgets, strict=False):
+        own = by_language[language]
+        parts = fill(part, [amounts[k] for k in own], [float(capacities[k]) for k in own])
+        given |= dict(zip(own, parts, strict=True))
+    return rounded([given.get(k, 0.0) for k in members], budget)
+
+
+def _preferences(
+    stage: StageRecipe, languages: Sequence[str], tokens: Sequence[float]
+) -> list[float]:
+    """What each language should have. Texts without one keep the share that is theirs by size."""
+    factor = [stage.weights.get("language", {}).get(language, 1.0) for language in languages]
+    whole, spoken = sum(tokens), [k for k, name in enumerate(languages) if name not in NO_LANGUAGE]
+    preferences = [n / whole for n in tokens]
+    if spoken and any(tokens[k] for k in spoken):
+        natural = [tokens[k] / factor[k] if factor[k] else 0.0 for k in spoken]
+        sampled = language_preferences(stage.languages, stage.temperature, natural)
+        sampled = [p * factor[k] for p, k in zip(sampled, spoken, strict=True)]
+        share = sum(preferences[k] for k in spoken) / sum(sampled)
+        for p, k in zip(sampled, spoken, strict=True):
+            preferences[k] = p * share
+    return preferences
+
+
+def _weight(stage: StageRecipe, source: Source) -> float:
+    """The product of the weights of a source's labels; 0 where `shares` does not name it."""
+    for label, shares in stage.shares.items():
+        if source.labels[label] not in shares:
+            return 0.0
+    return math.prod(
+        values.get(source.labels[label], 1.0) for label, values in stage.weights.items()
+    )
+
+
+def _capacity(stage: StageRecipe, source: Source, cursor: int) -> int:
+    """Sequences that can be read until the source was read max_epochs times in all."""
+    left = math.floor(stage.max_epochs * source.training_tokens) - cursor
+    return max(0, left // stage.sequence_length)
+
+
+def _check_group(
+    stage: StageRecipe,
+    name: str,
+    sources: Sequence[Source],
+    members: Sequence[int],
+    budget: int,
+    capacities: Sequence[int],
+) -> None:
+    """ConfigError where the group has fewer sequences left than it should give."""
+    length, have = stage.sequence_length, sum(capacities[k] for k in members)
+    if have >= budget:
+        return
+    taken = [sources[k] for k in members if _weight(stage, sources[k])]
+    tokens = sum(source.training_tokens for source in taken)
+    where = f"stages.{stage.name}{name} wants {budget * length:,} tokens"
+    if not tokens:
+        raise ConfigError(f"{where}, but no shard with a weight above 0 has any for it")
+    ways = [f"tokens = at most {have * stage.tokens // budget:,}"]
+    epochs = stage.max_epochs + (budget - have) * length / tokens
+    ways.append(f"max_epochs = {math.ceil(epochs * 100) / 100:g} or more")
+    if stage.shares:
+        ways.append("a smaller share")
+    gone = math.floor(stage.max_epochs * tokens) - have * length
+    raise ConfigError(
+        f"{where}, but {have * length:,} are left for it: its {len(taken)} sources have {tokens:,} "
+        f"tokens, times max_epochs = {stage.max_epochs:g}, less {gone:,} that stages before read "
+        f"or that fill no sequence; way out: {', '.join(ways)}, or more text"
+    )
+
+
+def _check_values(inventory: Inventory, recipe: Recipe) -> None:
+    """ConfigError for a label's value that no shard has, unless it is a known one with a weight."""
+    present = {
+        label: {getattr(shard.labels, label) for shard in inventory.shards}
+        for label in Labels._fields
+    }
+    for stage in recipe.stages:
+        for kind, table in (("weights", stage.weights), ("shares", stage.shares)):
+            for label, values in table.items():
+                known = present[label] | set(_KNOWN.get(label, ()) if kind == "weights" else ())
+                for value in values:
+                    if value not in known:
+                        names = sorted(present[label])
+                        listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+                        raise ConfigError(
+                            f"stages.{stage.name}.{kind}.{label}.{value}: no shard of "
+                            f"{inventory.folder} has this {label}{did_you_mean(value, known)}; "
+                            f"there are: {listed}"
+                        )

@@ -1,0 +1,113 @@
+"""What the stages of a curriculum see, by label: the numbers of its tables and pictures.
+
+for row in summary(stage, "language"):
+    row.value, row.tokens, row.share, row.epochs, row.note
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from data_prep.curriculum import Curriculum, Share, Stage
+
+NO_LABEL = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The sources of one stage with one value of a label.
+
+    available: their training tokens; tokens, share: what the stage reads of them, and which part
+    of the stage that is; natural: which part of all text they are; epochs: how often the stage
+    reads them on average; most: how often the most read of them was read at its end, stages before
+    included; used_up: how many of them have nothing left.
+    """
+
+    value: str
+    sources: int
+    available: int
+    tokens: int
+    share: float
+    natural: float
+    epochs: float
+    most: float
+    used_up: int
+
+    @property
+    def note(self) -> str:
+        """What a person should notice, in a few words."""
+        if not self.tokens:
+            return "not read"
+        notes = [f"up to {self.most:.1f} epochs"] if self.most > 1.005 else []
+        if self.used_up == self.sources:
+            notes.append("used up")
+        elif self.used_up:
+            notes.append(f"{self.used_up} of {self.sources} used up")
+        return ", ".join(notes)
+
+
+def labels_of(curriculum: Curriculum) -> list[str]:
+    """The labels that keep its sources apart."""
+    shares = curriculum.stages[0].shares
+    return list(shares[0].source.labels)
+
+
+def summary(stage: Stage, label: str) -> list[Row]:
+    """A row for each value of a label, the most read first."""
+    groups: dict[str, list[Share]] = defaultdict(list)
+    for share in stage.shares:
+        groups[share.source.labels.get(label, NO_LABEL)].append(share)
+    whole = sum(share.source.training_tokens for share in stage.shares)
+    rows = [_row(value, group, stage, whole) for value, group in groups.items()]
+    return sorted(rows, key=lambda row: (-row.tokens, -row.available))
+
+
+def total(stage: Stage) -> Row:
+    """All sources of a stage together."""
+    whole = sum(share.source.training_tokens for share in stage.shares)
+    return _row("all", list(stage.shares), stage, whole)
+
+
+def folded(rows: list[Row], most: int) -> list[Row]:
+    """The first rows, and the rest as one."""
+    if len(rows) <= most + 1:
+        return rows
+    rest = rows[most:]
+    available, tokens = sum(row.available for row in rest), sum(row.tokens for row in rest)
+    return [
+        *rows[:most],
+        Row(
+            f"{len(rest)} others",
+            sum(row.sources for row in rest),
+            available,
+            tokens,
+            sum(row.share for row in rest),
+            sum(row.natural for row in rest),
+            tokens / available,
+            max(row.most for row in rest),
+            sum(row.used_up for row in rest),
+        ),
+    ]
+
+
+def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> Row:
+    available = sum(share.source.training_tokens for share in shares)
+    tokens = sum(share.tokens for share in shares)
+    return Row(
+        value=value,
+        sources=len(shares),
+        available=available,
+        tokens=tokens,
+        share=tokens / stage.tokens,
+        natural=available / whole,
+        epochs=tokens / available,
+        most=max(share.epochs_after for share in shares),
+        used_up=sum(_is_used_up(share, stage) for share in shares),
+    )
+
+
+def _is_used_up(share: Share, stage: Stage) -> bool:
+    """Whether the stage read of it and not one sequence more is allowed."""
+    left = stage.max_epochs * share.source.training_tokens - share.cursor - share.tokens
+    return share.tokens > 0 and left < stage.sequence_length

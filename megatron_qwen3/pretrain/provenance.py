@@ -1,0 +1,89 @@
+"""From a row of a training step back to the text: source, shard, document and where that came from.
+
+for origin in locate("runs/8b/pretrain_1_general", step=1200, row=7):
+    origin.shard, origin.document, origin.file, origin.line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.indexed import IndexedReader
+from data_prep.shards import origin
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pretrain.data import Mixture, Place
+from megatron_qwen3.pretrain.record import Record
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a row that is of one document: its tokens [position, position + len(tokens)).
+
+    place: of the first of them in the shard; file, line, id: what the document was made from, as
+    the shard's .docs file says, or "" and 0 where it has none.
+    """
+
+    position: int
+    tokens: npt.NDArray[np.int64]
+    shard: str
+    place: int
+    document: int
+    file: str = ""
+    line: int = 0
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its global sample number within its part of the run, where it is, and its pieces."""
+
+    sample: int
+    source: str
+    epoch: int
+    pieces: list[Piece]
+
+
+def locate(run_dir: str | Path, step: int, row: int) -> Row:
+    """Row `row` (from 0) of the global batch of step `step` (from 1, as the log counts).
+
+    Rank r of D data ranks trains rows [r·G/D, (r + 1)·G/D). ConfigError where the folder has no
+    record, or no such step or row.
+    """
+    record = Record.read(Path(run_dir))
+    if record is None:
+        raise ConfigError(f"{run_dir}: no data.json in this folder; name the folder of a run")
+    if step < 1:
+        raise ConfigError(f"step {step}: steps count from 1")
+    part = record.part_of(step - 1)
+    if not 0 <= row < part.global_batch:
+        raise ConfigError(f"row {row}: a step has rows 0 to {part.global_batch - 1}")
+    mixture = Mixture(part)
+    sample = mixture.first_sample(step - 1) + row
+    if part.sequences is not None and sample >= part.sequences:
+        last = part.first_step + part.sequences // part.global_batch
+        raise ConfigError(f"step {step}: the data of this run end with step {last}")
+    place = mixture.locate(sample)
+    return Row(sample, mixture.names[place.source], place.epoch, list(_pieces(mixture, place)))
+
+
+def _pieces(mixture: Mixture, place: Place) -> Iterator[Piece]:
+    files, position = mixture.files[place.source], 0
+    for first, last in place.ranges:
+        starts = [first, *files.document_starts(first + 1, last), last]
+        for begin, end in zip(starts, starts[1:], strict=False):
+            shard, in_shard = files.place(begin)
+            tokens = files.read(begin, end).astype(np.int64)
+            document = IndexedReader(shard).document_of(in_shard)
+            yield Piece(position, tokens, shard, in_shard, document, *_origin(shard, document))
+            position += end - begin
+
+
+def _origin(shard: str, document: int) -> tuple[str, int, str]:
+    if not Path(f"{shard}.docs").exists():
+        return "", 0, ""
+    return origin(shard, document)

@@ -1,0 +1,119 @@
+"""The pictures of a curriculum, and its page: what each stage will see, before it is trained.
+
+`write(curriculum, out)` draws the make-up of the stages by domain and by length, the tokens of
+every language against those there are, and how often text is read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from data_prep.curriculum import Curriculum
+from data_prep.mixing.summary import labels_of, summary, total
+from megatron_qwen3.training.console import count
+from tools import page, pictures
+from tools.mix_table import HEADER, cells
+from tools.pictures import FAINT, HUES, INK, MUTED, Picture
+
+_MAKE_UP = ("domain", "length", "quality", "education")
+
+
+def write(curriculum: Curriculum, out: Path) -> None:
+    """A page that needs no other file, its pictures as PNG in the folder of the same name."""
+    with pictures.style():
+        drawn = list(_pictures(curriculum))
+    tiles = [(count(total(curriculum.stages[0]).available), "tokens there are")]
+    tiles += [(count(stage.tokens), f"tokens in stage {stage.name}") for stage in curriculum.stages]
+    tables = [
+        page.table(f"{stage.name} by {label}", [HEADER, *map(cells, summary(stage, label))])
+        for stage in curriculum.stages
+        for label in labels_of(curriculum)
+    ]
+    names = " → ".join(stage.name for stage in curriculum.stages)
+    page.write(out, "Curriculum", names, [page.numbers(tiles), page.FIGURES, *tables], drawn)
+
+
+def _pictures(curriculum: Curriculum) -> Iterator[Picture]:
+    labels = labels_of(curriculum)
+    for label in _MAKE_UP:
+        if label in labels:
+            yield _make_up(curriculum, label)
+    yield _languages(curriculum)
+    yield _epochs(curriculum)
+
+
+def _make_up(curriculum: Curriculum, label: str) -> Picture:
+    """A bar for each stage, and one for all text, divided by the values of a label."""
+    first = curriculum.stages[0]
+    order = [row.value for row in sorted(summary(first, label), key=lambda r: -r.available)]
+    figure = Figure(figsize=(10.4, 1.3 + 0.42 * len(curriculum.stages)), layout="constrained")
+    axes = figure.add_subplot()
+    names = ["there is", *(stage.name for stage in curriculum.stages)]
+    by_stage = [{row.value: row for row in summary(s, label)} for s in curriculum.stages]
+    shares = np.array(
+        [[by_stage[0][v].natural for v in order], *([r[v].share for v in order] for r in by_stage)]
+    )
+    left = np.zeros(len(names))
+    for value, share, colour in zip(order, shares.T, _colours(len(order)), strict=True):
+        axes.barh(names, share, left=left, color=colour, label=value, height=0.62)
+        for y, (width, start) in enumerate(zip(share, left, strict=True)):
+            if width > 0.03:
+                text = f"{100 * width:.0f} %"
+                axes.text(start + width / 2, y, text, ha="center", va="center", color="white")
+        left += share
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=min(8, len(order)), frameon=False)
+    title = f"Stages by {label}"
+    return pictures.finish(axes, f"by_{label}", title, "share of tokens", is_wide=True)
+
+
+def _languages(curriculum: Curriculum) -> Picture:
+    """Tokens of each language, those with most text first, there are and read in each stage."""
+    first = curriculum.stages[0]
+    order = sorted(summary(first, "language"), key=lambda row: -row.available)
+    axes = pictures.axes("", "tokens", is_wide=True)
+    place = np.arange(len(order))
+    axes.bar(place, [row.available for row in order], color=FAINT, width=0.9, label="there are")
+    for stage, colour in zip(curriculum.stages, HUES, strict=False):
+        read = {row.value: row.tokens for row in summary(stage, "language")}
+        tokens = [read[row.value] or np.nan for row in order]
+        axes.plot(place, tokens, "o", color=colour, markersize=3.5, label=stage.name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(pictures.count_tick)
+    axes.set_xlim(-0.6, len(order) - 0.4)
+    axes.set_xticks(place, [row.value for row in order], rotation=90, fontsize=5.5)
+    if len(order) <= 30:
+        axes.tick_params(axis="x", labelsize=8)
+    axes.grid(visible=False, axis="x")
+    axes.legend(frameon=False, ncols=4)
+    title = "Tokens of each language"
+    return pictures.finish(axes, "languages", title, "logarithmic", is_wide=True)
+
+
+def _epochs(curriculum: Curriculum) -> Picture:
+    """How often sources were read when each stage ends, by the part of all text they are."""
+    unit = "epochs, stages before included"
+    axes = pictures.axes("% of all text, most read first", unit, is_wide=True)
+    for stage, colour in zip(curriculum.stages, HUES, strict=False):
+        shares = sorted(stage.shares, key=lambda share: -share.epochs_after)
+        tokens = np.cumsum([0, *(share.source.training_tokens for share in shares)])
+        epochs = [share.epochs_after for share in shares]
+        place = 100 * tokens / tokens[-1]
+        axes.step(place, [*epochs, epochs[-1]], where="post", color=colour, label=stage.name)
+    axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.set_xlim(0, 100)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    caption = "above the dashed line again"
+    return pictures.finish(axes, "epochs", "How often text is read", caption, is_wide=True)
+
+
+def _colours(number: int) -> list[str]:
+    return [*HUES, *[MUTED] * number][:number]

@@ -1,0 +1,31 @@
+"""The lines of a curriculum's tables, in a terminal and on its page."""
+
+from data_prep.mixing.summary import Row
+from megatron_qwen3.training.console import count
+
+HEADER = ["", "sources", "there are", "read", "share", "by size", "epochs", ""]
+
+
+def cells(row: Row) -> list[str]:
+    """One line under HEADER."""
+    return [
+        row.value,
+        f"{row.sources:,}",
+        count(row.available),
+        count(row.tokens),
+        _percent(row.share),
+        _percent(row.natural),
+        _short(row.epochs) if row.tokens else "",
+        row.note,
+    ]
+
+
+def _percent(fraction: float) -> str:
+    return f"{_short(100 * fraction)} %"
+
+
+def _short(number: float) -> str:
+    """Two digits that say something, also of very little."""
+    if not number:
+        return "0"
+    return f"{number:.{1 if number >= 9.95 else 2}f}" if number >= 0.095 else f"{number:.2g}"
