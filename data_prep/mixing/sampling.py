@@ -8,6 +8,7 @@ small languages cannot be repeated beyond the cap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from data_prep.mixing.recipe import TEMPERATURE, UNIMAX
 
@@ -24,12 +25,12 @@ def fill(budget: float, preferences: Sequence[float], capacities: Sequence[float
         (k for k, preference in enumerate(preferences) if preference > 0),
         key=lambda k: capacities[k] / preferences[k],
     )
-    left, weight = budget, sum(preferences)
-    for k in order:
-        share = left * preferences[k] / weight if k != order[-1] else left
-        given[k] = min(capacities[k], share)
+    # Sums from the end: taking preferences off a total would leave rounding errors for the last.
+    weights = list(accumulate(preferences[k] for k in reversed(order)))[::-1]
+    left = budget
+    for k, weight in zip(order, weights, strict=True):
+        given[k] = min(capacities[k], left * preferences[k] / weight)
         left -= given[k]
-        weight -= preferences[k]
     return given
 
 

@@ -85,6 +85,11 @@ def test_filling_spends_the_budget_in_proportion_up_to_the_capacities(
     assert not levels or max(levels) == pytest.approx(min(levels), rel=1e-6, abs=1e-6)
 
 
+def test_a_preference_that_is_lost_beside_a_large_one_still_gets_its_part() -> None:
+    """Found by the property test of plans: 1 + 1e-17 - 1 is 0."""
+    assert fill(10.0, [1.0, 1e-17], [5.0, 20.0]) == pytest.approx([5.0, 5.0])
+
+
 # ---- plans -------------------------------------------------------------------------------------
 
 
