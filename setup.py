@@ -17,6 +17,7 @@ setup(
         "rich",  # progress bar and tables
         "tensorboard",  # its event files
         "matplotlib",  # pictures of the report
+        "scipy",  # scaling laws: L-BFGS and non-negative least squares
     ],
     extras_require={
         "test": [

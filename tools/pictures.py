@@ -10,15 +10,18 @@ so that it is sharp and follows light and dark.
 """
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from megatron_qwen3.training.console import count
 
@@ -78,6 +81,19 @@ def axes(x: str, y: str, is_wide: bool = False) -> Axes:
     return drawn
 
 
+def make_logarithmic(axes: Axes, which: str, tick: Callable[[float, object], str]) -> None:
+    """A logarithmic x or y axis, called when everything is drawn: labels at 1, 2, 5 where there
+    are few decades, at 1 alone where there are many, and no others."""
+    getattr(axes, f"set_{which}scale")("log")
+    axis: Axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if math.log10(high / low) < 2.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(tick)
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
 def spread(heights: Sequence[float], distance: float) -> list[float]:
     """Ascending heights, moved as little as a sweep up and one down need to keep a distance."""
     placed: list[float] = []
@@ -121,6 +137,12 @@ def rate_tick(value: float, _: object) -> str:
     """3e-4, 1.5e-3."""
     mantissa, _, power = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(power)}" if value else "0"
+
+
+def power_tick(value: float, _: object) -> str:
+    """2e18."""
+    mantissa, _, power = f"{value:.0e}".partition("e")
+    return f"{mantissa}e{int(power)}"
 
 
 def plain_tick(value: float, _: object) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
-from tools.scaling import dry_run, memory
+from tools.scaling import dry_run, laws, memory, sweep
 
-_COMMANDS = (memory, dry_run)
+_COMMANDS = (memory, dry_run, sweep, laws)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.studies.dry_run import dry_run
+from megatron_qwen3.training.dry_run import dry_run
 
 LAYOUTS = {
     "moe-tp2-pp2-ep2": (8, "tiny-moe", ["parallel.tensor=2", "parallel.pipeline=2"]

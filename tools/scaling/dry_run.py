@@ -23,7 +23,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout, smallest_world
 
 if TYPE_CHECKING:
-    from megatron_qwen3.studies.dry_run import Role
+    from megatron_qwen3.training.dry_run import Role
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py dry-run examples/models/qwen3_235b_a22b.toml --world-size 256
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> int:
     layout = Layout.of(config, world_size)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # shapes need no GPU, and must not take its memory
     warnings.filterwarnings("ignore", module=r"torch|megatron")
-    from megatron_qwen3.studies.dry_run import dry_run  # torch, once nothing is wrong any more
+    from megatron_qwen3.training.dry_run import dry_run  # torch, once nothing is wrong any more
 
     roles = dry_run(config, layout)
     if given.json:

@@ -1,0 +1,247 @@
+"""Run the points of a study on this machine, one after the other, with the time that is left.
+
+    failed = run_all(points, "ladder")
+
+Each point is a training of its own, started as a person would start it: one rank plainly, several
+under torchrun (gloo on a CPU). Points that are done are not run again, and one that was stopped
+goes on from its checkpoint, so that a study may be interrupted at any time. A point is done when
+its metrics have all its steps; its output is in launch.log in its run folder.
+"""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich.console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from megatron_qwen3.config import Config, ConfigError, to_toml
+from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.training.console import duration
+from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, Run, read_rows
+
+_ROOT = Path(__file__).resolve().parents[2]
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a study. `config` is validated, its run_dir the point's own."""
+
+    config: Config
+    ranks: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.config.run.name
+
+    @property
+    def work(self) -> float:
+        """Floating point operations of the whole run."""
+        per_token = flops_per_token(self.config.model, self.config.data.sequence_length)
+        return per_token * self.config.step_tokens * self.config.steps
+
+    @property
+    def steps_done(self) -> int:
+        path = self.config.run_dir / FILE_NAME
+        if not path.is_file():
+            return 0
+        return max((row["step"] for row in read_rows(path) if row["kind"] == "train"), default=0)
+
+    @property
+    def is_done(self) -> bool:
+        """All steps are in the metrics, and the last evaluation is, which is written after them."""
+        if self.steps_done < self.config.steps:
+            return False
+        return not self.config.data.held_out or any(
+            row["kind"] == "eval" and row["step"] == self.config.steps
+            for row in read_rows(self.config.run_dir / FILE_NAME)
+        )
+
+
+def run_all(points: Sequence[Point], title: str) -> list[Point]:
+    """Run what is not done; returns the points that failed, after all were tried.
+
+    ConfigError: a folder holds a run of other settings, or the trainer refuses a point's settings.
+    """
+    for point in points:
+        _check_folder(point)
+    failed = []
+    with _Progress(title, points) as progress:
+        for point in list(progress.left):
+            is_done = _run(point, progress)
+            failed += [] if is_done else [point]
+            progress.over(point, is_done)
+    return failed
+
+
+def _check_folder(point: Point) -> None:
+    """A folder with metrics of other settings is somebody's work: it is not overwritten."""
+    wanted, file = to_toml(point.config), point.config.run_dir / "config.toml"
+    if not (file.is_file() and (point.config.run_dir / FILE_NAME).is_file()):
+        return
+    there = file.read_text(encoding="utf-8").splitlines()
+    for old, new in zip(there, wanted.splitlines(), strict=False):
+        if old != new:
+            raise ConfigError(
+                f"{file} says {old}, the study {new}: this folder holds a run of other settings; "
+                "delete it, or give the study another dir"
+            )
+
+
+def _run(point: Point, progress: "_Progress") -> bool:
+    """Whether the point ran to its end. Interrupted, its ranks are stopped first."""
+    file = write_settings(point)
+    log = point.config.run_dir / "launch.log"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command(point, file),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(point.ranks),
+            start_new_session=True,
+        )
+        try:
+            _wait(process, point, progress)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+    if process.returncode and _end(log).startswith("error: "):
+        raise ConfigError(f"{point.name}: {_end(log).removeprefix('error: ')}")
+    if process.returncode:
+        progress.say(f"{point.name} FAILED, exit status {process.returncode}: {_end(log)}")
+    return process.returncode == 0
+
+
+def write_settings(point: Point) -> Path:
+    """The file in the run folder that the trainer is started with."""
+    folder = point.config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "study.toml"
+    file.write_text(to_toml(point.config), encoding="utf-8")
+    return file
+
+
+def command(point: Point, file: Path) -> list[str]:
+    """What runs a point from its settings file."""
+    train = ["-m", "megatron_qwen3.train", str(file)]
+    if point.ranks == 1:
+        return [sys.executable, *train]
+    ranks = f"--nproc-per-node={point.ranks}"
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *train]
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    """Of this process, with the checkout's package first and the cores shared among the ranks."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    threads = max(1, cores() // ranks)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _wait(process: "subprocess.Popen[bytes]", point: Point, progress: "_Progress") -> None:
+    while True:
+        try:
+            process.wait(timeout=_POLL_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            progress.running(point)
+
+
+def _end(log: Path) -> str:
+    """The line that says what was wrong, or else the last one."""
+    lines = [
+        line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line
+    ]
+    told = [line for line in lines if line.startswith(("error: ", "stopped: "))]
+    return (told or lines or ["no output"])[-1]
+
+
+class _Progress:
+    """A bar in a terminal, a line per finished point everywhere.
+
+    The time left is that of the work left, at the median rate of the finished points, and of as
+    many starts, each as long as the median one.
+    """
+
+    def __init__(self, title: str, points: Sequence[Point]) -> None:
+        self.count = len(points)
+        self.left = [point for point in points if not point.is_done]
+        self.done = [point for point in points if point.is_done]
+        self.console = rich.console.Console(highlight=False, stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[now]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False, style="bold"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        total = sum(point.work for point in points)
+        self.task = self.bar.add_task(title, total=total, now="", left="")
+        self.say(f"{title}: {self.count} points, {len(self.done)} of them done before")
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+    def running(self, point: Point) -> None:
+        """Show how far the point that runs is."""
+        done = self._work_done() + point.work * point.steps_done / point.config.steps
+        self.bar.update(self.task, completed=done, now=point.name)
+
+    def over(self, point: Point, is_done: bool) -> None:
+        """Show that a point is over, and how long the others will take."""
+        self.left.remove(point)
+        if is_done:
+            self.done.append(point)
+        left = f"left {duration(self._seconds_left())}"
+        self.bar.update(self.task, completed=self._work_done(), now="", left=left)
+        if not is_done:
+            return
+        run = Run.read(point.config.run_dir)
+        loss = run.held_out().get(ALL_SOURCES, {}).get("loss", run.column("loss")[-1])
+        took = duration(float(run.column("step_seconds").sum()))
+        place = f"{len(self.done):>{len(str(self.count))}}/{self.count}"
+        self.say(f"{place}  {point.name}  loss {loss:.4f}  {took}  {left}")
+
+    def _work_done(self) -> float:
+        return sum(point.work for point in self.done)
+
+    def _seconds_left(self) -> float | None:
+        rates, starts = [], []
+        for point in self.done:
+            steps = float(Run.read(point.config.run_dir).column("step_seconds").sum())
+            rates.append(steps / point.work)
+            starts.append(_wall_seconds(point) - steps)
+        if not rates:
+            return None
+        start, rate = max(0.0, statistics.median(starts)), statistics.median(rates)
+        return sum(start + rate * point.work for point in self.left)
+
+
+def _wall_seconds(point: Point) -> float:
+    """From the start of the run to its last line of output."""
+    folder = point.config.run_dir
+    started, ended = folder / "study.toml", folder / "launch.log"
+    return ended.stat().st_mtime - started.stat().st_mtime

@@ -1,0 +1,77 @@
+"""A study as SLURM job arrays: one array per GPU count, one task per point.
+
+    for script in write(sweep, points):
+        print(f"sbatch {script}")
+
+SLURM gives all tasks of an array equally many nodes, so each GPU count has an array of its own. A
+task hands its point's settings to examples/slurm/train.sbatch, which starts the ranks. Points that
+are done are not in the arrays.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_qwen3.studies.local import Point, write_settings
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# {count} points of the scaling study in {dir}, each on {gpus} GPUs. From the checkout:
+#
+#   sbatch {script}
+#
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={per_node}
+#SBATCH --gpus-per-node={per_node}
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time={minutes}
+#SBATCH --output={folder}/%x-%A_%a.out
+set -euo pipefail
+mapfile -t points <"{listing}"
+exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \\
+  "${{points[SLURM_ARRAY_TASK_ID]}}"
+"""
+
+
+def write(
+    folder: Path, points: Sequence[Point], gpus_per_node: int, minutes: int = 60
+) -> list[Path]:
+    """Write the arrays of all points that are not done into `folder`/slurm; returns the scripts."""
+    by_gpus: dict[int, list[Point]] = defaultdict(list)
+    for point in {point.config.run_dir: point for point in points}.values():
+        if not point.is_done:
+            by_gpus[point.ranks].append(point)
+    target = folder / "slurm"
+    target.mkdir(parents=True, exist_ok=True)
+    return [
+        _write_array(target, by_gpus[gpus], gpus, gpus_per_node, minutes)
+        for gpus in sorted(by_gpus)
+    ]
+
+
+def _write_array(
+    target: Path, points: list[Point], gpus: int, gpus_per_node: int, minutes: int
+) -> Path:
+    script, listing = target / f"array_{gpus}.sbatch", target / f"points_{gpus}.txt"
+    listing.write_text("".join(f"{write_settings(point)}\n" for point in points))
+    nodes = -(-gpus // gpus_per_node)
+    script.write_text(
+        _SCRIPT.format(
+            count=len(points),
+            dir=target.parent,
+            gpus=gpus,
+            script=script,
+            name=f"{target.parent.name}-{gpus}",
+            last=len(points) - 1,
+            nodes=nodes,
+            per_node=gpus // nodes,
+            minutes=minutes,
+            folder=target,
+            listing=listing,
+        )
+    )
+    return script

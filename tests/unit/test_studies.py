@@ -1,0 +1,365 @@
+"""Studies: files become points, points become runs or job arrays, runs become curves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_qwen3.config import ConfigError, load, to_toml
+from megatron_qwen3.model.flops import flops_per_token, parameter_count
+from megatron_qwen3.studies import efficiency, ladder, local, measurements, slurm, sweep
+from megatron_qwen3.studies.files import read
+from tools import scaling_study
+
+LADDER = """
+dir = "{dir}"
+[models]
+a = ["model.preset=tiny-dense"]
+b = ["model.preset=tiny-dense", "model.hidden_size=128"]
+[[stages]]
+name = "one"
+settings = ["data.sequence_length=32", "train.precision=fp32"]
+grids = [
+    {{ tokens = [4096], lr = [1e-3, 1e-2], global_batch = [4] }},
+    {{ models = ["a"], compute = [1e9], lr = [1e-3], global_batch = [8] }},
+]
+[[stages]]
+name = "two"
+settings = ["data.sequence_length=32", "train.precision=fp32"]
+grids = [{{ tokens = [2048], lr = [1e-4], global_batch = [4] }}]
+after = "one"
+"""
+SWEEP = """
+dir = "{dir}"
+settings = ["data.sequence_length=32", "train.micro_batch=1"]
+gpus = [1, 2, 4, 8]
+sequences_per_gpu = 4
+global_batch = 16
+steps = 10
+warm_up_steps = 2
+[models]
+dense = ["model.preset=tiny-dense"]
+moe = ["model.preset=tiny-moe"]
+[layouts]
+data = []
+expert4 = ["parallel.expert=4"]
+"""
+
+
+def study(tmp_path, text, kind, **changes):
+    file = tmp_path / "study.toml"
+    text = text.format(dir=tmp_path / "runs")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    file.write_text(text)
+    return read(file, kind)
+
+
+def write_run(point, loss=3.0, seconds=0.1, steps=None):
+    """What a run leaves behind."""
+    config = point.config
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "config.toml").write_text(to_toml(config))
+    rows = [
+        {"kind": "train", "step": step, "tokens": step * config.step_tokens, "loss": loss}
+        | {"step_seconds": seconds if step > 2 else 9.0, "lr": config.optim.lr}
+        for step in range(1, (steps or config.steps) + 1)
+    ]
+    rows.append({"kind": "eval", "step": rows[-1]["step"], "source": "all", "loss": loss + 0.5})
+    (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_a_ladder_is_every_model_length_rate_and_batch_of_its_grids(tmp_path):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    points = ladder.points(plan, plan.stages[0])
+    assert sorted(point.name for point in points) == [
+        "a-1e+09FLOP-lr0.001-b8", "a-4.10k-lr0.001-b4", "a-4.10k-lr0.01-b4",
+        "b-4.10k-lr0.001-b4", "b-4.10k-lr0.01-b4",
+    ]  # fmt: skip
+    for point in points:
+        config = point.config
+        assert config.optim.schedule == "cosine"
+        assert config.optim.min_lr == pytest.approx(config.optim.lr / 10)
+        assert config.run_dir == tmp_path / "runs" / "one" / point.name
+        if "4.10k" in point.name:
+            assert config.steps * config.step_tokens == 4096
+        else:
+            spent = flops_per_token(config.model, 32) * config.steps * config.step_tokens
+            assert spent == pytest.approx(1e9, rel=0.1)
+    assert [point.work for point in points] == sorted(point.work for point in points)
+
+
+def test_a_later_stage_starts_from_the_best_run_of_the_same_model(tmp_path):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    with pytest.raises(ConfigError, match="stage two: no run of a in stage one is done yet"):
+        ladder.points(plan, plan.stages[1])
+    for point in ladder.points(plan, plan.stages[0]):
+        write_run(point, loss=2.0 if "lr0.01" in point.name else 3.0)
+    for point in ladder.points(plan, plan.stages[1]):
+        model = point.name[0]
+        best = tmp_path / "runs" / "one" / f"{model}-4.10k-lr0.01-b4"
+        assert point.config.checkpoint.init_from == str(best)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('models = ["a"]', 'models = ["z"]', "z is no model of the ladder; valid: a, b"),
+        ("compute = [1e9]", "tokens = [1e4], compute = [1e9]", "either tokens or compute"),
+        ("lr = [1e-3, 1e-2]", 'lr = "1e-3"', r"grids\[0\].lr = \"1e-3\" is not a list of number"),
+        ("lr = [1e-4], ", "", r"stages\[1\].grids\[0\].lr is missing"),
+        ("after =", "aftr =", "aftr is not known; did you mean after"),
+        ("hidden_size=128", "hiden_size=128", "did you mean model.hidden_size"),
+    ],
+)
+def test_a_wrong_ladder_is_told_where_it_is_wrong(tmp_path, old, new, told):
+    with pytest.raises(ConfigError, match=told):
+        plan = study(tmp_path, LADDER, ladder.Ladder, **{old: new})
+        ladder.points(plan, plan.stages[0])
+
+
+def test_runs_are_measured_by_held_out_loss_and_by_the_weights_that_multiply(tmp_path):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    for point in ladder.points(plan, plan.stages[0]):
+        write_run(point)
+    found = measurements.read([tmp_path / "runs"])
+    assert len(found) == 5
+    run = next(run for run in found if run.name == "a-4.10k-lr0.01-b4")
+    model = load([], ["model.preset=tiny-dense", "train.steps=1"]).model
+    norms = 4 * (2 * 64 + 2 * 32) + 64
+    assert run.parameters == parameter_count(model) - norms  # tied: the table is the output layer
+    assert (run.stage, run.tokens, run.loss) == ("one", 4096, 3.5)
+    assert (run.lr, run.batch_tokens) == (1e-2, 128)
+    assert run.compute == flops_per_token(model, 32) * 4096
+
+
+def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    point = ladder.points(plan, plan.stages[0])[0]
+    write_run(point, steps=point.config.steps - 1)
+    assert not point.is_done
+    with pytest.raises(ConfigError, match=r"\d of \d+ steps are done; a law needs finished runs"):
+        measurements.read([point.config.run_dir])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("parameters,tokens\n1,2\n", "no column loss"),
+        ("parameters,tokens,loss\n1e6,x,3\n", "line 2: tokens = 'x' is not a number"),
+        ("parameters,tokens,loss\n1e6,1e6,-3\n", "must be finite and above 0"),
+    ],
+)
+def test_a_broken_csv_is_told_where_it_is_broken(tmp_path, text, told):
+    file = tmp_path / "runs.csv"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        measurements.read([file])
+    with pytest.raises(ConfigError, match="neither a CSV nor a folder with a run"):
+        measurements.read([tmp_path / "nothing"])
+
+
+def test_a_sweep_leaves_out_what_does_not_fit_and_says_why(tmp_path):
+    cases, left_out = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    assert len(cases) + len(left_out) == 2 * 2 * 2 * 4
+    fitting = {(case.model, case.layout, case.gpus) for case in cases}
+    assert ("moe", "expert4", 4) in fitting
+    assert ("moe", "expert4", 2) not in fitting
+    assert not any(model == "dense" and layout == "expert4" for model, layout, _ in fitting)
+    assert any("moe, expert4, weak, 2 GPUs: a world of 2 ranks" in line for line in left_out)
+    for case in cases:
+        batch = 4 * case.gpus if case.scaling == "weak" else 16
+        assert case.point.config.train.global_batch == batch
+        assert case.point.ranks == case.gpus
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("sequences_per_gpu = 4", "", "sequences_per_gpu must be set for weak scaling"),
+        ("global_batch = 16", 'scaling = ["week"]', 'scaling = "week" is not one of weak, strong'),
+        ("warm_up_steps = 2", "warm_up_steps = 10", "leaves nothing of steps = 10"),
+        ("[1, 2, 4, 8]", "[]", "gpus is empty"),
+        ("[1, 2, 4, 8]", "[0]", "a run has at least 1"),
+        ("micro_batch=1", "micro_batch=3", "no layout fits any GPU count"),
+        ("data = []", '"$(rm)" = []', "is no name for a folder"),
+    ],
+)
+def test_a_wrong_sweep_is_told_what_is_wrong(tmp_path, old, new, told):
+    with pytest.raises(ConfigError, match=told):
+        sweep.plan(study(tmp_path, SWEEP, sweep.Sweep, **{old: new}))
+
+
+def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    done = next(case for case in cases if case.gpus == 8)
+    write_run(done.point)
+    points = [case.point for case in cases]
+    scripts = slurm.write(tmp_path / "runs", points, gpus_per_node=4)
+    listed = []
+    for script in scripts:
+        gpus = int(script.stem.partition("_")[2])
+        files = script.with_name(f"points_{gpus}.txt").read_text().splitlines()
+        text = script.read_text()
+        assert f"--array=0-{len(files) - 1}\n" in text
+        assert f"--nodes={max(1, gpus // 4)}\n" in text
+        assert f"--gpus-per-node={min(gpus, 4)}\n" in text
+        subprocess.run(["bash", "-n", script], check=True)
+        listed += files
+    assert len(listed) == len(set(listed)) == len({p.config.run_dir for p in points}) - 1
+    assert str(done.point.config.run_dir) not in "".join(listed)
+    for file in listed:
+        assert str(load([file]).run_dir) == str(Path(file).parent)
+
+
+def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other(
+    tmp_path, monkeypatch, capsys
+):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    points = [case.point for case in cases if case.curve == ("weak", "dense", "data")]
+    started = tmp_path / "started"
+
+    def command(point, file):
+        broken = point.ranks == 2 and started.read_text().count("\n") < 2
+        started.open("a").write(f"{point.name}\n")
+        if broken:
+            return [sys.executable, "-c", "print('boom'); raise SystemExit(1)"]
+        write_run(point)
+        return [sys.executable, "-c", ""]
+
+    started.write_text("")
+    monkeypatch.setattr(local, "command", command)
+    failed = local.run_all(points, "sweep")
+    assert [point.ranks for point in failed] == [2]
+    assert "dense-data-2gpu-8 FAILED, exit status 1: boom" in capsys.readouterr().err
+    assert local.run_all(points, "sweep") == []
+    assert len(started.read_text().splitlines()) == len(points) + 1
+    err = capsys.readouterr().err
+    assert "4 points, 3 of them done before" in err
+    assert "left 0:00" in err
+
+
+def test_a_folder_with_a_run_of_other_settings_is_not_overwritten(tmp_path):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    write_run(cases[0].point)
+    others, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep, **{"length=32": "length=64"}))
+    with pytest.raises(ConfigError, match="sequence_length = 32, the study sequence_length = 64"):
+        local.run_all([others[0].point], "sweep")
+
+
+GPUS = [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(("sigma", "kappa"), [(0.0, 0.0), (0.05, 0.0), (0.02, 0.003)])
+def test_the_scalability_law_is_recovered_and_predicts_the_largest_count(sigma, kappa):
+    law = efficiency.ScalabilityLaw(1, 1000.0, sigma, kappa)
+    rates = [law.tokens_per_second(n) for n in GPUS]
+    found = efficiency.fit(GPUS, rates)
+    assert (found.one, found.sigma, found.kappa) == pytest.approx((1000, sigma, kappa), abs=1e-6)
+    assert efficiency.held_out_error(GPUS, rates) == pytest.approx(0, abs=1e-6)
+    if kappa:
+        n = found.most_gpus
+        assert law.tokens_per_second(n) > max(map(law.tokens_per_second, (0.8 * n, 1.2 * n)))
+    assert efficiency.fit(GPUS[:2], rates[:2]) is None
+
+
+def test_efficiency_counts_the_median_step_after_the_warm_up(tmp_path):
+    plan = study(tmp_path, SWEEP, sweep.Sweep)
+    cases, _ = sweep.plan(plan)
+    for case in cases:  # every further GPU costs a twentieth in weak scaling
+        write_run(case.point, seconds=0.1 * (0.95 + 0.05 * case.gpus))
+    curves = efficiency.read(cases, plan.warm_up_steps, price_per_gpu_hour=3.6)
+    weak = next(c for c in curves if (c.scaling, c.model, c.layout) == ("weak", "dense", "data"))
+    expected = [1 / (0.95 + 0.05 * n) for n in (1, 2, 4, 8)]
+    assert [row.efficiency for row in weak.rows] == pytest.approx(expected)
+    tokens_per_second = 4 * 32 / 0.1
+    assert weak.rows[0].tokens_per_second == pytest.approx(tokens_per_second)
+    per_token = 3.6 / 3600 / tokens_per_second
+    assert weak.rows[0].cost_per_million_tokens == pytest.approx(1e6 * per_token)
+    assert weak.law.sigma == pytest.approx(0.05)
+    assert weak.held_out_error == pytest.approx(0, abs=1e-6)
+
+
+def test_the_report_of_a_sweep_has_its_curves_and_what_they_were_measured_on(tmp_path, capsys):
+    plan = study(tmp_path, SWEEP, sweep.Sweep)
+    for case in sweep.plan(plan)[0]:
+        write_run(case.point, seconds=0.1 * case.gpus)
+    about = {"cores": 2, "processor": "A <b>", "system": "s"}
+    (tmp_path / "runs" / "machine.json").write_text(json.dumps(about))
+    file = str(tmp_path / "study.toml")
+    assert scaling_study.main(["sweep", file, "--report", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {curve["scaling"] for curve in report["curves"]} == {"weak", "strong"}
+    page = (tmp_path / "runs" / "scaling.html").read_text()
+    assert "Up to 8 ranks shared 2 cores" in page
+    assert "A &lt;b&gt;" in page
+    assert {path.name for path in (tmp_path / "runs" / "scaling").iterdir()} >= {
+        "weak_efficiency.png", "strong_efficiency.png", "weak_throughput.png",
+    }  # fmt: skip
+
+
+def test_laws_fit_reads_a_csv_and_writes_a_page_and_an_overlay_that_trains(tmp_path, capsys):
+    lines = ["parameters,tokens,loss,lr,batch_tokens"]
+    for n in (1e6, 2e6, 4e6, 8e6):
+        for d in (2e7, 4e7, 8e7):
+            loss = 1.5 + 300 / n**0.4 + 200 / d**0.3
+            for factor in (0.5, 1, 2):
+                for share in (0.25, 1, 4):
+                    worse = 0.01 * np.log(factor) ** 2 + 0.01 * np.log(share) ** 2
+                    rate, batch = 30 * n**-0.6 * factor, 0.5 * d**0.6 * share
+                    lines.append(f"{n},{d},{loss + worse},{rate},{batch}")
+    table, overlay = tmp_path / "runs.csv", tmp_path / "tuned.toml"
+    table.write_text("\n".join(lines))
+    status = scaling_study.main(
+        ["laws", "fit", str(table), "--json", "--model", "0.6b", "--tokens", "1e12"]
+        + ["--overlay", str(overlay), "--draws", "5"]
+    )
+    assert status == 0
+    (stage,) = (report := json.loads(capsys.readouterr().out))["stages"]
+    assert stage["loss_law"]["alpha"] == pytest.approx(0.4, abs=0.02)
+    (advice,) = report["advice"]
+    config = load([overlay], ["model.preset=qwen3-0.6b", "train.tokens=1e12"])
+    assert config.optim.lr == pytest.approx(30 * advice["parameters"] ** -0.6, rel=0.02)
+    assert config.train.global_batch == 2 ** round(np.log2(0.5 * 1e12**0.6 / 4096))
+    assert table.with_suffix(".html").read_text().count("<svg") == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tokens", "1e9"], "has a --model and --tokens"),
+        (["--model", "9b", "--tokens", "1e9"], "did you mean qwen3-8b"),
+        (["--model", "8b", "--tokens", "-1"], "must be above 0"),
+        (["--out", "page.pdf"], "ends in .html"),
+        ([], "no law can be read from these runs"),
+    ],
+)
+def test_laws_fit_says_what_is_wrong(tmp_path, capsys, arguments, told):
+    table = tmp_path / "runs.csv"
+    table.write_text("parameters,tokens,loss\n1e6,1e7,3.5\n")
+    assert scaling_study.main(["laws", "fit", str(table), *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(Path("examples/studies").glob("*.toml")), ids=str)
+def test_every_study_in_the_examples_can_be_read(file):
+    if "data" in file.stem:
+        load([file], ["model.preset=tiny-dense", "train.steps=1"])
+    elif file.stem.startswith("sweep"):
+        assert len(sweep.plan(read(file, sweep.Sweep))[0]) > 8
+    else:
+        plan = read(file, ladder.Ladder)
+        assert len(ladder.points(plan, plan.stages[0])) > 8
+
+
+def test_studies_and_their_commands_load_no_torch():
+    modules = "files local slurm sweep efficiency ladder measurements parametric isoflop tuning"
+    code = "import sys, tools.scaling_study\n"
+    code += "".join(
+        f"import megatron_qwen3.studies.{name}\n" for name in [*modules.split(), "laws"]
+    )
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,150 @@
+"""scaling_study.py laws: scaling laws of loss, learning rate and batch from a ladder of small runs.
+
+`laws run` trains the ladder that a TOML file describes, on this machine, and fits; what is done
+is not run again. `laws fit` fits to run folders or to a CSV with the columns parameters, tokens,
+loss and, where known, compute, lr, batch_tokens, name, stage. Both print the laws, write a page
+with pictures, and with --model and --tokens say how to train a larger model.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.presets import PRESETS
+from tools.scaling import laws_text
+
+_EXAMPLES = """examples:
+  python examples/quickstart/prepare.py --out runs/quickstart/data
+  python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
+  python tools/scaling_study.py laws fit runs/ladder_cpu --model 0.6b --tokens 1e9 \\
+      --overlay tuned.toml
+  python tools/scaling_study.py laws fit published.csv --json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the sub-parsers `commands`."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        "laws",
+        help="scaling laws from a ladder of small runs",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=formatter,
+    )
+    actions = parser.add_subparsers(required=True, metavar="run | fit")
+    train = actions.add_parser("run", help="train a ladder, then fit", epilog=_EXAMPLES)
+    train.add_argument("ladder", type=Path, metavar="LADDER.toml")
+    train.set_defaults(run=_run)
+    fit = actions.add_parser("fit", help="fit to runs that are there", epilog=_EXAMPLES)
+    fit.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="folders or CSV files")
+    fit.set_defaults(run=_fit)
+    for action in (train, fit):
+        action.formatter_class = formatter
+        _add_options(action)
+
+
+def _add_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--out", type=Path, help="page to write, .html (default: beside the runs)")
+    action.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    action.add_argument("--draws", type=int, default=200, help="resampled fits (%(default)s)")
+    target = action.add_argument_group("a run to predict and to tune")
+    target.add_argument("--model", help="a size (8b, qwen3-30b-a3b) or a model's TOML file")
+    target.add_argument("--tokens", type=float, help="tokens that it will be trained on")
+    target.add_argument("--sequence-length", type=int, default=4096, help="(%(default)s)")
+    target.add_argument("--overlay", type=Path, help="write optim.lr, train.global_batch here")
+
+
+def _run(given: argparse.Namespace) -> int:
+    from megatron_qwen3.studies import ladder as ladders
+    from megatron_qwen3.studies import local
+    from megatron_qwen3.studies.files import read
+
+    ladder = read(given.ladder, ladders.Ladder)
+    failed = []
+    for stage in ladder.stages:
+        failed += local.run_all(ladders.points(ladder, stage), f"stage {stage.name}")
+    folders = [
+        point.config.run_dir
+        for stage in ladder.stages
+        for point in ladders.points(ladder, stage)
+        if point.is_done
+    ]
+    if failed:
+        print(f"{len(failed)} runs failed and are left out of the laws", file=sys.stderr)
+    status = _report(given, folders, given.out or Path(ladder.dir) / "laws.html")
+    return 1 if failed else status
+
+
+def _fit(given: argparse.Namespace) -> int:
+    first = given.runs[0]
+    beside = first.with_suffix(".html") if first.suffix == ".csv" else first / "laws.html"
+    return _report(given, given.runs, given.out or beside)
+
+
+def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
+    from megatron_qwen3.studies import laws, measurements
+
+    if out.suffix != ".html":
+        raise ConfigError(f"--out {out}: the name of a page ends in .html")
+    target = _target(given)
+    found = laws.analyse(measurements.read(paths), given.draws)
+    advice = [stage.recommend(*target, given.sequence_length) for stage in found if target]
+    if given.json:
+        print(json.dumps(laws_text.as_dict(found, advice)))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        for line in laws_text.lines(found, advice):
+            console.print(Text(line) if isinstance(line, str) else line)
+    if given.overlay:
+        _write_overlay(given.overlay, advice)
+    from tools.scaling.laws_page import write  # matplotlib loads slowly
+
+    write(found, advice, out)
+    print(f"wrote {out}, pictures in {out.with_suffix('')}", file=sys.stderr)
+    return 0
+
+
+def _target(given: argparse.Namespace) -> tuple[float, float, float] | None:
+    """(N, D, C) of the run to predict; None if none was asked for."""
+    if bool(given.model) != bool(given.tokens) or (given.overlay and not given.model):
+        raise ConfigError("a run to predict has a --model and --tokens, and --overlay needs both")
+    if not given.model:
+        return None
+    if not given.tokens > 0:
+        raise ConfigError(f"--tokens {given.tokens:g} must be above 0")
+    from megatron_qwen3.model.flops import flops_per_token
+    from megatron_qwen3.studies.measurements import matrix_parameters
+
+    model = _model(given.model).model
+    compute = flops_per_token(model, given.sequence_length) * given.tokens
+    return matrix_parameters(model), given.tokens, compute
+
+
+def _model(name: str) -> Config:
+    from megatron_qwen3.studies.files import configure
+
+    if name.endswith(".toml"):
+        return configure([name, "train.tokens=0", "train.steps=1"])
+    preset = name.lower() if name.lower() in PRESETS else f"qwen3-{name.lower()}"
+    return configure([f"model.preset={preset}", "train.steps=1"])
+
+
+def _write_overlay(path: Path, advice: Sequence[Any]) -> None:
+    """One file; with several stages one per stage, PATH_STAGE.toml."""
+    for one in advice:
+        text = one.overlay()
+        name = path.with_stem(f"{path.stem}_{one.stage}") if len(advice) > 1 else path
+        if not text:
+            raise ConfigError(f"{name}: the runs determine neither a learning rate nor a batch")
+        temporary = name.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(name)
+        print(f"wrote {name}", file=sys.stderr)

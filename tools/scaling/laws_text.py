@@ -1,0 +1,202 @@
+"""Scaling laws as tables for a terminal, as rows for a page, and as JSON."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from megatron_qwen3.studies.laws import Recommendation, StageLaws
+from megatron_qwen3.studies.tuning import TuningLaw
+from megatron_qwen3.training.console import count
+
+Rows = list[list[str]]
+
+
+def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Iterator[str | Table]:
+    """What a terminal shows, from top to bottom."""
+    for laws in found:
+        yield f"stage {laws.stage or '–'}: {len(laws.runs)} runs, {len(laws.best)} sizes × tokens"
+        for title, rows in tables(laws):
+            yield _table(title, rows)
+        yield from (f"missing: {reason}" for reason in laws.missing)
+    if advice:
+        yield _table("How to train the target", advice_rows(advice))
+
+
+def tables(laws: StageLaws) -> Iterator[tuple[str, Rows]]:
+    """(title, header and rows) of everything that a stage's runs determine."""
+    if laws.loss_law:
+        yield "Loss = E + A / N^α + B / D^β, with 5–95 % of resampled fits", law_rows(laws)
+    if laws.held_out:
+        yield "Largest runs predicted from the smaller ones", held_out_rows(laws)
+    if laws.valleys:
+        yield "Best size per compute budget", valley_rows(laws)
+    if laws.optima:
+        yield "Best learning rate and batch of each sweep", optimum_rows(laws)
+    if laws.lr_laws or laws.batch_laws:
+        yield "Laws of learning rate and batch, the best first", tuning_rows(laws)
+
+
+def law_rows(laws: StageLaws) -> Rows:
+    """One row per number of the law of loss."""
+    law = laws.loss_law
+    assert law
+    rows = [["", "value", "from", "to"]]
+    for name, value, of in (
+        ("E, nats per token", law.E, lambda one: one.E),
+        ("A", law.A, lambda one: one.A),
+        ("α", law.alpha, lambda one: one.alpha),
+        ("B", law.B, lambda one: one.B),
+        ("β", law.beta, lambda one: one.beta),
+        ("a in N* ∝ C^a", law.size_exponent, lambda one: one.size_exponent),
+    ):
+        ends = ["", ""]
+        if laws.resampled:
+            ends = [f"{x:.4g}" for x in laws.interval([of(one) for one in laws.resampled])]
+        rows.append([name, f"{value:.4g}", *ends])
+    return rows
+
+
+def held_out_rows(laws: StageLaws) -> Rows:
+    """One row per predicted run, and the means."""
+    held_out = laws.held_out
+    assert held_out
+    rows = [["run", "N", "D", "measured", "predicted", "error"]]
+    for one in held_out.predictions:
+        rows.append(
+            [
+                one.run.name,
+                count(one.run.parameters),
+                count(one.run.tokens),
+                f"{one.run.loss:.4f}",
+                f"{one.predicted:.4f}",
+                f"{100 * one.error:+.2f} %",
+            ]
+        )
+    rows.append(["mean of |error|", "", "", "", "", f"{100 * held_out.mean_error:.2f} %"])
+    guess = f"{100 * held_out.guess_error:.2f} %"
+    rows.append(["lowest loss of the smaller runs, as a guess", "", "", "", "", guess])
+    return rows
+
+
+def valley_rows(laws: StageLaws) -> Rows:
+    """One row per budget; what the law of loss says beside it."""
+    rows = [["FLOP", "sizes", "best N", "best D", "loss", "best N by the law of loss"]]
+    for valley in laws.valleys:
+        cells = [f"outside: {valley.bottom}", "", ""]
+        if valley.bottom == "inside":
+            cells = [count(valley.parameters), count(valley.tokens), f"{valley.loss:.4f}"]
+        by_law = count(laws.loss_law.allocation(valley.compute)[0]) if laws.loss_law else ""
+        rows.append([f"{valley.compute:.3g}", str(len(valley.sizes)), *cells, by_law])
+    if laws.best_size:
+        law = laws.best_size
+        rows.append([f"N* = {law.factor:.3g} · C^{law.exponent:.3f}", "", "", "", "", ""])
+    return rows
+
+
+def optimum_rows(laws: StageLaws) -> Rows:
+    """One row per sweep."""
+    rows = [["N", "D", "lr", "batch, tokens", "loss", "note"]]
+    for optimum in laws.optima:
+        rows.append(
+            [
+                count(optimum.parameters),
+                count(optimum.tokens),
+                _number(optimum.lr, ".3g"),
+                _number(optimum.batch_tokens, ",.0f"),
+                f"{optimum.loss:.4f}",
+                optimum.at_edge,
+            ]
+        )
+    return rows
+
+
+def tuning_rows(laws: StageLaws) -> Rows:
+    """One row per form that the optima determine."""
+    rows = [["of", "law", "optima", "misses an optimum left out by"]]
+    for what, found in (("learning rate", laws.lr_laws), ("batch, tokens", laws.batch_laws)):
+        for law in found:
+            miss = f"× {law.left_out_error:.3g}" if math.isfinite(law.left_out_error) else "–"
+            rows.append([what, formula(law), str(law.points), miss])
+    return rows
+
+
+def formula(law: TuningLaw) -> str:
+    """`0.312 · C^-0.125`."""
+    names = law.form.split(", ") if law.exponents else []
+    powers = [f"{name}^{x:.3f}" for name, x in zip(names, law.exponents, strict=True)]
+    return " · ".join([f"{math.exp(law.constant):.4g}", *powers])
+
+
+def advice_rows(advice: Sequence[Recommendation]) -> Rows:
+    """One row per stage."""
+    rows = [["stage", "N", "D", "loss", "from", "to", "lr", "global_batch", "best N for its FLOP"]]
+    for one in advice:
+        rows.append(
+            [
+                one.stage or "–",
+                count(one.parameters),
+                count(one.tokens),
+                _number(one.loss, ".4f"),
+                _number(one.low, ".4f"),
+                _number(one.high, ".4f"),
+                _number(one.lr, ".3g"),
+                _number(one.global_batch, "d"),
+                "" if one.best_parameters is None else count(one.best_parameters),
+            ]
+        )
+    return rows
+
+
+def as_dict(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> dict[str, Any]:
+    """All numbers for programs; what is not known is null."""
+    stages = [
+        {
+            "stage": laws.stage,
+            "runs": [dataclasses.asdict(run) for run in laws.runs],
+            "loss_law": laws.loss_law and dataclasses.asdict(laws.loss_law),
+            "resampled": [dataclasses.asdict(law) for law in laws.resampled],
+            "held_out": laws.held_out
+            and {
+                "mean_abs_error": laws.held_out.mean_error,
+                "guess_error": laws.held_out.guess_error,
+                "rows": [
+                    {**dataclasses.asdict(one), "error": one.error}
+                    for one in laws.held_out.predictions
+                ],
+            },
+            "valleys": [dataclasses.asdict(valley) for valley in laws.valleys],
+            "best_size": laws.best_size and dataclasses.asdict(laws.best_size),
+            "optima": [dataclasses.asdict(optimum) for optimum in laws.optima],
+            "lr_laws": [dataclasses.asdict(law) for law in laws.lr_laws],
+            "batch_laws": [dataclasses.asdict(law) for law in laws.batch_laws],
+            "missing": laws.missing,
+        }
+        for laws in found
+    ]
+    whole = {"stages": stages, "advice": [dataclasses.asdict(one) for one in advice]}
+    return _without_nan(whole)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(title: str, rows: Rows) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or not math.isfinite(value) else format(value, form)

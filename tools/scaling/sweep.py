@@ -1,0 +1,144 @@
+"""scaling_study.py sweep: train models on rising GPU counts and see how they scale.
+
+A study file names models, layouts and GPU counts, for weak scaling (constant work per GPU) and
+strong (constant work). Without --local the points that are not done yet become SLURM job arrays,
+one per GPU count; --submit hands them to sbatch. With --local they run here, one after the other,
+with gloo ranks where there is no GPU. Points that are done are not run again, so a study may be
+interrupted and called again. Whatever is done is reported: efficiency curves, a law through each,
+and for hardware that the study names the planner's prediction and the cost per token.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from megatron_qwen3.config import ConfigError
+from tools.scaling import sweep_text
+
+if TYPE_CHECKING:
+    from megatron_qwen3.studies.sweep import Case, Sweep
+
+_EXAMPLES = """examples:
+  python examples/quickstart/prepare.py --out runs/quickstart/data
+  python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
+
+  # on a cluster: look at the arrays, submit them, and later the report of what is done
+  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml
+  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --submit
+  python tools/scaling_study.py sweep examples/studies/sweep_h100.toml --report
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the sub-parsers `commands`."""
+    parser = commands.add_parser(
+        "sweep",
+        help="weak and strong scaling of models and layouts",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY.toml")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--local", action="store_true", help="run the points on this machine")
+    how.add_argument("--submit", action="store_true", help="hand the job arrays to sbatch")
+    how.add_argument("--report", action="store_true", help="only report what is done")
+    parser.add_argument("--minutes", type=int, default=60, help="time limit of a job (%(default)s)")
+    parser.add_argument("--out", type=Path, help="page to write (default: {dir}/scaling.html)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """The exit status: 1 where a point failed."""
+    from megatron_qwen3.studies import local
+    from megatron_qwen3.studies.files import read
+    from megatron_qwen3.studies.sweep import Sweep, plan
+
+    sweep = read(given.study, Sweep)
+    out = given.out or Path(sweep.dir) / "scaling.html"
+    if out.suffix != ".html":
+        raise ConfigError(f"--out {out}: the name of a page ends in .html")
+    cases, left_out = plan(sweep)
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    failed = []
+    if given.local:
+        _note_machine(Path(sweep.dir))
+        points = list({case.point.name: case.point for case in cases}.values())
+        failed = local.run_all(sorted(points, key=lambda point: point.work), "sweep")
+    elif not given.report:
+        _arrays(given, sweep, cases)
+    _report(given, sweep, cases, left_out, out)
+    return 1 if failed else 0
+
+
+def _arrays(given: argparse.Namespace, sweep: "Sweep", cases: Sequence["Case"]) -> None:
+    from megatron_qwen3.studies import slurm
+
+    points = [case.point for case in cases]
+    for script in slurm.write(Path(sweep.dir), points, sweep.gpus_per_node, given.minutes):
+        if given.submit:
+            try:
+                subprocess.run(["sbatch", str(script)], check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise ConfigError(f"sbatch {script}: {error}") from None
+        else:
+            print(f"sbatch {script}", file=sys.stderr)
+
+
+def _report(
+    given: argparse.Namespace,
+    sweep: "Sweep",
+    cases: Sequence["Case"],
+    left_out: Sequence[str],
+    out: Path,
+) -> None:
+    from megatron_qwen3.studies import efficiency
+
+    curves = efficiency.read(cases, sweep.warm_up_steps, sweep.price_per_gpu_hour)
+    machine = _machine(Path(sweep.dir))
+    if given.json:
+        print(json.dumps(sweep_text.as_dict(curves, left_out, machine)))
+    if not curves:
+        print("no point is done yet: nothing to report", file=sys.stderr)
+        return
+    if not given.json:
+        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        for table in sweep_text.terminal(curves):
+            console.print(table)
+    from tools.scaling.sweep_page import write  # matplotlib loads slowly
+
+    write(curves, left_out, machine, out)
+    print(f"wrote {out}, pictures in {out.with_suffix('')}", file=sys.stderr)
+
+
+def _note_machine(folder: Path) -> None:
+    """Say beside the runs what they ran on: curves over more ranks than cores show the machine."""
+    from megatron_qwen3.studies.local import cores
+
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"cores": cores(), "processor": _processor(), "system": platform.platform()}
+    (folder / "machine.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    """{} where the runs were not made by --local."""
+    path = folder / "machine.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
