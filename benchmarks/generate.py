@@ -94,7 +94,7 @@ SIDES = {
 
 
 def sampling_of(options: argparse.Namespace) -> Any:
-    from megatron_qwen3.generate.sampler import THINKING, Sampling
+    from megatron_qwen3.generate.sampling import THINKING, Sampling
 
     return THINKING if options.sample else Sampling(temperature=0)
 

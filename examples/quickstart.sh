@@ -14,3 +14,12 @@ for stage in 1_general 2_reasoning 3_long_context; do
         "examples/quickstart/stage_$stage.toml" examples/quickstart/model.toml "$@"
 done
 python tools/report.py runs/quickstart/stage_* --out runs/quickstart/report.html
+
+printf '\n== export to Hugging Face\n'
+rm -rf runs/quickstart/hf
+python tools/convert_checkpoint.py to-hf runs/quickstart/stage_3_long_context runs/quickstart/hf
+python tools/convert_checkpoint.py verify runs/quickstart/hf runs/quickstart/stage_3_long_context
+
+printf '\n== a sample\n'
+python -m megatron_qwen3.generate runs/quickstart/hf --max-new-tokens 60 --temperature 0.7 \
+    --prompt 'The river ' --prompt 'def main(' --prompt '今天'

@@ -26,7 +26,8 @@ from torch import Tensor
 from megatron_qwen3.config import Config
 from megatron_qwen3.generate.cache import KVCache, Timeline
 from megatron_qwen3.generate.linear import light_linears
-from megatron_qwen3.generate.sampler import Sampler, Sampling, log_probs
+from megatron_qwen3.generate.sampler import Sampler, log_probs
+from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import Qwen3
 from megatron_qwen3.model.layer import SelfAttention

@@ -14,7 +14,7 @@ from shards import local_shards
 
 from megatron_qwen3.config import load
 from megatron_qwen3.generate.engine import Generator
-from megatron_qwen3.generate.sampler import Sampling
+from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.model.build import build
 from megatron_qwen3.parallel.runtime import start

@@ -13,7 +13,7 @@ from test_transformers import MODELS, _randomize, as_theirs, theirs, tiny
 
 from megatron_qwen3.generate import cache
 from megatron_qwen3.generate.engine import Generator
-from megatron_qwen3.generate.sampler import Sampling
+from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate import sampler
-from megatron_qwen3.generate.sampler import Sampler, Sampling
+from megatron_qwen3.generate.sampler import Sampler
+from megatron_qwen3.generate.sampling import Sampling
 
 processors = pytest.importorskip("transformers.generation.logits_process")
 

@@ -1,0 +1,87 @@
+"""What the command line asks for, as ids to go on from: `Encoder(tokenizer, options).encode(line)`.
+
+A line is {"prompt": text} or {"messages": […], "tools": […]}, with whatever else its owner keeps
+there. All of them are encoded, and what is wrong with them told, before a model is loaded:
+nothing here imports torch.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from megatron_qwen3.chat import ChatTokenizer, thinks
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
+
+Line = dict[str, Any]
+SAMPLING_OPTIONS = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Ids to go on from, how tokens are chosen after them, and the line they came from."""
+
+    line: Line
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Encoder:
+    """Lines to requests, under the command line's options for sampling and thinking."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, options: argparse.Namespace) -> None:
+        self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
+        self._enable_thinking = not options.no_think
+        values = {name: getattr(options, name) for name in (*SAMPLING_OPTIONS, "seed")}
+        self._said = {name: value for name, value in values.items() if value is not None}
+
+    def encode(self, line: Line) -> Request:
+        """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
+        if "messages" in line:
+            prompt = self._chat.encode_prompt(
+                line["messages"], line.get("tools"), enable_thinking=self._enable_thinking
+            )
+            thinking = thinks(line["messages"], self._enable_thinking)
+            base = THINKING if thinking else NOT_THINKING
+        else:
+            prompt = self._tokenizer.encode(line["prompt"], add_special_tokens=False).ids
+            base = Sampling()
+        if not prompt:
+            raise ConfigError("a prompt is empty; it needs at least one character")
+        return Request(line, prompt, dataclasses.replace(base, **self._said))
+
+
+def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    """At most `size` neighbours at a time that are sampled alike."""
+    start = 0
+    for place in range(1, len(requests) + 1):
+        is_end = place == len(requests) or requests[place].sampling != requests[start].sampling
+        if is_end or place - start == size:
+            yield requests[start:place]
+            start = place
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The objects of a JSONL file. ConfigError names the line that is none with a prompt."""
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--file {path}: cannot be read ({error})") from None
+    return [_line(path, n, text) for n, text in enumerate(texts, start=1) if text.strip()]
+
+
+def _line(path: Path, number: int, text: str) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
+    if isinstance(line, dict) and (
+        isinstance(line.get("prompt"), str) or isinstance(line.get("messages"), list)
+    ):
+        return line
+    raise ConfigError(f'{path}, line {number}: needs "prompt" (text) or "messages" (list)')

@@ -1,0 +1,165 @@
+"""A loaded model at the terminal: streams one answer, talks, or works through many prompts.
+
+    session = Session(generator, tokenizer, encoder, options)
+    session.file(requests, Path("answers.jsonl"))
+
+All ranks run the same session; the first one reads, writes and speaks.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch.distributed as dist
+from megatron.core import parallel_state
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megatron_qwen3.chat import split_thinking
+from megatron_qwen3.generate.engine import Completion, Generator, OnToken
+from megatron_qwen3.generate.requests import Encoder, Request, batches
+from megatron_qwen3.generate.stream import TextStream
+from megatron_qwen3.generate.thinking import ThinkingBudget
+
+_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+class Session:
+    """One model, one tokenizer, and the options of the command line."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: tokenizers.Tokenizer,
+        encoder: Encoder,
+        budget: ThinkingBudget | None,
+        options: argparse.Namespace,
+    ) -> None:
+        self.generator, self.tokenizer, self.encoder = generator, tokenizer, encoder
+        self.budget, self.options = budget, options
+        self.is_first = dist.get_rank() == 0
+        ids = [tokenizer.token_to_id(token) for token in _ENDS]
+        self.stop_ids = [index for index in ids if index is not None]
+
+    def prompts(self, requests: Sequence[Request]) -> None:
+        """Go on with texts: one while it comes, several beside each other."""
+        if len(requests) == 1:
+            self._stream(requests[0])
+            return
+        for request, completion in zip(requests, self._complete(requests, 0), strict=True):
+            self._print(f"=== {request.line['prompt']}\n{self._text(completion)}\n")
+
+    def chat(self, messages: list[dict[str, Any]]) -> None:
+        """Answer `messages`; where no question is among them, those of standard input in turn."""
+        is_asked = any(message["role"] == "user" for message in messages)
+        for question in [None] if is_asked else self._questions():
+            if question is not None:
+                messages.append({"role": "user", "content": question})
+            answer = self._stream(self.encoder.encode({"messages": messages}))
+            messages.append({"role": "assistant", "content": answer})
+
+    def file(self, requests: Sequence[Request], out: Path | None) -> None:
+        """Each line again, with what was generated beside what was given."""
+        size = self.options.batch * self.generator.layout.data
+        with self._target(out) as target, self._progress(len(requests)) as (bar, task):
+            done = 0
+            for batch in batches(requests, size):
+                completions = self._complete(batch, done)
+                for request, completion in zip(batch, completions, strict=True):
+                    if self.is_first:
+                        record = request.line | self._record(completion)
+                        print(json.dumps(record, ensure_ascii=False), file=target, flush=True)
+                done += len(batch)
+                bar.update(task, completed=done)
+
+    def _complete(
+        self, requests: Sequence[Request], first_row: int, on_token: OnToken | None = None
+    ) -> list[Completion]:
+        """Completions of requests sampled alike, shared between the data ranks, on every rank."""
+        share = -(-len(requests) // self.generator.layout.data)
+        start = parallel_state.get_data_parallel_rank() * share
+        mine = self.generator.generate(
+            [request.prompt for request in requests[start : start + share]],
+            requests[0].sampling,
+            self.options.max_new_tokens,
+            self.stop_ids,
+            self.budget,
+            on_token,
+            first_row + start,
+        )
+        gathered: list[Any] = [None] * self.generator.layout.data
+        dist.all_gather_object(gathered, mine, group=parallel_state.get_data_parallel_group())
+        return [completion for completions in gathered for completion in completions]
+
+    def _stream(self, request: Request) -> str:
+        """Print one answer while it comes; its text."""
+        stream, began = TextStream(self.tokenizer), time.perf_counter()
+
+        def show(row: int, token: int, inserted: bool) -> None:
+            self._print(stream.add(token))
+
+        (completion,) = self._complete([request], 0, show)
+        self._print(stream.end() + "\n")
+        if self.is_first:
+            count, seconds = len(completion.tokens), time.perf_counter() - began
+            speed = f"{count} tokens, {count / seconds:.1f} tokens/s"
+            print(f"[{speed}, {completion.finish_reason}]", file=sys.stderr)
+        return self._text(completion)
+
+    def _record(self, completion: Completion) -> dict[str, Any]:
+        text = self._text(completion)
+        thinking, answer = split_thinking(text)
+        return {
+            "completion": text,
+            "thinking": thinking,
+            "answer": answer,
+            "finish_reason": completion.finish_reason,
+            "tokens": completion.tokens,
+            "log_probs": [round(log_prob, 6) for log_prob in completion.log_probs],
+            "inserted": [k for k, inserted in enumerate(completion.inserted) if inserted],
+        }
+
+    def _text(self, completion: Completion) -> str:
+        return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
+
+    def _questions(self) -> Iterator[str]:
+        """Lines of the first rank's standard input, on every rank, until it ends."""
+        while True:
+            self._print("> " if sys.stdin.isatty() else "")
+            line = [sys.stdin.readline() if self.is_first else ""]
+            dist.broadcast_object_list(line, src=0)
+            if not line[0]:
+                return
+            if line[0].strip():
+                yield line[0].strip()
+
+    @contextlib.contextmanager
+    def _target(self, out: Path | None) -> Iterator[Any]:
+        """Where lines go. A file of that name is whole: it is written beside and renamed."""
+        if out is None or not self.is_first:
+            yield sys.stdout
+            return
+        beside = out.with_name(f"{out.name}.partial")
+        with beside.open("w", encoding="utf-8") as target:
+            yield target
+        beside.rename(out)
+
+    @contextlib.contextmanager
+    def _progress(self, total: int) -> Iterator[tuple[Progress, Any]]:
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        shown = self.is_first and console.is_terminal
+        with Progress(*columns, TextColumn("left"), console=console, disable=not shown) as bar:
+            yield bar, bar.add_task("prompts", total=total)
+
+    def _print(self, text: str) -> None:
+        if self.is_first:
+            print(text, end="", flush=True)
