@@ -110,6 +110,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add("--qos")
     add("--cpus-per-task", type=_count, help="cores of a rank; default 8")
     add("--gres", help="replaces --gpus-per-node for SLURM: gpu:h100:8; none asks for no GPUs")
+    add("--after", type=_count, help="number of a job that must have ended well before")
     add("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="any other option")
     add("--nvlink-domain", type=_count, help="GPUs that NVLink joins; default: those of a node")
     add("--gpu-gb", type=float, default=80, help="memory of a GPU in GB; default 80")
@@ -176,6 +177,10 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
     for path in (given.setup, given.venv and f"{given.venv}/bin/python"):
         if path and not Path(path).is_file():
             yield f"{path} is no file"
+    fixed = launch_sbatch.options(runs[0], given)
+    for word in given.sbatch:
+        if (name := word.lstrip("-").partition("=")[0]) in fixed:
+            yield f"--sbatch={word} is not checked; --{name} is an option of launch.py or set by it"
     configs = [run.config for run in runs]
     for config in configs:
         yield from (f"{config.run.name}: {f}" for f in planner.faults(config, allocation))

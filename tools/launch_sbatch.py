@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_qwen3.config import Config, ConfigError
 
 SCRIPT = "examples/slurm/train.sbatch"
 _OPTIONS = ("nodes", "time", "partition", "account", "qos", "cpus_per_task")
+_BEFORE = "BEFORE"  # stands for the number of a job that is not submitted yet
 _VARIABLES = ("setup", "venv", "container", "runtime", "mounts", "restarts")
 
 
@@ -31,12 +33,13 @@ def show(runs: list[Run], given: argparse.Namespace) -> None:
     """Print a shell script that submits the runs, and what SLURM says to the first of them."""
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in _variables(given).items())
     for number, run in enumerate(runs, start=1):
-        words = map(shlex.quote, command(run, given, after="BEFORE" if number > 1 else ""))
-        line = " ".join(words).replace("afterok:BEFORE", f'"afterok:$job{number - 1}"', 1)
+        after = _BEFORE if number > 1 else given.after
+        line = shlex.join(command(run, given, after))
+        line = line.replace(f"afterok:{_BEFORE}", f'"afterok:$job{number - 1}"')
         print(f"mkdir -p {shlex.quote(str(run.config.run_dir))}")
         print(f"job{number}=$({prefix}{line})")
     if shutil.which("sbatch"):
-        sbatch, *rest = command(runs[0], given)
+        sbatch, *rest = command(runs[0], given, given.after)
         told = _call([sbatch, "--test-only", *rest], given)
         print(f"SLURM says: {told.stderr.strip()}", file=sys.stderr)
 
@@ -51,7 +54,7 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
     jobs: list[str] = []
     for run in runs:
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
-        done = _call(command(run, given, after=jobs[-1] if jobs else ""), given)
+        done = _call(command(run, given, jobs[-1] if jobs else given.after), given)
         if done.returncode:
             if jobs:
                 subprocess.run(["scancel", *jobs], check=False)
@@ -62,22 +65,27 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
 
 def command(run: Run, given: argparse.Namespace, after: str = "") -> list[str]:
     """What submits a run; `after` is the job that must have ended well before it starts."""
+    words = [f"--{name}={value}" for name, value in options(run, given, after).items() if value]
+    return ["sbatch", "--parsable", *words, *given.sbatch, SCRIPT, *run.arguments]
+
+
+def options(run: Run, given: argparse.Namespace, after: str = "") -> dict[str, str | int | None]:
+    """sbatch's options by their long names; what has no value is left to train.sbatch."""
     folder = str(run.config.run_dir)
-    asked = {name.replace("_", "-"): getattr(given, name) for name in _OPTIONS}
-    asked |= {
-        "job-name": folder.strip("/").replace("/", "-"),
+    passed_on = {name.replace("_", "-"): getattr(given, name) for name in _OPTIONS}
+    return passed_on | {
+        "job-name": f"{run.config.run.name}@{Path(run.config.run.dir).resolve()}",
         "output": f"{folder.replace('%', '%%')}/slurm-%j.out",
         "ntasks-per-node": given.gpus_per_node,
         "gpus-per-node": None if given.gres else given.gpus_per_node,
         "gres": None if given.gres == "none" else given.gres,
         "signal": f"B:USR1@{given.save_seconds}",
         "export": "ALL",  # a site may have another default
-        # Without the second a stage after one that failed would wait for ever.
-        "dependency": after and f"afterok:{after}",
-        "kill-on-invalid-dep": after and "yes",
+        # singleton: one job of this name at a time, so that no two write the same run.
+        "dependency": f"singleton,afterok:{after}" if after else "singleton",
+        # A stage after one that failed would wait for ever.
+        "kill-on-invalid-dep": "yes",
     }
-    words = [f"--{name}={value}" for name, value in asked.items() if value]
-    return ["sbatch", "--parsable", *words, *given.sbatch, SCRIPT, *run.arguments]
 
 
 def _variables(given: argparse.Namespace) -> dict[str, str]:

@@ -19,9 +19,7 @@ refuse() {
   exit 2
 }
 
-cd "${QWEN3_CHECKOUT:=$SLURM_SUBMIT_DIR}" || refuse "QWEN3_CHECKOUT = $QWEN3_CHECKOUT cannot be entered"
-[ -f megatron_qwen3/train.py ] ||
-  refuse "$PWD is no checkout of megatron_qwen3; call sbatch in one or set QWEN3_CHECKOUT"
+cd "${QWEN3_CHECKOUT:=$SLURM_SUBMIT_DIR}" || exit 2
 
 if [ -n "${QWEN3_SETUP:-}" ]; then
   [ -f "$QWEN3_SETUP" ] || refuse "QWEN3_SETUP = $QWEN3_SETUP is no file"

@@ -6,6 +6,7 @@ run must equal those of one that nothing happens to, to the bit.
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,12 +162,44 @@ def test_three_stages_run_one_after_the_other(cluster, launch, stage, tmp_path):
         for word in ("--stage", str(stage), f"run.name={name}", f"checkpoint.init_from={before}")
     ]
     jobs = launch("chain", *short, *chain, ranks_per_node=2)
-    assert [cluster.job(job)["Dependency"] for job in jobs[1:]] == [
-        f"afterok:{before}(unfulfilled)" for before in jobs[:-1]
-    ]
+    for before, job in pairwise(jobs):
+        assert f"afterok:{before}(unfulfilled)" in cluster.job(job)["Dependency"]
     for job in jobs:
         cluster.wait(job)
     ends = [losses(tmp_path / name) for name in ("one", "two", "three")]
     assert [len(end) for end in ends] == [6, 6, 6]
     assert ends[2][0][1] < ends[0][0][1]
     assert "weights from" in (tmp_path / "three" / f"slurm-{jobs[2]}.out").read_text()
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(run, cluster):
+    run.wait_for_step(1)
+    cluster.run("scancel", run.job)
+    cluster.wait(run.job, "CANCELLED")
+    wait_until(lambda: not ranks_of(run), 30, lambda: run.log)
+    assert "goes back into the queue" not in run.log
+    assert cluster.job(run.job)["JobState"] == "CANCELLED"
+
+
+def test_a_run_that_is_submitted_twice_does_not_write_twice(run, launch, stage, cluster):
+    run.wait_for_step(1)
+    (again,) = launch("train", str(stage), f"run.dir={run.folder.parent}", "run.device=cpu")
+    assert cluster.job(again)["Dependency"] == "singleton(unfulfilled)"
+    cluster.run("scancel", run.job, again)
+
+
+def test_a_wrong_setting_ends_the_job_without_another_try(cluster, stage, tmp_path):
+    options = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--output=%j.out")
+    words = ("examples/slurm/train.sbatch", str(stage), "optim.weigth_decay=1")
+    environment = cluster.environment | {"QWEN3_VENV": sys.prefix, "QWEN3_CHECKOUT": str(ROOT)}
+    script = f"{ROOT}/{words[0]}"
+    job = cluster.submit(*options, script, *words[1:], cwd=tmp_path, env=environment)
+    cluster.wait(job, "FAILED")
+    assert cluster.job(job)["ExitCode"] == "2:0"
+    assert (tmp_path / f"{job}.out").read_text().count("did you mean optim.weight_decay?") == 1
+
+
+def test_every_models_job_fits_a_cluster_of_its_size(cluster):
+    for script in sorted((ROOT / "examples/slurm").glob("qwen3_*.sbatch")):
+        options = ("--test-only", "--partition=big")
+        cluster.run("sbatch", *options, str(script), "examples/stages/pretrain_1_general.toml")

@@ -179,9 +179,10 @@ def test_what_show_prints_submits_the_same_chain(slurm, capsys):
     (slurm / "record").unlink()  # show asks sbatch, too, but with --test-only
     subprocess.run(["bash", "-euc", capsys.readouterr().out], check=True)
     assert [sorted(call) for call in calls(slurm)] == [sorted(call) for call in submitted]
-    assert [w for call in submitted for w in call if "-dep" in w] == [
-        *("--dependency=afterok:101", "--kill-on-invalid-dep=yes"),
-        *("--dependency=afterok:102", "--kill-on-invalid-dep=yes"),
+    asked = [w for call in submitted for w in call if w.startswith("--dependency")]
+    assert asked == [
+        "--dependency=singleton",
+        *(f"--dependency=singleton,afterok:{n}" for n in (101, 102)),
     ]
     assert not (slurm / "b").exists()
 
@@ -192,6 +193,20 @@ def test_a_chain_of_which_slurm_refuses_a_part_is_taken_back(slurm, monkeypatch,
     assert launch.main([*words, "--nodes=8", "--skip-files"]) == 2
     assert (slurm / "record.cancelled").read_text() == "101 102\n"
     assert "pretrain_3_long_context: invalid account" in capsys.readouterr().err
+
+
+def test_a_chain_starts_after_another_job(slurm):
+    words = ["chain", "examples/models/qwen3_8b.toml", f"run.dir={slurm}/runs", "--after=77"]
+    assert launch.main([*words, "--nodes=8", "--skip-files"]) == 0
+    asked = [w for call in calls(slurm) for w in call if w.startswith("--dependency")]
+    assert asked == [f"--dependency=singleton,afterok:{n}" for n in (77, 101, 102)]
+
+
+@pytest.mark.parametrize("option", ["--nodes=9", "--dependency=afterok:1", "--signal=USR2@1"])
+def test_an_option_that_is_checked_does_not_slip_by(slurm, capsys, option):
+    assert train(f"run.dir={slurm}", f"--sbatch={option}") == 2
+    assert f"--sbatch={option} is not checked" in capsys.readouterr().err
+    assert not (slurm / "record").exists()
 
 
 def test_files_that_are_missing_are_told_together(slurm, capsys):
