@@ -9,11 +9,13 @@ combinations are left that each can have files of its own, from which a mixture 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from typing import NamedTuple
 from urllib.parse import quote
 
 UNKNOWN = "unknown"
+LONGEST_LABEL = 50  # characters: each takes up to 4 bytes in a file name, which may have 255
 LEVELS = ("low", "medium", "high")
 LEVEL_BOUNDS = (1 / 3, 2 / 3)  # where medium and high begin
 LENGTHS = ("0-4k", "4k-16k", "16k-32k", "32k+")
@@ -54,5 +56,5 @@ def length(tokens: int) -> str:
 
 
 def _file_name(value: str) -> str:
-    """The label as part of a path; as in a URL, what a path cannot hold becomes %XX."""
-    return quote(value, safe=" +,;@")
+    """The label as part of a path; as in a URL, what some path cannot hold becomes %XX."""
+    return re.sub(r'[\x00-\x1f\x7f"%*/:<=>?\\|]', lambda match: quote(match[0], safe=""), value)

@@ -67,6 +67,9 @@ class Inventory:
     shards: tuple[Shard, ...]
 
 
+Buffer = bytes | bytearray | memoryview
+
+
 class Origin(NamedTuple):
     """Where a document came from. line: from 1; of a Parquet file the row."""
 
@@ -107,31 +110,29 @@ def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterab
     write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
 
 
-def write_inventory(inventory: Inventory) -> None:
-    """Make the shards visible to who reads the folder."""
-    write_json(
-        inventory.folder / INVENTORY,
-        {
-            "version": VERSION,
-            "tokenizer": inventory.tokenizer,
-            "vocab_size": inventory.vocab_size,
-            "inputs": inventory.inputs,
-            "shards": [shard.as_json() for shard in inventory.shards],
-        },
-    )
+def write_inventory(inventory: Inventory, suffix: str = "partial") -> None:
+    """Make the shards visible to who reads the folder. suffix: as of `write_whole`."""
+    content = {
+        "version": VERSION,
+        "tokenizer": inventory.tokenizer,
+        "vocab_size": inventory.vocab_size,
+        "inputs": inventory.inputs,
+        "shards": [shard.as_json() for shard in inventory.shards],
+    }
+    write_json(inventory.folder / INVENTORY, content, suffix)
 
 
 def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
     """ConfigError where there is none, or it is not one."""
     path = Path(folder) / INVENTORY
-    content = _read_json(path, "the folder of tokenized documents is not whole yet, or another one")
+    content = read_json(path, "the folder of tokenized documents is not whole yet, or another one")
     try:
         return Inventory(
             folder=Path(folder),
             tokenizer=content["tokenizer"],
             vocab_size=content["vocab_size"],
             inputs=tuple(content["inputs"]),
-            shards=tuple(_shard(row) for row in content["shards"]),
+            shards=tuple(shard_from_json(row) for row in content["shards"]),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not an inventory: {error!r}") from None
@@ -140,7 +141,7 @@ def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
 def read_shard(prefix: str | os.PathLike[str]) -> Shard:
     """What the mark beside a shard says; ConfigError where the shard is not whole."""
     path = Path(f"{os.fspath(prefix)}.json")
-    return _shard(_read_json(path, "the shard is not whole, or no shard"))
+    return shard_from_json(read_json(path, "the shard is not whole, or no shard"))
 
 
 def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
@@ -161,13 +162,17 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
     return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), text)
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_whole(path, [json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"])
+def write_json(path: Path, content: Any, suffix: str = "partial") -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    write_whole(path, [text.encode()], suffix)
 
 
-def write_whole(path: Path, parts: Iterable[bytes | bytearray]) -> None:
-    """Write a file that is there whole or not at all, whatever happens meanwhile."""
-    partial = Path(f"{path}.partial")
+def write_whole(path: Path, parts: Iterable[Buffer], suffix: str = "partial") -> None:
+    """Write a file that is there whole or not at all, whatever happens meanwhile.
+
+    suffix: of the name it has until then; who may write at the same time need different ones.
+    """
+    partial = Path(f"{path}.{suffix}")
     with partial.open("wb") as file:
         for part in parts:
             file.write(part)
@@ -176,12 +181,13 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray]) -> None:
     partial.replace(path)
 
 
-def _shard(row: dict[str, Any]) -> Shard:
+def shard_from_json(row: dict[str, Any]) -> Shard:
     labels = Labels(*(row[name] for name in Labels._fields))
     return Shard(row["path"], labels, row["documents"], row["tokens"], row["bytes"])
 
 
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A file that `write_json` wrote; ConfigError, which ends in `otherwise`, where it is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,0 +1,133 @@
+"""Lines of a file or of a part of it, plain or compressed, at constant memory.
+
+    for lines, progress in blocks("a.jsonl.gz", 0, size, longest_line=1 << 26):
+        ...                          # some MB of lines without their newlines; share that is read
+
+A line belongs to the part in which it begins, so parts that cover a file give each line once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from megatron_qwen3.config import ConfigError
+
+BLOCK_BYTES = 1 << 22
+_COMPRESSED_BYTES = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class DamagedFile(Exception):
+    """A compressed stream ends early or makes no sense; what came before it was handed on."""
+
+
+def blocks(
+    path: str, start: int, end: int, longest_line: int
+) -> Iterator[tuple[list[bytes], float]]:
+    """(lines, share of the part that is read so far), some MB at a time.
+
+    Of a line longer than `longest_line` bytes only that many and one are given.
+    """
+    with open(path, "rb") as file:
+        pieces = _pieces(file, path, start, end, longest_line)
+        for lines in _lines(pieces, longest_line):
+            yield lines, min(1.0, (file.tell() - start) / max(1, end - start))
+
+
+def _lines(pieces: Iterator[bytes], longest_line: int) -> Iterator[list[bytes]]:
+    """Pieces of any length -> lists of whole lines. An error comes after the lines before it."""
+    waiting: list[bytes] = []
+    size = fresh = 0  # bytes that wait, and how many of them came since the last list
+    is_cut, damage = False, None
+    try:
+        for piece in pieces:
+            if is_cut:  # forget what else belongs to this line
+                _, newline, piece = piece.partition(b"\n")
+                is_cut = not newline
+            waiting.append(piece)
+            size, fresh = size + len(piece), fresh + len(piece)
+            if fresh >= BLOCK_BYTES or size > longest_line:
+                *lines, rest = b"".join(waiting).split(b"\n")
+                if len(rest) > longest_line:
+                    lines, rest, is_cut = [*lines, rest[: longest_line + 1]], b"", True
+                yield lines
+                waiting, size, fresh = [rest], len(rest), 0
+    except DamagedFile as error:
+        damage = error
+    *lines, rest = b"".join(waiting).split(b"\n")
+    yield [*lines, rest] if rest and not damage else lines
+    if damage:
+        raise damage
+
+
+def _pieces(file: BinaryIO, path: str, start: int, end: int, longest_line: int) -> Iterator[bytes]:
+    if path.endswith(".gz"):
+        yield from _decompressed(file, lambda: zlib.decompressobj(wbits=31), zlib.error)
+    elif path.endswith(".zst"):
+        zstandard = _import_zstandard()
+        new = zstandard.ZstdDecompressor().decompressobj
+        yield from _decompressed(file, new, zstandard.ZstdError)
+    else:
+        yield from _part(file, start, end, longest_line)
+
+
+def _part(file: BinaryIO, start: int, end: int, longest_line: int) -> Iterator[bytes]:
+    """From the first line that begins at `start` or later to that which goes past `end`."""
+    if start:
+        file.seek(start - 1)
+        _skip_line(file)
+    elif file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
+        file.seek(0)
+    piece = b""
+    while left := max(0, end - file.tell()):
+        piece = file.read(min(left, BLOCK_BYTES))
+        if not piece:  # the file was longer when the work was planned
+            raise DamagedFile(f"ends at {file.tell():,} bytes, not at {end:,}")
+        yield piece
+    if piece and not piece.endswith(b"\n"):
+        yield file.readline(longest_line + 1)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while piece := file.readline(BLOCK_BYTES):
+        if piece.endswith(b"\n"):
+            return
+
+
+def _decompressed(
+    file: BinaryIO, new: Callable[[], Any], error_type: type[Exception]
+) -> Iterator[bytes]:
+    """A stream of one or several members, end to end, as `cat a.gz b.gz` makes them."""
+    decompressor = new()
+    try:
+        while compressed := file.read(_COMPRESSED_BYTES):
+            while compressed:
+                if decompressor.eof:
+                    decompressor = new()
+                yield decompressor.decompress(compressed)
+                compressed = decompressor.unused_data
+    except error_type as error:
+        raise DamagedFile(str(error)) from None
+    if not decompressor.eof:
+        raise DamagedFile("the compressed stream is cut short")
+
+
+def _import_zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise ConfigError(
+            "reading .zst needs zstandard, which is not installed: python -m pip install zstandard"
+        ) from None
+    return zstandard
+
+
+def lines_before(path: str, start: int) -> int:
+    """How many lines of a plain file come before the part that starts at this byte."""
+    if not start:
+        return 0
+    with open(path, "rb") as file:
+        sizes = (min(BLOCK_BYTES, start - 1 - at) for at in range(0, start - 1, BLOCK_BYTES))
+        return 1 + sum(file.read(size).count(b"\n") for size in sizes)

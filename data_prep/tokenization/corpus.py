@@ -1,0 +1,144 @@
+"""A corpus of documents becomes shards: the run that `tools/tokenize_corpus.py` starts.
+
+    report = tokenize(["data/clean"], out, Settings("tokenizer"), Options(workers=8))
+
+Group by group its units are tokenized, its shards written, its mark set (groups.py); processes do
+the work (pool.py, work.py). Several runs may share a folder, each as one task of many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.engines import AUTO
+from data_prep.shards import Shard, write_whole
+from data_prep.tokenization import groups
+from data_prep.tokenization.locks import owned
+from data_prep.tokenization.plan import Plan, Settings, make_plan, settle
+from data_prep.tokenization.pool import Pool
+from data_prep.tokenization.progress import Progress
+from data_prep.tokenization.work import Job, tokenize_unit, write_piece
+from data_prep.tokenizer import DocumentTokenizer, tokenizer_json
+from megatron_qwen3.config import ConfigError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+UNITS_SHARE = 0.85  # of a group's time; its shards take the rest
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the work is done; none of it changes a byte of the result.
+
+    workers: processes. task: this run does the groups task, task + tasks, … of the folder.
+    stop_on_error: the first bad line ends the run; otherwise such lines are counted and left out.
+    """
+
+    workers: int = 1
+    engine: str = AUTO
+    task: int = 0
+    tasks: int = 1
+    stop_on_error: bool = False
+
+
+def tokenize(
+    paths: Sequence[str | os.PathLike[str]], out: Path, settings: Settings, options: Options
+) -> groups.Report | None:
+    """Do this task's part. The report on all tasks where all are done, else None.
+
+    ConfigError says what is wrong with inputs, settings or folder, or why the run had to stop.
+    """
+    if not 0 <= options.task < options.tasks:
+        raise ConfigError(f"task {options.task} of {options.tasks}: tasks are numbered from 0")
+    plan = make_plan(paths, settings)
+    with _errors_for_people():
+        mine = range(options.task, len(plan.groups), options.tasks)
+        total = sum(_group_bytes(plan, group) for group in mine)
+        with Progress(total) as progress, Pool(options.workers, progress.advance) as pool:
+            job = _settled(plan, out, options, progress)
+            for group in mine:
+                _do_group(job, group, pool, progress)
+        return groups.finish(job)
+
+
+def _do_group(job: Job, group: int, pool: Pool, progress: Progress) -> None:
+    size = _group_bytes(job.plan, group)
+    if groups.is_done(job, group):
+        progress.skip(size)
+        groups.clean_up(job, group)
+        return
+    with owned(job.work_folder(group)):
+        units = groups.open_units(job, group)
+        todo = sum(unit.part.end - unit.part.start for unit in units)
+        progress.skip(UNITS_SHARE * (size - todo))
+        progress.stage("tokenizing", todo, UNITS_SHARE * todo)
+        for _ in pool.run(tokenize_unit, [(job, group, unit) for unit in units]):
+            pass
+        shards = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
+        groups.close_group(job, group, shards)
+    groups.clean_up(job, group)
+
+
+def _write_shards(
+    job: Job, group: int, pool: Pool, progress: Progress, share_bytes: float
+) -> list[Shard]:
+    """All shards of the group, in the order of their labels, those of earlier runs among them."""
+    pieces = groups.plan_pieces(job, group)
+    shards = {piece.path: groups.written(job, piece) for piece in pieces}
+    todo = [piece for piece in pieces if shards[piece.path] is None]
+    progress.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
+    for shard in pool.run(write_piece, [(job, piece) for piece in todo]):
+        if shard is not None:
+            shards[shard.path] = shard
+    return [shard for shard in shards.values() if shard is not None]
+
+
+def _group_bytes(plan: Plan, group: int) -> int:
+    return sum(plan.inputs[k].size for k in plan.groups[group])
+
+
+def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job:
+    """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
+    path = tokenizer_json(plan.settings.tokenizer)
+    tokenizer = DocumentTokenizer(path, options.engine)
+    if tokenizer.engine_note:
+        progress.say(
+            f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"
+        )
+    plan_sha256 = settle(plan, out, options.task)
+    (out / "tokenizer").mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        source = path.parent / name if path.name == TOKENIZER_FILES[0] else path
+        if source.exists():
+            write_whole(out / "tokenizer" / name, [source.read_bytes()], f"partial-{options.task}")
+    about = {
+        "path": "tokenizer",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "end_of_document": tokenizer.end_of_document,
+    }
+    return Job(
+        plan,
+        out,
+        plan_sha256,
+        about,
+        tokenizer.vocab_size,
+        tokenizer.engine,
+        options.task,
+        options.stop_on_error,
+    )
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    """What the operating system refuses (a full disk, rights), said with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or 'writing'}: {error.strerror or error}; "
+            "what is done is kept: mend it and run the same command again"
+        ) from None

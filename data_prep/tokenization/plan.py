@@ -1,0 +1,190 @@
+"""What a tokenization is made of: its inputs, its settings, and the work they fall into.
+
+    plan = make_plan(["data/clean"], Settings("tokenizer"))
+    settle(plan, out, task=0)       # ConfigError where OUT was begun with other inputs or settings
+
+The work depends on inputs and settings alone, never on who does it. A group is a run of whole files
+of about `group_bytes`: it is shuffled as one and belongs to one task. Its units are tokenized
+independently of each other: byte ranges of plain JSONL, whole files of other kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.documents import NAMES, SUFFIXES, SUFFIXES_IN_FOLDERS, Part, is_splittable
+from data_prep.labels import LONGEST_LABEL
+from data_prep.shards import VERSION, read_json, write_json
+from data_prep.tokenizer import tokenizer_json
+from megatron_qwen3.config import ConfigError
+
+PLAN = "plan.json"
+UNIT_BYTES = 1 << 26
+DEFAULTED = ("source", "language", "domain")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the shards depend on besides the documents.
+
+    tokenizer: folder or tokenizer.json. names: what fields are called in the files, where that is
+    not their own name. defaults: source, language or domain of documents that have none.
+    shard_tokens: about how many a shard has at most. group_bytes: of input, shuffled as one.
+    """
+
+    tokenizer: str
+    seed: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    shard_tokens: int = 1 << 26
+    group_bytes: int = 1 << 36
+
+
+class Input(NamedTuple):
+    """A file of documents. name: relative to the folder that all inputs have in common."""
+
+    name: str
+    path: str
+    size: int
+    modified_ns: int
+
+
+class Unit(NamedTuple):
+    """What one worker tokenizes at a time: a part of input number `input`."""
+
+    number: int
+    input: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """groups: which inputs, by number, belong to each."""
+
+    settings: Settings
+    inputs: tuple[Input, ...]
+    groups: tuple[range, ...]
+
+    def units(self, group: int) -> list[Unit]:
+        """The units of a group, in the order of its files."""
+        parts = [(k, part) for k in self.groups[group] for part in _parts(self.inputs[k])]
+        return [Unit(number, k, part) for number, (k, part) in enumerate(parts)]
+
+
+def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Plan:
+    """ConfigError where a path does not exist or holds no documents, or a setting is wrong."""
+    _check(settings)
+    inputs = tuple(_inputs([Path(path) for path in paths]))
+    if not inputs:
+        raise ConfigError(f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}")
+    return Plan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
+
+
+def settle(plan: Plan, out: Path, task: int) -> str:
+    """Write OUT/plan.json, or compare with the one there; its digest. Tasks may do so at once."""
+    identity = json.loads(json.dumps(_identity(plan)))
+    path = out / PLAN
+    if not path.exists():
+        if (out / "inventory.json").exists():
+            raise ConfigError(f"{out} holds shards without {PLAN}; choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity, f"partial-{task}")
+    (out / f"{PLAN}.partial-{task}").unlink(missing_ok=True)
+    differences = _differences(read_json(path, "it was removed just now"), identity)
+    if differences:
+        raise ConfigError(
+            f"{out} was begun with other inputs or settings: {differences}; "
+            "remove the folder, or choose another"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What must be equal for a folder to be continued. Where files lie may differ."""
+    settings = asdict(plan.settings)
+    tokenizer = tokenizer_json(settings.pop("tokenizer"))
+    settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    inputs = [[file.name, file.size, file.modified_ns] for file in plan.inputs]
+    return {"version": VERSION, "settings": settings, "inputs": inputs}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    old, new = before.get("settings", {}), now["settings"]
+    parts = [f"{k} was {old.get(k)}, is {new.get(k)}" for k in new if old.get(k) != new[k]]
+    old_files, new_files = ({name: rest for name, *rest in x["inputs"]} for x in (before, now))
+    gone, added = old_files.keys() - new_files.keys(), new_files.keys() - old_files.keys()
+    changed = [
+        name for name in new_files if new_files[name] != old_files.get(name, new_files[name])
+    ]
+    for names, verb in ((gone, "missing"), (added, "new"), (changed, "changed")):
+        if names:
+            parts.append(f"{len(names)} inputs {verb} ({_listed(sorted(names))})")
+    return "; ".join(parts)
+
+
+def _check(settings: Settings) -> None:
+    for option, given, valid in (
+        ("names", settings.names, NAMES),
+        ("defaults", settings.defaults, DEFAULTED),
+    ):
+        for name in given:
+            if name not in valid:
+                raise ConfigError(f"{option}: {name} is unknown; valid: {', '.join(valid)}")
+    for name, value in settings.defaults.items():
+        if not 0 < len(value) <= LONGEST_LABEL:
+            raise ConfigError(f"defaults: {name} needs 1 to {LONGEST_LABEL} characters")
+    for name in ("shard_tokens", "group_bytes"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name} = {getattr(settings, name)} is not positive")
+
+
+def _inputs(paths: list[Path]) -> Iterator[Input]:
+    files = sorted({file.absolute() for path in paths for file in _files(path)})
+    if not files:
+        return
+    top = os.path.commonpath([file.parent for file in files])
+    for file in files:
+        status = file.stat()
+        name = file.relative_to(top).as_posix()
+        yield Input(name, str(file), status.st_size, status.st_mtime_ns)
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if path.is_dir():
+        return [p for p in path.rglob("*") if p.name.endswith(SUFFIXES_IN_FOLDERS) and p.is_file()]
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    if not path.name.endswith(SUFFIXES):
+        raise ConfigError(f"{path} is not a file of documents by its name; known: {_KINDS}")
+    return [path]
+
+
+def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:
+    start = size = 0
+    for k, file in enumerate(inputs):
+        size += file.size
+        if size >= group_bytes:
+            yield range(start, k + 1)
+            start, size = k + 1, 0
+    if start < len(inputs):
+        yield range(start, len(inputs))
+
+
+def _parts(file: Input) -> list[Part]:
+    if not is_splittable(file.path):
+        return [Part(file.path, 0, file.size)]
+    starts = range(0, max(1, file.size), UNIT_BYTES)
+    return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
+
+
+def _listed(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+_KINDS = ", ".join(SUFFIXES)

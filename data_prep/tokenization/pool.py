@@ -1,0 +1,108 @@
+"""Processes that share out a list of calls, report what they have done, and never outlive us.
+
+    with Pool(workers, show) as pool:
+        for result in pool.run(tokenize_unit, [(job, 0, unit), ...]): ...
+
+`function(*arguments, tick)` calls tick(bytes) now and then; `show` gets the bytes since the last
+time. One worker is this process itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Self
+
+from megatron_qwen3.config import ConfigError
+
+POLL_SECONDS = 0.25
+
+
+class Pool:
+    """ConfigError where a worker is killed: what it had not finished is done by another run."""
+
+    def __init__(self, workers: int, show: Callable[[int], None]) -> None:
+        self._show = show
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._bytes = context.Value("q", 0)
+            self._stop = context.Event()
+            self._executor = ProcessPoolExecutor(
+                workers, context, initializer=_begin, initargs=(self._bytes, self._stop)
+            )
+
+    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """The results, as they come. The first error stops the others and is raised."""
+        if self._executor is None:
+            for arguments in calls:
+                yield function(*arguments, self._show)
+            return
+        pending = {self._executor.submit(_call, function, arguments) for arguments in calls}
+        shown = self._bytes.value
+        try:
+            while pending:
+                done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                now = self._bytes.value
+                self._show(now - shown)
+                shown = now
+                yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise ConfigError(
+                "a worker process was killed, maybe for want of memory (see --workers); "
+                "what is done is kept: run the same command again"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._executor is not None:
+            if kind is not None:
+                self._stop.set()
+            self._executor.shutdown(cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """Another process failed, or the user stopped the run."""
+
+
+_tick: Callable[[int], None]
+
+
+def _begin(count: Any, stop: Any) -> None:
+    """What a worker does first: it leaves Ctrl-C to its parent, and dies with it."""
+    global _tick
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes share the cores, not threads
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def tick(amount: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        with count.get_lock():
+            count.value += amount
+
+    _tick = tick
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments, _tick)

@@ -1,0 +1,223 @@
+"""What one process does for a corpus: it tokenizes a unit, or writes a shard.
+
+    tokenize_unit(job, group, unit, tick)     # documents -> sorted runs, and a mark
+    write_piece(job, piece, tick)             # runs -> one shard
+
+Either may be killed at any moment and done again: a file has its real name only when it is whole,
+and what says that all are there is written last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.documents import Batch, Document, Problem, read
+from data_prep.indexed import token_dtype
+from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
+from data_prep.lines import lines_before
+from data_prep.shards import VERSION, Shard, write_json, write_shard
+from data_prep.tokenization.locks import shared
+from data_prep.tokenization.plan import Plan, Unit
+from data_prep.tokenization.spill import (
+    ROW,
+    Run,
+    Source,
+    Table,
+    chunks,
+    keys,
+    read_piece,
+    write_run,
+)
+from data_prep.tokenizer import DocumentTokenizer
+from megatron_qwen3.config import ConfigError
+
+RUN_BYTES = 1 << 26  # of token ids that are collected before they are sorted and written
+LISTED_PROBLEMS = 1000  # of a unit; more are counted only
+MOST_LABELS = 10_000  # combinations in a unit
+
+Tick = Callable[[int], None]  # told how many bytes more are done; may raise to stop
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all processes of a run must know.
+
+    plan_sha256: of OUT/plan.json. tokenizer: what the inventory says of it. engine: by name. task:
+    of those that share the folder, this one. stop_on_error: the first bad line ends the run.
+    """
+
+    plan: Plan
+    out: Path
+    plan_sha256: str
+    tokenizer: dict[str, Any]
+    vocab_size: int
+    engine: str
+    task: int = 0
+    stop_on_error: bool = False
+
+    def work_folder(self, group: int) -> Path:
+        return self.out / "work" / f"{group:05}"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return token_dtype(self.vocab_size)
+
+
+class Piece(NamedTuple):
+    """A shard to be written: the piece-th of `pieces` of all documents with these labels."""
+
+    path: str
+    labels: Labels
+    sources: list[Source]
+    piece: int
+    pieces: int
+
+    @property
+    def text_bytes(self) -> int:
+        """About how many bytes of text it holds."""
+        return sum(source.section.bytes for source in self.sources) // self.pieces
+
+
+def unit_mark(folder: Path, unit: Unit) -> Path:
+    """The file that appears when all runs of a unit are there."""
+    return folder / f"{unit.number:05}.json"
+
+
+def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
+    """Read the unit's documents and leave them as runs in the group's work folder.
+
+    ConfigError at the first bad line, if the job asks for it. OSError: unreadable input, full disk.
+    """
+    folder = job.work_folder(group)
+    with shared(folder):
+        problems = Problems(unit, job.stop_on_error)
+        book = LabelBook(job.plan.settings.defaults)
+        runs: list[Run] = []
+        waiting: list[Table] = []
+        lines = 0
+        for batch in _ticking(read(unit.part, job.plan.settings.names), unit, tick):
+            problems.add(batch.problems)
+            lines += batch.num_lines
+            if batch.documents:
+                waiting.append(_table(batch, job, book, unit.input))
+            if sum(table.tokens.nbytes for table in waiting) >= RUN_BYTES:
+                runs.append(write_run(_run_path(folder, unit, len(runs)), waiting))
+                waiting = []
+        if waiting:
+            runs.append(write_run(_run_path(folder, unit, len(runs)), waiting))
+        found = {"lines": lines, "problems": problems.listed, "counts": problems.counts}
+        content = {"version": VERSION, "labels": book.names, "runs": runs, **found}
+        write_json(unit_mark(folder, unit), content)
+
+
+def _ticking(batches: Iterator[Batch], unit: Unit, tick: Tick) -> Iterator[Batch]:
+    """The batches; after each is worked on, `tick` learns how many bytes of the input it was."""
+    size, done = unit.part.end - unit.part.start, 0
+    for batch in batches:
+        yield batch
+        now = int(batch.progress * size)
+        tick(now - done)
+        done = now
+
+
+def write_piece(job: Job, piece: Piece, tick: Tick) -> Shard | None:
+    """Write one shard; None where chance left no document in this range of keys."""
+    with shared(Path(piece.sources[0].path).parent):
+        table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces)
+        sums = (int(table.rows[name].sum(dtype=np.int64)) for name in ("length", "text_bytes"))
+        shard = Shard(piece.path, piece.labels, len(table.rows), *sums)
+        if shard.documents:
+            write_shard(job.out, shard, job.dtype, chunks(table, inputs))
+        tick(piece.text_bytes)
+        return shard if shard.documents else None
+
+
+class Problems:
+    """The bad lines of a unit: all counted by kind, the first ones kept."""
+
+    def __init__(self, unit: Unit, stops: bool) -> None:
+        self.listed: list[Problem] = []
+        self.counts: Counter[str] = Counter()
+        self._unit, self._stops = unit, stops
+
+    def add(self, problems: list[Problem]) -> None:
+        if problems and self._stops:
+            line, kind, detail = problems[0]
+            part = self._unit.part
+            line += lines_before(part.path, part.start)
+            raise ConfigError(f"{part.path}:{line}: {kind}: {detail}")
+        self.counts.update(problem.kind for problem in problems)
+        self.listed += problems[: LISTED_PROBLEMS - len(self.listed)]
+
+
+class LabelBook:
+    """Numbers for the combinations of labels that occur in a unit, but for the length."""
+
+    def __init__(self, defaults: Mapping[str, str]) -> None:
+        self._source, self._language, self._domain = (
+            defaults.get(name, UNKNOWN) for name in ("source", "language", "domain")
+        )
+        self._numbers: dict[tuple[str, ...], int] = {}
+
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        return list(self._numbers)
+
+    def number(self, document: Document) -> int:
+        """Labels beside the text come before those in its metadata, and these before defaults."""
+        within = document.metadata or document
+        quality, education = document.quality, document.education
+        labels = (
+            document.source or within.source or self._source,
+            document.language or within.language or self._language,
+            document.domain or within.domain or self._domain,
+            level(within.quality if quality is None else quality),
+            level(within.education if education is None else education),
+        )
+        number = self._numbers.setdefault(labels, len(self._numbers))
+        if number >= MOST_LABELS:
+            raise ConfigError(
+                f"more than {MOST_LABELS:,} combinations of labels, the last {labels}: "
+                "a label is one of few words; see --field"
+            )
+        return number
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str, engine: str) -> DocumentTokenizer:
+    return DocumentTokenizer(path, engine, compare=False)  # the run's first process did
+
+
+def _run_path(folder: Path, unit: Unit, number: int) -> Path:
+    return folder / f"{unit.number:05}-{number:05}.run"
+
+
+def _table(batch: Batch, job: Job, book: LabelBook, input: int) -> Table:
+    settings = job.plan.settings
+    texts = [document.text for document in batch.documents]
+    names = ["" if d.id is None else str(d.id) for d in batch.documents]
+    tokens, lengths = _tokenizer(settings.tokenizer, job.engine).encode_flat(texts)
+    labels = np.array([book.number(document) for document in batch.documents])
+    ids = np.frombuffer("".join(names).encode(), np.uint8)
+    rows = np.empty(len(texts), ROW)
+    rows["length"] = lengths
+    rows["start"] = np.cumsum(lengths) - lengths
+    rows["line"] = batch.lines
+    rows["text_bytes"] = _utf8_sizes(texts)
+    rows["id_bytes"] = _utf8_sizes(names)
+    rows["id_start"] = np.cumsum(rows["id_bytes"], dtype=np.int64) - rows["id_bytes"]
+    rows["labels"] = labels * len(LENGTHS) + np.searchsorted(
+        LENGTH_BOUNDS_TOKENS, lengths, side="right"
+    )
+    return Table(tokens.astype(job.dtype), keys(settings.seed, input, batch.positions), rows, ids)
+
+
+def _utf8_sizes(texts: list[str]) -> list[int]:
+    return [len(text) if text.isascii() else len(text.encode()) for text in texts]

@@ -1,0 +1,435 @@
+"""Documents become shards: the same bytes whoever does the work, Megatron's, and never half."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import gzip
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from data_prep.indexed import IndexedReader
+from data_prep.shards import origin, read_inventory
+from data_prep.tokenization import plan, work
+from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.plan import Settings
+from data_prep.tokenizer import DocumentTokenizer, train
+from megatron_qwen3.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["river", "town", "hills", "sea", "water", "mill", "children", "la", "rivière", "город"]
+ONE = Options()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train([" ".join(WORDS) * 50], 500, folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes at which a test's documents take several units, runs and shards."""
+    monkeypatch.setattr(plan, "UNIT_BYTES", 1 << 14)
+    monkeypatch.setattr(work, "RUN_BYTES", 1 << 12)
+
+
+def settings(tokenizer: str, **others: Any) -> Settings:
+    return Settings(tokenizer, shard_tokens=4000, group_bytes=40_000, **others)
+
+
+def documents(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    chance = random.Random(seed)
+    rows = []
+    for k in range(count):
+        text = " ".join(chance.choices(WORDS, k=chance.randint(1, 60)))
+        row = {
+            "id": f"{seed}-{k}",
+            "text": text,
+            "language": chance.choice(["eng_Latn", "rus_Cyrl"]),
+        }
+        row["metadata"] = {"quality": chance.choice([0.1, 0.9, None])}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three files in three groups, one of them compressed, one in a folder of its own."""
+    folder = tmp_path / "corpus"
+    (folder / "more").mkdir(parents=True)
+    for seed, (name, count) in enumerate(
+        {"a.jsonl": 300, "b.jsonl.gz": 200, "more/c.jsonl": 100}.items()
+    ):
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in documents(count, seed))
+        (folder / name).write_bytes(
+            gzip.compress(content, mtime=0) if name.endswith("gz") else content
+        )
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def sequences(out: Path) -> dict[str, list[list[int]]]:
+    """Every shard's documents as ids."""
+    found = {}
+    for shard in read_inventory(out).shards:
+        reader = IndexedReader(out / shard.path)
+        found[shard.path] = [
+            reader.tokens[a:b].tolist() for a, b in pairwise(reader.document_offsets)
+        ]
+    return found
+
+
+def test_every_document_is_in_one_shard_of_its_labels_with_the_ids_of_hugging_face(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    report = tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
+    assert report is not None and report.lines == 600 and not report.problems
+    reference = DocumentTokenizer(tokenizer, "huggingface")
+    expected = {
+        row["id"]: row for seed, n in ((0, 300), (1, 200), (2, 100)) for row in documents(n, seed)
+    }
+    inventory = read_inventory(tmp_path / "out")
+    assert len(inventory.shards) >= 12
+    for shard in inventory.shards:
+        written = sequences(tmp_path / "out")[shard.path]
+        assert len(written) == shard.documents and sum(map(len, written)) == shard.tokens
+        for k, ids in enumerate(written):
+            place = origin(tmp_path / "out" / shard.path, k)
+            row = expected.pop(place.id)
+            assert ids == reference.encode_document(row["text"]).tolist()
+            quality = {0.1: "low", 0.9: "high", None: "unknown"}[row["metadata"]["quality"]]
+            assert (shard.labels.language, shard.labels.quality) == (row["language"], quality)
+            content = (corpus / place.file).read_bytes()
+            lines = (
+                gzip.decompress(content) if place.file.endswith("gz") else content
+            ).splitlines()
+            assert json.loads(lines[place.line - 1])["id"] == place.id
+    assert not expected
+    assert sum(shard.bytes for shard in inventory.shards) == sum(
+        len(row["text"].encode())
+        for seed, n in ((0, 300), (1, 200), (2, 100))
+        for row in documents(n, seed)
+    )
+
+
+def test_shards_are_byte_identical_to_megatrons(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    out = tmp_path / "out"
+    tokenize([corpus], out, settings(tokenizer), ONE)
+    for number, (path, written) in enumerate(sequences(out).items()):
+        theirs = tmp_path / f"theirs-{number}"
+        builder = megatron.IndexedDatasetBuilder(f"{theirs}.bin", dtype=np.uint16)
+        for ids in written:
+            builder.add_document(torch.tensor(ids), [len(ids)])
+        builder.finalize(f"{theirs}.idx")
+        for suffix in ("bin", "idx"):
+            ours = out / f"{path}.{suffix}"
+            assert filecmp.cmp(ours, f"{theirs}.{suffix}", shallow=False)
+
+
+def test_megatrons_gptdataset_gives_the_same_tokens(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    gpt = pytest.importorskip("megatron.core.datasets.gpt_dataset")
+    blended = pytest.importorskip("megatron.core.datasets.blended_megatron_dataset_builder")
+    out, length = tmp_path / "out", 32
+    tokenize([corpus], out, settings(tokenizer), ONE)
+    path, written = max(sequences(out).items(), key=lambda item: len(item[1]))
+    config = gpt.GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=length,
+        blend=([str(out / path)], None),
+        split="1,0,0",
+        path_to_cache=str(tmp_path / "cache"),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        tokenizer=SimpleNamespace(eod=474, pad=474, vocab_size=500, unique_identifiers={}),
+        mid_level_dataset_surplus=0.005,
+    )
+    builder = blended.BlendedMegatronDatasetBuilder(
+        gpt.GPTDataset, [20, 0, 0], lambda: True, config
+    )
+    dataset = builder.build()[0]
+    stream = [token for k in dataset.document_index for token in written[k]]
+    for sample in range(20):
+        start = int(dataset.shuffle_index[sample]) * length
+        tokens, labels = (dataset[sample][name].tolist() for name in ("tokens", "labels"))
+        assert tokens + labels[-1:] == stream[start : start + length + 1]
+
+
+@pytest.mark.parametrize("options", [Options(workers=3), Options(engine="huggingface")])
+def test_workers_and_engine_do_not_change_a_byte(
+    corpus: Path, tmp_path: Path, tokenizer: str, options: Options
+) -> None:
+    for name, chosen in (("one", ONE), ("other", options)):
+        tokenize([corpus], tmp_path / name, settings(tokenizer), chosen)
+    assert digests(tmp_path / "one") == digests(tmp_path / "other")
+
+
+def test_tasks_share_a_folder_and_the_last_one_writes_the_inventory(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    tokenize([corpus], tmp_path / "one", settings(tokenizer), ONE)
+    reports = [
+        tokenize([corpus], tmp_path / "two", settings(tokenizer), Options(task=task, tasks=2))
+        for task in (1, 0)
+    ]
+    assert reports[0] is None and reports[1] is not None
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_the_seed_decides_the_order_and_the_order_is_not_that_of_the_input(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    for seed in (0, 1):
+        tokenize([corpus], tmp_path / str(seed), settings(tokenizer, seed=seed), ONE)
+    first, second = (sequences(tmp_path / str(seed)) for seed in (0, 1))
+    everything = [
+        sorted(ids for part in found.values() for ids in part) for found in (first, second)
+    ]
+    assert everything[0] == everything[1]
+    assert first != second
+    out = tmp_path / "0"
+    shard = max(read_inventory(out).shards, key=lambda shard: shard.documents)
+    lines = [origin(out / shard.path, k).line for k in range(shard.documents)]
+    assert abs(np.corrcoef(lines, range(len(lines)))[0, 1]) < 0.5
+
+
+BAD_LINES = [
+    (b'{"text": "cut', "broken JSON"),
+    (b'{"text": "\xff"}', "invalid UTF-8"),
+    (b'{"id": "no text"}', "missing or wrong field"),
+    (b'{"text": ""}', "empty document"),
+]
+
+
+def test_bad_lines_are_counted_and_listed_with_their_file_and_line_and_cost_no_other(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    tokenize([corpus], tmp_path / "clean", settings(tokenizer), ONE)
+    lines = (corpus / "a.jsonl").read_bytes().splitlines()
+    expected = set()
+    for place, (line, kind) in zip((0, 100, 200, 303), BAD_LINES, strict=True):
+        lines.insert(place, line)
+        expected.add(("a.jsonl", place + 1, kind))
+    (corpus / "a.jsonl").write_bytes(b"\n".join(lines))
+    whole = (corpus / "b.jsonl.gz").read_bytes()
+    (corpus / "b.jsonl.gz").write_bytes(whole[:-4])
+    expected.add(("b.jsonl.gz", 201, "damaged file"))
+    report = tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
+    assert report is not None
+    assert report.problems == {kind: 1 for _, _, kind in expected}
+    listed = b"".join(path.read_bytes() for path in (tmp_path / "out/problems").iterdir())
+    rows = [json.loads(line) for line in listed.splitlines()]
+    assert {(row["file"], row["line"], row["kind"]) for row in rows} == expected
+    ids = [
+        sorted(ids for part in sequences(tmp_path / name).values() for ids in part)
+        for name in ("clean", "out")
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_a_run_told_to_stop_at_a_bad_line_names_it_and_leaves_no_inventory(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    with (corpus / "a.jsonl").open("ab") as file:
+        file.write(b"[]\n")
+    with pytest.raises(
+        ConfigError, match=r"a\.jsonl:301: missing or wrong field: Expected `object`"
+    ):
+        tokenize([corpus], tmp_path / "out", settings(tokenizer), Options(stop_on_error=True))
+    assert not (tmp_path / "out/inventory.json").exists()
+
+
+def test_a_folder_begun_with_other_inputs_or_settings_is_refused(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus], out, settings(tokenizer), ONE)
+    before = digests(out)
+    tokenize([corpus], out, settings(tokenizer), ONE)  # the same again does nothing
+    with pytest.raises(ConfigError, match="seed was 0, is 1"):
+        tokenize([corpus], out, settings(tokenizer, seed=1), ONE)
+    with pytest.raises(ConfigError, match=r"2 inputs missing \(b\.jsonl\.gz, more/c\.jsonl\)"):
+        tokenize([corpus / "a.jsonl"], out, settings(tokenizer), ONE)
+    (corpus / "d.jsonl").write_text('{"text": "new"}')
+    with pytest.raises(ConfigError, match=r"1 inputs new \(d\.jsonl\)"):
+        tokenize([corpus], out, settings(tokenizer), ONE)
+    (corpus / "d.jsonl").unlink()
+    os.utime(corpus / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"1 inputs changed \(a\.jsonl\)"):
+        tokenize([corpus], out, settings(tokenizer), ONE)
+    assert digests(out) == before
+
+
+def test_a_full_disk_stops_the_run_with_the_way_out_and_the_next_run_goes_on(
+    corpus: Path, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize([corpus], tmp_path / "whole", settings(tokenizer), ONE)
+    with monkeypatch.context() as patch:
+        left = iter(range(20))
+
+        def full(descriptor: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match="No space left on device; what is done is kept"):
+            tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
+    tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_inputs_without_one_good_document_are_an_error(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
+    with pytest.raises(ConfigError, match="no document among 3 lines: .*missing or wrong field"):
+        tokenize([tmp_path / "a.jsonl"], tmp_path / "out", settings(tokenizer), ONE)
+    with pytest.raises(ConfigError, match="no documents in .*; files of these kinds are"):
+        tokenize([tmp_path / "out/tokenizer"], tmp_path / "b", settings(tokenizer), ONE)
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        tokenize([tmp_path / "nowhere"], tmp_path / "b", settings(tokenizer), ONE)
+    with pytest.raises(ConfigError, match=r"names: txt is unknown; valid: text, id"):
+        tokenize([tmp_path], tmp_path / "b", settings(tokenizer, names={"txt": "x"}), ONE)
+
+
+def test_labels_come_from_the_document_then_its_metadata_then_the_defaults(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    rows = [
+        {"text": "a", "source": "own", "metadata": {"source": "meta", "domain": "code"}},
+        {"text": "b", "metadata": {"source": "meta", "education": 0.5}},
+        {"text": "c"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chosen = settings(tokenizer, defaults={"source": "default", "language": "eng_Latn"})
+    report = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", chosen, ONE)
+    assert report is not None
+    assert [tuple(shard.labels) for shard in report.shards] == [
+        ("default", "eng_Latn", "unknown", "unknown", "unknown", "0-4k"),
+        ("meta", "eng_Latn", "unknown", "unknown", "medium", "0-4k"),
+        ("own", "eng_Latn", "code", "unknown", "unknown", "0-4k"),
+    ]
+
+
+def test_documents_are_kept_apart_by_their_length_in_tokens(tmp_path: Path, tokenizer: str) -> None:
+    lengths = [4094, 4095, 16_383, 32_767]  # and <|endoftext|>
+    rows = [json.dumps({"text": "1" * length}) for length in lengths]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    report = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", settings(tokenizer), ONE)
+    assert report is not None
+    found = {shard.labels.length: shard.tokens for shard in report.shards}
+    assert found == {"0-4k": 4095, "4k-16k": 4096, "16k-32k": 16_384, "32k+": 32_768}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_killed_again_and_again_ends_with_the_files_of_one_that_was_not(
+    corpus: Path, tmp_path: Path, tokenizer: str, seed: int
+) -> None:
+    tokenize([corpus], tmp_path / "whole", settings(tokenizer), ONE)
+    chance, deaths = random.Random(seed), 0
+    while dies_after(chance.randint(1, 60), corpus, tmp_path / "killed", settings(tokenizer)):
+        assert not (tmp_path / "killed" / "inventory.json").exists()
+        deaths += 1
+    assert deaths > 2
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def dies_after(writes: int, corpus: Path, out: Path, chosen: Settings) -> bool:
+    """Tokenize in a process that is killed at a random moment of its n-th write or renaming."""
+    child = os.fork()
+    if not child:
+        try:
+            left = [writes]
+            for owner, name in (
+                (os, "fsync"),
+                (os, "replace"),
+                (Path, "replace"),
+                (Path, "unlink"),
+            ):
+                setattr(owner, name, dying(getattr(owner, name), left))
+            tokenize([corpus], out, chosen, ONE)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def dying(function: Any, left: list[int]) -> Any:
+    """`function`, but the process is killed before or after the call that makes `left` zero."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+
+    return call
+
+
+@pytest.mark.slow
+def test_killing_workers_or_the_run_itself_changes_no_byte(tmp_path: Path, tokenizer: str) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for seed in range(24):
+        rows = (json.dumps(row) for row in documents(8000, seed))
+        (corpus / f"{seed:02}.jsonl").write_text("\n".join(rows))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(corpus, whole, tokenizer).wait() == 0
+    chance, deaths = random.Random(1), 0
+    while True:
+        run = start(corpus, killed, tokenizer)
+        victim = some_process(run, chance)
+        if victim is not None:
+            victim.kill()
+            deaths += 1
+        status = run.wait()
+        assert status in (0, 2, -signal.SIGKILL)
+        if status == 0:
+            break
+    assert deaths >= 3
+    assert digests(killed) == digests(whole)
+
+
+def start(corpus: Path, out: Path, tokenizer: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, ROOT / "tools" / "tokenize_corpus.py", corpus, "--out", out]
+    command += ["--tokenizer", tokenizer, "--workers", "2", "--group-gb", "0.004"]
+    return subprocess.Popen([*command, "--shard-mtokens", "0.05"], stdout=subprocess.DEVNULL)
+
+
+def some_process(run: subprocess.Popen[bytes], chance: random.Random) -> psutil.Process | None:
+    """One of the run's processes, at some moment of its work; None if it was faster."""
+    main = psutil.Process(run.pid)
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and run.poll() is None:
+        time.sleep(0.05)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())]
+    time.sleep(chance.uniform(0.5, 2.5))
+    return chance.choice([main, *workers]) if run.poll() is None else None

@@ -1,0 +1,154 @@
+"""Documents become Megatron's .bin/.idx shards, shuffled, with their labels kept apart.
+
+    python tools/tokenize_corpus.py data/clean --out data/tokens --tokenizer data/tokenizer
+    python tools/tokenize_corpus.py books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
+        --default source=books domain=books language=eng_Latn
+    python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\
+        --field text=content language=lang --task $SLURM_ARRAY_TASK_ID --of $SLURM_ARRAY_TASK_COUNT
+
+A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
+"source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
+OUT/inventory.json, written last, names the shards; OUT/problems lists lines that were left out.
+
+The same documents, seed and sizes give the same bytes, with any number of workers and tasks. A run
+that was stopped or killed goes on where it was when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.documents import NAMES
+from data_prep.engines import AUTO, ENGINES
+from data_prep.shards import INVENTORY
+from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.groups import Report
+from data_prep.tokenization.plan import DEFAULTED, Settings
+from data_prep.tokenization.progress import clock
+from megatron_qwen3.config import ConfigError
+
+ROWS_SHOWN = 12
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong, 130 stopped by the user."""
+    given = _parser().parse_args(arguments)
+    start = time.monotonic()
+    try:
+        settings = Settings(
+            tokenizer=given.tokenizer,
+            seed=given.seed,
+            names=_pairs(given.field, "--field"),
+            defaults=_pairs(given.default, "--default"),
+            shard_tokens=round(given.shard_mtokens * 1e6),
+            group_bytes=round(given.group_gb * 1e9),
+        )
+        options = Options(
+            given.workers, given.engine, given.task, given.of, given.on_error == "stop"
+        )
+        report = tokenize(given.inputs, given.out, settings, options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    if report is None:
+        print(f"task {given.task} of {given.of} is done; the last task writes the inventory")
+    else:
+        _print(report, given.out, time.monotonic() - start)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, help="files or folders of documents")
+    add("--out", type=Path, required=True, help="folder of the shards; is made")
+    add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
+    add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
+    add(
+        "--default", nargs="+", default=[], metavar="LABEL=VALUE", help=f"of {', '.join(DEFAULTED)}"
+    )
+    add("--seed", type=int, default=0, help="of the order of documents (default 0)")
+    add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")
+    add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
+    add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
+    add("--workers", type=int, default=_cores(), help="processes, of about 0.7 GB each (cores)")
+    add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
+    add("--task", type=int, default=0, help="number of this run, of --of that share the folder")
+    add("--of", type=int, default=1, help="how many runs share the folder")
+    return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option}: {word!r} is not NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _print(report: Report, out: Path, seconds: float) -> None:
+    """What the shards hold, by source and language, and what was left out."""
+    console = Console(highlight=False)
+    groups: dict[tuple[str, str], Counter[str]] = {}
+    for shard in report.shards:
+        row = groups.setdefault((shard.labels.source, shard.labels.language), Counter())
+        row.update(documents=shard.documents, tokens=shard.tokens, bytes=shard.bytes, shards=1)
+    rows = sorted(groups.items(), key=lambda item: -item[1]["tokens"])
+    hidden = len(rows) - ROWS_SHOWN
+    table = Table("source", "language")
+    for name in ("documents", "MB of text", "tokens", "bytes/token", "shards"):
+        table.add_column(name, justify="right")
+    for labels, row in rows[:ROWS_SHOWN]:
+        table.add_row(*labels, *_cells(row))
+    if hidden > 0:
+        table.add_row("", f"{hidden} more", *_cells(_sum(row for _, row in rows[ROWS_SHOWN:])))
+    table.add_section()
+    table.add_row("all", "", *_cells(_sum(groups.values())))
+    console.print(table)
+    if report.problems:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
+        console.print(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}")
+    console.print(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}")
+
+
+def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:
+    total = Counter[str]()
+    for row in rows:
+        total.update(row)
+    return total
+
+
+def _cells(row: Counter[str]) -> list[str]:
+    return [
+        f"{row['documents']:,}",
+        f"{row['bytes'] / 1e6:,.1f}",
+        f"{row['tokens']:,}",
+        f"{row['bytes'] / row['tokens']:.2f}",
+        f"{row['shards']:,}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
