@@ -9,7 +9,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
     package_data={
-        "megatron_qwen3": ["chat_template.jinja"],
+        "megatron_qwen3": ["chat_template.jinja", "planner/*.toml", "planner/hardware/*.toml"],
         "data_prep": ["languages.csv", "language_profiles.npz"],
     },
     install_requires=[

@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
-from tools.scaling import dry_run, laws, memory, sweep
+from tools.scaling import dry_run, fit, laws, memory, plan, sweep, validate
 
-_COMMANDS = (memory, dry_run, sweep, laws)
+_COMMANDS = (plan, validate, memory, dry_run, sweep, laws, fit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,8 +4,13 @@ Pure arithmetic without torch. Read in this order:
 
     architecture.py  the matrices of a transformer: Qwen3's, and what published runs trained
     job.py           one training job: architecture, layout, batch, precision
-    buffers.py       megatron-core's flat buffers, to the element
-    state.py         weights, gradients and optimizer of one rank, to the byte
+    state.py         weights, gradients and optimizer of one rank, to the byte (buffers.py)
+    activations.py   what the forward pass keeps; schedule.py: how often at once
+    memory.py        all of it, part by part
+    layer_time.py    seconds of a layer; network.py, hardware.py: on what
+    step.py          seconds of a training step
+    search.py        the layouts of a cluster, ranked; overlay.py: the settings that train one
+    published.py     published runs; fit.py, calibration.py, accuracy.py: how well they are met
 
-`tools/scaling_study.py` is the command line.
+`tools/scaling_study.py` is the command line, README.md here explains the model and its figures.
 """

@@ -45,6 +45,7 @@ class Architecture:
     dense_layers        leading layers with a dense MLP in a sparse model
     sparse_every        of the other layers each n-th is sparse
     window, window_every  each n-th layer attends to the last `window` positions only
+    routed_groups       most groups of experts that a token is sent to (the same, section 2.1.2)
     predicted_layers    multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2)
     """
 
@@ -70,6 +71,7 @@ class Architecture:
     latent_rope_dim: int = 0
     window: int = 0
     window_every: int = 1
+    routed_groups: int = 0
     predicted_layers: int = 0
 
     def is_sparse(self, layer: int) -> bool:
@@ -77,6 +79,42 @@ class Architecture:
         if not self.num_experts or layer < self.dense_layers:
             return False
         return (layer - self.dense_layers) % self.sparse_every == self.sparse_every - 1
+
+    def has_window(self, layer: int) -> bool:
+        """Whether `layer` attends to a window only."""
+        return bool(self.window) and layer % self.window_every == 0
+
+    def local_elements(
+        self, layer: int, tensor: int, expert: int, expert_tensor: int
+    ) -> tuple[int, int]:
+        """Elements of `layer` on one rank: outside experts, and in them."""
+        dense = sparse = 0
+        for matrix in self.layer_matrices(layer):
+            elements = matrix.local_elements(tensor, expert, expert_tensor)
+            if matrix.experts:
+                sparse += elements
+            else:
+                dense += elements
+        return dense, sparse
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward and backward of one trained token, counted as model/flops.py counts."""
+        layers = range(self.num_layers + self.predicted_layers)
+        weights = sum(self._active_weights(min(i, self.num_layers - 1)) for i in layers)
+        weights += (1 + self.predicted_layers) * self.hidden_size * self.vocab_size
+        width = self.num_attention_heads * (self.head_dim + self.latent_rope_dim / 2)
+        pairs = 0.0
+        for layer in layers:
+            half = sequence_length / 2
+            pairs += min(half, self.window) if self.has_window(layer) else half
+        return 6.0 * weights + 12.0 * pairs * width
+
+    def _active_weights(self, layer: int) -> int:
+        """Weights of matrices that one token passes; neither router nor norms."""
+        matrices = [m for m in self.layer_matrices(layer) if m.inputs > 1 and m.name != "router"]
+        return sum(
+            m.outputs * m.inputs * (self.experts_per_token if m.experts else 1) for m in matrices
+        )
 
     @cached_property
     def sparse_layers(self) -> int:

@@ -67,17 +67,38 @@ class Buffer:
 
     def owned(self, rank: int) -> int:
         """Elements of weights, padding excluded, whose optimizer state data rank `rank` keeps."""
-        return sum(self._owned_in(bucket, rank) for bucket in self.buckets)
+        return self.elements // self.ranks - self._padding_of_rank.get(rank, 0)
 
-    @cached_property
+    @property
     def most_owned(self) -> int:
         """The largest of `owned` over all ranks."""
-        return max(map(self.owned, range(self.ranks))) if self.buckets else 0
+        paddings = self._padding_of_rank
+        least = min(paddings.values()) if len(paddings) == self.ranks else 0
+        return self.elements // self.ranks - least
 
-    def _owned_in(self, bucket: tuple[int, int], rank: int) -> int:
-        share = (bucket[1] - bucket[0]) // self.ranks
-        first = bucket[0] + rank * share
-        return sum(max(0, min(end, first + share) - max(start, first)) for start, end in self.spans)
+    @cached_property
+    def _padding_of_rank(self) -> dict[int, int]:
+        """Padding that falls into the part of a rank, for the ranks that have some."""
+        padding: dict[int, int] = {}
+        spans = iter(self.spans)
+        span = next(spans, None)
+        for first, last in self.buckets:
+            share, end = (last - first) // self.ranks, first
+            while span and span[0] < last:
+                _spread(padding, end - first, span[0] - first, share)
+                end = span[1]
+                span = next(spans, None)
+            _spread(padding, end - first, last - first, share)
+        return padding
+
+
+def _spread(padding: dict[int, int], start: int, end: int, share: int) -> None:
+    """Add the gap [start, end) of a bucket to the ranks in whose parts it lies."""
+    while start < end:
+        rank = start // share
+        stop = min(end, (rank + 1) * share)
+        padding[rank] = padding.get(rank, 0) + stop - start
+        start = stop
 
 
 def _ceil(number: int, unit: int) -> int:

@@ -26,10 +26,22 @@ class Job:
     """A model in a layout, with its batch.
 
     precision             of the matrix products: bf16, fp32, fp8, mxfp8, nvfp4
-    recompute             parts of a layer: layer, mlp, moe, layernorm, moe_act, core_attn
+    kernels               "torch", our layers, or "transformer_engine", those of published runs
+    gradient_bytes        of one gradient: 4, or 2 where gradients are reduced in bf16
+    recompute             parts of a layer: layer, mlp, moe, layernorm, moe_act, core_attn,
+                          mla_up_proj
     distributed_optimizer data-parallel ranks share the optimizer's state (ZeRO-1)
     fully_sharded         they share weights and gradients, too (FSDP, ZeRO-3)
     overlap_data          gradients are reduced, and weights gathered, while the model computes
+    dispatcher            of tokens to experts: alltoall, or fused kernels: deepep, hybridep
+    overlap_exchange      the exchange of one micro-batch runs beside another's computation
+    graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
+    balanced              the router is forced to an even load, as in benchmarks
+    fused_experts         products, activation and casts of experts run as few fused kernels
+    fp8_attention         attention's products in FP8
+    dropout               masks are kept; Qwen3 has none
+    fused_attention       nothing of size S² is kept
+    early_software        the first releases for a chip, whose kernels are not yet tuned
     """
 
     model: Architecture
@@ -37,11 +49,22 @@ class Job:
     sequence_length: int
     micro_batch: int
     precision: str = "bf16"
+    kernels: str = "torch"
+    gradient_bytes: int = 4
     recompute: frozenset[str] = frozenset()
     sequence_parallel: bool = True
     distributed_optimizer: bool = True
     fully_sharded: bool = False
     overlap_data: bool = True
+    dispatcher: str = "alltoall"
+    overlap_exchange: bool = False
+    graphs: str = "none"
+    balanced: bool = False
+    fused_experts: bool = False
+    fp8_attention: bool = False
+    early_software: bool = False
+    dropout: bool = False
+    fused_attention: bool = True
 
     @classmethod
     def of(cls, config: Config, world_size: int) -> "Job":
@@ -58,6 +81,16 @@ class Job:
             distributed_optimizer=config.optim.distributed,
             overlap_data=parallel.overlap,
         )
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Positions of one micro-batch on one rank, before tensor ranks share them."""
+        return self.micro_batch * self.sequence_length // self.layout.context
+
+    @property
+    def sequence_ranks(self) -> int:
+        """Tensor ranks that share the positions outside the matrix products."""
+        return self.layout.tensor if self.sequence_parallel else 1
 
     @property
     def weight_bytes(self) -> int:

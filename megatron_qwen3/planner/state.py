@@ -17,7 +17,6 @@ from megatron_qwen3.planner.architecture import Matrix
 from megatron_qwen3.planner.buffers import Buffer, Weight
 from megatron_qwen3.planner.job import Job
 
-_GRADIENT_BYTES = 4  # reduced in float32
 _MOMENT_BYTES = 8  # Adam's two moments in float32
 _MASTER_BYTES = 4  # float32 copy of a bf16 weight
 
@@ -61,8 +60,8 @@ class State:
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of the rank, float32."""
-        return self.buffer_elements * _GRADIENT_BYTES
+        """Gradients of the rank."""
+        return self.buffer_elements * self.job.gradient_bytes
 
     @property
     def optimizer_bytes(self) -> int:

@@ -1,6 +1,12 @@
-"""scaling_study.py memory: what each rank of one configuration holds, part by part."""
+"""scaling_study.py memory: what each pipeline rank of one configuration takes, part by part.
+
+Weights, gradients and optimizer are exact to the byte, activations are counted from the code, what
+lies outside torch's allocator is a rule of thumb (planner/README.md).
+"""
 
 import argparse
+import json
+import sys
 from typing import Any
 
 from rich import box
@@ -9,7 +15,7 @@ from rich.table import Table
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.state import State
+from megatron_qwen3.planner.memory import Memory
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py memory --gpus 256 \\
@@ -29,20 +35,25 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
     parser.add_argument("--gpus", type=int, required=True, help="ranks of the run")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print a table; the exit status."""
+    """Print a table or JSON; the exit status."""
     files = [item for item in given.settings if "=" not in item]
     config = settings.load(files, [item for item in given.settings if "=" in item])
     job = Job.of(config, given.gpus)
-    table = Table("pipeline rank", "parameters", "weights", "gradients", "optimizer")
-    table.box = box.SIMPLE_HEAD
-    for rank in range(job.layout.pipeline):
-        state = State.of(job, rank)
-        sizes = (state.weight_bytes, state.gradient_bytes, state.optimizer_bytes)
-        cells = [f"{size / 2**30:.2f} GiB" for size in sizes]
-        table.add_row(str(rank), f"{state.parameters:,}", *cells)
-    Console().print(table)
+    memories = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]
+    if given.json:
+        rows = [memory.parts() | {"total": memory.total} for memory in memories]
+        print(json.dumps({"pipeline_ranks": rows}, indent=1))
+        return 0
+    table = Table("rank", title="GB per GPU", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in (*memories[0].parts(), "total"):
+        table.add_column(name, justify="right")
+    for memory in memories:
+        sizes = (*memory.parts().values(), memory.total)
+        table.add_row(str(memory.pipeline_rank), *(f"{size / 1e9:.2f}" for size in sizes))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0

@@ -1,0 +1,108 @@
+"""How far predictions are from published measurements, in groups.
+
+comparisons = compare(published.read("published_perf.csv"), constants)
+groups(comparisons)["all"].median
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_qwen3.planner.fit import is_fitted
+from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.published import Run
+from megatron_qwen3.planner.step import Step
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published run beside its prediction; errors are predicted / published - 1."""
+
+    run: Run
+    step_seconds: float | None = None
+    peak_bytes: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Of the step time."""
+        if self.step_seconds is None or not self.run.seconds:
+            return None
+        return self.step_seconds / self.run.seconds - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """Of the memory peak."""
+        if self.peak_bytes is None or not self.run.peak_bytes:
+            return None
+        return self.peak_bytes / self.run.peak_bytes - 1
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Absolute errors of one group."""
+
+    count: int
+    median: float
+    p90: float
+
+
+def compare(runs: Sequence[Run], constants: Mapping[str, float]) -> list[Comparison]:
+    """Predict every run that is not left out."""
+    return [_comparison(run, constants) for run in runs]
+
+
+def _comparison(run: Run, constants: Mapping[str, float]) -> Comparison:
+    if run.job is None:
+        return Comparison(run)
+    seconds = peak = None
+    if run.seconds and run.cluster:
+        seconds = Step.of(run.job, run.cluster, constants).seconds
+    if run.peak_bytes:
+        peak = Memory.of(run.job).allocated
+    return Comparison(run, seconds, peak)
+
+
+def groups(comparisons: Sequence[Comparison], of_memory: bool = False) -> dict[str, Errors]:
+    """Errors of all, of the tuned, of Qwen3's, of what was not fitted, by model, GPU, precision."""
+    found: dict[str, list[float]] = {}
+    for one in comparisons:
+        error = one.memory_error if of_memory else one.error
+        if error is not None:
+            for name in _group_names(one):
+                found.setdefault(name, []).append(abs(error))
+    return {
+        name: Errors(len(errors), quantile(errors, 0.5), quantile(errors, 0.9))
+        for name, errors in found.items()
+    }
+
+
+def _group_names(one: Comparison) -> list[str]:
+    run = one.run
+    assert run.job is not None
+    names = ["all"]
+    if one.error is not None:
+        names.append("not fitted" if not is_fitted(run) else "fitted")
+    if run.is_tuned:
+        names.append("tuned")
+    if run.is_tuned and run.job.model.name.startswith("qwen3"):
+        names.append("Qwen3, tuned")
+        if one.error is not None and not is_fitted(run):
+            names.append("Qwen3, tuned, not fitted")
+        if run.cluster:
+            names.append(f"Qwen3, tuned, {run.cluster.generation.capitalize()}")
+    return [*names, f"model {run.job.model.name}", f"GPU {run.gpu}", f"precision {run.precision}"]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the values lie, between neighbours on a straight line."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def sort_key(one: Comparison) -> tuple[str, str, str, str]:
+    """Order of a table: what is alike stands together."""
+    run = one.run
+    name = run.job.model.name if run.job else run.model
+    return (name, run.gpu, run.precision, run.row_id)

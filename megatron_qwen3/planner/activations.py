@@ -1,0 +1,126 @@
+"""What the forward pass keeps for the backward pass: bytes per position, part by part.
+
+    kept = layer_bytes(job, layer=0)          # of one micro-batch on one rank
+
+Counted from the code: every tensor that an autograd node of model/layer.py, model/ops.py,
+model/grouped.py and model/router.py saves, each storage once. For published runs the same is
+counted for Transformer Engine's fused layers (method of arXiv 2205.05198, section 4, without its
+dropout). Letters: h hidden, a = heads · head_dim, k = groups · head_dim, f width of the MLP.
+"""
+
+from megatron_qwen3.planner.job import Job
+
+_FP8 = ("fp8", "mxfp8", "nvfp4")
+
+
+def layer_bytes(job: Job, layer: int) -> float:
+    """Bytes that `layer` keeps of one micro-batch on one rank."""
+    width = job.weight_bytes
+    if "layer" in job.recompute:
+        return _shared(job) * width * job.model.hidden_size
+    mlp = mlp_bytes(job, layer)
+    if job.recompute & {"mlp", "moe"}:
+        mlp = 0.0
+    masks = 2 * _shared(job) * job.model.hidden_size if job.dropout else 0.0  # one byte each
+    return masks + attention_bytes(job) + _shared(job) * width * job.model.hidden_size + mlp
+
+
+def attention_bytes(job: Job) -> float:
+    """Input and normalised input, queries, keys, values, and what attention returns."""
+    model, width, tp = job.model, job.weight_bytes, job.layout.tensor
+    tokens, shared = job.micro_batch_tokens, _shared(job)
+    heads, h = model.num_attention_heads, model.hidden_size
+    a, k = heads * model.head_dim, model.num_query_groups * model.head_dim
+    input_width = 1 if "layernorm" in job.recompute else 1 + _linear_input(job) / width
+    log_sum_exp = 4 * heads
+    if model.latent_key_value_rank:
+        return shared * width * h * input_width + tokens * _latent_bytes(job)
+    if job.kernels == "torch":
+        # The product; q, k and v as attention wants them; the result by head and by position.
+        inner = 2 * (a + 2 * k) + 2 * a
+    else:
+        inner = (a + 2 * k) + a + (a + k if model.qk_norm else 0)
+    inner_bytes = width * inner + log_sum_exp + _square_bytes(job)
+    return shared * width * h * input_width + tokens * inner_bytes / tp
+
+
+def _square_bytes(job: Job) -> float:
+    """Per position, without fused attention: the softmax, and with dropout mask and result."""
+    if job.fused_attention or "core_attn" in job.recompute:
+        return 0.0
+    per_pair = job.weight_bytes + (1 + job.weight_bytes if job.dropout else 0)
+    return per_pair * job.sequence_length * job.model.num_attention_heads
+
+
+def _latent_bytes(job: Job) -> float:
+    """Per position: both latents and their norms, then queries, keys, values and the result."""
+    model, width, tp = job.model, job.weight_bytes, job.layout.tensor
+    heads, d, rope = model.num_attention_heads, model.head_dim, model.latent_rope_dim
+    latents = 2 * (model.latent_query_rank + model.latent_key_value_rank) + rope
+    projected = 0 if "mla_up_proj" in job.recompute else heads * (2 * (d + rope) + d)
+    inner = width * (projected + heads * d) + 4 * heads + _square_bytes(job)
+    return width * latents / job.sequence_ranks + inner / tp
+
+
+def mlp_bytes(job: Job, layer: int) -> float:
+    """The normalised input of the MLP and all that follows."""
+    model, width = job.model, job.weight_bytes
+    shared, h = _shared(job), model.hidden_size
+    is_sparse = model.is_sparse(layer)
+    # The router and the exchange read the norm's output in the model's precision.
+    norm_width = width if is_sparse else _linear_input(job)
+    norm = 0.0 if "layernorm" in job.recompute else shared * norm_width * h
+    if not is_sparse:
+        ffn = job.micro_batch_tokens * model.ffn_hidden_size / job.layout.tensor
+        return norm + ffn * _activation_width(job, "mlp_act")
+    return norm + shared * _router_bytes(job) + expert_bytes(job)
+
+
+def expert_bytes(job: Job) -> float:
+    """Rows that came to this rank's experts, and their products; load is taken as even."""
+    model, layout, width = job.model, job.layout, job.weight_bytes
+    tokens = job.micro_batch_tokens / layout.tensor
+    rows = tokens * model.experts_per_token * layout.expert_tensor
+    inner = model.expert_ffn_hidden_size / layout.expert_tensor
+    kept = rows * (_linear_input(job) * model.hidden_size + inner * _activation_width(job, "moe"))
+    if model.shared_ffn_hidden_size:
+        ffn = job.micro_batch_tokens * model.shared_ffn_hidden_size / layout.tensor
+        kept += ffn * _activation_width(job, "shared")
+    if job.kernels == "torch":
+        kept += rows * 28  # int64 places on both sides of the exchange, float32 probabilities
+    return kept if width else 0.0
+
+
+def logits_bytes(job: Job) -> float:
+    """Logits and the float32 softmax that the loss keeps, on the last stage."""
+    local_vocab = job.model.vocab_size / job.layout.tensor
+    return job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)
+
+
+def _shared(job: Job) -> float:
+    """Positions of a micro-batch that this rank holds outside the matrix products."""
+    return job.micro_batch_tokens / job.sequence_ranks
+
+
+def _linear_input(job: Job) -> float:
+    """Bytes of an element that a linear layer keeps of its input; low precision keeps that."""
+    return 1.0 if job.precision in _FP8 and job.kernels != "torch" else job.weight_bytes
+
+
+def _activation_width(job: Job, kind: str) -> float:
+    """Bytes kept per column of the MLP: gate and up, and what the second matrix reads.
+
+    Our experts compute the activation again in backward; Transformer Engine does when asked.
+    """
+    before = (2 if job.model.gated else 1) * job.weight_bytes
+    if kind == "moe" and (job.kernels == "torch" or "moe_act" in job.recompute):
+        return before
+    return before + _linear_input(job)
+
+
+def _router_bytes(job: Job) -> float:
+    """Per position: float32 input (torch), probabilities, choices."""
+    model = job.model
+    if job.kernels == "torch":
+        return 4 * model.hidden_size + 4 * model.num_experts + 28 * model.experts_per_token
+    return 9 * model.num_experts

@@ -1,0 +1,145 @@
+"""Device memory of a job, part by part, on the rank that needs most.
+
+    memory = Memory.of(job)
+    memory.total, memory.parts()
+
+Weights, gradients and optimizer are exact (state.py). Activations are counted from the code
+(activations.py) and multiplied by what the schedule holds in flight (schedule.py). What stands
+outside torch's allocator (CUDA's context, NCCL's buffers) and what the allocator loses between
+blocks are rules of thumb, named here and in the README.
+"""
+
+from dataclasses import asdict, dataclass
+
+from megatron_qwen3.planner import activations, schedule
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.state import State
+
+_CUDA_CONTEXT_BYTES = 0.6e9  # kernels and libraries of one process
+_COMMUNICATOR_BYTES = 0.15e9  # NCCL's channel buffers, per group of more than one rank
+_MATMUL_WORKSPACE_BYTES = 64 * 2**20  # torch's cuBLAS workspaces on Hopper and later
+_LOST_BETWEEN_BLOCKS = 0.03  # share of activations and workspace, with expandable segments
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank; `pipeline_rank` says which."""
+
+    pipeline_rank: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    workspace: float
+    nccl: float
+    fragmentation: float
+
+    @classmethod
+    def of(cls, job: Job) -> "Memory":
+        """The memory of the pipeline rank that needs most."""
+        ranks = range(job.layout.pipeline)
+        return max((cls.of_rank(job, rank) for rank in ranks), key=lambda memory: memory.total)
+
+    @classmethod
+    def of_rank(cls, job: Job, rank: int) -> "Memory":
+        """The memory of one pipeline rank."""
+        state = State.of(job, rank)
+        is_last = rank == job.layout.pipeline - 1
+        kept = in_flight_bytes(job, rank)
+        logits = activations.logits_bytes(job) if is_last else 0.0
+        workspace = workspace_bytes(job, rank)
+        weights, gradients = float(state.weight_bytes), float(state.gradient_bytes)
+        if job.fully_sharded:
+            weights, gradients = _sharded(job, state, rank)
+        return cls(
+            pipeline_rank=rank,
+            weights=weights,
+            gradients=gradients,
+            optimizer=float(state.optimizer_bytes),
+            activations=kept,
+            logits=logits,
+            workspace=workspace,
+            nccl=_CUDA_CONTEXT_BYTES + _COMMUNICATOR_BYTES * _communicators(job),
+            fragmentation=_LOST_BETWEEN_BLOCKS * (kept + logits + workspace),
+        )
+
+    def parts(self) -> dict[str, float]:
+        """Bytes by name."""
+        parts = asdict(self)
+        del parts["pipeline_rank"]
+        return parts
+
+    @property
+    def total(self) -> float:
+        """Bytes that the device must have."""
+        return sum(self.parts().values())
+
+    @property
+    def allocated(self) -> float:
+        """What torch.cuda.max_memory_allocated would report."""
+        return self.total - self.nccl - self.fragmentation
+
+
+def in_flight_bytes(job: Job, rank: int) -> float:
+    """Activations of all micro-batches that the schedule holds at once on a pipeline rank."""
+    layout = job.layout
+    order = schedule.rank_order(rank, layout.pipeline, layout.virtual, _few(job))
+    held = schedule.peak(order, [_chunk_bytes(job, rank, i) for i in range(layout.virtual)])
+    if rank == layout.pipeline - 1:  # the last norm and its output, of one micro-batch
+        positions = job.micro_batch_tokens / job.sequence_ranks
+        held += 2 * positions * job.weight_bytes * job.model.hidden_size
+    return held
+
+
+def workspace_bytes(job: Job, rank: int) -> float:
+    """What lives only while one layer runs: its gradients, or its recomputed activations."""
+    layers = _rank_layers(job, rank)
+    layer = max(layers, key=lambda index: activations.mlp_bytes(job, index))
+    everything = activations.attention_bytes(job) + activations.mlp_bytes(job, layer)
+    mlp = activations.mlp_bytes(job, layer)
+    again = mlp if job.recompute & {"mlp", "moe"} else 0.0
+    if "layer" in job.recompute:
+        again = everything
+    gathered = 0.0
+    if job.sequence_ranks > 1:  # the whole sequence, gathered for the weights' gradient
+        gathered = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
+    return again + mlp + gathered + _MATMUL_WORKSPACE_BYTES
+
+
+def _chunk_bytes(job: Job, rank: int, chunk: int) -> float:
+    stage = chunk * job.layout.pipeline + rank
+    first = sum(job.layout.stage_layers[:stage])
+    layers = range(first, first + job.layout.stage_layers[stage])
+    return sum(activations.layer_bytes(job, layer) for layer in layers)
+
+
+def _rank_layers(job: Job, rank: int) -> list[int]:
+    layers: list[int] = []
+    for stage in range(rank, len(job.layout.stage_layers), job.layout.pipeline):
+        first = sum(job.layout.stage_layers[:stage])
+        layers += range(first, first + job.layout.stage_layers[stage])
+    return layers
+
+
+def _few(job: Job) -> int:
+    """Micro-batches after which the schedule holds no more than before."""
+    return min(job.layout.micro_batches, 3 * job.layout.pipeline)
+
+
+def _sharded(job: Job, state: State, rank: int) -> tuple[float, float]:
+    """Weights and gradients that data ranks share, and two layers that are gathered."""
+    data = job.layout.data * job.layout.context
+    dense = sum(buffer.elements for buffer in state.dense)
+    sparse = sum(buffer.elements for buffer in state.sparse)
+    own = dense / data + sparse / job.layout.expert_data
+    gathered = 2 * state.parameters / max(len(_rank_layers(job, rank)), 1)
+    weights = job.weight_bytes * (own + gathered)
+    return weights, job.gradient_bytes * (own + gathered / 2)
+
+
+def _communicators(job: Job) -> int:
+    layout = job.layout
+    groups = (layout.tensor, layout.pipeline, layout.data, layout.context, layout.world_size)
+    sparse = (layout.expert, layout.expert_tensor, layout.expert_data)
+    return sum(size > 1 for size in groups + (sparse if job.model.num_experts else ()))

@@ -1,0 +1,95 @@
+"""The settings that train a plan, as a TOML file to put after a stage's:
+
+    write(plan, question, "plan.toml")
+    python -m megatron_qwen3.train STAGE.toml plan.toml
+
+Only settings that exist are written; what the trainer does not have yet is said in comments.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.config import emit
+from megatron_qwen3.planner.search import Plan, Question
+from megatron_qwen3.settings import SETTINGS
+
+_ABSENT = {
+    "context": "context parallelism: the trainer has none yet; the memory above is divided by it",
+    "precision": "matrix products in {0}: the trainer has bf16 and fp32; bf16 is written below",
+    "dispatcher": "tokens by {0}: the trainer exchanges them by NCCL's all-to-all",
+    "overlap": "the exchange of tokens beside another micro-batch: the trainer does one at a time",
+}
+
+
+def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
+    """The settings by table."""
+    job, layout = plan.job, plan.job.layout
+    precisions = SETTINGS["train.precision"].rule["choices"]
+    parallel = {
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "virtual_pipeline": layout.virtual,
+        "pipeline_layers": list(layout.stage_layers) if layout.pipeline > 1 else [],
+        "expert": layout.expert,
+        "expert_tensor": layout.expert_tensor,
+        "recompute": plan.recompute,
+        "overlap": job.overlap_data,
+    }
+    return {
+        "model": {"preset": question.model.preset} if question.model.preset else _model(question),
+        "parallel": parallel,
+        "data": {"sequence_length": job.sequence_length},
+        "train": {
+            "global_batch": question.global_batch,
+            "micro_batch": job.micro_batch,
+            "precision": job.precision if job.precision in precisions else "bf16",
+        },
+        "log": {"peak_tflops": question.cluster.peak_flops(job.precision) / 1e12},
+    }
+
+
+def text(plan: Plan, question: Question) -> str:
+    """The file."""
+    memory, step, cluster = plan.memory, plan.step, question.cluster
+    rate = f"{step.tokens_per_second_per_gpu:,.0f} tokens/s and {step.tflops_per_gpu:.0f} TFLOP/s"
+    lines = [
+        f"# {plan.job.model.name} on {question.gpus} {cluster.name}: tools/scaling_study.py plan.",
+        f"# Expected: {step.seconds:.3g} s per step, {rate} per GPU;",
+        f"# {memory.total / 1e9:.1f} of {cluster.memory_gb:g} GB on pipeline rank "
+        f"{memory.pipeline_rank}, which needs most.",
+    ]
+    absent = list(_absent(plan))
+    if absent:
+        lines += ["#", "# This plan asks for more than the trainer has; without it, it is slower:"]
+        lines += [f"#   {line}" for line in absent]
+    for table, rows in values(plan, question).items():
+        lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+def write(plan: Plan, question: Question, path: str | Path) -> None:
+    """Write beside, then rename: a file that is there is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text(plan, question), encoding="utf-8")
+    beside.replace(path)
+
+
+def _model(question: Question) -> dict[str, Any]:
+    return {name: value for name, value in vars(question.model).items() if name != "preset"}
+
+
+def _absent(plan: Plan) -> list[str]:
+    job = plan.job
+    lines = []
+    if job.layout.context > 1:
+        lines.append(f"context = {job.layout.context}  {_ABSENT['context']}")
+    if job.precision not in SETTINGS["train.precision"].rule["choices"]:
+        lines.append(_ABSENT["precision"].format(job.precision.upper()))
+    if job.dispatcher != "alltoall":
+        lines.append(_ABSENT["dispatcher"].format("DeepEP"))
+    if job.overlap_exchange:
+        lines.append(_ABSENT["overlap"])
+    return lines

@@ -1,0 +1,407 @@
+"""Published training runs as jobs that the planner can price.
+
+    rows = read("published_perf.csv")      # each a Run, or why it is left out
+
+What a row does not say is taken from the public recipe that it ran: Megatron-Bridge's
+scripts/performance/configs name the dispatcher of experts, CUDA graphs and the precision of
+gradients by model, GPU and release.
+"""
+
+import csv
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from megatron_qwen3.parallel.layout import Layout, even_stages
+from megatron_qwen3.planner import architecture, hardware
+from megatron_qwen3.planner.architecture import Architecture
+from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import ConfigError, ModelConfig
+
+Row = Mapping[str, str]
+
+
+class LeftOut(ValueError):
+    """Why a row cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: the job it ran and what was measured, or `reason` why it is left out.
+
+    `is_tuned`: published as a performance figure, not as a functional check or a deliberately
+    slow comparison.
+    """
+
+    row_id: str
+    model: str
+    gpu: str
+    precision: str
+    is_tuned: bool
+    seconds: float | None
+    peak_bytes: float | None
+    job: Job | None = None
+    cluster: Cluster | None = None
+    reason: str = ""
+
+
+def read(path: str | Path) -> list[Run]:
+    """Every row of a CSV with the columns of published_perf.csv."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    needed = ("model", "gpu", "n_gpus", "precision", "gbs", "mbs", "seq_len", "step_time_s")
+    missing = [name for name in needed if not rows or name not in rows[0]]
+    if missing:
+        raise ConfigError(f"{path}: no column {', '.join(missing)}; columns are listed in --help")
+    return [run_of(row) for row in rows]
+
+
+def run_of(row: Row) -> Run:
+    """One row."""
+    given = Run(
+        row_id=row.get("row_id") or "",
+        model=row["model"],
+        gpu=row["gpu"],
+        precision=precision_of(row),
+        is_tuned=_is_tuned(row),
+        seconds=_number(row, "step_time_s"),
+        peak_bytes=_peak_bytes(row),
+    )
+    try:
+        _check(row)
+        return replace(given, job=_job(row), cluster=_cluster(row))
+    except (LeftOut, ConfigError) as error:
+        return replace(given, reason=str(error))
+
+
+def _number(row: Row, name: str) -> float | None:
+    try:
+        return float(row.get(name) or "")
+    except ValueError:
+        return None
+
+
+def _count(row: Row, name: str, default: int = 1) -> int:
+    value = _number(row, name)
+    return default if value is None else int(value)
+
+
+def _note(row: Row) -> str:
+    names = ("notes", "dispatcher", "comm_overlap", "source_repo")
+    return " ".join(row.get(name) or "" for name in names).lower()
+
+
+def _is_tuned(row: Row) -> bool:
+    slow = ("not a tuned", "dispatcher a/b", "functional", "user report", "smoke", "not mcore")
+    return not any(word in _note(row) for word in slow)
+
+
+def _peak_bytes(row: Row) -> float | None:
+    """Megatron-Bridge reports GB, others GiB."""
+    peak = _number(row, "peak_mem_gb")
+    if peak is None:
+        return None
+    return peak * (1e9 if "Megatron-Bridge" in (row.get("source_repo") or "") else 2**30)
+
+
+def precision_of(row: Row) -> str:
+    """bf16, fp8 (a scale per tensor or tile), mxfp8 or nvfp4."""
+    text = f"{row['precision']} {row.get('fp8_recipe') or ''}".lower()
+    if "nvfp4" in text:
+        return "nvfp4"
+    if "mx" in text:
+        return "mxfp8"
+    return "fp8" if "fp8" in text else "bf16"
+
+
+_OTHER_LAYERS = {
+    "nemotron-h": "Mamba layers",
+    "nemotron_h": "Mamba layers",
+    "nemotron_3": "Mamba layers",
+    "nemotron-3": "Mamba layers",
+    "nemotron3": "Mamba layers",
+    "nemotron v3": "Mamba layers",
+    "nemotron nano": "Mamba layers",
+    "nemotron_nano": "Mamba layers",
+    "glm5": "DeepSeek's sparse attention",
+    "glm-5": "DeepSeek's sparse attention",
+    "v3.2": "DeepSeek's sparse attention",
+    "v3_2": "DeepSeek's sparse attention",
+    "next": "gated delta-rule layers",
+    "qwen3_5": "gated delta-rule layers",
+    "qwen3.5": "gated delta-rule layers",
+    "qwen3_6": "gated delta-rule layers",
+    "qwen3.6": "gated delta-rule layers",
+    "qwen3_8_27b": "gated delta-rule layers",
+    "vl": "a vision encoder",
+    "llava": "a vision encoder",
+}
+
+
+def _check(row: Row) -> None:
+    """LeftOut for what the model of time does not describe."""
+    task, note, model = (row.get("task") or "pretrain").lower(), _note(row), row["model"].lower()
+    for part, what in _OTHER_LAYERS.items():
+        if part in model:
+            raise LeftOut(f"{row['model']} has {what}, which the planner does not describe")
+    if "lora" in task or "peft" in task:
+        raise LeftOut("trains adapters, not the model")
+    if "sft" in task:
+        raise LeftOut("fine-tuning on packed texts whose lengths are not published")
+    if "lacks deepep" in note:
+        raise LeftOut("known bad: the container lacked DeepEP")
+    if any(word in note for word in ("fsdp2", "not mcore", "torchtitan")):
+        raise LeftOut("trained by PyTorch's FSDP2, not by megatron-core")
+    if "offload" in note:
+        raise LeftOut("offloads to the host")
+    if not (_number(row, "step_time_s") or _peak_bytes(row)):
+        raise LeftOut("no step time is published")
+    for name in ("n_gpus", "gbs", "mbs", "seq_len"):
+        if not _count(row, name, 0):
+            raise LeftOut(f"{name} is not published")
+
+
+def _job(row: Row) -> Job:
+    model = _override(architecture_of(row["model"]), row)
+    layout = _layout(row, model)
+    precision = precision_of(row)
+    graphs = _graphs(row, precision, bool(model.num_experts))
+    routing = (row.get("routing") or "").lower()
+    return Job(
+        model=model,
+        layout=layout,
+        sequence_length=_count(row, "seq_len"),
+        micro_batch=_count(row, "mbs"),
+        precision=precision,
+        kernels="transformer_engine",
+        gradient_bytes=2,  # Megatron-Bridge's and NeMo's recipes reduce gradients in bf16
+        recompute=_recompute(row),
+        sequence_parallel=layout.tensor > 1,
+        fully_sharded=_count(row, "fsdp", 0) > 1,
+        dispatcher=_dispatcher(row),
+        overlap_exchange=_overlaps_exchange(row),
+        graphs=graphs,
+        balanced="natural" not in routing,
+        fused_experts=_fuses_experts(row, graphs),
+        fp8_attention=_attends_in_fp8(row, graphs),
+        early_software=_is_early(row),
+    )
+
+
+@cache
+def _known() -> dict[str, Architecture]:
+    path = Path(__file__).with_name("architectures.toml")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {name: Architecture(name=name, **table) for name, table in tables.items()}
+    qwen = {name: ModelConfig(preset=name, **values) for name, values in PRESETS.items()}  # type: ignore[arg-type]
+    return known | {name: architecture.of(model) for name, model in qwen.items()}
+
+
+_NAMES = (
+    (r"qwen3.*(0\.6b|1\.7b|4b|8b|14b|32b)$", "qwen3-{0}"),
+    (r"qwen3.*30b.*a3b", "qwen3-30b-a3b"),
+    (r"qwen3.*235b.*a22b", "qwen3-235b-a22b"),
+    (r"llama-?2-(7b)$", "llama-2-{0}"),
+    (r"llama-?3(?:\.1)?-(8b|70b|405b)$", "llama-3-{0}"),
+    (r"llama-?4-maverick.*", "llama-4-maverick"),
+    (r"nemotron-?4-(15b|340b)$", "nemotron-4-{0}"),
+    (r"nemotron-8b$", "nemotron-8b"),
+    (r"gpt-?3-(20b|175b)$", "gpt-3-{0}"),
+    (r"grok-?1.*", "grok-1"),
+    (r"gpt-oss-(20b|120b)$", "gpt-oss-{0}"),
+    (r"deepseek-?v3.*", "deepseek-v3"),
+    (r"kimi-k2.*", "kimi-k2"),
+    (r"moonlight-16b-a3b$", "moonlight-16b-a3b"),
+)
+
+
+def architecture_of(name: str) -> Architecture:
+    """The architecture that a published table calls `name`."""
+    plain = re.sub(r"[\s_]+", "-", name.strip().lower())
+    for pattern, known in _NAMES:
+        match = re.match(pattern, plain)
+        if match:
+            return _known()[known.format(*match.groups())]
+    raise LeftOut(f"the shape of {name} is not known to the planner")
+
+
+def _override(model: Architecture, row: Row) -> Architecture:
+    layers = _count(row, "layers_override", 0)
+    if "w/o mtp" in row["model"].lower():
+        model = replace(model, predicted_layers=0)
+    return replace(model, num_layers=layers) if layers else model
+
+
+def _layout(row: Row, model: Architecture) -> Layout:
+    world, tp, pp = _count(row, "n_gpus"), _count(row, "tp"), _count(row, "pp")
+    vpp, cp, ep = _count(row, "vpp"), _count(row, "cp"), _count(row, "ep")
+    data, rest = divmod(world, tp * pp * cp)
+    if not model.num_experts:
+        ep = etp = 1
+    else:
+        etp = _count(row, "etp", tp if world % (ep * tp * pp) == 0 else 1)
+    if rest or not data or world % (ep * etp * pp):
+        raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
+    micro_batches, rest = divmod(_count(row, "gbs"), data * _count(row, "mbs"))
+    if rest or not micro_batches:
+        raise LeftOut(f"gbs {_count(row, 'gbs')} does not divide among {data} data ranks")
+    if pp == 1:
+        vpp = 1
+    if pp * vpp > model.num_layers + 2:
+        raise LeftOut(f"{pp} · {vpp} pipeline stages exceed {model.num_layers} layers")
+    return Layout(
+        world_size=world,
+        tensor=tp,
+        pipeline=pp,
+        virtual=vpp,
+        expert=ep,
+        expert_tensor=etp,
+        context=cp,
+        data=data,
+        expert_data=world // (ep * etp * pp),
+        micro_batches=micro_batches,
+        stage_layers=_stages(model, pp * vpp),
+    )
+
+
+def _stages(model: Architecture, stages: int) -> tuple[int, ...]:
+    """Even stages; where that comes out even, embedding and loss count as a layer each."""
+    layers, extra = model.num_layers, model.predicted_layers if stages > 1 else 0
+    if (layers + 2) % stages == 0 and not extra:
+        split = list(even_stages(layers + 2, stages))
+        split[0] -= 1
+        split[-1] -= 1
+        return tuple(split)
+    split = list(even_stages(layers + extra, stages))
+    taken = min(extra, split[-1] - 1)
+    split[-1] -= taken
+    split[0] -= extra - taken
+    return tuple(split)
+
+
+def _recompute(row: Row) -> frozenset[str]:
+    text = (row.get("recompute") or "").lower()
+    if "full" in text:
+        return frozenset({"layer"})
+    kind, _, parts = text.partition(":")
+    if kind == "selective" and not parts:
+        return frozenset({"core_attn"})
+    return frozenset(part.strip() for part in parts.split(",") if part.strip())
+
+
+def _release(row: Row) -> tuple[int, ...]:
+    """(26, 4, 1) of 26.04.01; a date such as 2026-08-14 counts as (26, 8)."""
+    numbers = [int(n) for n in re.findall(r"\d+", row.get("release") or "")]
+    if numbers and numbers[0] > 2000:
+        return (numbers[0] - 2000, *numbers[1:2])
+    return tuple(numbers)
+
+
+def _is_bridge(row: Row) -> bool:
+    return "Megatron-Bridge" in (row.get("source_repo") or "")
+
+
+def _is_235b(row: Row) -> bool:
+    return "235b" in row["model"].lower()
+
+
+def _dispatcher(row: Row) -> str:
+    text = (row.get("dispatcher") or "").lower()
+    for name in ("alltoall", "hybridep", "deepep"):
+        if name in text:
+            return name
+    if _is_bridge(row):
+        if _is_235b(row) and row["gpu"] in ("B200", "B300", "H100"):
+            return "alltoall"
+        return "hybridep" if _release(row) >= (26,) else "deepep"
+    return "alltoall"
+
+
+def _overlaps_exchange(row: Row) -> bool:
+    text = f"{row.get('comm_overlap') or ''} {row.get('notes') or ''}".lower()
+    if re.search(r"ep_a2a_1f1b|ep_a2a_overlap(?!=false)|a2a_overlap=1", text):
+        return "ep_a2a_overlap=0" not in text
+    if row.get("comm_overlap") or not _is_bridge(row):
+        return False
+    if _is_235b(row) and row["gpu"] in ("B200", "B300") and _count(row, "vpp") > 1:
+        return True
+    return _graphs(row, precision_of(row), True) == "full"
+
+
+def _graphs(row: Row, precision: str, is_sparse: bool) -> str:
+    text = (row.get("cuda_graph") or "").lower()
+    if text.startswith("none"):
+        return "none"
+    if text:
+        return "full" if "full" in text else "partial"
+    if "cuda_graph" in _note(row):
+        return "partial"
+    if "ModelZoo" in (row.get("source_repo") or "") and row["gpu"].startswith("GB"):
+        return "partial"  # its launch scripts capture attention there
+    if not _is_bridge(row) or not is_sparse:
+        return "none"
+    return _recipe_graphs(row, precision)
+
+
+def _recipe_graphs(row: Row, precision: str) -> str:
+    """From 26.06 (B200, B300: 26.06.01) the recipes capture the step where experts are in MXFP8."""
+    gpu, release = row["gpu"], _release(row)
+    if gpu == "H100" or release < (26,):
+        return "none"
+    captures_step = release >= ((26, 6) if gpu.startswith("GB") else (26, 6, 1))
+    if precision == "mxfp8" and captures_step and not _is_gpt_oss(row):
+        return "full"
+    if gpu in ("B200", "B300") and (_is_235b(row) or _count(row, "mbs") == 1):
+        return "none"
+    return "partial"
+
+
+def _is_gpt_oss(row: Row) -> bool:
+    return "oss" in row["model"].lower()
+
+
+def _fuses_experts(row: Row, graphs: str) -> bool:
+    """Megatron-Bridge's recipes that capture the step fuse the experts' kernels as well."""
+    return _is_bridge(row) and graphs == "full" and _release(row) >= (26, 6)
+
+
+def _attends_in_fp8(row: Row, graphs: str) -> bool:
+    """The same recipes, but for DeepSeek-V3 on GB200."""
+    on_gb200 = "deepseek" in row["model"].lower() and row["gpu"] == "GB200"
+    return _fuses_experts(row, graphs) and not on_gb200
+
+
+def _is_early(row: Row) -> bool:
+    """Blackwell before 25.11, Hopper before 25: the first releases that supported FP8 there."""
+    release = _release(row) or tuple(
+        int(n) for n in re.findall(r"^v(\d+)\.(\d+)", row.get("source_ref") or "") for n in n
+    )
+    if not release:
+        return False
+    is_blackwell = row["gpu"].startswith(("B", "GB"))
+    return release < ((25, 11) if is_blackwell else (25,))
+
+
+def _cluster(row: Row) -> Cluster:
+    note = _note(row)
+    name = row["gpu"].strip().lower()
+    if "efa" in note or "p6-b300" in note or "p5.48" in note:
+        name = f"{name}_efa"
+    cluster = hardware.load(name)
+    if not cluster.supports(precision_of(row)):
+        raise LeftOut(f"{cluster.name} does not compute in {precision_of(row)}")
+    return cluster
+
+
+def compared(runs: list[Run]) -> Iterator[Run]:
+    """Runs that have a job and a step time."""
+    return (run for run in runs if run.job and run.seconds)

@@ -1,0 +1,179 @@
+"""Megatron-LM's recorded memory peaks as jobs that the planner can weigh.
+
+    runs = read("published_memory.csv")    # each a Run, or why it is left out
+
+A row holds the arguments of a functional test and torch's max_memory_allocated. What a row does
+not say has Megatron-LM's default: GPT-2's vocabulary padded to 128 · tp, an MLP of 4 · hidden,
+tied embeddings, dropout, an expert as wide as the MLP, one DGX node of eight.
+"""
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_qwen3.parallel.layout import Layout, even_stages
+from megatron_qwen3.planner.architecture import Architecture
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.published import LeftOut, Run
+from megatron_qwen3.settings import ConfigError
+
+Row = Mapping[str, str]
+_GPT2_VOCABULARY = 50257
+_NODE = 8
+_LEFT_OUT = {
+    "muon": "trained with Muon, whose state the planner does not describe",
+    "offloading": "offloads activations to the host",
+    "grpo": "reinforcement learning: the memory is the sampling engine's",
+    "release": "a run over several nodes whose number is not published",
+    "flextron": "layers of several widths",
+    "multi_dist_optimizer_instances": "the optimizer is sharded over a part of the ranks only",
+    "fsdp2": "sharded by torch's FSDP2",
+}
+
+
+def is_one(path: str | Path) -> bool:
+    """Whether a CSV has recorded memory peaks instead of step times."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return "mem_max_allocated_gb" in next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+
+
+def read(path: str | Path) -> list[Run]:
+    """Every row; is_one(path)."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [_run(row) for row in csv.DictReader(file)]
+
+
+def _run(row: Row) -> Run:
+    given = Run(
+        row_id=f"{row['test_case']} {row['gpu']}",
+        model=row["family"],
+        gpu=row["gpu"],
+        precision="fp8" if row.get("fp8-format") else "bf16",
+        is_tuned=True,
+        seconds=None,
+        peak_bytes=float(row["mem_max_allocated_gb"]) * 1e9,
+    )
+    try:
+        return replace(given, job=_job(row))
+    except LeftOut as reason:
+        return replace(given, reason=str(reason))
+
+
+def _count(row: Row, name: str, default: int) -> int:
+    return int(row.get(name) or default)
+
+
+def _is_set(row: Row, name: str) -> bool:
+    return row.get(name) == "True"
+
+
+def _job(row: Row) -> Job:
+    if row["family"] not in ("gpt", "moe", "mixtral"):
+        raise LeftOut(f"{row['family']}: not a decoder-only transformer")
+    for part, reason in _LEFT_OUT.items():
+        if part in row["test_case"]:
+            raise LeftOut(reason)
+    model = _architecture(row)
+    drops = any((row.get(f"{kind}-dropout") or "0.1") != "0.0" for kind in ("attention", "hidden"))
+    backend = row.get("attention-backend") or ("" if "_te_" in row["test_case"] else "local")
+    layout = _layout(row, model)
+    return Job(
+        model=model,
+        layout=layout,
+        sequence_length=_count(row, "seq-length", 1024),
+        micro_batch=_count(row, "micro-batch-size", 1),
+        precision="fp8" if row.get("fp8-format") else "bf16",
+        kernels="transformer_engine",
+        recompute=_recompute(row),
+        sequence_parallel=_is_set(row, "sequence-parallel") and layout.tensor > 1,
+        distributed_optimizer=_is_set(row, "use-distributed-optimizer"),
+        fully_sharded=row.get("data-parallel-sharding-strategy") == "optim_grads_params",
+        overlap_data=_is_set(row, "overlap-grad-reduce"),
+        dropout=drops,
+        fused_attention=backend not in ("unfused", "local"),
+        balanced=True,
+    )
+
+
+def _recompute(row: Row) -> frozenset[str]:
+    if row.get("recompute-granularity") == "full":
+        return frozenset({"layer"})
+    parts = re.findall(r"\w+", row.get("recompute-modules") or "")
+    if row.get("recompute-granularity") == "selective" and not parts:
+        parts = ["core_attn"]
+    return frozenset(parts)
+
+
+def _architecture(row: Row) -> Architecture:
+    hidden, heads = int(row["hidden-size"]), int(row["num-attention-heads"])
+    latent = _is_set(row, "multi-latent-attention")
+    tp = _count(row, "tensor-model-parallel-size", 1)
+    experts = _count(row, "num-experts", 0)
+    ffn = _count(row, "ffn-hidden-size", 4 * hidden)
+    unit = 128 * tp
+    vocabulary = -(-_count(row, "vocab-size", _GPT2_VOCABULARY) // unit) * unit
+    grouped = _is_set(row, "group-query-attention")
+    return Architecture(
+        name=row["family"],
+        num_layers=int(row["num-layers"]),
+        hidden_size=hidden,
+        vocab_size=vocabulary,
+        num_attention_heads=heads,
+        num_query_groups=_count(row, "num-query-groups", heads) if grouped else heads,
+        head_dim=128 if latent else _count(row, "kv-channels", hidden // heads),
+        ffn_hidden_size=ffn,
+        num_experts=experts,
+        experts_per_token=_count(row, "moe-router-topk", 2) if experts else 0,
+        expert_ffn_hidden_size=_count(row, "moe-ffn-hidden-size", ffn) if experts else 0,
+        shared_ffn_hidden_size=_count(row, "moe-shared-expert-intermediate-size", 0),
+        tie_embeddings=not _is_set(row, "untie-embeddings-and-output-weights"),
+        gated=_is_set(row, "swiglu"),
+        dense_layers=_dense_layers(row.get("moe-layer-freq") or ""),
+        latent_query_rank=512 if latent else 0,
+        latent_key_value_rank=512 if latent else 0,
+        latent_rope_dim=64 if latent else 0,
+        predicted_layers=_count(row, "mtp-num-layers", 0),
+    )
+
+
+def _dense_layers(frequency: str) -> int:
+    """([0]*3+[1]*12) -> 3."""
+    match = re.match(r"\(\[0\]\*(\d+)", frequency)
+    return int(match.group(1)) if match else 0
+
+
+def _layout(row: Row, model: Architecture) -> Layout:
+    world = _count(row, "n_gpus", _NODE)
+    tp = _count(row, "tensor-model-parallel-size", 1)
+    pp = _count(row, "pipeline-model-parallel-size", 1)
+    cp = _count(row, "context-parallel-size", 1)
+    ep = _count(row, "expert-model-parallel-size", 1) if model.num_experts else 1
+    etp = _count(row, "expert-tensor-parallel-size", tp) if model.num_experts else 1
+    per_chunk = _count(row, "num-layers-per-virtual-pipeline-stage", 0)
+    virtual = model.num_layers // pp // per_chunk if per_chunk else 1
+    virtual = _count(row, "num-virtual-stages-per-pipeline-rank", virtual)
+    data, rest = divmod(world, tp * pp * cp)
+    if rest or not data or world % (ep * etp * pp):
+        raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
+    micro_batches = _count(row, "global-batch-size", 32) // (
+        data * _count(row, "micro-batch-size", 1)
+    )
+    return Layout(
+        world_size=world,
+        tensor=tp,
+        pipeline=pp,
+        virtual=virtual,
+        expert=ep,
+        expert_tensor=etp,
+        context=cp,
+        data=data,
+        expert_data=world // (ep * etp * pp),
+        micro_batches=max(micro_batches, 1),
+        stage_layers=even_stages(model.num_layers, pp * virtual),
+    )

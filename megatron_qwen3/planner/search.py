@@ -1,0 +1,335 @@
+"""Layouts that a model may have on a cluster, priced and ranked.
+
+    plans = search(Question(model, cluster, gpus=256, ...), constants)
+    plans[0].step.seconds, plans[0].memory.total
+
+Every combination of sizes that divides heads, layers, experts, ranks and batch is weighed by a
+quick estimate of its memory, which takes the least recomputation that fits, and priced by the
+closed form of its schedule. The best are then simulated and weighed to the byte.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_qwen3.parallel.layout import Layout, even_stages
+from megatron_qwen3.planner import activations, architecture
+from megatron_qwen3.planner.architecture import Architecture
+from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.job import RECOMPUTED, Job
+from megatron_qwen3.planner.layer_time import Constants, LayerTimer
+from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.step import Step, local_parameters
+from megatron_qwen3.settings import ModelConfig
+
+_LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
+_SIMULATED = 60  # layouts that are priced a second time, exactly
+_USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be trained, on what. `fixed` pins sizes by name: tensor, pipeline, …
+
+    dispatchers  of tokens that may be used; the trainer's own is "alltoall"
+    """
+
+    model: ModelConfig
+    cluster: Cluster
+    gpus: int
+    sequence_length: int
+    global_batch: int
+    precisions: tuple[str, ...] = ("bf16",)
+    dispatchers: tuple[str, ...] = ("alltoall", "deepep")
+    balanced: bool = False
+    fixed: tuple[tuple[str, int | str], ...] = ()
+
+    def allows(self, name: str, value: int | str) -> bool:
+        """Whether nothing else is pinned."""
+        return dict(self.fixed).get(name, value) == value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One layout with its memory and its time."""
+
+    job: Job
+    recompute: str
+    memory: Memory
+    step: Step
+    fits: bool
+
+    @property
+    def needs(self) -> list[str]:
+        """What the trainer does not have yet."""
+        job, needs = self.job, []
+        if job.layout.context > 1:
+            needs.append(f"cp {job.layout.context}")
+        if job.precision not in ("bf16", "fp32"):
+            needs.append(job.precision.upper())
+        if job.model.num_experts and job.dispatcher != "alltoall":
+            needs.append("DeepEP")
+        if job.overlap_exchange:
+            needs.append("exchange overlap")
+        return needs
+
+
+def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
+    """The `count` fastest layouts that fit, then the fastest that the trainer runs today if it is
+    not among them. Empty where none fits."""
+    quick = [
+        (quick_seconds(job, question.cluster, c), recompute, job)
+        for job, recompute in fitting(question)
+    ]
+    quick.sort(key=lambda item: item[0] / tokens_per_step(item[2]))
+    chosen = quick[:_SIMULATED]
+    chosen += [item for item in quick[_SIMULATED:] if not _needs(item[2])][: _SIMULATED // 4]
+    plans = [plan(job, recompute, question.cluster, c) for _, recompute, job in chosen]
+    plans = _distinct(sorted((p for p in plans if p.fits), key=_slowness))
+    best = plans[:count]
+    if all(p.needs for p in best):
+        best += [p for p in plans if not p.needs][:1]
+    return sorted((relieved(p, question.cluster, c) for p in best), key=_slowness)
+
+
+def _slowness(plan: Plan) -> float:
+    return -plan.step.tokens_per_second_per_gpu
+
+
+def _distinct(plans: list[Plan]) -> list[Plan]:
+    """The best of those that differ in micro-batch and virtual stages only."""
+    seen = set()
+    kept = []
+    for one in plans:
+        layout = one.job.layout
+        sizes = (layout.tensor, layout.pipeline, layout.context, layout.expert)
+        key = sizes, layout.expert_tensor, one.recompute, one.job.precision, tuple(one.needs)
+        if key not in seen:
+            seen.add(key)
+            kept.append(one)
+    return kept
+
+
+def relieved(given: Plan, cluster: Cluster, c: Constants) -> Plan:
+    """The plan, with one or two layers moved away from the stage that has the logits if it pays."""
+    plans, layout = [given], given.job.layout
+    for moved in (1, 2) if layout.pipeline > 1 else ():
+        split = even_stages(given.job.model.num_layers + moved, len(layout.stage_layers))
+        if split[-1] > moved:
+            split = (*split[:-1], split[-1] - moved)
+            job = replace(given.job, layout=replace(layout, stage_layers=split))
+            plans.append(plan(job, given.recompute, cluster, c))
+    return min(plans, key=lambda plan: (not plan.fits, plan.step.seconds))
+
+
+def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> Plan:
+    """A job, weighed and priced exactly."""
+    memory = Memory.of(job)
+    fits = memory.total <= _USABLE * cluster.memory_bytes
+    return Plan(job, recompute, memory, Step.of(job, cluster, c), fits)
+
+
+def fitting(question: Question) -> Iterator[tuple[Job, str]]:
+    """Every layout that seems to fit, with the least recomputation that makes it."""
+    for job in candidates(question):
+        for recompute, parts in RECOMPUTED.items():
+            if not question.allows("recompute", recompute):
+                continue
+            tried = replace(job, recompute=parts)
+            if quick_bytes(tried) <= _USABLE * question.cluster.memory_bytes:
+                yield from ((one, recompute) for one in _exchanges(question, tried))
+                break
+
+
+def least_memory(question: Question) -> tuple[Job, str] | None:
+    """The layout that needs least memory of all; None where no layout divides."""
+    tried = [
+        (quick_bytes(replace(job, recompute=parts)), index, replace(job, recompute=parts), name)
+        for index, job in enumerate(candidates(question))
+        for name, parts in RECOMPUTED.items()
+        if question.allows("recompute", name)
+    ]
+    if not tried:
+        return None
+    _, _, job, name = min(tried, key=lambda item: item[:2])
+    return job, name
+
+
+def candidates(question: Question) -> Iterator[Job]:
+    """Every layout that divides, without recomputation and with NCCL's exchange."""
+    model = architecture.of(question.model)
+    for tensor, pipeline, context in itertools.product(
+        _tensor_sizes(question), _divisors(question.gpus), _context_sizes(question)
+    ):
+        ranks = tensor * pipeline * context
+        allowed = question.allows("tensor", tensor) and question.allows("pipeline", pipeline)
+        if question.gpus % ranks or pipeline > model.num_layers or not allowed:
+            continue
+        data = question.gpus // ranks
+        for micro_batch, virtual, experts in itertools.product(
+            _micro_batches(question, data),
+            _virtual_sizes(question, pipeline),
+            _expert_sizes(question, tensor, pipeline),
+        ):
+            micro_batches = question.global_batch // (data * micro_batch)
+            if virtual > 1 and micro_batches % pipeline:
+                continue
+            layout = _layout(question, tensor, pipeline, virtual, context, *experts, micro_batches)
+            for precision in question.precisions:
+                yield _job(question, model, layout, micro_batch, precision)
+
+
+def _job(
+    question: Question, model: Architecture, layout: Layout, micro_batch: int, precision: str
+) -> Job:
+    is_low = precision in ("fp8", "mxfp8", "nvfp4")
+    return Job(
+        model=model,
+        layout=layout,
+        sequence_length=question.sequence_length,
+        micro_batch=micro_batch,
+        precision=precision,
+        kernels="transformer_engine" if is_low else "torch",
+        sequence_parallel=layout.tensor > 1,
+        balanced=question.balanced,
+    )
+
+
+def _layout(
+    question: Question,
+    tensor: int,
+    pipeline: int,
+    virtual: int,
+    context: int,
+    expert: int,
+    expert_tensor: int,
+    micro_batches: int,
+) -> Layout:
+    return Layout(
+        world_size=question.gpus,
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=virtual,
+        expert=expert,
+        expert_tensor=expert_tensor,
+        context=context,
+        data=question.gpus // (tensor * pipeline * context),
+        expert_data=question.gpus // (expert * expert_tensor * pipeline),
+        micro_batches=micro_batches,
+        stage_layers=even_stages(question.model.num_layers, pipeline * virtual),
+    )
+
+
+def _exchanges(question: Question, job: Job) -> Iterator[Job]:
+    """The same layout with every way to exchange tokens that makes a difference."""
+    if job.layout.expert * job.layout.expert_tensor == 1:
+        yield job
+        return
+    for dispatcher, overlap in itertools.product(question.dispatchers, (False, True)):
+        # Overlap needs a second micro-batch in flight on the rank.
+        in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
+        if overlap and (question.dispatchers == ("alltoall",) or not in_flight):
+            continue
+        if question.allows("dispatcher", dispatcher):
+            yield replace(job, dispatcher=dispatcher, overlap_exchange=overlap)
+
+
+def _needs(job: Job) -> bool:
+    """Whether a job asks for what the trainer does not have."""
+    low = job.precision not in ("bf16", "fp32")
+    return low or job.layout.context > 1 or job.dispatcher != "alltoall" or job.overlap_exchange
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _tensor_sizes(question: Question) -> list[int]:
+    """Within an NVLink domain, and whole key-value heads."""
+    model = question.model
+    whole = math.gcd(model.num_query_groups, model.num_attention_heads, model.vocab_size)
+    if not model.num_experts:
+        whole = math.gcd(whole, model.ffn_hidden_size)
+    sizes = [n for n in _divisors(whole) if n <= question.cluster.nvlink_domain]
+    return [n for n in sizes if question.sequence_length % n == 0]
+
+
+def _context_sizes(question: Question) -> list[int]:
+    pinned = dict(question.fixed).get("context")
+    if isinstance(pinned, int):
+        return [pinned]
+    if question.sequence_length < _LONG_SEQUENCE:
+        return [1]
+    return [n for n in (1, 2, 4) if question.sequence_length % (2 * n) == 0]
+
+
+def _micro_batches(question: Question, data: int) -> list[int]:
+    sizes = [n for n in (1, 2, 4, 8) if question.global_batch % (data * n) == 0]
+    return [n for n in sizes if question.allows("micro_batch", n)]
+
+
+def _virtual_sizes(question: Question, pipeline: int) -> list[int]:
+    layers = question.model.num_layers
+    sizes = (1, 2, 3, 4, 6, 8, 12) if pipeline > 1 else (1,)
+    fitting = [n for n in sizes if n == 1 or pipeline * n <= layers]
+    return [n for n in fitting if question.allows("virtual", n)]
+
+
+def _expert_sizes(question: Question, tensor: int, pipeline: int) -> list[tuple[int, int]]:
+    model = question.model
+    if not model.num_experts:
+        return [(1, 1)]
+    pairs = itertools.product(_divisors(model.num_experts), sorted({1, tensor}))
+    return [
+        (expert, width)
+        for expert, width in pairs
+        if question.gpus % (expert * width * pipeline) == 0
+        and model.expert_ffn_hidden_size % width == 0
+        and question.allows("expert", expert)
+        and question.allows("expert_tensor", width)
+    ]
+
+
+def tokens_per_step(job: Job) -> int:
+    """Tokens of one optimizer step over all ranks."""
+    layout = job.layout
+    return layout.micro_batches * layout.data * job.micro_batch * job.sequence_length
+
+
+def quick_bytes(job: Job) -> float:
+    """Memory of the first pipeline rank, without padding and rounding of stages."""
+    layout, model = job.layout, job.model
+    dense, sparse = local_parameters(job)
+    state = float((dense + sparse) * (job.weight_bytes + job.gradient_bytes))
+    per_owned = 8 if job.precision == "fp32" else 12
+    state += per_owned * dense / (layout.data * layout.context)
+    state += per_owned * sparse / layout.expert_data
+    layer = activations.layer_bytes(job, model.num_layers - 1)
+    chunks = layout.pipeline
+    if layout.virtual > 1:
+        chunks = layout.pipeline * (layout.virtual + 1) - 1
+    chunks = min(chunks, layout.micro_batches * layout.virtual)
+    kept = chunks * layer * _rank_layers(job) / layout.virtual
+    if layout.pipeline == 1:
+        kept += activations.logits_bytes(job)
+    mlp = activations.mlp_bytes(job, model.num_layers - 1)
+    return state + 1.03 * (kept + mlp) + 1.5e9
+
+
+def _rank_layers(job: Job) -> int:
+    """Layers of the pipeline rank that has most."""
+    split, p = job.layout.stage_layers, job.layout.pipeline
+    return max(sum(split[rank::p]) for rank in range(p))
+
+
+def quick_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
+    """(m + (p - 1) / v) times the layers of a stage, and the logits."""
+    timer, layout = LayerTimer(job, cluster, c), job.layout
+    forward, backward = timer.layer(job.model.num_layers - 1)
+    concurrency = c["concurrency"]
+    layer = forward.total(concurrency) + backward.total(concurrency)
+    stage = layer * _rank_layers(job)
+    rounds = layout.micro_batches + (layout.pipeline - 1) / layout.virtual
+    logits = 3 * timer.logits()
+    return rounds * (stage + (logits if layout.pipeline == 1 else 0.5 * logits))

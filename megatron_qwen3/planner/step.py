@@ -1,0 +1,207 @@
+"""Seconds of a training step, part by part.
+
+    step = Step.of(job, cluster, calibration.load())
+    step.seconds, step.parts, step.hidden
+
+Layers are priced by layer_time.py and put together by the pipeline schedule. The slowest pipeline
+rank's work, what it waits, gradient reduction, the optimizer and jitter add up to the step.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+from megatron_qwen3.planner import network, schedule
+from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.layer_time import Constants, LayerTimer, Pass
+
+_TRANSFER_LATENCY = 10e-6  # of one send between pipeline ranks
+# AdamW reads gradient, master weight and two moments, writes three of them and the bf16 weight;
+# clipping reads every gradient once more.
+_ADAM_BYTES, _NORM_BYTES = 30, 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step; `parts` add up to it, `hidden` runs beside them and is not in it."""
+
+    job: Job
+    seconds: float
+    parts: dict[str, float]
+    hidden: dict[str, float]
+
+    @classmethod
+    def of(cls, job: Job, cluster: Cluster, c: Constants) -> "Step":
+        """Price a job."""
+        stages = _Stages(LayerTimer(job, cluster, c))
+        layout = job.layout
+        p, m = layout.pipeline, layout.micro_batches
+        slack = c["pipeline_slack"] if p > 1 else 1.0
+        transfer = _transfer_seconds(job, cluster, c)
+        busy = slack * schedule.step_seconds(stages.forward, stages.backward, p, m, transfer)
+        without = slack * schedule.step_seconds(stages.forward, stages.backward, p, m)
+        data, hidden_data = _data_seconds(job, cluster, c, stages)
+        parts = stages.slowest_rank_parts(m)
+        parts["pipeline bubble"] = without - sum(parts.values())
+        parts["pipeline transfers"] = busy - without
+        parts["gradients and weights"] = data
+        parts["optimizer"] = _optimizer_seconds(job, cluster, c)
+        jitter = c["slowdown_per_doubling"] * math.log2(layout.world_size)
+        parts["jitter"] = jitter * sum(parts.values())
+        hidden = stages.hidden(m) | {"gradients and weights": hidden_data}
+        return cls(job, sum(parts.values()), parts, hidden)
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        """Throughput of one GPU."""
+        layout = self.job.layout
+        sequences = layout.micro_batches * self.job.micro_batch * layout.data
+        return sequences * self.job.sequence_length / self.seconds / layout.world_size
+
+    @property
+    def tflops_per_gpu(self) -> float:
+        """Model TFLOP/s: what the model needs (model/flops.py), not what recomputation adds."""
+        flops = self.job.model.flops_per_token(self.job.sequence_length)
+        return flops * self.tokens_per_second_per_gpu / 1e12
+
+
+class _Stages:
+    """Forward and backward seconds of every pipeline stage."""
+
+    def __init__(self, timer: LayerTimer) -> None:
+        self.timer, self.job, self.model = timer, timer.job, timer.model
+        self.concurrency = timer.c["concurrency"]
+        self.kinds: dict[tuple[bool, bool], tuple[Pass, Pass]] = {}
+        split = self.job.layout.stage_layers
+        first = [sum(split[:stage]) for stage in range(len(split))]
+        self.layers = [list(range(f, f + n)) for f, n in zip(first, split, strict=True)]
+        self.last = self._after_last_layer()
+        self.forward = [self._sum(layers, 0) for layers in self.layers]
+        self.backward = [self._sum(layers, 1) for layers in self.layers]
+        self.forward[-1] += self.last[0]
+        self.backward[-1] += self.last[1]
+
+    def layer(self, layer: int) -> tuple[Pass, Pass]:
+        """Layers of a kind cost the same."""
+        kind = self.model.is_sparse(layer), self.model.has_window(layer)
+        if kind not in self.kinds:
+            self.kinds[kind] = self.timer.layer(layer)
+        return self.kinds[kind]
+
+    def _sum(self, layers: list[int], which: int) -> float:
+        return sum(self.layer(layer)[which].total(self.concurrency) for layer in layers)
+
+    def _after_last_layer(self) -> tuple[float, float]:
+        """Logits and loss; multi-token prediction adds layers and logits."""
+        logits, extra = self.timer.logits(), self.model.predicted_layers
+        forward, backward = self.layer(self.model.num_layers - 1)
+        return (
+            logits + extra * (forward.total(self.concurrency) + logits),
+            2 * logits + extra * (backward.total(self.concurrency) + 2 * logits),
+        )
+
+    def slowest_rank_parts(self, micro_batches: int) -> dict[str, float]:
+        """Seconds of one step on the pipeline rank that works most, without waiting."""
+        p = self.job.layout.pipeline
+        both = [f + b for f, b in zip(self.forward, self.backward, strict=True)]
+        rank = max(range(p), key=lambda rank: sum(both[rank::p]))
+        passes = [
+            one for stage in self.layers[rank::p] for layer in stage for one in self.layer(layer)
+        ]
+        names = [field.name for field in fields(Pass) if field.name != "launch"]
+        parts = {name: micro_batches * sum(getattr(o, name) for o in passes) for name in names}
+        waits = sum(o.total(self.concurrency) - o.device for o in passes)
+        parts["launch"] = micro_batches * waits
+        parts["logits"] = micro_batches * sum(self.last) if rank == p - 1 else 0.0
+        return {_NAMES.get(name, name): seconds for name, seconds in parts.items()}
+
+    def hidden(self, micro_batches: int) -> dict[str, float]:
+        """Communication that runs beside computation, on a rank of the average stage."""
+        c, timer = self.timer.c, self.timer
+        layers = self.model.num_layers / self.job.layout.pipeline * micro_batches
+        sparse = self.model.sparse_layers / self.model.num_layers
+        share = c["exchange_hidden"] if self.job.overlap_exchange else 0.0
+        tensor = 5 * timer.tensor_seconds(sparse > 0.5) * (1 - c["tensor_exposed"])
+        context = 3 * timer.context_seconds() * (1 - c["context_exposed"])
+        return {
+            "token exchange": layers * sparse * 4 * timer.exchange_seconds() * share,
+            "tensor parallelism": layers * tensor,
+            "context parallelism": layers * context,
+        }
+
+
+_NAMES = {
+    "gemm": "matrix products",
+    "elementwise": "element-wise",
+    "exchange": "token exchange",
+    "tensor": "tensor parallelism",
+    "context": "context parallelism",
+    "launch": "kernel launches",
+}
+
+
+def _transfer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
+    layout = job.layout
+    if layout.pipeline == 1:
+        return 0.0
+    moved = job.micro_batch_tokens / job.sequence_ranks * job.model.hidden_size * 2
+    stride = layout.world_size // layout.pipeline
+    return moved / network.rate(layout.pipeline, stride, cluster, c) + _TRANSFER_LATENCY
+
+
+@lru_cache(maxsize=65536)
+def local_parameters(job: Job) -> tuple[int, int]:
+    """Dense and expert parameters of the first pipeline rank."""
+    layout, model = job.layout, job.model
+    dense = model.vocab_size // layout.tensor * model.hidden_size
+    sparse = 0
+    for stage in range(0, len(layout.stage_layers), layout.pipeline):
+        first = sum(layout.stage_layers[:stage])
+        for layer in range(first, first + layout.stage_layers[stage]):
+            ranks = layout.tensor, layout.expert, layout.expert_tensor
+            here = model.local_elements(layer, *ranks)
+            dense, sparse = dense + here[0], sparse + here[1]
+    return dense, sparse
+
+
+def _data_seconds(job: Job, cluster: Cluster, c: Constants, stages: _Stages) -> tuple[float, float]:
+    """Reducing gradients and gathering weights: seconds that show, and that are hidden.
+
+    With overlap the last micro-batch's backward hides the first and its forward hides the second,
+    but for the share that starts or ends alone. FSDP does both for every micro-batch.
+    """
+    layout, p = job.layout, job.layout.pipeline
+    dense, sparse = local_parameters(job)
+    shared = _ring(dense, layout.data * layout.context, layout.tensor, cluster, c)
+    if job.model.num_experts:
+        stride = layout.expert * layout.expert_tensor
+        shared += _ring(sparse, layout.expert_data, stride, cluster, c)
+    reduce, gather = job.gradient_bytes * shared, 2 * shared
+    times = layout.micro_batches if job.fully_sharded else 1
+    whole = times * (reduce + gather * (2 if job.fully_sharded else 1))
+    if not job.overlap_data:
+        return whole, 0.0
+    alone = c["data_exposed"]
+    behind_backward = (1 - alone) * (reduce + (gather if job.fully_sharded else 0.0))
+    visible = alone * whole + times * (
+        max(0.0, behind_backward - sum(stages.backward[0::p]))
+        + max(0.0, (1 - alone) * gather - sum(stages.forward[0::p]))
+    )
+    return visible, whole - visible
+
+
+def _ring(elements: int, ranks: int, stride: int, cluster: Cluster, c: Constants) -> float:
+    """Seconds of one byte of each element through a reduce-scatter or all-gather."""
+    if ranks == 1 or not elements:
+        return 0.0
+    return elements * (ranks - 1) / ranks / network.rate(ranks, stride, cluster, c)
+
+
+def _optimizer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
+    dense, sparse = local_parameters(job)
+    layout, own = job.layout, float(dense + sparse)
+    if job.distributed_optimizer:
+        own = dense / (layout.data * layout.context) + sparse / layout.expert_data
+    moved = own * _ADAM_BYTES + (dense + sparse) * _NORM_BYTES
+    return moved / (1e9 * cluster.memory_gb_per_s * c["memory"])

@@ -1,0 +1,231 @@
+"""Published runs as jobs, errors of predictions, and the fit of the constants."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_qwen3.planner import accuracy, calibration, fit, published, published_memory
+from megatron_qwen3.planner.step import Step
+from tools import scaling_study
+
+COLUMNS = [
+    "row_id",
+    "source_repo",
+    "release",
+    "task",
+    "model",
+    "gpu",
+    "n_gpus",
+    "precision",
+    "fp8_recipe",
+    "gbs",
+    "mbs",
+    "seq_len",
+    "tp",
+    "pp",
+    "vpp",
+    "cp",
+    "ep",
+    "etp",
+    "fsdp",
+    "step_time_s",
+    "peak_mem_gb",
+    "recompute",
+    "dispatcher",
+    "comm_overlap",
+    "cuda_graph",
+    "routing",
+    "layers_override",
+    "notes",
+]
+BASE = {
+    "row_id": "1",
+    "source_repo": "NVIDIA-NeMo/Megatron-Bridge",
+    "task": "pretrain",
+    "model": "Qwen3_30B_a3B",
+    "gpu": "H100",
+    "n_gpus": "16",
+    "precision": "BF16",
+    "gbs": "1024",
+    "mbs": "1",
+    "seq_len": "4096",
+    "tp": "1",
+    "pp": "1",
+    "ep": "16",
+    "step_time_s": "20",
+}
+
+
+def row(**changes):
+    return dict.fromkeys(COLUMNS, "") | BASE | changes
+
+
+def write(path, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "Nemotron_3_Super"}, "Mamba layers"),
+        ({"model": "Qwen3_Next_80B_a3B"}, "gated delta-rule layers"),
+        ({"model": "SomethingElse-7B"}, "shape of SomethingElse-7B is not known"),
+        ({"task": "lora"}, "trains adapters"),
+        ({"task": "sft"}, "packed texts"),
+        ({"notes": "PyTorch-native FSDP2/TP (not mcore)"}, "not by megatron-core"),
+        ({"dispatcher": "deepep(config; container lacks DeepEP)"}, "known bad"),
+        ({"step_time_s": ""}, "no step time"),
+        ({"gbs": "1000"}, "gbs 1000 does not divide"),
+        ({"pp": "3"}, "do not divide 16"),
+        ({"gpu": "TPU"}, "no GPU named 'tpu'"),
+        ({"precision": "MXFP8"}, "H100 does not compute in mxfp8"),
+        ({"seq_len": ""}, "seq_len is not published"),
+    ],
+)
+def test_what_cannot_be_compared_is_left_out_with_the_reason(changes, reason):
+    run = published.run_of(row(**changes))
+    assert run.job is None and reason in run.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"dispatcher": "deepep", "graphs": "none", "overlap_exchange": False}),
+        ({"gpu": "GB200", "precision": "MXFP8", "release": "26.06"}, {"graphs": "full"}),
+        ({"gpu": "GB200", "precision": "MXFP8", "release": "26.04"}, {"graphs": "partial"}),
+        ({"comm_overlap": "ep_a2a_1f1b_overlap+delay_wgrad"}, {"overlap_exchange": True}),
+        ({"comm_overlap": "ep_a2a_overlap=False"}, {"overlap_exchange": False}),
+        ({"routing": "natural"}, {"balanced": False}),
+        ({"routing": "force_balanced_dropless"}, {"balanced": True}),
+        ({"recompute": "selective:moe_act,layernorm"}, {"recompute": {"moe_act", "layernorm"}}),
+        ({"recompute": "full"}, {"recompute": {"layer"}}),
+        ({"precision": "FP8", "fp8_recipe": "delayed(TE hybrid)"}, {"precision": "fp8"}),
+        ({"fsdp": "16"}, {"fully_sharded": True}),
+        ({"fsdp": "0"}, {"fully_sharded": False}),
+    ],
+)
+def test_columns_say_how_the_run_was_made(changes, expected):
+    job = published.run_of(row(**changes)).job
+    assert {name: getattr(job, name) for name in expected} == expected
+
+
+def test_stages_hold_every_layer_and_count_embedding_and_loss_where_that_comes_out_even():
+    def split(model, pp, vpp, **more):
+        changes = {"model": model, "n_gpus": "1024", "pp": str(pp), "vpp": str(vpp), "ep": "1"}
+        return published.run_of(row(**changes, **more)).job.layout.stage_layers
+
+    assert split("LLAMA3.1_405B", 16, 8) == (0, *[1] * 126, 0)
+    assert split("Qwen3_235B_a22B", 8, 1) == (11, *[12] * 6, 11)
+    assert sum(split("DeepSeekV3", 8, 2)) == 61
+
+
+@pytest.mark.parametrize(
+    ("model", "sequence", "gflop"),  # that the published tables count, causal
+    [
+        ("Qwen3_235B_a22B", 4096, 148.0),
+        ("Qwen3_30B_a3B", 4096, 23.0),
+        ("DeepSeekV3", 4096, 260.0),
+        ("LLAMA3.1_405B", 8192, 2524.0),
+        ("LLAMA3_70B", 8192, 449.0),
+        ("LLAMA3_8B", 8192, 51.5),
+        ("moonlight_16b_a3b", 4096, 17.16),
+    ],
+)
+def test_shapes_of_published_models_give_the_published_work(model, sequence, gflop):
+    found = published.architecture_of(model).flops_per_token(sequence) / 1e9
+    assert found == pytest.approx(gflop, rel=4e-3)
+
+
+def test_memory_units_are_those_of_the_source():
+    ours = published.run_of(row(peak_mem_gb="60"))
+    theirs = published.run_of(row(peak_mem_gb="60", source_repo="pytorch/torchtitan"))
+    assert (ours.peak_bytes, theirs.peak_bytes) == (60e9, 60 * 2**30)
+
+
+def test_errors_are_relative_and_quantiles_lie_between_neighbours():
+    run = published.run_of(row())
+    one = accuracy.Comparison(run, step_seconds=22.0)
+    assert one.error == pytest.approx(0.1) and one.memory_error is None
+    assert accuracy.quantile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert accuracy.quantile([1.0], 0.9) == 1.0
+    groups = accuracy.groups([one, accuracy.Comparison(published.run_of(row(task="lora")))])
+    assert groups["all"].count == 1 and groups["Qwen3, tuned, Hopper"].median == one.error
+
+
+def test_near_identical_rows_do_not_stand_on_both_sides_of_the_split():
+    runs = [
+        published.run_of(row(step_time_s=str(s), release=r)) for s, r in ((20, ""), (19, "26.04"))
+    ]
+    assert fit.is_fitted(runs[0]) == fit.is_fitted(runs[1])
+
+
+def test_the_fit_finds_constants_that_made_the_data(monkeypatch):
+    """Times are made with a faster chip and a slower host; the fit must find both."""
+    truth = calibration.load() | {"gemm_hopper_bf16": 0.60, "launch_experts": 3e-3}
+    made = []
+    for tp, pp, mbs, model in (
+        ("1", "1", "1", "Qwen3_30B_a3B"),
+        ("1", "1", "4", "Qwen3_30B_a3B"),
+        ("2", "1", "1", "Qwen3_30B_a3B"),
+        ("1", "2", "1", "Qwen3_30B_a3B"),
+        ("1", "1", "1", "LLAMA3_8B"),
+        ("4", "1", "2", "LLAMA3_70B"),
+    ):
+        run = published.run_of(row(tp=tp, pp=pp, mbs=mbs, model=model, ep="8"))
+        seconds = Step.of(run.job, run.cluster, truth).seconds
+        made.append(published.replace(run, seconds=seconds))
+    free = {n: calibration.CONSTANTS[n] for n in ("gemm_hopper_bf16", "launch_experts")}
+    rest = {n: v for n, v in truth.items() if n not in free}
+    monkeypatch.setattr(fit, "CONSTANTS", free)
+    monkeypatch.setattr(fit, "_PRIOR", 1e-6)  # six runs would not outweigh what is expected
+    original = Step.of
+    monkeypatch.setattr(fit.Step, "of", lambda job, cluster, c: original(job, cluster, rest | c))
+    found = fit.fit(made, report=lambda line: None)
+    assert found == pytest.approx({n: truth[n] for n in free}, rel=0.05)
+
+
+def test_validate_reports_every_row_or_why_it_is_left_out(tmp_path, capsys):
+    path = write(
+        tmp_path / "runs.csv", [row(), row(row_id="2", task="lora"), row(row_id="3", tp="2")]
+    )
+    assert scaling_study.main(["validate", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {r["row_id"]: r for r in found["rows"]}
+    assert set(rows) == {"1", "2", "3"} and "adapters" in rows["2"]["reason"]
+    for name in ("1", "3"):
+        predicted, given = rows[name]["predicted_step_time_s"], rows[name]["published_step_time_s"]
+        assert rows[name]["error"] == pytest.approx(predicted / given - 1)
+    assert found["groups"]["all"]["count"] == 2
+    assert {"median_abs_error", "p90_abs_error"} <= set(found["groups"]["all"])
+    plot = tmp_path / "errors.png"
+    assert scaling_study.main(["validate", str(path), "--plot", str(plot)]) == 0
+    assert "left out: 1 of 3" in capsys.readouterr().out and plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "cannot be read"), ("a,b\n1,2\n", "no column model")]
+)
+def test_a_csv_that_is_none_is_told(tmp_path, capsys, content, says):
+    path = tmp_path / "runs.csv"
+    if content:
+        path.write_text(content, encoding="utf-8")
+    assert scaling_study.main(["validate", str(path)]) == 2
+    assert says in capsys.readouterr().err
+
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "perf"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published runs are not here")
+def test_published_runs_are_met_as_the_planners_readme_says():
+    runs = published.read(PUBLISHED / "published_perf.csv")
+    groups = accuracy.groups(accuracy.compare(runs, calibration.load()))
+    assert groups["Qwen3, tuned"].median < 0.08 and groups["Qwen3, tuned"].p90 < 0.20
+    peaks = accuracy.compare(published_memory.read(PUBLISHED / "published_memory.csv"), {})
+    assert accuracy.groups(peaks, of_memory=True)["all"].median < 0.07

@@ -1,0 +1,157 @@
+"""The search for layouts, and the command line around it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner import calibration, hardware, overlay, search
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.memory import Memory
+from tools import scaling_study
+
+CONSTANTS = calibration.load()
+STAGE = "examples/stages/pretrain_1_general.toml"
+
+
+def question_of(name, gpu, gpus, batch, sequence=4096, **more):
+    model = load([], [f"model.preset={name}", "train.steps=1"]).model
+    return search.Question(model, hardware.load(gpu), gpus, sequence, batch, **more)
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    question = question_of("qwen3-30b-a3b", "h100", 16, 256)
+    return question, search.search(question, CONSTANTS)
+
+
+def test_plans_fit_are_ranked_and_differ(sparse):
+    question, plans = sparse
+    assert len(plans) >= 10 and all(plan.fits for plan in plans)
+    assert all(plan.memory.total <= question.cluster.memory_bytes for plan in plans)
+    rates = [plan.step.tokens_per_second_per_gpu for plan in plans]
+    assert rates == sorted(rates, reverse=True)
+    assert len(
+        {(p.job.layout, p.recompute, tuple(p.needs), p.job.micro_batch) for p in plans}
+    ) == len(plans)
+    assert any(not plan.needs for plan in plans)
+
+
+def test_no_layout_of_a_small_cluster_is_overlooked():
+    """Every layout that the trainer accepts on 4 GPUs is among the candidates, and no other."""
+    question = question_of("qwen3-30b-a3b", "h100", 4, 8)
+    found = {
+        (j.layout.tensor, j.layout.pipeline, j.layout.virtual, j.layout.expert, j.micro_batch)
+        for j in search.candidates(question)
+        if j.layout.expert_tensor == 1
+    }
+    expected = set()
+    for tensor in (1, 2, 4):
+        for pipeline in (1, 2, 4):
+            for virtual in (1, 2, 3, 4, 6, 8, 12):
+                for expert in (1, 2, 4, 8):
+                    for micro_batch in (1, 2, 4, 8):
+                        sizes = (tensor, pipeline, virtual, expert, micro_batch)
+                        if _accepts(*sizes):
+                            expected.add(sizes)
+    assert found == expected
+
+
+def _accepts(tensor, pipeline, virtual, expert, micro_batch):
+    overrides = [
+        "model.preset=qwen3-30b-a3b",
+        "train.steps=1",
+        "train.global_batch=8",
+        f"train.micro_batch={micro_batch}",
+        f"parallel.tensor={tensor}",
+        f"parallel.pipeline={pipeline}",
+        f"parallel.virtual_pipeline={virtual}",
+        f"parallel.expert={expert}",
+    ]
+    try:
+        Layout.of(load([], overrides), 4)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_the_settings_of_a_plan_train_that_very_layout(sparse, tmp_path):
+    question, plans = sparse
+    plan = next(plan for plan in plans if not plan.needs)
+    overlay.write(plan, question, tmp_path / "plan.toml")
+    config = load([STAGE, tmp_path / "plan.toml"])
+    job = Job.of(config, question.gpus)
+    assert job == dataclasses.replace(plan.job, balanced=job.balanced)
+    assert Memory.of(job) == plan.memory
+
+
+def test_what_the_trainer_does_not_have_is_said_and_not_set(tmp_path):
+    question = question_of(
+        "qwen3-30b-a3b", "b200", 16, 16, 32768, precisions=("mxfp8",), fixed=(("context", 2),)
+    )
+    plan = search.search(question, CONSTANTS)[0]
+    assert {"cp 2", "MXFP8"} <= set(plan.needs)
+    text = overlay.text(plan, question)
+    assert "MXFP8" in text and "context = 2" in text
+    (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
+    config = load([STAGE, tmp_path / "plan.toml"])
+    assert (config.train.precision, config.parallel.context) == ("bf16", 1)
+
+
+def test_the_quick_estimate_of_memory_is_near_the_exact_one():
+    question = question_of("qwen3-235b-a22b", "h100", 256, 2048)
+    jobs = list(search.candidates(question))[::211]
+    for job in jobs:
+        assert search.quick_bytes(job) == pytest.approx(Memory.of(job).total, rel=0.12)
+
+
+def run(capsys, *arguments):
+    status = scaling_study.main(list(arguments))
+    return status, capsys.readouterr()
+
+
+def test_plan_writes_settings_and_says_everything_in_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, printed = run(capsys, "plan", "--model", "8b", "--gpu", "h100", "--gpus", "8", "--json")
+    found = json.loads(printed.out)
+    best = found["plans"][found["chosen"]]
+    assert status == 0 and (tmp_path / "plan.toml").exists()
+    assert sum(best["step_parts_seconds"].values()) == pytest.approx(best["step_seconds"])
+    parts = dict(best["memory_bytes"])
+    assert parts.pop("total") == pytest.approx(sum(parts.values()))
+    assert best["mfu"] == pytest.approx(best["tflops_per_gpu"] / best["peak_tflops"])
+    tokens = best["tokens_per_second_per_gpu"] * 8 * best["days"] * 86_400
+    assert tokens == pytest.approx(1e12) and best["gpu_hours"] == pytest.approx(
+        best["days"] * 24 * 8
+    )
+
+
+def test_plan_draws_a_picture_and_prints_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["plan", "--model", "0.6b", "--gpu", "a100", "--gpus", "2", "--top", "3"]
+    status, printed = run(capsys, *arguments)
+    assert status == 0 and "tok/s/GPU" in printed.out
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "235b-a22b", "--gpus", "16"], "does not fit: even the leanest layout"),
+        (["--model", "235b-a22b", "--gpus", "16"], "the fewest that fit, doubling: 64 GPUs"),
+        (["--model", "8b", "--gpus", "8", "--tp", "3"], "tensor = 3 does not; with the rest"),
+        (["--model", "8b", "--gpus", "8", "--tp", "16"], "valid near it: 2, 4, 8"),
+        (["--model", "9b", "--gpus", "8"], "neither a size"),
+        (["--model", "8b", "--gpus", "0"], "--gpus 0 must be above 0"),
+        (["--model", "8b", "--gpus", "8", "--precision", "nvfp4"], "H100 has bf16, fp8"),
+        (["--model", "0.6b", "--gpus", "512", "--global-batch", "7"], "near it: 512"),
+        (["--model", "8b", "--gpus", "8", "--choose", "99"], "there are layouts 1 to"),
+    ],
+)
+def test_impossible_questions_are_told_why(arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, printed = run(capsys, "plan", "--gpu", "h100", *arguments)
+    assert status == 2 and says in printed.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,51 @@
+"""The picture of a search: memory and time of every layout, part by part, as stacked bars."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megatron_qwen3.planner.search import Plan, Question
+from tools import pictures
+
+_MORE = ("#56606e", "#a8b3c1", "#e2b93b", "#4a2c6f", "#8fd175", "#c44e52", "#222222")
+_COLOURS = (*pictures.HUES, *_MORE)
+
+
+def draw(question: Question, plans: list[Plan], path: Path) -> None:
+    """Write the picture; its suffix chooses the format."""
+    with pictures.style():
+        figure = Figure(figsize=(11, 0.36 * len(plans) + 2.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        names = [_name(i, plan) for i, plan in enumerate(plans)]
+        memory = [{k: v / 1e9 for k, v in plan.memory.parts().items()} for plan in plans]
+        _stack(left, names, memory)
+        left.axvline(question.cluster.memory_gb, color=pictures.INK, linewidth=1)
+        left.set_xlabel(f"GB per GPU; the line is what {question.cluster.name} has")
+        _stack(right, names, [plan.step.parts for plan in plans])
+        right.set_xlabel("seconds per step")
+        right.set_yticks([])
+        figure.suptitle(f"{question.model.preset} on {question.gpus} {question.cluster.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _stack(axes: Axes, names: list[str], bars: list[dict[str, float]]) -> None:
+    largest = max(sum(parts.values()) for parts in bars)
+    shown = [part for part in bars[0] if max(parts[part] for parts in bars) > 0.004 * largest]
+    starts = [0.0] * len(bars)
+    for part, colour in zip(shown, _COLOURS, strict=False):
+        widths = [parts[part] for parts in bars]
+        axes.barh(names, widths, left=starts, color=colour, label=part, height=0.7)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, fontsize=7)
+
+
+def _name(index: int, plan: Plan) -> str:
+    layout = plan.job.layout
+    sizes = {"tp": layout.tensor, "pp": layout.pipeline, "cp": layout.context, "ep": layout.expert}
+    text = " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "dp"
+    return f"{index + 1}  {text} {plan.recompute}" + (" *" if plan.needs else "")

@@ -1,0 +1,179 @@
+"""scaling_study.py validate: the planner against published training runs.
+
+Takes a CSV with a line per run: model, gpu, n_gpus, precision, gbs, mbs, seq_len, tp, pp, vpp, cp,
+ep, etp, step_time_s and, where known, fp8_recipe, fsdp, recompute, dispatcher, comm_overlap,
+cuda_graph, routing, layers_override, peak_mem_gb, release, source_repo, notes; or one with
+Megatron-LM's arguments and its recorded memory peaks (mem_max_allocated_gb). Prints the error of
+every line, medians and 90th percentiles of groups, and draws predicted over published.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron_qwen3.planner import accuracy, calibration, published, published_memory
+from megatron_qwen3.planner.accuracy import Comparison, Errors
+from megatron_qwen3.planner.fit import is_fitted
+
+_EXAMPLES = """examples:
+  python tools/scaling_study.py validate published_perf.csv
+  python tools/scaling_study.py validate published_memory.csv --quiet
+  python tools/scaling_study.py validate published_perf.csv --json > errors.json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the sub-parsers `commands`."""
+    parser = commands.add_parser(
+        "validate",
+        help="predictions against published runs",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("csv", type=Path, metavar="CSV")
+    parser.add_argument("--plot", type=Path, default=Path("validate.png"), help="(validate.png)")
+    parser.add_argument("--quiet", action="store_true", help="groups only, not every line")
+    parser.add_argument("--json", action="store_true", help="print JSON; draws no picture")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print and draw; the exit status."""
+    if published_memory.is_one(given.csv):
+        runs = published_memory.read(given.csv)
+    else:
+        runs = published.read(given.csv)
+    compared = sorted(accuracy.compare(runs, calibration.load()), key=accuracy.sort_key)
+    if given.json:
+        print(json.dumps(as_dict(compared), indent=1))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    if not given.quiet:
+        console.print(_rows(compared))
+    for title, of_memory in (("step time", False), ("memory peak", True)):
+        found = accuracy.groups(compared, of_memory)
+        if found:
+            console.print(_groups(f"{title}: absolute error", found))
+    console.print(_left_out(compared), highlight=False)
+    from tools.scaling.validate_pictures import draw  # matplotlib loads slowly
+
+    draw(compared, given.plot)
+    console.print(f"wrote {given.plot}", highlight=False)
+    return 0
+
+
+def as_dict(compared: Sequence[Comparison]) -> dict[str, Any]:
+    """Rows and groups, for programs."""
+    return {
+        "rows": [_row_dict(one) for one in compared],
+        "groups": _groups_dict(accuracy.groups(compared)),
+        "memory_groups": _groups_dict(accuracy.groups(compared, of_memory=True)),
+    }
+
+
+def _groups_dict(found: dict[str, Errors]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "count": errors.count,
+            "median_abs_error": errors.median,
+            "p90_abs_error": errors.p90,
+        }
+        for name, errors in found.items()
+    }
+
+
+def _row_dict(one: Comparison) -> dict[str, Any]:
+    run = one.run
+    row: dict[str, Any] = {
+        "row_id": run.row_id,
+        "model": run.model,
+        "gpu": run.gpu,
+        "precision": run.precision,
+        "tuned": run.is_tuned,
+        "published_step_time_s": run.seconds,
+    }
+    if run.job is None:
+        return row | {"reason": run.reason}
+    row |= {"predicted_step_time_s": one.step_seconds, "error": one.error}
+    if one.error is not None:
+        row["fitted"] = is_fitted(run)
+    if run.peak_bytes:
+        row["published_peak_bytes"] = run.peak_bytes
+        row |= {"predicted_peak_bytes": one.peak_bytes, "memory_error": one.memory_error}
+    return row
+
+
+def _rows(compared: Sequence[Comparison]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for header in ("row", "model", "GPU", "precision", "layout"):
+        table.add_column(header, no_wrap=True)
+    for header in ("published s", "predicted s", "error", "memory"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for one in compared:
+        run = one.run
+        if run.job is None:
+            continue
+        table.add_row(
+            run.row_id,
+            Text(run.model),
+            run.gpu,
+            run.precision,
+            _layout(one),
+            _seconds(run.seconds if one.error is not None else None),
+            _seconds(one.step_seconds),
+            _percent(one.error),
+            _percent(one.memory_error),
+        )
+    return table
+
+
+def _layout(one: Comparison) -> str:
+    assert one.run.job
+    layout = one.run.job.layout
+    sizes = {"tp": layout.tensor, "pp": layout.pipeline, "cp": layout.context, "ep": layout.expert}
+    parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+    return " ".join([f"{layout.world_size}:", *parts])
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}%"
+
+
+def _groups(title: str, found: dict[str, Errors]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("group")
+    for header in ("runs", "median", "90th percentile"):
+        table.add_column(header, justify="right")
+    for name, errors in sorted(found.items(), key=lambda item: _group_order(item[0])):
+        table.add_row(
+            name, str(errors.count), f"{100 * errors.median:.1f}%", f"{100 * errors.p90:.1f}%"
+        )
+    return table
+
+
+def _group_order(name: str) -> tuple[int, str]:
+    kinds = ("all", "fitted", "not fitted", "tuned", "Qwen3", "GPU", "precision", "model")
+    return next(i for i, kind in enumerate(kinds) if name.startswith(kind)), name
+
+
+def _left_out(compared: Sequence[Comparison]) -> str:
+    rows: dict[str, list[str]] = {}
+    for one in compared:
+        if one.run.job is None:
+            rows.setdefault(one.run.reason, []).append(one.run.row_id)
+    lines = [f"left out: {sum(map(len, rows.values()))} of {len(compared)} runs"]
+    lines += [f"  {len(ids):3d}  {reason} (rows {', '.join(ids)})" for reason, ids in rows.items()]
+    return "\n".join(lines)
