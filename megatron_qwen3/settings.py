@@ -35,6 +35,12 @@ class RunConfig:
     device: str = setting(
         "auto", "auto takes cuda where there is a GPU", choices=("auto", "cpu", "cuda")
     )
+    memory_check: str = setting(
+        "warn", "a run that will not fit into memory", choices=("warn", "refuse", "off")
+    )
+    memory_gb: float = setting(
+        0.0, "memory of a rank for memory_check; 0 is the GPU's, or a share of RAM", at_least=0
+    )
 
 
 @dataclass(frozen=True)

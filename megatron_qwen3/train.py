@@ -12,6 +12,7 @@ import warnings
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.planner.launch_check import Device, memory_fault
 
 EXAMPLES = """\
 examples:
@@ -69,6 +70,7 @@ def train(config: Config) -> None:
 
     mode = {"pretrain": pretrain}[config.run.mode]
     runtime.check(config)
+    check_memory(config, runtime.world_size(), runtime.device_memory(config))
     inputs = mode.check(config)
     layout = runtime.start(config)
     try:
@@ -76,6 +78,17 @@ def train(config: Config) -> None:
     except NonFiniteLoss as error:
         sys.exit(_fail(f"stopped: {error}", status=1))
     runtime.stop()
+
+
+def check_memory(config: Config, world_size: int, device: Device) -> None:
+    """Say that the run will not fit, as run.memory_check asks; ConfigError where it refuses."""
+    if config.run.memory_check == "off":
+        return
+    fault = memory_fault(config, world_size, device)
+    if fault and config.run.memory_check == "refuse":
+        raise ConfigError(f'{fault}; run.memory_check = "warn" only says so')
+    if fault:
+        _fail(f"warning: {fault}", status=0)
 
 
 def _fail(message: str, status: int) -> int:

@@ -5,8 +5,10 @@ without it the process is the only rank. The backend is NCCL on GPUs and gloo on
 after this module is the same code for both.
 """
 
+import contextlib
 import os
 import socket
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import cpu
 from megatron_qwen3.parallel.allocator import keep_freed_memory
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner.launch_check import Device
 
 from megatron.core import parallel_state, tensor_parallel  # isort: skip  (after cpu)
 
@@ -29,6 +32,27 @@ def check(config: Config) -> Layout:
     if config.run.device == "cuda" and cpu.REDIRECTED:
         raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
     return Layout.of(config, world_size())
+
+
+def device_memory(config: Config) -> Device:
+    """What this rank may use: run.memory_gb, or its GPU's memory, or its share of the RAM."""
+    is_gpu = not cpu.REDIRECTED
+    if config.run.memory_gb:
+        return Device("run.memory_gb", 1e9 * config.run.memory_gb, is_gpu)
+    if is_gpu:
+        device = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
+        return Device(f"a {device.name}", float(device.total_memory), is_gpu)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    share = "the RAM" if ranks == 1 else f"RAM that each of {ranks} ranks has"
+    return Device(share, _ram_bytes() / ranks, is_gpu)
+
+
+def _ram_bytes() -> float:
+    """Memory of this machine, or of the container that limits it."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def start(config: Config) -> Layout:

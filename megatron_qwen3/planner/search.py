@@ -156,6 +156,17 @@ def least_memory(question: Question) -> tuple[Job, str] | None:
     return job, name
 
 
+def fewest_gpus(question: Question) -> tuple[int, Job] | None:
+    """The first doubling of GPUs at which a layout fits, with one; None up to 64-fold."""
+    for times in (2, 4, 8, 16, 32, 64):
+        gpus = question.gpus * times
+        batch = -(-question.global_batch // gpus) * gpus
+        found = next(fitting(replace(question, gpus=gpus, global_batch=batch)), None)
+        if found:
+            return gpus, found[0]
+    return None
+
+
 def candidates(question: Question) -> Iterator[Job]:
     """Every layout that divides, without recomputation and with NCCL's exchange."""
     model = architecture.of(question.model)

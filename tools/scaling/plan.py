@@ -165,19 +165,14 @@ def why_none(question: Question) -> str:
         f"{where} does not fit: even the leanest layout {leanest} needs {need:.0f} GB of "
         f"{have:g} GB per GPU"
     )
-    nearest = _nearest_gpus(question)
-    return f"{text}; {nearest}" if nearest else text
+    return f"{text}; {_nearest_gpus(question)}"
 
 
 def _nearest_gpus(question: Question) -> str:
     """The next doubling of GPUs at which a layout fits."""
-    for times in (2, 4, 8, 16, 32, 64):
-        gpus = question.gpus * times
-        batch = -(-question.global_batch // gpus) * gpus
-        larger = replace(question, gpus=gpus, global_batch=batch)
-        found = next(search.fitting(larger), None)
-        if found:
-            return f"the fewest that fit, doubling: {gpus} GPUs ({describe(found[0])})"
+    found = search.fewest_gpus(question)
+    if found:
+        return f"the fewest that fit, doubling: {found[0]} GPUs ({describe(found[1])})"
     return "shorter sequences, a smaller model, or unpinned sizes may"
 
 

@@ -1,0 +1,114 @@
+"""Before a run starts: does it fit into the memory that it will have?
+
+    text = memory_fault(config, world_size=256, device=Device("GPU", 80e9, is_gpu=True))
+
+Milliseconds where it fits. Where it does not, the text names the parts and the nearest layout on
+as many ranks that does.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from megatron_qwen3.config import emit
+from megatron_qwen3.planner import hardware, search
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.settings import Config
+
+_PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
+_LEAST_SHOWN = 0.01  # share of the memory below which a part is not named
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank runs on: `name` for people, its memory, and whether that is a GPU's."""
+
+    name: str
+    bytes: float
+    is_gpu: bool
+
+
+def memory_fault(config: Config, world_size: int, device: Device) -> str:
+    """Why the run does not fit, and what would; empty where it fits."""
+    memory = Memory.of(Job.of(config, world_size))
+    needed = _needed(memory, device)
+    if needed <= device.bytes:
+        return ""
+    parts = sorted(memory.parts().items(), key=lambda item: -item[1])
+    named = ", ".join(
+        f"{name} {_gb(size)}" for name, size in parts if size > _LEAST_SHOWN * memory.total
+    )
+    return (
+        f"memory: pipeline rank {memory.pipeline_rank} needs about {_gb(needed)} GB of the "
+        f"{_gb(device.bytes)} GB of {device.name} ({named}); {_way_out(config, world_size, device)}"
+    )
+
+
+def _needed(memory: Memory, device: Device) -> float:
+    return memory.total if device.is_gpu else memory.allocated + _PROCESS_BYTES
+
+
+def _way_out(config: Config, world_size: int, device: Device) -> str:
+    nearest = nearest_layout(config, world_size, device)
+    if nearest:
+        return f"nearest layout that fits: {' '.join(nearest)}"
+    question = _question(config, world_size, device)
+    more = search.fewest_gpus(question)
+    if more:
+        return f"no layout on {world_size} ranks fits; doubling, {more[0]} is the first that does"
+    return f"no layout on {world_size} ranks fits; shorter sequences or a smaller model may"
+
+
+def nearest_layout(config: Config, world_size: int, device: Device) -> list[str]:
+    """The fewest key=value changes, the fastest of equally few, that make the run fit."""
+    now = _sizes(Job.of(config, world_size)) | {"parallel.recompute": config.parallel.recompute}
+    choices = []
+    for job, recompute in search.fitting(_question(config, world_size, device)):
+        sizes = _sizes(job) | {"parallel.recompute": recompute}
+        changes: dict[str, object]
+        changes = {name: value for name, value in sizes.items() if value != now[name]}
+        if config.parallel.pipeline_layers and {*changes} & {*_STAGES}:
+            changes["parallel.pipeline_layers"] = []
+        choices.append((len(changes), -job.micro_batch, job.layout.pipeline, job, changes))
+    for *_, job, changes in sorted(choices, key=lambda choice: choice[:3]):
+        if _needed(Memory.of(job), device) <= device.bytes:
+            return [f"{name}={_plain(value)}" for name, value in changes.items()]
+    return []
+
+
+_STAGES = ("parallel.pipeline", "parallel.virtual_pipeline")
+
+
+def _sizes(job: Job) -> dict[str, int | str]:
+    layout = job.layout
+    return {
+        "parallel.tensor": layout.tensor,
+        "parallel.pipeline": layout.pipeline,
+        "parallel.virtual_pipeline": layout.virtual,
+        "parallel.expert": layout.expert,
+        "parallel.expert_tensor": layout.expert_tensor,
+        "train.micro_batch": job.micro_batch,
+    }
+
+
+def _question(config: Config, world_size: int, device: Device) -> search.Question:
+    """What the trainer has, on GPUs with the memory of this one."""
+    cluster = dataclasses.replace(hardware.load("h100"), memory_gb=device.bytes / 1e9)
+    return search.Question(
+        model=config.model,
+        cluster=cluster,
+        gpus=world_size,
+        sequence_length=config.data.sequence_length,
+        global_batch=config.train.global_batch,
+        precisions=(config.train.precision,),
+        dispatchers=("alltoall",),
+        fixed=(("context", config.parallel.context),),
+    )
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else emit(value)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g}"
