@@ -10,7 +10,6 @@ that relative paths mean the same.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -47,7 +46,6 @@ examples:
       --container /images/pytorch.sif --mounts /data:/data
 """
 _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,27 +146,9 @@ def _allocation(given: argparse.Namespace) -> Allocation:
         gpus_per_node=given.gpus_per_node,
         nvlink_domain=given.nvlink_domain or given.gpus_per_node,
         gpu_bytes=given.gpu_gb * 1e9,
-        time_limit_seconds=parse_time(given.time),
+        time_limit_seconds=launch_sbatch.parse_time(given.time),
         save_seconds=given.save_seconds,
     )
-
-
-def parse_time(text: str) -> int:
-    """Seconds of M, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and 0 of unlimited; else ConfigError."""
-    if text.lower() in ("unlimited", "infinite"):
-        return 0
-    found = _TIME.fullmatch(text)
-    if not found:
-        raise ConfigError(
-            f"--time {text} is not a time as SLURM writes it; valid: 90 (minutes), 12:00:00, "
-            "2-12:00:00 (days-hours:minutes:seconds), unlimited"
-        )
-    days, *rest = found.groups()
-    parts = [int(part) for part in rest if part]
-    if days is None and len(parts) < 3:
-        parts.insert(0, 0)  # without days and seconds the first is minutes
-    hours, minutes, seconds = parts + [0] * (3 - len(parts))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) -> Iterator[str]:

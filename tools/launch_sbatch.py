@@ -6,6 +6,7 @@ arguments, and train.sbatch takes them as "$@"; paths of the environment go as v
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from megatron_qwen3.config import Config, ConfigError
 
 SCRIPT = "examples/slurm/train.sbatch"
 _OPTIONS = ("nodes", "time", "partition", "account", "qos", "cpus_per_task")
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _BEFORE = "BEFORE"  # stands for the number of a job that is not submitted yet
 _VARIABLES = ("setup", "venv", "container", "runtime", "mounts", "restarts")
 
@@ -39,9 +41,7 @@ def show(runs: list[Run], given: argparse.Namespace) -> None:
         print(f"mkdir -p {shlex.quote(str(run.config.run_dir))}")
         print(f"job{number}=$({prefix}{line})")
     if shutil.which("sbatch"):
-        sbatch, *rest = command(runs[0], given, given.after)
-        told = _call([sbatch, "--test-only", *rest], given)
-        print(f"SLURM says: {told.stderr.strip()}", file=sys.stderr)
+        print(f"SLURM says: {_foresight(runs[0], given).stderr.strip()}", file=sys.stderr)
 
 
 def submit(runs: list[Run], given: argparse.Namespace) -> None:
@@ -51,6 +51,7 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
     """
     if not shutil.which("sbatch"):
         raise ConfigError("sbatch is not on PATH; --show prints the commands for where it is")
+    _check_with_slurm(runs[0], given)
     jobs: list[str] = []
     for run in runs:
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -61,6 +62,47 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
             raise ConfigError(f"SLURM refuses {run.config.run_dir}: {done.stderr.strip()}")
         jobs.append(done.stdout.strip().partition(";")[0])  # number;cluster
         print(f"{jobs[-1]}  {run.config.run_dir}/slurm-{jobs[-1]}.out", flush=True)
+
+
+def _check_with_slurm(run: Run, given: argparse.Namespace) -> None:
+    """ConfigError for what SLURM lets into the queue and never starts."""
+    rows = subprocess.run(["sinfo", "-h", "-o", "%P %l"], capture_output=True, text=True).stdout
+    for name, limit in map(str.split, rows.splitlines()):
+        # The default partition is marked.
+        if given.partition == name.rstrip("*") or (not given.partition and name.endswith("*")):
+            most = parse_time(limit)
+            if most and not 0 < parse_time(given.time) <= most:
+                raise ConfigError(f"--time {given.time} exceeds {limit}, the most of {name}")
+    foreseen = _foresight(run, given)
+    if foreseen.returncode:
+        raise ConfigError(
+            f"SLURM could not start it: {foreseen.stderr.strip()}; look at sinfo, and where nodes "
+            "are only down for now, what --show prints submits it all the same"
+        )
+
+
+def _foresight(run: Run, given: argparse.Namespace) -> subprocess.CompletedProcess[str]:
+    """When and where SLURM expects to start a run, or why it could not; nothing is submitted."""
+    sbatch, *rest = command(run, given)
+    return _call([sbatch, "--test-only", *rest], given)
+
+
+def parse_time(text: str) -> int:
+    """Seconds of M, M:S, H:M:S, D-H, D-H:M or D-H:M:S, and 0 of unlimited; else ConfigError."""
+    if text.lower() in ("unlimited", "infinite"):
+        return 0
+    found = _TIME.fullmatch(text)
+    if not found:
+        raise ConfigError(
+            f"--time {text} is not a time as SLURM writes it; valid: 90 (minutes), 12:00:00, "
+            "2-12:00:00 (days-hours:minutes:seconds), unlimited"
+        )
+    days, *rest = found.groups()
+    parts = [int(part) for part in rest if part]
+    if days is None and len(parts) < 3:
+        parts.insert(0, 0)  # without days and seconds the first is minutes
+    hours, minutes, seconds = parts + [0] * (3 - len(parts))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def command(run: Run, given: argparse.Namespace, after: str = "") -> list[str]:

@@ -16,11 +16,12 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner.allocation import Allocation
-from tools import launch
+from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "examples/stages/pretrain_1_general.toml"
 SBATCH = """#!/bin/bash
+if [ "$1" = --test-only ]; then echo "${IMPOSSIBLE:-}" >&2; [ -z "${IMPOSSIBLE:-}" ]; exit; fi
 printf '%s\\0' "$@" >> "$RECORD"; printf 'END\\0' >> "$RECORD"
 echo "$QWEN3_CONTAINER" >> "$RECORD.container"
 [ "$(grep -zc END "$RECORD")" != "${REFUSE:-}" ] || { echo "invalid account" >&2; exit 1; }
@@ -34,6 +35,7 @@ def slurm(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     for name, text in (
         ("sbatch", SBATCH),
+        ("sinfo", "#!/bin/bash\necho 'gpu* 1-00:00:00'; echo 'debug 30:00'"),
         ("scancel", '#!/bin/bash\necho "$@" > "$RECORD.cancelled"\n'),
     ):
         (tmp_path / "bin" / name).write_text(text)
@@ -123,13 +125,13 @@ def test_experts_across_the_network_are_noted_and_allowed():
     ],
 )
 def test_times_mean_what_they_mean_to_slurm(text, seconds):
-    assert launch.parse_time(text) == seconds
+    assert launch_sbatch.parse_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["24h", "", "1:2:3:4", "1-2:3:4:5", "-1", "12:00:00 "])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ConfigError, match="as SLURM writes it"):
-        launch.parse_time(text)
+        launch_sbatch.parse_time(text)
 
 
 def test_a_run_is_submitted_with_what_was_asked_for(slurm, capsys):
@@ -163,7 +165,7 @@ def test_no_shell_reads_what_was_typed(name):
         (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
     )
     asked = launch._parse(["train", "-", "--nodes=4"])
-    words = launch.launch_sbatch.command(run, asked)
+    words = launch_sbatch.command(run, asked)
     assert shlex.split(shlex.join(words)) == words
     assert words[-1] == f"run.name={name}"
 
@@ -176,7 +178,6 @@ def test_what_show_prints_submits_the_same_chain(slurm, capsys):
     (slurm / "record").unlink()
     capsys.readouterr()
     assert launch.main([*words, "--show"]) == 0
-    (slurm / "record").unlink()  # show asks sbatch, too, but with --test-only
     subprocess.run(["bash", "-euc", capsys.readouterr().out], check=True)
     assert [sorted(call) for call in calls(slurm)] == [sorted(call) for call in submitted]
     asked = [w for call in submitted for w in call if w.startswith("--dependency")]
@@ -206,6 +207,18 @@ def test_a_chain_starts_after_another_job(slurm):
 def test_an_option_that_is_checked_does_not_slip_by(slurm, capsys, option):
     assert train(f"run.dir={slurm}", f"--sbatch={option}") == 2
     assert f"--sbatch={option} is not checked" in capsys.readouterr().err
+    assert not (slurm / "record").exists()
+
+
+def test_what_slurm_would_queue_for_ever_is_not_submitted(slurm, monkeypatch, capsys):
+    assert train(f"run.dir={slurm}", "--time=1-00:01") == 2
+    assert "--time 1-00:01 exceeds 1-00:00:00, the most of gpu*" in capsys.readouterr().err
+    small = ("checkpoint.every_steps=10", "--partition=debug", "--time=40")
+    assert train(f"run.dir={slurm}", *small) == 2
+    assert "exceeds 30:00, the most of debug" in capsys.readouterr().err
+    monkeypatch.setenv("IMPOSSIBLE", "not available")
+    assert train(f"run.dir={slurm}") == 2
+    assert "SLURM could not start it: not available" in capsys.readouterr().err
     assert not (slurm / "record").exists()
 
 

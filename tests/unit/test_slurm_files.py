@@ -9,7 +9,7 @@ import pytest
 from megatron_qwen3 import config as settings
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner.allocation import Allocation
-from tools import launch
+from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "slurm"
@@ -50,7 +50,7 @@ def test_a_models_job_holds_every_stage(model):
         gpus_per_node=gpus,
         nvlink_domain=gpus,
         gpu_bytes=80e9,
-        time_limit_seconds=launch.parse_time(options["--time"]),
+        time_limit_seconds=launch_sbatch.parse_time(options["--time"]),
         save_seconds=int(options["--signal"].removeprefix("B:USR1@")),
     )
     text = (ROOT / f"examples/models/{model}.toml").read_text()
