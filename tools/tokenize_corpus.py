@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(
             tokenizer=given.tokenizer,
             seed=given.seed,
-            names=_pairs(given.field, "--field"),
-            defaults=_pairs(given.default, "--default"),
+            names=pairs(given.field, "--field"),
+            defaults=pairs(given.default, "--default"),
             shard_tokens=round(given.shard_mtokens * 1e6),
             group_bytes=round(given.group_gb * 1e9),
         )
@@ -98,7 +98,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
+def pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE words of the command line."""
     pairs = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -129,8 +130,12 @@ def _print(report: Report, out: Path, seconds: float) -> None:
     console.print(table)
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
-        console.print(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}")
-    console.print(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}")
+        console.print(
+            f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}", soft_wrap=True
+        )
+    console.print(
+        f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}", soft_wrap=True
+    )
 
 
 def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:

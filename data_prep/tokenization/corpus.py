@@ -60,6 +60,11 @@ def tokenize(
         total = sum(_group_bytes(plan, group) for group in mine)
         with Progress(total) as progress, Pool(options.workers, progress.advance) as pool:
             job = _settled(plan, out, options, progress)
+            if options.tasks > len(plan.groups):
+                progress.say(
+                    f"{len(plan.groups)} groups of inputs are less than {options.tasks} tasks, of "
+                    "which the last have nothing to do; smaller groups share the work out"
+                )
             for group in mine:
                 _do_group(job, group, pool, progress)
         return groups.finish(job)

@@ -73,17 +73,32 @@ class Plan:
 
     def units(self, group: int) -> list[Unit]:
         """The units of a group, in the order of its files."""
-        parts = [(k, part) for k in self.groups[group] for part in _parts(self.inputs[k])]
-        return [Unit(number, k, part) for number, (k, part) in enumerate(parts)]
+        found = [(k, part) for k in self.groups[group] for part in parts(self.inputs[k])]
+        return [Unit(number, k, part) for number, (k, part) in enumerate(found)]
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Plan:
     """ConfigError where a path does not exist or holds no documents, or a setting is wrong."""
     _check(settings)
-    inputs = tuple(_inputs([Path(path) for path in paths]))
-    if not inputs:
-        raise ConfigError(f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}")
+    inputs = find_inputs(paths)
     return Plan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
+
+
+def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Input, ...]:
+    """The files of documents, by name; ConfigError where a path does not exist or holds none."""
+    files = sorted({file.absolute() for path in paths for file in _files(Path(path))})
+    if not files:
+        raise ConfigError(f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}")
+    top = os.path.commonpath([file.parent for file in files])
+    return tuple(_input(file, top) for file in files)
+
+
+def parts(file: Input) -> list[Part]:
+    """Of a plain file its stretches of about UNIT_BYTES, of another the whole."""
+    if not is_splittable(file.path):
+        return [Part(file.path, 0, file.size)]
+    starts = range(0, max(1, file.size), UNIT_BYTES)
+    return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
 
 
 def settle(plan: Plan, out: Path, task: int) -> str:
@@ -144,15 +159,9 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"{name} = {getattr(settings, name)} is not positive")
 
 
-def _inputs(paths: list[Path]) -> Iterator[Input]:
-    files = sorted({file.absolute() for path in paths for file in _files(path)})
-    if not files:
-        return
-    top = os.path.commonpath([file.parent for file in files])
-    for file in files:
-        status = file.stat()
-        name = file.relative_to(top).as_posix()
-        yield Input(name, str(file), status.st_size, status.st_mtime_ns)
+def _input(file: Path, top: str) -> Input:
+    status = file.stat()
+    return Input(file.relative_to(top).as_posix(), str(file), status.st_size, status.st_mtime_ns)
 
 
 def _files(path: Path) -> Iterable[Path]:
@@ -174,13 +183,6 @@ def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:
             start, size = k + 1, 0
     if start < len(inputs):
         yield range(start, len(inputs))
-
-
-def _parts(file: Input) -> list[Part]:
-    if not is_splittable(file.path):
-        return [Part(file.path, 0, file.size)]
-    starts = range(0, max(1, file.size), UNIT_BYTES)
-    return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
 
 
 def _listed(names: Sequence[object]) -> str:

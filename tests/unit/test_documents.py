@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import documents, lines
@@ -143,6 +143,7 @@ def test_what_is_not_compressed_at_all_is_damaged(tmp_path: Path, suffix: str) -
     assert problems(write(tmp_path / f"b.jsonl{suffix}", b"")) == [(1, "damaged file")]
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), max_size=12),
     cuts=st.lists(st.integers(0, 400), max_size=4),
@@ -176,6 +177,7 @@ def test_parts_that_cover_a_file_give_each_document_once(
     assert positions == sorted(set(positions))
 
 
+@settings(deadline=None)
 @given(
     content=st.lists(st.sampled_from([b"a" * 30, b"b", b"\n", b"cc\n"]), max_size=30),
     block=st.integers(1, 16),

@@ -1,0 +1,99 @@
+"""Text to train a tokenizer on: a sample of documents in which no language drowns the others.
+
+    sample = Sample(["data/clean"], {}, sample_bytes=1e9)
+    sample.measure(tick)               # bytes of each language, once through the files
+    texts = sample.texts(tick)         # and once again
+    train((text for _, text in texts), 151_669, "data/tokenizer")
+
+A tokenizer trained on a corpus as it is spends its vocabulary on the largest languages. Here a
+language's share is that in the corpus to the power `exponent`, but no more than there is of it
+(Conneau and Lample 2019, arXiv 1901.07291, section 3.1, draw by 0.5 for this; 0 makes all alike).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from data_prep.documents import Batch, Document, Part, read
+from data_prep.labels import UNKNOWN
+from data_prep.mixing.sampling import fill
+from data_prep.tokenization.plan import Input, find_inputs, parts
+from data_prep.tokenization.spill import keys
+from megatron_qwen3.config import ConfigError
+
+
+class Sample:
+    """Documents drawn by a hash of where they stand: the same for the same inputs and seed.
+
+    names: what fields are called in the files. read_bytes: of the files at most, the beginning of
+    each before the rest of any. Bad lines are passed over. tick: told of bytes that were read.
+    available, sampled: bytes of text of each language.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        names: Mapping[str, str],
+        sample_bytes: float,
+        exponent: float = 0.5,
+        seed: int = 0,
+        read_bytes: float = 20e9,
+    ) -> None:
+        self._names, self._seed = names, seed
+        self._parts = list(_spread(find_inputs(paths), read_bytes))
+        self._sample_bytes, self._exponent = sample_bytes, exponent
+        self.available: Counter[str] = Counter()
+        self.sampled: Counter[str] = Counter()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the files that are read, once."""
+        return sum(part.end - part.start for _, part in self._parts)
+
+    def measure(self, tick: Callable[[int], None]) -> None:
+        """Count the bytes of text of each language; ConfigError where there are none."""
+        for _, batch in self._read(tick):
+            for document in batch.documents:
+                self.available[language(document)] += len(document.text.encode())
+        if not self.available:
+            raise ConfigError("the inputs hold no document; see --field")
+        sizes = list(self.available.values())
+        budget = min(self._sample_bytes, sum(sizes))
+        wanted = fill(budget, [size**self._exponent for size in sizes], sizes)
+        shares = (amount / size for amount, size in zip(wanted, sizes, strict=True))
+        self._chances = dict(zip(self.available, shares, strict=True))
+
+    def texts(self, tick: Callable[[int], None]) -> Iterator[tuple[str, str]]:
+        """The sample, as language and text; after `measure`."""
+        for input, batch in self._read(tick):
+            drawn = keys(self._seed, input, batch.positions) / 2.0**64
+            for document, chance in zip(batch.documents, drawn.tolist(), strict=True):
+                name = language(document)
+                if chance < self._chances[name]:
+                    self.sampled[name] += len(document.text.encode())
+                    yield name, document.text
+
+    def _read(self, tick: Callable[[int], None]) -> Iterator[tuple[int, Batch]]:
+        for input, part in self._parts:
+            for batch in read(part, self._names):
+                yield input, batch
+            tick(part.end - part.start)
+
+
+def language(document: Document) -> str:
+    """Its label, beside the text or in the metadata."""
+    within = document.metadata or document
+    return document.language or within.language or UNKNOWN
+
+
+def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, Part]]:
+    """Parts of about `read_bytes`: the first of every file, then the second, and so on."""
+    of_file = [parts(file) for file in inputs]
+    size = 0
+    for round in range(max(map(len, of_file))):
+        for input, some in enumerate(of_file):
+            if round < len(some) and size < read_bytes:
+                size += some[round].end - some[round].start
+                yield input, some[round]
