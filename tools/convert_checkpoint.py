@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     try:
         return given.run(given)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:  # a full disk, say; what was half written is gone
         print(f"error: {error}", file=sys.stderr)
         return 2
 

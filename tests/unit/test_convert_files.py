@@ -327,3 +327,10 @@ def test_inspect_says_what_a_folder_is(moe, ours):
     for folder, kind in ((moe, "Hugging Face"), (ours, "checkpoint of megatron_qwen3")):
         text = describe(folder)
         assert kind in text and "bfloat16" in text and "8 experts" in text
+
+
+def test_a_disk_that_cannot_be_written_is_told_in_one_line(moe):
+    command = [sys.executable, "tools/convert_checkpoint.py", "from-hf", str(moe), "/proc/nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "/proc/nowhere" in done.stderr, done.stderr
