@@ -1,0 +1,167 @@
+"""Passages of evaluation sets within documents: such documents are dropped, and all hits reported.
+
+A passage is a run of 13 units (Brown et al. 2020, appendix C), 26 in items written without spaces.
+Units leave out case, punctuation and spacing, so a question is found however it was typeset, and
+whatever tokenizer comes later. With a tokenizer, runs of 13 of its tokens count instead: exact to
+the character, and blind to a changed capital letter or blank.
+
+    sets = EvaluationSets(settings)
+    sets(document)       # "contaminated" or None; the hits are in document.metadata["_hits"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from datatrove.data import Document
+
+from data_prep import documents
+from data_prep.clean.settings import CleanSettings
+from data_prep.lines import DamagedFile, blocks
+from data_prep.units import Hashes, mix, shingles, split
+from megatron_qwen3.config import ConfigError
+
+_LONGEST_ITEM_BYTES = 1 << 26
+_MOST_ITEMS_REPORTED = 20  # of one document
+
+
+class Item(NamedTuple):
+    """A record of an evaluation set: its file, and its line from 1."""
+
+    file: str
+    line: int
+
+
+class Index(NamedTuple):
+    """Passages of one length. hashes: uint64 [N], ascending; items: int64 [N], which it is of."""
+
+    size: int
+    hashes: Hashes
+    items: npt.NDArray[np.int64]
+
+
+class EvaluationSets:
+    """All passages of the evaluation files, read at the first document of each process."""
+
+    def __init__(self, settings: CleanSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, document: Document) -> str | None:
+        hits = self._hits(document)
+        if not hits:
+            return None
+        document.metadata["_hits"] = [
+            {"document": document.id, "file": document.metadata["file"], **hit} for hit in hits
+        ]
+        return "contaminated"
+
+    def _hits(self, document: Document) -> list[dict[str, Any]]:
+        """The items whose passages the document has, those with most passages first."""
+        units = self._units(document.text, document.metadata.get("_units"))
+        found: list[npt.NDArray[np.int64]] = []
+        for index in self._indices:
+            runs = np.unique(shingles(units, index.size)) if len(units) >= index.size else units[:0]
+            first = np.searchsorted(index.hashes, runs, "left")
+            past = np.searchsorted(index.hashes, runs, "right")
+            found += [index.items[a:b] for a, b in zip(first, past, strict=True) if a < b]
+        if not found:
+            return []
+        items, counts = np.unique(np.concatenate(found), return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:_MOST_ITEMS_REPORTED].tolist()
+        return [
+            {"item": f"{item.file}:{item.line}", "passages": int(counts[k])}
+            for k in order
+            for item in [self.items[items[k]]]
+        ]
+
+    @cached_property
+    def items(self) -> list[Item]:
+        return [item for item, _ in self._records]
+
+    @cached_property
+    def _records(self) -> list[tuple[Item, list[str]]]:
+        return [record for file in self._settings.evaluation for record in _read(file)]
+
+    @cached_property
+    def _indices(self) -> list[Index]:
+        runs: dict[int, list[Hashes]] = {}
+        owners: dict[int, list[npt.NDArray[np.int64]]] = {}
+        for number, (_, texts) in enumerate(self._records):
+            for text in texts:
+                units, size = self._units(text), self._size(text)
+                if len(units) >= size:
+                    passages = np.unique(shingles(units, size))
+                    runs.setdefault(size, []).append(passages)
+                    owners.setdefault(size, []).append(np.full(len(passages), number))
+        return [_index(size, runs[size], owners[size]) for size in sorted(runs)]
+
+    def _size(self, text: str) -> int:
+        run = self._settings.contamination_run
+        return 2 * run if not self._tokenizer and split(text).without_spaces else run
+
+    def _units(self, text: str, known: Any = None) -> Hashes:
+        if self._tokenizer:
+            ids = self._tokenizer.encode_document(text)[:-1]  # the last ends the document
+            return mix(np.asarray(ids, np.uint64) + np.uint64(1))
+        return (known or split(text)).hashes
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from data_prep.tokenizer import DocumentTokenizer
+
+        return DocumentTokenizer(self._settings.tokenizer) if self._settings.tokenizer else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_settings": self._settings}
+
+
+def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -> Index:
+    hashes, items = np.concatenate(runs), np.concatenate(owners)
+    order = np.argsort(hashes, kind="stable")
+    return Index(size, hashes[order], items[order])
+
+
+def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
+    """The texts of each record; ConfigError where the file is not whole: it must be."""
+    if file.endswith(documents.PARQUET):
+        yield from _read_parquet(file)
+        return
+    if not file.endswith(documents.SUFFIXES):
+        with open(file, encoding="utf-8") as text:
+            yield Item(file, 1), [text.read()]
+        return
+    number = 0
+    with open(file, "rb") as opened:
+        size = opened.seek(0, 2)
+    try:
+        for lines, _ in blocks(file, 0, size, _LONGEST_ITEM_BYTES):
+            for line in lines:
+                number += 1
+                if line.strip():
+                    yield Item(file, number), list(_texts(msgspec.json.decode(line)))
+    except (DamagedFile, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"evaluation set {file}, line {number}: {error}") from None
+
+
+def _read_parquet(file: str) -> Iterator[tuple[Item, list[str]]]:
+    from pyarrow import parquet
+
+    for number, row in enumerate(parquet.read_table(file).to_pylist(), 1):
+        yield Item(file, number), list(_texts(row))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings within a record, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

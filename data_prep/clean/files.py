@@ -1,0 +1,127 @@
+"""Documents and numbers between the stages: compressed JSONL and arrays that are whole or absent.
+
+    with DocumentWriter(path) as writer:      # path appears when the block ends well
+        writer.write(document)
+    for document in read_documents(path): ...
+    arrays = load(path)                       # numpy arrays by name, memory-mapped
+
+A label whose name begins with `_` belongs to the stage that set it and is not written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from datatrove.data import Document
+
+_LEVEL = 3
+_BLOCK_BYTES = 1 << 20
+_PROGRESS_SECONDS = 0.3
+
+
+class DocumentWriter:
+    """Writes documents as JSON lines, their labels beside `id` and `text`, to one .jsonl.zst.
+
+    It grows under a name ending in .partial. Leaving the `with` block by an exception removes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._partial = path, Path(f"{path}.partial")
+        self._raw = self._partial.open("wb")
+        compressor = zstandard.ZstdCompressor(_LEVEL)
+        self._stream: Any = compressor.stream_writer(self._raw, closefd=False)
+        self._waiting = bytearray()
+
+    def write(self, document: Document) -> None:
+        labels = {k: v for k, v in document.metadata.items() if v is not None and k[0] != "_"}
+        self._waiting += msgspec.json.encode({"id": document.id, "text": document.text, **labels})
+        self._waiting += b"\n"
+        if len(self._waiting) >= _BLOCK_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._stream.write(bytes(self._waiting))
+        self._waiting.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._stream.close()
+                self._raw.flush()
+                os.fsync(self._raw.fileno())
+                self._partial.replace(self._path)
+        finally:
+            try:
+                self._raw.close()
+            finally:
+                self._partial.unlink(missing_ok=True)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file that `DocumentWriter` made."""
+    with path.open("rb") as raw:
+        stream = zstandard.ZstdDecompressor().stream_reader(raw)
+        for line in io.BufferedReader(stream, _BLOCK_BYTES):
+            row = msgspec.json.decode(line)
+            yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+
+
+def save(path: Path, array: npt.NDArray[Any]) -> None:
+    """An array, in numpy's format, that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path) -> npt.NDArray[Any]:
+    """An array that `save` wrote, memory-mapped."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+class Progress:
+    """How far a task is, for whoever watches from another process or machine."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._last = path, 0.0
+
+    def report(self, done: int, is_last: bool = False) -> None:
+        """done: bytes or documents of this task so far."""
+        now = time.monotonic()
+        if is_last or now - self._last > _PROGRESS_SECONDS:
+            self._last = now
+            self._path.write_text(json.dumps(done))
+
+    @staticmethod
+    def total(folder: Path) -> int:
+        """The sum over all tasks that report in a folder."""
+        found = 0
+        for path in folder.glob("*"):
+            text = path.read_text()
+            found += int(text) if text.isdigit() else 0
+        return found

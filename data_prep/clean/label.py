@@ -1,0 +1,166 @@
+"""What is decided of each document by itself: its form, language, domain, quality, contamination.
+
+Each step is a datatrove pipeline step and can stand in other pipelines. A document that a step
+rejects gets the reason as its label `_dropped`, is left alone by the steps after it, and is counted
+and put aside by the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep import quality
+from data_prep.clean.contamination import EvaluationSets
+from data_prep.clean.settings import CleanSettings
+from data_prep.domains import domain_of
+from data_prep.language_id import FastTextIdentifier, FastTextModel, Identifier, IdentifyLanguage
+from data_prep.languages import UNKNOWN, code_of
+from data_prep.normalize import normalize
+from data_prep.units import Units, split
+from megatron_qwen3.config import ConfigError
+
+
+class EachDocument(PipelineStep):  # type: ignore[misc]
+    """A step that looks at one document at a time; it may change it, or drop it with a reason."""
+
+    type = "🏷 - LABEL"
+
+    def __init__(self, name: str, look: Callable[[Document], str | None]) -> None:
+        self.name = name
+        super().__init__()
+        self._look = look
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for document in data:
+            if "_dropped" not in document.metadata:
+                with self.track_time():
+                    reason = self._look(document)
+                if reason:
+                    document.metadata["_dropped"] = reason
+                    self.stat_update(f"dropped: {reason}")
+            yield document
+
+
+def labelling(settings: CleanSettings) -> list[EachDocument]:
+    """The steps in their order."""
+    models: dict[str, str] = dict(settings.models)
+    language = models.get("language")
+    steps = [
+        EachDocument("Domain", _Domain(models.get("domain"))),
+        EachDocument("Normalize", _normalize),
+        EachDocument("Language", _Language(settings, language)),
+        EachDocument("Quality", _Quality(settings.filters)),
+    ]
+    scores: dict[str, str] = {
+        name: models[name] for name in ("quality", "education", "safety") if name in models
+    }
+    if scores:
+        steps.append(EachDocument("Models", _Models(scores, settings.min_safety)))
+    if settings.evaluation:
+        steps.append(EachDocument("Contamination", EvaluationSets(settings)))
+    return steps
+
+
+def units_of(document: Document) -> Units:
+    """The units of its text, which are found once for all steps."""
+    units: Units | None = document.metadata.get("_units")
+    if units is None:
+        units = document.metadata["_units"] = split(document.text)
+    return units
+
+
+def _normalize(document: Document) -> str | None:
+    document.text = normalize(document.text, document.metadata["domain"] == "code")
+    return None if document.text else "empty"
+
+
+class _Domain:
+    def __init__(self, model: str | None) -> None:
+        self._model = FastTextModel(model) if model else None
+
+    def __call__(self, document: Document) -> None:
+        if document.metadata["domain"] is None:
+            guess = domain_of(document.text)
+            if self._model and guess != "code":
+                guess, _ = self._model.best(document.text)
+            document.metadata["domain"] = guess
+
+
+class _Language:
+    """Labels the language, where the document does not say it, and drops what is not asked for."""
+
+    def __init__(self, settings: CleanSettings, model: str | None) -> None:
+        self._identify: IdentifyLanguage = FastTextIdentifier(model) if model else Identifier()
+        self._asked = frozenset(settings.languages)
+        self._undetermined = settings.undetermined
+
+    def __call__(self, document: Document) -> str | None:
+        labels = document.metadata
+        if labels["language"] is not None:
+            labels["language"] = code_of(labels["language"])
+        elif labels["domain"] == "code":
+            labels["language"] = UNKNOWN  # of comments, at most
+        else:
+            labels["language"] = self._identify(document.text)
+        if labels["domain"] == "code":
+            return None
+        if labels["language"] == UNKNOWN:
+            return None if self._undetermined else "language unknown"
+        wanted = not self._asked or labels["language"] in self._asked
+        return None if wanted else "language not asked for"
+
+
+class _Quality:
+    """Labels quality and education, where the document has none, and drops what breaks a rule."""
+
+    def __init__(self, filters: bool) -> None:
+        self._filters = filters
+
+    def __call__(self, document: Document) -> str | None:
+        labels, units = document.metadata, units_of(document)
+        if labels["domain"] == "code":
+            judged = quality.judge_code(document.text, units)
+        else:
+            judged = quality.judge(document.text, units, labels["language"])
+        for name in ("quality", "education"):
+            if labels[name] is None:
+                labels[name] = getattr(judged, name)
+        return judged.fault if self._filters else None
+
+
+class _Models:
+    """Scores of fastText classifiers with two labels: the probability of the better one."""
+
+    def __init__(self, files: dict[str, str], min_safety: float) -> None:
+        self._models = {name: FastTextModel(file) for name, file in files.items()}
+        self._min_safety = min_safety
+
+    def __call__(self, document: Document) -> str | None:
+        for name, model in self._models.items():
+            document.metadata[name] = _score(model.probabilities(document.text), name)
+        return "unsafe" if document.metadata.get("safety", 1.0) < self._min_safety else None
+
+
+_SCORES = ("quality", "education", "safety")
+_BETTER = ("1", "high", "hq", "good", "positive", "safe", "educational", "yes")
+
+
+def _score(probabilities: dict[str, float], name: str) -> float:
+    """The probability of the label that stands for good, or the mean where labels are numbers."""
+    if (
+        all(label.replace(".", "", 1).isdigit() for label in probabilities)
+        and len(probabilities) > 2
+    ):
+        top = max(map(float, probabilities))
+        return sum(float(label) * share for label, share in probabilities.items()) / top
+    for label, share in probabilities.items():
+        if label.lower() in (*_BETTER, name):
+            return min(1.0, share)
+    raise ConfigError(
+        f"the {name} model has the labels {', '.join(sorted(probabilities))}; one of them must be "
+        f"{', '.join(_BETTER)} or {name}, or all must be numbers"
+    )

@@ -1,0 +1,177 @@
+"""The first step: documents out of files, each task a share of them; what is bad is noted.
+
+The files of all inputs, in the order of their names, are cut into as many stretches of equal size
+as there are tasks: plain JSONL anywhere, other files only between one and the next. So documents
+have one order, and the first of several duplicates is the same however many tasks there are.
+
+    shares = plan(settings)                       # per task: which parts of which files
+    ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` and labels
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep import documents
+from data_prep.clean.files import Progress
+from data_prep.clean.settings import CleanSettings, Input
+from data_prep.documents import Batch, Part, Problem
+from data_prep.domains import CODE_SUFFIXES, is_code_file
+from data_prep.shards import write_whole
+from megatron_qwen3.config import ConfigError
+
+_TEXT_SUFFIXES = (".txt", ".md", ".rst")
+_LONGEST_TEXT_BYTES = 1 << 28  # a file of plain text is one document
+
+
+class Share(NamedTuple):
+    """A part of a file, and the input that it belongs to."""
+
+    input: Input
+    part: Part
+
+
+class ReadDocuments(PipelineStep):  # type: ignore[misc]
+    """Documents of this task's share; its problems go to problems/TASK.jsonl.
+
+    OSError where a file cannot be read at all, ConfigError at a problem if on_error is `stop`.
+    """
+
+    name, type = "Read", "📖 - READER"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        assert world_size == self.settings.tasks, "settings.tasks is the number of tasks"
+        progress = Progress(self.settings.file("work/progress/label", rank, ""))
+        problems: list[dict[str, Any]] = []
+        done = 0
+        for share in plan(self.settings)[rank]:
+            size = share.part.end - share.part.start
+            lines = 0
+            for batch in _batches(share.part, self.settings.text_field):
+                for problem in batch.problems:
+                    problems.append(self._noted(share.part, problem))
+                for document, position in zip(batch.documents, batch.positions, strict=True):
+                    yield _document(document, share, position)
+                lines += batch.num_lines
+                progress.report(done + int(size * batch.progress))
+            problems.append({"file": share.part.path, "start": share.part.start, "lines": lines})
+            done += size
+        rows = [msgspec.json.encode(row) + b"\n" for row in problems]
+        write_whole(_made(self.settings.file("work/problems", rank, ".jsonl")), rows)
+        progress.report(done, is_last=True)
+
+    def _noted(self, part: Part, problem: Problem) -> dict[str, Any]:
+        if self.settings.on_error == "stop":
+            within = f" (from byte {part.start})" if part.start else ""
+            raise ConfigError(
+                f"{part.path}{within}, line {problem.line}: {problem.kind}: {problem.detail}"
+            )
+        return {"file": part.path, "start": part.start, **problem._asdict()}
+
+
+def plan(settings: CleanSettings) -> list[list[Share]]:
+    """What each task reads; ConfigError where the inputs hold no file of a known kind."""
+    files = [(given, path) for given in settings.inputs for path in _files(given.path)]
+    if not files:
+        known = ", ".join((*documents.SUFFIXES, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
+        raise ConfigError(f"the inputs hold no file ending in one of {known}")
+    sizes = [max(os.path.getsize(path), _is_text(path)) for _, path in files]
+    total, before = max(1, sum(sizes)), 0
+    shares: list[list[Share]] = [[] for _ in range(settings.tasks)]
+    for (given, path), size in zip(files, sizes, strict=True):
+        cuts = [task * total // settings.tasks - before for task in range(settings.tasks + 1)]
+        for task, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            if _is_whole(path):
+                low, high = (0, size) if low <= 0 < high else (0, 0)
+            if max(low, 0) < min(high, size):
+                shares[task].append(Share(given, Part(path, max(low, 0), min(high, size))))
+        before += size
+    return shares
+
+
+def input_bytes(settings: CleanSettings) -> int:
+    """How much there is to read, as it lies on disk."""
+    parts = [share.part for shares in plan(settings) for share in shares]
+    return sum(part.end - part.start for part in parts)
+
+
+def _files(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+    return [file for file in found if file.endswith(documents.SUFFIXES) or _is_text(file)]
+
+
+def _is_text(path: str) -> bool:
+    return path.endswith(_TEXT_SUFFIXES) or is_code_file(path)
+
+
+def _is_whole(path: str) -> bool:
+    return _is_text(path) or not documents.is_splittable(path)
+
+
+def _batches(part: Part, text_field: str) -> Iterator[Batch]:
+    if not _is_text(part.path):
+        return documents.read(part, {"text": text_field} if text_field != "text" else {})
+    return iter([_text_file(part)])
+
+
+@dataclass
+class _TextFile:
+    """What `documents.Document` asks for, of a file that is all text."""
+
+    text: str
+    id: str | int | None
+    domain: str | None
+    source: str | None = None
+    language: str | None = None
+    quality: float | None = None
+    education: float | None = None
+    metadata: Any = None
+
+
+def _text_file(part: Part) -> Batch:
+    if part.end > _LONGEST_TEXT_BYTES:
+        fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
+        return Batch([], [], [], [fault], 0, 1.0)
+    content = Path(part.path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return Batch([], [], [], [Problem(line, "invalid UTF-8", str(error))], line, 1.0)
+    if not text.strip():
+        fault = Problem(1, "empty document", "its text has no characters")
+        return Batch([], [], [], [fault], 1, 1.0)
+    domain = "code" if is_code_file(part.path) else None
+    return Batch([_TextFile(text, part.path, domain)], [1], [0], [], 1, 1.0)
+
+
+def _document(read: Any, share: Share, position: int) -> Document:
+    """With the labels that it has, within `metadata` or beside it, then those of the input."""
+    labels = {
+        name: getattr(read, name) if getattr(read, name) is not None else getattr(inner, name, None)
+        for inner in [read.metadata]
+        for name in ("source", "language", "domain", "quality", "education")
+    }
+    labels["source"] = labels["source"] or share.input.source
+    labels["domain"] = labels["domain"] or share.input.domain
+    name = f"{share.part.path}:{position}" if read.id is None else str(read.id)
+    return Document(text=read.text, id=name, metadata={**labels, "file": share.part.path})
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

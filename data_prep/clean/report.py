@@ -1,0 +1,195 @@
+"""What was kept and what was dropped, why: tables for people, report.json, report.png.
+
+    print_report(Path("runs/clean"), Console())
+
+Counts come from each task; lines of problems are counted from the beginning of their file, although
+several tasks may have read it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.clean.settings import CleanSettings
+from data_prep.clean.write import KEPT
+from data_prep.languages import LANGUAGES
+from data_prep.shards import write_json, write_whole
+from megatron_qwen3.config import ConfigError
+
+REPORT, PICTURE = "report.json", "report.png"
+_PROBLEMS_SHOWN = 10
+_LANGUAGES_SHOWN = 40
+
+
+class WriteReport(PipelineStep):  # type: ignore[misc]
+    """The last stage. report.json is the mark of a whole result; then what led to it can go."""
+
+    name, type = "Report", "📊 - REPORT"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        if not self.settings.folder(REPORT).exists():
+            self._write()
+        shutil.rmtree(self.settings.folder("work"), ignore_errors=True)
+        yield from ()
+
+    def _write(self) -> None:
+        content = collect(self.settings)
+        write_whole(self.settings.folder(PICTURE), [picture(content)])
+        problems = [msgspec.json.encode(row) + b"\n" for row in _problems(self.settings)]
+        write_whole(self.settings.folder("problems.jsonl"), problems)
+        hits = (path.read_bytes() for path in _task_files(self.settings, "work/contamination"))
+        write_whole(self.settings.folder("contamination.jsonl"), hits)
+        write_json(self.settings.folder(REPORT), content)
+
+
+def collect(settings: CleanSettings) -> dict[str, Any]:
+    """All counts. rows: source, language, outcome, documents, bytes of text."""
+    documents: Counter[tuple[str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str]] = Counter()
+    for stage in ("work/counts/label", "work/counts/write"):
+        for path in _task_files(settings, stage):
+            for *key, count, size in json.loads(path.read_bytes()):
+                documents[key[0], key[1], key[2]] += count
+                sizes[key[0], key[1], key[2]] += size
+    problems = list(_problems(settings))
+    return {
+        "version": 1,
+        "rows": [[*key, documents[key], sizes[key]] for key in sorted(documents)],
+        "problems": dict(Counter(row["kind"] for row in problems)),
+        "first_problems": problems[:_PROBLEMS_SHOWN],
+    }
+
+
+def print_report(out: Path, console: Console) -> None:
+    """The tables; ConfigError where the cleaning has not ended."""
+    path = out / REPORT
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: the cleaning has not ended, or is elsewhere")
+    content = json.loads(path.read_bytes())
+    rows = content["rows"]
+    total = sum(row[3] for row in rows)
+    console.print(_by_outcome(rows, total))
+    console.print(_by_language(rows))
+    if content["problems"]:
+        console.print(_problem_table(content))
+    kept = sum(row[3] for row in rows if row[2] == KEPT)
+    size = sum(row[4] for row in rows if row[2] == KEPT)
+    console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
+
+
+def _by_outcome(rows: list[Any], total: int) -> Table:
+    table = Table(box=None, title="What became of documents", title_justify="left")
+    for name in ("outcome", "documents", "share", "MB"):
+        table.add_column(name, justify="left" if name == "outcome" else "right")
+    documents, sizes = Counter[str](), Counter[str]()
+    for _, _, outcome, count, size in rows:
+        documents[outcome] += count
+        sizes[outcome] += size
+    for outcome, count in documents.most_common():
+        share = f"{count / max(1, total):.1%}"
+        table.add_row(outcome, f"{count:,}", share, f"{sizes[outcome] / 1e6:,.1f}")
+    return table
+
+
+def _by_language(rows: list[Any]) -> Table:
+    table = Table(box=None, title="By language", title_justify="left")
+    for name in ("language", "name", "read", "kept", "MB kept", "dropped most for"):
+        right = name in ("read", "kept", "MB kept")
+        table.add_column(name, justify="right" if right else "left")
+    counts = _outcomes(rows)
+    for code in list(counts)[:_LANGUAGES_SHOWN]:
+        outcomes = counts[code]
+        dropped = [(name, n) for name, n in outcomes.most_common() if name != KEPT]
+        size = sum(row[4] for row in rows if row[1] == code and row[2] == KEPT)
+        table.add_row(
+            code,
+            LANGUAGES[code].name if code in LANGUAGES else "undetermined",
+            f"{outcomes.total():,}",
+            f"{outcomes[KEPT]:,}",
+            f"{size / 1e6:,.1f}",
+            ", ".join(f"{name} {n:,}" for name, n in dropped[:2]),
+        )
+    if len(counts) > _LANGUAGES_SHOWN:
+        table.add_row(f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}")
+    return table
+
+
+def _outcomes(rows: list[Any]) -> dict[str, Counter[str]]:
+    """Documents by outcome, per language, that with most documents first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, language, outcome, count, _ in rows:
+        counts[language][outcome] += count
+    return dict(sorted(counts.items(), key=lambda item: -item[1].total()))
+
+
+def _problem_table(content: dict[str, Any]) -> Table:
+    table = Table("file", "line", "problem", box=None, title_justify="left")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
+    table.title = f"What could not be read: {kinds}; all in problems.jsonl"
+    for row in content["first_problems"]:
+        table.add_row(row["file"], str(row["line"]), f"{row['kind']}: {row['detail']}")
+    return table
+
+
+def picture(content: dict[str, Any]) -> bytes:
+    """A PNG: per language the shares that were kept and dropped for each reason."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    counts = {code: c for code, c in _outcomes(content["rows"]).items() if c.total()}
+    codes = list(counts)[:_LANGUAGES_SHOWN][::-1]
+    total: Counter[str] = sum(counts.values(), Counter())
+    reasons = [KEPT, *(name for name, _ in total.most_common() if name != KEPT)]
+    figure = Figure(figsize=(9, 1.5 + 0.2 * len(codes)), layout="constrained")
+    axes = figure.add_subplot()
+    left = [0.0] * len(codes)
+    for number, reason in enumerate(reasons):
+        shares = [counts[code][reason] / counts[code].total() for code in codes]
+        color = "#0072b2" if reason == KEPT else f"C{number % 9 + 1}"
+        axes.barh(codes, shares, left=left, color=color, label=reason, height=0.8)
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the documents read")
+    axes.tick_params(labelsize=7)
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
+
+
+def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
+    """What could not be read, in the order of files; lines are counted from the file's first."""
+    before: Counter[str] = Counter()
+    for path in _task_files(settings, "work/problems"):
+        for line in path.read_bytes().splitlines():
+            row = json.loads(line)
+            if "lines" in row:  # the end of a part: the next one of the file begins there
+                before[row["file"]] += row["lines"]
+                continue
+            number = row["line"] + before[row["file"]]
+            yield {
+                "file": row["file"],
+                "line": number,
+                "kind": row["kind"],
+                "detail": row["detail"],
+            }
+
+
+def _task_files(settings: CleanSettings, folder: str) -> list[Path]:
+    return sorted(settings.folder(folder).glob("[0-9]*"))

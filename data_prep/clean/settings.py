@@ -1,0 +1,116 @@
+"""What a cleaning is asked to do, and where its files lie.
+
+    settings = CleanSettings(inputs=(Input("web", "dumps/2024"),), out="runs/clean", tasks=8)
+    settings.validate()                             # ConfigError with all that is wrong
+    settings.file("documents", 3, ".jsonl.zst")     # what task 3 writes there
+
+The same object goes, pickled, to every task on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.shards import write_json
+from megatron_qwen3.config import ConfigError
+
+ON_ERROR = ("skip", "stop")
+MODELS = ("language", "domain", "quality", "education", "safety")
+
+
+class Input(NamedTuple):
+    """A file or folder. source, domain: labels of documents that have none of their own."""
+
+    source: str
+    path: str
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class CleanSettings:
+    """inputs: what to read; out: the folder of the result; tasks: how many parts it is done in.
+
+    languages: those kept, empty for all 119; undetermined: whether `und` is kept too.
+    filters: whether documents that break a rule of quality are dropped.
+    resemblance: from which on documents are near-duplicates, 0 to 1; over 1 only equal ones are.
+    evaluation: files whose passages are to be absent; contamination_run: units, or tokens of
+    `tokenizer` where it is given, that count as a passage.
+    models: fastText files by MODELS; min_safety: the least that the safety model must say.
+    on_error: skip a bad line or stop at it. text_field: what the text is called in the files.
+    """
+
+    inputs: tuple[Input, ...]
+    out: str
+    tasks: int = 1
+    languages: tuple[str, ...] = ()
+    undetermined: bool = False
+    filters: bool = True
+    resemblance: float = 0.75
+    evaluation: tuple[str, ...] = ()
+    contamination_run: int = 13
+    tokenizer: str = ""
+    models: tuple[tuple[str, str], ...] = ()
+    min_safety: float = 0.5
+    on_error: str = "skip"
+    text_field: str = "text"
+
+    def folder(self, name: str) -> Path:
+        """A folder of intermediate or final files."""
+        return Path(self.out) / name
+
+    def file(self, folder: str, task: int, suffix: str) -> Path:
+        """A task's own file."""
+        return self.folder(folder) / f"{task:05d}{suffix}"
+
+    def validate(self) -> None:
+        """ConfigError with every fault that can be seen before anything is read."""
+        if faults := "\n".join(self._faults()):
+            raise ConfigError(faults)
+
+    def _faults(self) -> Iterator[str]:
+        from data_prep.languages import LANGUAGES
+
+        if not self.inputs:
+            yield "no input is given"
+        for path in [*(given.path for given in self.inputs), *self.evaluation]:
+            if not os.path.exists(path):
+                yield f"{path} does not exist"
+        for code in self.languages:
+            if code not in LANGUAGES:
+                yield f"language {code!r} is none of the 119; valid: the codes in languages.csv"
+        if self.on_error not in ON_ERROR:
+            yield f"on_error = {self.on_error!r}; valid: {', '.join(ON_ERROR)}"
+        if self.tasks < 1:
+            yield f"tasks = {self.tasks}; at least 1 is needed"
+        if self.resemblance <= 0.5:
+            yield f"resemblance = {self.resemblance}: documents as unlike as that are no duplicates"
+        if self.contamination_run < 5:
+            yield f"contamination_run = {self.contamination_run}; shorter than 5 means nothing"
+        for name, path in self.models:
+            if name not in MODELS:
+                yield f"{name!r} is no label with a model; valid: {', '.join(MODELS)}"
+            if not os.path.isfile(path):
+                yield f"the {name} model {path} does not exist"
+
+    def claim(self) -> None:
+        """Note these settings in `out`; ConfigError where another cleaning began there."""
+        path = self.folder("settings.json")
+        asked = json.loads(json.dumps(asdict(self)))
+        if path.exists():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name in asked if there.get(name) != asked[name]]
+            if changed:
+                raise ConfigError(
+                    f"{self.out} holds a cleaning with other settings ({', '.join(changed)}); "
+                    "take another folder, or remove it"
+                )
+            return
+        if any(Path(self.out).glob("*")):
+            raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
+        Path(self.out).mkdir(parents=True, exist_ok=True)
+        write_json(path, asked)

@@ -1,0 +1,199 @@
+"""The stages of a cleaning as datatrove pipelines, and running them: here, on SLURM, on Ray.
+
+    for stage in stages(settings): stage.name, stage.pipeline, stage.tasks
+    run_local(settings, workers=2)          # returns when the result is whole
+    run_slurm(settings, partition="cpu")    # returns when the jobs are queued, each after the last
+
+label   read, normalise, language, quality, contamination; what duplicates are found by
+pairs   candidates of each band, compared
+groups  one task: what is a duplicate of what
+write   documents/ without the duplicates
+report  one task: report.json, report.png, the tables that a person reads
+
+Executors differ only in where tasks run: tasks that were done are not done again, and a task that
+died leaves nothing that another takes for whole. So what was interrupted is simply started again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, NamedTuple
+
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from data_prep.clean import files
+from data_prep.clean.duplicates import FindPairs, GroupPairs, SignDocuments
+from data_prep.clean.label import labelling
+from data_prep.clean.read import ReadDocuments, input_bytes
+from data_prep.clean.report import WriteReport
+from data_prep.clean.settings import CleanSettings
+from data_prep.clean.write import WriteKept, WriteLabelled
+from data_prep.minhash import BANDS
+
+# One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
+# document, compressed to a third, this much input gives 200 million documents, or 3 GB.
+_INPUT_BYTES_PER_PART = 1.3e11
+_WATCH_SECONDS = 0.5
+
+
+class Stage(NamedTuple):
+    """A pipeline, and into how many tasks it is divided."""
+
+    name: str
+    pipeline: list[PipelineStep]
+    tasks: int
+
+
+def stages(settings: CleanSettings) -> list[Stage]:
+    """All stages in their order, each of which needs what the one before it wrote."""
+    parts = math.ceil(max(1, input_bytes(settings)) / _INPUT_BYTES_PER_PART)
+    pair_tasks = (BANDS + 1) * parts
+    label = [
+        ReadDocuments(settings),
+        *labelling(settings),
+        SignDocuments(settings),
+        WriteLabelled(settings),
+    ]
+    return [
+        Stage("label", label, settings.tasks),
+        Stage("pairs", [FindPairs(settings, parts)], pair_tasks),
+        Stage("groups", [GroupPairs(settings, pair_tasks)], 1),
+        Stage("write", [WriteKept(settings)], settings.tasks),
+        Stage("report", [WriteReport(settings)], 1),
+    ]
+
+
+def run_local(settings: CleanSettings, workers: int) -> None:
+    """All stages in processes of this machine, with a bar. The first error of a task is raised."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        for stage in stages(settings):
+            _run_stage(stage, settings, workers, bar)
+
+
+def run_slurm(
+    settings: CleanSettings,
+    partition: str,
+    hours: float = 24,
+    memory_gb: int = 4,
+    workers: int = -1,
+    options: dict[str, str] | None = None,
+) -> str:
+    """Queue all stages, each after the one before it; the id of the last job.
+
+    workers: tasks at a time, -1 for as many as fit; options: more of sbatch's, by their long names.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    last = None
+    for stage in stages(settings):
+        last = SlurmPipelineExecutor(
+            pipeline=stage.pipeline,
+            tasks=stage.tasks,
+            time=f"{int(hours)}:{int(hours * 60) % 60:02d}:00",
+            partition=partition,
+            mem_per_cpu_gb=memory_gb,
+            workers=workers,
+            job_name=f"clean-{stage.name}",
+            qos="",
+            sbatch_args=options or {},
+            logging_dir=str(_logs(settings, stage)),
+            depends=last,
+            env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+            f"PYTHONPATH={shlex.quote(str(checkout))}:$PYTHONPATH OMP_NUM_THREADS=1",
+        )
+    assert last is not None
+    last.run()
+    return str(last.job_id)
+
+
+def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> None:
+    """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole."""
+    from datatrove.executor import RayPipelineExecutor
+
+    for stage in stages(settings):
+        RayPipelineExecutor(
+            pipeline=stage.pipeline,
+            tasks=stage.tasks,
+            workers=workers,
+            mem_per_cpu_gb=memory_gb,
+            logging_dir=str(_logs(settings, stage)),
+        ).run()
+
+
+class _Local(LocalPipelineExecutor):  # type: ignore[misc]
+    """datatrove's, with its messages in the log files alone: the terminal has the bar."""
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
+
+
+def _run_stage(stage: Stage, settings: CleanSettings, workers: int, bar: Progress) -> None:
+    done, total = _measure(stage, settings)
+    row = bar.add_task(f"{stage.name:8}", total=total)
+    with _watched(lambda: bar.update(row, completed=done())):
+        _Local(
+            pipeline=stage.pipeline,
+            tasks=stage.tasks,
+            workers=min(workers, stage.tasks),
+            logging_dir=str(_logs(settings, stage)),
+        ).run()
+    bar.update(row, completed=total)
+
+
+@contextmanager
+def _watched(show: Callable[[], None]) -> Iterator[None]:
+    """Call `show` now and then while the block runs, whose own messages are kept back."""
+    over = Event()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            show()
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    logger.remove()
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _measure(stage: Stage, settings: CleanSettings) -> tuple[Callable[[], float], float]:
+    """What tells how far a stage is, and where that ends."""
+    reports = settings.folder("work/progress") / stage.name
+    if stage.name == "label":
+        return lambda: files.Progress.total(reports), max(1, input_bytes(settings))
+    completions = _logs(settings, stage) / "completions"
+    return lambda: len(list(completions.glob("*"))), stage.tasks
+
+
+def _logs(settings: CleanSettings, stage: Stage) -> Path:
+    return settings.folder("logs") / stage.name

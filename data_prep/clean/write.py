@@ -1,0 +1,124 @@
+"""Where the first and the last stage end: documents written, dropped ones put aside, all counted.
+
+WriteLabelled   work/labelled/TASK.jsonl.zst: what passed so far; dropped/TASK.jsonl.zst: what did
+                not, and why; work/contamination/TASK.jsonl: hits of evaluation sets
+WriteKept       documents/TASK.jsonl.zst: the result, without what work/removed/TASK.npy names;
+                duplicates/TASK.jsonl.zst: that, and which document was kept instead
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep.clean.duplicates import document_id, document_starts
+from data_prep.clean.files import DocumentWriter, Progress, load, read_documents
+from data_prep.clean.settings import CleanSettings
+from data_prep.shards import write_whole
+
+KEPT = "kept"
+EQUAL, NEAR = "equal to another", "much like another"
+_SHOWN = 300  # characters of a dropped document that are put aside
+
+
+class Tally:
+    """Documents and bytes of text by source, language and what became of them."""
+
+    def __init__(self) -> None:
+        self._documents: Counter[tuple[str, str, str]] = Counter()
+        self._bytes: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, document: Document, outcome: str) -> None:
+        labels = document.metadata
+        key = (labels["source"], labels["language"] or "und", outcome)
+        self._documents[key] += 1
+        self._bytes[key] += len(document.text.encode())
+
+    def write(self, path: Path) -> None:
+        """As rows of (source, language, outcome, documents, bytes)."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(*key, count, self._bytes[key]) for key, count in self._documents.items()]
+        write_whole(path, [msgspec.json.encode(rows)])
+
+
+class WriteLabelled(PipelineStep):  # type: ignore[misc]
+    """The end of the first stage."""
+
+    name, type = "Write labelled", "💽 - WRITER"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        tally, hits = Tally(), list[bytes]()
+        with (
+            DocumentWriter(self.settings.file("work/labelled", rank, ".jsonl.zst")) as passed,
+            DocumentWriter(self.settings.file("dropped", rank, ".jsonl.zst")) as dropped,
+        ):
+            for document in data:
+                reason = document.metadata.get("_dropped")
+                for hit in document.metadata.get("_hits", ()):
+                    hits.append(msgspec.json.encode(hit) + b"\n")
+                if reason:
+                    tally.add(document, reason)
+                    dropped.write(_set_aside(document, reason=reason))
+                else:
+                    passed.write(document)
+                self.stat_update(reason or KEPT)
+        path = self.settings.file("work/contamination", rank, ".jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, hits)
+        tally.write(self.settings.file("work/counts/label", rank, ".json"))
+        yield from ()
+
+
+class WriteKept(PipelineStep):  # type: ignore[misc]
+    """The last stage, which reads what the first one wrote."""
+
+    name, type = "Write kept", "💽 - WRITER"
+
+    def __init__(self, settings: CleanSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        progress = Progress(self.settings.file("work/progress/write", rank, ""))
+        removed = load(self.settings.file("work/removed", rank, ".npy"))
+        starts = document_starts(self.settings)
+        gone = {int(row["document"] - starts[rank]): row for row in removed}
+        tally, done = Tally(), 0
+        with (
+            DocumentWriter(self.settings.file("documents", rank, ".jsonl.zst")) as kept,
+            DocumentWriter(self.settings.file("duplicates", rank, ".jsonl.zst")) as duplicates,
+        ):
+            source = self.settings.file("work/labelled", rank, ".jsonl.zst")
+            for number, document in enumerate(read_documents(source)):
+                outcome = KEPT
+                if (row := gone.get(number)) is not None:
+                    outcome = EQUAL if row["is_equal"] else NEAR
+                    instead = document_id(self.settings, starts, int(row["kept"]))
+                    duplicates.write(_set_aside(document, reason=outcome, kept=instead))
+                else:
+                    kept.write(document)
+                tally.add(document, outcome)
+                done += 1
+                progress.report(done)
+        progress.report(done, is_last=True)
+        tally.write(self.settings.file("work/counts/write", rank, ".json"))
+        yield from ()
+
+
+def _set_aside(document: Document, **labels: str) -> Document:
+    """Its beginning, for who wants to see what a rule drops."""
+    return Document(
+        text=document.text[:_SHOWN],
+        id=document.id,
+        metadata={**document.metadata, **labels},
+    )

@@ -1,0 +1,158 @@
+"""Clean a corpus: normalise, name languages, filter, drop duplicates and evaluation data, label.
+
+    python tools/clean_corpus.py run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
+    python tools/clean_corpus.py run --out runs/clean code:code=src web=a.parquet \\
+        --evaluation gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
+    python tools/clean_corpus.py run --out /scratch/clean web=/data --tasks 2000 --slurm cpu
+    python tools/clean_corpus.py show runs/clean
+
+An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst), Parquet, plain
+text or source code. NAME and DOMAIN label documents that do not say it themselves. OUT/documents
+holds the result, for tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was
+dropped and why, OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not
+be read. Killed or stopped, the same command goes on where it was.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from megatron_qwen3.config import ConfigError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong with a file, name or disk."""
+    given = _parser().parse_args(arguments)
+    try:
+        return given.run(given)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="clean, or go on with it")
+    run.set_defaults(run=_run)
+    _add_what(run)
+    _add_where(run)
+    show = commands.add_parser("show", help="the tables of a cleaning that has ended")
+    show.set_defaults(run=_show)
+    show.add_argument("out", type=Path)
+    return parser
+
+
+def _add_what(run: argparse.ArgumentParser) -> None:
+    run.add_argument("inputs", nargs="+", metavar="NAME[:DOMAIN]=PATH")
+    run.add_argument("--out", required=True, metavar="FOLDER")
+    run.add_argument("--text-field", default="text", help="what the text is called; default: text")
+    run.add_argument("--languages", nargs="+", default=[], help="keep only these; default: all 119")
+    run.add_argument("--keep-undetermined", action="store_true", help="and `und`")
+    run.add_argument("--no-filters", action="store_true", help="label quality, drop nothing for it")
+    run.add_argument(
+        "--resemblance",
+        type=float,
+        default=0.75,
+        metavar="SHARE",
+        help="documents this much alike are duplicates; over 1: only equal ones; default: 0.75",
+    )
+    run.add_argument("--evaluation", nargs="+", default=[], metavar="FILE", help="data to keep out")
+    run.add_argument("--contamination-run", type=int, default=13, metavar="N", help="default: 13")
+    run.add_argument(
+        "--tokenizer", default="", help="compare evaluation data in its tokens, not in words"
+    )
+    for name in ("language", "domain", "quality", "education", "safety"):
+        run.add_argument(f"--{name}-model", metavar="FILE", help="a fastText model")
+    run.add_argument("--min-safety", type=float, default=0.5, help="with a safety model")
+    run.add_argument(
+        "--on-error", choices=("skip", "stop"), default="skip", help="at a bad line; default: skip"
+    )
+
+
+def _add_where(run: argparse.ArgumentParser) -> None:
+    workers = os.cpu_count() or 1
+    run.add_argument("--workers", type=int, help="processes at a time; default: cores")
+    run.add_argument("--tasks", type=int, help=f"parts of the work; default: {4 * workers}")
+    run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
+    run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
+    run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
+    run.add_argument("--memory-gb", type=int, default=4, help="of a task; default: 4")
+    run.add_argument("--sbatch", nargs="+", default=[], metavar="OPTION=VALUE")
+
+
+# datatrove is imported only where it is needed: a wrong command costs no seconds.
+def _run(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.clean import stages
+    from data_prep.clean.report import print_report
+
+    settings = _settings(given)
+    settings.validate()
+    stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
+    settings.claim()
+    if given.slurm:
+        options = dict(option.partition("=")[::2] for option in given.sbatch)
+        job = stages.run_slurm(
+            settings, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
+        )
+        print(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}")
+        return 0
+    if given.ray:
+        stages.run_ray(settings, given.memory_gb, given.workers or -1)
+    else:
+        stages.run_local(settings, given.workers or os.cpu_count() or 1)
+    print_report(Path(given.out), Console())
+    print(f"{given.out}/documents: ready for tools/tokenize_corpus.py")
+    return 0
+
+
+def _settings(given: argparse.Namespace):
+    from data_prep.clean.settings import MODELS, CleanSettings
+
+    models = {name: getattr(given, f"{name}_model") for name in MODELS}
+    return CleanSettings(
+        inputs=tuple(map(_input, given.inputs)),
+        out=given.out,
+        tasks=given.tasks or 4 * (os.cpu_count() or 1),
+        languages=tuple(given.languages),
+        undetermined=given.keep_undetermined,
+        filters=not given.no_filters,
+        resemblance=given.resemblance,
+        evaluation=tuple(given.evaluation),
+        contamination_run=given.contamination_run,
+        tokenizer=given.tokenizer,
+        models=tuple((name, file) for name, file in models.items() if file),
+        min_safety=given.min_safety,
+        on_error=given.on_error,
+        text_field=given.text_field,
+    )
+
+
+def _input(text: str):
+    from data_prep.clean.settings import Input
+
+    name, equals, path = text.partition("=")
+    if not (equals and name and path):
+        raise ConfigError(f"input {text!r} is not NAME=PATH or NAME:DOMAIN=PATH")
+    source, _, domain = name.partition(":")
+    return Input(source, path, domain or None)
+
+
+def _show(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.clean.report import print_report
+
+    print_report(given.out, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
