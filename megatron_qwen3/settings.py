@@ -110,6 +110,9 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
     curriculum: str = setting("", "file that tools/mix_curriculum.py wrote, in place of sources")
     stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")
+    reset_at_documents: bool = setting(
+        False, "documents that share a sequence do not see each other, and count positions anew"
+    )
 
 
 @dataclass(frozen=True)

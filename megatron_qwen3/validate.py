@@ -33,7 +33,7 @@ def faults(config: Config) -> list[str]:
         *_train_faults(config),
         *_optim_faults(config),
         *_source_faults(config),
-        *_curriculum_faults(config),
+        *_data_faults(config),
     ]
 
 
@@ -258,7 +258,7 @@ def _source_faults(config: Config) -> Iterator[str]:
             yield f"data.sources: {source.name!r} has an empty path"
 
 
-def _curriculum_faults(config: Config) -> Iterator[str]:
+def _data_faults(config: Config) -> Iterator[str]:
     data = config.data
     if data.curriculum and data.sources:
         yield (
@@ -267,6 +267,11 @@ def _curriculum_faults(config: Config) -> Iterator[str]:
         )
     if data.curriculum and not data.stage:
         yield f'data.curriculum = "{data.curriculum}" needs data.stage, one of the stages it names'
+    if data.reset_at_documents and config.parallel.context > 1:
+        yield (
+            f"data.reset_at_documents = true with parallel.context = {config.parallel.context}: "
+            "documents are kept apart only where a rank has whole sequences; set one of them back"
+        )
     if data.stage and not data.curriculum:
         yield f'data.stage = "{data.stage}" needs data.curriculum, the file that has this stage'
 

@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.model import specs
+from megatron_qwen3.model import ops, specs
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.log_probs import vocab_parallel_log_probs
 from megatron_qwen3.model.rope import RotaryTables
@@ -33,6 +33,19 @@ class Qwen3(GPTModel):
     """
 
     last_position_only = False
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """position_ids [B, S] keep documents apart that share a row: a 0 begins one."""
+        if position_ids is None:
+            return super().forward(input_ids, None, *args, **kwargs)
+        kwargs["attention_mask"] = ops.document_mask(position_ids)
+        self.rotary_pos_emb.given = self.rotary_pos_emb.at(position_ids.t())
+        try:
+            return super().forward(input_ids, position_ids, *args, **kwargs)
+        finally:
+            self.rotary_pos_emb.given = None
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.post_process and self.last_position_only:

@@ -72,8 +72,11 @@ class SelfAttention(MegatronModule):
         self.q_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
         self.k_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
 
-    def forward(self, hidden_SBH: Tensor, rotary: Tensor) -> Tensor:
-        """Attention over the whole sequence; `rotary` as RotaryTables gives it."""
+    def forward(self, hidden_SBH: Tensor, rotary: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention over the whole sequence, or what the mask leaves of it.
+
+        `rotary` as RotaryTables gives it, `mask` as `ops.attention` takes it.
+        """
         qkv, _ = self.linear_qkv(hidden_SBH)
         qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
         q_SBND, k_SBGD, v_SBGD = query_key_value(
@@ -83,8 +86,10 @@ class SelfAttention(MegatronModule):
             *rotary,
             eps=self.q_layernorm.eps,
         )
-        attention = ops.attention if self.cache is None else self.cache.attend
-        mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)
+        if self.cache is None:
+            mixed_SBW = ops.attention(q_SBND, k_SBGD, v_SBGD, mask)
+        else:
+            mixed_SBW = self.cache.attend(q_SBND, k_SBGD, v_SBGD)
         output_SBH, _ = self.linear_proj(mixed_SBW)
         return output_SBH
 
@@ -133,11 +138,17 @@ class Layer(MegatronModule, BaseTransformerLayer):
         self.mlp = build_module(submodules.mlp, config=config, pg_collection=pg_collection)
         self.recompute_mlp = config.recompute_granularity == "selective"
 
-    def forward(self, hidden_states: Tensor, rotary_pos_emb: Tensor, **_: Any) -> tuple:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary_pos_emb: Tensor,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> tuple:
         """[S, B, H] -> ([S, B, H], None): TransformerBlock's calling convention."""
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
-            self.input_layernorm(hidden_SBH), rotary_pos_emb
+            self.input_layernorm(hidden_SBH), rotary_pos_emb, attention_mask
         )
         if self.recompute_mlp and self.training:
             update_SBH = tensor_parallel.checkpoint(self._mlp, False, hidden_SBH)

@@ -48,8 +48,8 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Causal softmax(q kᵀ / √D) v: q [S, B, N, D], k and v [S, B, G, D] -> [S, B, N·D].
 
-    Query head n reads group n // (N/G). Nothing of size S×S is kept. A mask, added to q kᵀ and
-    broadcast to [B, N, S, S], stands in for the causal one.
+    Query head n reads group n // (N/G). Nothing of size S×S is kept. A mask, added to q kᵀ or,
+    if bool, true where a key is seen, broadcast to [B, N, S, S], stands in for the causal one.
     """
     heads_per_group = q.shape[2] // k.shape[2]
     # The kernel that takes float32 or a mask knows no groups.
@@ -61,6 +61,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
     return mixed.permute(2, 0, 1, 3).flatten(2)
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """Which keys each query sees: bool [B, 1, S, S], those of its own document up to itself.
+
+    positions [B, S] are places in documents; a 0 begins one.
+    """
+    document = (positions == 0).cumsum(1)
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same.tril()
 
 
 def _wide(x: Tensor) -> Tensor:

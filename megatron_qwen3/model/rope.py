@@ -15,8 +15,9 @@ class RotaryTables(RotaryEmbedding):
     """Stands in for GPTModel's rotary embedding, giving layers cos and sin instead of angles.
 
     megatron-core takes the cosine and sine of the angles in every layer and for queries and keys
-    alike; here it happens once per sequence length. A generation, whose rows stand at positions
-    of their own, sets `given` to what layers shall get, and to None when it is done.
+    alike; here it happens once per sequence length. Who has rows that stand at positions of their
+    own, a generation or documents that share a row, sets `given` to what layers shall get, and to
+    None when it is done.
     """
 
     given: Tensor | None = None

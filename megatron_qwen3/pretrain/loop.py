@@ -103,8 +103,11 @@ def _start(engine: Engine, config: Config) -> tuple[int, str]:
 def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
     """This data rank's rows of the global batch of a step."""
     count = config.train.global_batch // engine.layout.data
-    rows = mixture.batch(mixture.first_sample(step) + engine.data_rank * count, count)
-    return TokenBatch.of(torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS))
+    first = mixture.first_sample(step) + engine.data_rank * count
+    rows = mixture.batch(first, count, with_positions=config.data.reset_at_documents)
+    positions_BS = None if rows.positions_BS is None else torch.from_numpy(rows.positions_BS)
+    tokens_BS, labels_BS = torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS)
+    return TokenBatch.of(tokens_BS, labels_BS, positions_BS)
 
 
 def _due(step: int, every: int) -> bool:

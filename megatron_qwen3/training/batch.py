@@ -12,17 +12,23 @@ class TokenBatch:
     """Sequences of one data-parallel rank.
 
     tokens_BS: int64 ids; labels_BS: the id that each position should predict;
-    weights_BS: float32, the weight of each position in the loss, 0 = not trained.
+    weights_BS: float32, the weight of each position in the loss, 0 = not trained;
+    positions_BS: int64, each token's place in its document, where documents that share a row are
+    kept apart: a 0 begins one. None is a row that is read as one text.
     """
 
     tokens_BS: Tensor
     labels_BS: Tensor
     weights_BS: Tensor
+    positions_BS: Tensor | None = None
 
     @classmethod
-    def of(cls, tokens_BS: Tensor, labels_BS: Tensor) -> "TokenBatch":
+    def of(
+        cls, tokens_BS: Tensor, labels_BS: Tensor, positions_BS: Tensor | None = None
+    ) -> "TokenBatch":
         """A batch in which every position is trained."""
-        return cls(tokens_BS, labels_BS, torch.ones(tokens_BS.shape, dtype=torch.float32))
+        weights_BS = torch.ones(tokens_BS.shape, dtype=torch.float32)
+        return cls(tokens_BS, labels_BS, weights_BS, positions_BS)
 
     @property
     def rows(self) -> int:
@@ -48,4 +54,5 @@ class TokenBatch:
         return padded
 
     def _map(self, change) -> "TokenBatch":  # type: ignore[no-untyped-def]
-        return TokenBatch(*(change(getattr(self, field.name)) for field in fields(self)))
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return TokenBatch(*(None if x is None else change(x) for x in tensors))

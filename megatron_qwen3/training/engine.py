@@ -243,7 +243,12 @@ def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any
 
 
 def _model_output(chunk: Any, micro: TokenBatch) -> Tensor:
-    return chunk(micro.tokens_BS, position_ids=None, attention_mask=None, labels=micro.labels_BS)
+    return chunk(
+        micro.tokens_BS,
+        position_ids=micro.positions_BS,
+        attention_mask=None,
+        labels=micro.labels_BS,
+    )
 
 
 def _is_router(module: torch.nn.Module) -> bool:

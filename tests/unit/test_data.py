@@ -90,6 +90,30 @@ def test_all_tokens_but_the_held_out_ones_are_trained_on_within_an_epoch(data: D
         assert trained >= {100_000 * k + n for n in range(source.tokens - source.held_out - 1)}
 
 
+def test_positions_begin_anew_at_documents_and_where_text_does_not_go_on(tmp_path: Path) -> None:
+    """Documents of 1 to 40 tokens, each token the place in its document and 1,000 times that."""
+    lengths = [1 + 7 * n % 40 for n in range(150)]
+    with IndexedWriter(tmp_path / "docs", np.int32) as writer:
+        for number, length in enumerate(lengths):
+            writer.add_document(1_000 * number + np.arange(length))
+    source = SourceConfig("docs", str(tmp_path / "docs"))
+    mixture = mixture_of(DataConfig(sequence_length=64, held_out=0.0, sources=(source,)))
+    rows = mixture.batch(0, 80, with_positions=True)
+    assert rows.positions_BS is not None
+    seams = 0
+    for i in range(80):
+        document, place = np.divmod(rows.tokens_BS[i], 1_000)
+        expected = place.copy()
+        begins = {0, *np.cumsum([b - a for a, b in mixture.locate(i).ranges]).tolist()[:-1]}
+        seams += len(begins) - 1
+        for begin in begins:  # a document that is entered in its middle counts from there
+            inside = (document == document[begin]) & (np.arange(64) >= begin)
+            expected[inside] -= place[begin]
+        assert np.array_equal(rows.positions_BS[i], expected)
+    assert seams >= 1
+    assert mixture.batch(0, 2).positions_BS is None
+
+
 def test_held_out_windows_follow_each_other_up_to_max_tokens(data: DataConfig) -> None:
     mixture = mixture_of(data)
     windows = mixture.held_out(1, max_tokens=5 * S + 3)

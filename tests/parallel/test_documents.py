@@ -1,0 +1,109 @@
+"""Documents that share a row and are kept apart give what each gives in a row of its own."""
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from megatron_qwen3.config import load
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.losses import cross_entropy
+
+POSITIONS, VOCABULARY = 32, 512
+LENGTHS = ((32,), (1, 31), (10, 4, 18), (8, 8, 8, 8))  # of the documents of each row
+RATE = 1e-3
+
+
+def _engine(settings):
+    config = load(
+        [],
+        [
+            "train.steps=9",
+            "train.precision=fp32",
+            f"data.sequence_length={POSITIONS}",
+            "train.global_batch=4",
+            f"model.vocab_size={VOCABULARY}",
+            "model.router_aux_loss=0.0",  # it is of rows, which differ
+            *settings,
+        ],
+    )
+    return Engine(config, start(config))
+
+
+def _rows():
+    """Four rows of documents, and the same documents one to a row, short ones padded."""
+    random = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, VOCABULARY, (len(LENGTHS), POSITIONS + 1), generator=random)
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
+    packed = TokenBatch.of(ids[:, :-1], ids[:, 1:], positions)
+    singles = []
+    for row, lengths in enumerate(LENGTHS):
+        begin = 0
+        for n in lengths:
+            alone = torch.zeros(3, POSITIONS, dtype=torch.int64)
+            alone[0, :n] = packed.tokens_BS[row, begin : begin + n]
+            alone[1, :n] = packed.labels_BS[row, begin : begin + n]
+            alone[2, :n] = 1
+            singles.append(alone)
+            begin += n
+    tokens, labels, weights = torch.stack(singles, 1)
+    return packed, TokenBatch(tokens, labels, weights.float())
+
+
+def _scores(settings, is_apart=True):
+    """Scores of packed rows, and, of the same documents alone, the scores in the same order."""
+    engine = _engine(settings)
+    packed, alone = _rows()
+    rows = packed.rows // engine.layout.data
+    mine = list(packed.split(rows))[engine.data_rank]
+    if not is_apart:
+        mine = TokenBatch.of(mine.tokens_BS, mine.labels_BS)
+    scores_BS = engine.score(mine)
+    alone_BS = engine.score(alone)
+    return engine.data_rank * rows, scores_BS, alone_BS[alone.weights_BS == 1].view(4, POSITIONS)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (1, ("model.preset=tiny-dense", "train.micro_batch=4")),
+        pytest.param(1, ("model.preset=tiny-moe",), marks=pytest.mark.slow),
+        (4, ("model.preset=tiny-moe", "parallel.tensor=2", "parallel.expert=2")),
+    ],
+)
+def test_documents_kept_apart_score_as_they_do_alone(ranks, settings):
+    for first, scores_BS, alone_BS in run_ranks(_scores, ranks, settings):
+        expected_BS = alone_BS[first : first + len(scores_BS)]
+        torch.testing.assert_close(scores_BS, expected_BS, rtol=0, atol=1e-5)
+
+
+def test_documents_not_kept_apart_see_each_other():
+    ((_, scores_BS, alone_BS),) = run_ranks(_scores, 1, ("model.preset=tiny-dense",), False)
+    assert torch.allclose(scores_BS[0], alone_BS[0], atol=1e-5)
+    assert not torch.allclose(scores_BS[1:], alone_BS[1:], atol=1e-3)
+
+
+def _metrics(settings, packed):
+    """Loss and gradient norm of two steps."""
+    engine = _engine(settings)
+    batch = _rows()[0 if packed else 1]
+    rows = batch.rows // engine.layout.data
+    mine = list(batch.split(rows))[engine.data_rank]
+    return [engine.train_step(mine, cross_entropy, RATE) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        (1, ("parallel.recompute=full",)),
+        (2, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
+        pytest.param(2, ("parallel.tensor=2", "train.micro_batch=2"), marks=pytest.mark.slow),
+    ],
+)
+def test_documents_kept_apart_train_as_they_do_alone(ranks, settings):
+    alone = run_ranks(_metrics, 1, ("model.preset=tiny-dense", "train.global_batch=10"), False)
+    for metrics in run_ranks(_metrics, ranks, ("model.preset=tiny-dense", *settings), True):
+        for step, expected in zip(metrics, alone[0], strict=True):
+            assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
