@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.indexed import IndexedWriter
@@ -122,6 +122,7 @@ def test_held_out_windows_follow_each_other_up_to_max_tokens(data: DataConfig) -
     assert mixture.held_out(1, max_tokens=1).shape == (1, S + 1)
 
 
+@settings(deadline=None)
 @given(first=st.integers(0, 10**12), split=st.integers(0, 12))
 def test_a_batch_does_not_depend_on_how_it_is_divided(
     tmp_path_factory: pytest.TempPathFactory, first: int, split: int

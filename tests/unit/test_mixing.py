@@ -46,6 +46,7 @@ def unimax(counts: list[int], budget: float, epochs: float) -> list[float]:
 COUNTS = st.lists(st.integers(1, 10**12), min_size=1, max_size=130)
 
 
+@settings(deadline=None)
 @given(counts=COUNTS, epochs=st.floats(0.5, 16), part=st.floats(0.01, 1))
 def test_filling_alike_is_unimax(counts: list[int], epochs: float, part: float) -> None:
     capacities = [epochs * count for count in counts]
@@ -54,6 +55,7 @@ def test_filling_alike_is_unimax(counts: list[int], epochs: float, part: float) 
     assert ours == pytest.approx(unimax(counts, budget, epochs), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(counts=COUNTS, temperature=st.floats(1, 20))
 def test_temperature_sampling_is_a_power_of_the_tokens(
     counts: list[int], temperature: float
@@ -65,6 +67,7 @@ def test_temperature_sampling_is_a_power_of_the_tokens(
     assert natural == pytest.approx(np.array(counts) / sum(counts), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(
     sides=st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e9)), min_size=1, max_size=40),
     part=st.floats(0, 1),

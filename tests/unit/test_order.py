@@ -60,6 +60,7 @@ def test_counts_of_any_prefix_add_up_and_go_on_with_the_next_sample(
     assert count == order.counts(first + 100)
 
 
+@settings(deadline=None)
 @given(quotas=HUGE_QUOTAS, periods=st.integers(0, 5))
 def test_a_whole_period_gives_every_source_its_quota_tiny_ones_too(
     quotas: list[int], periods: int
@@ -68,6 +69,7 @@ def test_a_whole_period_gives_every_source_its_quota_tiny_ones_too(
     assert order.counts(periods * order.total) == [periods * quota for quota in quotas]
 
 
+@settings(deadline=None)
 @given(shares=st.lists(st.integers(0, 10**15), min_size=1).filter(any), total=st.integers(1, 10**9))
 def test_apportioning_is_exact_in_sum_and_within_one_of_the_share(
     shares: list[int], total: int
@@ -92,6 +94,7 @@ def test_a_shuffle_is_a_permutation_of_any_size_and_key(size: int, key: int) -> 
     assert [shuffle.position(value) for value in order[:50]] == list(range(min(50, size)))
 
 
+@settings(deadline=None)
 @given(size=st.integers(2**33, 2**45), key=st.integers(0, 2**64 - 1), data=st.data())
 def test_a_shuffle_keeps_distinct_positions_distinct_in_huge_sources(
     size: int, key: int, data: st.DataObject
