@@ -1,17 +1,20 @@
 """Speed of tokenization from JSONL to .bin/.idx, next to Megatron's way with Hugging Face.
 
     python benchmarks/tokenize_corpus.py --tokenizer QWEN3    # a folder: data_prep/published.py
-    python benchmarks/tokenize_corpus.py --tokenizer QWEN3 --megabytes 200 --rounds 3
 
 Ours is `tools/tokenize_corpus.py` with one worker: read, parse, encode, shuffle, write, checksums.
 Megatron's is the loop of its preprocess_data.py, document by document: json.loads, encode (that of
 tokenizers, faster than through transformers), IndexedDatasetBuilder; on the first `--theirs` MB.
-Each is a process of its own. `MB/s` is text in UTF-8 per second of CPU time, of one core, without
-the start (imports and tokenizer), which is the time of a run over one document; `ratio` is of both.
 
-English is real prose (../shared/data; a book and speeches), again and again with one word in twenty
-made of the halves of two others, so that later rounds have new words as real text has; code is
-Python's library; the 119 languages are SIB-200's sentences, once and again in the same manner.
+In turns, each a process of its own, `--rounds` times. `MB/s` is text in UTF-8 per second of CPU
+time, of one core; the seconds of `start` (imports, tokenizer), which do not grow with the corpus,
+are not in it. Figures are medians, `ratio` is the median of each round's. `GB` is the most memory
+that ours had.
+
+English is real prose (../shared/data: a book and speeches), again and again with one word in twenty
+made of the halves of two others, so that later rounds have new words as real text has; code is the
+files of Python's library and of the packages installed; the 119 languages are SIB-200's sentences,
+again and again in the same manner.
 """
 
 from __future__ import annotations
@@ -21,40 +24,48 @@ import gzip
 import json
 import os
 import random
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 DOCUMENT_CHARACTERS = 3000  # of English prose
 _OURS = """
-import sys
+import resource, shutil, sys, time
 from pathlib import Path
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
-source, out, tokenizer = sys.argv[1:]
-tokenize([source], Path(out), Settings(tokenizer), Options())
+one, source, out, tokenizer = sys.argv[1:]
+seconds = [time.process_time()]
+for part in (one, one, source):
+    shutil.rmtree(out, ignore_errors=True)
+    tokenize([part], Path(out), Settings(tokenizer), Options())
+    seconds.append(time.process_time())
+start = seconds[2] - seconds[1]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(seconds[1], seconds[3] - seconds[2] - start, peak)
 """
 _THEIRS = """
-import json, sys
+import json, sys, time
 import numpy, torch, tokenizers
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-source, out, tokenizer = sys.argv[1:]
+one, source, out, tokenizer = sys.argv[1:]
 encoder = tokenizers.Tokenizer.from_file(tokenizer + "/tokenizer.json")
 end = encoder.token_to_id("<|endoftext|>")
 builder = IndexedDatasetBuilder(out + ".bin", dtype=numpy.int32)
+start = time.process_time()
 with open(source, encoding="utf-8") as file:
     for line in file:
         ids = encoder.encode(json.loads(line)["text"]).ids
         ids.append(end)
         builder.add_document(torch.IntTensor(ids), [len(ids)])
 builder.finalize(out + ".idx")
+print(start, time.process_time() - start, 0)
 """
 
 
@@ -64,68 +75,55 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder")
-    parser.add_argument("--megabytes", type=float, default=60, help="of each corpus (60)")
-    parser.add_argument("--theirs", type=float, default=4, help="MB that Megatron's way gets (4)")
+    parser.add_argument("--megabytes", type=float, default=200, help="of each corpus (200)")
+    parser.add_argument("--theirs", type=float, default=6, help="MB that Megatron's way gets (6)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tokenize"))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    print("corpus           MB  documents   ours MB/s  start s   Megatron's MB/s  start s   ratio")
+    print(
+        "corpus            MB  documents   ours MB/s    start     GB   Megatron's MB/s    start"
+        "   ratio"
+    )
     for name, texts in (("English", english), ("code", code), ("119 languages", languages)):
         measure(name, texts, given)
     shutil.rmtree(given.folder)
 
 
-def measure(name: str, texts: Iterator[str], given: argparse.Namespace) -> None:
+def measure(name: str, texts: Callable[[], Iterator[str]], given: argparse.Namespace) -> None:
     """All rounds of one corpus; one line."""
-    whole, start, part = (given.folder / f"{kind}.jsonl" for kind in ("whole", "one", "part"))
+    one, whole, part = (given.folder / f"{kind}.jsonl" for kind in ("one", "whole", "part"))
+    write(one, texts(), 0)
     size, documents = write(whole, texts(), given.megabytes)
-    write(start, texts(), 0)
     part_size, _ = write(part, texts(), given.theirs)
-    runs = []
+    rounds = []
     for _ in range(given.rounds):
-        seconds = [
-            cpu_seconds(script, source, given.folder / "out", given.tokenizer)
-            for script, source in (
-                (_OURS, start),
-                (_OURS, whole),
-                (_THEIRS, start),
-                (_THEIRS, part),
-            )
-        ]
-        runs.append(
-            (
-                seconds[0],
-                size / (seconds[1] - seconds[0]),
-                seconds[2],
-                part_size / (seconds[3] - seconds[2]),
-            )
-        )
-    our_start, ours, their_start, theirs = (
-        statistics.median(column) for column in zip(*runs, strict=True)
+        our_start, ours, peak = run(_OURS, one, whole, given)
+        their_start, theirs, _ = run(_THEIRS, one, part, given)
+        rates = size / ours, part_size / theirs
+        rounds.append((rates[0], our_start, peak, rates[1], their_start, rates[0] / rates[1]))
+    ours, our_start, peak, theirs, their_start, ratio = map(
+        statistics.median, zip(*rounds, strict=True)
     )
-    ratio = statistics.median(row[1] / row[3] for row in runs)
     print(
-        f"{name:13} {size:6.1f} {documents:10,} {ours:11.1f} {our_start:8.1f} {theirs:17.2f} "
-        f"{their_start:8.1f} {ratio:7.1f}",
+        f"{name:13} {size:6.1f} {documents:10,} {ours:11.1f} {our_start:8.1f} {peak:6.2f} "
+        f"{theirs:17.2f} {their_start:8.1f} {ratio:7.1f}",
         flush=True,
     )
 
 
-def cpu_seconds(script: str, source: Path, out: Path, tokenizer: Path) -> float:
-    """User and system time of a process that tokenizes."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-    }
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", script, source, out / "tokens", tokenizer]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def run(script: str, one: Path, source: Path, given: argparse.Namespace) -> tuple[float, ...]:
+    """(CPU seconds until it could begin, of the work, GB of memory) of a process that tokenizes."""
+    threads = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, one, source, given.folder / "out", given.tokenizer]
+    done = subprocess.run(
+        command,
+        check=True,
+        env=os.environ | threads | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    return tuple(map(float, done.stdout.split()))
 
 
 def write(path: Path, texts: Iterator[str], megabytes: float) -> tuple[float, int]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.indexed import IndexedWriter
+from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.labels import Labels
 from megatron_qwen3.config import ConfigError
 
@@ -158,8 +158,31 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
         start = int(rows[0]["id_end"]) if before else 0
         file.seek(len(_MAGIC) + shard.documents * ORIGIN.itemsize + start)
         text = file.read(int(rows[-1]["id_end"]) - start).decode()
-    inputs = read_inventory(prefix.removesuffix(shard.path)).inputs
+    inputs = read_inventory(folder_of(prefix)).inputs
     return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), text)
+
+
+def folder_of(prefix: str | os.PathLike[str]) -> Path:
+    """The folder of the inventory that a shard belongs to."""
+    absolute = os.path.abspath(prefix)
+    return Path(absolute.removesuffix(read_shard(absolute).path))
+
+
+def faults(folder: Path, shard: Shard) -> Iterator[str]:
+    """What is not as the inventory and the shard's mark say; reads all of the shard."""
+    prefix = folder / shard.path
+    try:
+        mark = read_json(Path(f"{prefix}.json"), "the shard is not whole")
+        if shard_from_json(mark) != shard:
+            yield f"{prefix}.json is not the shard of the inventory"
+        for suffix, expected in mark["sha256"].items():
+            if _sha256(f"{prefix}.{suffix}") != expected:
+                yield f"{prefix}.{suffix} is not what was written: its sha256 differs"
+        reader = IndexedReader(prefix)
+        if (reader.num_documents, len(reader.tokens)) != (shard.documents, shard.tokens):
+            yield f"{prefix} has other numbers of documents and tokens than the inventory"
+    except (ConfigError, OSError) as error:
+        yield str(error)
 
 
 def write_json(path: Path, content: Any, suffix: str = "partial") -> None:

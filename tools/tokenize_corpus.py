@@ -20,14 +20,10 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
-
-from rich.console import Console
-from rich.table import Table
 
 from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
@@ -37,6 +33,7 @@ from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from data_prep.tokenization.progress import clock
 from megatron_qwen3.config import ConfigError
+from tools.inspect_shards import print_table
 
 ROWS_SHOWN = 12
 
@@ -110,49 +107,12 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _print(report: Report, out: Path, seconds: float) -> None:
-    """What the shards hold, by source and language, and what was left out."""
-    console = Console(highlight=False)
-    groups: dict[tuple[str, str], Counter[str]] = {}
-    for shard in report.shards:
-        row = groups.setdefault((shard.labels.source, shard.labels.language), Counter())
-        row.update(documents=shard.documents, tokens=shard.tokens, bytes=shard.bytes, shards=1)
-    rows = sorted(groups.items(), key=lambda item: -item[1]["tokens"])
-    hidden = len(rows) - ROWS_SHOWN
-    table = Table("source", "language")
-    for name in ("documents", "MB of text", "tokens", "bytes/token", "shards"):
-        table.add_column(name, justify="right")
-    for labels, row in rows[:ROWS_SHOWN]:
-        table.add_row(*labels, *_cells(row))
-    if hidden > 0:
-        table.add_row("", f"{hidden} more", *_cells(_sum(row for _, row in rows[ROWS_SHOWN:])))
-    table.add_section()
-    table.add_row("all", "", *_cells(_sum(groups.values())))
-    console.print(table)
+    """What the shards hold, and what was left out."""
+    print_table(report.shards, ("source", "language"), ROWS_SHOWN)
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
-        console.print(
-            f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}", soft_wrap=True
-        )
-    console.print(
-        f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}", soft_wrap=True
-    )
-
-
-def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:
-    total = Counter[str]()
-    for row in rows:
-        total.update(row)
-    return total
-
-
-def _cells(row: Counter[str]) -> list[str]:
-    return [
-        f"{row['documents']:,}",
-        f"{row['bytes'] / 1e6:,.1f}",
-        f"{row['tokens']:,}",
-        f"{row['bytes'] / row['tokens']:.2f}",
-        f"{row['shards']:,}",
-    ]
+        print(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}")
+    print(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from data_prep.shards import (
     Inventory,
     Origin,
     Shard,
+    faults,
     origin,
     read_inventory,
     read_shard,
@@ -76,6 +77,22 @@ def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
         write_shard(tmp_path, shard, np.int32, failing())
     with pytest.raises(ConfigError, match=r"00000-000\.json does not exist: .*not whole"):
         read_shard(tmp_path / shard.path)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx", "docs", "json"])
+@pytest.mark.parametrize("damage", ["changed", "cut short", "removed"])
+def test_verifying_finds_any_file_that_is_not_what_was_written(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
+    shard = write(tmp_path)
+    assert list(faults(tmp_path, shard)) == []
+    file = tmp_path / f"{shard.path}.{suffix}"
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "removed":
+        changed = content.replace(b"3", b"4") if suffix == "json" else content[:-1] + b"x"
+        file.write_bytes(changed if damage == "changed" else content[:-4])
+    assert any(str(tmp_path) in fault for fault in faults(tmp_path, shard))
 
 
 def test_a_folder_without_an_inventory_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer, train
 from megatron_qwen3.config import ConfigError
+from tools import inspect_shards, tokenize_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["river", "town", "hills", "sea", "water", "mill", "children", "la", "rivière", "город"]
@@ -218,6 +219,30 @@ def test_the_seed_decides_the_order_and_the_order_is_not_that_of_the_input(
     shard = max(read_inventory(out).shards, key=lambda shard: shard.documents)
     lines = [origin(out / shard.path, k).line for k in range(shard.documents)]
     assert abs(np.corrcoef(lines, range(len(lines)))[0, 1]) < 0.5
+
+
+def test_the_commands_say_what_was_done_and_show_where_a_document_came_from(
+    corpus: Path, tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    command = [str(corpus), "--out", out, "--tokenizer", tokenizer, "--workers", "1"]
+    assert tokenize_corpus.main([*command, "--default", "source=made-up"]) == 0
+    assert "made-up" in capsys.readouterr().out
+    assert tokenize_corpus.main([*command, "--default", "source"]) == 2
+    assert "--default: 'source' is not NAME=VALUE" in capsys.readouterr().err
+    assert inspect_shards.main(["table", out, "--by", "language", "quality"]) == 0
+    assert "rus_Cyrl" in capsys.readouterr().out
+    shard = read_inventory(out).shards[0]
+    assert inspect_shards.main(["show", f"{out}/{shard.path}", "0"]) == 0
+    place = origin(f"{out}/{shard.path}", 0)
+    seed, number = map(int, place.id.split("-"))
+    text = documents(300, seed)[number]["text"]
+    shown = capsys.readouterr().out
+    assert f"{place.file}:{place.line}  id {place.id}" in shown and text in shown
+    assert inspect_shards.main(["verify", out]) == 0
+    Path(f"{out}/{shard.path}.bin").write_bytes(b"")
+    assert inspect_shards.main(["verify", out]) == 1
+    assert inspect_shards.main(["show", f"{out}/{shard.path}", "9999"]) == 2
 
 
 BAD_LINES = [

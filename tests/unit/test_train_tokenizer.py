@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.config import ConfigError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import train_tokenizer  # noqa: E402
+
+from tools import train_tokenizer
 
 SIZES = {"eng_Latn": 4000, "deu_Latn": 400, "rus_Cyrl": 40}  # documents
 
