@@ -28,6 +28,7 @@ from data_prep.tokenizer import load
 from megatron_qwen3.config import ConfigError
 
 ROWS_SHOWN = 200
+WIDTH = 140  # of a table that goes into a file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +104,10 @@ def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
         table.add_row(f"{len(rows) - most} more", *empty, *_cells(hidden))
     table.add_section()
     table.add_row("all", *empty, *_cells(_sum(groups.values())))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
 
 
 def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:
