@@ -161,6 +161,7 @@ class CheckpointConfig:
     """What is saved, and what a run starts from."""
 
     every_steps: int = setting(0, "steps between checkpoints; 0 is only at the end", at_least=0)
+    at_end: bool = setting(True, "save after the last step; false is for runs that only measure")
     init_from: str = setting(
         "", "run folder of the stage before: its weights, not its optimizer; {dir} is run.dir"
     )

@@ -84,7 +84,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> None:
             last = step == config.steps
             if last or _due(step, config.eval.every_steps):
                 log.evaluation(step, evaluate(engine, mixture, config))
-            if last or _due(step, config.checkpoint.every_steps):
+            if (last and config.checkpoint.at_end) or _due(step, config.checkpoint.every_steps):
                 log.note(f"saved {saver.save(engine, config, step)}")
 
 

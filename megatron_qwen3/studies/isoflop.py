@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_qwen3.studies.levels import levels
+
 Array = NDArray[np.float64]
 
-_SAME_COMPUTE = 0.08  # of log C: runs so near stand for one budget
 _FEWEST = 3  # sizes of a parabola
 
 
@@ -55,7 +56,8 @@ class PowerLaw:
 def find(compute: Array, parameters: Array, tokens: Array, loss: Array) -> list[Valley]:
     """One valley per budget that at least three sizes were trained with, by rising compute."""
     valleys = []
-    for group in _budgets(np.log(compute)):
+    budgets = levels(compute)
+    for group in (budgets == level for level in range(budgets.max() + 1)):
         if len(np.unique(parameters[group])) >= _FEWEST:
             valleys.append(_valley(compute[group], parameters[group], tokens[group], loss[group]))
     return valleys
@@ -65,13 +67,6 @@ def fit_power(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     """The straight line of log y over log x by least squares; at least two different x."""
     slope, level = np.polyfit(np.log(x), np.log(y), 1)
     return PowerLaw(math.exp(level), float(slope))
-
-
-def _budgets(log_compute: Array) -> list[NDArray[np.intp]]:
-    """Indices of runs with nearly the same compute; budgets further apart are different ones."""
-    order = np.argsort(log_compute)
-    breaks = np.flatnonzero(np.diff(log_compute[order]) > _SAME_COMPUTE) + 1
-    return np.split(order, breaks)
 
 
 def _valley(compute: Array, parameters: Array, tokens: Array, loss: Array) -> Valley:

@@ -4,7 +4,8 @@
         laws.loss_law, laws.held_out, laws.optima
         laws.recommend(parameters=7.6e9, tokens=36e12, compute=1.9e24, sequence_length=4096)
 
-A law that the runs do not determine is None, with the reason in `missing`. The law of loss is
+A law that the runs do not determine is None, with the reason in `missing`; `doubts` say of laws
+that were found why they mean little. The law of loss is
 fitted to the best run of each size and token count, the laws of tuning to all runs. How far the law
 of loss can be believed is said in two ways: by the spread of laws of resampled runs, and by fitting
 it to the smaller runs and predicting the largest.
@@ -116,6 +117,7 @@ class StageLaws:
     lr_laws: tuple[TuningLaw, ...]
     batch_laws: tuple[TuningLaw, ...]
     missing: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     def interval(self, value: list[float]) -> tuple[float, float]:
         """The 5 % and 95 % percentiles of a number over the resampled laws."""
@@ -183,6 +185,7 @@ def _analyse(runs: list[Measurement], draws: int) -> StageLaws:
         lr_laws=tuple(lr_laws),
         batch_laws=tuple(batch_laws),
         missing=tuple(missing),
+        doubts=tuple(loss_law.doubts(loss.min()) if loss_law else ()),
     )
     if not (loss_law or laws.best_size or lr_laws or batch_laws):
         stage = f"stage {laws.stage}: " if laws.stage else ""

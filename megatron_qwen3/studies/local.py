@@ -69,15 +69,19 @@ def run_all(points: Sequence[Point], title: str) -> list[Point]:
     """Run what is not done; returns the points that failed, after all were tried.
 
     ConfigError: a folder holds a run of other settings, or the trainer refuses a point's settings.
+    Interrupted, it stops the ranks and says how to go on.
     """
     for point in points:
         _check_folder(point)
     failed = []
-    with _Progress(title, points) as progress:
-        for point in list(progress.left):
-            is_done = _run(point, progress)
-            failed += [] if is_done else [point]
-            progress.over(point, is_done)
+    try:
+        with _Progress(title, points) as progress:
+            for point in list(progress.left):
+                is_done = _run(point, progress)
+                failed += [] if is_done else [point]
+                progress.over(point, is_done)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on with what is left") from None
     return failed
 
 

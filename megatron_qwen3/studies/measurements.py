@@ -20,6 +20,7 @@ from pathlib import Path
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, MetricsError, Run
 
 _REQUIRED = ("parameters", "tokens", "loss")
@@ -143,9 +144,9 @@ def best(runs: Sequence[Measurement]) -> list[Measurement]:
 
     A law of loss is about well-tuned runs; the others say how to tune.
     """
-    found: dict[tuple[str, float, float], Measurement] = {}
-    for run in runs:
-        key = (run.stage, run.parameters, round(math.log(run.tokens) * 20))
+    found: dict[tuple[str, float, int], Measurement] = {}
+    for run, length in zip(runs, levels([run.tokens for run in runs]).tolist(), strict=True):
+        key = (run.stage, run.parameters, length)
         if key not in found or run.loss < found[key].loss:
             found[key] = run
     return list(found.values())

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.studies.levels import levels
 
 Array = NDArray[np.float64]
 
 _DELTA = 1e-3  # of log L: a run further off than 0.1 % pulls with a constant force
 _STARTS = 12  # of the grid that are followed to the end
 _NUMBERS = 5  # that the law has
+_EXPONENTS = (1e-3, 5.0)  # bounds of α and β
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ class LossLaw:
         ratio = (model / data) ** (1 / (self.alpha + self.beta))
         parameters = ratio * (compute / 6) ** (self.beta / (self.alpha + self.beta))
         return parameters, compute / 6 / parameters
+
+    def doubts(self, lowest: float) -> list[str]:
+        """Why the numbers, fitted to losses of `lowest` and more, mean little; [] if they do."""
+        told = []
+        for name, of, exponent in (("α", "size", self.alpha), ("β", "tokens", self.beta)):
+            if not _EXPONENTS[0] * 1.01 < exponent < _EXPONENTS[1] * 0.99:
+                told.append(f"{name} = {exponent:.3g} is a bound: the effect of {of} is not seen")
+        if self.E / lowest < 0.05:
+            told.append(
+                f"E = {self.E:.2g} is no floor: all losses, from {lowest:.3g}, are far above"
+            )
+        return told
 
     @property
     def size_exponent(self) -> float:
@@ -87,7 +101,7 @@ def refit(law: LossLaw, parameters: Array, tokens: Array, loss: Array) -> LossLa
 
 def is_enough(parameters: Array, tokens: Array) -> bool:
     """Whether the five numbers of the law can be told from such runs at all."""
-    sizes, lengths = len(np.unique(parameters)), len(np.unique(_rounded(tokens)))
+    sizes, lengths = len(np.unique(parameters)), len(np.unique(levels(tokens)))
     return len(parameters) > _NUMBERS and sizes >= 3 and lengths >= 3
 
 
@@ -96,7 +110,7 @@ def check_enough(parameters: Array, tokens: Array) -> None:
     if not is_enough(parameters, tokens):
         raise ConfigError(
             f"{len(parameters)} runs of {len(np.unique(parameters))} sizes and "
-            f"{len(np.unique(_rounded(tokens)))} token counts do not determine the {_NUMBERS} "
+            f"{len(np.unique(levels(tokens)))} token counts do not determine the {_NUMBERS} "
             f"numbers of E + A / N^alpha + B / D^beta; at least {_NUMBERS + 1} runs, 3 sizes and "
             "3 token counts are needed"
         )
@@ -133,7 +147,7 @@ def _descend(start: Array, x: Array, y: Array, target: Array) -> tuple[Array, fl
     scaled: Callable[[Array], tuple[float, Array]] = lambda numbers: tuple(  # type: ignore  # noqa: E731
         part / _DELTA**2 for part in _cost(numbers, x, y, target)
     )
-    bounds = [(None, None)] * 3 + [(1e-3, 5.0)] * 2
+    bounds = [(None, None)] * 3 + [_EXPONENTS] * 2
     options = {"maxiter": 2000, "ftol": 1e-13, "gtol": 1e-9}
     found = minimize(scaled, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return found.x, float(found.fun)
@@ -164,8 +178,3 @@ def _law(numbers: Array, centre: tuple[float, float]) -> LossLaw:
         B=float(np.exp(b + beta * centre[1])),
         beta=beta,
     )
-
-
-def _rounded(tokens: Array) -> Array:
-    """Token counts that differ by less than 5 % are one: a count is rounded to whole steps."""
-    return np.asarray(np.round(np.log(tokens) * 20))

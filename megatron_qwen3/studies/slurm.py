@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.studies.local import Point, write_settings
 
 _SCRIPT = """\
@@ -30,7 +31,7 @@ _SCRIPT = """\
 #SBATCH --exclusive
 #SBATCH --time={minutes}
 #SBATCH --output={folder}/%x-%A_%a.out
-set -euo pipefail
+{options}set -euo pipefail
 mapfile -t points <"{listing}"
 exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \\
   "${{points[SLURM_ARRAY_TASK_ID]}}"
@@ -38,9 +39,18 @@ exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \
 
 
 def write(
-    folder: Path, points: Sequence[Point], gpus_per_node: int, minutes: int = 60
+    folder: Path,
+    points: Sequence[Point],
+    gpus_per_node: int,
+    minutes: int = 60,
+    options: Sequence[str] = (),
 ) -> list[Path]:
-    """Write the arrays of all points that are not done into `folder`/slurm; returns the scripts."""
+    """Write the arrays of all points that are not done into `folder`/slurm; returns the scripts.
+
+    `options` are sbatch's, and win over those that stand in the scripts already. Where GPUs are
+    fewer than `gpus_per_node` one node has them all; a count that nodes cannot share evenly is a
+    ConfigError.
+    """
     by_gpus: dict[int, list[Point]] = defaultdict(list)
     for point in {point.config.run_dir: point for point in points}.values():
         if not point.is_done:
@@ -48,17 +58,27 @@ def write(
     target = folder / "slurm"
     target.mkdir(parents=True, exist_ok=True)
     return [
-        _write_array(target, by_gpus[gpus], gpus, gpus_per_node, minutes)
+        _write_array(target, by_gpus[gpus], gpus, gpus_per_node, minutes, options)
         for gpus in sorted(by_gpus)
     ]
 
 
 def _write_array(
-    target: Path, points: list[Point], gpus: int, gpus_per_node: int, minutes: int
+    target: Path,
+    points: list[Point],
+    gpus: int,
+    gpus_per_node: int,
+    minutes: int,
+    options: Sequence[str],
 ) -> Path:
+    nodes = -(-gpus // gpus_per_node)
+    if gpus % nodes:
+        raise ConfigError(
+            f"gpus = {gpus} cannot be shared evenly by {nodes} nodes; gpus_per_node = "
+            f"{gpus_per_node}"
+        )
     script, listing = target / f"array_{gpus}.sbatch", target / f"points_{gpus}.txt"
     listing.write_text("".join(f"{write_settings(point)}\n" for point in points))
-    nodes = -(-gpus // gpus_per_node)
     script.write_text(
         _SCRIPT.format(
             count=len(points),
@@ -72,6 +92,7 @@ def _write_array(
             minutes=minutes,
             folder=target,
             listing=listing,
+            options="".join(f"#SBATCH {option}\n" for option in options),
         )
     )
     return script

@@ -28,6 +28,7 @@ class Sweep:
     models, layouts     name -> further files and key=value pairs
     scaling             weak: sequences_per_gpu are constant; strong: global_batch is
     steps, warm_up_steps   of a run, and how many of them are not measured
+    gpus_per_node, sbatch  of the job arrays; sbatch: further options, "--partition=gpu"
     hardware            of the planner, for predictions; "" for none
     price_per_gpu_hour  in any currency; 0 for none
     """
@@ -43,6 +44,7 @@ class Sweep:
     steps: int = 20
     warm_up_steps: int = 5
     gpus_per_node: int = 8
+    sbatch: tuple[str, ...] = ()
     hardware: str = ""
     price_per_gpu_hour: float = 0.0
 
@@ -96,6 +98,9 @@ def _check(sweep: Sweep) -> None:
     for name in (sweep.dir, *sweep.models, *sweep.layouts):
         if not re.fullmatch(r"[\w./-]+", name):  # they become folders, and lines of job scripts
             raise ConfigError(f"{name!r} is no name for a folder; valid: letters, digits, _ . - /")
+    for option in sweep.sbatch:
+        if not re.fullmatch(r"--[\w-]+(=[^\n]*)?", option):
+            raise ConfigError(f"sbatch = {option!r} is no option of sbatch, --name=value")
     if min(sweep.gpus) < 1:
         raise ConfigError(f"gpus = {list(sweep.gpus)}: a run has at least 1")
     if not 0 <= sweep.warm_up_steps < sweep.steps:
@@ -111,8 +116,9 @@ def _point(sweep: Sweep, scaling: str, model: str, layout: str, gpus: int) -> Po
     items = [*sweep.settings, *sweep.models[model], *sweep.layouts[layout]]
     items += [f"run.dir={sweep.dir}", f"run.name={model}-{layout}-{gpus}gpu-{batch}"]
     items += [f"train.global_batch={batch}", "train.tokens=0", f"train.steps={sweep.steps}"]
-    # A constant rate: how long a step takes does not depend on it, and no step is a special one.
+    # Steps are measured and nothing else: no evaluation, no checkpoint, any rate.
     items += ["optim.warmup_steps=0", "optim.decay_steps=0", "optim.schedule=constant"]
+    items += ["data.held_out=0", "checkpoint.every_steps=0", "checkpoint.at_end=false"]
     config = configure(items)
     check_world_size(config, gpus)
     return Point(config, gpus)

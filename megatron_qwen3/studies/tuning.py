@@ -22,9 +22,8 @@ from typing import Final
 
 import numpy as np
 
+from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.studies.measurements import Measurement
-
-_SAME = 20  # per unit of a logarithm: token counts within 5 % are one
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ _FORMS: Final[dict[str, Features]] = {
 def find(runs: Sequence[Measurement]) -> list[Optimum]:
     """The optimum of every sweep: runs of one stage, size and token count, three rates at least."""
     sweeps: dict[tuple[str, float, int], list[Measurement]] = defaultdict(list)
-    for run in runs:
+    for run, length in zip(runs, levels([run.tokens for run in runs]).tolist(), strict=True):
         if math.isfinite(run.lr):
-            sweeps[run.stage, run.parameters, round(_SAME * math.log(run.tokens))].append(run)
+            sweeps[run.stage, run.parameters, length].append(run)
     found = [_optimum(sweep) for sweep in sweeps.values()]
     return [optimum for optimum in found if optimum]
 

@@ -90,6 +90,7 @@ def test_a_sweep_runs_real_ranks_once_and_is_reported(folder, capfd):
     assert curve["rows"][0]["efficiency"] == 1.0
     assert "2/2  dense-data-2gpu-4" in err
     assert (folder / "sweep" / "scaling.html").exists()
+    assert not list((folder / "sweep").rglob("checkpoints"))  # steps are measured, nothing is kept
     again, err = sweep(folder, [1, 2], capfd)
     assert again == curve
     assert "2 points, 2 of them done before" in err

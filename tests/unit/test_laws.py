@@ -8,6 +8,7 @@ import pytest
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.studies import isoflop, laws, parametric, tuning
+from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.studies.measurements import Measurement, best
 from megatron_qwen3.studies.parametric import LossLaw
 
@@ -76,6 +77,18 @@ def test_one_run_that_went_wrong_hardly_moves_the_law():
     broken[17] *= 1.5
     good, with_broken = parametric.fit(N, D, loss), parametric.fit(N, D, broken)
     assert with_broken.loss(1e10, 1e12) == pytest.approx(good.loss(1e10, 1e12), rel=0.005)
+
+
+def test_a_law_whose_numbers_the_runs_do_not_show_is_doubted():
+    assert parametric.fit(N, D, CHINCHILLA.loss(N, D)).doubts(2.7) == []
+    no_size = parametric.fit(N, D, 40 / D**0.1)
+    told = " ".join(no_size.doubts(3.0))
+    assert "E = " in told
+
+
+def test_values_within_a_rounding_are_one_level_wherever_they_lie():
+    for scale in np.geomspace(1, 3, 40):
+        assert levels(scale * np.array([3e5, 2.99e5, 1.5e5, 3.1e5])).tolist() == [1, 1, 0, 1]
 
 
 def test_an_allocation_spends_the_compute_and_no_other_has_a_lower_loss():

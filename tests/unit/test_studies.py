@@ -186,6 +186,7 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_why(tmp_path):
         ("[1, 2, 4, 8]", "[0]", "a run has at least 1"),
         ("micro_batch=1", "micro_batch=3", "no layout fits any GPU count"),
         ("data = []", '"$(rm)" = []', "is no name for a folder"),
+        ("gpus =", 'sbatch = ["--x=1\\nrm"]\ngpus =', "is no option of sbatch"),
     ],
 )
 def test_a_wrong_sweep_is_told_what_is_wrong(tmp_path, old, new, told):
@@ -198,7 +199,7 @@ def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
     done = next(case for case in cases if case.gpus == 8)
     write_run(done.point)
     points = [case.point for case in cases]
-    scripts = slurm.write(tmp_path / "runs", points, gpus_per_node=4)
+    scripts = slurm.write(tmp_path / "runs", points, gpus_per_node=4, options=["--qos=low"])
     listed = []
     for script in scripts:
         gpus = int(script.stem.partition("_")[2])
@@ -207,6 +208,7 @@ def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
         assert f"--array=0-{len(files) - 1}\n" in text
         assert f"--nodes={max(1, gpus // 4)}\n" in text
         assert f"--gpus-per-node={min(gpus, 4)}\n" in text
+        assert "#SBATCH --qos=low\nset -euo pipefail\n" in text
         subprocess.run(["bash", "-n", script], check=True)
         listed += files
     assert len(listed) == len(set(listed)) == len({p.config.run_dir for p in points}) - 1

@@ -21,7 +21,7 @@ from megatron_qwen3.presets import PRESETS
 from tools.scaling import laws_text
 
 _EXAMPLES = """examples:
-  python examples/quickstart/prepare.py --out runs/quickstart/data
+  python examples/quickstart/prepare.py --out runs/studies/data --vocab-size 512
   python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
   python tools/scaling_study.py laws fit runs/ladder_cpu --model 0.6b --tokens 1e9 \\
       --overlay tuned.toml

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from megatron_qwen3.studies.laws import Recommendation, StageLaws
+from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.studies.measurements import Measurement
 from megatron_qwen3.studies.tuning import TuningLaw
 from megatron_qwen3.training.console import count
@@ -28,8 +29,9 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
     for laws in found:
         prefix = f"{laws.stage}: " if laws.stage else ""
         body += [page.table(prefix + title, rows) for title, rows in laws_text.tables(laws)]
-        if laws.missing:
-            body.append(page.text(prefix + "What these runs do not determine", laws.missing))
+        if laws.missing or laws.doubts:
+            unknown = [*laws.doubts, *laws.missing]
+            body.append(page.text(prefix + "What these runs do not determine", unknown))
     stages = ", ".join(laws.stage for laws in found if laws.stage)
     page.write(out, "Scaling laws", stages or "one stage", body, drawn)
 
@@ -149,9 +151,9 @@ def _sweeps(laws: StageLaws, prefix: str) -> Picture:
     """Losses over the learning rate, one line per size, tokens and batch."""
     axes = pictures.axes("learning rate", "nats per token")
     groups: dict[tuple[float, int, float], list[Measurement]] = {}
-    for run in laws.runs:
-        key = (run.parameters, round(20 * math.log(run.tokens)), run.batch_tokens)
-        groups.setdefault(key, []).append(run)
+    lengths = levels([run.tokens for run in laws.runs]).tolist()
+    for run, length in zip(laws.runs, lengths, strict=True):
+        groups.setdefault((run.parameters, length, run.batch_tokens), []).append(run)
     sizes = sorted({run.parameters for run in laws.runs})
     for (size, _, _), runs in groups.items():
         runs.sort(key=lambda run: run.lr)

@@ -22,6 +22,7 @@ def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Itera
         for title, rows in tables(laws):
             yield _table(title, rows)
         yield from (f"missing: {reason}" for reason in laws.missing)
+        yield from (f"doubtful: {reason}" for reason in laws.doubts)
     if advice:
         yield _table("How to train the target", advice_rows(advice))
 
@@ -133,13 +134,15 @@ def formula(law: TuningLaw) -> str:
 
 def advice_rows(advice: Sequence[Recommendation]) -> Rows:
     """One row per stage."""
-    rows = [["stage", "N", "D", "loss", "from", "to", "lr", "global_batch", "best N for its FLOP"]]
+    header = ["stage", "N", "D", "× ladder's FLOP", "loss", "from", "to", "lr", "global_batch"]
+    rows = [[*header, "best N for its FLOP"]]
     for one in advice:
         rows.append(
             [
                 one.stage or "–",
                 count(one.parameters),
                 count(one.tokens),
+                f"{one.extrapolation:.3g}",
                 _number(one.loss, ".4f"),
                 _number(one.low, ".4f"),
                 _number(one.high, ".4f"),
@@ -174,6 +177,7 @@ def as_dict(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> dic
             "lr_laws": [dataclasses.asdict(law) for law in laws.lr_laws],
             "batch_laws": [dataclasses.asdict(law) for law in laws.batch_laws],
             "missing": laws.missing,
+            "doubts": laws.doubts,
         }
         for laws in found
     ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from megatron_qwen3.studies.sweep import Case, Sweep
 
 _EXAMPLES = """examples:
-  python examples/quickstart/prepare.py --out runs/quickstart/data
+  python examples/quickstart/prepare.py --out runs/studies/data --vocab-size 512
   python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
 
   # on a cluster: look at the arrays, submit them, and later the report of what is done
@@ -84,7 +84,8 @@ def _arrays(given: argparse.Namespace, sweep: "Sweep", cases: Sequence["Case"]) 
     from megatron_qwen3.studies import slurm
 
     points = [case.point for case in cases]
-    for script in slurm.write(Path(sweep.dir), points, sweep.gpus_per_node, given.minutes):
+    folder, per_node = Path(sweep.dir), sweep.gpus_per_node
+    for script in slurm.write(folder, points, per_node, given.minutes, sweep.sbatch):
         if given.submit:
             try:
                 subprocess.run(["sbatch", str(script)], check=True)
