@@ -119,6 +119,11 @@ class StageLaws:
     missing: tuple[str, ...]
     doubts: tuple[str, ...]
 
+    @property
+    def has_any(self) -> bool:
+        """Whether the runs determine a law of any kind."""
+        return bool(self.loss_law or self.best_size or self.lr_laws or self.batch_laws)
+
     def interval(self, value: list[float]) -> tuple[float, float]:
         """The 5 % and 95 % percentiles of a number over the resampled laws."""
         low, high = np.percentile(value, _INTERVAL)
@@ -147,9 +152,13 @@ class StageLaws:
 
 
 def analyse(runs: Sequence[Measurement], draws: int = 200) -> list[StageLaws]:
-    """The laws of every stage. ConfigError: the runs of a stage determine no law at all."""
+    """The laws of every stage. ConfigError: the runs of none determine any law."""
     stages = dict.fromkeys(run.stage for run in runs)
-    return [_analyse([run for run in runs if run.stage == stage], draws) for stage in stages]
+    found = [_analyse([run for run in runs if run.stage == stage], draws) for stage in stages]
+    if not any(laws.has_any for laws in found):
+        reasons = [reason for laws in found for reason in laws.missing]
+        raise ConfigError("\n".join(["no law can be read from these runs", *reasons]))
+    return found
 
 
 def _analyse(runs: list[Measurement], draws: int) -> StageLaws:
@@ -172,7 +181,7 @@ def _analyse(runs: list[Measurement], draws: int) -> StageLaws:
     optima = tuning.find(runs)
     lr_laws, batch_laws = tuning.fit_lr(optima), tuning.fit_batch(optima)
     missing += _missing_tuning(optima, lr_laws, batch_laws)
-    laws = StageLaws(
+    return StageLaws(
         stage=runs[0].stage,
         runs=tuple(runs),
         best=tuple(best),
@@ -187,10 +196,6 @@ def _analyse(runs: list[Measurement], draws: int) -> StageLaws:
         missing=tuple(missing),
         doubts=tuple(loss_law.doubts(loss.min()) if loss_law else ()),
     )
-    if not (loss_law or laws.best_size or lr_laws or batch_laws):
-        stage = f"stage {laws.stage}: " if laws.stage else ""
-        raise ConfigError(f"{stage}no law can be read from these runs\n" + "\n".join(missing))
-    return laws
 
 
 def hold_out(best: Sequence[Measurement]) -> HeldOut | None:

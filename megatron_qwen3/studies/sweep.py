@@ -10,9 +10,13 @@ count is left out with its reason. `efficiency.py` reads the runs afterwards.
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_qwen3.config import ConfigError, check_world_size
+from megatron_qwen3.planner import calibration, hardware
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.step import Step
 from megatron_qwen3.studies.files import configure
 from megatron_qwen3.studies.local import Point
 
@@ -29,7 +33,7 @@ class Sweep:
     scaling             weak: sequences_per_gpu are constant; strong: global_batch is
     steps, warm_up_steps   of a run, and how many of them are not measured
     gpus_per_node, sbatch  of the job arrays; sbatch: further options, "--partition=gpu"
-    hardware            of the planner, for predictions; "" for none
+    hardware            a GPU of the planner or a cluster's TOML, for predictions; "" for none
     price_per_gpu_hour  in any currency; 0 for none
     """
 
@@ -85,7 +89,16 @@ def plan(sweep: Sweep) -> tuple[list[Case], list[str]]:
     return cases, left_out
 
 
+def predictor(sweep: Sweep) -> Callable[[Case], float] | None:
+    """Seconds per step that the planner expects of a case; None where no hardware is named."""
+    if not sweep.hardware:
+        return None
+    cluster, constants = hardware.load(sweep.hardware), calibration.load()
+    return lambda case: Step.of(Job.of(case.point.config, case.gpus), cluster, constants).seconds
+
+
 def _check(sweep: Sweep) -> None:
+    predictor(sweep)  # hardware that is not known is told now, not when all runs are done
     for name, of in ((WEAK, "sequences_per_gpu"), (STRONG, "global_batch")):
         if name in sweep.scaling and getattr(sweep, of) < 1:
             raise ConfigError(f"{of} must be set for {name} scaling")

@@ -10,6 +10,10 @@ import pytest
 
 from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.model.flops import flops_per_token, parameter_count
+from megatron_qwen3.planner import hardware
+from megatron_qwen3.planner.calibration import load as load_constants
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.step import Step
 from megatron_qwen3.studies import efficiency, ladder, local, measurements, slurm, sweep
 from megatron_qwen3.studies.files import read
 from tools import scaling_study
@@ -186,6 +190,7 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_why(tmp_path):
         ("[1, 2, 4, 8]", "[0]", "a run has at least 1"),
         ("micro_batch=1", "micro_batch=3", "no layout fits any GPU count"),
         ("data = []", '"$(rm)" = []', "is no name for a folder"),
+        ("gpus =", 'hardware = "h101"\ngpus =', "did you mean h100"),
         ("gpus =", 'sbatch = ["--x=1\\nrm"]\ngpus =', "is no option of sbatch"),
     ],
 )
@@ -286,20 +291,29 @@ def test_efficiency_counts_the_median_step_after_the_warm_up(tmp_path):
 
 
 def test_the_report_of_a_sweep_has_its_curves_and_what_they_were_measured_on(tmp_path, capsys):
-    plan = study(tmp_path, SWEEP, sweep.Sweep)
+    named = {"steps = 10": 'steps = 10\nhardware = "h100"\nprice_per_gpu_hour = 2.5'}
+    plan = study(tmp_path, SWEEP, sweep.Sweep, **named)
+    expected = {}
     for case in sweep.plan(plan)[0]:
         write_run(case.point, seconds=0.1 * case.gpus)
+        step = Step.of(
+            Job.of(case.point.config, case.gpus), hardware.load("h100"), load_constants()
+        )
+        expected[case.point.name] = step.seconds
     about = {"cores": 2, "processor": "A <b>", "system": "s"}
     (tmp_path / "runs" / "machine.json").write_text(json.dumps(about))
     file = str(tmp_path / "study.toml")
     assert scaling_study.main(["sweep", file, "--report", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {curve["scaling"] for curve in report["curves"]} == {"weak", "strong"}
+    for row in (row for curve in report["curves"] for row in curve["rows"]):
+        assert row["predicted_seconds"] == expected[row["name"]]
     page = (tmp_path / "runs" / "scaling.html").read_text()
     assert "Up to 8 ranks shared 2 cores" in page
     assert "A &lt;b&gt;" in page
     assert {path.name for path in (tmp_path / "runs" / "scaling").iterdir()} >= {
-        "weak_efficiency.png", "strong_efficiency.png", "weak_throughput.png",
+        "weak_efficiency.png", "strong_efficiency.png", "weak_throughput.png", "cost.png",
+        "predicted.png",
     }  # fmt: skip
 
 
@@ -333,7 +347,7 @@ def test_laws_fit_reads_a_csv_and_writes_a_page_and_an_overlay_that_trains(tmp_p
     ("arguments", "told"),
     [
         (["--tokens", "1e9"], "has a --model and --tokens"),
-        (["--model", "9b", "--tokens", "1e9"], "did you mean qwen3-8b"),
+        (["--model", "9b", "--tokens", "1e9"], "neither a size (0.6b"),
         (["--model", "8b", "--tokens", "-1"], "must be above 0"),
         (["--out", "page.pdf"], "ends in .html"),
         ([], "no law can be read from these runs"),

@@ -11,14 +11,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.config import ConfigError
 from tools.scaling import laws_text
+from tools.scaling.plan import model_of
+
+if TYPE_CHECKING:
+    from megatron_qwen3.studies.laws import Recommendation
 
 _EXAMPLES = """examples:
   python examples/quickstart/prepare.py --out runs/studies/data --vocab-size 512
@@ -31,23 +34,17 @@ _EXAMPLES = """examples:
 
 def add_parser(commands: Any) -> None:
     """Add the command to the sub-parsers `commands`."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(
-        "laws",
-        help="scaling laws from a ladder of small runs",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=formatter,
-    )
+    text: dict[str, Any] = {"description": __doc__, "epilog": _EXAMPLES}
+    text["formatter_class"] = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser("laws", help="scaling laws from a ladder of small runs", **text)
     actions = parser.add_subparsers(required=True, metavar="run | fit")
-    train = actions.add_parser("run", help="train a ladder, then fit", epilog=_EXAMPLES)
+    train = actions.add_parser("run", help="train a ladder, then fit", **text)
     train.add_argument("ladder", type=Path, metavar="LADDER.toml")
     train.set_defaults(run=_run)
-    fit = actions.add_parser("fit", help="fit to runs that are there", epilog=_EXAMPLES)
+    fit = actions.add_parser("fit", help="fit to runs that are there", **text)
     fit.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="folders or CSV files")
     fit.set_defaults(run=_fit)
     for action in (train, fit):
-        action.formatter_class = formatter
         _add_options(action)
 
 
@@ -57,7 +54,7 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--draws", type=int, default=200, help="resampled fits (%(default)s)")
     target = action.add_argument_group("a run to predict and to tune")
     target.add_argument("--model", help="a size (8b, qwen3-30b-a3b) or a model's TOML file")
-    target.add_argument("--tokens", type=float, help="tokens that it will be trained on")
+    target.add_argument("--tokens", type=float, help="tokens that it will be trained on: 1e12")
     target.add_argument("--sequence-length", type=int, default=4096, help="(%(default)s)")
     target.add_argument("--overlay", type=Path, help="write optim.lr, train.global_batch here")
 
@@ -123,27 +120,18 @@ def _target(given: argparse.Namespace) -> tuple[float, float, float] | None:
     from megatron_qwen3.model.flops import flops_per_token
     from megatron_qwen3.studies.measurements import matrix_parameters
 
-    model = _model(given.model).model
+    model = model_of(given.model)
     compute = flops_per_token(model, given.sequence_length) * given.tokens
     return matrix_parameters(model), given.tokens, compute
 
 
-def _model(name: str) -> Config:
-    from megatron_qwen3.studies.files import configure
-
-    if name.endswith(".toml"):
-        return configure([name, "train.tokens=0", "train.steps=1"])
-    preset = name.lower() if name.lower() in PRESETS else f"qwen3-{name.lower()}"
-    return configure([f"model.preset={preset}", "train.steps=1"])
-
-
-def _write_overlay(path: Path, advice: Sequence[Any]) -> None:
-    """One file; with several stages one per stage, PATH_STAGE.toml."""
-    for one in advice:
-        text = one.overlay()
-        name = path.with_stem(f"{path.stem}_{one.stage}") if len(advice) > 1 else path
-        if not text:
-            raise ConfigError(f"{name}: the runs determine neither a learning rate nor a batch")
+def _write_overlay(path: Path, advice: Sequence["Recommendation"]) -> None:
+    """One file; with several stages one per stage that has a law, PATH_STAGE.toml."""
+    texts = {one.stage: text for one in advice if (text := one.overlay())}
+    if not texts:
+        raise ConfigError(f"{path}: the runs determine neither a learning rate nor a batch")
+    for stage, text in texts.items():
+        name = path.with_stem(f"{path.stem}_{stage}") if len(advice) > 1 else path
         temporary = name.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(name)

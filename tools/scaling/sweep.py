@@ -82,8 +82,13 @@ def run(given: argparse.Namespace) -> int:
 
 def _arrays(given: argparse.Namespace, sweep: "Sweep", cases: Sequence["Case"]) -> None:
     from megatron_qwen3.studies import slurm
+    from megatron_qwen3.studies.sweep import predictor
 
     points = [case.point for case in cases]
+    if predict := predictor(sweep):
+        left = {case.point.name: case for case in cases if not case.point.is_done}.values()
+        hours = sum(case.gpus * sweep.steps * predict(case) for case in left) / 3600
+        print(f"{len(left)} points are left, about {hours:.3g} GPU hours of steps", file=sys.stderr)
     folder, per_node = Path(sweep.dir), sweep.gpus_per_node
     for script in slurm.write(folder, points, per_node, given.minutes, sweep.sbatch):
         if given.submit:
@@ -103,8 +108,9 @@ def _report(
     out: Path,
 ) -> None:
     from megatron_qwen3.studies import efficiency
+    from megatron_qwen3.studies.sweep import predictor
 
-    curves = efficiency.read(cases, sweep.warm_up_steps, sweep.price_per_gpu_hour)
+    curves = efficiency.read(cases, sweep.warm_up_steps, sweep.price_per_gpu_hour, predictor(sweep))
     machine = _machine(Path(sweep.dir))
     if given.json:
         print(json.dumps(sweep_text.as_dict(curves, left_out, machine)))

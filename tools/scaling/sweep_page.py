@@ -51,7 +51,12 @@ def _pictures(curves: Sequence[Curve]) -> Iterator[Picture]:
         of_kind = [curve for curve in curves if curve.scaling == scaling]
         if of_kind:
             title = f"{scaling.capitalize()} scaling"
-            yield _efficiency(of_kind, scaling, title, f"{constant} is constant; lines are the law")
+            yield _efficiency(
+                of_kind,
+                scaling,
+                title,
+                f"{constant} is constant; bars are quartiles, lines the law",
+            )
             yield _throughput(of_kind, scaling, title)
     if any(row.predicted_seconds for curve in curves for row in curve.rows):
         yield _predicted(curves)
@@ -64,11 +69,10 @@ def _efficiency(curves: Sequence[Curve], scaling: str, title: str, caption: str)
     axes.axhline(100, color=FAINT, linewidth=1.2)
     for curve, colour in zip(curves, _colours(curves), strict=True):
         gpus = [row.case.gpus for row in curve.rows]
-        low, middle, high = (
-            100 * np.array([row.efficiency * row.step_seconds / t for row, t in times])
-            for times in _quartiles(curve)
-        )
-        error = [middle - low, high - middle]
+        middle = 100 * np.array([row.efficiency for row in curve.rows])
+        seconds = np.array([[row.low, row.step_seconds, row.high] for row in curve.rows]).T
+        fast, slow = seconds[1] / seconds[0], seconds[1] / seconds[2]  # quartiles of the steps
+        error = [middle * (1 - slow), middle * (fast - 1)]
         style = {"color": colour, "markersize": 4, "elinewidth": 0.8, "label": curve.name}
         axes.errorbar(gpus, middle, yerr=error, fmt="o", **style)
         if curve.law:
@@ -79,12 +83,6 @@ def _efficiency(curves: Sequence[Curve], scaling: str, title: str, caption: str)
     _count_axis(axes, curves)
     axes.legend(frameon=False, fontsize=7.5)
     return pictures.finish(axes, f"{scaling}_efficiency", title, caption, is_wide=False)
-
-
-def _quartiles(curve: Curve) -> Iterator[list[tuple[Any, float]]]:
-    """Rows with the step time that makes efficiency lowest, as measured, and highest."""
-    for name in ("high", "step_seconds", "low"):
-        yield [(row, getattr(row, name)) for row in curve.rows]
 
 
 def _throughput(curves: Sequence[Curve], scaling: str, title: str) -> Picture:
