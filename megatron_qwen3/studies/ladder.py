@@ -50,6 +50,7 @@ class Ladder:
 
     dir           runs are {dir}/{stage}/{point}
     ranks         of every run
+    gpus_per_node, sbatch  of its job arrays; sbatch: further options, "--partition=gpu"
     warmup_share  of the steps; final_lr_share: min_lr over lr
     """
 
@@ -57,6 +58,8 @@ class Ladder:
     models: dict[str, tuple[str, ...]]
     stages: tuple[Stage, ...]
     ranks: int = 1
+    gpus_per_node: int = 8
+    sbatch: tuple[str, ...] = ()
     warmup_share: float = 0.1
     final_lr_share: float = 0.1
 

@@ -1,13 +1,15 @@
 """A study as SLURM job arrays: one array per GPU count, one task per point.
 
-    for script in write(sweep, points):
-        print(f"sbatch {script}")
+    for script in write(Path("runs/scaling"), points, gpus_per_node=8):
+        submit(script)
 
 SLURM gives all tasks of an array equally many nodes, so each GPU count has an array of its own. A
 task hands its point's settings to examples/slurm/train.sbatch, which starts the ranks. Points that
 are done are not in the arrays.
 """
 
+import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from megatron_qwen3.studies.local import Point, write_settings
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-# {count} points of the scaling study in {dir}, each on {gpus} GPUs. From the checkout:
+# {count} points of the study in {dir}, each on {gpus} GPUs. From the checkout:
 #
 #   sbatch {script}
 #
@@ -48,9 +50,12 @@ def write(
     """Write the arrays of all points that are not done into `folder`/slurm; returns the scripts.
 
     `options` are sbatch's, and win over those that stand in the scripts already. Where GPUs are
-    fewer than `gpus_per_node` one node has them all; a count that nodes cannot share evenly is a
-    ConfigError.
+    fewer than `gpus_per_node` one node has them all. ConfigError: nodes cannot share a count
+    evenly, or an option is none.
     """
+    for option in options:
+        if not re.fullmatch(r"--[\w-]+(=[^\n]*)?", option):
+            raise ConfigError(f"sbatch = {option!r} is no option of sbatch, --name=value")
     by_gpus: dict[int, list[Point]] = defaultdict(list)
     for point in {point.config.run_dir: point for point in points}.values():
         if not point.is_done:
@@ -61,6 +66,16 @@ def write(
         _write_array(target, by_gpus[gpus], gpus, gpus_per_node, minutes, options)
         for gpus in sorted(by_gpus)
     ]
+
+
+def submit(script: Path) -> None:
+    """Hand an array to SLURM, which prints its number; ConfigError where it is refused."""
+    try:
+        subprocess.run(["sbatch", str(script)], check=True)
+    except OSError:
+        raise ConfigError("sbatch is not on PATH: this machine has no SLURM") from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"sbatch {script}: exit status {error.returncode}") from None
 
 
 def _write_array(

@@ -111,9 +111,6 @@ def _check(sweep: Sweep) -> None:
     for name in (sweep.dir, *sweep.models, *sweep.layouts):
         if not re.fullmatch(r"[\w./-]+", name):  # they become folders, and lines of job scripts
             raise ConfigError(f"{name!r} is no name for a folder; valid: letters, digits, _ . - /")
-    for option in sweep.sbatch:
-        if not re.fullmatch(r"--[\w-]+(=[^\n]*)?", option):
-            raise ConfigError(f"sbatch = {option!r} is no option of sbatch, --name=value")
     if min(sweep.gpus) < 1:
         raise ConfigError(f"gpus = {list(sweep.gpus)}: a run has at least 1")
     if not 0 <= sweep.warm_up_steps < sweep.steps:

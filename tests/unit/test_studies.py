@@ -191,7 +191,6 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_why(tmp_path):
         ("micro_batch=1", "micro_batch=3", "no layout fits any GPU count"),
         ("data = []", '"$(rm)" = []', "is no name for a folder"),
         ("gpus =", 'hardware = "h101"\ngpus =', "did you mean h100"),
-        ("gpus =", 'sbatch = ["--x=1\\nrm"]\ngpus =', "is no option of sbatch"),
     ],
 )
 def test_a_wrong_sweep_is_told_what_is_wrong(tmp_path, old, new, told):
@@ -220,6 +219,27 @@ def test_job_arrays_hold_each_point_that_is_not_done_once(tmp_path):
     assert str(done.point.config.run_dir) not in "".join(listed)
     for file in listed:
         assert str(load([file]).run_dir) == str(Path(file).parent)
+
+
+def test_an_option_that_would_become_a_line_of_the_script_is_refused(tmp_path):
+    points = [case.point for case in sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))[0]]
+    with pytest.raises(ConfigError, match="is no option of sbatch"):
+        slurm.write(tmp_path, points, gpus_per_node=4, options=["--qos=low\nrm"])
+    with pytest.raises(ConfigError, match="gpus = 8 cannot be shared evenly by 3 nodes"):
+        slurm.write(tmp_path, points, gpus_per_node=3)
+
+
+def test_a_ladder_is_submitted_stage_by_stage(tmp_path, monkeypatch):
+    plan = study(tmp_path, LADDER, ladder.Ladder)
+    submitted = []
+    monkeypatch.setattr(slurm, "submit", submitted.append)
+    command = ["laws", "run", str(tmp_path / "study.toml"), "--submit"]
+    assert scaling_study.main(command) == 0
+    assert submitted == [tmp_path / "runs" / "one" / "slurm" / "array_1.sbatch"]
+    for point in ladder.points(plan, plan.stages[0]):
+        write_run(point)
+    assert scaling_study.main(command) == 0
+    assert submitted[1:] == [tmp_path / "runs" / "two" / "slurm" / "array_1.sbatch"]
 
 
 def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other(

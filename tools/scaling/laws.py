@@ -1,9 +1,10 @@
 """scaling_study.py laws: scaling laws of loss, learning rate and batch from a ladder of small runs.
 
-`laws run` trains the ladder that a TOML file describes, on this machine, and fits; what is done
-is not run again. `laws fit` fits to run folders or to a CSV with the columns parameters, tokens,
-loss and, where known, compute, lr, batch_tokens, name, stage. Both print the laws, write a page
-with pictures, and with --model and --tokens say how to train a larger model.
+`laws run` trains the ladder that a TOML file describes, on this machine or as SLURM job arrays
+(--submit, stage by stage), and fits; what is done is not run again. `laws fit` fits to run folders
+or to a CSV with the columns parameters, tokens, loss and, where known, compute, lr, batch_tokens,
+name, stage. Both print the laws, write a page with pictures, and with --model and --tokens say how
+to train a larger model.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tools.scaling import laws_text
 from tools.scaling.plan import model_of
 
 if TYPE_CHECKING:
+    from megatron_qwen3.studies.ladder import Ladder
     from megatron_qwen3.studies.laws import Recommendation
 
 _EXAMPLES = """examples:
@@ -40,6 +42,8 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(required=True, metavar="run | fit")
     train = actions.add_parser("run", help="train a ladder, then fit", **text)
     train.add_argument("ladder", type=Path, metavar="LADDER.toml")
+    train.add_argument("--submit", action="store_true", help="as SLURM job arrays, not here")
+    train.add_argument("--minutes", type=int, default=60, help="limit of a job (%(default)s)")
     train.set_defaults(run=_run)
     fit = actions.add_parser("fit", help="fit to runs that are there", **text)
     fit.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="folders or CSV files")
@@ -65,6 +69,8 @@ def _run(given: argparse.Namespace) -> int:
     from megatron_qwen3.studies.files import read
 
     ladder = read(given.ladder, ladders.Ladder)
+    if given.submit and _submit(ladder, given.minutes):
+        return 0
     failed = []
     for stage in ladder.stages:
         failed += local.run_all(ladders.points(ladder, stage), f"stage {stage.name}")
@@ -78,6 +84,24 @@ def _run(given: argparse.Namespace) -> int:
         print(f"{len(failed)} runs failed and are left out of the laws", file=sys.stderr)
     status = _report(given, folders, given.out or Path(ladder.dir) / "laws.html")
     return 1 if failed else status
+
+
+def _submit(ladder: "Ladder", minutes: int) -> bool:
+    """Submit the first stage that has points left; False where none has."""
+    from megatron_qwen3.studies import ladder as ladders
+    from megatron_qwen3.studies import slurm
+
+    for stage in ladder.stages:
+        points = ladders.points(ladder, stage)
+        if all(point.is_done for point in points):
+            continue
+        folder = Path(ladder.dir) / stage.name
+        for script in slurm.write(folder, points, ladder.gpus_per_node, minutes, ladder.sbatch):
+            slurm.submit(script)
+        if stage is not ladder.stages[-1]:
+            print("when they are done, call this again for the next stage", file=sys.stderr)
+        return True
+    return False
 
 
 def _fit(given: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ and for hardware that the study names the planner's prediction and the cost per 
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,10 +91,7 @@ def _arrays(given: argparse.Namespace, sweep: "Sweep", cases: Sequence["Case"]) 
     folder, per_node = Path(sweep.dir), sweep.gpus_per_node
     for script in slurm.write(folder, points, per_node, given.minutes, sweep.sbatch):
         if given.submit:
-            try:
-                subprocess.run(["sbatch", str(script)], check=True)
-            except (OSError, subprocess.CalledProcessError) as error:
-                raise ConfigError(f"sbatch {script}: {error}") from None
+            slurm.submit(script)
         else:
             print(f"sbatch {script}", file=sys.stderr)
 
