@@ -5,6 +5,7 @@ config = configure(["examples/models/tiny_moe.toml", "parallel.tensor=2"])
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
@@ -38,6 +39,13 @@ def configure(items: Iterable[str]) -> Config:
     listed = list(items)
     files = [item for item in listed if "=" not in item]
     return settings.load(files, [item for item in listed if "=" in item])
+
+
+def check_names(names: Iterable[str]) -> None:
+    """ConfigError for a name that is none for a folder: they stand in paths and in job scripts."""
+    for name in names:
+        if not re.fullmatch(r"[\w./-]+", name):
+            raise ConfigError(f"{name!r} is no name for a folder; valid: letters, digits, _ . - /")
 
 
 def _table(table: dict[str, Any], kind: type[T], where: str) -> T:

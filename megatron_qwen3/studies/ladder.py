@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.studies import measurements
-from megatron_qwen3.studies.files import configure
+from megatron_qwen3.studies.files import check_names, configure
 from megatron_qwen3.studies.local import Point
 from megatron_qwen3.training.console import count
 
@@ -69,12 +69,13 @@ def points(ladder: Ladder, stage: Stage) -> list[Point]:
 
     ConfigError: a grid is not complete, settings are wrong, or the stage before has no runs yet.
     """
-    found = {
-        point.name: point
-        for grid in stage.grids
-        for model in _models(ladder, stage, grid)
-        for point in _grid_points(ladder, stage, grid, model)
-    }
+    check_names([ladder.dir, stage.name, *ladder.models])
+    found: dict[str, Point] = {}
+    for grid in stage.grids:
+        for model in _models(ladder, stage, grid):
+            for point in _grid_points(ladder, stage, grid, model):
+                if found.setdefault(point.name, point) != point:
+                    raise ConfigError(f"stage {stage.name}: two points are named {point.name}")
     return sorted(found.values(), key=lambda point: point.work)
 
 

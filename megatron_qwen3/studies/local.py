@@ -68,7 +68,7 @@ class Point:
 def run_all(points: Sequence[Point], title: str) -> list[Point]:
     """Run what is not done; returns the points that failed, after all were tried.
 
-    ConfigError: a folder holds a run of other settings, or the trainer refuses a point's settings.
+    ConfigError: a folder holds a run of other settings, or the trainer refuses the first point.
     Interrupted, it stops the ranks and says how to go on.
     """
     for point in points:
@@ -118,7 +118,8 @@ def _run(point: Point, progress: "_Progress") -> bool:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
-    if process.returncode and _end(log).startswith("error: "):
+    # Settings that the very first point is refused for are likely those of all.
+    if process.returncode and not progress.done and _end(log).startswith("error: "):
         raise ConfigError(f"{point.name}: {_end(log).removeprefix('error: ')}")
     if process.returncode:
         progress.say(f"{point.name} FAILED, exit status {process.returncode}: {_end(log)}")

@@ -9,7 +9,7 @@ count is left out with its reason. `efficiency.py` reads the runs afterwards.
 """
 
 import itertools
-import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from megatron_qwen3.config import ConfigError, check_world_size
 from megatron_qwen3.planner import calibration, hardware
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.step import Step
-from megatron_qwen3.studies.files import configure
+from megatron_qwen3.studies.files import check_names, configure
 from megatron_qwen3.studies.local import Point
 
 WEAK, STRONG = "weak", "strong"
@@ -75,15 +75,17 @@ def plan(sweep: Sweep) -> tuple[list[Case], list[str]]:
     ConfigError: the study itself is wrong, or nothing fits.
     """
     _check(sweep)
-    cases, left_out = [], []
+    cases: list[Case] = []
+    unfit: dict[tuple[str, str], list[str]] = defaultdict(list)
     for scaling, model, layout in itertools.product(sweep.scaling, sweep.models, sweep.layouts):
         for gpus in sorted(set(sweep.gpus)):
             try:
                 point = _point(sweep, scaling, model, layout, gpus)
             except ConfigError as error:
-                left_out.append(f"{model}, {layout}, {scaling}, {gpus} GPUs: {error}")
+                unfit[f"{model}, {layout}, {scaling}", str(error)].append(str(gpus))
             else:
                 cases.append(Case(scaling, model, layout, gpus, point))
+    left_out = [f"{of} on {', '.join(on)} GPUs: {why}" for (of, why), on in unfit.items()]
     if not cases:
         raise ConfigError("no layout fits any GPU count:\n" + "\n".join(left_out))
     return cases, left_out
@@ -108,9 +110,7 @@ def _check(sweep: Sweep) -> None:
     for field in ("models", "layouts", "gpus", "scaling"):
         if not getattr(sweep, field):
             raise ConfigError(f"{field} is empty: the study has no points")
-    for name in (sweep.dir, *sweep.models, *sweep.layouts):
-        if not re.fullmatch(r"[\w./-]+", name):  # they become folders, and lines of job scripts
-            raise ConfigError(f"{name!r} is no name for a folder; valid: letters, digits, _ . - /")
+    check_names([sweep.dir, *sweep.models, *sweep.layouts])
     if min(sweep.gpus) < 1:
         raise ConfigError(f"gpus = {list(sweep.gpus)}: a run has at least 1")
     if not 0 <= sweep.warm_up_steps < sweep.steps:
