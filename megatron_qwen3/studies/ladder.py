@@ -141,5 +141,5 @@ def _start(ladder: Ladder, stage: Stage, model: str) -> list[str]:
         raise ConfigError(
             f"stage {stage.name}: no run of {model} in stage {stage.after} is done yet"
         )
-    best = min(done, key=lambda folder: measurements.read([folder])[0].loss)
+    best = min(done, key=lambda folder: measurements.read_run(folder).loss)
     return [f"checkpoint.init_from={best}"]

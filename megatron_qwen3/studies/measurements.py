@@ -1,6 +1,6 @@
 """What a ladder of runs measured: size, tokens and loss of each run, from run folders or a CSV.
 
-    runs = read(["runs/ladder/general", "published.csv"])
+    runs, left_out = read(["runs/ladder/general", "published.csv"])
 
 A folder is a run, or holds runs at any depth. A CSV has the columns parameters, tokens, loss and
 may have compute, lr, batch_tokens, name, stage.
@@ -13,7 +13,7 @@ compute C of a run is 6 N D and attention's part (`model/flops.py`).
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,38 +53,54 @@ def matrix_parameters(model: ModelConfig) -> float:
     return flops_per_token(model, sequence_length=0) / 6
 
 
-def read(paths: Sequence[str | Path]) -> list[Measurement]:
-    """All runs of folders and CSV files. ConfigError says which has none, or a broken one."""
-    runs = [run for path in paths for run in _read_one(Path(path))]
+class Unfinished(ConfigError):
+    """A run that has not done all its steps: its loss is not that of the whole run."""
+
+
+def read(paths: Sequence[str | Path]) -> tuple[list[Measurement], list[str]]:
+    """All finished runs of folders and CSV files, and a line on each run that is not finished.
+
+    ConfigError: a path has no finished run, or a broken one.
+    """
+    runs: list[Measurement] = []
+    left_out: list[str] = []
+    for path in map(Path, paths):
+        if path.suffix == ".csv":
+            runs += _read_csv(path)
+            continue
+        folders = sorted(file.parent for file in path.rglob(FILE_NAME))
+        if not folders:
+            raise ConfigError(f"{path}: neither a CSV nor a folder with a run ({FILE_NAME}) in it")
+        for folder in folders:
+            try:
+                runs.append(read_run(folder))
+            except Unfinished as error:
+                left_out.append(str(error))
+    if not runs:
+        raise ConfigError("\n".join(left_out) or "no run in the files")
     for run in runs:
-        numbers = (run.parameters, run.tokens, run.loss, run.compute)
-        if not all(math.isfinite(x) and x > 0 for x in numbers):
-            raise ConfigError(
-                f"{run.name}: parameters, tokens, loss and compute must be finite and above 0, "
-                f"not {', '.join(f'{x:g}' for x in numbers)}"
-            )
-    return runs
+        _check(run)
+    return runs, left_out
 
 
-def _read_one(path: Path) -> Iterable[Measurement]:
-    if path.suffix == ".csv":
-        return _read_csv(path)
-    folders = sorted(file.parent for file in path.rglob(FILE_NAME))
-    if not folders:
-        raise ConfigError(f"{path}: neither a CSV nor a folder with a run ({FILE_NAME}) in it")
-    return map(_read_run, folders)
+def _check(run: Measurement) -> None:
+    numbers = (run.parameters, run.tokens, run.loss, run.compute)
+    if not all(math.isfinite(x) and x > 0 for x in numbers):
+        raise ConfigError(
+            f"{run.name}: parameters, tokens, loss and compute must be finite and above 0, "
+            f"not {', '.join(f'{x:g}' for x in numbers)}"
+        )
 
 
-def _read_run(folder: Path) -> Measurement:
+def read_run(folder: Path) -> Measurement:
+    """The run of one folder; Unfinished where steps are missing, ConfigError where all is."""
     try:
         run = Run.read(folder)
     except (MetricsError, OSError) as error:
         raise ConfigError(str(error)) from None
     config = settings.load([folder / "config.toml"])
     if run.steps < config.steps:
-        raise ConfigError(
-            f"{folder}: {run.steps} of {config.steps} steps are done; a law needs finished runs"
-        )
+        raise Unfinished(f"{folder}: {run.steps} of {config.steps} steps are done")
     losses = [float(loss) for loss in run.column("loss")[-max(1, run.steps // 50) :]]
     loss = run.held_out().get(ALL_SOURCES, {}).get("loss") or statistics.fmean(losses)
     return Measurement(

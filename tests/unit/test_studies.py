@@ -131,7 +131,8 @@ def test_runs_are_measured_by_held_out_loss_and_by_the_weights_that_multiply(tmp
     plan = study(tmp_path, LADDER, ladder.Ladder)
     for point in ladder.points(plan, plan.stages[0]):
         write_run(point)
-    found = measurements.read([tmp_path / "runs"])
+    found, left_out = measurements.read([tmp_path / "runs"])
+    assert left_out == []
     assert len(found) == 5
     run = next(run for run in found if run.name == "a-4.10k-lr0.01-b4")
     model = load([], ["model.preset=tiny-dense", "train.steps=1"]).model
@@ -144,11 +145,17 @@ def test_runs_are_measured_by_held_out_loss_and_by_the_weights_that_multiply(tmp
 
 def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path):
     plan = study(tmp_path, LADDER, ladder.Ladder)
-    point = ladder.points(plan, plan.stages[0])[0]
-    write_run(point, steps=point.config.steps - 1)
-    assert not point.is_done
-    with pytest.raises(ConfigError, match=r"\d of \d+ steps are done; a law needs finished runs"):
-        measurements.read([point.config.run_dir])
+    first, second, *_ = ladder.points(plan, plan.stages[0])
+    write_run(first, steps=first.config.steps - 1)
+    assert not first.is_done
+    with pytest.raises(ConfigError, match=r"\d of \d+ steps are done"):
+        measurements.read([first.config.run_dir])
+    write_run(second)
+    runs, left_out = measurements.read([tmp_path / "runs"])
+    assert [run.name for run in runs] == [second.name]
+    assert left_out == [
+        f"{first.config.run_dir}: {first.config.steps - 1} of {first.config.steps} steps are done"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +372,12 @@ def test_laws_fit_reads_a_csv_and_writes_a_page_and_an_overlay_that_trains(tmp_p
     assert config.optim.lr == pytest.approx(30 * advice["parameters"] ** -0.6, rel=0.02)
     assert config.train.global_batch == 2 ** round(np.log2(0.5 * 1e12**0.6 / 4096))
     assert table.with_suffix(".html").read_text().count("<svg") == 7
+    assert scaling_study.main(["laws", "fit", str(table), "--json", "--min-tokens", "3e7"]) == 0
+    captured = capsys.readouterr()
+    (shorter,) = json.loads(captured.out)["stages"]
+    assert {run["tokens"] for run in shorter["runs"]} == {4e7, 8e7}
+    assert shorter["loss_law"] is None  # two token counts do not determine it
+    assert captured.err.count("left out: ") == 4 * 9
 
 
 @pytest.mark.parametrize(

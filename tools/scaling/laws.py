@@ -56,6 +56,12 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--out", type=Path, help="page to write, .html (default: beside the runs)")
     action.add_argument("--json", action="store_true", help="print JSON instead of tables")
     action.add_argument("--draws", type=int, default=200, help="resampled fits (%(default)s)")
+    action.add_argument(
+        "--min-tokens",
+        type=float,
+        default=0,
+        help="leave shorter runs out: a law does not hold yet while a model only starts to learn",
+    )
     target = action.add_argument_group("a run to predict and to tune")
     target.add_argument("--model", help="a size (8b, qwen3-30b-a3b) or a model's TOML file")
     target.add_argument("--tokens", type=float, help="tokens that it will be trained on: 1e12")
@@ -116,7 +122,11 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     if out.suffix != ".html":
         raise ConfigError(f"--out {out}: the name of a page ends in .html")
     target = _target(given)
-    found = laws.analyse(measurements.read(paths), given.draws)
+    runs, left_out = measurements.read(paths)
+    short = [run for run in runs if run.tokens < given.min_tokens]
+    for line in [*left_out, *(f"{run.name}: {run.tokens:.4g} tokens" for run in short)]:
+        print(f"left out: {line}", file=sys.stderr)
+    found = laws.analyse([run for run in runs if run not in short], given.draws)
     advice = [stage.recommend(*target, given.sequence_length) for stage in found if target]
     if given.json:
         print(json.dumps(laws_text.as_dict(found, advice)))
