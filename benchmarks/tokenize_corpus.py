@@ -12,9 +12,10 @@ are not in it. Figures are medians, `ratio` is the median of each round's. `GB` 
 that ours had.
 
 English is real prose (../shared/data: a book and speeches), again and again with one word in twenty
-made of the halves of two others, so that later rounds have new words as real text has; code is the
-files of Python's library and of the packages installed; the 119 languages are SIB-200's sentences,
-again and again in the same manner.
+made of the halves of two others, so that later rounds have new words as real text has. Code is the
+files of Python's library and of the packages installed. The 119 languages are SIB-200's sentences,
+again and again in the same manner: those of one language joined to documents of that length, and
+as `sentences` each a document of its own, of 200 bytes, which shows what a document costs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-DOCUMENT_CHARACTERS = 3000  # of English prose
+DOCUMENT_CHARACTERS = 3000  # of a document, as of web pages
 _OURS = """
 import resource, shutil, sys, time
 from pathlib import Path
@@ -85,7 +86,12 @@ def main() -> None:
         "corpus            MB  documents   ours MB/s    start     GB   Megatron's MB/s    start"
         "   ratio"
     )
-    for name, texts in (("English", english), ("code", code), ("119 languages", languages)):
+    for name, texts in (
+        ("English", english),
+        ("code", code),
+        ("119 languages", languages),
+        ("  sentences", sentences),
+    ):
         measure(name, texts, given)
     shutil.rmtree(given.folder)
 
@@ -141,7 +147,7 @@ def write(path: Path, texts: Iterator[str], megabytes: float) -> tuple[float, in
 
 
 def english() -> Iterator[str]:
-    books = [text for name in ("books_pepys", "state_union") for text in _texts(name)]
+    books = [row["text"] for name in ("books_pepys", "state_union") for row in _rows(name)]
     pages = [
         text[at : at + DOCUMENT_CHARACTERS]
         for text in books
@@ -151,7 +157,20 @@ def english() -> Iterator[str]:
 
 
 def languages() -> Iterator[str]:
-    texts = _texts("sib200_119")
+    pages: list[str] = []
+    for sentences in _by_language().values():
+        page: list[str] = []
+        for text in sentences:
+            page.append(text)
+            if sum(map(len, page)) >= DOCUMENT_CHARACTERS:
+                pages.append("\n".join(page))
+                page = []
+    random.Random(0).shuffle(pages)
+    return _again_and_again(pages)
+
+
+def sentences() -> Iterator[str]:
+    texts = [text for some in _by_language().values() for text in some]
     random.Random(0).shuffle(texts)
     return _again_and_again(texts)
 
@@ -165,9 +184,16 @@ def code() -> Iterator[str]:
             yield text
 
 
-def _texts(name: str) -> list[str]:
+def _by_language() -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {}
+    for row in _rows("sib200_119"):
+        texts.setdefault(row["lang"], []).append(row["text"])
+    return texts
+
+
+def _rows(name: str) -> list[dict[str, str]]:
     with gzip.open(SHARED / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+        return [json.loads(line) for line in file]
 
 
 def _again_and_again(texts: list[str]) -> Iterator[str]:

@@ -54,8 +54,10 @@ def tokenize(
     """
     if not 0 <= options.task < options.tasks:
         raise ConfigError(f"task {options.task} of {options.tasks}: tasks are numbered from 0")
+    if options.workers < 1:
+        raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
     plan = make_plan(paths, settings)
-    with _errors_for_people():
+    with _errors_for_people(out):
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
         with Progress(total) as progress, Pool(options.workers, progress.advance) as pool:
@@ -138,12 +140,12 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
 
 
 @contextmanager
-def _errors_for_people() -> Iterator[None]:
+def _errors_for_people(out: Path) -> Iterator[None]:
     """What the operating system refuses (a full disk, rights), said with the way out."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or 'writing'}: {error.strerror or error}; "
+            f"{error.filename or out}: {error.strerror or error}; "
             "what is done is kept: mend it and run the same command again"
         ) from None

@@ -324,7 +324,7 @@ def test_a_full_disk_stops_the_run_with_the_way_out_and_the_next_run_goes_on(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         patch.setattr(os, "fsync", full)
-        with pytest.raises(ConfigError, match="No space left on device; what is done is kept"):
+        with pytest.raises(ConfigError, match="out: No space left on device; what is done is kept"):
             tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
     tokenize([corpus], tmp_path / "out", settings(tokenizer), ONE)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
