@@ -22,9 +22,11 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.storage import folder
 from tools import launch_sbatch
 from tools.launch_sbatch import Run
 
@@ -45,6 +47,7 @@ examples:
   python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
       --container /images/pytorch.sif --mounts /data:/data
 """
+_GPUS_OF_A_NODE = 8  # at most, where NVLink ends at the node
 _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
 
 
@@ -110,8 +113,12 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add("--gres", help="replaces --gpus-per-node for SLURM: gpu:h100:8; none asks for no GPUs")
     add("--after", type=_count, help="number of a job that must have ended well before")
     add("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="any other option")
-    add("--nvlink-domain", type=_count, help="GPUs that NVLink joins; default: those of a node")
-    add("--gpu-gb", type=float, default=80, help="memory of a GPU in GB; default 80")
+    add(
+        "--nvlink-domain",
+        type=_count,
+        help="GPUs that NVLink joins; default: a node's, or a rack's",
+    )
+    add("--gpu", default="h100", help="planner/hardware/NAME.toml or your own file; default h100")
     add = command.add_argument_group("what it runs in").add_argument
     add("--setup", help="a shell file of the site, sourced first: module load, NCCL_IB_HCA=")
     add("--venv", help="virtual environment; default: .venv of the checkout")
@@ -141,11 +148,15 @@ def _run(arguments: Sequence[str]) -> Run:
 
 
 def _allocation(given: argparse.Namespace) -> Allocation:
+    gpu = None if given.gres == "none" else hardware.load(given.gpu)
+    domain = given.gpus_per_node
+    if gpu and gpu.nvlink_domain > _GPUS_OF_A_NODE:
+        domain = gpu.nvlink_domain  # a rack's
     return Allocation(
         nodes=given.nodes,
         gpus_per_node=given.gpus_per_node,
-        nvlink_domain=given.nvlink_domain or given.gpus_per_node,
-        gpu_bytes=given.gpu_gb * 1e9,
+        nvlink_domain=given.nvlink_domain or domain,
+        gpu=gpu,
         time_limit_seconds=launch_sbatch.parse_time(given.time),
         save_seconds=given.save_seconds,
     )
@@ -192,16 +203,11 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
     tokenizer = config.data.tokenizer
     if tokenizer and not Path(tokenizer).exists():
         yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
-    start = Path(config.checkpoint.init_from)
-    if config.checkpoint.init_from and not has_start and not _is_checkpoint(start):
-        yield ConfigError(
-            f'checkpoint.init_from = "{start}" is neither a checkpoint nor a run folder with one; '
-            "train the stage before it first, or submit both with chain"
-        )
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "metadata.json").exists() or any(path.glob("checkpoints/step_" + "[0-9]" * 8))
+    if config.checkpoint.init_from and not has_start:
+        try:
+            folder.find(config.checkpoint.init_from)
+        except ConfigError as error:
+            yield error
 
 
 def _summary(config: Config, allocation: Allocation) -> str:
@@ -218,10 +224,10 @@ def _summary(config: Config, allocation: Allocation) -> str:
         f"{planner.state_bytes(config, allocation.world_size) / 1e9:.1f} GB per GPU",
     ]
     if seconds := planner.step_seconds(config, allocation):
-        lines.append(
-            f"  about {seconds:,.1f} s a step and {seconds * config.steps / 86400:,.1f} days, at "
-            f"{planner.UTILIZATION:.0%} of {config.log.peak_tflops:g} TFLOP/s per GPU"
-        )
+        days = seconds * config.steps / 86400
+        lines.append(f"  about {seconds:,.1f} s a step, {days:,.1f} days in all, says the planner")
+    if saved := folder.newest(config.run_dir):
+        lines.append(f"  goes on from {saved}")
     return "\n".join([*lines, *(f"  note: {text}" for text in planner.advice(config, allocation))])
 
 

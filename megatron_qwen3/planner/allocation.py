@@ -1,24 +1,26 @@
 """Does a run fit the machines that SLURM would give it? Asked before the job waits in a queue.
 
-    allocation = Allocation(nodes=4, gpus_per_node=8, nvlink_domain=8, gpu_bytes=80e9,
+    allocation = Allocation(nodes=4, gpus_per_node=8, nvlink_domain=8, gpu=hardware.load("h100"),
                             time_limit_seconds=86_400, save_seconds=600)
     faults(config, allocation)     why the job would fail or lose its work
     advice(config, allocation)     what runs, but slower than it need
 
-Times are guesses that judge only what is far off: a step's work at 40 % of log.peak_tflops, which a
-run that is laid out well reaches, and a checkpoint written at 1 GB/s per node.
+Memory and step times are the planner's. Checkpoints are taken to be written at 1 GB/s per node.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.model.flops import flops_per_token, parameter_count
+from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.planner import calibration
+from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.launch_check import Device, memory_fault
 from megatron_qwen3.planner.state import State
+from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import world_size_faults
 
-UTILIZATION = 0.4  # of the peak
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments
 
@@ -28,7 +30,7 @@ class Allocation:
     """What a job asks for.
 
     nvlink_domain        GPUs that NVLink joins: those of a node, or of a rack
-    gpu_bytes            memory of one GPU; 0 is not checked
+    gpu                  None where ranks are on CPUs: neither memory nor steps are judged then
     time_limit_seconds   0 is no limit
     save_seconds         between the signal to save and the time limit
     """
@@ -36,7 +38,7 @@ class Allocation:
     nodes: int
     gpus_per_node: int
     nvlink_domain: int
-    gpu_bytes: float
+    gpu: Cluster | None
     time_limit_seconds: int
     save_seconds: int
 
@@ -59,24 +61,21 @@ def faults(config: Config, allocation: Allocation) -> list[str]:
 
 def advice(config: Config, allocation: Allocation) -> list[str]:
     """One line for each thing that works but costs time."""
-    p, domain = config.parallel, allocation.nvlink_domain
-    group = p.expert * p.expert_tensor
-    lines = []
-    if domain % group:
-        lines.append(
-            f"parallel.expert * expert_tensor = {group} does not divide the {domain} GPUs that "
-            "NVLink joins (--nvlink-domain): tokens go to their experts over the network"
-        )
-    if not config.log.peak_tflops:
-        lines.append("log.peak_tflops = 0: the time between checkpoints is not checked")
-    return lines
+    group, domain = config.parallel.expert * config.parallel.expert_tensor, allocation.nvlink_domain
+    if domain % group == 0:
+        return []
+    return [
+        f"parallel.expert * expert_tensor = {group} does not divide the {domain} GPUs that NVLink "
+        "joins (--nvlink-domain): tokens go to their experts over the network"
+    ]
 
 
 def step_seconds(config: Config, allocation: Allocation) -> float:
-    """A guess of one step's time; 0.0 where log.peak_tflops is not set."""
-    work = flops_per_token(config.model, config.data.sequence_length) * config.step_tokens
-    rate = allocation.world_size * config.log.peak_tflops * 1e12 * UTILIZATION
-    return work / rate if rate else 0.0
+    """What the planner expects a step to take; 0.0 on CPUs."""
+    if not allocation.gpu:
+        return 0.0
+    job = Job.of(config, allocation.world_size)
+    return Step.of(job, allocation.gpu, calibration.load()).seconds
 
 
 def saving_seconds(config: Config, allocation: Allocation) -> float:
@@ -125,13 +124,13 @@ def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 
 
 def _memory_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    needed = state_bytes(config, allocation.world_size)
-    if needed > allocation.gpu_bytes > 0:
-        yield (
-            f"weights, gradients and optimizer take {needed / 1e9:.0f} GB of a GPU's "
-            f"{allocation.gpu_bytes / 1e9:.0f} (--gpu-gb), before any activation: take more "
-            "--nodes, or split the model more with parallel.tensor, pipeline or expert"
-        )
+    """The planner's verdict, also where run.memory_check only warns: to queue for it costs more."""
+    gpu = allocation.gpu
+    if not gpu or config.run.memory_check == "off":
+        return
+    device = Device(f"a GPU ({gpu.name}, --gpu)", gpu.memory_bytes, is_gpu=True)
+    if fault := memory_fault(config, allocation.world_size, device):
+        yield f"{fault}; run.memory_check=off asks for it all the same"
 
 
 def _time_faults(config: Config, allocation: Allocation) -> Iterator[str]:

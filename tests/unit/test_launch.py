@@ -15,11 +15,13 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
 from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "examples/stages/pretrain_1_general.toml"
+H100 = hardware.load("h100")
 SBATCH = """#!/bin/bash
 if [ "$1" = --test-only ]; then echo "${IMPOSSIBLE:-}" >&2; [ -z "${IMPOSSIBLE:-}" ]; exit; fi
 printf '%s\\0' "$@" >> "$RECORD"; printf 'END\\0' >> "$RECORD"
@@ -58,7 +60,7 @@ def train(*arguments):
 
 
 def allocation(nodes=4, gpus=8, **changes):
-    sizes = {"nvlink_domain": gpus, "gpu_bytes": 80e9, "time_limit_seconds": 86400}
+    sizes = {"nvlink_domain": gpus, "gpu": H100, "time_limit_seconds": 86400}
     return Allocation(nodes, gpus, **({"save_seconds": 600} | sizes | changes))
 
 
@@ -69,7 +71,7 @@ def config(model="qwen3_8b", *changes):
 def test_numbers_of_nodes_that_are_proposed_do_fit():
     wanted = config("qwen3_235b_a22b", "train.global_batch=96")
     for nodes in range(1, 40):
-        found = planner.faults(wanted, allocation(nodes, gpu_bytes=0))
+        found = planner.faults(wanted, allocation(nodes, gpu=None))
         if not found or "fit:" not in found[0]:
             continue
         for near in found[0].partition("fit: ")[2].split(" or "):
@@ -82,7 +84,7 @@ def test_numbers_of_nodes_that_are_proposed_do_fit():
         (config(), allocation(3), "--nodes that fit: 2 or 4"),
         (config(), allocation(4, gpus=6), "--nodes 4 of 6 GPUs"),
         (config("qwen3_32b"), allocation(4, gpus=4), "(--nvlink-domain)"),
-        (config("qwen3_235b_a22b"), allocation(16, gpu_bytes=40e9), "take 45 GB of a GPU's 40"),
+        (config("qwen3_235b_a22b"), allocation(8, save_seconds=2000), "GB of a GPU (H100"),
         (config(), allocation(time_limit_seconds=600), "--save-seconds 600 before its end"),
         (config("qwen3_235b_a22b"), allocation(32, save_seconds=60), "valid: 2"),
         (config(), allocation(1), "--time is 24.0 h: a run that dies would lose all of it"),

@@ -8,6 +8,7 @@ import pytest
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
 from tools import launch, launch_sbatch
 
@@ -49,7 +50,7 @@ def test_a_models_job_holds_every_stage(model):
         nodes=int(options["--nodes"]),
         gpus_per_node=gpus,
         nvlink_domain=gpus,
-        gpu_bytes=80e9,
+        gpu=hardware.load("h100"),
         time_limit_seconds=launch_sbatch.parse_time(options["--time"]),
         save_seconds=int(options["--signal"].removeprefix("B:USR1@")),
     )
