@@ -36,6 +36,7 @@ _GENERATED = re.compile(r"(?i)auto-?generated|generated (?:by|from)|do not edit"
 _EXPOSITION = re.compile(r"[:;()（）：；\d]|\b(?:e\.g|i\.e)\.")
 _ANY = float("inf")
 _FEWEST_LETTERS = 240  # 50 English words, the least in Gopher, have as many
+_DENSE_SCRIPTS = frozenset({"Hans", "Hant", "Jpan", "Hang"})  # whose letters are syllables or more
 _USUAL_LETTERS = 5.0  # per word, in languages that are not in the table
 
 
@@ -95,7 +96,8 @@ def _prose(text: str, units: Units, language: str) -> Iterator[Rule]:
     usual = (known.letters_per_word if known else None) or _USUAL_LETTERS
     letters = scripts.count_letters(text)
     yield Rule("few letters", letters / visible, 0.6, _ANY)
-    yield Rule("too short", letters, _FEWEST_LETTERS / scale, _ANY)
+    dense = known is not None and known.script in _DENSE_SCRIPTS
+    yield Rule("too short", letters, _FEWEST_LETTERS / (2 if dense else 1), _ANY)
     if not units.without_spaces:
         length = float((units.ends - units.starts).mean()) if len(units) else 0.0
         yield Rule("odd word lengths", length, usual / 2, 2 * usual)

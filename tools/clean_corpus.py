@@ -14,6 +14,7 @@ be read. Killed or stopped, the same command goes on where it was.
 """
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -22,15 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 
 from megatron_qwen3.config import ConfigError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 done, 2 something is wrong with a file, name or disk."""
+    """The exit status: 0 done, 130 stopped, 2 something is wrong with a file, name or disk."""
     given = _parser().parse_args(arguments)
     try:
         return given.run(given)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        again = "; with space, the same command goes on" if error.errno in _NO_SPACE else ""
+        print(f"error: {given.out}: {error}{again}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,9 +85,9 @@ def _add_what(run: argparse.ArgumentParser) -> None:
 
 
 def _add_where(run: argparse.ArgumentParser) -> None:
-    workers = os.cpu_count() or 1
+    tasks = 4 * (os.cpu_count() or 1)
     run.add_argument("--workers", type=int, help="processes at a time; default: cores")
-    run.add_argument("--tasks", type=int, help=f"parts of the work; default: {4 * workers}")
+    run.add_argument("--tasks", type=int, default=tasks, help=f"parts; default: {tasks}")
     run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
     run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
     run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
@@ -120,7 +129,7 @@ def _settings(given: argparse.Namespace):
     return CleanSettings(
         inputs=tuple(map(_input, given.inputs)),
         out=given.out,
-        tasks=given.tasks or 4 * (os.cpu_count() or 1),
+        tasks=given.tasks,
         languages=tuple(given.languages),
         undetermined=given.keep_undetermined,
         filters=not given.no_filters,

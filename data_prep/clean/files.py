@@ -91,8 +91,10 @@ def save(path: Path, array: npt.NDArray[Any]) -> None:
     """An array, in numpy's format, that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
-    with partial.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
+    with partial.open("wb") as file:  # not numpy.save, whose error on a full disk says nothing
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).tobytes())
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

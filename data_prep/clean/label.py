@@ -53,7 +53,7 @@ def labelling(settings: CleanSettings) -> list[EachDocument]:
         EachDocument("Domain", _Domain(models.get("domain"))),
         EachDocument("Normalize", _normalize),
         EachDocument("Language", _Language(settings, language)),
-        EachDocument("Quality", _Quality(settings.filters)),
+        EachDocument("Quality", _Quality(settings.filters, models)),
     ]
     scores: dict[str, str] = {
         name: models[name] for name in ("quality", "education", "safety") if name in models
@@ -115,10 +115,11 @@ class _Language:
 
 
 class _Quality:
-    """Labels quality and education, where the document has none, and drops what breaks a rule."""
+    """Drops what breaks a rule; scores quality and education, where no document or model does."""
 
-    def __init__(self, filters: bool) -> None:
+    def __init__(self, filters: bool, models: dict[str, str]) -> None:
         self._filters = filters
+        self._scores = [name for name in ("quality", "education") if name not in models]
 
     def __call__(self, document: Document) -> str | None:
         labels, units = document.metadata, units_of(document)
@@ -126,14 +127,14 @@ class _Quality:
             judged = quality.judge_code(document.text, units)
         else:
             judged = quality.judge(document.text, units, labels["language"])
-        for name in ("quality", "education"):
+        for name in self._scores:
             if labels[name] is None:
                 labels[name] = getattr(judged, name)
         return judged.fault if self._filters else None
 
 
 class _Models:
-    """Scores of fastText classifiers with two labels: the probability of the better one."""
+    """Scores of the user's classifiers, where the document has none; drops what is unsafe."""
 
     def __init__(self, files: dict[str, str], min_safety: float) -> None:
         self._models = {name: FastTextModel(file) for name, file in files.items()}
@@ -141,25 +142,27 @@ class _Models:
 
     def __call__(self, document: Document) -> str | None:
         for name, model in self._models.items():
-            document.metadata[name] = _score(model.probabilities(document.text), name)
+            if document.metadata.get(name) is None:
+                document.metadata[name] = _score(model.probabilities(document.text), name)
         return "unsafe" if document.metadata.get("safety", 1.0) < self._min_safety else None
 
 
 _SCORES = ("quality", "education", "safety")
-_BETTER = ("1", "high", "hq", "good", "positive", "safe", "educational", "yes")
+_BETTER = ("high", "hq", "good", "positive", "safe", "educational", "yes")
 
 
 def _score(probabilities: dict[str, float], name: str) -> float:
-    """The probability of the label that stands for good, or the mean where labels are numbers."""
-    if (
-        all(label.replace(".", "", 1).isdigit() for label in probabilities)
-        and len(probabilities) > 2
-    ):
-        top = max(map(float, probabilities))
-        return sum(float(label) * share for label, share in probabilities.items()) / top
+    """Where labels are numbers their mean, as a share of the greatest; else the probability of the
+    label that stands for good."""
+    try:
+        values = {float(label): share for label, share in probabilities.items()}
+        score = sum(value * share for value, share in values.items()) / (max(values) or 1.0)
+        return round(min(1.0, score), 4)
+    except ValueError:
+        pass
     for label, share in probabilities.items():
         if label.lower() in (*_BETTER, name):
-            return min(1.0, share)
+            return round(min(1.0, share), 4)
     raise ConfigError(
         f"the {name} model has the labels {', '.join(sorted(probabilities))}; one of them must be "
         f"{', '.join(_BETTER)} or {name}, or all must be numbers"

@@ -8,6 +8,7 @@ several tasks may have read it.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -148,8 +149,6 @@ def _problem_table(content: dict[str, Any]) -> Table:
 
 def picture(content: dict[str, Any]) -> bytes:
     """A PNG: per language the shares that were kept and dropped for each reason."""
-    import io
-
     from matplotlib.figure import Figure
 
     counts = {code: c for code, c in _outcomes(content["rows"]).items() if c.total()}
@@ -165,6 +164,7 @@ def picture(content: dict[str, Any]) -> bytes:
         axes.barh(codes, shares, left=left, color=color, label=reason, height=0.8)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set_xlim(0, 1)
+    axes.set_ylim(-0.6, len(codes) - 0.4)
     axes.set_xlabel("share of the documents read")
     axes.tick_params(labelsize=7)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)

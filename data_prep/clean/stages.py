@@ -26,6 +26,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
@@ -47,11 +48,13 @@ from data_prep.clean.report import WriteReport
 from data_prep.clean.settings import CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.minhash import BANDS
+from megatron_qwen3.config import ConfigError
 
 # One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
 # document, compressed to a third, this much input gives 200 million documents, or 3 GB.
 _INPUT_BYTES_PER_PART = 1.3e11
 _WATCH_SECONDS = 0.5
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Stage(NamedTuple):
@@ -84,6 +87,7 @@ def stages(settings: CleanSettings) -> list[Stage]:
 def run_local(settings: CleanSettings, workers: int) -> None:
     """All stages in processes of this machine, with a bar. The first error of a task is raised."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
+    multiprocess.set_forkserver_preload([__name__])  # workers find everything imported
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -91,7 +95,7 @@ def run_local(settings: CleanSettings, workers: int) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # this one, whatever stands in its place meanwhile
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for stage in stages(settings):
             _run_stage(stage, settings, workers, bar)
@@ -109,7 +113,6 @@ def run_slurm(
 
     workers: tasks at a time, -1 for as many as fit; options: more of sbatch's, by their long names.
     """
-    checkout = Path(__file__).resolve().parents[2]
     last = None
     for stage in stages(settings):
         last = SlurmPipelineExecutor(
@@ -125,7 +128,7 @@ def run_slurm(
             logging_dir=str(_logs(settings, stage)),
             depends=last,
             env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
-            f"PYTHONPATH={shlex.quote(str(checkout))}:$PYTHONPATH OMP_NUM_THREADS=1",
+            f"PYTHONPATH={shlex.quote(str(_CHECKOUT))}:$PYTHONPATH OMP_NUM_THREADS=1",
         )
     assert last is not None
     last.run()
@@ -134,8 +137,14 @@ def run_slurm(
 
 def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> None:
     """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("ray is not installed: python -m pip install ray") from None
     from datatrove.executor import RayPipelineExecutor
 
+    path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}})
     for stage in stages(settings):
         RayPipelineExecutor(
             pipeline=stage.pipeline,
@@ -150,7 +159,10 @@ class _Local(LocalPipelineExecutor):  # type: ignore[misc]
     """datatrove's, with its messages in the log files alone: the terminal has the bar."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
+        try:
+            return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
+        finally:
+            logger.remove()  # which came back when the task's log was closed
 
 
 def _run_stage(stage: Stage, settings: CleanSettings, workers: int, bar: Progress) -> None:
