@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 # eight ranks share few cores
 
-python examples/quickstart/prepare.py --out runs/quickstart/data
+bash examples/quickstart/data.sh
 for stage in 1_general 2_reasoning 3_long_context; do
     printf '\n== stage %s\n' "${stage/_/: }"
     torchrun --nproc-per-node 8 -m megatron_qwen3.train \

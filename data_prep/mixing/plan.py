@@ -17,16 +17,22 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
 from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
+from data_prep.languages import LANGUAGES
+from data_prep.languages import UNKNOWN as UNDETERMINED
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences, rounded
 from data_prep.shards import Inventory, Shard
 from megatron_qwen3.config import ConfigError, did_you_mean
 
 ALWAYS = ("source", "language", "domain")  # labels that keep sources apart in every curriculum
-NO_LANGUAGE = ("und", UNKNOWN)  # code, mostly: keeps its natural share when languages are sampled
+NO_LANGUAGE = (
+    UNDETERMINED,
+    UNKNOWN,
+)  # code, mostly: keeps its natural share when languages are sampled
 DOMAINS = ("web", "code", "stem", "reasoning", "books", "reference", "synthetic", "dialog")
 # Values that a recipe may give a weight although no shard has them.
 _KNOWN = {
+    "language": (*LANGUAGES, *NO_LANGUAGE),
     "domain": DOMAINS,
     "quality": (*LEVELS, UNKNOWN),
     "education": (*LEVELS, UNKNOWN),

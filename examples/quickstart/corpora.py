@@ -7,6 +7,7 @@
     long           the longest modules, and help topics bound into chapters
 
 No file of the library feeds two corpora, so the held-out end of one is not trained on in another.
+`documents()` gives all of them with their labels.
 """
 
 from __future__ import annotations
@@ -30,10 +31,31 @@ SKIPPED_FOLDERS = {
 }
 
 
-def multilingual() -> list[str]:
-    """The pieces of texts/*.txt, which a line of %% divides."""
-    files = sorted((Path(__file__).parent / "texts").glob("*.txt"))
-    pieces = [piece for file in files for piece in file.read_text("utf-8").split("\n%%\n")]
+# fmt: off
+LANGUAGES = {  # of texts/*.txt, as data_prep/languages.csv writes them
+    "ar": "arb_Arab", "de": "deu_Latn", "el": "ell_Grek", "en": "eng_Latn", "es": "spa_Latn",
+    "fr": "fra_Latn", "he": "heb_Hebr", "hi": "hin_Deva", "ja": "jpn_Jpan", "ko": "kor_Hang",
+    "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "th": "tha_Thai", "tr": "tur_Latn",
+    "zh": "zho_Hans",
+}
+# fmt: on
+
+
+def documents() -> Iterator[dict[str, str]]:
+    """Every document as tools/tokenize_corpus.py reads one: id, text and labels."""
+    for source, (domain, language, collect) in CORPORA.items():
+        for number, text in enumerate(collect()):
+            labels = {"source": source, "domain": domain, "language": language}
+            yield {"id": f"{source}/{number}", "text": text, **labels}
+    for name, language in LANGUAGES.items():
+        for number, text in enumerate(multilingual(name)):
+            labels = {"source": "multilingual", "domain": "web", "language": language}
+            yield {"id": f"multilingual/{name}/{number}", "text": text, **labels}
+
+
+def multilingual(name: str) -> list[str]:
+    """The pieces of texts/<name>.txt, which a line of %% divides."""
+    pieces = (Path(__file__).parent / "texts" / f"{name}.txt").read_text("utf-8").split("\n%%\n")
     return [piece.strip() + "\n" for piece in pieces if piece.strip()]
 
 
@@ -55,12 +77,11 @@ def long() -> list[str]:
     return _modules("long", megabytes=2.5) + _chapters(_help_topics()[1::2])
 
 
-CORPORA: dict[str, Callable[[], list[str]]] = {
-    "multilingual": multilingual,
-    "docs": docs,
-    "code": code,
-    "worked": worked,
-    "long": long,
+CORPORA: dict[str, tuple[str, str, Callable[[], list[str]]]] = {  # domain, language, documents
+    "docs": ("reference", "eng_Latn", docs),
+    "code": ("code", "und", code),
+    "worked": ("reasoning", "eng_Latn", worked),
+    "long": ("code", "und", long),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from itertools import combinations
@@ -9,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.indexed import IndexedReader
-from data_prep.tokenizer import load
+from data_prep.languages import LANGUAGES
+from data_prep.mixing import recipe as recipes
+from data_prep.mixing.plan import DOMAINS
 from examples.quickstart import corpora, prepare, reasoning
+from megatron_qwen3.config import load
 
 EQUATION = re.compile(r"(?<![\d.])(-?\d+(?: [-+×*/] \d+)+) = (-?\d+)(?![\d/.])")
-TINY = {
-    "words": lambda: [f"document {n} of some words, and once more some words\n" for n in range(50)],
-    "other": lambda: ["слова и ещё слова, и снова слова\n"] * 20,
-}
+TINY = [
+    {"id": "words/0", "text": "some words\n", "source": "words", "domain": "web"},
+    {"id": "other/0", "text": "слова и ещё слова\n", "source": "other", "domain": "web"},
+    {"id": "words/1", "text": "and more words\n", "source": "words", "domain": "web"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,10 @@ def test_the_same_seed_gives_the_same_problems(problems: list[str]) -> None:
 
 
 def test_no_document_is_in_two_corpora() -> None:
-    collected = {name: set(collect()) for name, collect in corpora.CORPORA.items()}
-    assert all(collected.values())
+    collected: dict[str, set[str]] = {}
+    for document in corpora.documents():
+        collected.setdefault(document["source"], set()).add(document["text"])
+    assert collected.keys() == {*corpora.CORPORA, "multilingual"}
     for (one, a), (other, b) in combinations(collected.items(), 2):
         assert not a & b, f"{one} and {other} share a document"
 
@@ -75,7 +81,7 @@ def test_long_documents_are_long() -> None:
 
 
 def test_multilingual_texts_are_nfc_and_in_every_script() -> None:
-    texts = corpora.multilingual()
+    texts = [text for name in corpora.LANGUAGES for text in corpora.multilingual(name)]
     assert all(unicodedata.is_normalized("NFC", text) for text in texts)
     letters = {char for text in texts for char in text if char.isalpha()}
     scripts = {unicodedata.name(char).split()[0] for char in letters}
@@ -83,43 +89,53 @@ def test_multilingual_texts_are_nfc_and_in_every_script() -> None:
     assert set(expected.split()) <= scripts
 
 
+def test_documents_have_ids_of_their_own_and_labels_that_the_tools_know() -> None:
+    documents = list(corpora.documents())
+    assert len({document["id"] for document in documents}) == len(documents)
+    assert {document["language"] for document in documents} <= {*LANGUAGES, "und"}
+    assert {document["domain"] for document in documents} <= set(DOMAINS)
+    texts = Path(corpora.__file__).parent / "texts"
+    assert {path.stem for path in texts.glob("*.txt")} == set(corpora.LANGUAGES)
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "CORPORA", TINY)
+    monkeypatch.setattr(corpora, "documents", lambda: iter(TINY))
 
 
 @pytest.mark.usefixtures("tiny")
 def test_prepared_files_hold_the_documents(tmp_path: Path) -> None:
-    manifest = prepare.prepare(tmp_path, vocab_size=320)
-    tokenizer = load(tmp_path / "tokenizer")
-    for name, collect in TINY.items():
-        reader = IndexedReader(tmp_path / name)
-        assert manifest["sources"][name]["tokens"] == len(reader.tokens)
-        decoded = tokenizer.decode(reader.tokens.tolist(), skip_special_tokens=False)
-        assert sorted(decoded.split("<|endoftext|>")) == sorted(["", *collect()])
+    manifest = prepare.prepare(tmp_path / "documents")
+    assert manifest["sources"]["words"] == {"documents": 2, "bytes": 26}
+    for name in ("words", "other"):
+        lines = (tmp_path / "documents" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [d for d in TINY if d["source"] == name]
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_second_call_writes_nothing(tmp_path: Path) -> None:
-    first = prepare.prepare(tmp_path, vocab_size=320)
+    first = prepare.prepare(tmp_path)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert prepare.prepare(tmp_path, vocab_size=320) == first
+    assert prepare.prepare(tmp_path) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("lost", ["words.idx", "manifest.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("lost", ["words.jsonl", "manifest.json"])
 def test_what_is_missing_is_made_again(tmp_path: Path, lost: str) -> None:
-    prepare.prepare(tmp_path, vocab_size=320)
+    prepare.prepare(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     (tmp_path / lost).unlink()
-    prepare.prepare(tmp_path, vocab_size=320)
+    prepare.prepare(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.usefixtures("tiny")
-def test_another_vocabulary_size_makes_the_data_anew(tmp_path: Path) -> None:
-    before = prepare.prepare(tmp_path, vocab_size=320)
-    after = prepare.prepare(tmp_path, vocab_size=300)
-    assert after["made_from"] != before["made_from"]
-    assert after["sources"]["words"]["tokens"] > before["sources"]["words"]["tokens"]
+def test_stages_of_the_quickstart_are_as_long_as_their_trainings() -> None:
+    folder = Path(corpora.__file__).parent
+    planned = {stage.name: stage for stage in recipes.load(folder / "curriculum.toml").stages}
+    for path in sorted(folder.glob("stage_*.toml")):
+        config = load([path, folder / "model.toml"])
+        stage = planned.pop(config.data.stage)
+        assert stage.sequence_length == config.data.sequence_length
+        assert stage.tokens == config.steps * config.step_tokens
+    assert not planned

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from megatron_qwen3.studies.laws import Recommendation
 
 _EXAMPLES = """examples:
-  python examples/quickstart/prepare.py --out runs/studies/data --vocab-size 512
+  bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
   python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
   python tools/scaling_study.py laws fit runs/ladder_cpu --model 0.6b --tokens 1e9 \\
       --overlay tuned.toml

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_qwen3.studies.sweep import Case, Sweep
 
 _EXAMPLES = """examples:
-  python examples/quickstart/prepare.py --out runs/studies/data --vocab-size 512
+  bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
   python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
 
   # on a cluster: look at the arrays, submit them, and later the report of what is done
