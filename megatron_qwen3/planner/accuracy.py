@@ -57,7 +57,9 @@ def _comparison(run: Run, constants: Mapping[str, float]) -> Comparison:
     if run.seconds and run.cluster:
         seconds = Step.of(run.job, run.cluster, constants).seconds
     if run.peak_bytes:
-        peak = Memory.of(run.job).allocated
+        last = run.job.layout.pipeline - 1
+        memory = Memory.of_rank(run.job, last) if run.on_last_rank else Memory.of(run.job)
+        peak = memory.allocated
     return Comparison(run, seconds, peak)
 
 

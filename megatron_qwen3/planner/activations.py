@@ -94,7 +94,8 @@ def expert_bytes(job: Job) -> float:
 def logits_bytes(job: Job) -> float:
     """Logits and the float32 softmax that the loss keeps, on the last stage."""
     local_vocab = job.model.vocab_size / job.layout.tensor
-    return job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)
+    times = 1 + job.model.predicted_layers
+    return times * job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)
 
 
 def _shared(job: Job) -> float:
@@ -122,5 +123,6 @@ def _router_bytes(job: Job) -> float:
     """Per position: float32 input (torch), probabilities, choices."""
     model = job.model
     if job.kernels == "torch":
-        return 4 * model.hidden_size + 4 * model.num_experts + 28 * model.experts_per_token
+        copy = 4 * model.hidden_size if job.weight_bytes < 4 else 0
+        return copy + 4 * model.num_experts + 28 * model.experts_per_token
     return 9 * model.num_experts

@@ -174,6 +174,11 @@ class Architecture:
             Matrix("linear_proj", h, heads * d, "inputs"),
         )
 
+    @property
+    def prediction_matrix(self) -> Matrix:
+        """Brings the hidden state and the next embedding of a predicted layer together."""
+        return Matrix("prediction", self.hidden_size, 2 * self.hidden_size, "outputs")
+
     @cached_property
     def mlp_matrices(self) -> tuple[Matrix, ...]:
         """A dense MLP; gate and up are one matrix."""

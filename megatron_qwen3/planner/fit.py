@@ -62,7 +62,7 @@ def fit(runs: Sequence[Run], report: Callable[[str], None] = print) -> dict[str,
         gain = cost - tried_cost
         x, residuals, cost, damping = x + step, tried, tried_cost, damping / 3
         report(f"round {round_ + 1}: cost {cost:.4f}, median {np.median(np.abs(residuals)):.3f}")
-        if gain < 1e-4 * cost:
+        if gain < 5e-4 * cost:
             break
     return {name: float(math.exp(value)) for name, value in zip(names, x, strict=True)}
 

@@ -25,6 +25,7 @@ class Cluster:
     """GPUs of one kind in NVLink domains that a network joins.
 
     generation       ampere, hopper or blackwell: chooses the measured efficiencies
+    watts            that one GPU may draw
     dense_tflops     peak without sparsity by arithmetic: bf16, fp8, fp4, fp32
     nvlink_domain    GPUs that reach each other over NVLink
     network          infiniband or efa; host: x86 or grace, which launches the kernels
@@ -39,6 +40,7 @@ class Cluster:
     network_gb_per_s: float
     network: str
     host: str
+    watts: float
     dense_tflops: dict[str, float]
 
     def supports(self, precision: str) -> bool:
@@ -51,6 +53,11 @@ class Cluster:
     def peak_flops(self, precision: str) -> float:
         """Dense peak of matrix products, FLOP/s."""
         return 1e12 * self.dense_tflops[_ARITHMETIC[precision]]
+
+    @property
+    def watts_per_tflop(self) -> float:
+        """Power for each dense bf16 TFLOP/s of the peak; under load clocks follow it."""
+        return self.watts / self.dense_tflops["bf16"]
 
     @property
     def memory_bytes(self) -> float:

@@ -38,6 +38,7 @@ class Job:
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
     balanced              the router is forced to an even load, as in benchmarks
     fused_experts         products, activation and casts of experts run as few fused kernels
+    fused_permutation     rows are sorted by one kernel; before 2026 NCCL's exchange took many
     fp8_attention         attention's products in FP8
     dropout               masks are kept; Qwen3 has none
     fused_attention       nothing of size S² is kept
@@ -61,6 +62,7 @@ class Job:
     graphs: str = "none"
     balanced: bool = False
     fused_experts: bool = False
+    fused_permutation: bool = True
     fp8_attention: bool = False
     early_software: bool = False
     dropout: bool = False

@@ -21,6 +21,10 @@ from megatron_qwen3.planner.job import Job
 Constants = Mapping[str, float]
 _KERNELS = {"bf16": "bf16", "fp32": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 _SHORT_SEQUENCE = 1024  # positions at which attention reaches half its rate
+# Watts per TFLOP/s of the chip that a generation's efficiencies are stated for (A100, H100, GB200),
+# and how much more a chip with more of them reaches at most.
+_WATTS_PER_TFLOP = {"ampere": 1.28, "hopper": 0.707, "blackwell": 0.48}
+_MOST_BY_POWER = 1.15
 _WIDE_HEAD = 128  # narrower heads leave multipliers idle
 
 
@@ -63,6 +67,8 @@ class LayerTimer:
         self.tokens = float(job.micro_batch_tokens)  # positions of attention and matrices
         self.share = self.tokens / job.layout.tensor  # positions of this rank between them
         self.is_low = job.precision in ("fp8", "mxfp8", "nvfp4")
+        power = cluster.watts_per_tflop / _WATTS_PER_TFLOP[cluster.generation]
+        self.clocks = min(math.pow(power, constants["power"]), _MOST_BY_POWER)
         self.memory_rate = 1e9 * cluster.memory_gb_per_s * constants["memory"]
 
     def layer(self, layer: int) -> tuple[Pass, Pass]:
@@ -99,6 +105,7 @@ class LayerTimer:
         peak = self.cluster.peak_flops(precision)
         half = self.c["half_dimension"] * math.sqrt(peak / 1e15)
         reached = float(self.c[f"gemm_{self.cluster.generation}_{_KERNELS[precision]}"])
+        reached *= self.clocks
         if self.job.early_software:
             reached *= self.c["early_software"]
         for size in (rows, outputs, inputs):
@@ -187,6 +194,7 @@ class LayerTimer:
         reached = float(self.c[f"attention_{self.cluster.generation}"])
         reached *= job.sequence_length / (job.sequence_length + _SHORT_SEQUENCE)
         reached *= min(1.0, math.sqrt(size / _WIDE_HEAD))
+        reached *= self.clocks
         if job.fp8_attention:
             reached *= self.c["attention_fp8"]
         return flops / (self.cluster.peak_flops("bf16") * reached)
@@ -215,7 +223,9 @@ class LayerTimer:
         """Bytes of permuting rows there and back, of the activation and of casts."""
         h, gates = self.model.hidden_size, 3 if self.model.gated else 2
         inner = self.model.expert_ffn_hidden_size / self.layout.expert_tensor
-        moved = (4 * h + gates * inner) * width + self._cast * (h + inner)
+        # NCCL's exchange sorts rows by rank before and by expert after it, fused kernels once.
+        sorts = 2 if self.job.dispatcher == "alltoall" and self.layout.expert > 1 else 1
+        moved = (4 * h * sorts + gates * inner) * width + self._cast * (h + inner)
         kernels = "fused_experts" if self.job.fused_experts else "experts_elementwise"
         return self._expert_rows * moved * self.c[kernels]
 
@@ -236,6 +246,7 @@ class LayerTimer:
             )
         seconds += c["launch_attention"]
         applied = {
+            "launch_unfused": sparse and not job.fused_permutation,
             "launch_overlap": job.overlap_exchange,
             "graph_partial": job.graphs == "partial",
             "launch_low_precision": self.is_low,

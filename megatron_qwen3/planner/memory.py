@@ -89,6 +89,8 @@ def in_flight_bytes(job: Job, rank: int) -> float:
     if rank == layout.pipeline - 1:  # the last norm and its output, of one micro-batch
         positions = job.micro_batch_tokens / job.sequence_ranks
         held += 2 * positions * job.weight_bytes * job.model.hidden_size
+        last_layer = activations.layer_bytes(job, job.model.num_layers - 1)
+        held += job.model.predicted_layers * last_layer
     return held
 
 

@@ -10,20 +10,19 @@ gradients by model, GPU and release.
 import csv
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from megatron_qwen3.parallel.layout import Layout, even_stages
-from megatron_qwen3.planner import architecture, hardware
+from megatron_qwen3.planner import architecture, hardware, recipes
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.recipes import Row, count, note, number
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import ConfigError, ModelConfig
-
-Row = Mapping[str, str]
 
 
 class LeftOut(ValueError):
@@ -35,7 +34,7 @@ class Run:
     """One row: the job it ran and what was measured, or `reason` why it is left out.
 
     `is_tuned`: published as a performance figure, not as a functional check or a deliberately
-    slow comparison.
+    slow comparison. `on_last_rank`: the peak is that of the last pipeline rank, not the largest.
     """
 
     row_id: str
@@ -48,6 +47,7 @@ class Run:
     job: Job | None = None
     cluster: Cluster | None = None
     reason: str = ""
+    on_last_rank: bool = False
 
 
 def read(path: str | Path) -> list[Run]:
@@ -71,9 +71,9 @@ def run_of(row: Row) -> Run:
         row_id=row.get("row_id") or "",
         model=row["model"],
         gpu=row["gpu"],
-        precision=precision_of(row),
+        precision=recipes.precision_of(row),
         is_tuned=_is_tuned(row),
-        seconds=_number(row, "step_time_s"),
+        seconds=number(row, "step_time_s"),
         peak_bytes=_peak_bytes(row),
     )
     try:
@@ -83,44 +83,17 @@ def run_of(row: Row) -> Run:
         return replace(given, reason=str(error))
 
 
-def _number(row: Row, name: str) -> float | None:
-    try:
-        return float(row.get(name) or "")
-    except ValueError:
-        return None
-
-
-def _count(row: Row, name: str, default: int = 1) -> int:
-    value = _number(row, name)
-    return default if value is None else int(value)
-
-
-def _note(row: Row) -> str:
-    names = ("notes", "dispatcher", "comm_overlap", "source_repo")
-    return " ".join(row.get(name) or "" for name in names).lower()
-
-
 def _is_tuned(row: Row) -> bool:
     slow = ("not a tuned", "dispatcher a/b", "functional", "user report", "smoke", "not mcore")
-    return not any(word in _note(row) for word in slow)
+    return not any(word in note(row) for word in slow)
 
 
 def _peak_bytes(row: Row) -> float | None:
     """Megatron-Bridge reports GB, others GiB."""
-    peak = _number(row, "peak_mem_gb")
+    peak = number(row, "peak_mem_gb")
     if peak is None:
         return None
     return peak * (1e9 if "Megatron-Bridge" in (row.get("source_repo") or "") else 2**30)
-
-
-def precision_of(row: Row) -> str:
-    """bf16, fp8 (a scale per tensor or tile), mxfp8 or nvfp4."""
-    text = f"{row['precision']} {row.get('fp8_recipe') or ''}".lower()
-    if "nvfp4" in text:
-        return "nvfp4"
-    if "mx" in text:
-        return "mxfp8"
-    return "fp8" if "fp8" in text else "bf16"
 
 
 _OTHER_LAYERS = {
@@ -149,7 +122,7 @@ _OTHER_LAYERS = {
 
 def _check(row: Row) -> None:
     """LeftOut for what the model of time does not describe."""
-    task, note, model = (row.get("task") or "pretrain").lower(), _note(row), row["model"].lower()
+    task, text, model = (row.get("task") or "pretrain").lower(), note(row), row["model"].lower()
     for part, what in _OTHER_LAYERS.items():
         if part in model:
             raise LeftOut(f"{row['model']} has {what}, which the planner does not describe")
@@ -157,43 +130,44 @@ def _check(row: Row) -> None:
         raise LeftOut("trains adapters, not the model")
     if "sft" in task:
         raise LeftOut("fine-tuning on packed texts whose lengths are not published")
-    if "lacks deepep" in note:
+    if "lacks deepep" in text:
         raise LeftOut("known bad: the container lacked DeepEP")
-    if any(word in note for word in ("fsdp2", "not mcore", "torchtitan")):
+    if any(word in text for word in ("fsdp2", "not mcore", "torchtitan")):
         raise LeftOut("trained by PyTorch's FSDP2, not by megatron-core")
-    if "offload" in note:
+    if "offload" in text:
         raise LeftOut("offloads to the host")
-    if not (_number(row, "step_time_s") or _peak_bytes(row)):
+    if not (number(row, "step_time_s") or _peak_bytes(row)):
         raise LeftOut("no step time is published")
     for name in ("n_gpus", "gbs", "mbs", "seq_len"):
-        if not _count(row, name, 0):
+        if not count(row, name, 0):
             raise LeftOut(f"{name} is not published")
 
 
 def _job(row: Row) -> Job:
     model = _override(architecture_of(row["model"]), row)
     layout = _layout(row, model)
-    precision = precision_of(row)
-    graphs = _graphs(row, precision, bool(model.num_experts))
+    precision = recipes.precision_of(row)
+    graphs = recipes.graphs(row, precision, bool(model.num_experts))
     routing = (row.get("routing") or "").lower()
     return Job(
         model=model,
         layout=layout,
-        sequence_length=_count(row, "seq_len"),
-        micro_batch=_count(row, "mbs"),
+        sequence_length=count(row, "seq_len"),
+        micro_batch=count(row, "mbs"),
         precision=precision,
         kernels="transformer_engine",
         gradient_bytes=2,  # Megatron-Bridge's and NeMo's recipes reduce gradients in bf16
         recompute=_recompute(row),
         sequence_parallel=layout.tensor > 1,
-        fully_sharded=_count(row, "fsdp", 0) > 1,
-        dispatcher=_dispatcher(row),
-        overlap_exchange=_overlaps_exchange(row),
+        fully_sharded=count(row, "fsdp", 0) > 1,
+        dispatcher=recipes.dispatcher(row),
+        overlap_exchange=recipes.overlaps_exchange(row),
         graphs=graphs,
         balanced="natural" not in routing,
-        fused_experts=_fuses_experts(row, graphs),
-        fp8_attention=_attends_in_fp8(row, graphs),
-        early_software=_is_early(row),
+        fused_experts=recipes.fuses_experts(row, graphs),
+        fused_permutation=recipes.fuses_permutation(row),
+        fp8_attention=recipes.attends_in_fp8(row, graphs),
+        early_software=recipes.is_early(row),
     )
 
 
@@ -235,25 +209,25 @@ def architecture_of(name: str) -> Architecture:
 
 
 def _override(model: Architecture, row: Row) -> Architecture:
-    layers = _count(row, "layers_override", 0)
+    layers = count(row, "layers_override", 0)
     if "w/o mtp" in row["model"].lower():
         model = replace(model, predicted_layers=0)
     return replace(model, num_layers=layers) if layers else model
 
 
 def _layout(row: Row, model: Architecture) -> Layout:
-    world, tp, pp = _count(row, "n_gpus"), _count(row, "tp"), _count(row, "pp")
-    vpp, cp, ep = _count(row, "vpp"), _count(row, "cp"), _count(row, "ep")
+    world, tp, pp = count(row, "n_gpus"), count(row, "tp"), count(row, "pp")
+    vpp, cp, ep = count(row, "vpp"), count(row, "cp"), count(row, "ep")
     data, rest = divmod(world, tp * pp * cp)
     if not model.num_experts:
         ep = etp = 1
     else:
-        etp = _count(row, "etp", tp if world % (ep * tp * pp) == 0 else 1)
+        etp = count(row, "etp", tp if world % (ep * tp * pp) == 0 else 1)
     if rest or not data or world % (ep * etp * pp):
         raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
-    micro_batches, rest = divmod(_count(row, "gbs"), data * _count(row, "mbs"))
+    micro_batches, rest = divmod(count(row, "gbs"), data * count(row, "mbs"))
     if rest or not micro_batches:
-        raise LeftOut(f"gbs {_count(row, 'gbs')} does not divide among {data} data ranks")
+        raise LeftOut(f"gbs {count(row, 'gbs')} does not divide among {data} data ranks")
     if pp == 1:
         vpp = 1
     if pp * vpp > model.num_layers + 2:
@@ -298,107 +272,14 @@ def _recompute(row: Row) -> frozenset[str]:
     return frozenset(part.strip() for part in parts.split(",") if part.strip())
 
 
-def _release(row: Row) -> tuple[int, ...]:
-    """(26, 4, 1) of 26.04.01; a date such as 2026-08-14 counts as (26, 8)."""
-    numbers = [int(n) for n in re.findall(r"\d+", row.get("release") or "")]
-    if numbers and numbers[0] > 2000:
-        return (numbers[0] - 2000, *numbers[1:2])
-    return tuple(numbers)
-
-
-def _is_bridge(row: Row) -> bool:
-    return "Megatron-Bridge" in (row.get("source_repo") or "")
-
-
-def _is_235b(row: Row) -> bool:
-    return "235b" in row["model"].lower()
-
-
-def _dispatcher(row: Row) -> str:
-    text = (row.get("dispatcher") or "").lower()
-    for name in ("alltoall", "hybridep", "deepep"):
-        if name in text:
-            return name
-    if _is_bridge(row):
-        if _is_235b(row) and row["gpu"] in ("B200", "B300", "H100"):
-            return "alltoall"
-        return "hybridep" if _release(row) >= (26,) else "deepep"
-    return "alltoall"
-
-
-def _overlaps_exchange(row: Row) -> bool:
-    text = f"{row.get('comm_overlap') or ''} {row.get('notes') or ''}".lower()
-    if re.search(r"ep_a2a_1f1b|ep_a2a_overlap(?!=false)|a2a_overlap=1", text):
-        return "ep_a2a_overlap=0" not in text
-    if row.get("comm_overlap") or not _is_bridge(row):
-        return False
-    if _is_235b(row) and row["gpu"] in ("B200", "B300") and _count(row, "vpp") > 1:
-        return True
-    return _graphs(row, precision_of(row), True) == "full"
-
-
-def _graphs(row: Row, precision: str, is_sparse: bool) -> str:
-    text = (row.get("cuda_graph") or "").lower()
-    if text.startswith("none"):
-        return "none"
-    if text:
-        return "full" if "full" in text else "partial"
-    if "cuda_graph" in _note(row):
-        return "partial"
-    if "ModelZoo" in (row.get("source_repo") or "") and row["gpu"].startswith("GB"):
-        return "partial"  # its launch scripts capture attention there
-    if not _is_bridge(row) or not is_sparse:
-        return "none"
-    return _recipe_graphs(row, precision)
-
-
-def _recipe_graphs(row: Row, precision: str) -> str:
-    """From 26.06 (B200, B300: 26.06.01) the recipes capture the step where experts are in MXFP8."""
-    gpu, release = row["gpu"], _release(row)
-    if gpu == "H100" or release < (26,):
-        return "none"
-    captures_step = release >= ((26, 6) if gpu.startswith("GB") else (26, 6, 1))
-    if precision == "mxfp8" and captures_step and not _is_gpt_oss(row):
-        return "full"
-    if gpu in ("B200", "B300") and (_is_235b(row) or _count(row, "mbs") == 1):
-        return "none"
-    return "partial"
-
-
-def _is_gpt_oss(row: Row) -> bool:
-    return "oss" in row["model"].lower()
-
-
-def _fuses_experts(row: Row, graphs: str) -> bool:
-    """Megatron-Bridge's recipes that capture the step fuse the experts' kernels as well."""
-    return _is_bridge(row) and graphs == "full" and _release(row) >= (26, 6)
-
-
-def _attends_in_fp8(row: Row, graphs: str) -> bool:
-    """The same recipes, but for DeepSeek-V3 on GB200."""
-    on_gb200 = "deepseek" in row["model"].lower() and row["gpu"] == "GB200"
-    return _fuses_experts(row, graphs) and not on_gb200
-
-
-def _is_early(row: Row) -> bool:
-    """Blackwell before 25.11, Hopper before 25: the first releases that supported FP8 there."""
-    release = _release(row) or tuple(
-        int(n) for n in re.findall(r"^v(\d+)\.(\d+)", row.get("source_ref") or "") for n in n
-    )
-    if not release:
-        return False
-    is_blackwell = row["gpu"].startswith(("B", "GB"))
-    return release < ((25, 11) if is_blackwell else (25,))
-
-
 def _cluster(row: Row) -> Cluster:
-    note = _note(row)
+    text = note(row)
     name = row["gpu"].strip().lower()
-    if "efa" in note or "p6-b300" in note or "p5.48" in note:
+    if "efa" in text or "p6-b300" in text or "p5.48" in text:
         name = f"{name}_efa"
     cluster = hardware.load(name)
-    if not cluster.supports(precision_of(row)):
-        raise LeftOut(f"{cluster.name} does not compute in {precision_of(row)}")
+    if not cluster.supports(recipes.precision_of(row)):
+        raise LeftOut(f"{cluster.name} does not compute in {recipes.precision_of(row)}")
     return cluster
 
 

@@ -58,6 +58,7 @@ def _run(row: Row) -> Run:
         is_tuned=True,
         seconds=None,
         peak_bytes=float(row["mem_max_allocated_gb"]) * 1e9,
+        on_last_rank=True,  # which writes Megatron-LM's logs
     )
     try:
         return replace(given, job=_job(row))
@@ -81,7 +82,9 @@ def _job(row: Row) -> Job:
             raise LeftOut(reason)
     model = _architecture(row)
     drops = any((row.get(f"{kind}-dropout") or "0.1") != "0.0" for kind in ("attention", "hidden"))
-    backend = row.get("attention-backend") or ("" if "_te_" in row["test_case"] else "local")
+    backend = row.get("attention-backend") or ""
+    if not backend and "mcore" in row["test_case"] and "_te_" not in row["test_case"]:
+        backend = "local"  # tests of the layers without Transformer Engine
     layout = _layout(row, model)
     return Job(
         model=model,

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+_FULL = 8  # micro-batches after which a short pipeline's rounds are alike
+
 
 class Work(NamedTuple):
     """A forward or backward pass of one micro-batch through one model chunk of a rank."""
@@ -72,8 +74,9 @@ def simulate(
     forward_done = [[0.0] * micro_batches] + [[-1.0] * micro_batches for _ in range(stages)]
     backward_done = [[-1.0] * micro_batches for _ in range(stages)] + [forward_done[-1]]
     clock, place = [0.0] * pipeline, [0] * pipeline
-    running = set(range(pipeline))
+    running = {rank for rank in range(pipeline) if orders[rank]}
     while running:
+        before_round = sum(place)
         for rank in sorted(running):
             order, now, i = orders[rank], clock[rank], place[rank]
             for is_forward, chunk, micro in order[i:]:
@@ -94,6 +97,8 @@ def simulate(
                 i += 1
             clock[rank], place[rank] = now, i
         running = {rank for rank in running if place[rank] < len(orders[rank])}
+        if sum(place) == before_round:
+            raise ValueError(f"{micro_batches} micro-batches are no multiple of {pipeline}")
     return max(clock)
 
 
@@ -106,18 +111,24 @@ def step_seconds(
 ) -> float:
     """`simulate`, in time that does not grow with the number of micro-batches.
 
-    Once the pipeline is full, every further round of `pipeline` micro-batches costs the same.
+    Once the pipeline is full, every further round of `pipeline` micro-batches costs the same:
+    within 3 % of `simulate` where stages differ by a fifth, and equal to it where they do not. A
+    part of a round, which the interleaved schedule does not take, costs its share.
     """
     rounds, rest = divmod(micro_batches, pipeline)
-    simulated = min(rounds, 3)
+    is_interleaved = len(forward_seconds) > pipeline
+    extra = 0 if is_interleaved else rest
 
     def after(rounds: int) -> float:
-        few = rounds * pipeline + rest
+        few = rounds * pipeline + extra
         return simulate(forward_seconds, backward_seconds, pipeline, few, transfer_seconds)
 
+    simulated = min(rounds, max(2, 1 + _FULL // pipeline))
     seconds = after(simulated)
     if rounds > simulated:
         seconds += (rounds - simulated) * (seconds - after(simulated - 1))
+    if is_interleaved and rest:
+        seconds += rest / pipeline * (after(simulated + 1) - after(simulated))
     return seconds
 
 

@@ -96,6 +96,9 @@ def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[Weight
     for layer in range(first, first + layout.stage_layers[stage]):
         weights += [_local(job, matrix) for matrix in model.layer_matrices(layer)]
     if stage == len(layout.stage_layers) - 1:
+        for _ in range(model.predicted_layers):
+            matrices = model.layer_matrices(model.num_layers - 1)
+            weights += [_local(job, matrix) for matrix in (*matrices, model.prediction_matrix)]
         weights.append((Weight("final_layernorm", model.hidden_size), False))
         if not model.tie_embeddings or stage > 0:
             weights.append((_embedding(job, "output_layer"), False))

@@ -8,8 +8,8 @@ rank's work, what it waits, gradient reduction, the optimizer and jitter add up 
 """
 
 import math
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import fields
+from functools import cached_property, lru_cache
 
 from megatron_qwen3.planner import network, schedule
 from megatron_qwen3.planner.hardware import Cluster
@@ -22,35 +22,49 @@ _TRANSFER_LATENCY = 10e-6  # of one send between pipeline ranks
 _ADAM_BYTES, _NORM_BYTES = 30, 4
 
 
-@dataclass(frozen=True)
 class Step:
     """Seconds of one step; `parts` add up to it, `hidden` runs beside them and is not in it."""
 
-    job: Job
-    seconds: float
-    parts: dict[str, float]
-    hidden: dict[str, float]
+    def __init__(self, job: Job, cluster: Cluster, constants: Constants) -> None:
+        self.job, self._c = job, constants
+        self._stages = stages = _Stages(LayerTimer(job, cluster, constants))
+        self._pipeline = self._pipeline_seconds(_transfer_seconds(job, cluster, constants))
+        self._data, self._hidden_data = _data_seconds(job, cluster, constants, stages)
+        self._optimizer = _optimizer_seconds(job, cluster, constants)
+        jitter = constants["slowdown_per_doubling"] * math.log2(job.layout.world_size)
+        self._steady = self._pipeline + self._data + self._optimizer
+        self.seconds = (1 + jitter) * self._steady
 
     @classmethod
-    def of(cls, job: Job, cluster: Cluster, c: Constants) -> "Step":
+    def of(cls, job: Job, cluster: Cluster, constants: Constants) -> "Step":
         """Price a job."""
-        stages = _Stages(LayerTimer(job, cluster, c))
-        layout = job.layout
-        p, m = layout.pipeline, layout.micro_batches
-        slack = c["pipeline_slack"] if p > 1 else 1.0
-        transfer = _transfer_seconds(job, cluster, c)
-        busy = slack * schedule.step_seconds(stages.forward, stages.backward, p, m, transfer)
-        without = slack * schedule.step_seconds(stages.forward, stages.backward, p, m)
-        data, hidden_data = _data_seconds(job, cluster, c, stages)
-        parts = stages.slowest_rank_parts(m)
-        parts["pipeline bubble"] = without - sum(parts.values())
-        parts["pipeline transfers"] = busy - without
-        parts["gradients and weights"] = data
-        parts["optimizer"] = _optimizer_seconds(job, cluster, c)
-        jitter = c["slowdown_per_doubling"] * math.log2(layout.world_size)
-        parts["jitter"] = jitter * sum(parts.values())
-        hidden = stages.hidden(m) | {"gradients and weights": hidden_data}
-        return cls(job, sum(parts.values()), parts, hidden)
+        return cls(job, cluster, constants)
+
+    def _pipeline_seconds(self, transfer: float) -> float:
+        """All forward and backward passes, where sending to the next stage takes `transfer`."""
+        layout, stages = self.job.layout, self._stages
+        slack = self._c["pipeline_slack"] if layout.pipeline > 1 else 1.0
+        return slack * schedule.step_seconds(
+            stages.forward, stages.backward, layout.pipeline, layout.micro_batches, transfer
+        )
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """What the step is spent on."""
+        parts = self._stages.slowest_rank_parts(self.job.layout.micro_batches)
+        at_once = self._pipeline_seconds(transfer=0.0)
+        parts["pipeline bubble"] = at_once - sum(parts.values())
+        parts["pipeline transfers"] = self._pipeline - at_once
+        parts["gradients and weights"] = self._data
+        parts["optimizer"] = self._optimizer
+        parts["jitter"] = self.seconds - self._steady
+        return parts
+
+    @cached_property
+    def hidden(self) -> dict[str, float]:
+        """Communication that runs beside computation."""
+        hidden = self._stages.hidden(self.job.layout.micro_batches)
+        return hidden | {"gradients and weights": self._hidden_data}
 
     @property
     def tokens_per_second_per_gpu(self) -> float:

@@ -30,7 +30,7 @@ def test_interleaving_divides_the_bubble_by_the_virtual_stages(p, v, groups, for
 @given(st.sampled_from([2, 4]), st.sampled_from([1, 2, 3]), st.integers(1, 9), st.data())
 def test_step_seconds_equals_the_whole_simulation(p, v, groups, data):
     m = groups * p
-    stages = st.lists(seconds, min_size=p * v, max_size=p * v)
+    stages = st.lists(st.floats(0.8, 1.2), min_size=p * v, max_size=p * v)
     times = data.draw(stages), data.draw(stages)
     whole = simulate(*times, p, m)
     assert step_seconds(*times, p, m) == pytest.approx(whole, rel=0.03)
@@ -62,6 +62,14 @@ def test_every_rank_does_every_pass_once_and_backward_after_forward(pipeline, vi
         assert len(order) == len(every) and set(map(tuple, order)) == every
         places = {tuple(work): place for place, work in enumerate(order)}
         assert all(places[True, c, m] < places[False, c, m] for _, c, m in every)
+
+
+def test_interleaving_takes_whole_groups_of_micro_batches_and_a_part_costs_its_share():
+    times = [0.5] * 12, [1.0] * 12
+    with pytest.raises(ValueError, match="no multiple of 4"):  # the ranks would wait for ever
+        simulate(*times, 4, 5)
+    four, five, eight = (step_seconds(*times, 4, m) for m in (4, 5, 8))
+    assert five == pytest.approx(four + (eight - four) / 4)
 
 
 def test_transfers_delay_the_way_through_the_pipeline_and_every_round_at_most():

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -113,27 +113,33 @@ def _row_dict(one: Comparison) -> dict[str, Any]:
 
 
 def _rows(compared: Sequence[Comparison]) -> Table:
+    """A line per run; columns that no run has anything for are left out."""
+    lines = [_cells(one) for one in compared if one.run.job is not None]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for header in ("row", "model", "GPU", "precision", "layout"):
-        table.add_column(header, no_wrap=True)
-    for header in ("published s", "predicted s", "error", "memory"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for one in compared:
-        run = one.run
-        if run.job is None:
-            continue
-        table.add_row(
-            run.row_id,
-            Text(run.model),
-            run.gpu,
-            run.precision,
-            _layout(one),
-            _seconds(run.seconds if one.error is not None else None),
-            _seconds(one.step_seconds),
-            _percent(one.error),
-            _percent(one.memory_error),
-        )
+    shown = [name for name in lines[0] if any(line[name] for line in lines)] if lines else []
+    for i, name in enumerate(shown):
+        justify: Literal["left", "right"] = "left" if i < 5 else "right"
+        table.add_column(name, justify=justify, no_wrap=i > 0, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(line[name]) for name in shown))
     return table
+
+
+def _cells(one: Comparison) -> dict[str, str]:
+    run, has_time = one.run, one.error is not None
+    return {
+        "row": run.row_id,
+        "model": run.model,
+        "GPU": run.gpu,
+        "precision": run.precision,
+        "layout": _layout(one),
+        "published s": _number(run.seconds if has_time else None),
+        "predicted s": _number(one.step_seconds),
+        "error": _percent(one.error),
+        "published GB": _number(run.peak_bytes and run.peak_bytes / 1e9),
+        "predicted GB": _number(one.peak_bytes and one.peak_bytes / 1e9),
+        "memory error": _percent(one.memory_error),
+    }
 
 
 def _layout(one: Comparison) -> str:
@@ -144,7 +150,7 @@ def _layout(one: Comparison) -> str:
     return " ".join([f"{layout.world_size}:", *parts])
 
 
-def _seconds(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 

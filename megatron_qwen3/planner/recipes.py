@@ -1,0 +1,147 @@
+"""How a published run was made, where its row does not say: from the public recipe that it ran.
+
+Megatron-Bridge's scripts/performance/configs and perf_recipes name, by model, GPU and release, how
+tokens reach their experts, what CUDA graphs capture and which kernels are fused; Megatron-MoE-
+ModelZoo's launch scripts do for theirs. A row is a line of published_perf.csv.
+"""
+
+import re
+from collections.abc import Mapping
+
+Row = Mapping[str, str]
+
+
+def number(row: Row, name: str) -> float | None:
+    """A cell as a number; None where it is empty or none."""
+    try:
+        return float(row.get(name) or "")
+    except ValueError:
+        return None
+
+
+def count(row: Row, name: str, default: int = 1) -> int:
+    """A cell as a whole number."""
+    value = number(row, name)
+    return default if value is None else int(value)
+
+
+def note(row: Row) -> str:
+    """All that a row says in words, in lower case."""
+    names = ("notes", "dispatcher", "comm_overlap", "source_repo")
+    return " ".join(row.get(name) or "" for name in names).lower()
+
+
+def release_of(row: Row) -> tuple[int, ...]:
+    """(26, 4, 1) of 26.04.01; a date such as 2026-08-14 counts as (26, 8)."""
+    numbers = [int(n) for n in re.findall(r"\d+", row.get("release") or "")]
+    if numbers and numbers[0] > 2000:
+        return (numbers[0] - 2000, *numbers[1:2])
+    return tuple(numbers)
+
+
+def _is_bridge(row: Row) -> bool:
+    return "Megatron-Bridge" in (row.get("source_repo") or "")
+
+
+def _is_235b(row: Row) -> bool:
+    return "235b" in row["model"].lower()
+
+
+def dispatcher(row: Row) -> str:
+    """How tokens reached their experts: alltoall, deepep or hybridep."""
+    text = (row.get("dispatcher") or "").lower()
+    for name in ("alltoall", "hybridep", "deepep"):
+        if name in text:
+            return name
+    if _is_bridge(row):
+        if _is_235b(row) and row["gpu"] in ("B200", "B300", "H100"):
+            return "alltoall"
+        return "hybridep" if release_of(row) >= (26,) else "deepep"
+    return "alltoall"
+
+
+def overlaps_exchange(row: Row) -> bool:
+    """Whether one micro-batch's exchange ran beside another's computation."""
+    text = f"{row.get('comm_overlap') or ''} {row.get('notes') or ''}".lower()
+    if re.search(r"ep_a2a_1f1b|ep_a2a_overlap(?!=false)|a2a_overlap=1", text):
+        return "ep_a2a_overlap=0" not in text
+    if row.get("comm_overlap") or not _is_bridge(row):
+        return False
+    if _is_235b(row) and row["gpu"] in ("B200", "B300") and count(row, "vpp") > 1:
+        return True
+    return graphs(row, precision_of(row), True) == "full"
+
+
+def graphs(row: Row, precision: str, is_sparse: bool) -> str:
+    """What CUDA graphs captured: none, partial (attention, router) or full (the whole step)."""
+    text = (row.get("cuda_graph") or "").lower()
+    if text.startswith("none"):
+        return "none"
+    if text:
+        return "full" if "full" in text else "partial"
+    if "cuda_graph" in note(row):
+        return "partial"
+    if "ModelZoo" in (row.get("source_repo") or "") and row["gpu"].startswith("GB"):
+        return "partial"  # its launch scripts capture attention there
+    if not _is_bridge(row) or not is_sparse:
+        return "none"
+    return _recipe_graphs(row, precision)
+
+
+def _recipe_graphs(row: Row, precision: str) -> str:
+    """From 26.06 (B200, B300: 26.06.01) the recipes capture the step where experts are in MXFP8."""
+    gpu, release = row["gpu"], release_of(row)
+    if gpu == "H100" or release < (26,):
+        return "none"
+    captures_step = release >= ((26, 6) if gpu.startswith("GB") else (26, 6, 1))
+    if precision == "mxfp8" and captures_step and not _is_gpt_oss(row):
+        return "full"
+    if gpu in ("B200", "B300") and (_is_235b(row) or count(row, "mbs") == 1):
+        return "none"
+    return "partial"
+
+
+def _is_gpt_oss(row: Row) -> bool:
+    return "oss" in row["model"].lower()
+
+
+def fuses_experts(row: Row, graphs: str) -> bool:
+    """Megatron-Bridge's recipes that capture the step fuse the experts' kernels as well."""
+    return _is_bridge(row) and graphs == "full" and release_of(row) >= (26, 6)
+
+
+def fuses_permutation(row: Row) -> bool:
+    """Outside NVIDIA's benchmarks NCCL's exchange ran with Megatron-LM's defaults of 2025, whose
+    rows are sorted by many small kernels."""
+    if "permute_fusion disabled" in note(row):
+        return False
+    source = row.get("source_repo") or ""
+    return dispatcher(row) != "alltoall" or any(
+        name in source for name in ("Megatron-Bridge", "dgxc-benchmarking", "awsome")
+    )
+
+
+def attends_in_fp8(row: Row, graphs: str) -> bool:
+    """The same recipes, but for DeepSeek-V3 on GB200."""
+    on_gb200 = "deepseek" in row["model"].lower() and row["gpu"] == "GB200"
+    return fuses_experts(row, graphs) and not on_gb200
+
+
+def is_early(row: Row) -> bool:
+    """Blackwell before 25.11, Hopper before 25: the first releases that supported FP8 there."""
+    tag = re.match(r"v(\d+)\.(\d+)", row.get("source_ref") or "")
+    release = release_of(row) or (tuple(map(int, tag.groups())) if tag else ())
+    if not release:
+        return False
+    is_blackwell = row["gpu"].startswith(("B", "GB"))
+    return release < ((25, 11) if is_blackwell else (25,))
+
+
+def precision_of(row: Row) -> str:
+    """bf16, fp8 (a scale per tensor or tile), mxfp8 or nvfp4."""
+    text = f"{row['precision']} {row.get('fp8_recipe') or ''}".lower()
+    if "nvfp4" in text:
+        return "nvfp4"
+    if "mx" in text:
+        return "mxfp8"
+    return "fp8" if "fp8" in text else "bf16"
