@@ -61,4 +61,4 @@ def test_a_conversion_that_cannot_be_fails_its_job(cluster, submit, tmp_path):
     job = submit("convert.sbatch", "to-hf", tmp_path / "nothing", tmp_path / "out", mem="100M")
     cluster.wait(job, "FAILED")
     assert cluster.job(job)["ExitCode"] == "2:0"
-    assert "cannot be read" in (tmp_path / f"{job}.out").read_text()
+    assert "no checkpoint of ours" in (tmp_path / f"{job}.out").read_text()

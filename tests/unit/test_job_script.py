@@ -129,6 +129,11 @@ def test_a_site_that_does_not_requeue_is_told_of(tmp_path):
     assert status == 75 and "submit it again and it goes on" in told
 
 
+def test_a_job_without_time_to_train_does_not_go_round_for_ever(tmp_path):
+    status, told = Job(tmp_path, 75, SLURM_RESTART_COUNT="1").end()
+    assert status == 75 and "told to stop" in told and "--time must be much longer" in told
+
+
 def test_usr1_reaches_the_ranks_and_then_the_job_goes_back_into_the_queue(tmp_path):
     job = Job(tmp_path, "sleep")
     job.send(signal.SIGUSR1)
