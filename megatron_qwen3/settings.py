@@ -32,6 +32,12 @@ class RunConfig:
     name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
     dir: str = setting("runs", "folder of all runs")
     seed: int = setting(1234, "seed of the weights and of the data order", at_least=0)
+    time_limit_minutes: float = setting(
+        0.0, "from the start to a save and a stop, to be continued; 0 is none", at_least=0
+    )
+    stop_early_seconds: float = setting(
+        120.0, "left for the save before the time limit, and before SLURM's end", at_least=0
+    )
     device: str = setting(
         "auto", "auto takes cuda where there is a GPU", choices=("auto", "cpu", "cuda")
     )
@@ -181,6 +187,36 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What is done about bad batches, hangs and slow ranks. A spike is a step above its median."""
+
+    bad_batch: str = setting(
+        "skip",
+        "at a NaN, an infinity or a spike: leave the batch out, or go back to the last checkpoint "
+        "and leave out all batches since, or stop",
+        choices=("skip", "rollback", "stop"),
+    )
+    loss_spike: float = setting(
+        0.0, "nats above the median loss that are a spike; 0 looks for none", at_least=0
+    )
+    grad_spike: float = setting(
+        0.0, "times the median gradient norm that are a spike; 0 looks for none", at_least=0
+    )
+    window_steps: int = setting(64, "recent steps that medians are taken of", at_least=16)
+    most_bad_batches: int = setting(
+        5, "bad batches within window_steps with which the run goes on", at_least=0
+    )
+    hang_seconds: float = setting(
+        600.0, "without a step, evaluated source or save that are a hang; 0 never is", at_least=0
+    )
+    slow_rank: float = setting(
+        1.3,
+        "times the median of its pipeline stage at which a rank is named; 0 is never",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What is reported, and where."""
 
@@ -204,6 +240,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     @property

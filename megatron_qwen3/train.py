@@ -13,6 +13,9 @@ import warnings
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.planner.launch_check import Device, memory_fault
+from megatron_qwen3.storage import folder
+from megatron_qwen3.training import failures
+from megatron_qwen3.training.stop import CONTINUE
 
 EXAMPLES = """\
 examples:
@@ -28,12 +31,21 @@ examples:
   python -m megatron_qwen3.train STAGE.toml MODEL.toml optim.lr=2e-4 --show
 
 Later files and key=value pairs win. `python -m megatron_qwen3.config` lists every setting.
-A run that was stopped goes on from its newest checkpoint when started again.
+A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM and
+the time limit make it save and stop.
+
+exit status:
+  0   the last step is done and saved
+  75  stopped on request and saved; start it again and it goes on. Under torchrun, which takes
+      every other status for a failure, 0: ask with --finished
+  70  nothing happened for guard.hang_seconds; start it again
+  2   a setting or an input is wrong; starting again does not help
+  1   anything else: stderr says what, and mostly what to change
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 done, 2 a setting is wrong, 1 the run was stopped."""
+    """The exit status, as EXIT_STATUSES says."""
     parser = argparse.ArgumentParser(
         prog="python -m megatron_qwen3.train",
         description="Train a Qwen3 stage on megatron-core.",
@@ -42,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
+    parser.add_argument(
+        "--finished",
+        action="store_true",
+        help="train nothing; status 0 if the run is done, else 75",
+    )
     given = parser.parse_args(arguments)
     files = [item for item in given.settings if "=" not in item]
     overrides = [item for item in given.settings if "=" in item]
@@ -50,14 +67,19 @@ def main(arguments: list[str] | None = None) -> int:
         if given.show:
             print(settings.to_toml(config))
             return 0
-        train(config)
+        if given.finished:
+            return 0 if _is_finished(config) else CONTINUE
+        finished = train(config)
     except ConfigError as error:
         return _fail(f"error: {error}", status=2)
-    return 0
+    return 0 if finished or "TORCHELASTIC_RUN_ID" in os.environ else CONTINUE
 
 
-def train(config: Config) -> None:
-    """One run, on this rank. Raises ConfigError before any communication."""
+def train(config: Config) -> bool:
+    """One run, on this rank: whether it is done, or is to be continued.
+
+    Raises ConfigError, mostly before any communication; SystemExit where the run had to stop.
+    """
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Tensor parallelism overlaps with its communication only if kernels start in this order.
@@ -66,7 +88,8 @@ def train(config: Config) -> None:
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
-    from megatron_qwen3.training.engine import NonFiniteLoss
+    from megatron_qwen3.training.guard import BadBatch
+    from megatron_qwen3.training.saver import SaveFailed
 
     mode = {"pretrain": pretrain}[config.run.mode]
     runtime.check(config)
@@ -74,10 +97,21 @@ def train(config: Config) -> None:
     inputs = mode.check(config)
     layout = runtime.start(config)
     try:
-        mode.run(config, layout, inputs)
-    except NonFiniteLoss as error:
+        finished = mode.run(config, layout, inputs)
+    except (BadBatch, SaveFailed) as error:
         sys.exit(_fail(f"stopped: {error}", status=1))
+    except (MemoryError, RuntimeError) as error:
+        if told := failures.explain(error, config):
+            print(f"stopped: {told}", file=sys.stderr)
+            sys.exit(1)
+        raise
     runtime.stop()
+    return finished
+
+
+def _is_finished(config: Config) -> bool:
+    newest = folder.newest(config.run_dir)
+    return newest is not None and folder.step_of(newest) == config.steps
 
 
 def check_memory(config: Config, world_size: int, device: Device) -> None:

@@ -74,8 +74,17 @@ def build_groups(config: Config, layout: Layout) -> None:
         expert_tensor_parallel_size=layout.expert_tensor,
         create_gloo_process_groups=False,
     )
-    torch.manual_seed(config.run.seed)
-    tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed)
+    seed(config.run.seed)
+
+
+def seed(number: int) -> None:
+    """Seed every random generator of this rank: those of tensor ranks differ where they must.
+
+    A loop that seeds by its step's number before every step can be resumed at any, in any layout,
+    and no checkpoint holds a generator's state.
+    """
+    torch.manual_seed(number)
+    tensor_parallel.model_parallel_cuda_manual_seed(number)
 
 
 def stop() -> None:
@@ -85,6 +94,8 @@ def stop() -> None:
 
 
 def _join() -> None:
+    # torch remembers the last collectives; a run that hangs says which it waits for.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     if cpu.REDIRECTED:
         keep_freed_memory()
         backend = "gloo"
@@ -92,10 +103,24 @@ def _join() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        store, rank, ranks = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=_of_attempt(store), rank=rank, world_size=ranks)
     else:
         address = f"tcp://localhost:{_free_port()}"
         dist.init_process_group(backend, init_method=address, rank=0, world_size=1)
+
+
+def _of_attempt(store: dist.Store) -> dist.Store:
+    """The launcher's store, without what the ranks before a restart left in it.
+
+    torchrun starts killed ranks again with the same store, and a rank that reads the address of
+    its neighbour's predecessor waits for ever. Nodes may count restarts differently: with several
+    of them, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun open a new store.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
 def _free_port() -> int:

@@ -7,7 +7,7 @@ are those of its languages and domains. Legend: N windows, S1 positions and one,
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,13 +27,19 @@ _GROUPS = ("domain", "language")
 _ROWS = 8  # of one data rank that are scored at once
 
 
-def evaluate(engine: Engine, mixture: Mixture, config: Config) -> dict[str, EvalResult]:
-    """Results by source or group, equal on all ranks; {} where nothing is held out."""
+def evaluate(
+    engine: Engine, mixture: Mixture, config: Config, beat: Callable[[str], None]
+) -> dict[str, EvalResult]:
+    """Results by source or group, equal on all ranks; {} where nothing is held out.
+
+    `beat` is told of every batch that is done: a sign of life.
+    """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
     for windows_NS1, sources_N in _batches(mixture, config, _ROWS * engine.layout.data):
         batch, sources_B = _share_of_rank(engine, windows_NS1, sources_N)
         sums_K3.index_add_(0, sources_B, _sums(engine, batch, byte_counts))
+        beat("a batch of held-out text")
     sums_K3 = engine.sum_over_data(sums_K3)
     names = _results_of_sources(mixture.sources)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))

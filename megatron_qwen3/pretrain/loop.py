@@ -10,16 +10,22 @@ from typing import NamedTuple
 import torch
 
 from megatron_qwen3.config import Config, ConfigError, to_toml
+from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
-from megatron_qwen3.training import checkpoint, losses, saver
+from megatron_qwen3.storage import folder
+from megatron_qwen3.training import checkpoint, losses
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.engine import Engine, NonFiniteLoss
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.guard import BadBatch, Guard
+from megatron_qwen3.training.keeper import Keeper
 from megatron_qwen3.training.metrics import RunLog
 from megatron_qwen3.training.optim import learning_rate
+from megatron_qwen3.training.progress import Progress
+from megatron_qwen3.training.stop import StopRequest
 
 
 class Inputs(NamedTuple):
@@ -53,51 +59,95 @@ def check(config: Config) -> Inputs:
     return Inputs(step, mixture, history)
 
 
-def run(config: Config, layout: Layout, inputs: Inputs) -> None:
-    """Train one stage to its last step, from the newest checkpoint of the run folder if any."""
+def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
+    """Train one stage from the newest checkpoint of the run folder, if any.
+
+    True when its last step is done and saved; False where the run was asked to stop early, and
+    what it did until then is saved. BadBatch, SaveFailed: it stopped, and a person must look.
+    """
+    request = StopRequest(config)
     engine = Engine(config, layout)
-    step, origin = _start(engine, config)
-    if step != inputs.step:  # a checkpoint proved damaged only when it was read
+    progress, origin = _start(engine, config)
+    if progress.step != inputs.step:  # a checkpoint proved damaged only when it was read
         inputs = check(config)
-    mixture = inputs.mixture
+    mixture, step, stop = inputs.mixture, progress.step, False
+    guard = Guard(config, progress)
     if engine.is_first_rank:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        inputs.record.write(config.run_dir)
+        _prepare_folder(config, inputs)
     loss = losses.cross_entropy
     if config.optim.z_loss:
         loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
-    with RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log:
+    with (
+        RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log,
+        Keeper(engine, config, log, request) as keeper,
+    ):
         log.note(origin)
         if step and inputs.record.parts[-1].first_step == step:
             log.note("another mixture from here on; every source goes on where it stood")
-        while step < config.steps:
+        while (step := guard.next_step(step)) < config.steps and not stop:
             began = time.perf_counter()
             batch = _batch(mixture, config, engine, step)
             rate = learning_rate(config, step)
+            runtime.seed(config.run.seed + step)
             try:
-                metrics = engine.train_step(batch, loss, rate)
-            except NonFiniteLoss as error:
-                raise NonFiniteLoss(_describe(error, mixture, config, step)) from None
-            step += 1
-            log.train(step, metrics, rate, time.perf_counter() - began)
-            last = step == config.steps
-            if last or _due(step, config.eval.every_steps):
-                log.evaluation(step, evaluate(engine, mixture, config))
-            if (last and config.checkpoint.at_end) or _due(step, config.checkpoint.every_steps):
-                log.note(f"saved {saver.save(engine, config, step)}")
+                metrics = engine.train_step(batch, loss, rate, guard.limits())
+            except BadBatch as error:
+                keeper.settle()  # what is being saved is what the run may go back to
+                reason = _describe(error, mixture, config, step)
+                log.note(_leave_out(reason, step, engine, guard, keeper))
+                step += 1
+            else:
+                step += 1
+                guard.accept(metrics)
+                log.train(step, metrics, rate, time.perf_counter() - began)
+            if step == config.steps or _due(step, config.eval.every_steps):
+                log.evaluation(step, evaluate(engine, mixture, config, keeper.heartbeat.beat))
+            if _due(step, config.checkpoint.every_steps):
+                keeper.save(guard.progress(step))
+            stop = keeper.check(step, time.perf_counter() - began)
+        keeper.settle()
+        if stop or config.checkpoint.at_end:
+            keeper.finish(guard.progress(step))
+    return step >= config.steps
 
 
-def _start(engine: Engine, config: Config) -> tuple[int, str]:
-    """Load what the run goes on from: the steps done, and a line that says where they came from."""
+def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
+    """Load what the run goes on from: where it stands, and a line that says where that is from."""
     saved, told = checkpoint.newest_intact(config.run_dir, config.checkpoint.verify == "full")
     if saved:
-        return checkpoint.load(engine, saved).step, "\n".join([*told, f"resumed from {saved}"])
+        return checkpoint.load(engine, saved), "\n".join([*told, f"resumed from {saved}"])
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.load_weights(engine, source)
-        return 0, f"weights from {source}"
-    return 0, f"fresh weights from seed {config.run.seed}"
+        return Progress(), f"weights from {source}"
+    return Progress(), f"fresh weights from seed {config.run.seed}"
+
+
+def _prepare_folder(config: Config, inputs: Inputs) -> None:
+    """What one rank writes before the first step."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    folder.clean(config.run_dir)
+    (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    inputs.record.write(config.run_dir)
+
+
+def _leave_out(reason: str, step: int, engine: Engine, guard: Guard, keeper: Keeper) -> str:
+    """Do with a bad batch what guard.bad_batch says, on all ranks; what to tell. BadBatch: stop."""
+    config, first, back = engine.config, step, ""
+    action = config.guard.bad_batch
+    if action == "stop":
+        raise BadBatch(reason)
+    if action == "skip" and not engine.weights_are_finite():
+        raise BadBatch(f"{reason}; weights are not finite, another batch would not help")
+    if action == "rollback":
+        saved, _ = checkpoint.newest_intact(config.run_dir, in_full=False)
+        if not saved:
+            raise BadBatch(f"{reason}; there is no checkpoint to go back to")
+        progress = checkpoint.load(engine, saved)
+        first, back = progress.step, f"; back to {saved}"
+        guard.recent = list(progress.recent)
+    guard.leave_out(first, step, reason, writes=engine.is_first_rank)
+    return f"left out: {reason}{back}; the run goes on with step {step + 2}"
 
 
 def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
@@ -114,7 +164,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _describe(error: NonFiniteLoss, mixture: Mixture, config: Config, step: int) -> str:
+def _describe(error: BadBatch, mixture: Mixture, config: Config, step: int) -> str:
     first = mixture.first_sample(step)
     samples = range(first, first + config.train.global_batch)
     names = [mixture.names[mixture.locate(i).source] for i in samples]

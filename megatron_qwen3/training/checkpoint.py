@@ -5,9 +5,8 @@ folder}/checkpoints, with the run's settings, where it stood and a manifest of c
 tensors. `saver.py` writes it while steps run, `storage/` says what a folder must hold.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
@@ -20,32 +19,13 @@ from megatron_qwen3.storage.folder import checkpoints, find, newest, step_of
 from megatron_qwen3.storage.pickles import check_pickles
 from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.progress import Progress
 
-__all__ = ["Progress", "check_same_model", "checkpoints", "find", "load", "load_weights"]
+__all__ = ["check_same_model", "checkpoints", "find", "load", "load_weights"]
 __all__ += ["newest", "newest_intact", "step_of"]
 
-PROGRESS_FILE = "progress.json"
 # Settings of the model that say how weights are used or made, not which shapes they have.
 _FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss")
-
-
-class Progress(NamedTuple):
-    """Where a run stands: optimizer steps done, and batches of its data that it stepped over.
-
-    With the seed and the settings that is the whole state besides weights and optimizer: the
-    learning rate, the data and every random number are functions of it.
-    """
-
-    step: int = 0
-    skipped: tuple[int, ...] = ()
-
-    def to_json(self) -> str:
-        return json.dumps({"step": self.step, "skipped_batches": list(self.skipped)}) + "\n"
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> "Progress":
-        values = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
-        return cls(values["step"], tuple(values["skipped_batches"]))
 
 
 def check_same_model(config: Config, checkpoint: Path) -> None:
@@ -106,7 +86,7 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
     assert sorted(in_place) == sorted(addresses), "megatron-core loads in place"
     _load_weights(engine, loaded)
     progress = Progress.read(checkpoint)
-    optim.set_step(engine.optimizer, progress.step)
+    optim.set_step(engine.optimizer, progress.updates)
     return progress
 
 

@@ -33,11 +33,13 @@ from megatron_qwen3.model.router import Router, balance_metrics
 from megatron_qwen3.parallel import shortcuts
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.guard import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.losses import Loss, TokenOutputs
 from megatron_qwen3.training.optim import build_optimizer, update
+from megatron_qwen3.training.watch import ComputeClock
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(BadBatch):
     """A loss or gradient that is NaN or infinite; the text names ranks and sequences."""
 
 
@@ -47,6 +49,7 @@ class Engine:
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self.device = torch.device(torch.cuda.current_device())
+        self.clock = ComputeClock()
         self.models = build(config, layout)
         self.chunks = [self._with_gradients(model, i) for i, model in enumerate(self.models)]
         self.optimizer = build_optimizer(config, self.chunks)
@@ -77,14 +80,25 @@ class Engine:
         """`x`, a CPU tensor of one number or more per data rank, added up over the data ranks."""
         return self._sum_over_data(x.to(self.device)).cpu()
 
-    def train_step(self, batch: TokenBatch, loss: Loss, rate: float) -> dict[str, float]:
+    def weights_are_finite(self) -> bool:
+        """Whether no weight of any rank is NaN or infinite; the same answer on all ranks."""
+        finite = [p.isfinite().all() for model in self.models for p in model.parameters()]
+        everywhere = torch.stack(finite).all().int()
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        return bool(everywhere.item())
+
+    def train_step(
+        self, batch: TokenBatch, loss: Loss, rate: float, limits: Limits = NO_LIMITS
+    ) -> dict[str, float]:
         """One optimizer step on this data rank's sequences of the global batch.
 
         The loss is Σ weight · loss(token) / Σ weight over all ranks. Returns the metrics `loss`,
         `grad_norm` and, for sparse models, those of `router.balance_metrics`, equal on all ranks.
-        Raises NonFiniteLoss, on every rank, before anything is updated. All data ranks bring
-        equally many sequences of equal length.
+        Raises BadBatch, on every rank, before anything is updated, where one of them is above its
+        limit, and NonFiniteLoss where it is NaN or infinite. All data ranks bring equally many
+        sequences of equal length.
         """
+        self.clock.restart()
         batch = batch.to(self.device)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -98,10 +112,12 @@ class Engine:
         if not total_weight.item():
             raise ValueError("no position of the global batch has a weight in the loss")
         metrics = {"loss": self._loss_of_step(micro_losses, batch.rows)}
-        metrics["grad_norm"] = update(self.optimizer, rate, self.config.optim.clip_grad)
-        if not math.isfinite(metrics["grad_norm"]):
-            raise NonFiniteLoss(f"the gradient norm is {metrics['grad_norm']}, the loss finite")
-        return metrics | self._end_routing(positions)
+        _check_limit("loss", metrics["loss"], limits.loss)
+        norm = update(self.optimizer, rate, self.config.optim.clip_grad, limits.grad_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"the gradient norm is {norm}, the loss finite")
+        _check_limit("gradient norm", norm, limits.grad_norm)
+        return metrics | {"grad_norm": norm} | self._end_routing(positions)
 
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> Tensor:
@@ -143,6 +159,7 @@ class Engine:
         transformer = self.models[0].config
         transformer.finalize_model_grads_func = _finalize
         transformer.grad_scale_func = None
+        transformer.timers = self.clock
         if self.config.parallel.overlap:
             no_sync = [chunk.no_sync for chunk in self.chunks]
             sync = [chunk.start_grad_sync for chunk in self.chunks]
@@ -253,6 +270,11 @@ def _model_output(chunk: Any, micro: TokenBatch) -> Tensor:
 
 def _is_router(module: torch.nn.Module) -> bool:
     return isinstance(module, Router)
+
+
+def _check_limit(name: str, value: float, most: float) -> None:
+    if value > most:
+        raise BadBatch(f"the {name} is {value:.4g}, a spike: more than {most:.4g}")
 
 
 def _where_not_finite(losses_DM: Tensor, rows: int) -> str:

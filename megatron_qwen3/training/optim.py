@@ -160,17 +160,19 @@ def _linear(progress: float) -> float:
 
 
 @torch.no_grad()
-def update(optimizer: MegatronOptimizer, rate: float, clip_grad: float) -> float:
+def update(
+    optimizer: MegatronOptimizer, rate: float, clip_grad: float, most: float = math.inf
+) -> float:
     """Clip the reduced gradients to norm `clip_grad` (0 = as they are) and take one step.
 
-    Returns the global norm before clipping. Where it is NaN or infinite nothing is updated: the
-    caller must check.
+    Returns the global norm before clipping. Where it is NaN, infinite or above `most` nothing is
+    updated: the caller must check.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) or norm > most:
         return norm
     scale = clip_grad / (norm + 1e-6) if clip_grad else 1.0
     parameters = [p for part in _parts(optimizer) for p in part.get_parameters()]

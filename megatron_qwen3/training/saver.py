@@ -32,9 +32,10 @@ from megatron_qwen3.config import Config
 from megatron_qwen3.storage import folder, manifest, torch_dist
 from megatron_qwen3.storage.manifest import Seal, write_durably
 from megatron_qwen3.storage.torch_dist import Row
+from megatron_qwen3.training import progress as progress_file
 from megatron_qwen3.training import shards
-from megatron_qwen3.training.checkpoint import PROGRESS_FILE, Progress
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.progress import Progress
 
 IDLE, WRITING, WRITTEN, PUBLISHED, FAILED = range(5)
 
@@ -154,8 +155,8 @@ class Saver:
             seals[f"__{rank}_0.distcp"] = Seal(*part["seal"])
             (partial / _rows_file(rank)).unlink()
         write_durably(partial / folder.SETTINGS_FILE, settings.to_toml(self.config))
-        write_durably(partial / PROGRESS_FILE, self._progress.to_json())
-        names = [*torch_dist.finish(partial, rows), folder.SETTINGS_FILE, PROGRESS_FILE]
+        write_durably(partial / progress_file.FILE_NAME, self._progress.to_json())
+        names = [*torch_dist.finish(partial, rows), folder.SETTINGS_FILE, progress_file.FILE_NAME]
         seals |= {name: manifest.seal(partial / name) for name in names}
         manifest.write(partial, seals)
         if faults := manifest.faults(partial):

@@ -14,8 +14,8 @@ from test_checkpoint import LAYOUTS, only_loaded, resumed, settings, steps, weig
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.storage import manifest, torch_dist
 from megatron_qwen3.training import checkpoint, saver
-from megatron_qwen3.training.checkpoint import Progress
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.progress import Progress
 from megatron_qwen3.training.saver import SaveFailed, Saver
 
 

@@ -1,0 +1,47 @@
+"""Failures of a rank, told with what to change. Nothing here imports torch.
+
+if told := explain(error, config): ...
+"""
+
+import os
+import socket
+
+from megatron_qwen3.config import Config
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
+
+
+def explain(error: BaseException, config: Config) -> str:
+    """What happened to this rank and what helps; "" for an error that its traceback tells best."""
+    text = str(error)
+    rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+        first = next(iter(text.splitlines()), "")
+        return f"{rank} is out of memory ({first}); what helps, in this order:\n{_less(config)}"
+    if any(words in text.lower() for words in _PEER_GONE):
+        return f"{rank} lost another rank, which died or was stopped: see what that one said"
+    return ""
+
+
+def _less(config: Config) -> str:
+    """Settings that lower the memory of a rank, cheapest first, as lines."""
+    parallel, train = config.parallel, config.train
+    advice = []
+    if train.micro_batch > 1:
+        advice.append(f"train.micro_batch={train.micro_batch // 2} (less at once, the same result)")
+    if not config.optim.distributed:
+        advice.append("optim.distributed=true (shares the optimizer's state over data ranks)")
+    if parallel.recompute != "full":
+        harder = "selective" if parallel.recompute == "none" else "full"
+        advice.append(f"parallel.recompute={harder} (activations are computed again, not kept)")
+    if config.checkpoint.asynchronous:
+        advice.append("checkpoint.asynchronous=false (host memory: no copy while it is saved)")
+    advice.append(
+        f"parallel.tensor={2 * parallel.tensor} or parallel.pipeline="
+        f"{2 * parallel.pipeline} (more ranks share the model)"
+    )
+    if config.model.num_experts:
+        advice.append(f"parallel.expert={2 * parallel.expert} (more ranks share the experts)")
+    advice.append("python tools/scaling_study.py memory … (what each part of a rank needs)")
+    return "\n".join(f"  {line}" for line in advice)

@@ -1,0 +1,103 @@
+"""Bad batches: when a step is not taken, and what the run does then.
+
+    guard = Guard(config, progress)
+    step = guard.next_step(step)                     # jumps over batches that are left out
+    metrics = engine.train_step(batch, loss, rate, guard.limits())      # may raise BadBatch
+    guard.accept(metrics)
+    guard.leave_out(first_step, last_step, reason)
+
+A batch is bad where its loss or gradient is NaN or infinite, or a spike: far above the median of
+the steps before. Both numbers are the same on every rank, so all decide alike. A step's number says
+which batch it trains, so a batch that is left out is a step that is not taken: learning rate and
+data go on as if it had been. Which steps those are is in the run folder, on the disk before the run
+goes on, and in every checkpoint, as are the losses and norms that medians are taken of: a resumed
+run decides as an undisturbed one would have.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.storage.manifest import write_durably
+from megatron_qwen3.training.progress import LeftOut, Progress
+
+FILE_NAME = "left_out.jsonl"
+_FEWEST_STEPS = 16  # that a median is taken of: the first steps of a run differ too much
+
+
+class BadBatch(RuntimeError):
+    """A step that was not taken, on any rank; the text says what was wrong with its batch."""
+
+
+class Limits(NamedTuple):
+    """The largest loss and gradient norm with which a step is taken."""
+
+    loss: float = math.inf
+    grad_norm: float = math.inf
+
+
+NO_LIMITS = Limits()
+
+
+class Guard:
+    """What every rank knows of the steps so far, and decides from it. `progress`: at the start."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self.settings = config.guard
+        self.recent = list(progress.recent)
+        ledger = _read(config.run_dir / FILE_NAME)
+        self.left_out = sorted({*progress.left_out, *ledger})
+        self._ledger = config.run_dir / FILE_NAME
+
+    def progress(self, step: int) -> Progress:
+        """Where the run stands after `step` steps."""
+        return Progress(step, tuple(self.left_out), tuple(self.recent))
+
+    def next_step(self, step: int) -> int:
+        """`step`, or the first after it whose batch is not left out."""
+        for first, last, _ in self.left_out:
+            if first <= step <= last:
+                step = last + 1
+        return step
+
+    def limits(self) -> Limits:
+        if len(self.recent) < _FEWEST_STEPS:
+            return NO_LIMITS
+        loss, norm = map(statistics.median, zip(*self.recent, strict=True))
+        above, times = self.settings.loss_spike, self.settings.grad_spike
+        return Limits(loss + above if above else math.inf, norm * times if times else math.inf)
+
+    def accept(self, metrics: Mapping[str, float]) -> None:
+        """A step was taken."""
+        self.recent.append((metrics["loss"], metrics["grad_norm"]))
+        del self.recent[: -self.settings.window_steps]
+
+    def leave_out(self, first: int, last: int, reason: str, writes: bool) -> None:
+        """Never train steps first … last; one rank `writes` that down for all.
+
+        BadBatch where that happened too often of late.
+        """
+        self.left_out = sorted({*self.left_out, LeftOut(first, last, reason)})
+        if writes:
+            lines = (json.dumps(entry._asdict()) + "\n" for entry in self.left_out)
+            beside = self._ledger.with_suffix(".partial")
+            write_durably(beside, "".join(lines))
+            beside.replace(self._ledger)
+        window, most = self.settings.window_steps, self.settings.most_bad_batches
+        of_late = [entry for entry in self.left_out if entry.last > last - window]
+        if len(of_late) > most:
+            raise BadBatch(
+                f"{reason}; that is {len(of_late)} bad batches within {window} steps, and "
+                f"guard.most_bad_batches = {most}: look at the data, or lower optim.lr"
+            )
+
+
+def _read(path: Path) -> list[LeftOut]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [LeftOut(**json.loads(line)) for line in lines]

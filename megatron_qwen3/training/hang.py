@@ -1,0 +1,110 @@
+"""End a run that hangs, and say where: a heartbeat on every rank.
+
+    with Heartbeat(seconds, run_dir, rank) as heartbeat:
+        heartbeat.beat("step 12")          # after every step, evaluated source and save
+
+When no beat comes for `seconds`, a thread prints one line, with the place in the program and the
+collective that the rank waits for, writes the stacks of all its threads and torch's flight recorder
+to {run folder}/hang/, and ends the process with status HUNG, so that a launcher starts the ranks
+again. Each rank speaks for itself: one that is stopped or dead is the one that says nothing, and
+one that is in no collective is the one that the others wait for.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+HUNG = 70  # EX_SOFTWARE of sysexits.h
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+class Heartbeat:
+    """Watches the thread that makes it. seconds = 0 watches nothing."""
+
+    def __init__(self, seconds: float, run_dir: Path, rank: int) -> None:
+        self.seconds, self.folder, self.rank = seconds, run_dir / "hang", rank
+        self._watched = threading.get_ident()
+        self._last, self._doing = time.monotonic(), "the start"
+        self._over = threading.Event()
+
+    def beat(self, done: str) -> None:
+        """Something was done."""
+        self._last, self._doing = time.monotonic(), done
+
+    def __enter__(self) -> Self:
+        if self.seconds:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self.seconds / 10)):
+            if time.monotonic() - self._last > self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        frame = sys._current_frames().get(self._watched)
+        waiting = active_collective()
+        print(
+            f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
+            f"{self.seconds:g} s since {self._doing}; in {place(frame)}"
+            + (f", waits for {waiting}" if waiting else ", in no collective"),
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"rank_{self.rank}.txt").open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+                file.write(f"\n{json.dumps(recorded(), indent=1)}\n")
+        finally:
+            os._exit(HUNG)
+
+
+def place(frame: FrameType | None) -> str:
+    """The innermost line of ours in a stack, and the innermost of all."""
+    if frame is None:
+        return "no Python code"
+    stack = traceback.extract_stack(frame)
+    ours = [entry for entry in stack if entry.filename.startswith(_PACKAGE)]
+    lines = [*ours[-1:], stack[-1]] if ours and ours[-1] is not stack[-1] else [stack[-1]]
+    return ", at ".join(
+        f"{Path(line.filename).name}:{line.lineno} {line.name} ({line.line})" for line in lines
+    )
+
+
+def active_collective() -> str:
+    """The oldest collective of this rank that is not done, for people; "" where there is none."""
+    active = [entry for entry in recorded() if not entry.get("retired", True)]
+    if not active:
+        return ""
+    entry = active[0]
+    group, about = entry["process_group"]
+    name = entry["profiling_name"].partition(":")[2]
+    number, sizes = entry["collective_seq_id"], entry["input_sizes"]
+    return f"{name} number {number} of group {about or group}, {sizes}"
+
+
+def recorded() -> list[dict[str, Any]]:
+    """torch's flight recorder: the last collectives of this rank; [] where it kept none."""
+    import torch._C._distributed_c10d as c10d
+
+    try:
+        return json.loads(c10d._dump_fr_trace_json(True, False)).get("entries", [])
+    except Exception:  # it is not in every build of torch, and never the reason to be here
+        return []

@@ -1,0 +1,100 @@
+"""Keeps a run alive between its steps: saves, stop requests, heartbeat, slow ranks.
+
+    with Keeper(engine, config, log) as keeper:
+        ...
+        keeper.save(progress)                 # starts to save; steps go on
+        if keeper.check(step, seconds): ...   # after every step, on all ranks: stop now?
+        keeper.finish(progress)               # the last save, and waits for it
+
+What there is to tell goes to the log. `saver.py`, `stop.py`, `watch.py` and `hang.py` do the work.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch.distributed as dist
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.storage import folder
+from megatron_qwen3.training import stop
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.hang import Heartbeat
+from megatron_qwen3.training.metrics import RunLog
+from megatron_qwen3.training.progress import Progress
+from megatron_qwen3.training.saver import IDLE, SaveFailed, Saver
+from megatron_qwen3.training.stop import StopRequest
+from megatron_qwen3.training.watch import Watch, hosts_of_ranks
+
+
+class Keeper:
+    """One per rank, called alike on all."""
+
+    def __init__(self, engine: Engine, config: Config, log: RunLog, request: StopRequest) -> None:
+        self.engine, self.config, self.log, self.request = engine, config, log, request
+        self.saver = Saver(engine, config)
+        self.watch = Watch(hosts_of_ranks(), engine.layout.pipeline, config.guard.slow_rank)
+        seconds, rank = config.guard.hang_seconds, dist.get_rank()
+        self.heartbeat = Heartbeat(seconds, config.run_dir, rank)
+
+    def check(self, step: int, seconds: float) -> bool:
+        """After a step that took `seconds`: whether the run stops now, to be continued."""
+        self.heartbeat.beat(f"step {step}")
+        busy = self.engine.clock.seconds()
+        roll = self.watch.roll_call(self.request.reason(seconds), self.saver.state, busy)
+        self._observe(roll.saves)
+        if slow := self.watch.slow_ranks(roll.busy_seconds):
+            self.log.note(slow)
+        if roll.stop:
+            self.log.note(f"{stop.told(roll.stop)} after step {step}: saving, to be continued")
+        return bool(roll.stop)
+
+    def save(self, progress: Progress) -> None:
+        """Begin to save; a save that is still under way is waited for. A failed one is told."""
+        if self.saver.state != IDLE:
+            self.log.note(
+                f"step {progress.step} is to be saved while the save before it is still under "
+                "way: waiting; a faster disk or a larger checkpoint.every_steps helps"
+            )
+            self.settle()
+        self.saver.start(progress)
+        if not self.config.checkpoint.asynchronous:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is being saved; a failure is told."""
+        try:
+            self._tell(self.saver.wait())
+        except SaveFailed as error:
+            self.log.note(f"{error}; the run goes on")
+        self.heartbeat.beat("a save")
+
+    def finish(self, progress: Progress) -> None:
+        """Have this very step saved. SaveFailed, on every rank, where it cannot be."""
+        self.settle()
+        last = folder.newest(self.config.run_dir)
+        if last is None or folder.step_of(last) != progress.step:
+            self.saver.start(progress)
+            self._tell(self.saver.wait())
+
+    def _observe(self, saves: list[int]) -> None:
+        try:
+            self._tell(self.saver.observe(saves))
+        except SaveFailed as error:
+            self.log.note(f"{error}; the run goes on")
+
+    def _tell(self, saved: Path | None) -> None:
+        if saved:
+            self.log.note(f"saved {saved}")
+
+    def __enter__(self) -> Self:
+        self.heartbeat.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.heartbeat.__exit__(kind, error, trace)

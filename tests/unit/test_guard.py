@@ -1,0 +1,117 @@
+"""Guards without ranks: limits, what is left out, stop requests, slow ranks, advice."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from megatron_qwen3.config import load
+from megatron_qwen3.training import stop
+from megatron_qwen3.training.failures import explain
+from megatron_qwen3.training.guard import BadBatch, Guard, Limits
+from megatron_qwen3.training.progress import LeftOut, Progress
+from megatron_qwen3.training.stop import StopRequest
+from megatron_qwen3.training.watch import Watch
+
+
+def config_of(tmp_path, *more):
+    return load([], ["model.preset=tiny-dense", "train.steps=100", f"run.dir={tmp_path}", *more])
+
+
+def accepted(guard, count=16, loss=2.0, norm=1.0):
+    for _ in range(count):
+        guard.accept({"loss": loss, "grad_norm": norm})
+
+
+def test_limits_are_above_the_median_of_recent_steps(tmp_path):
+    guard = Guard(config_of(tmp_path, "guard.loss_spike=0.5", "guard.grad_spike=4"), Progress())
+    accepted(guard, 15)
+    assert guard.limits() == Limits()
+    accepted(guard, 1, loss=90, norm=90)
+    assert guard.limits() == Limits(loss=2.5, grad_norm=4.0)
+    assert Guard(config_of(tmp_path), guard.progress(16)).limits() == Limits()  # off by default
+
+
+def test_a_resumed_guard_decides_as_the_one_that_was_saved(tmp_path):
+    config = config_of(tmp_path, "guard.loss_spike=0.1", "guard.window_steps=20")
+    guard = Guard(config, Progress())
+    for step in range(50):
+        guard.accept({"loss": 1 / (step + 3), "grad_norm": 0.1 * step})
+    guard.leave_out(50, 50, "bad", writes=False)
+    saved = guard.progress(51)
+    (tmp_path / "progress.json").write_text(saved.to_json())
+    again = Progress.read(tmp_path)
+    assert again == saved and again.updates == 50
+    assert Guard(config, again).limits() == guard.limits()
+
+
+def test_what_is_left_out_survives_a_kill_before_the_next_checkpoint(tmp_path):
+    config = config_of(tmp_path)
+    config.run_dir.mkdir()
+    Guard(config, Progress()).leave_out(4, 9, "a spike", writes=True)
+    again = Guard(config, Progress(step=4))
+    assert [again.next_step(step) for step in (3, 4, 7, 10)] == [3, 10, 10, 10]
+    assert again.progress(10).updates == 4
+    assert again.left_out == [LeftOut(4, 9, "a spike")]
+
+
+def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):
+    config = config_of(tmp_path, "guard.window_steps=16", "guard.most_bad_batches=2")
+    guard = Guard(config, Progress())
+    for step in (10, 30, 50, 60):
+        guard.leave_out(step, step, "bad", writes=False)
+    with pytest.raises(BadBatch, match="3 bad batches within 16 steps.*most_bad_batches = 2"):
+        guard.leave_out(65, 65, "bad", writes=False)
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_asks_for_a_stop(tmp_path, name):
+    before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        request = StopRequest(config_of(tmp_path))
+        assert request.reason(1.0) == 0
+        os.kill(os.getpid(), signal.Signals[name])
+        assert stop.told(request.reason(1.0)) == name
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_time_limit_leaves_room_for_a_step_and_the_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    config = config_of(tmp_path, "run.time_limit_minutes=10", "run.stop_early_seconds=100")
+    assert StopRequest(config).reason(490) == 0
+    assert stop.told(StopRequest(config).reason(510)) == "the time limit"
+    without = replace(config, run=replace(config.run, time_limit_minutes=0.0))
+    assert StopRequest(without).reason(1e9) == 0
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 130))
+    assert StopRequest(config).reason(10) == 0
+    assert stop.told(StopRequest(without).reason(40)) == "the time limit"
+
+
+def test_a_slow_rank_is_named_with_its_host_and_compared_within_its_stage():
+    watch = Watch([f"n{rank}" for rank in range(8)], stages=2, slow_rank=1.3, steps=3)
+    seconds = [1.0, 1.0, 1.5, 1.0, 3.0, 3.0, 3.0, 3.1]  # the second stage has more to do
+    assert [watch.slow_ranks(seconds) for _ in range(2)] == ["", ""]
+    told = watch.slow_ranks(seconds)
+    assert told.startswith("slow: rank 2 on n2 1.50 times the median of its stage (1 to 3.1 s")
+    assert "rank 7" not in told
+    once = [watch.slow_ranks(s) for s in (seconds, [1.0] * 8, [1.0] * 8)]
+    assert once == ["", "", ""]  # a single slow step is no slow rank
+
+
+def test_out_of_memory_is_told_with_what_to_change(tmp_path):
+    config = config_of(tmp_path, "train.micro_batch=4", "optim.distributed=false")
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ):
+        told = explain(error, config)
+        assert "rank 0 on " in told and "out of memory" in told
+        assert "train.micro_batch=2" in told and "parallel.recompute=selective" in told
+        assert "optim.distributed=true" in told and "parallel.tensor=2" in told
+    assert "lost another rank" in explain(RuntimeError("Connection closed by peer [x]"), config)
+    assert explain(RuntimeError("shapes do not match"), config) == ""
