@@ -70,8 +70,10 @@ class Keeper:
         self.heartbeat.beat("a save")
 
     def finish(self, progress: Progress) -> None:
-        """Have this very step saved. SaveFailed, on every rank, where it cannot be."""
-        self.settle()
+        """Have this very step saved. SaveFailed, on every rank, where it cannot be.
+
+        Nothing else is under way.
+        """
         last = folder.newest(self.config.run_dir)
         if last is None or folder.step_of(last) != progress.step:
             self.saver.start(progress)
