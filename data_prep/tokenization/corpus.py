@@ -60,45 +60,45 @@ def tokenize(
     with _errors_for_people(out):
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
-        with Progress(total) as progress, Pool(options.workers, progress.advance) as pool:
+        with Progress(total) as progress:
             job = _settled(plan, out, options, progress)
             if options.tasks > len(plan.groups):
                 progress.say(
                     f"{len(plan.groups)} groups of inputs are less than {options.tasks} tasks, of "
                     "which the last have nothing to do; smaller groups share the work out"
                 )
-            for group in mine:
-                _do_group(job, group, pool, progress)
+            with Pool(options.workers, job, progress.advance) as pool:
+                for group in mine:
+                    _do_group(job, group, pool, progress)
         return groups.finish(job)
 
 
-def _do_group(job: Job, group: int, pool: Pool, progress: Progress) -> None:
+def _do_group(job: Job, group: int, pool: Pool[Job], progress: Progress) -> None:
     size = _group_bytes(job.plan, group)
-    if groups.is_done(job, group):
-        progress.skip(size)
-        groups.clean_up(job, group)
-        return
     with owned(job.work_folder(group)):
-        units = groups.open_units(job, group)
-        todo = sum(unit.part.end - unit.part.start for unit in units)
-        progress.skip(UNITS_SHARE * (size - todo))
-        progress.stage("tokenizing", todo, UNITS_SHARE * todo)
-        for _ in pool.run(tokenize_unit, [(job, group, unit) for unit in units]):
-            pass
-        shards = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
-        groups.close_group(job, group, shards)
+        if groups.is_done(job, group):
+            progress.skip(size)
+        else:
+            units = groups.open_units(job, group)
+            todo = sum(unit.part.end - unit.part.start for unit in units)
+            progress.skip(UNITS_SHARE * (size - todo))
+            progress.stage("tokenizing", todo, UNITS_SHARE * todo)
+            for _ in pool.run(tokenize_unit, [(group, unit) for unit in units]):
+                pass
+            shards = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
+            groups.close_group(job, group, shards)
     groups.clean_up(job, group)
 
 
 def _write_shards(
-    job: Job, group: int, pool: Pool, progress: Progress, share_bytes: float
+    job: Job, group: int, pool: Pool[Job], progress: Progress, share_bytes: float
 ) -> list[Shard]:
     """All shards of the group, in the order of their labels, those of earlier runs among them."""
     pieces = groups.plan_pieces(job, group)
     shards = {piece.path: groups.written(job, piece) for piece in pieces}
     todo = [piece for piece in pieces if shards[piece.path] is None]
     progress.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
-    for shard in pool.run(write_piece, [(job, piece) for piece in todo]):
+    for shard in pool.run(write_piece, [(piece,) for piece in todo]):
         if shard is not None:
             shards[shard.path] = shard
     return [shard for shard in shards.values() if shard is not None]

@@ -1,10 +1,10 @@
 """Processes that share out a list of calls, report what they have done, and never outlive us.
 
-    with Pool(workers, show) as pool:
-        for result in pool.run(tokenize_unit, [(job, 0, unit), ...]): ...
+    with Pool(workers, job, show) as pool:
+        for result in pool.run(tokenize_unit, [(0, unit), ...]): ...
 
-`function(*arguments, tick)` calls tick(bytes) now and then; `show` gets the bytes since the last
-time. One worker is this process itself.
+`function(job, *arguments, tick)` calls tick(bytes) now and then; `show` gets the bytes since the
+last time. The job, which may be large, goes to each process once. One worker is this process.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from megatron_qwen3.config import ConfigError
 
 POLL_SECONDS = 0.25
+Job = TypeVar("Job")
 
 
-class Pool:
+class Pool(Generic[Job]):
     """ConfigError where a worker is killed: what it had not finished is done by another run."""
 
-    def __init__(self, workers: int, show: Callable[[int], None]) -> None:
-        self._show = show
+    def __init__(self, workers: int, job: Job, show: Callable[[int], None]) -> None:
+        self._job, self._show = job, show
         self._executor: ProcessPoolExecutor | None = None
         if workers > 1:
             context = multiprocessing.get_context("spawn")
             self._bytes = context.Value("q", 0)
             self._stop = context.Event()
             self._executor = ProcessPoolExecutor(
-                workers, context, initializer=_begin, initargs=(self._bytes, self._stop)
+                workers, context, initializer=_begin, initargs=(job, self._bytes, self._stop)
             )
 
     def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """The results, as they come. The first error stops the others and is raised."""
         if self._executor is None:
             for arguments in calls:
-                yield function(*arguments, self._show)
+                yield function(self._job, *arguments, self._show)
             return
         pending = {self._executor.submit(_call, function, arguments) for arguments in calls}
         shown = self._bytes.value
@@ -78,12 +79,13 @@ class _Stopped(Exception):
     """Another process failed, or the user stopped the run."""
 
 
+_job: Any
 _tick: Callable[[int], None]
 
 
-def _begin(count: Any, stop: Any) -> None:
+def _begin(job: Any, count: Any, stop: Any) -> None:
     """What a worker does first: it leaves Ctrl-C to its parent, and dies with it."""
-    global _tick
+    global _job, _tick
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes share the cores, not threads
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -94,7 +96,7 @@ def _begin(count: Any, stop: Any) -> None:
         with count.get_lock():
             count.value += amount
 
-    _tick = tick
+    _job, _tick = job, tick
 
 
 def _die_with_parent() -> None:
@@ -105,4 +107,4 @@ def _die_with_parent() -> None:
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(*arguments, _tick)
+    return function(_job, *arguments, _tick)

@@ -163,7 +163,7 @@ def _sections(rows: npt.NDArray[Any]) -> Iterator[Section]:
 
 
 def _read(source: Source, dtype: np.dtype[Any], low: int, high: int) -> Table:
-    """A section's documents with keys in [low, high); tokens and ids stay in the file."""
+    """A section's documents with keys in [low, high), as copies: a map holds its file open."""
     data = np.memmap(source.path, np.uint8, "r")
     rows_at = 8 * source.run_documents
     tokens_at = rows_at + ROW.itemsize * source.run_documents
@@ -176,7 +176,7 @@ def _read(source: Source, dtype: np.dtype[Any], low: int, high: int) -> Table:
     tokens = data[tokens_at:ids_at].view(dtype)[_span(rows, "start", "length")]
     ids = data[ids_at:][_span(rows, "id_start", "id_bytes")]
     rows["line"] += source.lines_before
-    return Table(tokens, keys[start:end], rows, ids)
+    return Table(np.array(tokens), np.array(keys[start:end]), rows, np.array(ids))
 
 
 def _span(rows: npt.NDArray[Any], start: str, length: str) -> slice:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -190,6 +191,22 @@ def test_workers_and_engine_do_not_change_a_byte(
     for name, chosen in (("one", ONE), ("other", options)):
         tokenize([corpus], tmp_path / name, settings(tokenizer), chosen)
     assert digests(tmp_path / "one") == digests(tmp_path / "other")
+
+
+def test_more_units_than_files_may_be_open_at_once(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "UNIT_BYTES", 200)
+    rows = [json.dumps(row) for row in documents(500)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        report = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", Settings(tokenizer), ONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert report is not None
+    assert sum(shard.documents for shard in report.shards) == 500
 
 
 def test_tasks_share_a_folder_and_the_last_one_writes_the_inventory(
