@@ -55,9 +55,7 @@ def labelling(settings: CleanSettings) -> list[EachDocument]:
         EachDocument("Language", _Language(settings, language)),
         EachDocument("Quality", _Quality(settings.filters, models)),
     ]
-    scores: dict[str, str] = {
-        name: models[name] for name in ("quality", "education", "safety") if name in models
-    }
+    scores = {name: file for name, file in models.items() if name in _SCORES}
     if scores:
         steps.append(EachDocument("Models", _Models(scores, settings.min_safety)))
     if settings.evaluation:

@@ -17,19 +17,21 @@ died leaves nothing that another takes for whole. So what was interrupted is sim
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, NamedTuple
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.logging import logger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -87,7 +89,8 @@ def stages(settings: CleanSettings) -> list[Stage]:
 def run_local(settings: CleanSettings, workers: int) -> None:
     """All stages in processes of this machine, with a bar. The first error of a task is raised."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
-    multiprocess.set_forkserver_preload([__name__])  # workers find everything imported
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])  # workers find everything imported
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,10 +98,23 @@ def run_local(settings: CleanSettings, workers: int) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(file=sys.stderr)  # this one, whatever stands in its place meanwhile
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        for stage in stages(settings):
-            _run_stage(stage, settings, workers, bar)
+    console = Console(stderr=True)
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+        ProcessPoolExecutor(workers, processes, _begin_worker) as pool,
+    ):
+        try:
+            for stage in stages(settings):
+                _run_stage(stage, settings, pool, bar)
+        except BaseException as error:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ConfigError(
+                    "a worker was killed, perhaps for want of memory: take fewer --workers or more "
+                    "--tasks than now; the same command goes on"
+                ) from None
+            raise
 
 
 def run_slurm(
@@ -155,47 +171,53 @@ def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> N
         ).run()
 
 
-class _Local(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's, with its messages in the log files alone: the terminal has the bar."""
+class _Local(PipelineExecutor):  # type: ignore[misc]
+    """datatrove's way to run tasks, in a pool that notices when a worker is killed.
 
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        try:
-            return super()._run_for_rank(rank, local_rank=1, node_rank=node_rank)
-        finally:
-            logger.remove()  # which came back when the task's log was closed
+    Its own LocalPipelineExecutor would wait for that worker's task for ever.
+    """
+
+    def __init__(self, stage: Stage, logs: Path) -> None:
+        super().__init__(stage.pipeline, str(logs))
+        self._tasks = stage.tasks
+
+    @property
+    def world_size(self) -> int:
+        return self._tasks
+
+    def get_distributed_env(self, node_rank: int = -1) -> Any:
+        return LocalPipelineExecutor.get_distributed_env(self, node_rank)
+
+    def run(self) -> None:
+        for task in self.get_incomplete_ranks():
+            self.run_task(task)
+
+    def run_task(self, task: int) -> None:
+        """Here and now. A copy is run: steps keep counts."""
+        deepcopy(self)._run_for_rank(task)
 
 
-def _run_stage(stage: Stage, settings: CleanSettings, workers: int, bar: Progress) -> None:
+def _run_stage(
+    stage: Stage, settings: CleanSettings, pool: ProcessPoolExecutor, bar: Progress
+) -> None:
+    """The tasks of a stage that are still to be done."""
     done, total = _measure(stage, settings)
     row = bar.add_task(f"{stage.name:8}", total=total)
-    with _watched(lambda: bar.update(row, completed=done())):
-        _Local(
-            pipeline=stage.pipeline,
-            tasks=stage.tasks,
-            workers=min(workers, stage.tasks),
-            logging_dir=str(_logs(settings, stage)),
-        ).run()
+    executor = _Local(stage, _logs(settings, stage))
+    executor.save_executor_as_json()
+    waiting = {pool.submit(executor.run_task, task) for task in executor.get_incomplete_ranks()}
+    while waiting:
+        ended, waiting = wait(waiting, _WATCH_SECONDS, FIRST_EXCEPTION)
+        for future in ended:
+            future.result()
+        bar.update(row, completed=done())
     bar.update(row, completed=total)
 
 
-@contextmanager
-def _watched(show: Callable[[], None]) -> Iterator[None]:
-    """Call `show` now and then while the block runs, whose own messages are kept back."""
-    over = Event()
-
-    def watch() -> None:
-        while not over.wait(_WATCH_SECONDS):
-            show()
-
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    logger.remove()
-    try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-            yield
-    finally:
-        over.set()
-        watcher.join()
+def _begin_worker() -> None:
+    """The terminal is the bar's: a task's messages are in its log, its error goes to the caller."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
 
 
 def _measure(stage: Stage, settings: CleanSettings) -> tuple[Callable[[], float], float]:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("datatrove")
@@ -44,23 +45,31 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def test_a_killed_cleaning_goes_on_to_the_same_result(corpus):
+def test_a_killed_worker_ends_the_command_which_then_goes_on_to_the_same_result(corpus):
     done = _clean(corpus, "whole", "--tasks", "6", "--workers", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "270 of 300 documents kept" in done.stdout
     assert "ready for tools/tokenize_corpus.py" in done.stdout
     again = _command(corpus, "again", "--tasks", "6", "--workers", "2")
-    process = subprocess.Popen(again, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(again, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     labelled = corpus / "again/work/labelled"
     while not (labelled.exists() and any(labelled.iterdir())):
         assert process.poll() is None
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(_workers(process.pid)[-1], signal.SIGKILL)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert "a worker was killed" in message and "Traceback" not in message
     assert not (corpus / "again/report.json").exists()
     done = _clean(corpus, "again", "--tasks", "6", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert _result(corpus / "again") == _result(corpus / "whole")
+
+
+def _workers(parent: int) -> list[int]:
+    """The processes that run tasks: children of the server that forks them."""
+    children = psutil.Process(parent).children(recursive=True)
+    return [child.pid for child in children if child.ppid() != parent]
 
 
 def test_a_full_disk_stops_with_a_message_and_later_goes_on(corpus):
