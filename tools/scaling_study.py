@@ -2,6 +2,9 @@
 
     python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
     python tools/scaling_study.py validate published.csv
+    python tools/scaling_study.py dry-run examples/models/qwen3_235b_a22b.toml --world-size 256
+    python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
+    python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
 
 Each command's --help has examples. Commands live in tools/scaling, one module each: `add_parser`
 says what it takes, the function it sets as `run` does it and returns the exit status.

@@ -2,10 +2,11 @@
 
 A study file names models, layouts and GPU counts, for weak scaling (constant work per GPU) and
 strong (constant work). Without --local the points that are not done yet become SLURM job arrays,
-one per GPU count; --submit hands them to sbatch. With --local they run here, one after the other,
-with gloo ranks where there is no GPU. Points that are done are not run again, so a study may be
-interrupted and called again. Whatever is done is reported: efficiency curves, a law through each,
-and for hardware that the study names the planner's prediction and the cost per token.
+one per GPU count; --submit hands them to sbatch (not twice: it does not see what waits in the
+queue). With --local they run here, one after the other, with gloo ranks where there is no GPU.
+Points that are done are not run again, so a study may be interrupted and called again. Whatever is
+done is reported: efficiency curves, a law through each, and for hardware that the study names the
+planner's prediction and the cost per token.
 """
 
 import argparse
