@@ -91,10 +91,10 @@ def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
     title = f"{name} on {world_size} ranks, {config.train.precision}: GiB of one rank, and bytes"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("stage", justify="right")
-    table.add_column("layers")
-    table.add_column("ranks")
+    table.add_column("layers", overflow="fold")
+    table.add_column("ranks", overflow="fold")
     for header in ("parameters", "weights", "gradients", "optimizer", "bytes together"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True, min_width=7)
     for role in roles:
         sizes = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
         table.add_row(
@@ -132,7 +132,7 @@ def _shapes(role: "Role") -> Table:
         box=box.SIMPLE_HEAD,
     )
     for header in ("weight", "shape", "type"):
-        table.add_column(header)
+        table.add_column(header, overflow="fold")
     for tensor in role.tensors:
         table.add_row(tensor.name, " × ".join(map(str, tensor.shape)), tensor.dtype)
     return table
