@@ -159,7 +159,7 @@ def test_command_prints_a_table_with_the_fewest_ranks_that_hold_the_layout():
     assert smallest_world(config.parallel) == 4
     status, out, _ = dry_run_command("model.preset=tiny-moe", "parallel.expert=4", "--shapes")
     assert status == 0
-    for text in ("tiny-moe on 4 ranks", "0-3", "embedding 0-3 logits", "2 × 128 × 64"):
+    for text in ("tiny-moe on 4 ranks", "0-3", "emb 0-3 out", "2 × 128 × 64"):
         assert text in out
 
 

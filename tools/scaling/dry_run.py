@@ -89,12 +89,11 @@ def _as_dict(role: "Role") -> dict[str, Any]:
 def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
     name = config.model.preset or "model"
     title = f"{name} on {world_size} ranks, {config.train.precision}: GiB of one rank, and bytes"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("stage", justify="right")
-    table.add_column("layers", overflow="fold")
-    table.add_column("ranks", overflow="fold")
-    for header in ("parameters", "weights", "gradients", "optimizer", "bytes together"):
-        table.add_column(header, justify="right", no_wrap=True, min_width=7)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for header in ("stage", "layers", "ranks"):
+        table.add_column(header, overflow="fold")
+    for header in ("parameters", "weights", "grads", "optim", "bytes together"):
+        table.add_column(header, justify="right", no_wrap=True)  # a cut number is a wrong one
     for role in roles:
         sizes = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
         table.add_row(
@@ -109,9 +108,9 @@ def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
 
 
 def _layers(role: "Role") -> str:
-    """`embedding 0-10`; model chunks are joined by `+`."""
+    """`emb 0-10`; model chunks are joined by `+`, and `out` is the output layer."""
     chunks = " + ".join(map(_spans, role.layers))
-    return " ".join(["embedding"] * role.has_embedding + [chunks] + ["logits"] * role.has_logits)
+    return " ".join(["emb"] * role.has_embedding + [chunks] + ["out"] * role.has_logits)
 
 
 def _spans(numbers: Sequence[int]) -> str:
