@@ -5,6 +5,7 @@ run must equal those of one that nothing happens to, to the bit.
 """
 
 import json
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_two_nodes_train(undisturbed):
     assert [step for step, _ in undisturbed.losses] == list(range(1, STEPS + 1))
     assert undisturbed.losses[-1][1] < undisturbed.losses[0][1] - 1
     assert "start 1.0: 2 ranks on 127.0.0.[11-12]" in undisturbed.log
+
+
+def test_a_signal_before_the_time_limit_saves_requeues_and_resumes(run, undisturbed, cluster):
+    run.wait_for_step(SAVE_EVERY + 5)
+    cluster.run("scancel", "--batch", "--signal=USR1", run.job)  # as --signal=B:USR1@… does
+    run.wait()
+    saved = [int(step) for step in re.findall(r"saved .*/step_(\d+)", run.log)]
+    assert any(step % SAVE_EVERY for step in saved), f"saved only as ever: {saved}"
+    assert cluster.job(run.job)["Restarts"] == "1"
+    assert "start 2.0: 2 ranks" in run.log and "resumed from" in run.log
+    assert run.losses == undisturbed.losses
 
 
 def test_a_job_whose_node_dies_goes_on_elsewhere(run, undisturbed, cluster):
