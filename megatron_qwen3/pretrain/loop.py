@@ -99,6 +99,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
             else:
                 step += 1
                 guard.accept(metrics)
+                metrics["tokens"] = inputs.record.tokens_after(step)
                 log.train(step, metrics, rate, time.perf_counter() - began)
             if step == config.steps or _due(step, config.eval.every_steps):
                 log.evaluation(step, evaluate(engine, mixture, config, keeper.heartbeat.beat))

@@ -13,7 +13,7 @@ earlier than planned.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,22 @@ class Record:
     def starts_after(self, step: int) -> dict[str, Start]:
         """Where every source that was ever read stands after `step` steps."""
         starts = dict(self.idle)
-        parts = [part for part in self.parts if part.first_step < step]
-        for part, after in zip(parts, [*parts[1:], None], strict=True):
-            starts |= part.starts_after(after.first_step if after else step)
+        for part, last in self._lasting(step):
+            starts |= part.starts_after(last)
         return starts
+
+    def tokens_after(self, step: int) -> int:
+        """Tokens trained on in `step` steps of this run."""
+        return sum(
+            (last - part.first_step) * part.global_batch * part.sequence_length
+            for part, last in self._lasting(step)
+        )
+
+    def _lasting(self, step: int) -> Iterator[tuple[Part, int]]:
+        """The parts that have begun before `step`, and the step at which each has ended."""
+        parts = [part for part in self.parts if part.first_step < step]
+        ends = [part.first_step for part in parts[1:]] + [step]
+        return zip(parts, ends, strict=False)
 
     def write(self, run_dir: Path) -> None:
         write_whole(run_dir / FILE_NAME, [json.dumps(_record_json(self)).encode()])

@@ -15,6 +15,7 @@ from ranks import RankError, run_ranks
 from data_prep import tokenizer
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3 import train
+from megatron_qwen3.pretrain.provenance import locate
 from megatron_qwen3.training import checkpoint, engine
 
 STAGE = """
@@ -122,6 +123,35 @@ def test_held_out_loss_does_not_depend_on_the_layout(folder, tmp_path):
         found.append({r["source"]: r["loss"] for r in rows(tmp_path / name, "one", "eval")})
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_run_goes_on_with_other_weights_lengths_and_batches_where_its_sources_stood(
+    folder, tmp_path
+):
+    first = arguments(folder, "one", tmp_path, "train.steps=3")
+    assert run_ranks(run_stage, 2, first) == [0, 0]
+    changed = f"""
+    [data]
+    sources = [
+        {{ name = "words", path = "{folder}/words", weight = 0.2 }},
+        {{ name = "counts", path = "{folder}/counts", weight = 0.8 }},
+    ]
+    """
+    (tmp_path / "changed.toml").write_text(changed)
+    more = (str(tmp_path / "changed.toml"), "data.sequence_length=48", "train.global_batch=6")
+    second = arguments(folder, "one", tmp_path, *more, "data.reset_at_documents=true")
+    assert run_ranks(run_stage, 1, second) == [0]
+    assert [row["step"] for row in rows(tmp_path, "one", "train")] == [1, 2, 3, 4, 5, 6]
+    tokens = [row["tokens"] for row in rows(tmp_path, "one", "train")]
+    assert tokens == [128, 256, 384, 384 + 288, 384 + 2 * 288, 384 + 3 * 288]
+    seen = set()
+    for step in range(1, 7):
+        for row in range(4 if step <= 3 else 6):
+            for piece in locate(tmp_path / "one", step, row).pieces:
+                places = {(piece.shard, piece.place + n) for n in range(len(piece.tokens))}
+                assert not places & seen
+                seen |= places
+    assert len(seen) == tokens[-1]
 
 
 def run_and_stop(arguments, at_step, error):
