@@ -35,7 +35,8 @@ def _evaluated(sources, tokens, *settings):
     config = load([], given)
     engine = Engine(config, start(config))
     feeds = tuple(Feed(source, 1, Start(1)) for source in sources)
-    return evaluate(engine, Mixture(Part(0, 4, LENGTH, None, feeds)), config)
+    mixture = Mixture(Part(0, 4, LENGTH, None, feeds))
+    return evaluate(engine, mixture, config, beat=lambda _: None)
 
 
 def test_many_sources_are_told_by_language_and_domain_in_any_layout(sources):
