@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.config import emit
+from megatron_qwen3.parallel.layout import even_stages
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.settings import SETTINGS
 
@@ -25,12 +26,14 @@ _ABSENT = {
 def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
     """The settings by table."""
     job, layout = plan.job, plan.job.layout
-    precisions = SETTINGS["train.precision"].rule["choices"]
+    known = SETTINGS["train.precision"].rule["choices"]
+    precision = job.precision if job.precision in known else "bf16"
+    is_even = layout.stage_layers == even_stages(job.model.num_layers, len(layout.stage_layers))
     parallel = {
         "tensor": layout.tensor,
         "pipeline": layout.pipeline,
         "virtual_pipeline": layout.virtual,
-        "pipeline_layers": list(layout.stage_layers) if layout.pipeline > 1 else [],
+        "pipeline_layers": [] if is_even else list(layout.stage_layers),
         "expert": layout.expert,
         "expert_tensor": layout.expert_tensor,
         "recompute": plan.recompute,
@@ -43,9 +46,9 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
         "train": {
             "global_batch": question.global_batch,
             "micro_batch": job.micro_batch,
-            "precision": job.precision if job.precision in precisions else "bf16",
+            "precision": precision,
         },
-        "log": {"peak_tflops": question.cluster.peak_flops(job.precision) / 1e12},
+        "log": {"peak_tflops": question.cluster.peak_flops(precision) / 1e12},
     }
 
 

@@ -24,6 +24,7 @@ from megatron_qwen3.planner.step import Step, local_parameters
 from megatron_qwen3.settings import ModelConfig
 
 _LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
+_VARIED = 300  # layouts that are priced with every way to exchange tokens
 _SIMULATED = 60  # layouts that are priced a second time, exactly
 _USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
 
@@ -78,19 +79,29 @@ class Plan:
 def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
     """The `count` fastest layouts that fit, then the fastest that the trainer runs today if it is
     not among them. Empty where none fits."""
-    quick = [
-        (quick_seconds(job, question.cluster, c), recompute, job)
-        for job, recompute in fitting(question)
+    cluster = question.cluster
+    layouts = list(fitting(question))
+    today = [one for one in _fastest(layouts, cluster, c) if not _needs(one[0])]
+    # The last way to exchange tokens is the fastest: what is slow even so need not be varied.
+    at_best = [(_exchanges(question, job)[-1], recompute) for job, recompute in layouts]
+    varied = [
+        (job, recompute)
+        for layout, recompute in _fastest(at_best, cluster, c)[:_VARIED]
+        for job in _exchanges(question, layout)
     ]
-    quick.sort(key=lambda item: item[0] / tokens_per_step(item[2]))
-    chosen = quick[:_SIMULATED]
-    chosen += [item for item in quick[_SIMULATED:] if not _needs(item[2])][: _SIMULATED // 4]
-    plans = [plan(job, recompute, question.cluster, c) for _, recompute, job in chosen]
+    fastest = _fastest(varied, cluster, c)[:_SIMULATED]
+    chosen = dict.fromkeys([*fastest, *today[: _SIMULATED // 4]])
+    plans = [plan(job, recompute, cluster, c) for job, recompute in chosen]
     plans = _distinct(sorted((p for p in plans if p.fits), key=_slowness))
     best = plans[:count]
     if all(p.needs for p in best):
         best += [p for p in plans if not p.needs][:1]
-    return sorted((relieved(p, question.cluster, c) for p in best), key=_slowness)
+    return sorted((relieved(p, cluster, c) for p in best), key=_slowness)
+
+
+def _fastest(jobs: list[tuple[Job, str]], cluster: Cluster, c: Constants) -> list[tuple[Job, str]]:
+    """The fastest first, by the closed form."""
+    return sorted(jobs, key=lambda one: quick_seconds(one[0], cluster, c) / tokens_per_step(one[0]))
 
 
 def _slowness(plan: Plan) -> float:
@@ -131,14 +142,15 @@ def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> Plan:
 
 
 def fitting(question: Question) -> Iterator[tuple[Job, str]]:
-    """Every layout that seems to fit, with the least recomputation that makes it."""
+    """Every layout that seems to fit, with the least recomputation that makes it and NCCL's
+    exchange of tokens."""
     for job in candidates(question):
         for recompute, parts in RECOMPUTED.items():
             if not question.allows("recompute", recompute):
                 continue
             tried = replace(job, recompute=parts)
             if quick_bytes(tried) <= _USABLE * question.cluster.memory_bytes:
-                yield from ((one, recompute) for one in _exchanges(question, tried))
+                yield tried, recompute
                 break
 
 
@@ -232,18 +244,17 @@ def _layout(
     )
 
 
-def _exchanges(question: Question, job: Job) -> Iterator[Job]:
-    """The same layout with every way to exchange tokens that makes a difference."""
+def _exchanges(question: Question, job: Job) -> list[Job]:
+    """The same layout with every way to exchange tokens that differs, the fastest last."""
     if job.layout.expert * job.layout.expert_tensor == 1:
-        yield job
-        return
-    for dispatcher, overlap in itertools.product(question.dispatchers, (False, True)):
-        # Overlap needs a second micro-batch in flight on the rank.
-        in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
-        if overlap and (question.dispatchers == ("alltoall",) or not in_flight):
-            continue
-        if question.allows("dispatcher", dispatcher):
-            yield replace(job, dispatcher=dispatcher, overlap_exchange=overlap)
+        return [job]
+    # Overlap needs a second micro-batch in flight on the rank, and is not the trainer's.
+    in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
+    overlaps = (False, True) if in_flight and question.dispatchers != ("alltoall",) else (False,)
+    return [
+        replace(job, dispatcher=dispatcher, overlap_exchange=overlap)
+        for dispatcher, overlap in itertools.product(question.dispatchers, overlaps)
+    ]
 
 
 def _needs(job: Job) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import cached_property, lru_cache
 
 from megatron_qwen3.planner import network, schedule
+from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.layer_time import Constants, LayerTimer, Pass
@@ -164,19 +165,26 @@ def _transfer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
     return moved / network.rate(layout.pipeline, stride, cluster, c) + _TRANSFER_LATENCY
 
 
-@lru_cache(maxsize=65536)
 def local_parameters(job: Job) -> tuple[int, int]:
     """Dense and expert parameters of the first pipeline rank."""
     layout, model = job.layout, job.model
-    dense = model.vocab_size // layout.tensor * model.hidden_size
-    sparse = 0
-    for stage in range(0, len(layout.stage_layers), layout.pipeline):
-        first = sum(layout.stage_layers[:stage])
-        for layer in range(first, first + layout.stage_layers[stage]):
-            ranks = layout.tensor, layout.expert, layout.expert_tensor
-            here = model.local_elements(layer, *ranks)
-            dense, sparse = dense + here[0], sparse + here[1]
-    return dense, sparse
+    count = sum(layout.stage_layers[0 :: layout.pipeline])
+    sparse_count = count
+    if model.sparse_layers < model.num_layers:
+        sparse_count = round(count * model.sparse_layers / model.num_layers)
+    ranks = layout.tensor, layout.expert, layout.expert_tensor
+    sparse_layer = _layer_elements(model, model.num_layers - 1, *ranks)
+    dense_layer = _layer_elements(model, 0, *ranks)
+    dense = sparse_count * sparse_layer[0] + (count - sparse_count) * sum(dense_layer)
+    embedding = model.vocab_size // layout.tensor * model.hidden_size
+    return dense + embedding, sparse_count * sparse_layer[1]
+
+
+@lru_cache(maxsize=4096)
+def _layer_elements(
+    model: Architecture, layer: int, tensor: int, expert: int, expert_tensor: int
+) -> tuple[int, int]:
+    return model.local_elements(layer, tensor, expert, expert_tensor)
 
 
 def _data_seconds(job: Job, cluster: Cluster, c: Constants, stages: _Stages) -> tuple[float, float]:

@@ -68,8 +68,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--today", action="store_true", help="only what this trainer has: no cp, FP8, DeepEP"
     )
-    for name, (_, kind) in _PINS.items():
-        parser.add_argument(f"--{name}", type=kind, help="pin it")
+    for name, (setting, kind) in _PINS.items():
+        parser.add_argument(f"--{name}", type=kind, help=f"pin {setting.replace('_', ' ')}")
     parser.add_argument("--top", type=int, default=10, help="layouts that are shown (10)")
     parser.add_argument("--choose", type=int, help="layout to write; the best that runs today")
     parser.add_argument("--out", type=Path, default=Path("plan.toml"), help="settings (plan.toml)")
@@ -131,6 +131,10 @@ def question_of(given: argparse.Namespace) -> Question:
     return question
 
 
+def _name(question: Question) -> str:
+    return question.model.preset or "the model"
+
+
 def model_of(name: str) -> ModelConfig:
     """A preset by its name or size, or the model of a TOML file."""
     if name.endswith(".toml"):
@@ -155,7 +159,7 @@ def _precisions(asked: str, cluster: hardware.Cluster) -> tuple[str, ...]:
 def why_none(question: Question) -> str:
     """Why no layout is possible, and the nearest that is."""
     smallest = search.least_memory(question)
-    where = f"{question.model.preset or 'the model'} on {question.gpus} {question.cluster.name}"
+    where = f"{_name(question)} on {question.gpus} {question.cluster.name}"
     if smallest is None:
         return f"no layout of {where} divides as asked: {_undivided(question)}"
     job, recompute = smallest
@@ -239,7 +243,7 @@ def as_dict(
 ) -> dict[str, Any]:
     """Everything, for programs; seconds, bytes, tokens."""
     return {
-        "model": question.model.preset,
+        "model": _name(question),
         "gpu": question.cluster.name,
         "gpus": question.gpus,
         "sequence_length": question.sequence_length,
@@ -279,7 +283,7 @@ def _plan_dict(question: Question, plan: Plan, tokens: float) -> dict[str, Any]:
 def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) -> Table:
     cluster = question.cluster
     title = (
-        f"{question.model.preset} on {question.gpus} {cluster.name} ({cluster.memory_gb:g} GB), "
+        f"{_name(question)} on {question.gpus} {cluster.name} ({cluster.memory_gb:g} GB), "
         f"{question.global_batch:,} sequences of {question.sequence_length:,} per step"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))

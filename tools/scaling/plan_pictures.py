@@ -25,7 +25,9 @@ def draw(question: Question, plans: list[Plan], path: Path) -> None:
         _stack(right, names, [plan.step.parts for plan in plans])
         right.set_xlabel("seconds per step")
         right.set_yticks([])
-        figure.suptitle(f"{question.model.preset} on {question.gpus} {question.cluster.name}")
+        figure.suptitle(
+            f"{question.model.preset or 'model'} on {question.gpus} {question.cluster.name}"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160, facecolor="white")
 
