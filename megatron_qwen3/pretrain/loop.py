@@ -79,7 +79,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
     with (
         RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log,
-        Keeper(engine, config, log, request) as keeper,
+        Keeper(engine, config, log, request, saved_step=step) as keeper,
     ):
         log.note(origin)
         if step and inputs.record.parts[-1].first_step == step:

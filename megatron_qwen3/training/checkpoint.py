@@ -46,7 +46,7 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
     else sizes are looked at. Damaged checkpoints are set aside. ConfigError where all are damaged.
     """
     told: list[str] = []
-    while candidate := next(reversed(checkpoints(run_dir)), None):
+    while candidate := _newest_of_first_rank(run_dir):
         faults = _faults(candidate, in_full)
         if not faults:
             return candidate, told
@@ -60,6 +60,13 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
             "delete the folder or choose another run.name"
         )
     return None, told
+
+
+def _newest_of_first_rank(run_dir: Path) -> Path | None:
+    """What the first rank sees, on all ranks: caches of a shared file system may lag behind."""
+    seen = [next(reversed(checkpoints(run_dir)), None)]
+    dist.broadcast_object_list(seen, src=0)
+    return seen[0]
 
 
 def _faults(checkpoint: Path, in_full: bool) -> list[str]:

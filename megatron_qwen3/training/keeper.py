@@ -28,10 +28,13 @@ from megatron_qwen3.training.watch import Watch, hosts_of_ranks
 
 
 class Keeper:
-    """One per rank, called alike on all."""
+    """One per rank, called alike on all. saved_step: that of the checkpoint it was resumed from."""
 
-    def __init__(self, engine: Engine, config: Config, log: RunLog, request: StopRequest) -> None:
+    def __init__(
+        self, engine: Engine, config: Config, log: RunLog, request: StopRequest, saved_step: int
+    ) -> None:
         self.engine, self.config, self.log, self.request = engine, config, log, request
+        self.saved_step = saved_step
         self.saver = Saver(engine, config)
         self.watch = Watch(hosts_of_ranks(), engine.layout.pipeline, config.guard.slow_rank)
         seconds, rank = config.guard.hang_seconds, dist.get_rank()
@@ -74,8 +77,7 @@ class Keeper:
 
         Nothing else is under way.
         """
-        last = folder.newest(self.config.run_dir)
-        if last is None or folder.step_of(last) != progress.step:
+        if self.saved_step != progress.step:
             self.saver.start(progress)
             self._tell(self.saver.wait())
 
@@ -87,6 +89,7 @@ class Keeper:
 
     def _tell(self, saved: Path | None) -> None:
         if saved:
+            self.saved_step = folder.step_of(saved)
             self.log.note(f"saved {saved}")
 
     def __enter__(self) -> Self:
