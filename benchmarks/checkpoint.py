@@ -5,6 +5,8 @@
 One process per side, in turns within one run: every turn is `--every` steps; `never` saves nothing,
 `asynchronous` begins a save after the first of them, `stopping` stops for it. The cost is the
 median, over the rounds, of a side's seconds per turn against those of `never` in the same round.
+CPU seconds of a step and of a save, which other work on the machine hardly moves, bound it from
+above: a save that keeps one core busy that long costs at most that, and less where a core is idle.
 Then the last checkpoint is resumed by a new process: everything up to the first step, and the
 reading (checksums and loading) by itself.
 """
@@ -14,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,8 +46,8 @@ def work(side: str, config: Config, every: int, threads: int, pipe: Connection) 
     tokens = random_tokens(config)
     batch = TokenBatch.of(tokens[:, :-1], tokens[:, 1:])
     engine.train_step(batch, cross_entropy, RATE)
-    pipe.send("ready")
-    done = 0
+    pipe.send(cpu_seconds(lambda: engine.train_step(batch, cross_entropy, RATE), saver))
+    done = 2
     while pipe.recv():
         seconds, copying = [], 0.0
         for index in range(every):
@@ -60,6 +63,26 @@ def work(side: str, config: Config, every: int, threads: int, pipe: Connection) 
             seconds.append(time.perf_counter() - begin)
         saver.wait()
         pipe.send({"seconds": seconds, "first": copying})
+
+
+def cpu_seconds(step: Callable[[], Any], saver: Any) -> dict[str, float]:
+    """CPU seconds of one step, of the copy that it waits for, and of a whole save."""
+    from megatron_qwen3.training.progress import Progress
+
+    begin = time.process_time()
+    step()
+    stepped = time.process_time()
+    saver.start(Progress(1))  # allocates the copy: that is paid once
+    saver.wait()
+    again = time.process_time()
+    saver.start(Progress(2))
+    copied = time.process_time()
+    saver.wait()
+    return {
+        "step": stepped - begin,
+        "copy": copied - again,
+        "save": time.process_time() - again,
+    }
 
 
 def resume(config: Config, threads: int, pipe: Connection) -> None:
@@ -95,7 +118,7 @@ def resume(config: Config, threads: int, pipe: Connection) -> None:
 def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per turn of every side by round, and the resume."""
     home = Path(tempfile.mkdtemp(prefix="checkpoint_benchmark_"))
-    workers = {}
+    workers, cpu = {}, {}
     for side, asynchronous in SIDES.items():
         own = replace(
             config,
@@ -103,7 +126,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
             checkpoint=replace(config.checkpoint, keep=1, asynchronous=bool(asynchronous)),
         )
         workers[side] = Worker(work, side, own, options.every, options.threads)
-        workers[side].pipe.recv()
+        cpu[side] = workers[side].pipe.recv()
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for turn in range(options.rounds):
         names = list(SIDES)
@@ -116,7 +139,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     again = Worker(resume, own, options.threads)
     parts = again.pipe.recv() | {"launch_to_step_seconds": time.perf_counter() - begin}
     again.process.join()
-    return {"turns": turns, "resume": parts}
+    return {"turns": turns, "cpu": cpu["asynchronous"], "resume": parts}
 
 
 def print_table(result: dict[str, Any], every: int) -> None:
@@ -129,6 +152,11 @@ def print_table(result: dict[str, Any], every: int) -> None:
         slowest = statistics.median(max(turn["seconds"]) for turn in result["turns"][side])
         step = statistics.median(seconds) / every
         print(f"{side:<14}{step:8.3f}{slowest:9.3f}{statistics.median(ratios) - 1:+27.1%}")
+    cpu = result["cpu"]
+    print(
+        f"CPU seconds: step {cpu['step']:.2f}, save {cpu['save']:.2f} (copy {cpu['copy']:.2f}): "
+        f"{cpu['save'] / cpu['step'] / every:.1%} at a save every {every}"
+    )
     parts = result["resume"]
     reading = parts["verify_seconds"] + parts["load_seconds"]
     rest = parts["launch_to_step_seconds"] - reading - parts["first_step_seconds"]

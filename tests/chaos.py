@@ -132,7 +132,7 @@ class Round:
     def __init__(self, way, seed, settings, ranks, home):
         self.way, self.random, self.ranks = way, random.Random(f"{seed} {way}"), ranks
         self.home = home
-        self.run_dir, self.log = home / "run", home / "log.txt"
+        self.run_dir, self.log = home / "run", home.with_suffix(".txt")  # not on the small disk
         self.arguments = [*settings, f"run.dir={home}", "run.name=run"]
 
     def start(self):
@@ -219,7 +219,7 @@ class Round:
     def _fill(self, launch):
         self._wait_for_any_moment(launch)
         ballast, step = self.home / "ballast", self._steps_done()
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(MIB // 4))
         time.sleep(self.random.uniform(0.1, 1.0))
@@ -286,7 +286,6 @@ def play(home, rounds, seed, ranks, ways=WAYS, say=print):
                 check(game, reference, announced)
             except Exception as error:
                 lost, again = f"{type(error).__name__}: {error}", 0
-                shutil.copy(game.log, home / f"lost_{number}.txt")
             results.append((way, lost))
             say(f"{number + 1:>3}  {way:<9} {lost or f'held, {again} restart':<18} {told}")
         shutil.rmtree(home_of_round, ignore_errors=True)

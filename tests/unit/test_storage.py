@@ -35,19 +35,27 @@ def test_any_cut_of_any_file_is_seen_by_its_size(tmp_path):
         assert fault.startswith(f"{name}: ") and "saved with 1,000" in fault
 
 
-def test_any_flipped_bit_is_seen_by_a_full_check_alone(tmp_path):
+def test_a_flipped_bit_is_seen_at_once_in_a_small_file_and_by_a_full_check_in_any(
+    tmp_path, monkeypatch
+):
+    small = manifest.SMALL_BYTES
     for seed in range(20):
         path = make(tmp_path / str(seed), 1)
         data, place = bytearray((path / "a").read_bytes()), random.Random(seed).randrange(1000)
         data[place] ^= 1 << seed % 8
         (path / "a").write_bytes(data)
+        monkeypatch.setattr(manifest, "SMALL_BYTES", 999)
         assert manifest.faults(path) == []
+        monkeypatch.setattr(manifest, "SMALL_BYTES", small)
+        assert len(manifest.faults(path)) == 1
+        monkeypatch.setattr(manifest, "SMALL_BYTES", 999)
         assert manifest.faults(path, share=(0, 1)) == [
             "a: its contents are not those that were saved (checksum)"
         ]
 
 
 def test_ranks_together_read_every_file_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL_BYTES", 0)
     path, read, seal = make(tmp_path, 1, [str(n) for n in range(10)]), [], manifest.seal
     monkeypatch.setattr(manifest, "seal", lambda file: read.append(file.name) or seal(file))
     for rank in range(3):
