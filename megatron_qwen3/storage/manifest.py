@@ -62,8 +62,8 @@ def read(folder: Path) -> dict[str, Seal]:
 def faults(folder: Path, share: tuple[int, int] | None = None) -> list[str]:
     """What is wrong with a checkpoint, a line per file; [] where nothing is found.
 
-    Every file must be there at its size, and small ones be what they were. With share = (n, of), files n, n + of, … are read as well
-    and compared: `of` ranks together read everything once.
+    Every file must be there at its size, and small ones be what they were. With share = (n, of),
+    files n, n + of, … are read as well and compared: `of` ranks together read everything once.
     """
     try:
         seals = read(folder)
