@@ -23,9 +23,10 @@ _CODE_LINE = re.compile(
     r"|.*[{}()\[\];,:\\]\s*$"
 )
 _CODE_SIGN = re.compile(r"[(){}\[\];=<>]")
+# Between dollars only with a sign of TeX: prices stand between dollars too.
 _FORMULA = re.compile(
     r"\\(?:frac|sum|int|sqrt|begin|end|mathbb|mathcal|alpha|beta|theta|lambda|cdot|leq|geq|in|to)\b"
-    r"|[∑∫∏√∞≤≥≠≈∈∉⊂∀∃∂∇→⇒⇔×÷±]|\$[^$\n]{1,80}\$"
+    r"|[∑∫∏√∞≤≥≠≈∈∉⊂∀∃∂∇→⇒⇔×÷±]|\$(?! )[^$\n]{0,60}[\\^_][^$\n]{0,60}(?<! )\$"
 )
 _CODE_LINES = 0.5  # share of the lines
 _CODE_SIGNS = 0.03  # share of the characters

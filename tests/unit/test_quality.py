@@ -93,6 +93,7 @@ def _judge_code(text: str) -> str | None:
             r"Let $x \in \mathbb{R}$ with $x^2 \leq 2$; then $\int_0^x t\,dt \leq 1$.",
             "stem",
         ),
+        ("It costs $18 an hour, or $12 with $3 off for those who paid $5 before. " * 5, None),
         (ENGLISH, None),
         (CHINESE, None),
         ("", None),
