@@ -38,6 +38,7 @@ _WITHOUT_SPACES = (
 )
 _SEPARATOR, _IN_WORD, _ALONE = range(3)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying loses nothing; 2**64 / golden ratio
+_PIECE = 1 << 20  # characters; a word that lies across such a place is two
 _LONGEST = 64  # characters after which the weights of a word's characters repeat
 
 
@@ -61,7 +62,24 @@ class Units:
 
 
 def split(text: str) -> Units:
-    """The units of a text. Lowering may change a text's length by a few characters (`İ`)."""
+    """The units of a text, at a memory of some 50 bytes for each of up to a million characters.
+
+    Lowering may change a text's length by a few characters (`İ`).
+    """
+    if len(text) <= _PIECE:
+        return _split(text)
+    pieces = [
+        (start, _split(text[start : start + _PIECE])) for start in range(0, len(text), _PIECE)
+    ]
+    return Units(
+        np.concatenate([units.hashes for _, units in pieces]),
+        np.concatenate([units.starts + start for start, units in pieces]),
+        np.concatenate([units.ends + start for start, units in pieces]),
+        np.concatenate([units.alone for _, units in pieces]),
+    )
+
+
+def _split(text: str) -> Units:
     lowered = text.lower().encode("utf-32-le", "surrogatepass")
     points = np.frombuffer(lowered, np.uint32)
     kinds = _kinds()[points]

@@ -11,8 +11,10 @@ the character, and blind to a changed capital letter or blank.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -68,7 +70,8 @@ class EvaluationSets:
             runs = np.unique(shingles(units, index.size)) if len(units) >= index.size else units[:0]
             first = np.searchsorted(index.hashes, runs, "left")
             past = np.searchsorted(index.hashes, runs, "right")
-            found += [index.items[a:b] for a, b in zip(first, past, strict=True) if a < b]
+            hits = np.flatnonzero(first < past)
+            found += [index.items[first[k] : past[k]] for k in hits]
         if not found:
             return []
         items, counts = np.unique(np.concatenate(found), return_counts=True)
@@ -128,31 +131,27 @@ def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -
 
 def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
     """The texts of each record; ConfigError where the file is not whole: it must be."""
-    if file.endswith(documents.PARQUET):
-        yield from _read_parquet(file)
-        return
-    if not file.endswith(documents.SUFFIXES):
-        with open(file, encoding="utf-8") as text:
-            yield Item(file, 1), [text.read()]
-        return
     number = 0
-    with open(file, "rb") as opened:
-        size = opened.seek(0, 2)
     try:
-        for lines, _ in blocks(file, 0, size, _LONGEST_ITEM_BYTES):
+        for number, record in enumerate(_records(file), 1):
+            if record is not None:
+                yield Item(file, number), list(_texts(record))
+    except (DamagedFile, msgspec.DecodeError, ValueError) as error:
+        raise ConfigError(f"evaluation set {file}, line {number + 1}: {error}") from None
+
+
+def _records(file: str) -> Iterator[Any]:
+    """The rows of Parquet, the lines of JSONL, None for a blank one, or the whole of a text."""
+    if file.endswith(documents.PARQUET):
+        from pyarrow import parquet
+
+        yield from parquet.read_table(file).to_pylist()
+    elif file.endswith(documents.SUFFIXES):
+        for lines, _ in blocks(file, 0, os.path.getsize(file), _LONGEST_ITEM_BYTES):
             for line in lines:
-                number += 1
-                if line.strip():
-                    yield Item(file, number), list(_texts(msgspec.json.decode(line)))
-    except (DamagedFile, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"evaluation set {file}, line {number}: {error}") from None
-
-
-def _read_parquet(file: str) -> Iterator[tuple[Item, list[str]]]:
-    from pyarrow import parquet
-
-    for number, row in enumerate(parquet.read_table(file).to_pylist(), 1):
-        yield Item(file, number), list(_texts(row))
+                yield msgspec.json.decode(line) if line.strip() else None
+    else:
+        yield Path(file).read_text(encoding="utf-8")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -225,9 +225,17 @@ def test_documents_with_passages_of_evaluation_sets_are_dropped_and_the_items_na
 
 def test_a_damaged_evaluation_set_is_refused(tmp_path: Path) -> None:
     _write(tmp_path / "in/a.jsonl", [{"text": _text(0)}])
-    (tmp_path / "eval.jsonl").write_text('{"q": "fine"}\nbroken\n')
-    with pytest.raises(ConfigError, match=r"eval.jsonl, line 2"):
-        _run(_settings(tmp_path, evaluation=(str(tmp_path / "eval.jsonl"),)))
+    for name, content in (
+        ("a.jsonl", b'{"q": 1}\nbroken\n'),
+        ("b.txt", b"\xff"),
+        ("c.parquet", b"x"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        settings = _settings(
+            tmp_path, evaluation=(str(tmp_path / name),), out=str(tmp_path / "o" / name)
+        )
+        with pytest.raises(ConfigError, match=rf"evaluation set .*{name}, line [12]: "):
+            _run(settings)
 
 
 def test_shares_cover_every_byte_once_in_order(tmp_path: Path) -> None:

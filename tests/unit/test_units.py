@@ -41,6 +41,15 @@ def test_any_text_has_units_in_order_within_it(text: str) -> None:
     assert len(shingles(units.hashes, 5)) == (max(1, len(units) - 4) if len(units) else 0)
 
 
+def test_a_text_of_millions_of_characters_has_the_units_of_its_pieces() -> None:
+    words = [f"w{k}" for k in range(300_000)]
+    text = " ".join(words)
+    units = split(text)
+    whole = {text[a:b] for a, b in zip(units.starts, units.ends, strict=True)}
+    assert len(text) > 2_000_000
+    assert len(whole & set(words)) >= len(words) - 2
+
+
 def test_words_are_told_apart() -> None:
     words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefghij" for c in range(50)]
     assert len(set(split(" ".join(words)).hashes.tolist())) == len(words)
