@@ -331,7 +331,7 @@ def test_the_report_of_a_sweep_has_its_curves_and_what_they_were_measured_on(tmp
             Job.of(case.point.config, case.gpus), hardware.load("h100"), load_constants()
         )
         expected[case.point.name] = step.seconds
-    about = {"cores": 2, "processor": "A <b>", "system": "s"}
+    about = {"cores": 2, "processor": "A <b>", "system": "s", "load": 3.14}
     (tmp_path / "runs" / "machine.json").write_text(json.dumps(about))
     file = str(tmp_path / "study.toml")
     assert scaling_study.main(["sweep", file, "--report", "--json"]) == 0
@@ -341,7 +341,7 @@ def test_the_report_of_a_sweep_has_its_curves_and_what_they_were_measured_on(tmp
         assert row["predicted_seconds"] == expected[row["name"]]
     page = (tmp_path / "runs" / "scaling.html").read_text()
     assert "Up to 8 ranks shared 2 cores" in page
-    assert "A &lt;b&gt;" in page
+    assert "A &lt;b&gt;, s; load average 3.1 before the first point" in page
     assert {path.name for path in (tmp_path / "runs" / "scaling").iterdir()} >= {
         "weak_efficiency.png", "strong_efficiency.png", "weak_throughput.png", "cost.png",
         "predicted.png",
@@ -371,7 +371,9 @@ def test_laws_fit_reads_a_csv_and_writes_a_page_and_an_overlay_that_trains(tmp_p
     config = load([overlay], ["model.preset=qwen3-0.6b", "train.tokens=1e12"])
     assert config.optim.lr == pytest.approx(30 * advice["parameters"] ** -0.6, rel=0.02)
     assert config.train.global_batch == 2 ** round(np.log2(0.5 * 1e12**0.6 / 4096))
-    assert table.with_suffix(".html").read_text().count("<svg") == 7
+    page = table.with_suffix(".html").read_text()
+    assert page.count("<svg") == 7
+    assert "times the compute of the largest run; DeepSeek" in page
     assert scaling_study.main(["laws", "fit", str(table), "--json", "--min-tokens", "3e7"]) == 0
     captured = capsys.readouterr()
     (shorter,) = json.loads(captured.out)["stages"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   bash examples/quickstart/data.sh runs/studies/data 512 examples/quickstart/studies.toml
   python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
-  python tools/scaling_study.py laws fit runs/ladder_cpu --model 0.6b --tokens 1e9 \\
+  python tools/scaling_study.py laws fit runs/ladder --model 8b --tokens 36e12 \\
       --overlay tuned.toml
   python tools/scaling_study.py laws fit published.csv --json
 """

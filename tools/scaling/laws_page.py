@@ -26,6 +26,8 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
     if advice:
         body.append(page.table("How to train the target", laws_text.advice_rows(advice)))
         body += [page.code(f"Settings {one.stage}", one.overlay()) for one in advice]
+        if doubts := laws_text.far(advice):
+            body.append(page.text("How far this reaches", doubts))
     for laws in found:
         prefix = f"{laws.stage}: " if laws.stage else ""
         body += [page.table(prefix + title, rows) for title, rows in laws_text.tables(laws)]

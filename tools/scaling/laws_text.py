@@ -13,6 +13,7 @@ from megatron_qwen3.studies.tuning import TuningLaw
 from megatron_qwen3.training.console import count
 
 Rows = list[list[str]]
+_TRIED = 1000.0  # compute of the largest prediction that was checked, over that of the ladder
 
 
 def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Iterator[str | Table]:
@@ -25,6 +26,7 @@ def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Itera
         yield from (f"doubtful: {reason}" for reason in laws.doubts)
     if advice:
         yield _table("How to train the target", advice_rows(advice))
+        yield from (f"doubtful: {reason}" for reason in far(advice))
 
 
 def tables(laws: StageLaws) -> Iterator[tuple[str, Rows]]:
@@ -152,6 +154,16 @@ def advice_rows(advice: Sequence[Recommendation]) -> Rows:
             ]
         )
     return rows
+
+
+def far(advice: Sequence[Recommendation]) -> list[str]:
+    """A line on each target that is further from the ladder than published laws were tried."""
+    return [
+        f"the target has {one.extrapolation:.3g} times the compute of the largest run; DeepSeek's "
+        "laws were tried over 1,000 times (arXiv 2401.02954, section 3)"
+        for one in advice
+        if one.extrapolation > _TRIED
+    ]
 
 
 def as_dict(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ planner's prediction and the cost per token.
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -118,6 +119,8 @@ def _report(
         console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         for table in sweep_text.terminal(curves):
             console.print(table)
+        for line in sweep_text.machine_lines(machine, curves):
+            console.print(line, markup=False)
     from tools.scaling.sweep_page import write  # matplotlib loads slowly
 
     write(curves, left_out, machine, out)
@@ -129,7 +132,12 @@ def _note_machine(folder: Path) -> None:
     from megatron_qwen3.studies.local import cores
 
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"cores": cores(), "processor": _processor(), "system": platform.platform()}
+    about: dict[str, Any] = {
+        "cores": cores(),
+        "processor": _processor(),
+        "system": platform.platform(),
+    }
+    about["load"] = os.getloadavg()[0]  # others' work, before the first point runs
     (folder / "machine.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 

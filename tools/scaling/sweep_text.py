@@ -74,7 +74,10 @@ def machine_lines(machine: dict[str, Any], curves: Sequence[Curve]) -> list[str]
     if not machine:
         return []
     largest = max(row.case.gpus for curve in curves for row in curve.rows)
-    lines = [f"{machine['cores']} cores of {machine['processor']}, {machine['system']}."]
+    lines = [
+        f"{machine['cores']} cores of {machine['processor']}, {machine['system']}; "
+        f"load average {machine['load']:.1f} before the first point."
+    ]
     if largest > machine["cores"]:
         lines.append(
             f"Up to {largest} ranks shared {machine['cores']} cores: beyond {machine['cores']} "
