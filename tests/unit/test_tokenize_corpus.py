@@ -448,7 +448,7 @@ def test_killing_workers_or_the_run_itself_changes_no_byte(tmp_path: Path, token
     while True:
         run = start(corpus, killed, tokenizer)
         victim = some_process(run, chance)
-        if victim is not None:
+        if victim is not None and deaths < 6:  # on a busy machine they come before any work
             victim.kill()
             deaths += 1
         status = run.wait()
