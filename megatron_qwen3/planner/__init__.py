@@ -10,7 +10,9 @@ Pure arithmetic without torch. Read in this order:
     layer_time.py    seconds of a layer; network.py, hardware.py: on what
     step.py          seconds of a training step
     search.py        the layouts of a cluster, ranked; overlay.py: the settings that train one
-    published.py     published runs; fit.py, calibration.py, accuracy.py: how well they are met
+    launch_check.py  what training asks before it starts; allocation.py: what a SLURM job asks
+    published.py     published runs (recipes.py, published_memory.py)
+    fit.py           sets the constants (calibration.py) from them; accuracy.py: how well it does
 
 `tools/scaling_study.py` is the command line, README.md here explains the model and its figures.
 """

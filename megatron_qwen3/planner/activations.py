@@ -78,7 +78,7 @@ def mlp_bytes(job: Job, layer: int) -> float:
 
 def expert_bytes(job: Job) -> float:
     """Rows that came to this rank's experts, and their products; load is taken as even."""
-    model, layout, width = job.model, job.layout, job.weight_bytes
+    model, layout = job.model, job.layout
     tokens = job.micro_batch_tokens / layout.tensor
     rows = tokens * model.experts_per_token * layout.expert_tensor
     inner = model.expert_ffn_hidden_size / layout.expert_tensor
@@ -88,7 +88,7 @@ def expert_bytes(job: Job) -> float:
         kept += ffn * _activation_width(job, "shared")
     if job.kernels == "torch":
         kept += rows * 28  # int64 places on both sides of the exchange, float32 probabilities
-    return kept if width else 0.0
+    return kept
 
 
 def logits_bytes(job: Job) -> float:
