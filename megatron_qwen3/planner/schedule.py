@@ -123,10 +123,14 @@ def step_seconds(
         few = rounds * pipeline + extra
         return simulate(forward_seconds, backward_seconds, pipeline, few, transfer_seconds)
 
-    simulated = min(rounds, max(2, 1 + _FULL // pipeline))
+    simulated = min(rounds, max(3, 1 + _FULL // pipeline))
     seconds = after(simulated)
     if rounds > simulated:
-        seconds += (rounds - simulated) * (seconds - after(simulated - 1))
+        # The slowest rank sets the pace in the end, which a few rounds need not show yet.
+        both = [f + b for f, b in zip(forward_seconds, backward_seconds, strict=True)]
+        slowest = max(sum(both[rank::pipeline]) for rank in range(pipeline))
+        pace = max(seconds - after(simulated - 1), pipeline * slowest)
+        seconds += (rounds - simulated) * pace
     if is_interleaved and rest:
         seconds += rest / pipeline * (after(simulated + 1) - after(simulated))
     return seconds

@@ -157,7 +157,8 @@ def train_once(config, layout):
         TokenBatch(*(x[mine] for x in batch)) for batch in global_batches(ragged=whole_gradients)
     ]
     # Fewer sequences than in a step, so that the last micro-batch is not full.
-    scored = TokenBatch(*(x[: max(1, rows - 1)] for x in vars(batches[0]).values()))
+    first = max(1, rows - 1)
+    scored = TokenBatch.of(batches[0].tokens_BS[:first], batches[0].labels_BS[:first])
     result = {"first_row": mine.start, "scores": engine.score(scored), "gradients": []}
     result["metrics"] = []
     for batch in batches:

@@ -38,6 +38,12 @@ def test_step_seconds_equals_the_whole_simulation(p, v, groups, data):
     assert whole >= m * slowest - 1e-9
 
 
+def test_the_slowest_rank_sets_the_pace_of_many_rounds():
+    """Its excess does not show in the few rounds that step_seconds simulates."""
+    times = [1.0] * 8, [1.125, 1, 1, 1, 1.125, 1, 1, 1]
+    assert step_seconds(*times, 4, 32) == pytest.approx(simulate(*times, 4, 32), rel=0.03)
+
+
 @given(PIPELINES, st.integers(1, 20))
 def test_1f1b_holds_as_many_micro_batches_as_ranks_follow(pipeline, micro_batches):
     for rank in range(pipeline):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from megatron_qwen3.planner.allocation import Allocation
 from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 FOLDER = ROOT / "examples" / "slurm"
 SCRIPTS = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 MODELS = sorted(path.stem for path in (ROOT / "examples/models").glob("qwen3_*.toml"))
@@ -36,7 +38,7 @@ def test_no_script_is_forgotten():
 def test_bash_and_shellcheck_find_nothing(path):
     subprocess.run(["bash", "-n", path], check=True)
     found = subprocess.run(
-        ["shellcheck", "--external-sources", path], cwd=ROOT, capture_output=True, text=True
+        [SHELLCHECK, "--external-sources", path], cwd=ROOT, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stdout + found.stderr
 
