@@ -119,6 +119,28 @@ def test_heads_equal_split_norm_and_rope(make, heads_per_group):
     check_equal(our_heads, plain_heads, *inputs)
 
 
+class _AsOnGpu:
+    """A tensor that says it is on a GPU: its branch is made of operations that a CPU has too."""
+
+    is_cuda = True
+
+    def __init__(self, tensor):
+        self.tensor, self.shape = tensor, tensor.shape
+
+    def split(self, sizes, dim):
+        return self.tensor.split(sizes, dim)
+
+
+def test_heads_by_the_branch_for_gpus_are_the_same():
+    inputs = randn(S, B, G, 5, D), randn(D), randn(D)
+    for ours, branch in zip(our_heads(*inputs), _by_gpu_branch(*inputs), strict=True):
+        torch.testing.assert_close(ours, branch)
+
+
+def _by_gpu_branch(qkv, *weights):
+    return heads.query_key_value(_AsOnGpu(qkv), *weights, *tables(), eps=1e-6)
+
+
 def test_heads_of_bf16_are_within_its_rounding_and_the_same_without_gradients():
     inputs = [randn(*shape, dtype=torch.bfloat16) for shape in ((S, B, G, 4, D), (D,), (D,))]
     ours = our_heads(*inputs)
