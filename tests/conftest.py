@@ -1,6 +1,14 @@
-"""What all tests share: tests of a GPU are skipped where there is none."""
+"""What all tests share: tests of a GPU are skipped where there is none, and luck is left out.
+
+Properties are tried on the same examples every time, so that a change is judged by what it changes.
+To look for new counterexamples: `pytest tests/unit --hypothesis-profile=default`.
+"""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):

@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 
 from megatron_qwen3.model.build import Qwen3
+from megatron_qwen3.parallel.products import product
 
 # Measured on one and two cores with AVX-512: below either, packing gains nothing.
 _LEAST_PACKED_WEIGHTS, _LEAST_PACKED_ROWS = 1 << 20, 4
@@ -62,7 +63,7 @@ class _Product:
         S, B, width = x_SBI.shape
         if S > 1 or B < _LEAST_PACKED_ROWS or not self.is_packable:
             # In two dimensions: torch takes other strides of three for a batch of products.
-            return torch.mm(x_SBI.reshape(-1, width), self.weight_OI.t()).view(S, B, -1)
+            return product(x_SBI.reshape(-1, width), self.weight_OI.t()).view(S, B, -1)
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight_OI, B)
         return torch.ops.mkldnn._linear_pointwise(x_SBI, self.packed, None, "none", [], "")

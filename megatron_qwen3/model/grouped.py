@@ -21,7 +21,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.model import ops
-from megatron_qwen3.parallel.shortcuts import take_old, write_product
+from megatron_qwen3.parallel.products import write_product
+from megatron_qwen3.parallel.shortcuts import take_old
 
 
 class Order(NamedTuple):
@@ -149,7 +150,7 @@ def _product(rows_RI: Tensor, weight_EIO: Tensor, groups: Tensor | list[int]) ->
     for rows, weight, out in zip(
         rows_RI.split(groups), weight_EIO, output.split(groups), strict=True
     ):
-        torch.mm(rows, weight, out=out)
+        write_product(out, rows, weight, adds=False)
     return output
 
 
@@ -165,7 +166,7 @@ def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, weight_EOI: Tensor, ctx) 
     total = weight_EOI.main_grad if ctx.accumulate else gradient
     adds = ctx.accumulate and not take_old(total)
     for grad, rows, out in zip(grad_RO.split(groups), rows_RI.split(groups), total, strict=True):
-        write_product(rows, grad, out, adds)
+        write_product(out, grad.t(), rows, adds)
     if ctx.accumulate:
         weight_EOI.grad_added_to_main_grad = True  # and what is returned is never read
     return gradient

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from megatron_qwen3.parallel import shortcuts
+from megatron_qwen3.parallel import products, shortcuts
 
 REDIRECTED = not torch.cuda.is_available()
 
@@ -71,6 +71,7 @@ def _redirect_torch() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign,assignment]
     torch.nn.Module.cuda = lambda self, *args: self  # type: ignore[method-assign,assignment]
     torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign]
+    torch.matmul = torch.Tensor.matmul = products.matmul  # type: ignore[method-assign,assignment]
     cuda: Any = torch.cuda
     cuda.current_device = lambda: torch.device("cpu")
     cuda.Stream = cuda.Event = _NoStream

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_qwen3.parallel.products import write_product
+
 _EXTENSION = "fused_weight_gradient_mlp_cuda"
 
 
@@ -27,17 +29,7 @@ def provide_weight_gradient() -> None:
 
 def add_weight_gradient(input_RI: Tensor, grad_RO: Tensor, main_grad_OI: Tensor) -> None:
     """main_grad += gradᵀ · input over R rows, or = where it holds the last step's gradient."""
-    write_product(input_RI, grad_RO, main_grad_OI, adds=not take_old(main_grad_OI))
-
-
-def write_product(input_RI: Tensor, grad_RO: Tensor, out_OI: Tensor, adds: bool) -> None:
-    """out = gradᵀ · input, or += where `adds`; one product where the types are equal."""
-    if out_OI.dtype == grad_RO.dtype:
-        out_OI.addmm_(grad_RO.t(), input_RI, beta=int(adds))
-    elif adds:
-        out_OI.add_(grad_RO.t() @ input_RI)
-    else:
-        out_OI.copy_(grad_RO.t() @ input_RI)
+    write_product(main_grad_OI, grad_RO.t(), input_RI, adds=not take_old(main_grad_OI))
 
 
 def take_old(main_grad: Tensor) -> bool:

@@ -179,7 +179,8 @@ def test_any_plan_keeps_budgets_shares_and_caps_or_is_refused(
         for label, fractions in asked.shares.items():
             given_to = read_of(made, label, made.stages.index(stage))
             for value, fraction in fractions.items():
-                assert abs(given_to[value] - fraction * asked.tokens) <= 2 * length
+                # A value without any tokens has no row: refused unless its share rounds to nothing.
+                assert abs(given_to.get(value, 0) - fraction * asked.tokens) <= 2 * length
 
 
 def test_weights_multiply_and_sources_keep_their_proportions() -> None:

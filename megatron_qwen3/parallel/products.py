@@ -1,0 +1,92 @@
+"""Matrix products on a CPU, by the faster of the two libraries that torch carries.
+
+torch.mm is MKL's, which on AMD's processors stays with vectors of 256 bits; oneDNN uses all 512
+where the processor has them, and is twice as fast. Everywhere else, and for small products, whose
+call costs more, torch's own choice stands. The choice rests on the processor and the shapes alone:
+a run that is resumed on the same machine gets the same bits.
+
+    output_RO = product(input_RI, weight_OI.t())
+    add_product(gradient_OI, grad_RO.t(), input_RI)       # gradient += gradᵀ · input
+
+Legend: R rows, I inputs, O outputs.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LEAST_MULTIPLICATIONS = 1 << 21  # one call of oneDNN costs 10 us more, the time of so many
+# Measured with AVX-512: shapes of the result for which oneDNN keeps its pace.
+_LONGEST_SUM, _TALL = 512, 8
+_torch_matmul = torch.matmul
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether large float32 products are left to oneDNN: an AMD processor with AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    cpus = Path("/proc/cpuinfo")
+    is_amd = cpus.exists() and "AuthenticAMD" in cpus.read_text()
+    return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a [..., K] times b [K, N] -> [..., N], as torch.matmul; not for autograd to follow."""
+    if not _is_onednns(a, b):
+        return _torch_matmul(a, b)
+    return _onednn(_dense(a), _dense(b))
+
+
+def write_product(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
+    """out = a · b, or out += a · b where `adds`: [M, N] from [M, K] and [K, N]."""
+    if out.dtype == a.dtype and not _is_onednns(a, b):
+        out.addmm_(a, b, beta=int(adds))
+        return
+    for summand in _summands(a, b):
+        out.add_(summand) if adds else out.copy_(summand)
+        adds = True
+
+
+def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Products that add up to a · b, each of a shape that oneDNN is good at."""
+    if a.shape[0] >= _TALL * b.shape[1]:
+        yield product(b.t(), a.t()).t()
+        return
+    for left, right in zip(a.split(_LONGEST_SUM, dim=1), b.split(_LONGEST_SUM), strict=True):
+        yield product(left, right)
+
+
+def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """torch.matmul, by the faster library where autograd does not look on.
+
+    Stands in for torch.matmul and Tensor.matmul while megatron-core runs on a CPU: its linears call
+    them within their own autograd function.
+    """
+    if out is not None or torch.is_grad_enabled() or not _is_onednns(a, b):
+        return _torch_matmul(a, b) if out is None else _torch_matmul(a, b, out=out)
+    return product(a, b)
+
+
+def _is_onednns(a: Tensor, b: Tensor) -> bool:
+    return (
+        b.dim() == 2
+        and a.dim() >= 2
+        and a.dtype == b.dtype == torch.float32
+        and a.numel() * b.shape[1] >= _LEAST_MULTIPLICATIONS
+        and a.device.type == b.device.type == "cpu"
+        and onednn_is_faster()
+    )
+
+
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x, copied if it is neither by rows nor by columns: oneDNN has no fast code for others."""
+    by_columns = x.dim() == 2 and x.t().is_contiguous()
+    return x if x.is_contiguous() or by_columns else x.contiguous()

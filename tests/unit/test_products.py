@@ -1,0 +1,73 @@
+"""Products by oneDNN are the products that torch makes, whatever the shape and the strides."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_qwen3.parallel import products
+
+SIZES = st.sampled_from((1, 3, 64, 200, 520, 1100))
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "onednn"])
+def library(request, monkeypatch):
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: request.param)
+    return request.param
+
+
+def matrix(rows: int, columns: int, layout: str) -> torch.Tensor:
+    if layout == "by columns":
+        return torch.randn(columns, rows).t()
+    if layout == "part of a wider one":
+        return torch.randn(rows, columns + 5)[:, 2 : columns + 2]
+    return torch.randn(rows, columns)
+
+
+LAYOUTS = st.sampled_from(("by rows", "by columns", "part of a wider one"))
+
+
+def near(value: torch.Tensor, exact: torch.Tensor, terms: int) -> bool:
+    """Within what rounding leaves of a sum of products of normal numbers."""
+    return bool((value.double() - exact).abs().max() <= 2e-5 * terms**0.5)
+
+
+@given(M=SIZES, K=SIZES, N=SIZES, layouts=st.tuples(LAYOUTS, LAYOUTS), adds=st.booleans())
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("onednn", [False, True])
+def test_products_of_any_shape_and_strides(onednn, M, K, N, layouts, adds):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "onednn_is_faster", lambda: onednn)
+        a, b = matrix(M, K, layouts[0]), matrix(K, N, layouts[1])
+        exact = a.double() @ b.double()
+        assert near(products.product(a, b), exact, K)
+        out = torch.randn(M, N)
+        expected = exact + out.double() if adds else exact
+        products.write_product(out, a, b, adds)
+        assert near(out, expected, K)
+
+
+def test_a_batch_of_rows_keeps_its_shape(library):
+    a, b = torch.randn(8, 40, 512), torch.randn(512, 512)
+    torch.testing.assert_close(products.product(a, b), a @ b, rtol=1e-5, atol=1e-4)
+
+
+def test_autograd_still_follows_matmul(library):
+    a, b = (torch.randn(512, 512, requires_grad=True) for _ in range(2))
+    products.matmul(a, b).sum().backward()
+    torch.testing.assert_close(a.grad, b.detach().sum(1).expand(512, 512), rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        assert not products.matmul(a, b).requires_grad
+
+
+def test_other_types_and_small_products_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_onednn", None)
+    small, large = torch.randn(8, 8), torch.randn(512, 512)
+    products.product(small, small)
+    products.product(large.double(), large.double())
+    products.product(large.bfloat16(), large.bfloat16())
+    with pytest.raises(TypeError):
+        products.product(large, large)
