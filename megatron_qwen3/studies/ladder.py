@@ -25,13 +25,18 @@ from megatron_qwen3.training.console import count
 
 @dataclass(frozen=True)
 class Grid:
-    """models: names, all of the ladder if empty; either tokens or compute (in FLOP) of a run."""
+    """models: names, all of the ladder if empty; either tokens or compute (in FLOP) of a run.
+
+    settings: of these runs alone, read after those of stage and model: a batch of 2 sequences has
+    no micro-batch of 8
+    """
 
     lr: tuple[float, ...]
     global_batch: tuple[int, ...]
     tokens: tuple[float, ...] = ()
     compute: tuple[float, ...] = ()
     models: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def _grid_points(ladder: Ladder, stage: Stage, grid: Grid, model: str) -> Iterat
     if bool(grid.tokens) == bool(grid.compute):
         raise ConfigError(f"stage {stage.name}: a grid has either tokens or compute")
     base = [*stage.settings, *ladder.models[model], *_start(ladder, stage, model)]
-    base += [f"run.dir={ladder.dir}/{stage.name}"]
+    base += [*grid.settings, f"run.dir={ladder.dir}/{stage.name}"]
     for batch, lr in itertools.product(grid.global_batch, grid.lr):
         for budget in grid.tokens or grid.compute:
             yield _point(ladder, model, base, lr, batch, budget, bool(grid.tokens))

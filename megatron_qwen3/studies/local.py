@@ -3,7 +3,8 @@
     failed = run_all(points, "ladder")
 
 Each point is a training of its own, started as a person would start it: one rank plainly, several
-under torchrun (gloo on a CPU). Points that are done are not run again, and one that was stopped
+under torchrun (gloo on a CPU). All ranks of a study have as many cores as those of its largest point,
+so that a rank is the same everywhere and efficiency compares like with like. Points that are done are not run again, and one that was stopped
 goes on from its checkpoint, so that a study may be interrupted at any time. A point is done when
 its metrics have all its steps; its output is in launch.log in its run folder.
 """
@@ -73,11 +74,12 @@ def run_all(points: Sequence[Point], title: str) -> list[Point]:
     """
     for point in points:
         _check_folder(point)
+    threads = max(1, cores() // max((point.ranks for point in points), default=1))
     failed = []
     try:
         with _Progress(title, points) as progress:
             for point in list(progress.left):
-                is_done = _run(point, progress)
+                is_done = _run(point, threads, progress)
                 failed += [] if is_done else [point]
                 progress.over(point, is_done)
     except KeyboardInterrupt:
@@ -99,7 +101,7 @@ def _check_folder(point: Point) -> None:
             )
 
 
-def _run(point: Point, progress: "_Progress") -> bool:
+def _run(point: Point, threads: int, progress: "_Progress") -> bool:
     """Whether the point ran to its end. Interrupted, its ranks are stopped first."""
     file = write_settings(point)
     log = point.config.run_dir / "launch.log"
@@ -109,7 +111,7 @@ def _run(point: Point, progress: "_Progress") -> bool:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=_environment(point.ranks),
+            env=_environment(threads),
             start_new_session=True,
         )
         try:
@@ -144,10 +146,9 @@ def command(point: Point, file: Path) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *train]
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    """Of this process, with the checkout's package first and the cores shared among the ranks."""
+def _environment(threads: int) -> dict[str, str]:
+    """Of this process, with the checkout's package first and the threads of a rank."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    threads = max(1, cores() // ranks)
     return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
 
 

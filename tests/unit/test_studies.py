@@ -280,6 +280,19 @@ def test_a_point_that_is_done_is_not_run_again_and_one_that_fails_stops_no_other
     assert "left 0:00" in err
 
 
+def test_every_rank_of_a_study_has_the_threads_of_those_of_its_largest_point(tmp_path, monkeypatch):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    points = [case.point for case in cases if case.curve == ("weak", "dense", "data")]
+    assert {point.ranks for point in points} == {1, 2, 4, 8}
+    show = "import os; print(os.environ['OMP_NUM_THREADS']); raise SystemExit(1)"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local, "cores", lambda: 24)
+    monkeypatch.setattr(local, "command", lambda point, file: [sys.executable, "-c", show])
+    assert local.run_all(points, "sweep") == sorted(points, key=points.index)
+    logs = [point.config.run_dir / "launch.log" for point in points]
+    assert {log.read_text() for log in logs} == {"3\n"}
+
+
 def test_a_folder_with_a_run_of_other_settings_is_not_overwritten(tmp_path):
     cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
     write_run(cases[0].point)
