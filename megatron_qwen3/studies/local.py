@@ -3,10 +3,11 @@
     failed = run_all(points, "ladder")
 
 Each point is a training of its own, started as a person would start it: one rank plainly, several
-under torchrun (gloo on a CPU). All ranks of a study have as many cores as those of its largest point,
-so that a rank is the same everywhere and efficiency compares like with like. Points that are done are not run again, and one that was stopped
-goes on from its checkpoint, so that a study may be interrupted at any time. A point is done when
-its metrics have all its steps; its output is in launch.log in its run folder.
+under torchrun (gloo on a CPU). All ranks of a study have the threads of those of its largest point,
+so that a rank is the same everywhere and efficiency compares like with like. Points that are done
+are not run again, and one that was stopped goes on from its checkpoint, so that a study may be
+interrupted at any time. A point is done when its metrics have all its steps; its output is in
+launch.log in its run folder.
 """
 
 import os
