@@ -60,15 +60,15 @@ def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:
         yield product(left, right)
 
 
-def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     """torch.matmul, by the faster library where autograd does not look on.
 
     Stands in for torch.matmul and Tensor.matmul while megatron-core runs on a CPU: its linears call
     them within their own autograd function.
     """
-    if out is not None or torch.is_grad_enabled() or not _is_onednns(a, b):
-        return _torch_matmul(a, b) if out is None else _torch_matmul(a, b, out=out)
-    return product(a, b)
+    if out is not None:
+        return _torch_matmul(input, other, out=out)
+    return _torch_matmul(input, other) if torch.is_grad_enabled() else product(input, other)
 
 
 def _is_onednns(a: Tensor, b: Tensor) -> bool:
