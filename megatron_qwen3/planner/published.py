@@ -10,7 +10,7 @@ gradients by model, GPU and release.
 import csv
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from megatron_qwen3.planner import architecture, hardware, recipes
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.recipes import Row, count, note, number
+from megatron_qwen3.planner.recipes import Row, count, note, number, uncountable
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import ConfigError, ModelConfig
 
@@ -50,16 +50,29 @@ class Run:
     on_last_rank: bool = False
 
 
+def table(path: str | Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a CSV; a row's cells have no outer blanks, missing ones are empty."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            return columns, [_tidy(row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "not a CSV in UTF-8"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+
+
+def _tidy(row: Mapping[str, str | None]) -> Row:
+    """What stands beyond the last column has no name, and no meaning."""
+    return {name: (cell or "").strip() for name, cell in row.items() if name is not None}
+
+
 def read(path: str | Path) -> list[Run]:
     """Every row of a CSV with the columns of published_perf.csv."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    columns, rows = table(path)
     needed = ("model", "gpu", "n_gpus", "precision", "gbs", "mbs", "seq_len", "step_time_s")
-    missing = [name for name in needed if not rows or name not in rows[0]]
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise ConfigError(f"{path}: no column {', '.join(missing)}; columns are listed in --help")
     return [run_of(row) for row in rows]
@@ -67,13 +80,14 @@ def read(path: str | Path) -> list[Run]:
 
 def run_of(row: Row) -> Run:
     """One row."""
+    row = {**row, "gpu": _gpu(row["gpu"])}
     given = Run(
         row_id=row.get("row_id") or "",
         model=row["model"],
         gpu=row["gpu"],
-        precision=recipes.precision_of(row),
+        precision=recipes.precision_of(row) or row["precision"],
         is_tuned=_is_tuned(row),
-        seconds=number(row, "step_time_s"),
+        seconds=_above_zero(row, "step_time_s"),
         peak_bytes=_peak_bytes(row),
     )
     try:
@@ -88,9 +102,24 @@ def _is_tuned(row: Row) -> bool:
     return not any(word in note(row) for word in slow)
 
 
+def _gpu(name: str) -> str:
+    """H100 of "NVIDIA H100 80GB SXM5"; the name itself where it is of no known chip, or of a
+    slower card with it."""
+    words = re.findall(r"\w+", name.lower())
+    chips = [chip for chip in hardware.names() if chip in words]
+    if len(chips) != 1 or {"pcie", "nvl"} & {*words}:
+        return name
+    return chips[0].upper()
+
+
+def _above_zero(row: Row, name: str) -> float | None:
+    value = number(row, name)
+    return value if value is not None and value > 0 else None
+
+
 def _peak_bytes(row: Row) -> float | None:
     """Megatron-Bridge reports GB, others GiB."""
-    peak = number(row, "peak_mem_gb")
+    peak = _above_zero(row, "peak_mem_gb")
     if peak is None:
         return None
     return peak * (1e9 if "Megatron-Bridge" in (row.get("source_repo") or "") else 2**30)
@@ -117,7 +146,10 @@ _OTHER_LAYERS = {
     "qwen3_8_27b": "gated delta-rule layers",
     "vl": "a vision encoder",
     "llava": "a vision encoder",
+    "omni": "encoders of images and sound",
 }
+_NEEDED = ("n_gpus", "gbs", "mbs", "seq_len")
+_SIZES = (*_NEEDED, "tp", "pp", "vpp", "cp", "ep", "etp", "fsdp", "layers_override")
 
 
 def _check(row: Row) -> None:
@@ -136,11 +168,20 @@ def _check(row: Row) -> None:
         raise LeftOut("trained by PyTorch's FSDP2, not by megatron-core")
     if "offload" in text:
         raise LeftOut("offloads to the host")
-    if not (number(row, "step_time_s") or _peak_bytes(row)):
+    if not (_above_zero(row, "step_time_s") or _peak_bytes(row)):
         raise LeftOut("no step time is published")
-    for name in ("n_gpus", "gbs", "mbs", "seq_len"):
+    _check_cells(row)
+
+
+def _check_cells(row: Row) -> None:
+    if fault := uncountable(row, _SIZES):
+        raise LeftOut(fault)
+    for name in _NEEDED:
         if not count(row, name, 0):
             raise LeftOut(f"{name} is not published")
+    if not recipes.precision_of(row):
+        said = row["precision"]
+        raise LeftOut(f"precision {said} is not described" if said else "no precision is published")
 
 
 def _job(row: Row) -> Job:
@@ -181,11 +222,12 @@ def _known() -> dict[str, Architecture]:
 
 
 _NAMES = (
-    (r"qwen3.*(0\.6b|1\.7b|4b|8b|14b|32b)$", "qwen3-{0}"),
-    (r"qwen3.*30b.*a3b", "qwen3-30b-a3b"),
-    (r"qwen3.*235b.*a22b", "qwen3-235b-a22b"),
+    (r"qwen-?3-(0\.6b|1\.7b|4b|8b|14b|32b)(?:-base)?$", "qwen3-{0}"),
+    (r"qwen-?3-600m$", "qwen3-0.6b"),
+    (r"qwen-?3.*\b30b.*a3b", "qwen3-30b-a3b"),
+    (r"qwen-?3.*\b235b.*a22b", "qwen3-235b-a22b"),
     (r"llama-?2-(7b)$", "llama-2-{0}"),
-    (r"llama-?3(?:\.1)?-(8b|70b|405b)$", "llama-3-{0}"),
+    (r"(?:meta-)?llama-?3(?:\.[13])?-(8b|70b|405b)$", "llama-3-{0}"),
     (r"llama-?4-maverick.*", "llama-4-maverick"),
     (r"nemotron-?4-(15b|340b)$", "nemotron-4-{0}"),
     (r"nemotron-8b$", "nemotron-8b"),
@@ -200,7 +242,8 @@ _NAMES = (
 
 def architecture_of(name: str) -> Architecture:
     """The architecture that a published table calls `name`."""
-    plain = re.sub(r"[\s_]+", "-", name.strip().lower())
+    plain = re.sub(r"[\s_]+", "-", re.sub(r"^\S+/", "", name.strip().lower()))  # Qwen/Qwen3-8B
+    plain = re.sub(r"-([01])[p-](?=[67]b)", r"-\1.", plain)  # 1p7b
     for pattern, known in _NAMES:
         match = re.match(pattern, plain)
         if match:
@@ -210,6 +253,8 @@ def architecture_of(name: str) -> Architecture:
 
 def _override(model: Architecture, row: Row) -> Architecture:
     layers = count(row, "layers_override", 0)
+    if layers > model.num_layers:
+        raise LeftOut(f"layers_override = {layers} exceeds {model.name}'s {model.num_layers}")
     if "w/o mtp" in row["model"].lower():
         model = replace(model, predicted_layers=0)
     return replace(model, num_layers=layers) if layers else model
@@ -223,6 +268,10 @@ def _layout(row: Row, model: Architecture) -> Layout:
         ep = etp = 1
     else:
         etp = count(row, "etp", tp if world % (ep * tp * pp) == 0 else 1)
+        if model.num_experts % ep:
+            raise LeftOut(f"ep {ep} does not divide {model.num_experts} experts")
+    if model.num_attention_heads % tp:
+        raise LeftOut(f"tp {tp} does not divide {model.num_attention_heads} attention heads")
     if rest or not data or world % (ep * etp * pp):
         raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
     micro_batches, rest = divmod(count(row, "gbs"), data * count(row, "mbs"))
@@ -230,7 +279,7 @@ def _layout(row: Row, model: Architecture) -> Layout:
         raise LeftOut(f"gbs {count(row, 'gbs')} does not divide among {data} data ranks")
     if pp == 1:
         vpp = 1
-    if pp * vpp > model.num_layers + 2:
+    if pp * vpp > model.num_layers + 2 or min(_stages(model, pp * vpp)) < 0:
         raise LeftOut(f"{pp} · {vpp} pipeline stages exceed {model.num_layers} layers")
     return Layout(
         world_size=world,
@@ -274,7 +323,9 @@ def _recompute(row: Row) -> frozenset[str]:
 
 def _cluster(row: Row) -> Cluster:
     text = note(row)
-    name = row["gpu"].strip().lower()
+    name = row["gpu"].lower()
+    if name not in hardware.names():  # what stands in a table must not open files either
+        raise LeftOut(f"no GPU named {name!r} is known; known: {', '.join(hardware.names())}")
     if "efa" in text or "p6-b300" in text or "p5.48" in text:
         name = f"{name}_efa"
     cluster = hardware.load(name)

@@ -7,19 +7,17 @@ not say has Megatron-LM's default: GPT-2's vocabulary padded to 128 · tp, an ML
 tied embeddings, dropout, an expert as wide as the MLP, one DGX node of eight.
 """
 
-import csv
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_qwen3.parallel.layout import Layout, even_stages
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.published import LeftOut, Run
+from megatron_qwen3.planner.published import LeftOut, Run, table
+from megatron_qwen3.planner.recipes import Row, count, number, uncountable
 from megatron_qwen3.settings import ConfigError
 
-Row = Mapping[str, str]
 _GPT2_VOCABULARY = 50257
 _NODE = 8
 _LEFT_OUT = {
@@ -33,23 +31,34 @@ _LEFT_OUT = {
 }
 
 
+_NEEDED = ("num-layers", "hidden-size", "num-attention-heads")
+_SIZES = (
+    *_NEEDED,
+    *("n_gpus", "seq-length", "micro-batch-size", "global-batch-size", "vocab-size"),
+    *("ffn-hidden-size", "kv-channels", "num-query-groups", "num-experts", "moe-router-topk"),
+    *("moe-ffn-hidden-size", "moe-shared-expert-intermediate-size", "mtp-num-layers"),
+    *("tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size"),
+    *("expert-model-parallel-size", "expert-tensor-parallel-size"),
+    *("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank"),
+)
+
+
 def is_one(path: str | Path) -> bool:
     """Whether a CSV has recorded memory peaks instead of step times."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return "mem_max_allocated_gb" in next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    return "mem_max_allocated_gb" in table(path)[0]
 
 
 def read(path: str | Path) -> list[Run]:
     """Every row; is_one(path)."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [_run(row) for row in csv.DictReader(file)]
+    columns, rows = table(path)
+    missing = [name for name in ("test_case", "family", "gpu", *_NEEDED) if name not in columns]
+    if missing:
+        raise ConfigError(f"{path}: no column {', '.join(missing)}")
+    return [_run(row) for row in rows]
 
 
 def _run(row: Row) -> Run:
+    peak = number(row, "mem_max_allocated_gb") or 0.0
     given = Run(
         row_id=f"{row['test_case']} {row['gpu']}",
         model=row["family"],
@@ -57,17 +66,13 @@ def _run(row: Row) -> Run:
         precision="fp8" if row.get("fp8-format") else "bf16",
         is_tuned=True,
         seconds=None,
-        peak_bytes=float(row["mem_max_allocated_gb"]) * 1e9,
+        peak_bytes=peak * 1e9 if peak > 0 else None,
         on_last_rank=True,  # which writes Megatron-LM's logs
     )
     try:
         return replace(given, job=_job(row))
     except LeftOut as reason:
         return replace(given, reason=str(reason))
-
-
-def _count(row: Row, name: str, default: int) -> int:
-    return int(row.get(name) or default)
 
 
 def _is_set(row: Row, name: str) -> bool:
@@ -80,6 +85,7 @@ def _job(row: Row) -> Job:
     for part, reason in _LEFT_OUT.items():
         if part in row["test_case"]:
             raise LeftOut(reason)
+    _check_cells(row)
     model = _architecture(row)
     drops = any((row.get(f"{kind}-dropout") or "0.1") != "0.0" for kind in ("attention", "hidden"))
     backend = row.get("attention-backend") or ""
@@ -89,8 +95,8 @@ def _job(row: Row) -> Job:
     return Job(
         model=model,
         layout=layout,
-        sequence_length=_count(row, "seq-length", 1024),
-        micro_batch=_count(row, "micro-batch-size", 1),
+        sequence_length=count(row, "seq-length", 1024),
+        micro_batch=count(row, "micro-batch-size", 1),
         precision="fp8" if row.get("fp8-format") else "bf16",
         kernels="transformer_engine",
         recompute=_recompute(row),
@@ -104,6 +110,16 @@ def _job(row: Row) -> Job:
     )
 
 
+def _check_cells(row: Row) -> None:
+    if not number(row, "mem_max_allocated_gb"):
+        raise LeftOut("no memory peak is published")
+    if fault := uncountable(row, _SIZES):
+        raise LeftOut(fault)
+    for name in _NEEDED:
+        if not count(row, name, 0):
+            raise LeftOut(f"{name} is not published")
+
+
 def _recompute(row: Row) -> frozenset[str]:
     if row.get("recompute-granularity") == "full":
         return frozenset({"layer"})
@@ -114,34 +130,34 @@ def _recompute(row: Row) -> frozenset[str]:
 
 
 def _architecture(row: Row) -> Architecture:
-    hidden, heads = int(row["hidden-size"]), int(row["num-attention-heads"])
+    hidden, heads = count(row, "hidden-size"), count(row, "num-attention-heads")
     latent = _is_set(row, "multi-latent-attention")
-    tp = _count(row, "tensor-model-parallel-size", 1)
-    experts = _count(row, "num-experts", 0)
-    ffn = _count(row, "ffn-hidden-size", 4 * hidden)
+    tp = count(row, "tensor-model-parallel-size", 1)
+    experts = count(row, "num-experts", 0)
+    ffn = count(row, "ffn-hidden-size", 4 * hidden)
     unit = 128 * tp
-    vocabulary = -(-_count(row, "vocab-size", _GPT2_VOCABULARY) // unit) * unit
+    vocabulary = -(-count(row, "vocab-size", _GPT2_VOCABULARY) // unit) * unit
     grouped = _is_set(row, "group-query-attention")
     return Architecture(
         name=row["family"],
-        num_layers=int(row["num-layers"]),
+        num_layers=count(row, "num-layers"),
         hidden_size=hidden,
         vocab_size=vocabulary,
         num_attention_heads=heads,
-        num_query_groups=_count(row, "num-query-groups", heads) if grouped else heads,
-        head_dim=128 if latent else _count(row, "kv-channels", hidden // heads),
+        num_query_groups=count(row, "num-query-groups", heads) if grouped else heads,
+        head_dim=128 if latent else count(row, "kv-channels", hidden // heads),
         ffn_hidden_size=ffn,
         num_experts=experts,
-        experts_per_token=_count(row, "moe-router-topk", 2) if experts else 0,
-        expert_ffn_hidden_size=_count(row, "moe-ffn-hidden-size", ffn) if experts else 0,
-        shared_ffn_hidden_size=_count(row, "moe-shared-expert-intermediate-size", 0),
+        experts_per_token=count(row, "moe-router-topk", 2) if experts else 0,
+        expert_ffn_hidden_size=count(row, "moe-ffn-hidden-size", ffn) if experts else 0,
+        shared_ffn_hidden_size=count(row, "moe-shared-expert-intermediate-size", 0),
         tie_embeddings=not _is_set(row, "untie-embeddings-and-output-weights"),
         gated=_is_set(row, "swiglu"),
         dense_layers=_dense_layers(row.get("moe-layer-freq") or ""),
         latent_query_rank=512 if latent else 0,
         latent_key_value_rank=512 if latent else 0,
         latent_rope_dim=64 if latent else 0,
-        predicted_layers=_count(row, "mtp-num-layers", 0),
+        predicted_layers=count(row, "mtp-num-layers", 0),
     )
 
 
@@ -152,20 +168,22 @@ def _dense_layers(frequency: str) -> int:
 
 
 def _layout(row: Row, model: Architecture) -> Layout:
-    world = _count(row, "n_gpus", _NODE)
-    tp = _count(row, "tensor-model-parallel-size", 1)
-    pp = _count(row, "pipeline-model-parallel-size", 1)
-    cp = _count(row, "context-parallel-size", 1)
-    ep = _count(row, "expert-model-parallel-size", 1) if model.num_experts else 1
-    etp = _count(row, "expert-tensor-parallel-size", tp) if model.num_experts else 1
-    per_chunk = _count(row, "num-layers-per-virtual-pipeline-stage", 0)
+    world = count(row, "n_gpus", _NODE)
+    tp = count(row, "tensor-model-parallel-size", 1)
+    pp = count(row, "pipeline-model-parallel-size", 1)
+    cp = count(row, "context-parallel-size", 1)
+    ep = count(row, "expert-model-parallel-size", 1) if model.num_experts else 1
+    etp = count(row, "expert-tensor-parallel-size", tp) if model.num_experts else 1
+    per_chunk = count(row, "num-layers-per-virtual-pipeline-stage", 0)
     virtual = model.num_layers // pp // per_chunk if per_chunk else 1
-    virtual = _count(row, "num-virtual-stages-per-pipeline-rank", virtual)
+    virtual = count(row, "num-virtual-stages-per-pipeline-rank", virtual)
     data, rest = divmod(world, tp * pp * cp)
     if rest or not data or world % (ep * etp * pp):
         raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
-    micro_batches = _count(row, "global-batch-size", 32) // (
-        data * _count(row, "micro-batch-size", 1)
+    if not 1 <= pp * virtual <= model.num_layers:
+        raise LeftOut(f"{pp} · {virtual} pipeline stages do not suit {model.num_layers} layers")
+    micro_batches = count(row, "global-batch-size", 32) // (
+        data * count(row, "micro-batch-size", 1)
     )
     return Layout(
         world_size=world,

@@ -5,24 +5,37 @@ tokens reach their experts, what CUDA graphs capture and which kernels are fused
 ModelZoo's launch scripts do for theirs. A row is a line of published_perf.csv.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Row = Mapping[str, str]
+_NOTHING = ("", "-", "none", "null", "nan", "n/a")
 
 
 def number(row: Row, name: str) -> float | None:
-    """A cell as a number; None where it is empty or none."""
+    """A cell as a finite number, 1,024 too; None where it is empty or none."""
     try:
-        return float(row.get(name) or "")
+        value = float((row.get(name) or "").replace(",", ""))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def count(row: Row, name: str, default: int = 1) -> int:
-    """A cell as a whole number."""
-    value = number(row, name)
-    return default if value is None else int(value)
+    """A cell as a whole number; 0 says nothing, as an empty cell does."""
+    return int(number(row, name) or default)
+
+
+def uncountable(row: Row, names: Iterable[str]) -> str:
+    """What is wrong with the first of these cells that says something, but no whole number;
+    empty where all is well."""
+    for name in names:
+        cell, value = row.get(name) or "", number(row, name)
+        is_whole = value is not None and value >= 0 and value == int(value)
+        if cell.lower() not in _NOTHING and not is_whole:
+            return f"{name} = {cell} is not a whole number above 0"
+    return ""
 
 
 def note(row: Row) -> str:
@@ -75,7 +88,7 @@ def overlaps_exchange(row: Row) -> bool:
 def graphs(row: Row, precision: str, is_sparse: bool) -> str:
     """What CUDA graphs captured: none, partial (attention, router) or full (the whole step)."""
     text = (row.get("cuda_graph") or "").lower()
-    if text.startswith("none"):
+    if re.match(r"none|no\b|false|off|0$", text):
         return "none"
     if text:
         return "full" if "full" in text else "partial"
@@ -138,10 +151,13 @@ def is_early(row: Row) -> bool:
 
 
 def precision_of(row: Row) -> str:
-    """bf16, fp8 (a scale per tensor or tile), mxfp8 or nvfp4."""
+    """bf16 (and fp16, as fast), fp8 (a scale per tensor or tile), mxfp8 or nvfp4; empty where it is
+    none of them."""
     text = f"{row['precision']} {row.get('fp8_recipe') or ''}".lower()
     if "nvfp4" in text:
         return "nvfp4"
-    if "mx" in text:
+    if "mx" in text and "fp4" not in text:
         return "mxfp8"
-    return "fp8" if "fp8" in text else "bf16"
+    if "fp8" in text:
+        return "fp8"
+    return "bf16" if "bf16" in text or "fp16" in text else ""

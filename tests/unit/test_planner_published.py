@@ -86,6 +86,24 @@ def write(path, rows):
         ({"gpu": "TPU"}, "no GPU named 'tpu'"),
         ({"precision": "MXFP8"}, "H100 does not compute in mxfp8"),
         ({"seq_len": ""}, "seq_len is not published"),
+        ({"n_gpus": "-16"}, "n_gpus = -16 is not a whole number above 0"),
+        ({"gbs": "inf"}, "gbs = inf is not a whole number"),
+        ({"mbs": "1.5"}, "mbs = 1.5 is not a whole number"),
+        ({"tp": "auto"}, "tp = auto is not a whole number"),
+        ({"tp": "64", "n_gpus": "64", "ep": "1"}, "tp 64 does not divide 32 attention heads"),
+        ({"ep": "3", "n_gpus": "48"}, "ep 3 does not divide 128 experts"),
+        ({"layers_override": "1e9"}, "layers_override = 1000000000 exceeds"),
+        (
+            {"model": "DeepSeekV3", "pp": "63", "n_gpus": "63", "ep": "1"},
+            "63 · 1 pipeline stages exceed 61 layers",
+        ),
+        ({"step_time_s": "nan"}, "no step time"),
+        ({"step_time_s": "-3"}, "no step time"),
+        ({"precision": ""}, "no precision is published"),
+        ({"precision": "fp32"}, "precision fp32 is not described"),
+        ({"gpu": "my_cluster.toml"}, "no GPU named 'my_cluster.toml'"),
+        ({"gpu": "H100 PCIe"}, "no GPU named 'h100 pcie'"),
+        ({"model": "Qwen3-Omni-30B-A3B"}, "encoders of images and sound"),
     ],
 )
 def test_what_cannot_be_compared_is_left_out_with_the_reason(changes, reason):
@@ -108,11 +126,39 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(changes, reason):
         ({"precision": "FP8", "fp8_recipe": "delayed(TE hybrid)"}, {"precision": "fp8"}),
         ({"fsdp": "16"}, {"fully_sharded": True}),
         ({"fsdp": "0"}, {"fully_sharded": False}),
+        ({"seq_len": "4,096", "mbs": "1.0"}, {"sequence_length": 4096, "micro_batch": 1}),
+        ({"cuda_graph": "False"}, {"graphs": "none"}),
+        ({"precision": "FP16"}, {"precision": "bf16"}),
     ],
 )
 def test_columns_say_how_the_run_was_made(changes, expected):
     job = published.run_of(row(**changes)).job
     assert {name: getattr(job, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        *((f"Qwen3_{size}", f"qwen3-{size.lower()}") for size in ("0.6B", "1.7B", "4B", "8B")),
+        *((f"qwen3_{size}", f"qwen3-{size}") for size in ("14b", "32b")),
+        ("Qwen/Qwen3-14B-Base", "qwen3-14b"),
+        ("qwen3_1p7b", "qwen3-1.7b"),
+        ("qwen3_600m", "qwen3-0.6b"),
+        ("Qwen3 30B-A3B", "qwen3-30b-a3b"),
+        ("Qwen3-235B-A22B-Instruct-2507", "qwen3-235b-a22b"),
+        ("Llama 3.3 70B", "llama-3-70b"),
+        ("DeepSeek V3 w/o MTP", "deepseek-v3"),
+    ],
+)
+def test_a_model_is_known_by_its_whole_size(name, known):
+    assert published.architecture_of(name).name == known
+
+
+@pytest.mark.parametrize("gpu", ["gb200", "GB200 NVL72", "NVIDIA GB200 186GB"])
+def test_the_spelling_of_a_gpu_changes_nothing(gpu):
+    changes = {"precision": "MXFP8", "release": "26.06", "routing": "force_balanced"}
+    runs = [published.run_of(row(gpu=name, **changes)) for name in ("GB200", gpu)]
+    assert runs[0] == runs[1] and runs[0].job
 
 
 def test_stages_hold_every_layer_and_count_embedding_and_loss_where_that_comes_out_even():
@@ -206,6 +252,57 @@ def test_validate_reports_every_row_or_why_it_is_left_out(tmp_path, capsys):
     plot = tmp_path / "errors.png"
     assert scaling_study.main(["validate", str(path), "--plot", str(plot)]) == 0
     assert "left out: 1 of 3" in capsys.readouterr().out and plot.exists()
+
+
+def test_a_table_of_any_program_is_read(tmp_path, capsys):
+    """With a byte order mark, blanks, cells missing and too many, columns in another order."""
+    columns = ["model", *sorted({*COLUMNS} - {"model"}), "unknown"]
+    line = [row().get(name, "") for name in columns]
+    short = "Qwen3_30B_a3B,,,"
+    lines = [" , ".join(columns), " , ".join([*line, "more", ""]), short]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    assert scaling_study.main(["validate", str(path), "--json"]) == 0
+    left_out, known = sorted(json.loads(capsys.readouterr().out)["rows"], key=lambda r: r["row_id"])
+    assert left_out["reason"] and known["error"] is not None
+
+
+def test_what_json_cannot_hold_is_not_printed(tmp_path, capsys):
+    odd = [row(**{name: "nan"}) for name in ("step_time_s", "peak_mem_gb", "gbs", "tp")]
+    path = write(tmp_path / "runs.csv", odd)
+    assert scaling_study.main(["validate", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert len(found["rows"]) == 4
+
+
+def test_memory_rows_that_say_too_little_are_left_out_with_the_reason(tmp_path):
+    fine = {
+        "test_case": "moe",
+        "family": "moe",
+        "gpu": "H100",
+        "mem_max_allocated_gb": "10",
+        "num-layers": "12",
+        "hidden-size": "512",
+        "num-attention-heads": "8",
+        "pipeline-model-parallel-size": "2",
+        "num-layers-per-virtual-pipeline-stage": "",
+    }
+    faults = {
+        "mem_max_allocated_gb": ("", "no memory peak"),
+        "num-layers": ("", "num-layers is not published"),
+        "hidden-size": ("wide", "hidden-size = wide is not a whole number"),
+        "num-layers-per-virtual-pipeline-stage": ("9", "pipeline stages"),
+    }
+    rows = [fine, *(fine | {name: value} for name, (value, _) in faults.items())]
+    path = tmp_path / "memory.csv"
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, [*fine])
+        writer.writeheader()
+        writer.writerows(rows)
+    good, *bad = published_memory.read(path)
+    assert published_memory.is_one(path) and good.job
+    for run, (_, reason) in zip(bad, faults.values(), strict=True):
+        assert run.job is None and reason in run.reason
 
 
 @pytest.mark.parametrize(
