@@ -99,13 +99,13 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from data_prep.clean import stages
+    from data_prep.clean import read, stages
     from data_prep.clean.report import print_report
 
     settings = _settings(given)
     settings.validate()
     stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
-    settings.claim()
+    settings.claim(read.state_of_files(settings))
     if given.slurm:
         options = dict(option.partition("=")[::2] for option in given.sbatch)
         job = stages.run_slurm(

@@ -26,6 +26,7 @@ from data_prep.clean.settings import CleanSettings, Input
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import CODE_SUFFIXES, is_code_file
 from data_prep.shards import write_whole
+from data_prep.tokenizer import tokenizer_json
 from megatron_qwen3.config import ConfigError
 
 _TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -99,6 +100,16 @@ def plan(settings: CleanSettings) -> list[list[Share]]:
                 shares[task].append(Share(given, Part(path, max(low, 0), min(high, size))))
         before += size
     return shares
+
+
+def state_of_files(settings: CleanSettings) -> dict[str, list[int]]:
+    """Size and time of change of each file that decides what the result is."""
+    models = [file for _, file in settings.models]
+    paths = [path for given in settings.inputs for path in _files(given.path)]
+    if settings.tokenizer:
+        models.append(str(tokenizer_json(settings.tokenizer)))
+    states = {path: os.stat(path) for path in [*paths, *settings.evaluation, *models]}
+    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
 
 
 def input_bytes(settings: CleanSettings) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,12 +74,18 @@ class CleanSettings:
 
     def _faults(self) -> Iterator[str]:
         from data_prep.languages import LANGUAGES
+        from data_prep.tokenizer import tokenizer_json
 
         if not self.inputs:
             yield "no input is given"
-        for path in [*(given.path for given in self.inputs), *self.evaluation]:
-            if not os.path.exists(path):
-                yield f"{path} does not exist"
+        for given in self.inputs:
+            if not os.path.exists(given.path):
+                yield f"{given.path} does not exist"
+        for path in self.evaluation:
+            if not os.path.isfile(path):
+                yield f"evaluation set {path} does not exist, or is no file"
+        if self.tokenizer and not tokenizer_json(self.tokenizer).is_file():
+            yield f"tokenizer {tokenizer_json(self.tokenizer)} does not exist"
         for code in self.languages:
             if code not in LANGUAGES:
                 yield f"language {code!r} is none of the 119; valid: the codes in languages.csv"
@@ -97,13 +103,23 @@ class CleanSettings:
             if not os.path.isfile(path):
                 yield f"the {name} model {path} does not exist"
 
-    def claim(self) -> None:
-        """Note these settings in `out`; ConfigError where another cleaning began there."""
+    def claim(self, files: Mapping[str, list[int]]) -> None:
+        """Note these settings in `out`; ConfigError where another cleaning began there.
+
+        files: size and time of all that is read. Tasks are stretches of their bytes, so those that
+        were done and those to come must find the same.
+        """
         path = self.folder("settings.json")
-        asked = json.loads(json.dumps(asdict(self)))
+        asked = json.loads(json.dumps({**asdict(self), "files": files}))
         if path.exists():
             there = json.loads(path.read_text(encoding="utf-8"))
             changed = [name for name in asked if there.get(name) != asked[name]]
+            if changed == ["files"]:
+                names = _differences(there.get("files", {}), asked["files"])
+                raise ConfigError(
+                    f"{self.out}: since this cleaning began its inputs have changed ({names}); "
+                    "take another folder, or remove it"
+                )
             if changed:
                 raise ConfigError(
                     f"{self.out} holds a cleaning with other settings ({', '.join(changed)}); "
@@ -114,3 +130,9 @@ class CleanSettings:
             raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
         Path(self.out).mkdir(parents=True, exist_ok=True)
         write_json(path, asked)
+
+
+def _differences(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
+    """The first files that are new, gone or not what they were."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

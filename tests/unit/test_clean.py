@@ -56,7 +56,7 @@ def _write(path: Path, rows: Iterable[Any]) -> Path:
 
 def _run(settings: CleanSettings) -> dict[str, dict[str, Any]]:
     """All stages, here and in this process; what was kept, by id."""
-    settings.claim()
+    settings.claim(read.state_of_files(settings))
     for stage in stages.stages(settings):
         for task in range(stage.tasks):
             data = None
@@ -270,10 +270,11 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
         ({"languages": ("xyz",)}, "'xyz' is none of the 119"),
         ({"tasks": 0}, "tasks = 0"),
         ({"resemblance": 0.2}, "resemblance = 0.2"),
-        ({"evaluation": ("nowhere.jsonl",)}, "nowhere.jsonl does not exist"),
+        ({"evaluation": ("nowhere.jsonl",)}, "evaluation set nowhere.jsonl does not exist"),
         ({"models": (("safety", "nowhere.bin"),)}, "the safety model nowhere.bin"),
         ({"models": (("colour", "nowhere.bin"),)}, "'colour' is no label with a model"),
         ({"on_error": "cry"}, "valid: skip, stop"),
+        ({"tokenizer": "nowhere"}, "tokenizer nowhere does not exist"),
         ({"inputs": ()}, "no input"),
     ],
 )
@@ -285,14 +286,30 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: Any, messa
 
 def test_a_folder_of_another_cleaning_is_left_alone(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
-    settings.claim()
-    settings.claim()
+    settings.claim({})
+    settings.claim({})
     with pytest.raises(ConfigError, match=r"other settings \(tasks\)"):
-        _settings(tmp_path, tasks=5).claim()
+        _settings(tmp_path, tasks=5).claim({})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("kept")
     with pytest.raises(ConfigError, match="is not empty"):
-        _settings(tmp_path, out=str(tmp_path / "mine")).claim()
+        _settings(tmp_path, out=str(tmp_path / "mine")).claim({})
+
+
+def test_a_cleaning_does_not_go_on_with_other_files_than_it_began_with(tmp_path: Path) -> None:
+    _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": _text(k)} for k in range(4)])
+    items = _write(tmp_path / "items.jsonl", [{"question": _text(7)}])
+    settings = _settings(tmp_path, evaluation=(str(items),))
+    settings.claim(read.state_of_files(settings))
+    settings.claim(read.state_of_files(settings))
+    _write(tmp_path / "in/b.jsonl", [{"id": "4", "text": _text(4)}])
+    with pytest.raises(ConfigError, match=r"inputs have changed \(.*b\.jsonl\)"):
+        settings.claim(read.state_of_files(settings))
+    (tmp_path / "in/b.jsonl").unlink()
+    settings.claim(read.state_of_files(settings))
+    _write(items, [{"question": _text(7) + _text(8)}])
+    with pytest.raises(ConfigError, match=r"inputs have changed \(.*items\.jsonl\)"):
+        settings.claim(read.state_of_files(settings))
 
 
 def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> None:
