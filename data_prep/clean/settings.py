@@ -81,6 +81,11 @@ class CleanSettings:
         for given in self.inputs:
             if not os.path.exists(given.path):
                 yield f"{given.path} does not exist"
+            elif Path(self.out).resolve().is_relative_to(Path(given.path).resolve()):
+                yield (
+                    f"out = {self.out} lies within the input {given.path}, which would be read "
+                    "while it grows; take a folder beside it"
+                )
         for path in self.evaluation:
             if not os.path.isfile(path):
                 yield f"evaluation set {path} does not exist, or is no file"

@@ -57,6 +57,12 @@ def tokenize(
     if options.workers < 1:
         raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
     plan = make_plan(paths, settings)
+    for path in map(Path, paths):
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"{out} lies within the input {path}, of which it would become a part; "
+                "take a folder beside it"
+            )
     with _errors_for_people(out):
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)

@@ -284,6 +284,14 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: Any, messa
         _settings(tmp_path, **settings).validate()
 
 
+def test_a_result_within_its_own_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    out = str(tmp_path / "in/clean")
+    with pytest.raises(ConfigError, match=f"out = {out} lies within the input"):
+        _settings(tmp_path, out=out).validate()
+    _settings(tmp_path, out=str(tmp_path / "in-clean")).validate()
+
+
 def test_a_folder_of_another_cleaning_is_left_alone(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     settings.claim({})

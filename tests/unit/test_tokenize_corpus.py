@@ -329,6 +329,12 @@ def test_a_folder_begun_with_other_inputs_or_settings_is_refused(
     assert digests(out) == before
 
 
+def test_shards_within_their_own_input_are_refused(corpus: Path, tokenizer: str) -> None:
+    with pytest.raises(ConfigError, match=r"out lies within the input .*corpus"):
+        tokenize([corpus], corpus / "out", settings(tokenizer), ONE)
+    assert not (corpus / "out").exists()
+
+
 def test_a_full_disk_stops_the_run_with_the_way_out_and_the_next_run_goes_on(
     corpus: Path, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
