@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 
 from data_prep.labels import LONGEST_LABEL
-from data_prep.lines import DamagedFile, blocks
+from data_prep.lines import DamagedFile, blocks, first_line
 from megatron_qwen3.config import ConfigError
 
 LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depend on the input
@@ -66,9 +66,9 @@ class Document(Protocol):
 class Batch:
     """Some of a part's documents, and what else stood between them.
 
-    lines: of each document, from 1, within the part. positions: of each, a number that grows
-    through the file and is known without reading the parts before this one. num_lines: of the
-    batch. progress: the share of the part that is read.
+    lines: of each document, from 1, within the part. positions: of each, the byte of the file, or
+    of what is compressed in it, at which its line begins; or its row, from 0. So they are the same
+    however the file is cut into parts. num_lines: of the batch. progress: the share that is read.
     """
 
     documents: list[Document]
@@ -106,17 +106,18 @@ def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
 
 def _read_json(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
     decode = msgspec.json.Decoder(kind).decode
-    first_line, position = 1, part.start
+    number = 1
+    position = first_line(part.path, part.start) if is_splittable(part.path) else 0
     try:
         for lines, progress in blocks(part.path, part.start, part.end, LONGEST_LINE_BYTES):
             starts = list(
                 accumulate(map(len, lines), lambda at, size: at + size + 1, initial=position)
             )
             position = starts.pop()
-            yield _batch(lines, decode, first_line, starts, progress)
-            first_line += len(lines)
+            yield _batch(lines, decode, number, starts, progress)
+            number += len(lines)
     except DamagedFile as error:
-        yield Batch([], [], [], [Problem(first_line, "damaged file", str(error))], 0, 1.0)
+        yield Batch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
 
 
 def _read_parquet(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:

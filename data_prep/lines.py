@@ -75,11 +75,7 @@ def _pieces(file: BinaryIO, path: str, start: int, end: int, longest_line: int) 
 
 def _part(file: BinaryIO, start: int, end: int, longest_line: int) -> Iterator[bytes]:
     """From the first line that begins at `start` or later to that which goes past `end`."""
-    if start:
-        file.seek(start - 1)
-        _skip_line(file)
-    elif file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-        file.seek(0)
+    file.seek(_first_line(file, start))
     piece = b""
     while left := max(0, end - file.tell()):
         piece = file.read(min(left, BLOCK_BYTES))
@@ -88,6 +84,21 @@ def _part(file: BinaryIO, start: int, end: int, longest_line: int) -> Iterator[b
         yield piece
     if piece and not piece.endswith(b"\n"):
         yield file.readline(longest_line + 1)
+
+
+def first_line(path: str, start: int) -> int:
+    """The byte at which the first line of this part of a plain file begins."""
+    with open(path, "rb") as file:
+        return _first_line(file, start)
+
+
+def _first_line(file: BinaryIO, start: int) -> int:
+    if not start:
+        mark = file.read(len(_BYTE_ORDER_MARK))
+        return len(mark) if mark == _BYTE_ORDER_MARK else 0
+    file.seek(start - 1)
+    _skip_line(file)
+    return file.tell()
 
 
 def _skip_line(file: BinaryIO) -> None:

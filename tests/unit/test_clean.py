@@ -116,6 +116,21 @@ def test_the_first_of_equal_and_near_documents_is_kept_however_many_tasks_there_
     assert not settings.folder("work").exists()
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_documents_without_an_id_get_the_same_however_many_tasks_there_are(
+    tmp_path: Path, mark: str
+) -> None:
+    rows = [json.dumps({"text": _text(k)}) for k in range(20)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text(mark + "\n".join(rows), encoding="utf-8")
+    ids = [
+        list(_run(_settings(tmp_path, tasks=tasks, out=str(tmp_path / f"out{tasks}"))))
+        for tasks in (1, 3, 7)
+    ]
+    assert len(ids[0]) == 20
+    assert ids[0] == ids[1] == ids[2]
+
+
 def test_near_duplicates_are_kept_where_only_equal_ones_are_to_go(tmp_path: Path) -> None:
     texts = [_text(0, 60), _text(0, 60) + " And more.", _text(0, 60)]
     _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": text} for k, text in enumerate(texts)])
