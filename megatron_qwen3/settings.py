@@ -181,7 +181,7 @@ class CheckpointConfig:
     resume: bool = setting(True, "go on from the newest checkpoint of the run folder")
     verify: str = setting(
         "full",
-        "what is looked at before a checkpoint is resumed: checksums, or the files' sizes alone",
+        "what is looked at before a checkpoint is loaded: checksums, or the files' sizes alone",
         choices=("full", "sizes"),
     )
 

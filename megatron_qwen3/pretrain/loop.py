@@ -114,11 +114,13 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
 
 def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
     """Load what the run goes on from: where it stands, and a line that says where that is from."""
-    saved, told = checkpoint.newest_intact(config.run_dir, config.checkpoint.verify == "full")
+    in_full = config.checkpoint.verify == "full"
+    saved, told = checkpoint.newest_intact(config.run_dir, in_full)
     if saved:
         return checkpoint.load(engine, saved), "\n".join([*told, f"resumed from {saved}"])
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
+        checkpoint.check_intact(source, in_full)
         checkpoint.load_weights(engine, source)
         return Progress(), f"weights from {source}"
     return Progress(), f"fresh weights from seed {config.run.seed}"

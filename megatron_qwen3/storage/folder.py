@@ -34,17 +34,23 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def find(path: str) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError."""
+    """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError.
+
+    A damaged newest is an error, too: nobody who goes on from a run means one of its earlier steps.
+    """
     folder = Path(path)
     if (folder / SETTINGS_FILE).exists() and (folder / "metadata.json").exists():
         if found := manifest.faults(folder):
             raise ConfigError(f"{folder} is damaged: {'; '.join(found[:5])}")
         return folder
-    if checkpoint := newest(folder):
-        return checkpoint
-    if damaged := checkpoints(folder):
-        found = manifest.faults(damaged[-1])
-        raise ConfigError(f"{folder}: every checkpoint is damaged; {damaged[-1].name}: {found[0]}")
+    if saved := checkpoints(folder):
+        if not (found := manifest.faults(saved[-1])):
+            return saved[-1]
+        older = newest(folder)
+        told = (
+            f"the newest is damaged, {older} is whole" if older else "every checkpoint is damaged"
+        )
+        raise ConfigError(f"{folder}: {told}; {saved[-1].name}: {found[0]}")
     raise ConfigError(
         f'checkpoint.init_from = "{path}" is neither a checkpoint nor a run folder with one; '
         "train the stage before it first, or set checkpoint.init_from="

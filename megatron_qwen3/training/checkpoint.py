@@ -21,7 +21,7 @@ from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
-__all__ = ["check_same_model", "checkpoints", "find", "load", "load_weights"]
+__all__ = ["check_intact", "check_same_model", "checkpoints", "find", "load", "load_weights"]
 __all__ += ["newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
@@ -60,6 +60,15 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
             "delete the folder or choose another run.name"
         )
     return None, told
+
+
+def check_intact(checkpoint: Path, in_full: bool) -> None:
+    """ConfigError on all ranks, which all call it, where one finds it damaged; see `newest_intact`.
+
+    For a checkpoint of another run, which is not this one's to set aside.
+    """
+    if faults := _faults(checkpoint, in_full):
+        raise ConfigError(f"{checkpoint} is damaged: {'; '.join(faults[:3])}")
 
 
 def _newest_of_first_rank(run_dir: Path) -> Path | None:

@@ -116,6 +116,24 @@ def test_three_stages_chain(folder, tmp_path, ranks, layout):
     assert [row["tokens"] for row in rows(tmp_path, "three", "train")] == [512, 1024]
 
 
+def test_a_stage_does_not_start_from_weights_with_a_flipped_bit(folder, tmp_path):
+    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path)) == [0]
+    weights = checkpoint.find(str(tmp_path / "one")) / "__0_0.distcp"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 3] ^= 0x40
+    weights.write_bytes(content)
+    ((status, told),) = run_ranks(refused, 1, arguments(folder, "two", tmp_path))
+    assert status == 2 and "__0_0.distcp: its contents are not those that were saved" in told
+    assert not (tmp_path / "two").exists()
+
+
+def refused(arguments):
+    """Run on a rank: the exit status and what a person is told."""
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        status = train.main(arguments)
+    return status, told.getvalue()
+
+
 def test_held_out_loss_does_not_depend_on_the_layout(folder, tmp_path):
     found = []
     for name, ranks, layout in (("a", 1, ()), ("b", 2, ()), ("c", 2, ("parallel.pipeline=2",))):

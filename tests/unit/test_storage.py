@@ -125,6 +125,15 @@ def test_find_says_that_all_are_damaged_and_how(tmp_path):
         folder.find(str(tmp_path))
 
 
+def test_find_takes_no_earlier_step_for_a_damaged_newest_one(tmp_path):
+    make(tmp_path, 2)
+    (make(tmp_path, 4) / "b").unlink()
+    with pytest.raises(
+        ConfigError, match=r"newest is damaged, .*02 is whole; step_00000004: b: No"
+    ):
+        folder.find(str(tmp_path))
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
 def test_a_range_is_cut_into_few_rectangles_in_order(shape, data):
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
