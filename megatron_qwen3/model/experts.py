@@ -116,7 +116,7 @@ class Exchange:
         """This rank's own rows again, each added up over the expert-tensor ranks."""
         ranks, mine = self.tensor_group.size(), sum(plan.receive_sizes)
         parts = all_to_all(self.tensor_group, rows, [mine] * ranks, plan.tensor_sizes)
-        return parts.view(ranks, mine, -1).sum(0)
+        return parts.view(ranks, mine, parts.shape[1]).sum(0)  # mine may be 0: no -1 here
 
 
 def _all_gather(x: Tensor, group: Any) -> Tensor:
