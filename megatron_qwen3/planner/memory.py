@@ -38,8 +38,8 @@ class Memory:
     @classmethod
     def of(cls, job: Job) -> "Memory":
         """The memory of the pipeline rank that needs most."""
-        ranks = range(job.layout.pipeline)
-        return max((cls.of_rank(job, rank) for rank in ranks), key=lambda memory: memory.total)
+        memories = (cls.of_rank(job, rank) for rank in _heavy_ranks(job))
+        return max(memories, key=lambda memory: memory.total)
 
     @classmethod
     def of_rank(cls, job: Job, rank: int) -> "Memory":
@@ -81,6 +81,17 @@ class Memory:
         return self.total - self.nccl - self.fragmentation
 
 
+def _heavy_ranks(job: Job) -> list[int]:
+    """The pipeline ranks that may need most: of ranks with the same layers the first, which holds
+    the most micro-batches in flight, and the last, which has the logits."""
+    layout, sparse = job.layout, job.model.is_sparse
+    first: dict[tuple[tuple[int, int], ...], int] = {}
+    for rank in range(layout.pipeline):
+        chunks = (_chunk_layers(job, rank, chunk) for chunk in range(layout.virtual))
+        first.setdefault(tuple((len(chunk), sum(map(sparse, chunk))) for chunk in chunks), rank)
+    return sorted({*first.values(), layout.pipeline - 1})
+
+
 def in_flight_bytes(job: Job, rank: int) -> float:
     """Activations of all micro-batches that the schedule holds at once on a pipeline rank."""
     layout = job.layout
@@ -109,19 +120,18 @@ def workspace_bytes(job: Job, rank: int) -> float:
     return again + mlp + gathered + _MATMUL_WORKSPACE_BYTES
 
 
-def _chunk_bytes(job: Job, rank: int, chunk: int) -> float:
+def _chunk_layers(job: Job, rank: int, chunk: int) -> range:
     stage = chunk * job.layout.pipeline + rank
     first = sum(job.layout.stage_layers[:stage])
-    layers = range(first, first + job.layout.stage_layers[stage])
-    return sum(activations.layer_bytes(job, layer) for layer in layers)
+    return range(first, first + job.layout.stage_layers[stage])
+
+
+def _chunk_bytes(job: Job, rank: int, chunk: int) -> float:
+    return sum(activations.layer_bytes(job, layer) for layer in _chunk_layers(job, rank, chunk))
 
 
 def _rank_layers(job: Job, rank: int) -> list[int]:
-    layers: list[int] = []
-    for stage in range(rank, len(job.layout.stage_layers), job.layout.pipeline):
-        first = sum(job.layout.stage_layers[:stage])
-        layers += range(first, first + job.layout.stage_layers[stage])
-    return layers
+    return [i for chunk in range(job.layout.virtual) for i in _chunk_layers(job, rank, chunk)]
 
 
 def _few(job: Job) -> int:

@@ -10,7 +10,7 @@ closed form of its schedule. The best are then simulated and weighed to the byte
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from megatron_qwen3.parallel.layout import Layout, even_stages
@@ -82,16 +82,17 @@ def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
     cluster = question.cluster
     layouts = list(fitting(question))
     today = [one for one in _fastest(layouts, cluster, c) if not _needs(one[0])]
+    today = list(itertools.islice(_exactly(question, today), _SIMULATED // 4))
     # The last way to exchange tokens is the fastest: what is slow even so need not be varied.
     at_best = [(_exchanges(question, job)[-1], recompute) for job, recompute in layouts]
+    at_best = _fastest(at_best, cluster, c)
     varied = [
         (job, recompute)
-        for layout, recompute in _fastest(at_best, cluster, c)[:_VARIED]
+        for layout, recompute in itertools.islice(_exactly(question, at_best), _VARIED)
         for job in _exchanges(question, layout)
     ]
     fastest = _fastest(varied, cluster, c)[:_SIMULATED]
-    chosen = dict.fromkeys([*fastest, *today[: _SIMULATED // 4]])
-    plans = [plan(job, recompute, cluster, c) for job, recompute in chosen]
+    plans = [plan(*one, cluster, c) for one in dict.fromkeys([*fastest, *today])]
     plans = _distinct(sorted((p for p in plans if p.fits), key=_slowness))
     best = plans[:count]
     if all(p.needs for p in best):
@@ -137,8 +138,13 @@ def relieved(given: Plan, cluster: Cluster, c: Constants) -> Plan:
 def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> Plan:
     """A job, weighed and priced exactly."""
     memory = Memory.of(job)
-    fits = memory.total <= _USABLE * cluster.memory_bytes
+    fits = memory.total <= usable_bytes(cluster)
     return Plan(job, recompute, memory, Step.of(job, cluster, c), fits)
+
+
+def usable_bytes(cluster: Cluster) -> float:
+    """What a run may take of a GPU's memory."""
+    return _USABLE * cluster.memory_bytes
 
 
 def fitting(question: Question) -> Iterator[tuple[Job, str]]:
@@ -149,7 +155,18 @@ def fitting(question: Question) -> Iterator[tuple[Job, str]]:
             if not question.allows("recompute", recompute):
                 continue
             tried = replace(job, recompute=parts)
-            if quick_bytes(tried) <= _USABLE * question.cluster.memory_bytes:
+            if quick_bytes(tried) <= usable_bytes(question.cluster):
+                yield tried, recompute
+                break
+
+
+def _exactly(question: Question, jobs: Iterable[tuple[Job, str]]) -> Iterator[tuple[Job, str]]:
+    """Those of `jobs` that fit to the byte, if need be with more recomputation than they have."""
+    for job, least in jobs:
+        levels = [*RECOMPUTED][[*RECOMPUTED].index(least) :]
+        for recompute in (name for name in levels if question.allows("recompute", name)):
+            tried = replace(job, recompute=RECOMPUTED[recompute])
+            if Memory.of(tried).total <= usable_bytes(question.cluster):
                 yield tried, recompute
                 break
 
@@ -157,15 +174,13 @@ def fitting(question: Question) -> Iterator[tuple[Job, str]]:
 def least_memory(question: Question) -> tuple[Job, str] | None:
     """The layout that needs least memory of all; None where no layout divides."""
     tried = [
-        (quick_bytes(replace(job, recompute=parts)), index, replace(job, recompute=parts), name)
-        for index, job in enumerate(candidates(question))
+        (replace(job, recompute=parts), name)
+        for job in candidates(question)
         for name, parts in RECOMPUTED.items()
         if question.allows("recompute", name)
     ]
-    if not tried:
-        return None
-    _, _, job, name = min(tried, key=lambda item: item[:2])
-    return job, name
+    leanest = sorted(tried, key=lambda one: quick_bytes(one[0]))[:_SIMULATED]
+    return min(leanest, key=lambda one: Memory.of(one[0]).total, default=None)
 
 
 def fewest_gpus(question: Question) -> tuple[int, Job] | None:
@@ -173,9 +188,12 @@ def fewest_gpus(question: Question) -> tuple[int, Job] | None:
     for times in (2, 4, 8, 16, 32, 64):
         gpus = question.gpus * times
         batch = -(-question.global_batch // gpus) * gpus
-        found = next(fitting(replace(question, gpus=gpus, global_batch=batch)), None)
-        if found:
-            return gpus, found[0]
+        larger = replace(question, gpus=gpus, global_batch=batch)
+        if next(fitting(larger), None) is None:
+            continue
+        leanest = least_memory(larger)
+        if leanest and Memory.of(leanest[0]).total <= usable_bytes(question.cluster):
+            return gpus, leanest[0]
     return None
 
 
@@ -320,29 +338,32 @@ def tokens_per_step(job: Job) -> int:
 
 
 def quick_bytes(job: Job) -> float:
-    """Memory of the first pipeline rank, without padding and rounding of stages."""
+    """Memory of the pipeline rank that needs most, without padding."""
     layout, model = job.layout, job.model
-    dense, sparse = local_parameters(job)
+    chunk = activations.layer_bytes(job, model.num_layers - 1) / layout.virtual
+    held = [_in_flight(layout, rank) * n * chunk for rank, n in enumerate(_rank_layers(job))]
+    held[-1] += activations.logits_bytes(job)
+    dense, sparse = local_parameters(job, held.index(max(held)))
     state = float((dense + sparse) * (job.weight_bytes + job.gradient_bytes))
     per_owned = 8 if job.precision == "fp32" else 12
     state += per_owned * dense / (layout.data * layout.context)
     state += per_owned * sparse / layout.expert_data
-    layer = activations.layer_bytes(job, model.num_layers - 1)
-    chunks = layout.pipeline
-    if layout.virtual > 1:
-        chunks = layout.pipeline * (layout.virtual + 1) - 1
-    chunks = min(chunks, layout.micro_batches * layout.virtual)
-    kept = chunks * layer * _rank_layers(job) / layout.virtual
-    if layout.pipeline == 1:
-        kept += activations.logits_bytes(job)
     mlp = activations.mlp_bytes(job, model.num_layers - 1)
-    return state + 1.03 * (kept + mlp) + 1.5e9
+    return state + 1.03 * (max(held) + mlp) + 1.5e9
 
 
-def _rank_layers(job: Job) -> int:
-    """Layers of the pipeline rank that has most."""
+def _in_flight(layout: Layout, rank: int) -> int:
+    """Model chunks of micro-batches that a pipeline rank holds at once."""
+    chunks = layout.pipeline - rank
+    if layout.virtual > 1:
+        chunks = 2 * chunks - 1 + (layout.virtual - 1) * layout.pipeline
+    return min(chunks, layout.micro_batches * layout.virtual)
+
+
+def _rank_layers(job: Job) -> list[int]:
+    """Layers of each pipeline rank."""
     split, p = job.layout.stage_layers, job.layout.pipeline
-    return max(sum(split[rank::p]) for rank in range(p))
+    return [sum(split[rank::p]) for rank in range(p)]
 
 
 def quick_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
@@ -351,7 +372,7 @@ def quick_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
     forward, backward = timer.layer(job.model.num_layers - 1)
     concurrency = c["concurrency"]
     layer = forward.total(concurrency) + backward.total(concurrency)
-    stage = layer * _rank_layers(job)
+    stage = layer * max(_rank_layers(job))
     rounds = layout.micro_batches + (layout.pipeline - 1) / layout.virtual
     logits = 3 * timer.logits()
     return rounds * (stage + (logits if layout.pipeline == 1 else 0.5 * logits))

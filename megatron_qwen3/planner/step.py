@@ -165,10 +165,10 @@ def _transfer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
     return moved / network.rate(layout.pipeline, stride, cluster, c) + _TRANSFER_LATENCY
 
 
-def local_parameters(job: Job) -> tuple[int, int]:
-    """Dense and expert parameters of the first pipeline rank."""
+def local_parameters(job: Job, rank: int = 0) -> tuple[int, int]:
+    """Dense and expert parameters of a pipeline rank, taken as one with an embedding."""
     layout, model = job.layout, job.model
-    count = sum(layout.stage_layers[0 :: layout.pipeline])
+    count = sum(layout.stage_layers[rank :: layout.pipeline])
     sparse_count = count
     if model.sparse_layers < model.num_layers:
         sparse_count = round(count * model.sparse_layers / model.num_layers)

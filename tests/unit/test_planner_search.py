@@ -100,11 +100,42 @@ def test_what_the_trainer_does_not_have_is_said_and_not_set(tmp_path):
     assert (config.train.precision, config.parallel.context) == ("bf16", 1)
 
 
-def test_the_quick_estimate_of_memory_is_near_the_exact_one():
-    question = question_of("qwen3-235b-a22b", "h100", 256, 2048)
-    jobs = list(search.candidates(question))[::211]
-    for job in jobs:
-        assert search.quick_bytes(job) == pytest.approx(Memory.of(job).total, rel=0.12)
+@pytest.mark.parametrize(
+    ("name", "gpus", "sequence", "every"),
+    [
+        ("qwen3-235b-a22b", 256, 4096, 211),
+        ("qwen3-235b-a22b", 48, 4096, 29),
+        ("qwen3-32b", 96, 32768, 29),
+        ("qwen3-0.6b", 8, 131072, 3),
+    ],
+)
+def test_the_quick_estimate_of_memory_is_near_the_exact_one(name, gpus, sequence, every):
+    """Also where stages differ, and where the last one's logits need most."""
+    question = question_of(name, "h100", gpus, 4 * gpus, sequence)
+    for job in list(search.candidates(question))[::every]:
+        exact = Memory.of(job)
+        ranks = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]
+        assert exact == max(ranks, key=lambda memory: memory.total)
+        assert search.quick_bytes(job) == pytest.approx(exact.total, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("qwen3-30b-a3b", 8), ("qwen3-235b-a22b", 64), ("qwen3-235b-a22b", 48)]
+)
+def test_a_layout_that_fits_narrowly_is_found_and_none_that_does_not(name, gpus):
+    question = question_of(name, "h100", gpus, 32 * gpus, fixed=(("micro_batch", 1), ("tensor", 4)))
+    jobs = [
+        dataclasses.replace(job, recompute=parts)
+        for job in search.candidates(question)
+        for parts in search.RECOMPUTED.values()
+    ]
+    usable = search.usable_bytes(question.cluster)
+    fits = any(Memory.of(job).total <= usable for job in jobs)
+    plans = search.search(question, CONSTANTS)
+    assert bool(plans) == fits and any(not plan.needs for plan in plans) == fits
+    assert fits == (Memory.of(search.least_memory(question)[0]).total <= usable)
+    found = search.fewest_gpus(question)
+    assert Memory.of(found[1]).total <= usable
 
 
 def run(capsys, *arguments):

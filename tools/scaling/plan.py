@@ -21,6 +21,7 @@ from rich.text import Text
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.planner import calibration, hardware, overlay, search
+from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.presets import PRESETS
 
@@ -163,11 +164,11 @@ def why_none(question: Question) -> str:
     if smallest is None:
         return f"no layout of {where} divides as asked: {_undivided(question)}"
     job, recompute = smallest
-    need, have = search.quick_bytes(job) / 1e9, question.cluster.memory_gb
+    need, have = Memory.of(job).total / 1e9, search.usable_bytes(question.cluster) / 1e9
     leanest = f"({describe(job)}, recompute {recompute})"
     text = (
-        f"{where} does not fit: even the leanest layout {leanest} needs {need:.0f} GB of "
-        f"{have:g} GB per GPU"
+        f"{where} does not fit: even the leanest layout {leanest} needs {need:.1f} GB, and of the "
+        f"{question.cluster.memory_gb:g} GB per GPU {have:.1f} can be used"
     )
     return f"{text}; {_nearest_gpus(question)}"
 
