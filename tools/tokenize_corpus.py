@@ -1,6 +1,7 @@
 """Documents become Megatron's .bin/.idx shards, shuffled, with their labels kept apart.
 
-    python tools/tokenize_corpus.py data/clean --out data/tokens --tokenizer data/tokenizer
+    python tools/tokenize_corpus.py data/clean/documents --out data/tokens \\
+        --tokenizer data/tokenizer
     python tools/tokenize_corpus.py books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
         --default source=books domain=books language=eng_Latn
     python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\

@@ -1,6 +1,6 @@
 """Train Qwen's kind of tokenizer on a sample of documents in which no language drowns the others.
 
-    python tools/train_tokenizer.py data/clean --out data/tokenizer --vocab-size 151669
+    python tools/train_tokenizer.py data/clean/documents --out data/tokenizer --vocab-size 151669
     python tools/train_tokenizer.py wiki/*.jsonl.zst --out data/tokenizer --vocab-size 32000 \\
         --sample-mb 200 --exponent 0.3 --field text=content language=lang
 

@@ -22,13 +22,13 @@ from datatrove.pipeline.base import PipelineStep
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.clean.settings import CleanSettings
+from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
 from data_prep.shards import write_json, write_whole
 from megatron_qwen3.config import ConfigError
 
-REPORT, PICTURE = "report.json", "report.png"
+PICTURE = "report.png"
 _PROBLEMS_SHOWN = 10
 _LANGUAGES_SHOWN = 40
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
 
+SETTINGS, REPORT = "settings.json", "report.json"
 ON_ERROR = ("skip", "stop")
 MODELS = ("language", "domain", "quality", "education", "safety")
 
@@ -114,7 +115,7 @@ class CleanSettings:
         files: size and time of all that is read. Tasks are stretches of their bytes, so those that
         were done and those to come must find the same.
         """
-        path = self.folder("settings.json")
+        path = self.folder(SETTINGS)
         asked = json.loads(json.dumps({**asdict(self), "files": files}))
         if path.exists():
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -135,6 +136,27 @@ class CleanSettings:
             raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
         Path(self.out).mkdir(parents=True, exist_ok=True)
         write_json(path, asked)
+
+
+def check_result(path: Path) -> None:
+    """ConfigError where the folder is that of a cleaning, whose result is within, or not yet whole.
+
+    Beside the result lies what was dropped, and documents are there before all of them are.
+    """
+    if _is_cleaning(path):
+        raise ConfigError(
+            f"{path} is the folder of a cleaning, with all that it dropped; "
+            f"its result is {path / 'documents'}"
+        )
+    folder = path.absolute().parent
+    if path.name == "documents" and _is_cleaning(folder) and not (folder / REPORT).exists():
+        raise ConfigError(
+            f"{path}: the cleaning of {folder} has not ended; let it, or start it again"
+        )
+
+
+def _is_cleaning(folder: Path) -> bool:
+    return all((folder / name).exists() for name in (SETTINGS, "dropped"))
 
 
 def _differences(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:

@@ -1,6 +1,6 @@
 """A corpus of documents becomes shards: the run that `tools/tokenize_corpus.py` starts.
 
-    report = tokenize(["data/clean"], out, Settings("tokenizer"), Options(workers=8))
+    report = tokenize(["data/clean/documents"], out, Settings("tokenizer"), Options(workers=8))
 
 Group by group its units are tokenized, its shards written, its mark set (groups.py); processes do
 the work (pool.py, work.py). Several runs may share a folder, each as one task of many.

@@ -1,6 +1,6 @@
 """What a tokenization is made of: its inputs, its settings, and the work they fall into.
 
-    plan = make_plan(["data/clean"], Settings("tokenizer"))
+    plan = make_plan(["data/clean/documents"], Settings("tokenizer"))
     settle(plan, out, task=0)       # ConfigError where OUT was begun with other inputs or settings
 
 The work depends on inputs and settings alone, never on who does it. A group is a run of whole files
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.clean.settings import check_result
 from data_prep.documents import NAMES, SUFFIXES, SUFFIXES_IN_FOLDERS, Part, is_splittable
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import VERSION, read_json, write_json
@@ -85,7 +86,10 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Pl
 
 
 def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Input, ...]:
-    """The files of documents, by name; ConfigError where a path does not exist or holds none."""
+    """The files of documents, by name.
+
+    ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
+    """
     files = sorted({file.absolute() for path in paths for file in _files(Path(path))})
     if not files:
         raise ConfigError(f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}")
@@ -166,6 +170,7 @@ def _input(file: Path, top: str) -> Input:
 
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
+        check_result(path)
         return [p for p in path.rglob("*") if p.name.endswith(SUFFIXES_IN_FOLDERS) and p.is_file()]
     if not path.exists():
         raise ConfigError(f"{path} does not exist")

@@ -1,6 +1,6 @@
 """Text to train a tokenizer on: a sample of documents in which no language drowns the others.
 
-    sample = Sample(["data/clean"], {}, sample_bytes=1e9)
+    sample = Sample(["data/clean/documents"], {}, sample_bytes=1e9)
     sample.measure(tick)               # bytes of each language, once through the files
     texts = sample.texts(tick)         # and once again
     train((text for _, text in texts), 151_669, "data/tokenizer")

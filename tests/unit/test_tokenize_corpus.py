@@ -335,6 +335,21 @@ def test_shards_within_their_own_input_are_refused(corpus: Path, tokenizer: str)
     assert not (corpus / "out").exists()
 
 
+def test_what_a_cleaning_dropped_or_has_not_finished_is_refused(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    clean = tmp_path / "clean"
+    (clean / "dropped").mkdir(parents=True)
+    corpus.rename(clean / "documents")
+    (clean / "settings.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"dropped; its result is .*clean/documents"):
+        tokenize([clean], tmp_path / "out", settings(tokenizer), ONE)
+    with pytest.raises(ConfigError, match=r"the cleaning of .*clean has not ended"):
+        tokenize([clean / "documents"], tmp_path / "out", settings(tokenizer), ONE)
+    (clean / "report.json").write_text("{}")
+    assert tokenize([clean / "documents"], tmp_path / "out", settings(tokenizer), ONE)
+
+
 def test_a_full_disk_stops_the_run_with_the_way_out_and_the_next_run_goes_on(
     corpus: Path, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
