@@ -85,8 +85,11 @@ class Part:
         return self._mixture() == other._mixture()
 
     def _mixture(self) -> tuple[Any, ...]:
-        feeds = [(feed.source.identity, feed.source.held_out, feed.share) for feed in self.feeds]
-        return self.global_batch, self.sequence_length, self.sequences is None, feeds
+        return self.global_batch, self.sequence_length, self.sequences is None, self.shares()
+
+    def shares(self) -> list[tuple[str, int]]:
+        """What it takes of each source, by `Source.identity`."""
+        return [(feed.source.identity, feed.share) for feed in self.feeds]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Record:
     def starts_after(self, step: int) -> dict[str, Start]:
         """Where every source that was ever read stands after `step` steps."""
         starts = dict(self.idle)
-        for part, last in self._lasting(step):
+        for part, last in self.lasting(step):
             starts |= part.starts_after(last)
         return starts
 
@@ -111,10 +114,10 @@ class Record:
         """Tokens trained on in `step` steps of this run."""
         return sum(
             (last - part.first_step) * part.global_batch * part.sequence_length
-            for part, last in self._lasting(step)
+            for part, last in self.lasting(step)
         )
 
-    def _lasting(self, step: int) -> Iterator[tuple[Part, int]]:
+    def lasting(self, step: int) -> Iterator[tuple[Part, int]]:
         """The parts that have begun before `step`, and the step at which each has ended."""
         parts = [part for part in self.parts if part.first_step < step]
         ends = [part.first_step for part in parts[1:]] + [step]
@@ -152,8 +155,8 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
     if kept[-1].is_like(wanted):
         return _checked(config, old)
     if wanted.sequences is not None:
-        left = (config.steps - step) * config.train.global_batch
-        wanted = replace(wanted, sequences=left)
+        asked = (config.steps - step) * config.train.global_batch
+        wanted = replace(wanted, sequences=min(asked, _left(wanted, old, step)))
     starts = old.starts_after(step)
     part = replace(_going_on(wanted, starts), first_step=step)
     return _checked(config, Record((*kept, part), _idle(part, starts)))
@@ -174,6 +177,17 @@ def _wanted(config: Config) -> Part:
     )
     sequences = stage.tokens // data.sequence_length
     return Part(0, train.global_batch, data.sequence_length, sequences, planned)
+
+
+def _left(wanted: Part, old: Record, step: int) -> int:
+    """Sequences of a planned stage that the run has not read when it has done `step` steps."""
+    read = sum(
+        (last - part.first_step) * part.global_batch * part.sequence_length
+        for part, last in old.lasting(step)
+        if part.shares() == wanted.shares()
+    )
+    planned = sum(feed.share for feed in wanted.feeds)
+    return max(0, planned - read) // wanted.sequence_length
 
 
 def _going_on(part: Part, starts: Mapping[str, Start]) -> Part:
@@ -203,11 +217,12 @@ def _checked(config: Config, record: Record) -> Record:
     asked = (config.steps - part.first_step) * part.global_batch
     if part.sequences is not None and asked > part.sequences:
         most = part.first_step + part.sequences // part.global_batch
+        left = " left" if part.first_step else ""
         raise ConfigError(
             f"train.steps = {config.steps:,} asks for {asked:,} sequences of "
             f"{part.sequence_length:,} tokens, but stage {config.data.stage} of "
-            f"{config.data.curriculum} has {part.sequences:,}; valid: at most {most:,} steps "
-            f"({most * config.step_tokens:,} tokens), or mix a longer stage"
+            f"{config.data.curriculum} has {part.sequences:,}{left}; valid: at most {most:,} steps "
+            f"({record.tokens_after(most):,} tokens), or mix a longer stage"
         )
     return record
 

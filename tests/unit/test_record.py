@@ -273,6 +273,26 @@ def test_more_steps_than_the_stage_has_are_refused_with_the_most_that_it_has(
         record.prepare(longer, 0)
 
 
+def test_a_larger_batch_in_the_middle_may_not_read_more_than_the_stage_has(
+    planned: Config,
+) -> None:
+    planned.run_dir.mkdir()
+    record.prepare(planned, 0).write(planned.run_dir)
+
+    def with_batch(steps: int) -> Config:
+        return dataclasses.replace(planned, train=TrainConfig(steps=steps, global_batch=10))
+
+    with pytest.raises(
+        ConfigError, match=r"steps = 12 asks for 60 .*has 30 left; valid: at most 9 steps \(960"
+    ):
+        record.prepare(with_batch(12), 6)
+    history = record.prepare(with_batch(9), 6)
+    assert history.parts[-1].quotas() == [25, 5]
+    history.write(planned.run_dir)
+    with pytest.raises(ConfigError, match=r"has 10 left; valid: at most 10 steps \(960"):
+        record.prepare(dataclasses.replace(planned, train=TrainConfig(steps=13, global_batch=5)), 8)
+
+
 def test_an_unknown_stage_gets_a_suggestion(planned: Config) -> None:
     with pytest.raises(ConfigError, match="stgae0.*did you mean stage0"):
         record.prepare(with_data(planned, stage="stgae0"), 0)
