@@ -21,30 +21,32 @@ class Interleave:
 
     A binary tree over the sources: at a node of weight W a child of weight w gets, of the node's
     first n samples, n·w/W rounded to the nearest; it sees them as its own samples 0, 1, 2, … After
-    sum(quotas) samples every source has had exactly its quota. Before, no count strays further from
-    its share than `bound`, which is below 2 for any quotas: the tree is Huffman's, where a child
-    that is no leaf has at most two thirds of its node, so that errors shrink on their way down.
+    sum(quotas) samples every source has had exactly its quota, which may be 0. Before, no count
+    strays further from its share than `bound`, which is below 2 for any quotas: the tree is
+    Huffman's, where a child that is no leaf has at most two thirds of its node, so that errors
+    shrink on their way down.
     """
 
     def __init__(self, quotas: Sequence[int]) -> None:
         self.quotas = tuple(quotas)
         self.total = sum(quotas)
-        assert min(quotas) > 0
+        assert min(quotas) >= 0
         self._weights = list(quotas)
         self._children: list[tuple[int, int]] = []  # of node len(quotas), len(quotas) + 1, …
-        heap = [(weight, node) for node, weight in enumerate(quotas)]
+        heap = [(weight, node) for node, weight in enumerate(quotas) if weight]
         heapq.heapify(heap)
         while len(heap) > 1:
             light, heavy = heapq.heappop(heap), heapq.heappop(heap)
             self._children.append((light[1], heavy[1]))
             self._weights.append(light[0] + heavy[0])
             heapq.heappush(heap, (self._weights[-1], len(self._weights) - 1))
+        self._root = heap[0][1] if heap else 0
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(source, how many earlier samples came from the same source) of a sample."""
         leaves = len(self.quotas)
         period, n = divmod(sample, self.total)
-        node = len(self._weights) - 1
+        node = self._root
         while node >= leaves:
             light, heavy = self._children[node - leaves]
             whole, part = self._weights[node], self._weights[light]
@@ -59,7 +61,8 @@ class Interleave:
         """How many of the first `samples` samples come from each source."""
         leaves = len(self.quotas)
         period, n = divmod(samples, self.total)
-        count = [0] * (len(self._weights) - 1) + [n]
+        count = [0] * len(self._weights)
+        count[self._root] = n
         for node in range(len(self._weights) - 1, leaves - 1, -1):
             light, heavy = self._children[node - leaves]
             whole, part = self._weights[node], self._weights[light]

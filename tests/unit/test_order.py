@@ -22,6 +22,8 @@ HUGE_QUOTAS = st.lists(st.integers(1, 10**10), min_size=1, max_size=60)
 @settings(max_examples=60, deadline=None)
 @given(quotas=QUOTAS)
 @example(quotas=[500, 250, 240, 10])
+@example(quotas=[0, 3, 0, 1])
+@example(quotas=[5, 0])
 @example(quotas=[987, 610, 377, 233, 144, 89, 55, 34, 21, 13, 8, 5, 3, 2, 1, 1])
 def test_every_prefix_is_near_its_shares_and_the_end_is_exact(quotas: list[int]) -> None:
     order = Interleave(quotas)
@@ -46,6 +48,7 @@ def test_of_1200_sources_as_a_curriculum_has_them_none_strays_by_more_than_a_sam
 
 @settings(max_examples=100, deadline=None)
 @given(quotas=HUGE_QUOTAS, place=st.floats(0, 3))
+@example(quotas=[0, 7, 2, 0], place=1.2)
 def test_counts_of_any_prefix_add_up_and_go_on_with_the_next_sample(
     quotas: list[int], place: float
 ) -> None:

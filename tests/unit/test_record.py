@@ -251,6 +251,33 @@ def test_another_mixture_in_the_middle_of_a_planned_stage_takes_the_steps_that_a
     assert record.prepare(config, 5).parts[-1].first_step == 0  # back before anything was done
 
 
+def test_a_source_whose_part_is_less_than_half_a_sequence_is_left_out_and_goes_on_later(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "curriculum.json"
+    curriculum.write(plan(folder, {0: 50, 1: 1, 2: 5}), file)
+    longer = planned_config(file, tmp_path / "run", "stage0", steps=2, length=64)
+    history = record.prepare(longer, 0)
+    assert history.parts[-1].quotas() == [13, 0, 1]
+    rows = Mixture(history.parts[-1]).batch(0, 10)
+    assert set(rows.sources_B) <= {0, 2}
+    assert history.starts_after(2)[source(folder, 1).identity].cursor.tokens_read == 0
+
+
+def test_a_run_that_is_done_starts_again_with_another_batch_and_reads_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "curriculum.json"
+    curriculum.write(plan(folder, {0: 50, 1: 10}), file)
+    config = planned_config(file, tmp_path / "run", "stage0", steps=12)
+    config.run_dir.mkdir()
+    record.prepare(config, 0).write(config.run_dir)
+    other = dataclasses.replace(config, train=TrainConfig(steps=12, global_batch=2))
+    history = record.prepare(other, 12)
+    assert Mixture(history.parts[-1]).part.sequences == 0
+    assert history.tokens_after(12) == 960
+
+
 # ---- what is refused ---------------------------------------------------------------------------
 
 
