@@ -61,6 +61,10 @@ class Part:
     sequences: int | None
     feeds: tuple[Feed, ...]
 
+    @property
+    def step_tokens(self) -> int:
+        return self.global_batch * self.sequence_length
+
     def quotas(self) -> list[int]:
         """Sequences of each feed, for a part without end those of one period."""
         shares = [feed.share for feed in self.feeds]
@@ -112,10 +116,7 @@ class Record:
 
     def tokens_after(self, step: int) -> int:
         """Tokens trained on in `step` steps of this run."""
-        return sum(
-            (last - part.first_step) * part.global_batch * part.sequence_length
-            for part, last in self.lasting(step)
-        )
+        return sum((last - part.first_step) * part.step_tokens for part, last in self.lasting(step))
 
     def lasting(self, step: int) -> Iterator[tuple[Part, int]]:
         """The parts that have begun before `step`, and the step at which each has ended."""
@@ -214,6 +215,14 @@ def _idle(part: Part, starts: Mapping[str, Start]) -> dict[str, Start]:
 
 def _checked(config: Config, record: Record) -> Record:
     part = record.parts[-1]
+    if config.train.tokens and len({p.step_tokens for p in record.parts}) > 1:
+        done = record.tokens_after(part.first_step)
+        steps = part.first_step + max(0, config.train.tokens - done) // part.step_tokens
+        raise ConfigError(
+            f"train.tokens = {config.train.tokens:,}, but this run's steps have not all had "
+            f"{part.step_tokens:,} tokens; say its length in steps: train.tokens=0 and "
+            f"train.steps={steps} are as many tokens"
+        )
     asked = (config.steps - part.first_step) * part.global_batch
     if part.sequences is not None and asked > part.sequences:
         most = part.first_step + part.sequences // part.global_batch

@@ -156,6 +156,21 @@ def test_a_run_that_is_killed_goes_on_with_the_same_samples(folder: Path, tmp_pa
     assert len(history.parts) == 1
 
 
+def test_a_budget_of_tokens_is_refused_once_steps_differ_and_told_in_steps(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(folder, tmp_path / "run", (1.0,), 16, 4, 0)
+    config = dataclasses.replace(config, train=TrainConfig(tokens=640, global_batch=4))
+    config.run_dir.mkdir()
+    record.prepare(config, 0).write(config.run_dir)
+    assert config.steps == 10 and len(record.prepare(config, 4).parts) == 1
+    larger = dataclasses.replace(config, train=TrainConfig(tokens=640, global_batch=8))
+    with pytest.raises(ConfigError, match=r"tokens = 640, .* 128 tokens; .* train.steps=7 are"):
+        record.prepare(larger, 4)
+    in_steps = dataclasses.replace(config, train=TrainConfig(steps=7, global_batch=8))
+    assert record.prepare(in_steps, 4).tokens_after(7) == 640
+
+
 # ---- planned stages ----------------------------------------------------------------------------
 
 
