@@ -52,6 +52,7 @@ def check(config: Config) -> Inputs:
         )
     if saved:
         checkpoint.check_same_model(config, saved)
+        checkpoint.check_same_precision(config, saved)
     step = checkpoint.step_of(saved) if saved else 0
     history = record.prepare(config, step, before)
     mixture = Mixture(history.parts[-1])

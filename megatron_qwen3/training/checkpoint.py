@@ -21,8 +21,8 @@ from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
-__all__ = ["check_intact", "check_same_model", "checkpoints", "find", "load", "load_weights"]
-__all__ += ["newest", "newest_intact", "step_of"]
+__all__ = ["check_intact", "check_same_model", "check_same_precision", "checkpoints", "find"]
+__all__ += ["load", "load_weights", "newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
 _FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss")
@@ -37,6 +37,17 @@ def check_same_model(config: Config, checkpoint: Path) -> None:
                 f"model.{name} = {value}, but {checkpoint} was saved with {getattr(saved, name)}; "
                 "a stage goes on with the model of the stage before"
             )
+
+
+def check_same_precision(config: Config, checkpoint: Path) -> None:
+    """ConfigError where a run would go on from other weights than its optimizer has updated."""
+    saved = settings.load([checkpoint / folder.SETTINGS_FILE]).train.precision
+    if saved != config.train.precision:
+        raise ConfigError(
+            f'train.precision = "{config.train.precision}", but {checkpoint} was saved with '
+            f'"{saved}", which a run keeps; with another run.name, checkpoint.init_from = '
+            f'"{checkpoint.parents[1]}" starts from its weights'
+        )
 
 
 def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]:

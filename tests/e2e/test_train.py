@@ -134,6 +134,20 @@ def refused(arguments):
     return status, told.getvalue()
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_run_keeps_its_precision_and_another_may_start_from_its_weights(
+    folder, tmp_path, capsys, before, after
+):
+    asked = arguments(folder, "one", tmp_path, f"train.precision={before}", "train.steps=2")
+    assert run_ranks(run_stage, 1, asked) == [0]
+    more = arguments(folder, "one", tmp_path, f"train.precision={after}", "train.steps=4")
+    assert train.main(more) == 2
+    assert f'"{after}", but' in (told := capsys.readouterr().err) and f'with "{before}"' in told
+    start = f"checkpoint.init_from={tmp_path}/one"
+    assert run_ranks(run_stage, 1, [*more, start, "run.name=other", "train.steps=1"]) == [0]
+    assert losses(tmp_path, "other")[0] < losses(tmp_path, "one")[1]
+
+
 def test_held_out_loss_does_not_depend_on_the_layout(folder, tmp_path):
     found = []
     for name, ranks, layout in (("a", 1, ()), ("b", 2, ()), ("c", 2, ("parallel.pipeline=2",))):
