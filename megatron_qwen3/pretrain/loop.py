@@ -38,13 +38,12 @@ class Inputs(NamedTuple):
 
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
-    before = None
-    if config.checkpoint.init_from:
+    saved, before = checkpoint.newest(config.run_dir), None
+    if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_same_model(config, source)
         if source.name.startswith("step_"):
             before = (source.parents[1], checkpoint.step_of(source))
-    saved = checkpoint.newest(config.run_dir)
     if saved and not config.checkpoint.resume:
         raise ConfigError(
             f"checkpoint.resume = false, but {config.run_dir} holds {saved.name}; "

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -125,6 +126,14 @@ def test_a_stage_does_not_start_from_weights_with_a_flipped_bit(folder, tmp_path
     ((status, told),) = run_ranks(refused, 1, arguments(folder, "two", tmp_path))
     assert status == 2 and "__0_0.distcp: its contents are not those that were saved" in told
     assert not (tmp_path / "two").exists()
+
+
+def test_a_stage_that_has_begun_goes_on_without_the_run_that_it_started_from(folder, tmp_path):
+    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path, "train.steps=1")) == [0]
+    assert run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "train.steps=1")) == [0]
+    shutil.rmtree(tmp_path / "one")
+    assert run_ranks(run_stage, 1, arguments(folder, "two", tmp_path)) == [0]
+    assert len(losses(tmp_path, "two")) == 3
 
 
 def refused(arguments):
