@@ -31,7 +31,10 @@ class RunConfig:
     mode: str = setting("pretrain", "which training loop runs", choices=("pretrain",))
     name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
     dir: str = setting("runs", "folder of all runs")
-    seed: int = setting(1234, "seed of the weights and of the data order", at_least=0)
+    # torch takes 64 bits, and steps and ranks are added to it
+    seed: int = setting(
+        1234, "seed of the weights and of the data order", at_least=0, below=1 << 62
+    )
     time_limit_minutes: float = setting(
         0.0, "from the start to a save and a stop, to be continued; 0 is none", at_least=0
     )

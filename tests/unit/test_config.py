@@ -231,6 +231,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ([*TINY, "optim.lr=inf"], "optim.lr = inf must be finite"),
         ([*TINY, "optim.beta2=1"], "optim.beta2 = 1.0 must be below 1"),
         ([*TINY, "data.held_out=1"], "data.held_out = 1.0 must be below 1"),
+        ([*TINY, "run.seed=4611686018427387904"], "must be below 4611686018427387904"),
         ([*TINY, "run.name=''"], "run.name must not be empty"),
         ([*TINY, "parallel.recompute=ful"], '"ful" is not one of none, selective, full'),
         ([*TINY, "optim.schedule=linear"], '"linear" is not one of cosine, constant, wsd'),
