@@ -38,6 +38,7 @@ class Inputs(NamedTuple):
 
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+    folder.check_writable(config.run_dir)
     saved, before = checkpoint.newest(config.run_dir), None
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)

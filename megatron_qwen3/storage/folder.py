@@ -33,6 +33,14 @@ def newest(run_dir: Path) -> Path | None:
     return next((c for c in reversed(checkpoints(run_dir)) if not manifest.faults(c)), None)
 
 
+def check_writable(run_dir: Path) -> None:
+    """ConfigError where a run folder can neither be made nor written to; nothing is made here."""
+    there = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "is not writable" if there.is_dir() else "is not a folder"
+        raise ConfigError(f"run.dir, run.name: {run_dir} cannot be written, {there} {what}")
+
+
 def find(path: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError.
 

@@ -258,12 +258,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(folder
         ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
         ("run.device=cuda", "torch sees no GPU"),
         ("parallel.pipeline=2", "a world of 1 ranks"),
+        ("run.dir={folder}/one.toml", "one.toml is not a folder"),
     ],
 )
 def test_a_wrong_setting_is_told_before_any_rank_starts(folder, tmp_path, capsys, change, told):
     if change == "run.device=cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert train.main(arguments(folder, "one", tmp_path, change)) == 2
+    assert train.main(arguments(folder, "one", tmp_path, change.format(folder=folder))) == 2
     assert told in capsys.readouterr().err
     assert not torch.distributed.is_initialized()
     assert not (tmp_path / "one").exists()
