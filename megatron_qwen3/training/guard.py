@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_qwen3.config import Config
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.storage.manifest import write_durably
 from megatron_qwen3.training.progress import LeftOut, Progress
 
@@ -44,7 +44,10 @@ NO_LIMITS = Limits()
 
 
 class Guard:
-    """What every rank knows of the steps so far, and decides from it. `progress`: at the start."""
+    """What every rank knows of the steps so far, and decides from it. `progress`: at the start.
+
+    ConfigError: what the run folder says of batches left out cannot be read.
+    """
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.settings = config.guard
@@ -99,5 +102,8 @@ class Guard:
 def _read(path: Path) -> list[LeftOut]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [LeftOut(**json.loads(line)) for line in lines]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [LeftOut(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not a list of batches left out: {error}") from None

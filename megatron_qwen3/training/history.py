@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_qwen3.settings import ConfigError
+
 FILE_NAME = "metrics.jsonl"
 ALL_SOURCES = "all"  # the source of an evaluation row over all sources together
 
 
-class MetricsError(ValueError):
+class MetricsError(ConfigError):
     """Metrics that are missing or cannot be read; the text names the file or folder."""
 
 

@@ -136,6 +136,14 @@ def test_a_stage_that_has_begun_goes_on_without_the_run_that_it_started_from(fol
     assert len(losses(tmp_path, "two")) == 3
 
 
+def test_metrics_that_are_damaged_are_told_by_file_and_line(folder, tmp_path):
+    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path, "train.steps=2")) == [0]
+    metrics = tmp_path / "one" / "metrics.jsonl"
+    metrics.write_text("no row\n" + metrics.read_text())
+    ((status, told),) = run_ranks(refused, 1, arguments(folder, "one", tmp_path))
+    assert status == 2 and told == f"error: {metrics}, line 1: not a row of metrics\n"
+
+
 def refused(arguments):
     """Run on a rank: the exit status and what a person is told."""
     with contextlib.redirect_stderr(io.StringIO()) as told:

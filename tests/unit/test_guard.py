@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_qwen3.config import load
+from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.training import stop
 from megatron_qwen3.training.failures import explain
 from megatron_qwen3.training.guard import BadBatch, Guard, Limits
@@ -55,6 +55,15 @@ def test_what_is_left_out_survives_a_kill_before_the_next_checkpoint(tmp_path):
     assert [again.next_step(step) for step in (3, 4, 7, 10)] == [3, 10, 10, 10]
     assert again.progress(10).updates == 4
     assert again.left_out == [LeftOut(4, 9, "a spike")]
+
+
+@pytest.mark.parametrize("line", ['{"first":', '{"first": 1}', "[]"])
+def test_a_damaged_list_of_what_is_left_out_is_named(tmp_path, line):
+    config = config_of(tmp_path)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "left_out.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"left_out\.jsonl is not a list of batches left out"):
+        Guard(config, Progress())
 
 
 def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):
