@@ -111,7 +111,7 @@ def train(config: Config) -> bool:
 
 def _is_finished(config: Config) -> bool:
     newest = folder.newest(config.run_dir)
-    return newest is not None and folder.step_of(newest) == config.steps
+    return newest is not None and folder.step_of(newest) >= config.steps
 
 
 def check_memory(config: Config, world_size: int, device: Device) -> None:

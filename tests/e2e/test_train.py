@@ -18,6 +18,7 @@ from data_prep.indexed import IndexedWriter
 from megatron_qwen3 import train
 from megatron_qwen3.pretrain.provenance import locate
 from megatron_qwen3.training import checkpoint, engine
+from megatron_qwen3.training.stop import CONTINUE
 
 STAGE = """
 [run]
@@ -300,3 +301,10 @@ def test_a_finished_run_is_not_trained_again(folder, tmp_path, capsys):
     before = losses(tmp_path, "two")
     run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "checkpoint.init_from="))
     assert losses(tmp_path, "two") == before
+
+
+@pytest.mark.parametrize(("steps", "status"), [(2, 0), (3, 0), (4, CONTINUE)])
+def test_finished_agrees_with_what_training_again_would_do(folder, tmp_path, steps, status):
+    asked = arguments(folder, "two", tmp_path, "checkpoint.init_from=")
+    assert run_ranks(run_stage, 1, asked) == [0]
+    assert train.main([*asked, f"train.steps={steps}", "--finished"]) == status
