@@ -111,11 +111,11 @@ def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarra
     """Per source the tokens trained on and the values there."""
     points: dict[str, dict[float, float]] = {}
     for run, offset in zip(runs, _offsets(runs), strict=False):
-        tokens_of_step = run.tokens / run.steps
+        steps, tokens = run.column("step"), run.column("tokens")  # steps need not be alike
         for row in run.evaluations:
             if row.get(key) is not None:
                 curve = points.setdefault(str(row["source"]), {})
-                curve[offset + row["step"] * tokens_of_step] = row[key]
+                curve[offset + float(np.interp(row["step"], steps, tokens))] = row[key]
     return {
         source: (np.array(list(curve)), np.array(list(curve.values())))
         for source, curve in points.items()

@@ -11,7 +11,7 @@ import pytest
 from megatron_qwen3.training.history import Run
 from tools import report
 from tools.pictures import spread
-from tools.report_figures import smooth
+from tools.report_figures import _held_out_curves, smooth
 
 HOSTILE = "<script>alert(1)</script> $x_"
 
@@ -118,6 +118,13 @@ def test_a_metric_that_only_some_steps_have_keeps_its_place(tmp_path):
     column = Run.read(tmp_path).column("reward")
     assert np.isnan(column[[0, 1, 3]]).all()
     assert column[2] == 0.5
+
+
+def test_held_out_losses_stand_over_the_tokens_of_their_step_when_the_batch_has_changed():
+    columns = {"step": np.array([1.0, 2, 3, 4]), "tokens": np.array([100.0, 200, 600, 1000])}
+    evaluations = [{"step": n, "source": "web", "loss": 9.0 - n} for n in (2, 4)]
+    tokens, losses = _held_out_curves([Run("a", columns, evaluations, "")], "loss")["web"]
+    assert (tokens.tolist(), losses.tolist()) == ([200, 1000], [7, 5])
 
 
 def test_smoothing_keeps_straight_lines_and_steep_starts_and_averages_noise():
