@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +134,22 @@ class Curriculum:
         raise ConfigError(
             f'data.stage = "{name}" is no stage of {origin}{guess}; valid: {", ".join(names)}'
         )
+
+
+def known_otherwise(sources: Iterable[Source], identities: Iterable[str]) -> list[str]:
+    """Names of sources whose text stands in other sources too, by `Source.identity`.
+
+    How far those were read says nothing about these, so their text may be read again.
+    """
+    sources = list(sources)
+    others = set(identities) - {source.identity for source in sources}
+    firsts = {identity.rpartition(":")[0] for identity in others}
+    return [s.name for s in sources if any(shard.path in firsts for shard in s.shards)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """How many sources, and the first of them."""
+    return f"{len(names):,} sources ({', '.join(names[:3])}{', …' if names[3:] else ''})"
 
 
 def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:

@@ -96,12 +96,19 @@ def _parser() -> argparse.ArgumentParser:
 def _mix(given: argparse.Namespace) -> None:
     recipe = recipes.load(given.recipe, given.overrides)
     inventory = shards.read_inventory(given.shards)
-    curriculum = plan(inventory, recipe, _read_before(given.after))
+    before = _read_before(given.after)
+    curriculum = plan(inventory, recipe, before)
     out = given.out or given.shards / "curriculum.json"
     if out.suffix != ".json":
         raise ConfigError(f"--out {out}: the name of a curriculum ends in .json")
     manifests.write(curriculum, out)
     _print(curriculum, given.rows)
+    if again := manifests.known_otherwise((s.source for s in curriculum.stages[0].shares), before):
+        print(
+            f"{manifests.listed(again)} are put together otherwise than in {given.after}: what it "
+            "read of them comes again. To go on, mix by the same labels (a weight of 1 is enough) "
+            "and the same held_out"
+        )
     print(f"wrote {out}; a run takes it by data.curriculum={out} data.stage=…")
     if not given.no_page:
         from tools import mix_figures  # matplotlib loads slowly

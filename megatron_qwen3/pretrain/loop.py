@@ -83,8 +83,8 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         Keeper(engine, config, log, request, saved_step=step) as keeper,
     ):
         log.note(origin)
-        if step and inputs.record.parts[-1].first_step == step:
-            log.note("another mixture from here on; every source goes on where it stood")
+        if change := inputs.record.change(step):
+            log.note(change)
         while (step := guard.next_step(step)) < config.steps and not stop:
             began = time.perf_counter()
             batch = _batch(mixture, config, engine, step)

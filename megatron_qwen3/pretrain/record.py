@@ -124,6 +124,18 @@ class Record:
         ends = [part.first_step for part in parts[1:]] + [step]
         return zip(parts, ends, strict=False)
 
+    def change(self, step: int) -> str:
+        """What a person should know where the part of `step` begins with it; "" elsewhere."""
+        part = self.part_of(step)
+        again = curriculum.known_otherwise((feed.source for feed in part.feeds), self.idle)
+        lines = ["another mixture from here on; every source goes on where it stood"] * bool(step)
+        if again:
+            lines.append(
+                f"{curriculum.listed(again)} are put together otherwise than before: what was read "
+                "of them comes again"
+            )
+        return "\n".join(lines) if part.first_step == step else ""
+
     def write(self, run_dir: Path) -> None:
         write_whole(run_dir / FILE_NAME, [json.dumps(_record_json(self)).encode()])
 

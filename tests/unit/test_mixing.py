@@ -381,7 +381,9 @@ def test_what_cannot_be_is_an_error_and_writes_nothing(
     assert not (tokens / "curriculum.json").exists()
 
 
-def test_a_plan_goes_on_after_what_a_run_has_read(tokens: Path, tmp_path: Path) -> None:
+def test_a_plan_goes_on_after_what_a_run_has_read(
+    tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from megatron_qwen3.config import Config, DataConfig, RunConfig, TrainConfig
 
     (tmp_path / "recipe.toml").write_text(RECIPE)
@@ -398,6 +400,10 @@ def test_a_plan_goes_on_after_what_a_run_has_read(tokens: Path, tmp_path: Path) 
     assert mix_curriculum.main(after) == 0
     shares = curriculum.read(tokens / "curriculum.json").stages[0].shares
     assert sum(share.cursor for share in shares) == 20 * 4 * 16
+    assert "comes again" not in capsys.readouterr().out
+    assert mix_curriculum.main([*after, "held_out=0.1"]) == 0
+    assert "2 sources (crawl/eng_Latn/" in (printed := capsys.readouterr().out)
+    assert "comes again" in printed
     assert mix_curriculum.main([*command, "--after", str(tmp_path)]) == 2
 
 

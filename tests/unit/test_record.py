@@ -293,6 +293,28 @@ def test_a_run_that_is_done_starts_again_with_another_batch_and_reads_nothing(
     assert history.tokens_after(12) == 960
 
 
+def test_text_that_comes_again_because_its_sources_were_put_together_otherwise_is_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    file, other = tmp_path / "curriculum.json", tmp_path / "other.json"
+    curriculum.write(plan(folder, {0: 50, 1: 10}), file)
+    joined = dataclasses.replace(
+        source(folder, 0), name="joined", shards=source(folder, 0).shards + source(folder, 1).shards
+    )
+    stage = Stage("stage0", 16, 99.0, (Share(joined, 60 * 16, 0),))
+    curriculum.write(Curriculum(7, {}, 30_000, (stage,)), other)
+    config = planned_config(file, tmp_path / "run", "stage0", steps=12)
+    config.run_dir.mkdir()
+    history = record.prepare(config, 0)
+    assert history.change(0) == history.change(3) == ""
+    history.write(config.run_dir)
+    history = record.prepare(with_data(config, curriculum=str(other)), 6)
+    assert "\n1 sources (joined) are put together otherwise than before" in history.change(6)
+    assert history.change(7) == ""
+    same = dataclasses.replace(config, train=TrainConfig(steps=9, global_batch=10))
+    assert record.prepare(same, 6).change(6).endswith("every source goes on where it stood")
+
+
 # ---- what is refused ---------------------------------------------------------------------------
 
 
