@@ -23,6 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.engines import AUTO, Encoded, choose
+from data_prep.shards import write_whole
 from megatron_qwen3.config import ConfigError
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -51,11 +52,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
     vocab_size counts the control tokens too. A small corpus can give fewer: no pair seen once is
     merged.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ConfigError(
-            f"vocab_size = {vocab_size} is less than the 256 bytes and the control tokens; "
-            f"valid: at least {SMALLEST_VOCABULARY}"
-        )
+    check_vocab_size(vocab_size)
     tokenizer = untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(CONTROL_TOKENS) - len(MARKUP_TOKENS),
@@ -67,13 +64,25 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
     write(tokenizer, folder)
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """ConfigError where it is too small."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size = {vocab_size} is less than the 256 bytes and the control tokens; "
+            f"valid: at least {SMALLEST_VOCABULARY}"
+        )
+
+
 def write(tokenizer: tokenizers.Tokenizer, folder: str | os.PathLike[str]) -> None:
-    """Add Qwen's control tokens after the BPE ids and write a folder that transformers loads."""
+    """Add Qwen's control tokens after the BPE ids and write a folder that transformers loads.
+
+    tokenizer.json is written last, whole or not at all.
+    """
     tokenizer.add_special_tokens([_added(token, special=True) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([_added(token, special=False) for token in MARKUP_TOKENS])
     Path(folder).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(Path(folder) / "tokenizer.json"))
     (Path(folder) / "tokenizer_config.json").write_text(json.dumps(_HF_CONFIG, indent=2) + "\n")
+    write_whole(Path(folder) / "tokenizer.json", [tokenizer.to_str(pretty=True).encode()])
 
 
 def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:

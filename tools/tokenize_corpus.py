@@ -18,6 +18,7 @@ that was stopped or killed goes on where it was when the same command is run aga
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             names=pairs(given.field, "--field"),
             defaults=pairs(given.default, "--default"),
-            shard_tokens=round(given.shard_mtokens * 1e6),
-            group_bytes=round(given.group_gb * 1e9),
+            shard_tokens=amount(given.shard_mtokens, 1e6, "--shard-mtokens"),
+            group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
         )
         options = Options(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
@@ -105,6 +106,13 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
             raise ConfigError(f"{option}: {word!r} is not NAME=VALUE")
         pairs[name] = value
     return pairs
+
+
+def amount(value: float, unit: float, option: str) -> int:
+    """A number of millions or billions from the command line."""
+    if not 1 <= value * unit < math.inf:
+        raise ConfigError(f"{option} = {value:g}; valid: a number of at least {1 / unit:g}")
+    return round(value * unit)
 
 
 def _print(report: Report, out: Path, seconds: float) -> None:

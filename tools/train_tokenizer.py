@@ -12,6 +12,7 @@ was sampled, and how many bytes one token stands for in it.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,9 @@ from rich.table import Table
 from data_prep.documents import NAMES
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
-from data_prep.tokenizer import DocumentTokenizer, train
+from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3.config import ConfigError
-from tools.tokenize_corpus import pairs
+from tools.tokenize_corpus import amount, pairs
 
 MEASURED_BYTES = 100_000  # of each language's text, for bytes per token
 ROWS_SHOWN = 20
@@ -38,16 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (given.out / "tokenizer.json").exists():
             raise ConfigError(f"{given.out} holds a tokenizer; remove it, or choose another folder")
+        check_vocab_size(given.vocab_size)
+        if not 0 <= given.exponent < math.inf:
+            raise ConfigError(f"--exponent = {given.exponent:g}; valid: 0 or more")
         sample = Sample(
             given.inputs,
             pairs(given.field, "--field"),
-            given.sample_mb * 1e6,
+            amount(given.sample_mb, 1e6, "--sample-mb"),
             given.exponent,
             given.seed,
-            given.read_gb * 1e9,
+            amount(given.read_gb, 1e9, "--read-gb"),
         )
+        given.out.mkdir(parents=True, exist_ok=True)  # what forbids it shows before the reading
         texts = _train(sample, given.vocab_size, given.out)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     _print(sample, texts, given.out)

@@ -147,14 +147,27 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def check_names(names: Mapping[str, str]) -> None:
+    """ConfigError where a name is unknown, or a field would be two things."""
+    _check_known("names", names, NAMES)
+    for called in names.values():
+        same = [name for name in NAMES if names.get(name, name) == called]
+        if len(same) > 1:
+            raise ConfigError(
+                f"names: {' and '.join(same)} would both be read from the field {called}; "
+                "give one of them another field"
+            )
+
+
+def _check_known(option: str, given: Iterable[str], valid: Sequence[str]) -> None:
+    for name in given:
+        if name not in valid:
+            raise ConfigError(f"{option}: {name} is unknown; valid: {', '.join(valid)}")
+
+
 def _check(settings: Settings) -> None:
-    for option, given, valid in (
-        ("names", settings.names, NAMES),
-        ("defaults", settings.defaults, DEFAULTED),
-    ):
-        for name in given:
-            if name not in valid:
-                raise ConfigError(f"{option}: {name} is unknown; valid: {', '.join(valid)}")
+    check_names(settings.names)
+    _check_known("defaults", settings.defaults, DEFAULTED)
     for name, value in settings.defaults.items():
         if not 0 < len(value) <= LONGEST_LABEL:
             raise ConfigError(f"defaults: {name} needs 1 to {LONGEST_LABEL} characters")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from data_prep.documents import Batch, Document, Part, read
 from data_prep.labels import UNKNOWN
 from data_prep.mixing.sampling import fill
-from data_prep.tokenization.plan import Input, find_inputs, parts
+from data_prep.tokenization.plan import Input, check_names, find_inputs, parts
 from data_prep.tokenization.spill import keys
 from megatron_qwen3.config import ConfigError
 
@@ -41,6 +41,7 @@ class Sample:
         seed: int = 0,
         read_bytes: float = 20e9,
     ) -> None:
+        check_names(names)
         self._names, self._seed = names, seed
         self._parts = list(_spread(find_inputs(paths), read_bytes))
         self._sample_bytes, self._exponent = sample_bytes, exponent

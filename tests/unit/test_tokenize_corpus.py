@@ -378,6 +378,19 @@ def test_inputs_without_one_good_document_are_an_error(tmp_path: Path, tokenizer
         tokenize([tmp_path / "nowhere"], tmp_path / "b", settings(tokenizer), ONE)
     with pytest.raises(ConfigError, match=r"names: txt is unknown; valid: text, id"):
         tokenize([tmp_path], tmp_path / "b", settings(tokenizer, names={"txt": "x"}), ONE)
+    with pytest.raises(ConfigError, match=r"id and source would both be read from the field url"):
+        names = {"id": "url", "source": "url"}
+        tokenize([tmp_path], tmp_path / "b", settings(tokenizer, names=names), ONE)
+
+
+@pytest.mark.parametrize("option", ["--shard-mtokens", "--group-gb"])
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_sizes_that_are_none_are_refused_by_their_option(
+    corpus: Path, tmp_path: Path, tokenizer: str, capsys: Any, option: str, value: str
+) -> None:
+    command = [str(corpus), "--out", str(tmp_path / "out"), "--tokenizer", tokenizer]
+    assert tokenize_corpus.main([*command, option, value]) == 2
+    assert f"error: {option} = {value}; valid: a number of at least" in capsys.readouterr().err
 
 
 def test_labels_come_from_the_document_then_its_metadata_then_the_defaults(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +75,43 @@ def test_the_command_writes_a_tokenizer_and_prints_what_it_saw(
     assert "rus_Cyrl" in capsys.readouterr().out
     assert train_tokenizer.main(command) == 2
     assert "holds a tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vocab-size", "10"], "vocab_size = 10 .*valid: at least 282"),
+        (["--sample-mb", "0"], "--sample-mb = 0; valid: a number of at least 1e-06"),
+        (["--sample-mb", "nan"], "--sample-mb = nan"),
+        (["--read-gb", "-1"], "--read-gb = -1"),
+        (["--exponent", "-1"], "--exponent = -1; valid: 0 or more"),
+        (["--field", "txt=content"], "txt is unknown; valid: text"),
+        (["--field", "text=id"], "text and id would both be read from the field id"),
+        (["--out", "{file}"], "File exists: '{file}'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_read(
+    corpus: Path, tmp_path: Path, capsys: Any, options: list[str], message: str
+) -> None:
+    file, out = str(next(corpus.iterdir())), tmp_path / "tokenizer"
+    given = [option.format(file=file) for option in options]
+    command = [str(corpus), "--out", str(out), "--vocab-size", "290", *given]
+    assert train_tokenizer.main(command) == 2
+    assert re.search(f"^error: .*{message.format(file=file)}", capsys.readouterr().err)
+    assert not out.exists()
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_none(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = [str(corpus), "--out", str(tmp_path / "tokenizer"), "--vocab-size", "290"]
+    assert train_tokenizer.main(command) == 2
+    assert "error: [Errno 28] No space left" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer/tokenizer.json").exists()
 
 
 def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
