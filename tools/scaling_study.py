@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(given.run(given))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

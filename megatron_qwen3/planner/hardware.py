@@ -8,6 +8,7 @@ Units are those of data sheets: GB and TFLOP are powers of ten, rates are per di
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def load(name_or_path: str) -> Cluster:
     for key in values:
         if key not in known:
             raise ConfigError(
-                f"{name_or_path}: {key} is not known; valid: {', '.join(sorted(known))}"
+                f"{name_or_path}: {key} is not known; valid: base, {', '.join(sorted(known))}"
             )
     missing = known - set(values)
     if missing:
@@ -99,7 +100,7 @@ def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
                 f"no GPU named {name_or_path!r}{guess}; known: {', '.join(names())}, "
                 f"or a TOML file of your cluster"
             )
-    if path in below:
+    if path.resolve() in below:
         raise ConfigError(f"{path}: is based on itself")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -108,8 +109,10 @@ def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    base = values.pop("base", "")
-    return _read(str(base), (*below, path)) | values if base else values
+    base = str(values.pop("base", ""))
+    if base.endswith(".toml"):
+        base = str(path.parent / base)  # as it is seen from the file that names it
+    return _read(base, (*below, path.resolve())) | values if base else values
 
 
 def _checked(cluster: Cluster, where: str) -> Cluster:
@@ -128,11 +131,29 @@ def _checked(cluster: Cluster, where: str) -> Cluster:
         for field in dataclasses.fields(Cluster)
         if field.type in (int, float)
     }
-    if isinstance(cluster.dense_tflops, dict):
-        numbers |= {f"dense_tflops.{k}": v for k, v in cluster.dense_tflops.items()}
-    for name, value in numbers.items():
-        if type(value) not in (int, float) or not value > 0:
+    for name, value in (numbers | _peaks(cluster, where)).items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise ConfigError(f"{where}: {name} = {value!r} is not a number above 0")
-    if "bf16" not in cluster.dense_tflops:
-        raise ConfigError(f"{where}: dense_tflops.bf16 missing")
+    if type(cluster.nvlink_domain) is not int:
+        raise ConfigError(f"{where}: nvlink_domain = {cluster.nvlink_domain} is no whole number")
+    if not isinstance(cluster.name, str):
+        raise ConfigError(f"{where}: name = {cluster.name!r} is no text")
     return cluster
+
+
+def _peaks(cluster: Cluster, where: str) -> dict[str, float]:
+    """The peaks by setting; bf16 and fp32 (of the router) every model needs."""
+    peaks, valid = cluster.dense_tflops, sorted({*_ARITHMETIC.values()})
+    if not isinstance(peaks, dict):
+        raise ConfigError(
+            f"{where}: dense_tflops = {peaks!r} is no table; valid: {{ bf16 = 989, fp32 = 67 }}"
+        )
+    for name in peaks:
+        if name not in valid:
+            raise ConfigError(
+                f"{where}: dense_tflops.{name} is not known; valid: {', '.join(valid)}"
+            )
+    for name in ("bf16", "fp32"):
+        if name not in peaks:
+            raise ConfigError(f"{where}: dense_tflops.{name} missing")
+    return {f"dense_tflops.{name}": value for name, value in peaks.items()}

@@ -200,12 +200,13 @@ def fewest_gpus(question: Question) -> tuple[int, Job] | None:
 def candidates(question: Question) -> Iterator[Job]:
     """Every layout that divides, without recomputation and with NCCL's exchange."""
     model = architecture.of(question.model)
+    pipelines = range(1, model.num_layers + 1)
     for tensor, pipeline, context in itertools.product(
-        _tensor_sizes(question), _divisors(question.gpus), _context_sizes(question)
+        _tensor_sizes(question), pipelines, _context_sizes(question)
     ):
         ranks = tensor * pipeline * context
         allowed = question.allows("tensor", tensor) and question.allows("pipeline", pipeline)
-        if question.gpus % ranks or pipeline > model.num_layers or not allowed:
+        if question.gpus % ranks or not allowed:
             continue
         data = question.gpus // ranks
         for micro_batch, virtual, experts in itertools.product(
@@ -318,14 +319,12 @@ def _virtual_sizes(question: Question, pipeline: int) -> list[int]:
 
 def _expert_sizes(question: Question, tensor: int, pipeline: int) -> list[tuple[int, int]]:
     model = question.model
-    if not model.num_experts:
-        return [(1, 1)]
-    pairs = itertools.product(_divisors(model.num_experts), sorted({1, tensor}))
+    pairs = itertools.product(_divisors(model.num_experts or 1), sorted({1, tensor}))
     return [
         (expert, width)
         for expert, width in pairs
         if question.gpus % (expert * width * pipeline) == 0
-        and model.expert_ffn_hidden_size % width == 0
+        and (model.expert_ffn_hidden_size % width == 0 if model.num_experts else width == 1)
         and question.allows("expert", expert)
         and question.allows("expert_tensor", width)
     ]

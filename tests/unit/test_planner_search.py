@@ -179,6 +179,10 @@ def test_plan_draws_a_picture_and_prints_a_table(tmp_path, capsys, monkeypatch):
         (["--model", "8b", "--gpus", "8", "--precision", "nvfp4"], "H100 has bf16, fp8"),
         (["--model", "0.6b", "--gpus", "512", "--global-batch", "7"], "near it: 512"),
         (["--model", "8b", "--gpus", "8", "--choose", "99"], "there are layouts 1 to"),
+        (["--model", "8b", "--gpus", "8", "--cp", "0"], "--cp 0 must be above 0"),
+        (["--model", "8b", "--gpus", "8", "--ep", "8"], "expert = 8 does not; with the rest"),
+        (["--model", "8b", "--gpus", "8", "--tokens", "inf"], "--tokens inf must be above 0"),
+        (["--model", "8b", "--gpus", "8", "--out", "/dev/null/x.toml"], "/dev/null"),
     ],
 )
 def test_impossible_questions_are_told_why(arguments, says, tmp_path, capsys, monkeypatch):

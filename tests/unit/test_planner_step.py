@@ -132,6 +132,12 @@ def test_a_cluster_of_ones_own_takes_over_the_rest(tmp_path):
         ('base = "h100"\ngeneration = "volta"', "not one of ampere, hopper, blackwell"),
         ('base = "h1000"', "did you mean h100?"),
         ("base = ", "not valid TOML"),
+        ('base = "h100"\ndense_tflops = 989', "dense_tflops = 989 is no table"),
+        ('base = "h100"\ndense_tflops = { bf16 = 989 }', "dense_tflops.fp32 missing"),
+        ('base = "h100"\n[dense_tflops]\nint8 = 3', "dense_tflops.int8 is not known"),
+        ('base = "h100"\nmemory_gb = inf', "memory_gb = inf is not a number above 0"),
+        ('base = "h100"\nnvlink_domain = 8.5', "nvlink_domain = 8.5 is no whole number"),
+        ('base = "h100"\nname = 7', "name = 7 is no text"),
     ],
 )
 def test_a_wrong_cluster_is_told_why(tmp_path, text, says):
@@ -142,8 +148,17 @@ def test_a_wrong_cluster_is_told_why(tmp_path, text, says):
     assert says in str(caught.value)
 
 
-def test_a_cluster_that_is_based_on_itself_is_told(tmp_path):
+def test_a_base_stands_where_the_file_that_names_it_sees_it(tmp_path):
+    (tmp_path / "ours.toml").write_text('base = "h100"\nmemory_gb = 94', encoding="utf-8")
     mine = tmp_path / "mine.toml"
-    mine.write_text(f'base = "{mine}"\nname = "mine"', encoding="utf-8")
+    mine.write_text('base = "ours.toml"\nname = "mine"', encoding="utf-8")
+    assert hardware.load(str(mine)).memory_gb == 94
+
+
+@pytest.mark.parametrize("base", ["mine.toml", "../{folder}/mine.toml", "{folder}/mine.toml"])
+def test_a_cluster_that_is_based_on_itself_is_told(tmp_path, base):
+    mine = tmp_path / "mine.toml"
+    base = base.format(folder=tmp_path if base[0] == "{" else tmp_path.name)
+    mine.write_text(f'base = "{base}"\nname = "mine"', encoding="utf-8")
     with pytest.raises(ConfigError, match="based on itself"):
         hardware.load(str(mine))

@@ -8,6 +8,7 @@ kernels, as published runs have them; `validate` says how well they are met.
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.text import Text
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.planner import calibration, hardware, overlay, search
+from megatron_qwen3.planner.job import RECOMPUTED
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.presets import PRESETS
@@ -33,14 +35,13 @@ _EXAMPLES = """examples:
 """
 _BATCH_TOKENS = 2**23  # of one step, where --global-batch does not say otherwise
 _PINS = {
-    "tp": ("tensor", int),
-    "pp": ("pipeline", int),
-    "vpp": ("virtual", int),
-    "cp": ("context", int),
-    "ep": ("expert", int),
-    "etp": ("expert_tensor", int),
-    "micro-batch": ("micro_batch", int),
-    "recompute": ("recompute", str),
+    "tp": "tensor",
+    "pp": "pipeline",
+    "vpp": "virtual",
+    "cp": "context",
+    "ep": "expert",
+    "etp": "expert_tensor",
+    "micro-batch": "micro_batch",
 }
 _DAY_SECONDS = 86_400
 
@@ -69,14 +70,22 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--today", action="store_true", help="only what this trainer has: no cp, FP8, DeepEP"
     )
-    for name, (setting, kind) in _PINS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"pin {setting.replace('_', ' ')}")
+    for name, setting in _PINS.items():
+        parser.add_argument(f"--{name}", type=int, help=f"pin {setting.replace('_', ' ')}")
+    parser.add_argument("--recompute", choices=RECOMPUTED, help="pin recomputation")
     parser.add_argument("--top", type=int, default=10, help="layouts that are shown (10)")
     parser.add_argument("--choose", type=int, help="layout to write; the best that runs today")
     parser.add_argument("--out", type=Path, default=Path("plan.toml"), help="settings (plan.toml)")
-    parser.add_argument("--plot", type=Path, help="picture; default: beside --out, as .png")
+    parser.add_argument("--plot", type=picture, help="picture; default: beside --out, as .png")
     parser.add_argument("--json", action="store_true", help="print JSON; writes no picture")
     parser.set_defaults(run=run)
+
+
+def picture(name: str) -> Path:
+    """Where to draw, as an option says it."""
+    if not name.endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{name} ends in none of .png, .svg, .pdf")
+    return Path(name)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -105,15 +114,15 @@ def run(given: argparse.Namespace) -> int:
 def question_of(given: argparse.Namespace) -> Question:
     """The question that the command line asks; ConfigError names what is wrong."""
     cluster, model = hardware.load(given.gpu), model_of(given.model)
-    for name in ("gpus", "seq", "global_batch", "tokens"):
-        value = getattr(given, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g} must be above 0")
+    for name in ("gpus", "seq", "global-batch", "tokens", *_PINS):
+        value = getattr(given, name.replace("-", "_"))
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} {value:g} must be above 0")
     # Without a batch of one's own it is one that every number of GPUs can share.
     batch = given.global_batch or max(1, round(_BATCH_TOKENS / given.seq / given.gpus)) * given.gpus
     fixed = {
         setting: getattr(given, name.replace("-", "_"))
-        for name, (setting, _) in _PINS.items()
+        for name, setting in (_PINS | {"recompute": "recompute"}).items()
         if getattr(given, name.replace("-", "_")) is not None
     }
     question = Question(

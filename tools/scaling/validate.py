@@ -22,6 +22,7 @@ from rich.text import Text
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
 from megatron_qwen3.planner.fit import is_fitted
+from tools.scaling.plan import picture
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py validate published_perf.csv
@@ -40,7 +41,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("csv", type=Path, metavar="CSV")
-    parser.add_argument("--plot", type=Path, default=Path("validate.png"), help="(validate.png)")
+    parser.add_argument("--plot", type=picture, default="validate.png", help="(validate.png)")
     parser.add_argument("--quiet", action="store_true", help="groups only, not every line")
     parser.add_argument("--json", action="store_true", help="print JSON; draws no picture")
     parser.set_defaults(run=run)
