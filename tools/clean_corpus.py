@@ -104,6 +104,8 @@ def _run(given: argparse.Namespace) -> int:
 
     settings = _settings(given)
     settings.validate()
+    if given.workers is not None and given.workers < 1:
+        raise ConfigError(f"--workers = {given.workers}; valid: 1 or more")
     stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
     settings.claim(read.state_of_files(settings))
     if given.slurm:

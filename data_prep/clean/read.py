@@ -83,11 +83,8 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
 
 def plan(settings: CleanSettings) -> list[list[Share]]:
-    """What each task reads; ConfigError where the inputs hold no file of a known kind."""
+    """What each task reads; ConfigError where an input holds no file of a known kind."""
     files = [(given, path) for given in settings.inputs for path in _files(given.path)]
-    if not files:
-        known = ", ".join((*documents.SUFFIXES, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
-        raise ConfigError(f"the inputs hold no file ending in one of {known}")
     sizes = [max(os.path.getsize(path), _is_text(path)) for _, path in files]
     total, before = max(1, sum(sizes)), 0
     shares: list[list[Share]] = [[] for _ in range(settings.tasks)]
@@ -119,10 +116,16 @@ def input_bytes(settings: CleanSettings) -> int:
 
 
 def _files(path: str) -> list[str]:
+    """The file, or those within the folder; beside documents, .json is mostly something else."""
     if os.path.isfile(path):
-        return [path]
-    found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
-    return [file for file in found if file.endswith(documents.SUFFIXES) or _is_text(file)]
+        found, known = [path], documents.SUFFIXES
+    else:
+        found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+        known = documents.SUFFIXES_IN_FOLDERS
+    if files := [file for file in found if file.endswith(known) or _is_text(file)]:
+        return files
+    kinds = ", ".join((*known, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
+    raise ConfigError(f"{path} is or holds no file ending in one of {kinds}")
 
 
 def _is_text(path: str) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
 
@@ -80,6 +81,9 @@ class CleanSettings:
         if not self.inputs:
             yield "no input is given"
         for given in self.inputs:
+            for label in filter(None, (given.source, given.domain)):
+                if len(label) > LONGEST_LABEL:
+                    yield f"the label {label!r} has over {LONGEST_LABEL} characters"
             if not os.path.exists(given.path):
                 yield f"{given.path} does not exist"
             elif Path(self.out).resolve().is_relative_to(Path(given.path).resolve()):

@@ -195,7 +195,7 @@ def _wanted(config: Config) -> Part:
 def _left(wanted: Part, old: Record, step: int) -> int:
     """Sequences of a planned stage that the run has not read when it has done `step` steps."""
     read = sum(
-        (last - part.first_step) * part.global_batch * part.sequence_length
+        (last - part.first_step) * part.step_tokens
         for part, last in old.lasting(step)
         if part.shares() == wanted.shares()
     )

@@ -284,6 +284,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     [
         ({"languages": ("xyz",)}, "'xyz' is none of the 119"),
         ({"tasks": 0}, "tasks = 0"),
+        ({"inputs": (Input("s" * 51, "."),)}, "the label 'sss.*s' has over 50 characters"),
         ({"resemblance": 0.2}, "resemblance = 0.2"),
         ({"evaluation": ("nowhere.jsonl",)}, "evaluation set nowhere.jsonl does not exist"),
         ({"models": (("safety", "nowhere.bin"),)}, "the safety model nowhere.bin"),
@@ -297,6 +298,19 @@ def test_wrong_settings_are_refused_by_name(tmp_path: Path, settings: Any, messa
     (tmp_path / "in").mkdir()
     with pytest.raises(ConfigError, match=message):
         _settings(tmp_path, **settings).validate()
+
+
+def test_files_of_unknown_kinds_are_refused_or_left_out_of_folders(tmp_path: Path) -> None:
+    known = _write(tmp_path / "in/a.jsonl", [{"text": _text(0)}])
+    (tmp_path / "in/package.json").write_text('{\n "name": "x"\n}')
+    (tmp_path / "in/a.jsonl.bz2").write_bytes(b"BZh9")
+    (tmp_path / "empty").mkdir()
+    (shares,) = read.plan(_settings(tmp_path))
+    assert [share.part.path for share in shares] == [str(known)]
+    for name in ("in/a.jsonl.bz2", "empty"):
+        inputs = (Input("here", str(known)), Input("there", str(tmp_path / name)))
+        with pytest.raises(ConfigError, match=f"{name} is or holds no file ending in one of"):
+            read.plan(_settings(tmp_path, inputs=inputs))
 
 
 def test_a_result_within_its_own_input_is_refused(tmp_path: Path) -> None:
