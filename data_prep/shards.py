@@ -217,6 +217,8 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist: {otherwise}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not an object of JSON: {otherwise}")
     if content.get("version") != VERSION:
         raise ConfigError(f"{path} is of version {content.get('version')}; known: {VERSION}")
     return content

@@ -86,8 +86,17 @@ def write(tokenizer: tokenizers.Tokenizer, folder: str | os.PathLike[str]) -> No
 
 
 def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
-    """The whole tokenizer, for decoding and for prompts: it does read control tokens in a text."""
-    return tokenizers.Tokenizer.from_file(str(tokenizer_json(path)))
+    """The whole tokenizer, for decoding and for prompts: it does read control tokens in a text.
+
+    ConfigError where the file is missing or none.
+    """
+    file = tokenizer_json(path)
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other
+        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
 
 
 class DocumentTokenizer:

@@ -183,8 +183,15 @@ def _global_row(given: argparse.Namespace) -> int:
 
     rank, ranks = given.rank
     record = Record.read(given.folder)
-    rows = record.part_of(given.step - 1).global_batch // ranks if record else 0
-    if not (0 <= rank < ranks and 0 <= given.row < max(rows, 1)):
+    if record is None or given.step < 1:
+        return int(given.row)  # locate says what is wrong
+    batch = record.part_of(given.step - 1).global_batch
+    if ranks < 1 or batch % ranks:
+        raise ConfigError(
+            f"--rank {rank} {ranks}: {ranks} data ranks do not divide the {batch} rows of a step"
+        )
+    rows = batch // ranks
+    if not (0 <= rank < ranks and 0 <= given.row < rows):
         raise ConfigError(
             f"--rank {rank} {ranks}, row {given.row}: ranks are 0 to {ranks - 1}, each with rows 0 "
             f"to {rows - 1}"

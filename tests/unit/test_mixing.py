@@ -440,6 +440,14 @@ def test_a_row_of_a_step_is_found_again_down_to_the_line_it_was_made_from(
     for wrong in (["0", "0"], ["41", "0"], ["50", "0"], ["7", "4"], ["7", "2", "--rank", "1", "2"]):
         status = mix_curriculum.main(["locate", str(config.run_dir), *wrong])
         assert (status, wrong) == (2 if wrong != ["41", "0"] else 0, wrong)
+    for wrong, why in (
+        ([str(config.run_dir), "7", "0", "--rank", "0", "0"], "0 data ranks do not divide the 4"),
+        ([str(config.run_dir), "7", "0", "--rank", "0", "3"], "3 data ranks do not divide the 4"),
+        ([str(config.run_dir), "0", "0", "--rank", "0", "2"], "steps count from 1"),
+        ([str(tokens), "7", "0", "--rank", "0", "2"], "no data.json in this folder"),
+    ):
+        assert mix_curriculum.main(["locate", *wrong]) == 2
+        assert why in capsys.readouterr().err
 
 
 def test_the_rest_of_a_table_is_one_line_with_the_same_sums() -> None:

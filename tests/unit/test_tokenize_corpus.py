@@ -262,6 +262,30 @@ def test_the_commands_say_what_was_done_and_show_where_a_document_came_from(
     assert inspect_shards.main(["show", f"{out}/{shard.path}", "9999"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("{}.docs", None),
+        ("tokenizer/tokenizer.json", None),
+        ("tokenizer/tokenizer.json", "{"),
+        ("inventory.json", "[]"),
+    ],
+)
+def test_a_folder_that_lost_a_file_is_an_error_that_names_it(
+    corpus: Path, tmp_path: Path, tokenizer: str, capsys: Any, file: str, content: str | None
+) -> None:
+    out = tmp_path / "out"
+    tokenize([corpus], out, settings(tokenizer), ONE)
+    shard = read_inventory(out).shards[0]
+    path = out / file.format(shard.path)
+    path.unlink()
+    if content:
+        path.write_text(content)
+    assert inspect_shards.main(["show", f"{out / shard.path}", "1"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and str(path) in told
+
+
 BAD_LINES = [
     (b'{"text": "cut', "broken JSON"),
     (b'{"text": "\xff"}', "invalid UTF-8"),
