@@ -134,7 +134,7 @@ class ChatTokenizer:
         The ids are those of the whole text. A token that joins the prompt's last newline with line
         ends that the answer begins with is not trained: the model is never asked for it.
         """
-        _check(messages)
+        _check(messages, tools)
         ids: list[int] = []
         trained: list[bool] = []
         for turn in _turns(messages, tools, enable_thinking):
@@ -157,7 +157,7 @@ class ChatTokenizer:
         enable_thinking: bool = True,
     ) -> list[int]:
         """Token ids of the conversation and of the header after which the model goes on."""
-        _check(messages)
+        _check(messages, tools)
         turns = [*_turns(messages, tools, enable_thinking), _generation_prompt(enable_thinking)]
         return [index for turn in turns for index in self._encode_turn(turn)[0]]
 
@@ -346,9 +346,13 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check(messages: Sequence[Message]) -> None:
-    """What rendering passes over in silence is an error in data: ChatError."""
+def _check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """What rendering passes over in silence, or fails on, is an error in data: ChatError."""
+    if tools and not (_is_list(tools) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise ChatError(f"tools are not a list of tables: {tools!r:.80}")
     for k, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ChatError(f"message {k} is not a table with role and content: {message!r:.80}")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise ChatError(f"message {k} has role {role!r}; valid: {', '.join(ROLES)}")
@@ -356,6 +360,12 @@ def _check(messages: Sequence[Message]) -> None:
             raise ChatError(f"message {k} ({role}) has content that is not text: {content!r:.80}")
         if not isinstance(message.get("reasoning_content"), str | None):
             raise ChatError(f"message {k} ({role}) has reasoning_content that is not text")
+        if (calls := message.get("tool_calls")) and not _is_list(calls):
+            raise ChatError(f"message {k} ({role}) has tool_calls that are no list: {calls!r:.80}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _without_control(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> None:
     check_world_size(config, world_size)
     tokenizer = tokenizer_of(config)
     encoder = Encoder(tokenizer, given)
-    requests = [encoder.encode(line) for line in _lines(given)]
+    requests = encoder.encode_all(_lines(given))
     budget = None
     if given.thinking_budget is not None:
         budget = ThinkingBudget.of(tokenizer, given.thinking_budget)
@@ -79,13 +79,13 @@ def run(given: argparse.Namespace) -> None:
     runtime.stop()
 
 
-def _lines(given: argparse.Namespace) -> list[Line]:
-    """What is asked for already; a conversation at the terminal asks later."""
+def _lines(given: argparse.Namespace) -> list[tuple[str, Line]]:
+    """What is asked for already, and where; a conversation at the terminal asks later."""
     if given.file:
         return read_lines(given.file)
     if given.chat is not None:
-        return [{"messages": _messages(given)}] if given.chat else []
-    return [{"prompt": text} for text in given.prompt]
+        return [("--chat", {"messages": _messages(given)})] if given.chat else []
+    return [("--prompt", {"prompt": text}) for text in given.prompt]
 
 
 def _messages(given: argparse.Namespace) -> list[dict[str, str]]:

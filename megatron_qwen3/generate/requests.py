@@ -1,4 +1,7 @@
-"""What the command line asks for, as ids to go on from: `Encoder(tokenizer, options).encode(line)`.
+"""What the command line asks for, as ids to go on from.
+
+    encoder = Encoder(tokenizer, options)
+    requests = encoder.encode_all(read_lines(path))
 
 A line is {"prompt": text} or {"messages": […], "tools": […]}, with whatever else its owner keeps
 there. All of them are encoded, and what is wrong with them told, before a model is loaded:
@@ -8,13 +11,13 @@ nothing here imports torch.
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from megatron_qwen3.chat import ChatTokenizer, thinks
+from megatron_qwen3.chat import ChatError, ChatTokenizer, thinks
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 
@@ -40,8 +43,19 @@ class Encoder:
         values = {name: getattr(options, name) for name in (*SAMPLING_OPTIONS, "seed")}
         self._said = {name: value for name, value in values.items() if value is not None}
 
+    def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[Request]:
+        """Requests of lines, each with the place where it stands, which a ConfigError names."""
+        requests = []
+        for place, line in lines:
+            try:
+                requests.append(self.encode(line))
+            except (ConfigError, ChatError) as error:
+                raise ConfigError(f"{place}: {error}") from None
+        return requests
+
     def encode(self, line: Line) -> Request:
         """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
+        _check_characters(line)
         if "messages" in line:
             prompt = self._chat.encode_prompt(
                 line["messages"], line.get("tools"), enable_thinking=self._enable_thinking
@@ -66,22 +80,34 @@ def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request
             start = place
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The objects of a JSONL file. ConfigError names the line that is none with a prompt."""
+def read_lines(path: Path) -> list[tuple[str, Line]]:
+    """The objects of a JSONL file, each with the place where it stands.
+
+    ConfigError names the line that is none with a prompt.
+    """
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--file {path}: cannot be read ({error})") from None
-    return [_line(path, n, text) for n, text in enumerate(texts, start=1) if text.strip()]
+    places = ((f"{path}, line {number}", text) for number, text in enumerate(texts, start=1))
+    return [(place, _line(place, text)) for place, text in places if text.strip()]
 
 
-def _line(path: Path, number: int, text: str) -> Line:
+def _line(place: str, text: str) -> Line:
     try:
         line = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
+        raise ConfigError(f"{place}: not JSON ({error})") from None
     if isinstance(line, dict) and (
         isinstance(line.get("prompt"), str) or isinstance(line.get("messages"), list)
     ):
         return line
-    raise ConfigError(f'{path}, line {number}: needs "prompt" (text) or "messages" (list)')
+    raise ConfigError(f'{place}: needs "prompt" (text) or "messages" (list)')
+
+
+def _check_characters(line: Line) -> None:
+    """JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{error.object[error.start]!r} in it is no character") from None

@@ -134,9 +134,22 @@ def test_what_is_wrong_is_told_in_one_line(folder, arguments, message):
     assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
-def test_a_line_without_a_prompt_is_named(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": "b"}, 'needs "prompt" (text) or "messages" (list)'),
+        ({"prompt": ""}, "a prompt is empty"),
+        ({"prompt": "a\ud83d"}, "in it is no character"),
+        ({"prompt": "a", "id": "\ud83d"}, "in it is no character"),
+        ({"messages": ["hi"]}, "message 0 is not a table with role and content: 'hi'"),
+        ({**CHAT, "tools": 5}, "tools are not a list of tables: 5"),
+        ({**CHAT, "tools": "f"}, "tools are not a list of tables: 'f'"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "tool_calls that are no list: 5"),
+    ],
+)
+def test_a_line_that_cannot_be_a_prompt_is_named(folder, tmp_path, capsys, line, message):
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    done = command(folder, "--file", path)
-    assert done.returncode == 2
-    assert 'line 2: needs "prompt" (text) or "messages" (list)' in done.stderr
+    path.write_text(f'{{"prompt": "a"}}\n\n{json.dumps(line)}\n')
+    assert main([str(folder), "--file", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert f"{path}, line 3: " in told and message in told
