@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Check and encode all that was given, load the model, and generate, on this rank."""
+    _check_out(given)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     source = Source(given.source)
     config = source.config(given.settings, world_size)
@@ -77,6 +78,16 @@ def run(given: argparse.Namespace) -> None:
     else:
         session.prompts(requests)
     runtime.stop()
+
+
+def _check_out(given: argparse.Namespace) -> None:
+    """ConfigError where what comes of a file could not be written when it is there."""
+    if given.out and not given.file:
+        raise ConfigError(f"--out {given.out} goes with --file")
+    if not given.out or os.environ.get("RANK", "0") != "0":
+        return  # the first rank writes, perhaps where others see nothing
+    if given.out.is_dir() or not os.access(given.out.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {given.out}: no file can be written there")
 
 
 def _lines(given: argparse.Namespace) -> list[tuple[str, Line]]:

@@ -70,7 +70,7 @@ class Source:
 
 
 def tokenizer_of(config: Config) -> Any:
-    """ConfigError where the settings name none, or it is gone."""
+    """ConfigError where the settings name none, it is gone, or the model has too few embeddings."""
     from data_prep import tokenizer
 
     named = config.data.tokenizer
@@ -79,7 +79,14 @@ def tokenizer_of(config: Config) -> Any:
     file = Path(named) / "tokenizer.json" if Path(named).is_dir() else Path(named)
     if not file.is_file():
         raise ConfigError(f"data.tokenizer = {named}: {file} does not exist; set data.tokenizer=")
-    return tokenizer.load(file)
+    loaded = tokenizer.load(file)
+    size, vocabulary = 1 + max(loaded.get_vocab().values()), config.model.vocab_size
+    if size > vocabulary:
+        raise ConfigError(
+            f"data.tokenizer = {named} has {size:,} tokens, more than model.vocab_size = "
+            f"{vocabulary:,}; valid: the tokenizer that the model was trained with"
+        )
+    return loaded
 
 
 def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:

@@ -125,6 +125,10 @@ def test_a_conversation_goes_on_until_standard_input_ends(folder):
         (["HF", "--prompt", "a", "parallel.tensor=3"], "parallel.tensor = 3"),
         (["HF", "--prompt", "a", "data.tokenizer=gone"], "data.tokenizer = gone"),
         (["HF", "--prompt", ""], "prompt is empty"),
+        (["HF", "--prompt", "a", "data.tokenizer=README.md"], "README.md is not a tokenizer.json"),
+        (["HF", "--prompt", "a", "--out", "x.jsonl"], "--out x.jsonl goes with --file"),
+        (["HF", "--file", "README.md", "--out", "no/x.jsonl"], "--out no/x.jsonl: no file can be"),
+        (["HF", "--file", "README.md", "--out", "tests"], "--out tests: no file can be written"),
         (["HF", "--file", "gone.jsonl"], "gone.jsonl: cannot be read"),
     ],
 )
@@ -132,6 +136,13 @@ def test_what_is_wrong_is_told_in_one_line(folder, arguments, message):
     done = command(*[folder if word == "HF" else word for word in arguments])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder, tmp_path, capsys):
+    words = " ".join(f"{a}{b}{c}" for a in "abcdefg" for b in "hijklmn" for c in "opqrstu")
+    tokenizers.train([words] * 9, 400, tmp_path)
+    assert main([str(folder), "--prompt", "a", f"data.tokenizer={tmp_path}"]) == 2
+    assert "has 400 tokens, more than model.vocab_size = 320" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
