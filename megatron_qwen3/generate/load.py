@@ -15,25 +15,29 @@ from typing import TYPE_CHECKING, Any
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.storage.folder import newest
+from megatron_qwen3.storage.folder import checkpoints, find
 
 if TYPE_CHECKING:
     from megatron_qwen3.model.build import Qwen3
 
 
 class Source:
-    """Where weights and tokenizer come from. ConfigError where `path` is neither format."""
+    """Where weights and tokenizer come from.
+
+    ConfigError where `path` is neither format, or the checkpoint, or a run's newest, is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.is_hf = path, (path / "config.json").is_file()
         if self.is_hf:
             return
-        self.path = newest(path) or path
-        if not (self.path / "config.toml").is_file():
+        is_one = (path / "config.toml").is_file() and (path / "metadata.json").is_file()
+        if not is_one and not checkpoints(path):
             raise ConfigError(
                 f"{path} is no checkpoint (config.toml), no run folder with one (checkpoints/) "
                 "and no folder of Hugging Face's format (config.json)"
             )
+        self.path = find(str(path))
 
     def config(self, overrides: list[str], world_size: int) -> Config:
         """Settings to generate with: the model's own, one rank per part unless overrides say more.

@@ -89,7 +89,9 @@ def _check_archive(path: Path, opener: Any, *arguments: Any) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:
-        raise ConfigError(f"{path}: refused, it holds more than plain data: {error}") from None
+        raise ConfigError(
+            f"{path}: refused, it is damaged or holds more than plain data: {error!r:.200}"
+        ) from None
 
 
 def file_of(folder: Path, name: str) -> Path:

@@ -138,6 +138,17 @@ def test_what_is_wrong_is_told_in_one_line(folder, arguments, message):
     assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
+def test_a_damaged_checkpoint_is_named_and_no_earlier_step_is_taken(folder, tmp_path, capsys):
+    for step in (2, 4):
+        from_hf(folder, tmp_path / "checkpoints" / f"step_{step:08d}")
+    cut = tmp_path / "checkpoints" / "step_00000004"
+    os.truncate(cut / "__0_0.distcp", 1000)
+    for source, told in ((cut, "step_00000004 is damaged"), (tmp_path, "step_00000002 is whole")):
+        assert main([str(source), "--prompt", "a"]) == 2
+        message = capsys.readouterr().err
+        assert told in message and "__0_0.distcp: 1,000 bytes, saved with" in message
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(folder, tmp_path, capsys):
     words = " ".join(f"{a}{b}{c}" for a in "abcdefg" for b in "hijklmn" for c in "opqrstu")
     tokenizers.train([words] * 9, 400, tmp_path)
