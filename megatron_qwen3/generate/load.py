@@ -54,7 +54,14 @@ class Source:
             "data.tokenizer": tokenizer,
         }
         lines = [f"{name}={settings.emit(value)}" for name, value in values.items()]
-        return settings.load([], [*lines, *overrides])
+        config = settings.load([], [*lines, *overrides])
+        for name, size in vars(model).items():
+            if type(size) in (int, bool) and getattr(config.model, name) != size:
+                raise ConfigError(
+                    f"model.{name} = {settings.emit(getattr(config.model, name))}, but {self.path} "
+                    f"has {settings.emit(size)}, which cannot be changed"
+                )
+        return config
 
     def _read(self) -> tuple[Any, str, str]:
         """Settings of the model, precision, and where the tokenizer is."""

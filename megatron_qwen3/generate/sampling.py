@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from megatron_qwen3.config import ConfigError
 
@@ -31,11 +32,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, valid, range_ in (
-            ("temperature", self.temperature >= 0, "at least 0"),
+            ("temperature", 0 <= self.temperature < inf, "at least 0, finite"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < inf, "above 0, finite"),
+            ("presence_penalty", isfinite(self.presence_penalty), "any finite number"),
         ):
             if not valid:
                 raise ConfigError(f"{name} = {getattr(self, name)}; valid: {range_}")
