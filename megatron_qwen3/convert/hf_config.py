@@ -76,7 +76,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     path = folder / "config.json"
     config = _read_json(path, "no model of Hugging Face's format")
     kind = config.get("model_type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"{path}: model_type = {kind!r} is not Qwen3; valid: {', '.join(_KINDS)}")
     architectures = config.get("architectures") or [_KINDS[kind]]
     if architectures != [_KINDS[kind]]:
@@ -210,9 +210,12 @@ def _check_fixed(path: Path, config: dict[str, Any], fixed: dict[str, tuple[Any,
             continue
         if value not in valid:
             raise ConfigError(f"{path}: {name} = {value!r}, but Qwen3 has {valid[0]!r}")
-    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        raise ConfigError(f"{path}: layer_types has {min(kinds)!r}, but Qwen3 'full_attention'")
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ConfigError(f"{path}: layer_types = {kinds!r:.80}, but Qwen3 has 'full_attention'")
+    length = config.get("max_position_embeddings") or 1
+    if type(length) is not int or length < 1:
+        raise ConfigError(f"{path}: max_position_embeddings = {length!r} is not a number above 0")
 
 
 def _is_plain_rope(value: Any) -> bool:
@@ -262,7 +265,7 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}): {otherwise}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error}): {otherwise}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a table in JSON: {otherwise}")
