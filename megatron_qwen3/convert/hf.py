@@ -179,8 +179,14 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: not a safetensors file, or truncated within its table")
     table.pop("__metadata__", None)
-    for name, entry in table.items():
-        yield name, _stored(path, name, entry, 8 + length, size)
+    data = 8 + length
+    tensors = {name: _stored(path, name, entry, data, size) for name, entry in table.items()}
+    end = data
+    for stored in sorted(tensors.values(), key=lambda stored: stored.start):
+        if stored.start != end:
+            raise ConfigError(f"{path}: damaged, its tensors overlap or leave gaps at byte {end}")
+        end += prod(stored.shape) * stored.dtype.itemsize
+    yield from tensors.items()
 
 
 def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:

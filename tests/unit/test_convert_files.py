@@ -133,6 +133,19 @@ def test_a_truncated_safetensors_file_is_refused_by_name(tmp_path, moe, keep_byt
         stream.from_hf(moe, tmp_path / "out")
 
 
+def test_tensors_that_share_bytes_are_refused(tmp_path, moe):
+    path = moe / hf.SINGLE_FILE
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    table = json.loads(content[8 : 8 + size])
+    names = [f"model.layers.{layer}.input_layernorm.weight" for layer in (1, 2)]
+    table[names[0]]["data_offsets"] = table[names[1]]["data_offsets"]
+    header = json.dumps(table).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    with pytest.raises(ConfigError, match=f"{hf.SINGLE_FILE}: damaged, its tensors overlap"):
+        stream.from_hf(moe, tmp_path / "out")
+
+
 _EXPERT = "model.layers.2.mlp.experts.5.up_proj.weight"
 
 
