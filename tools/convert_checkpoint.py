@@ -48,12 +48,20 @@ def _parser() -> argparse.ArgumentParser:
         for folder in folders:
             command.add_argument(folder, type=Path)
         if name in ("from-hf", "to-hf"):
-            command.add_argument("--workers", type=int, help="threads; default: cores, at most 8")
+            command.add_argument(
+                "--workers", type=_positive, help="threads; default: cores, at most 8"
+            )
         if name == "to-hf":
             command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
         if name == "verify":
             command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
+    return number
 
 
 # torch is imported only where it is needed: a wrong command costs no seconds.

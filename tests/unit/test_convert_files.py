@@ -347,6 +347,13 @@ def test_inspect_says_what_a_folder_is(moe, ours):
         assert kind in text and "bfloat16" in text and "8 experts" in text
 
 
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_a_number_of_threads_that_is_none_is_refused(moe, workers):
+    command = ["tools/convert_checkpoint.py", "from-hf", str(moe), "out", "--workers", workers]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "argument --workers: " in done.stderr
+
+
 def test_a_disk_that_cannot_be_written_is_told_in_one_line(moe):
     command = [sys.executable, "tools/convert_checkpoint.py", "from-hf", str(moe), "/proc/nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
