@@ -15,19 +15,34 @@ from megatron_qwen3.pretrain.data import Mixture
 def check_inputs(config: Config, mixture: Mixture) -> None:
     """ConfigError where files are missing or cut short, or ids do not fit model or tokenizer."""
     vocab_size = config.model.vocab_size
-    if config.data.tokenizer and (size := len(token_bytes(config.data.tokenizer))) > vocab_size:
+    size = len(token_bytes(config.data.tokenizer)) if config.data.tokenizer else 0
+    if size > vocab_size:
         raise ConfigError(
             f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, more than "
             f"model.vocab_size = {vocab_size:,}; valid: at least {size:,}"
         )
     if not config.data.curriculum:
         mixture.check_vocabulary(vocab_size)
+        if size:
+            _check_held_out(config, mixture, size)
         return
     mixture.check_vocabulary(vocab_size, scan_bytes=0)  # what a curriculum holds is known
     _check_curriculum(config)
     if os.environ.get("RANK", "0") == "0":  # ten thousands of files, asked for once
         for files in mixture.files:
             files.check()
+
+
+def _check_held_out(config: Config, mixture: Mixture, size: int) -> None:
+    """Bits per byte may be asked for at the end of the run alone, when it is late to refuse."""
+    for index, name in enumerate(mixture.names):
+        windows_NS1 = mixture.held_out(index, config.eval.tokens)
+        if windows_NS1.size and (highest := int(windows_NS1.max())) >= size:
+            raise ConfigError(
+                f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, but the held-out "
+                f"text of data.sources.{name} has token {highest:,}; valid: the tokenizer that it "
+                "was tokenized with"
+            )
 
 
 def _check_curriculum(config: Config) -> None:

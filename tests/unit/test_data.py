@@ -240,6 +240,20 @@ def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(
         check_inputs(config, mixture_of(data))
 
 
+def test_held_out_text_of_another_tokenizer_is_refused_before_it_is_scored(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    train(["some words and some more words"], 300, tmp_path)
+    size = len(token_bytes(tmp_path))
+    config = Config(
+        data=dataclasses.replace(data, tokenizer=str(tmp_path)),
+        model=ModelConfig(vocab_size=200_400),
+    )
+    with pytest.raises(ConfigError, match=rf"has {size} tokens, but .*data\.sources\.s0 has token"):
+        check_inputs(config, mixture_of(data))
+    check_inputs(config, mixture_of(dataclasses.replace(data, held_out=0.0)))
+
+
 def test_a_token_beyond_what_the_start_reads_is_refused_when_it_is_sampled(
     data: DataConfig,
 ) -> None:
