@@ -168,7 +168,7 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
     if kept[-1].is_like(wanted):
         return _checked(config, old)
     if wanted.sequences is not None:
-        asked = (config.steps - step) * config.train.global_batch
+        asked = max(0, config.steps - step) * config.train.global_batch
         wanted = replace(wanted, sequences=min(asked, _left(wanted, old, step)))
     starts = old.starts_after(step)
     part = replace(_going_on(wanted, starts), first_step=step)

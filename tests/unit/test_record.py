@@ -357,6 +357,18 @@ def test_a_larger_batch_in_the_middle_may_not_read_more_than_the_stage_has(
         record.prepare(dataclasses.replace(planned, train=TrainConfig(steps=13, global_batch=5)), 8)
 
 
+def test_a_stage_that_has_done_more_steps_than_are_asked_for_has_none_left_in_any_batch(
+    planned: Config,
+) -> None:
+    begun = dataclasses.replace(planned, train=TrainConfig(steps=10, global_batch=5))
+    begun.run_dir.mkdir(parents=True)
+    record.prepare(begun, 0).write(begun.run_dir)
+    shorter = dataclasses.replace(planned, train=TrainConfig(steps=4, global_batch=6))
+    part = record.prepare(shorter, 6).parts[-1]
+    assert (part.first_step, part.sequences) == (6, 0)
+    Mixture(part)
+
+
 def test_an_unknown_stage_gets_a_suggestion(planned: Config) -> None:
     with pytest.raises(ConfigError, match="stgae0.*did you mean stage0"):
         record.prepare(with_data(planned, stage="stgae0"), 0)
