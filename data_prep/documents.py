@@ -165,7 +165,8 @@ def _batch(
     """The lines as documents; at once where all are good, which is fast, or one by one."""
     try:
         documents = list(map(decode, lines))
-        if all(document.text for document in documents):
+        fit = max(map(len, lines), default=0) <= LONGEST_LINE_BYTES  # a row of Parquet counts 1
+        if fit and all(document.text for document in documents):
             numbers = list(range(first_line, first_line + len(lines)))
             return Batch(documents, numbers, positions, [], len(lines), progress)
     except (msgspec.DecodeError, UnicodeDecodeError):

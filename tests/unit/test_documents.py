@@ -197,3 +197,20 @@ def test_a_line_that_is_too_long_is_cut_and_the_next_begins_where_it_should(
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     part = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + b"\n".join(LINES))
     assert len(taken(part)) == 3
+
+
+@pytest.mark.parametrize("block", [1, 64, 1000])
+def test_a_line_that_is_too_long_is_a_problem_wherever_the_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    monkeypatch.setattr("data_prep.documents.LONGEST_LINE_BYTES", 50)
+    rows = [json.dumps({"text": "a" * size}).encode() for size in (9, 60, 20)]
+    path = tmp_path / "a.jsonl"
+    size = path.write_bytes(b"\n".join(rows) + b"\n")
+    for cut in range(1, size):
+        parts = [Part(str(path), 0, cut), Part(str(path), cut, size)]
+        batches = [batch for part in parts for batch in read(part, {})]
+        texts = [document.text for batch in batches for document in batch.documents]
+        assert texts == ["a" * 9, "a" * 20]
+        assert [p.kind for batch in batches for p in batch.problems] == ["line too long"]
