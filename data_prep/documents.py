@@ -140,9 +140,15 @@ def _read_parquet(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
 
 
 def _row(row: Any, kind: type[msgspec.Struct]) -> Any:
-    """A row as a document; NaN is how tables say that a number is absent."""
+    """A row as a document."""
     (values,) = row.to_pylist()
-    return msgspec.convert({name: v for name, v in values.items() if v == v}, kind)
+    return msgspec.convert(_present(values), kind)
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    """Without NaN, which is how tables say that a number is absent."""
+    kept = {name: value for name, value in values.items() if value == value}
+    return {name: _present(v) if isinstance(v, dict) else v for name, v in kept.items()}
 
 
 def _import_parquet() -> Any:

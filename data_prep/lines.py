@@ -32,7 +32,10 @@ def blocks(
     """
     with open(path, "rb") as file:
         pieces = _pieces(file, path, start, end, longest_line)
+        is_first = not start
         for lines in _lines(pieces, longest_line):
+            if lines and is_first:  # of a compressed file; _part passes over it in a plain one
+                lines[0], is_first = lines[0].removeprefix(_BYTE_ORDER_MARK), False
             yield lines, min(1.0, (file.tell() - start) / max(1, end - start))
 
 

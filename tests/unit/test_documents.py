@@ -28,6 +28,8 @@ def write(path: Path, content: bytes) -> Part:
 
 
 def compress(suffix: str, content: bytes) -> bytes:
+    if not suffix:
+        return content
     if suffix == ".gz":
         return gzip.compress(content)
     return pytest.importorskip("zstandard").ZstdCompressor().compress(content)
@@ -69,6 +71,7 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [{"metadata": None, **row, "id": str(row.get("id")), "number": 1.5} for row in ROWS]
     rows.append({"id": "n", "text": "vier", "quality": float("nan")})
+    rows[-1]["metadata"] = {"education": float("nan")}
     rows.append({"id": "e", "text": None})
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -194,8 +197,14 @@ def test_a_line_that_is_too_long_is_cut_and_the_next_begins_where_it_should(
     assert [line[:41] for line in found] == [line[:41] for line in expected]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
-    part = write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + b"\n".join(LINES))
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("block", [4, 1 << 22])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, block: int
+) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    content = compress(suffix, b"\xef\xbb\xbf" + b"\n".join(LINES))
+    part = write(tmp_path / f"a.jsonl{suffix}", content)
     assert len(taken(part)) == 3
 
 
