@@ -12,9 +12,11 @@ What is wrong with a line costs that line, what is wrong with a compressed strea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
@@ -77,6 +79,18 @@ class Batch:
     problems: list[Problem]
     num_lines: int
     progress: float
+
+
+def files_within(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """All files of a folder, in order, links to folders followed; each folder once."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # or a link to a folder above has no end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
 
 
 def is_splittable(path: str) -> bool:

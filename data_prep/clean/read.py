@@ -120,7 +120,7 @@ def _files(path: str) -> list[str]:
     if os.path.isfile(path):
         found, known = [path], documents.SUFFIXES
     else:
-        found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+        found = sorted(map(str, documents.files_within(path)))
         known = documents.SUFFIXES_IN_FOLDERS
     if files := [file for file in found if file.endswith(known) or _is_text(file)]:
         return files

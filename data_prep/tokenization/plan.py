@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.clean.settings import check_result
-from data_prep.documents import NAMES, SUFFIXES, SUFFIXES_IN_FOLDERS, Part, is_splittable
+from data_prep.documents import (
+    NAMES,
+    SUFFIXES,
+    SUFFIXES_IN_FOLDERS,
+    Part,
+    files_within,
+    is_splittable,
+)
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import VERSION, read_json, write_json
 from data_prep.tokenizer import tokenizer_json
@@ -184,7 +191,7 @@ def _input(file: Path, top: str) -> Input:
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         check_result(path)
-        return [p for p in path.rglob("*") if p.name.endswith(SUFFIXES_IN_FOLDERS) and p.is_file()]
+        return [p for p in files_within(path) if p.name.endswith(SUFFIXES_IN_FOLDERS)]
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
     if not path.name.endswith(SUFFIXES):

@@ -208,6 +208,19 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(
     assert len(taken(part)) == 3
 
 
+def test_files_of_linked_folders_are_found_once_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    for name in ("in/a.jsonl", "in/b/c.jsonl", "elsewhere/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/b/again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone").symlink_to(tmp_path / "nowhere")
+    found = documents.files_within(tmp_path / "in")
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in found]
+    assert names == ["a.jsonl", "b/c.jsonl", "b/again/d.jsonl"]
+
+
 @pytest.mark.parametrize("block", [1, 64, 1000])
 def test_a_line_that_is_too_long_is_a_problem_wherever_the_file_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
