@@ -33,6 +33,7 @@ from data_prep.tokenizer import tokenizer_json
 from megatron_qwen3.config import ConfigError
 
 PLAN = "plan.json"
+OURS = ("inventory.json", "tokenizer", "groups", "work", "problems")  # what is written beside it
 UNIT_BYTES = 1 << 26
 DEFAULTED = ("source", "language", "domain")
 
@@ -117,8 +118,12 @@ def settle(plan: Plan, out: Path, task: int) -> str:
     identity = json.loads(json.dumps(_identity(plan)))
     path = out / PLAN
     if not path.exists():
-        if (out / "inventory.json").exists():
-            raise ConfigError(f"{out} holds shards without {PLAN}; choose another folder")
+        others = [name for name in OURS if (out / name).exists()]
+        if others and not path.exists():  # another task writes it before anything else
+            raise ConfigError(
+                f"{out} holds {', '.join(others)} without {PLAN}, and they would be written over; "
+                "choose another folder"
+            )
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, identity, f"partial-{task}")
     (out / f"{PLAN}.partial-{task}").unlink(missing_ok=True)

@@ -353,6 +353,17 @@ def test_a_folder_begun_with_other_inputs_or_settings_is_refused(
     assert digests(out) == before
 
 
+def test_a_tokenizer_of_another_folder_is_not_written_over(
+    corpus: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    mine = tmp_path / "data/tokenizer/tokenizer.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=r"data holds tokenizer without plan\.json"):
+        tokenize([corpus], tmp_path / "data", settings(tokenizer), ONE)
+    assert mine.read_text() == "mine"
+
+
 def test_shards_within_their_own_input_are_refused(corpus: Path, tokenizer: str) -> None:
     with pytest.raises(ConfigError, match=r"out lies within the input .*corpus"):
         tokenize([corpus], corpus / "out", settings(tokenizer), ONE)
