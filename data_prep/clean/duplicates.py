@@ -31,6 +31,9 @@ Numbers = npt.NDArray[np.int64]  # of documents, counted over all tasks
 Pairs = npt.NDArray[np.int64]  # [P, 2], the earlier document first
 REMOVED = np.dtype([("document", "<i8"), ("kept", "<i8"), ("is_equal", "?")])
 _EQUAL = BANDS  # the number of the 'band' that is the digest
+_WITHOUT_UNITS = band_key(np.zeros((1, ROWS), np.uint16))[
+    0
+]  # of texts that have nothing to compare
 _COMPARED = 1 << 16  # pairs at a time
 
 
@@ -81,6 +84,8 @@ class FindPairs(PipelineStep):  # type: ignore[misc]
         band, part = divmod(rank, self.parts)
         keys = np.concatenate([self._keys(band, task) for task in range(self.settings.tasks)])
         numbers = np.flatnonzero(keys % np.uint64(self.parts) == np.uint64(part))
+        if band != _EQUAL:
+            numbers = numbers[keys[numbers] != _WITHOUT_UNITS]
         pairs = _neighbours(keys[numbers], numbers)
         with self.track_time():
             if band != _EQUAL:

@@ -137,6 +137,12 @@ def test_near_duplicates_are_kept_where_only_equal_ones_are_to_go(tmp_path: Path
     assert list(_run(_settings(tmp_path, resemblance=1.01))) == ["0", "1"]
 
 
+def test_texts_of_signs_alone_are_duplicates_only_where_they_are_equal(tmp_path: Path) -> None:
+    texts = ["!!! ??? ...", "<<< >>>", "!!! ??? ...", "~~~"]
+    _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": text} for k, text in enumerate(texts)])
+    assert list(_run(_settings(tmp_path, undetermined=True))) == ["0", "1", "3"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
 def test_groups_are_the_connected_components(edges: list[tuple[int, int]]) -> None:
     parent = {node: node for edge in edges for node in edge}
