@@ -138,7 +138,8 @@ class StageLaws:
         if self.loss_law:
             found["loss"] = float(self.loss_law.loss(parameters, tokens))
             best = self.loss_law.allocation(compute)
-            found["best_parameters"], found["best_tokens"] = best
+            if not math.isnan(best[0]):
+                found["best_parameters"], found["best_tokens"] = best
         if self.resampled:
             losses = [float(law.loss(parameters, tokens)) for law in self.resampled]
             found["low"], found["high"] = self.interval(losses)

@@ -65,7 +65,7 @@ def read(paths: Sequence[str | Path]) -> tuple[list[Measurement], list[str]]:
     runs: list[Measurement] = []
     left_out: list[str] = []
     for path in map(Path, paths):
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             runs += _read_csv(path)
             continue
         folders = sorted(file.parent for file in path.rglob(FILE_NAME))
@@ -90,6 +90,9 @@ def _check(run: Measurement) -> None:
             f"{run.name}: parameters, tokens, loss and compute must be finite and above 0, "
             f"not {', '.join(f'{x:g}' for x in numbers)}"
         )
+    for name, value in (("lr", run.lr), ("batch_tokens", run.batch_tokens)):
+        if not math.isnan(value) and not 0 < value < math.inf:
+            raise ConfigError(f"{run.name}: {name} = {value:g} must be finite and above 0")
 
 
 def read_run(folder: Path) -> Measurement:
@@ -117,12 +120,13 @@ def read_run(folder: Path) -> Measurement:
 
 def _read_csv(path: Path) -> Iterator[Measurement]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     rows = csv.DictReader(lines)
-    missing = [name for name in _REQUIRED if name not in (rows.fieldnames or ())]
+    rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+    missing = [name for name in _REQUIRED if name not in rows.fieldnames]
     if missing:
         raise ConfigError(
             f"{path}: no column {', '.join(missing)}; columns are {', '.join(_COLUMNS)}"

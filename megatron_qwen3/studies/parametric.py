@@ -11,6 +11,7 @@ hardly depend on one another while they are sought.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,12 @@ class LossLaw:
         return np.asarray(self.E + model + data)
 
     def allocation(self, compute: float) -> tuple[float, float]:
-        """N and D with the lowest loss of all with 6 N D = `compute` (eq. 4 there)."""
+        """N and D with the lowest loss of all with 6 N D = `compute` (eq. 4 there).
+
+        NaN where the runs do not show what size or tokens do: any split would be made up.
+        """
+        if not (_is_seen(self.alpha) and _is_seen(self.beta)):
+            return math.nan, math.nan
         model, data = self.alpha * self.A, self.beta * self.B
         ratio = (model / data) ** (1 / (self.alpha + self.beta))
         parameters = ratio * (compute / 6) ** (self.beta / (self.alpha + self.beta))
@@ -56,7 +62,7 @@ class LossLaw:
         """Why the numbers, fitted to losses of `lowest` and more, mean little; [] if they do."""
         told = []
         for name, of, exponent in (("α", "size", self.alpha), ("β", "tokens", self.beta)):
-            if not _EXPONENTS[0] * 1.01 < exponent < _EXPONENTS[1] * 0.99:
+            if not _is_seen(exponent):
                 told.append(f"{name} = {exponent:.3g} is a bound: the effect of {of} is not seen")
         if self.E / lowest < 0.05:
             told.append(
@@ -68,6 +74,10 @@ class LossLaw:
     def size_exponent(self) -> float:
         """a of N* ∝ C^a; tokens grow with the rest, D* ∝ C^(1-a)."""
         return self.beta / (self.alpha + self.beta)
+
+
+def _is_seen(exponent: float) -> bool:
+    return _EXPONENTS[0] * 1.01 < exponent < _EXPONENTS[1] * 0.99
 
 
 def fit(parameters: Array, tokens: Array, loss: Array) -> LossLaw:

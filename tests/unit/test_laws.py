@@ -86,6 +86,12 @@ def test_a_law_whose_numbers_the_runs_do_not_show_is_doubted():
     assert "E = " in told
 
 
+def test_no_best_size_is_made_up_where_size_or_tokens_show_no_effect():
+    for flat in ("alpha", "beta"):
+        law = dataclasses.replace(CHINCHILLA, **{flat: 1e-3})
+        assert law.doubts(2.7) and np.isnan(law.allocation(1e22)).all()
+
+
 def test_values_within_a_rounding_are_one_level_wherever_they_lie():
     for scale in np.geomspace(1, 3, 40):
         assert levels(scale * np.array([3e5, 2.99e5, 1.5e5, 3.1e5])).tolist() == [1, 1, 0, 1]

@@ -164,6 +164,8 @@ def test_an_unfinished_run_is_not_taken_for_a_whole_one(tmp_path):
         ("parameters,tokens\n1,2\n", "no column loss"),
         ("parameters,tokens,loss\n1e6,x,3\n", "line 2: tokens = 'x' is not a number"),
         ("parameters,tokens,loss\n1e6,1e6,-3\n", "must be finite and above 0"),
+        ("parameters,tokens,loss,lr\n1e6,1e6,3,0\n", "lr = 0 must be finite and above 0"),
+        ("parameters,tokens,loss,batch_tokens\n1,1,3,inf\n", "batch_tokens = inf must be"),
     ],
 )
 def test_a_broken_csv_is_told_where_it_is_broken(tmp_path, text, told):
@@ -173,6 +175,13 @@ def test_a_broken_csv_is_told_where_it_is_broken(tmp_path, text, told):
         measurements.read([file])
     with pytest.raises(ConfigError, match="neither a CSV nor a folder with a run"):
         measurements.read([tmp_path / "nothing"])
+
+
+def test_a_csv_of_any_program_is_read(tmp_path):
+    file = tmp_path / "runs.CSV"
+    file.write_text("parameters , tokens , loss\n1e6 , 1e7 , 3\n", encoding="utf-8-sig")
+    ((run,), _) = measurements.read([file])
+    assert (run.parameters, run.tokens, run.loss) == (1e6, 1e7, 3)
 
 
 def test_a_sweep_leaves_out_what_does_not_fit_and_says_why(tmp_path):

@@ -9,6 +9,7 @@ to train a larger model.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def _submit(ladder: "Ladder", minutes: int) -> bool:
 
 def _fit(given: argparse.Namespace) -> int:
     first = given.runs[0]
-    beside = first.with_suffix(".html") if first.suffix == ".csv" else first / "laws.html"
+    beside = first.with_suffix(".html") if first.suffix.lower() == ".csv" else first / "laws.html"
     return _report(given, given.runs, given.out or beside)
 
 
@@ -149,8 +150,9 @@ def _target(given: argparse.Namespace) -> tuple[float, float, float] | None:
         raise ConfigError("a run to predict has a --model and --tokens, and --overlay needs both")
     if not given.model:
         return None
-    if not given.tokens > 0:
-        raise ConfigError(f"--tokens {given.tokens:g} must be above 0")
+    for name in ("tokens", "sequence_length"):
+        if not 0 < (value := getattr(given, name)) < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g} must be above 0, and finite")
     from megatron_qwen3.model.flops import flops_per_token
     from megatron_qwen3.studies.measurements import matrix_parameters
 

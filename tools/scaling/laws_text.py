@@ -92,7 +92,8 @@ def valley_rows(laws: StageLaws) -> Rows:
         cells = [f"outside: {valley.bottom}", "", ""]
         if valley.bottom == "inside":
             cells = [count(valley.parameters), count(valley.tokens), f"{valley.loss:.4f}"]
-        by_law = count(laws.loss_law.allocation(valley.compute)[0]) if laws.loss_law else ""
+        size = laws.loss_law.allocation(valley.compute)[0] if laws.loss_law else math.nan
+        by_law = "" if math.isnan(size) else count(size)
         rows.append([f"{valley.compute:.3g}", str(len(valley.sizes)), *cells, by_law])
     if laws.best_size:
         law = laws.best_size
