@@ -56,6 +56,7 @@ __all__ = [
     "TrainConfig",
     "check_world_size",
     "load",
+    "split",
     "to_toml",
     "validate",
 ]
@@ -77,6 +78,19 @@ def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
     config = replace(config, checkpoint=replace(config.checkpoint, init_from=init_from))
     validate(config)
     return config
+
+
+def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(files, key=value pairs) of a command line, each in order.
+
+    A path may have = in it; what stands before the = of a pair has no slash.
+    """
+    files: list[str] = []
+    pairs: list[str] = []
+    for item in arguments:
+        name, equals, _ = item.partition("=")
+        (pairs if equals and "/" not in name else files).append(item)
+    return files, pairs
 
 
 def validate(config: Config) -> None:

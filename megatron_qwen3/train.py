@@ -60,10 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="train nothing; status 0 if the run is done, else 75",
     )
     given = parser.parse_args(arguments)
-    files = [item for item in given.settings if "=" not in item]
-    overrides = [item for item in given.settings if "=" in item]
     try:
-        config = settings.load(files, overrides)
+        config = settings.load(*settings.split(given.settings))
         if given.show:
             print(settings.to_toml(config))
             return 0

@@ -142,9 +142,7 @@ def _runs(given: argparse.Namespace) -> list[Run]:
 
 
 def _run(arguments: Sequence[str]) -> Run:
-    files = [item for item in arguments if "=" not in item]
-    overrides = [item for item in arguments if "=" in item]
-    return Run(tuple(arguments), settings.load(files, overrides))
+    return Run(tuple(arguments), settings.load(*settings.split(arguments)))
 
 
 def _allocation(given: argparse.Namespace) -> Allocation:

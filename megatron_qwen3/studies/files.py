@@ -36,9 +36,7 @@ def read(path: Path, kind: type[T]) -> T:
 
 def configure(items: Iterable[str]) -> Config:
     """The configuration of TOML files and key=value pairs, in the trainer's order."""
-    listed = list(items)
-    files = [item for item in listed if "=" not in item]
-    return settings.load(files, [item for item in listed if "=" in item])
+    return settings.load(*settings.split(items))
 
 
 def check_names(names: Iterable[str]) -> None:

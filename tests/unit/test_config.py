@@ -20,6 +20,7 @@ from megatron_qwen3.config import (
     RunConfig,
     SourceConfig,
     load,
+    split,
     to_toml,
     validate,
 )
@@ -123,6 +124,12 @@ def test_whole_numbers_may_be_written_in_any_way_that_is_whole(text):
 def test_whole_numbers_become_floats_where_the_setting_is_one():
     weight_decay = load([], [*TINY, "optim.weight_decay=1"]).optim.weight_decay
     assert weight_decay == 1.0 and type(weight_decay) is float
+
+
+def test_a_path_of_a_file_may_have_an_equals_sign(tmp_path):
+    files = [str(tmp_path / "lr=1" / "config.toml"), "a.toml"]
+    pairs = ["optim.lr=1e-3", "run.dir=runs/lr=1"]
+    assert split([files[0], pairs[0], files[1], pairs[1]]) == (files, pairs)
 
 
 def test_strings_of_the_command_line_need_no_quotes():

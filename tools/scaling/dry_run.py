@@ -57,8 +57,7 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print a table or JSON; the exit status."""
-    files = [item for item in given.settings if "=" not in item]
-    overrides = [item for item in given.settings if "=" in item]
+    files, overrides = settings.split(given.settings)
     config = settings.load(files, [*overrides, *_ANY_LENGTH])
     world_size = given.world_size or smallest_world(config.parallel)
     if world_size < 1:

@@ -41,8 +41,7 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print a table or JSON; the exit status."""
-    files = [item for item in given.settings if "=" not in item]
-    config = settings.load(files, [item for item in given.settings if "=" in item])
+    config = settings.load(*settings.split(given.settings))
     job = Job.of(config, given.gpus)
     memories = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]
     if given.json:
