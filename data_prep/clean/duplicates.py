@@ -31,9 +31,7 @@ Numbers = npt.NDArray[np.int64]  # of documents, counted over all tasks
 Pairs = npt.NDArray[np.int64]  # [P, 2], the earlier document first
 REMOVED = np.dtype([("document", "<i8"), ("kept", "<i8"), ("is_equal", "?")])
 _EQUAL = BANDS  # the number of the 'band' that is the digest
-_WITHOUT_UNITS = band_key(np.zeros((1, ROWS), np.uint16))[
-    0
-]  # of texts that have nothing to compare
+(_WITHOUT_UNITS,) = band_key(np.zeros((1, ROWS), np.uint16))  # of texts with nothing to compare
 _COMPARED = 1 << 16  # pairs at a time
 
 
