@@ -125,13 +125,17 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add("--container", help="image that is used instead: a .sif or .sqsh file, docker://…")
     add("--runtime", choices=("apptainer", "pyxis"), help="what runs it; default: by its name")
     add("--mounts", help="folders that the container sees besides: /data:/data,/scratch:/scratch")
-    add("--restarts", type=int, help="when a rank dies, within one allocation; default 3")
+    add("--restarts", type=_count_or_none, help="when a rank dies, in one allocation; default 3")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _runs(given: argparse.Namespace) -> list[Run]:

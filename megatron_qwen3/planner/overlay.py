@@ -7,12 +7,15 @@ Only settings that exist are written; what the trainer does not have yet is said
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.config import emit
 from megatron_qwen3.parallel.layout import even_stages
-from megatron_qwen3.planner.search import Plan, Question
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.search import Plan, Question, usable_bytes
 from megatron_qwen3.settings import SETTINGS
 
 _ABSENT = {
@@ -66,9 +69,34 @@ def text(plan: Plan, question: Question) -> str:
     if absent:
         lines += ["#", "# This plan asks for more than the trainer has; without it, it is slower:"]
         lines += [f"#   {line}" for line in absent]
+        need = Memory.of(_as_trained(plan.job)).total
+        if need > usable_bytes(cluster):
+            lines += [
+                f"# As written below it needs {need / 1e9:.1f} GB per GPU, which does not fit:",
+                "# `plan --today` looks for what does.",
+            ]
     for table, rows in values(plan, question).items():
         lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
     return "\n".join(lines) + "\n"
+
+
+def _as_trained(job: Job) -> Job:
+    """The job without what the trainer does not have."""
+    layout = job.layout
+    known = SETTINGS["train.precision"].rule["choices"]
+    return replace(
+        job,
+        layout=replace(
+            layout,
+            context=1,
+            data=layout.data * layout.context,
+            micro_batches=max(1, layout.micro_batches // layout.context),
+        ),
+        precision=job.precision if job.precision in known else "bf16",
+        kernels="torch",
+        dispatcher="alltoall",
+        overlap_exchange=False,
+    )
 
 
 def write(plan: Plan, question: Question, path: str | Path) -> None:

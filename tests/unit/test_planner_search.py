@@ -100,6 +100,19 @@ def test_what_the_trainer_does_not_have_is_said_and_not_set(tmp_path):
     assert (config.train.precision, config.parallel.context) == ("bf16", 1)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
+def test_settings_that_do_not_fit_without_what_is_absent_say_so(precision, tmp_path):
+    question = question_of(
+        "qwen3-30b-a3b", "gb300", 72, 72 * 32, precisions=(precision,), dispatchers=("alltoall",)
+    )
+    plan = search.search(question, CONSTANTS)[0]
+    text = overlay.text(plan, question)
+    (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
+    config = load([STAGE, tmp_path / "plan.toml"])
+    fits = Memory.of(Job.of(config, 72)).total <= search.usable_bytes(question.cluster)
+    assert fits == (precision == "bf16") and fits == ("does not fit" not in text)
+
+
 @pytest.mark.parametrize(
     ("name", "gpus", "sequence", "every"),
     [
