@@ -11,6 +11,7 @@ and its text, from its tokens. verify reads every shard and compares it with its
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -128,4 +129,5 @@ def _cells(row: Counter[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` is no error
     sys.exit(main())
