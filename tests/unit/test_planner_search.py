@@ -11,6 +11,7 @@ from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from tools import scaling_study
+from tools.scaling.plan import usual_batch
 
 CONSTANTS = calibration.load()
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -203,3 +204,13 @@ def test_impossible_questions_are_told_why(arguments, says, tmp_path, capsys, mo
     status, printed = run(capsys, "plan", "--gpu", "h100", *arguments)
     assert status == 2 and says in printed.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gpus", [1, 3, 24, 256, 4096])
+@pytest.mark.parametrize("length", [512, 4096, 131_072])
+def test_the_batch_that_nobody_asked_for_has_a_power_of_two_of_sequences_per_gpu(gpus, length):
+    batch = usual_batch(length, gpus)
+    per_gpu, rest = divmod(batch, gpus)
+    assert rest == 0
+    assert per_gpu & (per_gpu - 1) == 0
+    assert per_gpu == 1 or 2**22.5 <= batch * length <= 2**23.5

@@ -111,6 +111,12 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
+def usual_batch(sequence_length: int, gpus: int) -> int:
+    """Of about _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
+    per_gpu = _BATCH_TOKENS / sequence_length / gpus
+    return gpus * 2 ** max(0, round(math.log2(per_gpu)))
+
+
 def question_of(given: argparse.Namespace) -> Question:
     """The question that the command line asks; ConfigError names what is wrong."""
     cluster, model = hardware.load(given.gpu), model_of(given.model)
@@ -118,8 +124,7 @@ def question_of(given: argparse.Namespace) -> Question:
         value = getattr(given, name.replace("-", "_"))
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name} {value:g} must be above 0")
-    # Without a batch of one's own it is one that every number of GPUs can share.
-    batch = given.global_batch or max(1, round(_BATCH_TOKENS / given.seq / given.gpus)) * given.gpus
+    batch = given.global_batch or usual_batch(given.seq, given.gpus)
     fixed = {
         setting: getattr(given, name.replace("-", "_"))
         for name, setting in (_PINS | {"recompute": "recompute"}).items()
