@@ -22,7 +22,7 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import BadBatch, Guard
 from megatron_qwen3.training.keeper import Keeper
-from megatron_qwen3.training.metrics import RunLog
+from megatron_qwen3.training.metrics import RunLog, check_packages
 from megatron_qwen3.training.optim import learning_rate
 from megatron_qwen3.training.progress import Progress
 from megatron_qwen3.training.stop import StopRequest
@@ -39,6 +39,7 @@ class Inputs(NamedTuple):
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
     folder.check_writable(config.run_dir)
+    check_packages(config)
     saved, before = checkpoint.newest(config.run_dir), None
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)

@@ -15,7 +15,7 @@ and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "b
 without a tokenizer), "tokens"}; the source "all" is all of them together.
 """
 
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -179,25 +179,31 @@ def drop_rows_after(path: Path, step: int) -> None:
     rest.replace(path)
 
 
+def check_packages(config: Config) -> None:
+    """ConfigError where a log is asked for whose package is not installed."""
+    ways_out = {}
+    if config.log.tensorboard:
+        ways_out["tensorboard"] = "log.tensorboard = true", "log.tensorboard = false"
+    if config.log.wandb_project:
+        asked = f'log.wandb_project = "{config.log.wandb_project}"'
+        ways_out["wandb"] = asked, 'log.wandb_project = ""'
+    for package, (asked, without) in ways_out.items():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"{asked}, but the package {package} is not installed: pip install {package}, or "
+                f"set {without}"
+            )
+
+
 def _open_tensorboard(config: Config, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "log.tensorboard = true but the package tensorboard is not installed: "
-            "pip install tensorboard, or set log.tensorboard = false"
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step + 1)
 
 
 def _open_wandb(config: Config, first_step: int) -> Any:
     """The W&B run; a resumed run goes on in the one whose id the run folder holds."""
-    try:
-        wandb: Any = importlib.import_module("wandb")
-    except ImportError:
-        raise ConfigError(
-            "log.wandb_project is set but the package wandb is not installed: pip install wandb"
-        ) from None
+    wandb: Any = importlib.import_module("wandb")
     id_file = config.run_dir / "wandb_id"
     run = wandb.init(
         project=config.log.wandb_project,

@@ -15,7 +15,7 @@ from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.console import Clock, count, duration
 from megatron_qwen3.training.history import MetricsError, Run
-from megatron_qwen3.training.metrics import EvalResult, RunLog, combine, speed
+from megatron_qwen3.training.metrics import EvalResult, RunLog, check_packages, combine, speed
 
 STEP = {"loss": 2.5, "grad_norm": 0.8}
 
@@ -222,10 +222,17 @@ def test_tensorboard_shows_the_scalars_of_steps_and_evaluations(config_of):
     assert events.Scalars("train/loss")[0].value == 2.5
 
 
-def test_a_missing_wandb_says_how_to_get_it(config_of, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"log\.wandb_project is set but .* pip install wandb"):
-        open_log(config_of("log.wandb_project=qwen"))
+@pytest.mark.parametrize(
+    ("package", "setting"), [("wandb", "wandb_project=qwen"), ("tensorboard", "tensorboard=true")]
+)
+def test_a_log_without_its_package_is_told_before_any_rank_starts(
+    config_of, monkeypatch, package, setting
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    told = rf"log\.{setting.split('=')[0]} = .* pip install {package}, or set log\."
+    with pytest.raises(ConfigError, match=told):
+        check_packages(config_of(f"log.{setting}"))
+    check_packages(config_of())
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(config_of, monkeypatch):
