@@ -70,6 +70,9 @@ def _pictures(laws: StageLaws) -> Iterator[Picture]:
             yield _tuning(laws, prefix + name, title, unit, found, values)
 
 
+_DASHES = ("-", "--", ":", "-.")
+
+
 def _loss_over_compute(laws: StageLaws, prefix: str) -> Picture:
     law = laws.loss_law
     assert law
@@ -151,22 +154,25 @@ def _best_size(laws: StageLaws, prefix: str) -> Picture:
 
 def _sweeps(laws: StageLaws, prefix: str) -> Picture:
     """Losses over the learning rate, one line per size, tokens and batch."""
-    axes = pictures.axes("learning rate", "nats per token")
+    axes = pictures.axes("learning rate", "nats per token", is_wide=True)
     groups: dict[tuple[float, int, float], list[Measurement]] = {}
     lengths = levels([run.tokens for run in laws.runs]).tolist()
     for run, length in zip(laws.runs, lengths, strict=True):
         groups.setdefault((run.parameters, length, run.batch_tokens), []).append(run)
-    sizes = sorted({run.parameters for run in laws.runs})
-    for (size, _, _), runs in groups.items():
-        runs.sort(key=lambda run: run.lr)
-        if len(runs) > 1:
-            colour = HUES[sizes.index(size) % len(HUES)]
-            x, y = [run.lr for run in runs], [run.loss for run in runs]
-            axes.plot(x, y, "o-", markersize=2.5, linewidth=0.9, color=colour)
+    swept = {key: runs for key, runs in sorted(groups.items()) if len(runs) > 1}
+    sizes, lengths = (sorted({key[i] for key in swept}) for i in (0, 1))
+    for (size, length, batch), runs in swept.items():
+        colour, dashes = HUES[sizes.index(size) % len(HUES)], _DASHES[lengths.index(length) % 4]
+        points = sorted((run.lr, run.loss) for run in runs)
+        axes.plot(*zip(*points, strict=True), dashes, marker="o", markersize=2.5, color=colour)
+        axes.annotate(count(batch), points[-1], (4, -2), textcoords="offset points", fontsize=6.5)
+    for size in sizes:
+        axes.plot([], [], color=HUES[sizes.index(size) % len(HUES)], label=count(size))
     pictures.make_logarithmic(axes, "x", rate_tick)
-    caption = "one line per size (colour), tokens and batch"
+    axes.legend(title="parameters", frameon=False, fontsize=7.5, title_fontsize=7.5)
+    caption = "each line a batch, its tokens at the end; dashed, dotted: more tokens in all"
     title = "Sweeps of the learning rate"
-    return pictures.finish(axes, f"{prefix}sweeps", title, caption, is_wide=False)
+    return pictures.finish(axes, f"{prefix}sweeps", title, caption, is_wide=True)
 
 
 def _tuning(
