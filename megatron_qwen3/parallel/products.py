@@ -6,7 +6,7 @@ call costs more, torch's own choice stands. The choice rests on the processor an
 a run that is resumed on the same machine gets the same bits.
 
     output_RO = product(input_RI, weight_OI.t())
-    add_product(gradient_OI, grad_RO.t(), input_RI)       # gradient += gradᵀ · input
+    write_product(gradient_OI, grad_RO.t(), input_RI, adds=True)
 
 Legend: R rows, I inputs, O outputs.
 """
@@ -52,7 +52,10 @@ def write_product(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
 
 
 def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Products that add up to a · b, each of a shape that oneDNN is good at."""
+    """Products that add up to a · b, for oneDNN each of a shape that it is good at."""
+    if not _is_onednns(a, b):
+        yield a @ b
+        return
     if a.shape[0] >= _TALL * b.shape[1]:
         yield product(b.t(), a.t()).t()
         return

@@ -227,15 +227,17 @@ def test_a_token_outside_the_models_vocabulary_is_refused_at_the_start(data: Dat
         mixture.check_vocabulary(200_399)
 
 
+def with_tokenizer(data: DataConfig, folder: Path) -> tuple[DataConfig, int]:
+    """The data with a tokenizer of about 300 tokens, and how many it has."""
+    train(["some words and some more words"], 300, folder)
+    return dataclasses.replace(data, tokenizer=str(folder)), len(token_bytes(folder))
+
+
 def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(
     data: DataConfig, tmp_path: Path
 ) -> None:
-    train(["some words and some more words"], 300, tmp_path)
-    size = len(token_bytes(tmp_path))
-    config = Config(
-        data=dataclasses.replace(data, tokenizer=str(tmp_path)),
-        model=ModelConfig(vocab_size=size - 1),
-    )
+    named, size = with_tokenizer(data, tmp_path)
+    config = Config(data=named, model=ModelConfig(vocab_size=size - 1))
     with pytest.raises(ConfigError, match=f"has {size} tokens.*model.vocab_size = {size - 1}"):
         check_inputs(config, mixture_of(data))
 
@@ -243,12 +245,8 @@ def test_a_tokenizer_larger_than_the_models_vocabulary_is_refused(
 def test_held_out_text_of_another_tokenizer_is_refused_before_it_is_scored(
     data: DataConfig, tmp_path: Path
 ) -> None:
-    train(["some words and some more words"], 300, tmp_path)
-    size = len(token_bytes(tmp_path))
-    config = Config(
-        data=dataclasses.replace(data, tokenizer=str(tmp_path)),
-        model=ModelConfig(vocab_size=200_400),
-    )
+    named, size = with_tokenizer(data, tmp_path)
+    config = Config(data=named, model=ModelConfig(vocab_size=200_400))
     with pytest.raises(ConfigError, match=rf"has {size} tokens, but .*data\.sources\.s0 has token"):
         check_inputs(config, mixture_of(data))
     check_inputs(config, mixture_of(dataclasses.replace(data, held_out=0.0)))

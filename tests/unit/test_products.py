@@ -71,3 +71,12 @@ def test_other_types_and_small_products_are_left_to_torch(monkeypatch):
     products.product(large.bfloat16(), large.bfloat16())
     with pytest.raises(TypeError):
         products.product(large, large)
+
+
+def test_where_types_differ_there_is_one_product_whatever_the_processor(library):
+    a, b = torch.randn(64, 1100).bfloat16(), torch.randn(1100, 64).bfloat16()
+    out = torch.full((64, 64), torch.nan)
+    products.write_product(out, a, b, adds=False)
+    assert torch.equal(out, (a @ b).float())
+    products.write_product(out, a, b, adds=True)
+    assert torch.equal(out, (a @ b).float() * 2)

@@ -16,6 +16,8 @@ from tools import page, pictures
 from tools.pictures import FAINT, HUES, INK, Picture, count_tick, power_tick, rate_tick
 from tools.scaling import laws_text
 
+_DASHES = ("-", "--", ":", "-.")  # for more and more tokens
+
 
 def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Path) -> None:
     """Write the page to `out` and its pictures to the folder of the same name."""
@@ -68,9 +70,6 @@ def _pictures(laws: StageLaws) -> Iterator[Picture]:
     ):
         if found:
             yield _tuning(laws, prefix + name, title, unit, found, values)
-
-
-_DASHES = ("-", "--", ":", "-.")
 
 
 def _loss_over_compute(laws: StageLaws, prefix: str) -> Picture:
@@ -162,7 +161,10 @@ def _sweeps(laws: StageLaws, prefix: str) -> Picture:
     swept = {key: runs for key, runs in sorted(groups.items()) if len(runs) > 1}
     sizes, lengths = (sorted({key[i] for key in swept}) for i in (0, 1))
     for (size, length, batch), runs in swept.items():
-        colour, dashes = HUES[sizes.index(size) % len(HUES)], _DASHES[lengths.index(length) % 4]
+        colour, dashes = (
+            HUES[sizes.index(size) % len(HUES)],
+            _DASHES[lengths.index(length) % len(_DASHES)],
+        )
         points = sorted((run.lr, run.loss) for run in runs)
         axes.plot(*zip(*points, strict=True), dashes, marker="o", markersize=2.5, color=colour)
         axes.annotate(count(batch), points[-1], (4, -2), textcoords="offset points", fontsize=6.5)
