@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.shards import write_whole
 from megatron_qwen3.config import ConfigError, did_you_mean
+from megatron_qwen3.storage.whole import write_whole
 
 VERSION = 1
 

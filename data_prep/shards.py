@@ -30,6 +30,7 @@ import numpy.typing as npt
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.labels import Labels
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
 
 INVENTORY = "inventory.json"
 VERSION = 1
@@ -110,8 +111,8 @@ def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterab
     write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
 
 
-def write_inventory(inventory: Inventory, suffix: str = "partial") -> None:
-    """Make the shards visible to who reads the folder. suffix: as of `write_whole`."""
+def write_inventory(inventory: Inventory) -> None:
+    """Make the shards visible to who reads the folder."""
     content = {
         "version": VERSION,
         "tokenizer": inventory.tokenizer,
@@ -119,7 +120,7 @@ def write_inventory(inventory: Inventory, suffix: str = "partial") -> None:
         "inputs": inventory.inputs,
         "shards": [shard.as_json() for shard in inventory.shards],
     }
-    write_json(inventory.folder / INVENTORY, content, suffix)
+    write_json(inventory.folder / INVENTORY, content)
 
 
 def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
@@ -185,23 +186,9 @@ def faults(folder: Path, shard: Shard) -> Iterator[str]:
         yield str(error)
 
 
-def write_json(path: Path, content: Any, suffix: str = "partial") -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    write_whole(path, [text.encode()], suffix)
-
-
-def write_whole(path: Path, parts: Iterable[Buffer], suffix: str = "partial") -> None:
-    """Write a file that is there whole or not at all, whatever happens meanwhile.
-
-    suffix: of the name it has until then; who may write at the same time need different ones.
-    """
-    partial = Path(f"{path}.{suffix}")
-    with partial.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file that is there whole or not at all."""
+    write_whole(path, [(json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()])
 
 
 def shard_from_json(row: dict[str, Any]) -> Shard:

@@ -23,8 +23,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.engines import AUTO, Encoded, choose
-from data_prep.shards import write_whole
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # fmt: off

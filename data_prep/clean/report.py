@@ -25,8 +25,9 @@ from rich.table import Table
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
-from data_prep.shards import write_json, write_whole
+from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
 
 PICTURE = "report.png"
 _PROBLEMS_SHOWN = 10

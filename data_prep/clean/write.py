@@ -20,7 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep.clean.duplicates import document_id, document_starts
 from data_prep.clean.files import DocumentWriter, Progress, load, read_documents
 from data_prep.clean.settings import CleanSettings
-from data_prep.shards import write_whole
+from megatron_qwen3.storage.whole import write_whole
 
 KEPT = "kept"
 EQUAL, NEAR = "equal to another", "much like another"

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.engines import AUTO
-from data_prep.shards import Shard, write_whole
+from data_prep.shards import Shard
 from data_prep.tokenization import groups
-from data_prep.tokenization.locks import owned
 from data_prep.tokenization.plan import Plan, Settings, make_plan, settle
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
 from data_prep.tokenizer import DocumentTokenizer, tokenizer_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.lock import owned
+from megatron_qwen3.storage.whole import write_whole
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 UNITS_SHARE = 0.85  # of a group's time; its shards take the rest
@@ -122,12 +123,12 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
         progress.say(
             f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"
         )
-    plan_sha256 = settle(plan, out, options.task)
+    plan_sha256 = settle(plan, out)
     (out / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         source = path.parent / name if path.name == TOKENIZER_FILES[0] else path
         if source.exists():
-            write_whole(out / "tokenizer" / name, [source.read_bytes()], f"partial-{options.task}")
+            write_whole(out / "tokenizer" / name, [source.read_bytes()])
     about = {
         "path": "tokenizer",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -31,12 +31,12 @@ from data_prep.shards import (
     shard_from_json,
     write_inventory,
     write_json,
-    write_whole,
 )
 from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import Run, Section, Source
 from data_prep.tokenization.work import Job, Piece, unit_mark
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
 
 _CHANGED = "the folder was changed from outside; remove it and start again"
 
@@ -140,7 +140,7 @@ def finish(job: Job) -> Report | None:
         raise ConfigError(f"no document among {report.lines:,} lines: {dict(problems)}")
     names = tuple(file.name for file in job.plan.inputs)
     inventory = Inventory(job.out, job.tokenizer, job.vocab_size, names, shards)
-    write_inventory(inventory, f"partial-{job.task}")
+    write_inventory(inventory)
     return report
 
 

@@ -1,7 +1,7 @@
 """What a tokenization is made of: its inputs, its settings, and the work they fall into.
 
     plan = make_plan(["data/clean/documents"], Settings("tokenizer"))
-    settle(plan, out, task=0)       # ConfigError where OUT was begun with other inputs or settings
+    settle(plan, out)               # ConfigError where OUT was begun with other inputs or settings
 
 The work depends on inputs and settings alone, never on who does it. A group is a run of whole files
 of about `group_bytes`: it is shuffled as one and belongs to one task. Its units are tokenized
@@ -113,7 +113,7 @@ def parts(file: Input) -> list[Part]:
     return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
 
 
-def settle(plan: Plan, out: Path, task: int) -> str:
+def settle(plan: Plan, out: Path) -> str:
     """Write OUT/plan.json, or compare with the one there; its digest. Tasks may do so at once."""
     identity = json.loads(json.dumps(_identity(plan)))
     path = out / PLAN
@@ -125,8 +125,7 @@ def settle(plan: Plan, out: Path, task: int) -> str:
                 "choose another folder"
             )
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity, f"partial-{task}")
-    (out / f"{PLAN}.partial-{task}").unlink(missing_ok=True)
+        write_json(path, identity)
     differences = _differences(read_json(path, "it was removed just now"), identity)
     if differences:
         raise ConfigError(

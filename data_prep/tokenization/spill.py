@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shards import ORIGIN, Chunk, write_whole
+from data_prep.shards import ORIGIN, Chunk
+from megatron_qwen3.storage.whole import write_whole
 
 CHUNK = 1 << 20  # elements that are moved at a time
 SHORT = 48  # elements of a piece on average: where slices begin to be faster

@@ -23,7 +23,6 @@ from data_prep.indexed import token_dtype
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
 from data_prep.lines import lines_before
 from data_prep.shards import VERSION, Shard, write_json, write_shard
-from data_prep.tokenization.locks import shared
 from data_prep.tokenization.plan import Plan, Unit
 from data_prep.tokenization.spill import (
     ROW,
@@ -37,6 +36,7 @@ from data_prep.tokenization.spill import (
 )
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.lock import shared
 
 RUN_BYTES = 1 << 26  # of token ids that are collected before they are sorted and written
 LISTED_PROBLEMS = 1000  # of a unit; more are counted only

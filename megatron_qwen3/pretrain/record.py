@@ -20,11 +20,11 @@ from typing import Any
 
 from data_prep import curriculum
 from data_prep.curriculum import Source
-from data_prep.shards import write_whole
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.order import Interleave, apportion
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor, Reading, Stream
+from megatron_qwen3.storage.whole import write_whole
 
 FILE_NAME = "data.json"
 

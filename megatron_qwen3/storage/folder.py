@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage import manifest
+from megatron_qwen3.storage.whole import sync
 
 SETTINGS_FILE = "config.toml"
 _NAME = "step_" + "[0-9]" * 8
@@ -124,12 +125,3 @@ def _nameless(checkpoint: Path) -> Path:
     nameless = checkpoint.with_name(f"{checkpoint.stem}.old.partial")
     shutil.rmtree(nameless, ignore_errors=True)
     return nameless
-
-
-def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,38 @@
+"""Text from outside, made safe to show: in a table, a log line, a bar, an error or a page.
+
+    print(shown(label))                      # one line; what steers a terminal is written out
+    table.add_row(plain(label))              # for Rich, which would read [red] in it as markup
+
+Labels, file names, paths and model outputs are written by strangers. A terminal obeys escape
+sequences, Rich obeys brackets, and a newline forges a line of a log. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+# Controls, formats (right-to-left overrides among them), surrogates, line and paragraph separators.
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # which words of several languages are spelled with
+
+
+def shown(text: object) -> str:
+    r"""One line of what str() makes of it: unsafe characters as \n, \x1b, \u202e or \udc80."""
+    return "".join(_escaped(character) for character in str(text))
+
+
+def plain(text: object) -> Text:
+    """`shown`, as text that Rich prints as it stands."""
+    from rich.text import Text
+
+    return Text(shown(text))
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in _UNSAFE and character not in _JOINERS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character

@@ -1,0 +1,80 @@
+"""One owner at a time of a folder, counting the processes that a killed one left behind.
+
+    with owned(folder): ...        # the owner; ConfigError names host and process of another one
+    with shared(folder): ...       # each of its processes, as long as it writes there
+
+Locks are the operating system's: they end with the process, however it ends. Where a file system
+has none (some network mounts), nothing is locked. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+
+PATIENCE_SECONDS = 5.0  # what processes of a killed owner may take to notice
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+@contextmanager
+def owned(
+    folder: Path, name: str = "lock", patience_seconds: float = PATIENCE_SECONDS
+) -> Iterator[None]:
+    """Nobody else is at work in the folder now, nor begins as long as this lasts.
+
+    name: of the lock's file in the folder. Both are made where they are not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_seconds
+    with _opened(folder / name) as file:
+        while not _lock(file.fileno(), fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"another run is at work in {folder} ({_owner(file)}); let it end, or stop it"
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}\n")
+        file.flush()
+        _lock(file.fileno(), fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def shared(folder: Path, name: str = "lock") -> Iterator[None]:
+    """The folder is in use."""
+    with _opened(folder / name) as file:
+        _lock(file.fileno(), fcntl.LOCK_SH)
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    return open(path, "a+", encoding="utf-8", errors="replace")
+
+
+def _owner(file: IO[str]) -> str:
+    """Host and process of the owner, as it wrote them down."""
+    file.seek(0)
+    host, _, process = file.read(1000).strip().partition(" ")
+    return f"host {shown(host)}, process {shown(process)}" if process else "it left no name"
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
