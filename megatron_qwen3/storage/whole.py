@@ -60,7 +60,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 def _claimed(path: Path) -> tuple[Path, IO[bytes]]:
     """An empty file of our own: the one that a killed writer left, where nobody writes to it."""
     usual = beside(path, "mq3")
-    file = open(usual, "wb", opener=_keep_contents)
+    file = os.fdopen(os.open(usual, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file.fileno()), usual.stat()):
@@ -73,11 +73,6 @@ def _claimed(path: Path) -> tuple[Path, IO[bytes]]:
     file.close()
     own = beside(path)
     return own, own.open("xb")
-
-
-def _keep_contents(name: str, flags: int) -> int:
-    """Opens without emptying what another writer may be at."""
-    return os.open(name, flags & ~os.O_TRUNC, 0o666)
 
 
 @contextmanager
