@@ -80,8 +80,10 @@ def train(config: Config) -> bool:
     """
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # Tensor parallelism overlaps with its communication only if kernels start in this order.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if config.parallel.tensor > 1:
+        # It overlaps with its communication only if kernels start in the order of their calls.
+        # Others overlap better without.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.parallel import runtime

@@ -34,7 +34,35 @@ def faults(config: Config) -> list[str]:
         *_optim_faults(config),
         *_source_faults(config),
         *_data_faults(config),
+        *(gpu_faults(config) if config.run.device == "cuda" else ()),
     ]
+
+
+def gpu_faults(config: Config) -> list[str]:
+    """What a GPU cannot do with these settings, which a CPU can."""
+    return list(_grouped_product_faults(config))
+
+
+def _grouped_product_faults(config: Config) -> Iterator[str]:
+    """torch's grouped_mm wants the rows of its matrices to begin at multiples of 16 bytes."""
+    model, p, precision = config.model, config.parallel, config.train.precision
+    if not model.num_experts:
+        return
+    unit = 8 if precision == "bf16" else 4
+    rule = f"on a GPU that must be a multiple of {unit} (16 bytes in {precision})"
+    if model.hidden_size % unit:
+        yield (
+            f"model.hidden_size = {model.hidden_size}{_of(model)}: {rule}; "
+            f"valid near it: {_near(model.hidden_size, unit)}"
+        )
+    width, rest = divmod(model.expert_ffn_hidden_size, p.expert_tensor)
+    if not rest and width % unit:
+        size = model.expert_ffn_hidden_size
+        yield (
+            f"model.expert_ffn_hidden_size / parallel.expert_tensor = {size} / "
+            f"{p.expert_tensor} = {width}{_of(model)}: {rule}; valid widths near it: "
+            f"{_near(size, unit * p.expert_tensor)}"
+        )
 
 
 def world_size_faults(config: Config, world_size: int) -> Iterator[str]:

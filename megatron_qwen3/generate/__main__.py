@@ -61,7 +61,6 @@ def run(given: argparse.Namespace) -> None:
         budget = ThinkingBudget.of(tokenizer, given.thinking_budget)
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     # torch and megatron-core are imported only now: something wrong costs no seconds.
     from megatron_qwen3.generate.engine import Generator

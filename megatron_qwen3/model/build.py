@@ -171,12 +171,12 @@ def _pipeline_settings(layout: Layout) -> dict[str, object]:
     stages = ["t" * layers for layers in layout.stage_layers]
     stages[0] = "E" + stages[0]
     stages[-1] += "L"
-    # With two pipeline ranks and virtual stages both neighbours are one rank, and batched sends
-    # pair up with the wrong receives: unbatched ones are tagged by order and right.
-    same_neighbour = layout.pipeline == 2 and layout.virtual > 1
+    # Virtual stages send while they compute. With two pipeline ranks both neighbours are one rank,
+    # and batched sends pair up with the wrong receives: unbatched ones come in order and right.
+    has_virtual_stages = layout.virtual > 1
     return {
         "pipeline_model_parallel_layout": "|".join(stages),
-        "virtual_pipeline_model_parallel_size": layout.virtual if layout.virtual > 1 else None,
-        "overlap_p2p_comm": same_neighbour,
-        "batch_p2p_comm": not same_neighbour,
+        "virtual_pipeline_model_parallel_size": layout.virtual if has_virtual_stages else None,
+        "overlap_p2p_comm": has_virtual_stages,
+        "batch_p2p_comm": not has_virtual_stages,
     }

@@ -61,12 +61,22 @@ class ExchangePlan:
         self, sent_E: Tensor, received_tpe: Tensor, experts_per_rank: int, tensor_rank: int
     ) -> None:
         """`received_tpe`: rows from tensor rank t, expert-parallel rank p, for local expert e."""
-        self.send_sizes: list[int] = sent_E.view(-1, experts_per_rank).sum(1).tolist()
-        self.receive_sizes: list[int] = received_tpe[tensor_rank].sum(-1).tolist()
-        self.tensor_sizes: list[int] = received_tpe.sum((1, 2)).tolist()
+        tensor_ranks, expert_ranks, _ = received_tpe.shape
+        sizes = (
+            sent_E.view(-1, experts_per_rank).sum(1),
+            received_tpe[tensor_rank].sum(-1),
+            received_tpe.sum((1, 2)),
+        )
+        # An exchange wants its sizes on the host: a GPU is waited for once, here.
+        numbers: list[int] = torch.cat(sizes).tolist()
+        self.send_sizes = numbers[:expert_ranks]
+        self.receive_sizes = numbers[expert_ranks : 2 * expert_ranks]
+        self.tensor_sizes = numbers[2 * expert_ranks :]
         local_expert = torch.arange(experts_per_rank, device=sent_E.device)
-        expert_of_chunk = local_expert.repeat(received_tpe.shape[0] * received_tpe.shape[1])
-        expert_of_row = expert_of_chunk.repeat_interleave(received_tpe.flatten())
+        expert_of_chunk = local_expert.repeat(tensor_ranks * expert_ranks)
+        expert_of_row = expert_of_chunk.repeat_interleave(
+            received_tpe.flatten(), output_size=sum(self.tensor_sizes)
+        )
         self.order = grouped.sort_by_expert(expert_of_row[:, None], experts_per_rank)
         self.counts = self.order.counts
 

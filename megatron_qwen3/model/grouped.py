@@ -40,6 +40,7 @@ def sort_by_expert(experts_TK: Tensor, num_experts: int) -> Order:
     places = torch.empty_like(rows)
     places[rows] = torch.arange(rows.numel(), device=rows.device)
     counts = torch.zeros(num_experts, dtype=torch.int64, device=rows.device)
+    # Not bincount, which waits for a GPU to learn how long its result is.
     counts.scatter_add_(0, flat, torch.ones_like(flat))
     return Order(rows, places.view_as(experts_TK), counts)
 

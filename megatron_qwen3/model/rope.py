@@ -26,6 +26,11 @@ class RotaryTables(RotaryEmbedding):
         super().__init__(
             head_dim, rotary_percent=1.0, rotary_base=base, use_cpu_initialization=True
         )
+        # A buffer goes where the model goes, and megatron-core makes a plain attribute. Made on the
+        # CPU and moved, the frequencies have the same bits on every device.
+        inv_freq = self.inv_freq
+        del self.inv_freq
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:
@@ -40,6 +45,5 @@ class RotaryTables(RotaryEmbedding):
 
     def at(self, position_SB: Tensor) -> Tensor:
         """cos and sin of explicit positions, float32 [2, S, B, 1, D]."""
-        inv_freq = self.inv_freq.to(position_SB.device)
-        angle_SBD = (position_SB[..., None].float() * inv_freq).repeat(1, 1, 2)
+        angle_SBD = (position_SB[..., None].float() * self.inv_freq).repeat(1, 1, 2)
         return torch.stack([angle_SBD.cos(), angle_SBD.sin()])[:, :, :, None, :]

@@ -78,7 +78,9 @@ class Router(MegatronModule):
     def _balance(self, probs_TK: Tensor, all_probs_TE: Tensor, experts_TK: Tensor) -> Tensor:
         prob_sum_E = all_probs_TE.sum(0)
         with torch.no_grad():
-            self.sums[0] += torch.bincount(experts_TK.flatten(), minlength=self.num_experts)
+            # Not bincount, which waits for a GPU to learn how long its result is.
+            chosen = experts_TK.flatten()
+            self.sums[0].scatter_add_(0, chosen, self.sums.new_ones(chosen.shape))
             self.sums[1] += prob_sum_E
         share_of_mean_E = prob_sum_E / self.step_positions
         loss = self.num_experts * (self.expert_share * share_of_mean_E).sum()

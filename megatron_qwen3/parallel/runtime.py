@@ -6,13 +6,17 @@ after this module is the same code for both.
 """
 
 import contextlib
+import math
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_qwen3 import validate
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import cpu
 from megatron_qwen3.parallel.allocator import keep_freed_memory
@@ -31,7 +35,26 @@ def check(config: Config) -> Layout:
     """The layout of the run; ConfigError where this machine or the world size does not fit it."""
     if config.run.device == "cuda" and cpu.REDIRECTED:
         raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
+    if not cpu.REDIRECTED:
+        _check_gpu(config)
     return Layout.of(config, world_size())
+
+
+def _check_gpu(config: Config) -> None:
+    """ConfigError where ranks have no GPU of their own, or the model's sizes do not suit one."""
+    seen = torch.cuda.device_count()
+    ranks = max(_local_rank() + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks > seen:
+        raise ConfigError(
+            f"{ranks} ranks on {socket.gethostname()}, but torch sees {seen} GPUs there; valid: at "
+            f"most {seen} ranks of one machine, each of which sees all its GPUs"
+        )
+    if faults := validate.gpu_faults(config):
+        raise ConfigError("\n".join(faults))
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def device_memory(config: Config) -> Device:
@@ -40,7 +63,7 @@ def device_memory(config: Config) -> Device:
     if config.run.memory_gb:
         return Device("run.memory_gb", 1e9 * config.run.memory_gb, is_gpu)
     if is_gpu:
-        device = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.cuda.get_device_properties(_local_rank())
         return Device(f"a {device.name}", float(device.total_memory), is_gpu)
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     share = "the RAM" if ranks == 1 else f"RAM that each of {ranks} ranks has"
@@ -58,9 +81,19 @@ def _ram_bytes() -> float:
 def start(config: Config) -> Layout:
     """Join the run: check it, set the device, build megatron-core's process groups."""
     layout = check(config)
-    _join()
+    _join(patience(config))
     build_groups(config, layout)
     return layout
+
+
+def patience(config: Config) -> timedelta:
+    """How long a collective waits for its other ranks before torch ends the process.
+
+    Longer than a hang lasts until `hang.py` has said where each rank stands, for which torch's own
+    ten minutes on NCCL are too short. Where nothing is a hang, a year.
+    """
+    seconds = config.guard.hang_seconds
+    return timedelta(seconds=seconds) + timedelta(minutes=30) if seconds else timedelta(days=365)
 
 
 def build_groups(config: Config, layout: Layout) -> None:
@@ -73,6 +106,7 @@ def build_groups(config: Config, layout: Layout) -> None:
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=math.ceil(patience(config).total_seconds() / 60),
     )
     seed(config.run.seed)
 
@@ -93,21 +127,23 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def _join() -> None:
+def _join(timeout: timedelta) -> None:
     # torch remembers the last collectives; a run that hangs says which it waits for.
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    options: dict[str, Any] = {"backend": "gloo", "timeout": timeout}
     if cpu.REDIRECTED:
         keep_freed_memory()
-        backend = "gloo"
     else:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "nccl"
+        device = torch.device("cuda", _local_rank())
+        torch.cuda.set_device(device)
+        # With a device NCCL connects now, all groups share its connections, and no barrier guesses.
+        options |= {"backend": "nccl", "device_id": device}
     if "RANK" in os.environ:
         store, rank, ranks = next(dist.rendezvous("env://"))
-        dist.init_process_group(backend, store=_of_attempt(store), rank=rank, world_size=ranks)
+        dist.init_process_group(store=_of_attempt(store), rank=rank, world_size=ranks, **options)
     else:
         address = f"tcp://localhost:{_free_port()}"
-        dist.init_process_group(backend, init_method=address, rank=0, world_size=1)
+        dist.init_process_group(init_method=address, rank=0, world_size=1, **options)
 
 
 def _of_attempt(store: dist.Store) -> dist.Store:

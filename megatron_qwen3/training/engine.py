@@ -49,6 +49,8 @@ class Engine:
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self.device = torch.device(torch.cuda.current_device())
+        # What the schedules call the token count; the loss is normalised before it reaches them.
+        self.one = torch.ones((), dtype=torch.int, device=self.device)
         self.clock = ComputeClock()
         self.models = build(config, layout)
         self.chunks = [self._with_gradients(model, i) for i, model in enumerate(self.models)]
@@ -192,7 +194,7 @@ class Engine:
             trained_BS = micro.weights_BS != 0  # what is not trained may even be NaN
             per_token_BS = torch.where(trained_BS, per_token_BS * micro.weights_BS, 0.0)
             share = per_token_BS.sum() / total_weight
-            return share, _ONE, share.detach()
+            return share, self.one, share.detach()
 
         return _model_output(chunk, micro), weighted
 
@@ -200,7 +202,7 @@ class Engine:
         self, micro_batches: Iterator[TokenBatch], chunk: Any
     ) -> tuple[Tensor, Any]:
         def report(output_2BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return output_2BS.sum(), _ONE, output_2BS[0]
+            return output_2BS.sum(), self.one, output_2BS[0]
 
         return _model_output(chunk, next(micro_batches)), report
 
@@ -248,10 +250,6 @@ class Engine:
         """Sequences per rank that the schedule takes at least, and in multiples of."""
         groups = self.layout.pipeline if self.layout.virtual > 1 else 1
         return self.config.train.micro_batch * groups
-
-
-# What the schedules call the token count; the loss is normalised before it reaches them.
-_ONE = torch.ones((), dtype=torch.int, device=torch.cuda.current_device())
 
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ again. Each rank speaks for itself: one that is stopped or dead is the one that 
 one that is in no collective is the one that the others wait for.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -24,6 +25,9 @@ from typing import Any, Self
 
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 _PACKAGE = str(Path(__file__).parents[1])
+# torch keeps one flight recorder for NCCL and one for all other backends; a build without NCCL
+# lacks the first.
+_RECORDERS = ("_dump_nccl_trace_json", "_dump_fr_trace_json")
 
 
 class Heartbeat:
@@ -104,10 +108,15 @@ def active_collective() -> str:
 
 
 def recorded() -> list[dict[str, Any]]:
-    """torch's flight recorder: the last collectives of this rank; [] where it kept none."""
+    """torch's flight recorders: the last collectives of this rank, in the order of their start.
+
+    [] where none was kept. A recorder is asked for collectives too, not for active ones alone.
+    """
     import torch._C._distributed_c10d as c10d
 
-    try:
-        return json.loads(c10d._dump_fr_trace_json(True, False)).get("entries", [])
-    except Exception:  # it is not in every build of torch, and never the reason to be here
-        return []
+    entries: list[dict[str, Any]] = []
+    for name in _RECORDERS:
+        # Never the reason to be here: another build of torch may lack it or write another form.
+        with contextlib.suppress(Exception):
+            entries += json.loads(getattr(c10d, name)(True, False)).get("entries", [])
+    return sorted(entries, key=lambda entry: entry.get("time_created_ns", 0))

@@ -424,3 +424,31 @@ def test_reading_a_configuration_loads_neither_torch_nor_megatron_core():
 def test_an_empty_configuration_asks_for_a_model_first():
     with pytest.raises(ConfigError, match="^no model: "):
         validate(Config())
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        (["model.hidden_size=68"], "model.hidden_size = 68"),
+        (["model.expert_ffn_hidden_size=36"], "model.expert_ffn_hidden_size / parallel.expert_te"),
+        (["parallel.expert_tensor=8"], "48 / 8 = 6"),
+    ],
+)
+def test_grouped_products_of_a_gpu_need_rows_of_whole_16_bytes(changes, named):
+    sizes = ["model.expert_ffn_hidden_size=48", *changes, "train.precision=bf16"]
+    load([], [*SPARSE, *sizes])  # a CPU takes them
+    message = error_of([*SPARSE, *sizes, "run.device=cuda"])
+    assert named in message and "multiple of 8 (16 bytes in bf16)" in message
+    assert "valid" in message
+
+
+def test_float32_rows_of_16_bytes_are_half_as_many_numbers():
+    sizes = ["model.hidden_size=68", "model.expert_ffn_hidden_size=36", "run.device=cuda"]
+    load([], [*SPARSE, *sizes, "train.precision=fp32"])
+    assert "multiple of 4" in error_of(
+        [*SPARSE, "model.hidden_size=66", "run.device=cuda", "train.precision=fp32"]
+    )
+
+
+def test_a_dense_model_has_no_grouped_products():
+    load([], [*TINY, "model.hidden_size=68", "run.device=cuda"])
