@@ -1,6 +1,7 @@
 """Text from outside, made safe to show: in a table, a log line, a bar, an error or a page.
 
     print(shown(label))                      # one line; what steers a terminal is written out
+    print(f"error: {shown_lines(error)}")    # errors may list several faults
     table.add_row(plain(label))              # for Rich, which would read [red] in it as markup
 
 Labels, file names, paths and model outputs are written by strangers. A terminal obeys escape
@@ -23,6 +24,11 @@ _JOINERS = "\u200c\u200d"  # which words of several languages are spelled with
 def shown(text: object) -> str:
     r"""One line of what str() makes of it: unsafe characters as \n, \x1b, \u202e or \udc80."""
     return "".join(_escaped(character) for character in str(text))
+
+
+def shown_lines(text: object) -> str:
+    """The lines of what str() makes of it; all but the first are set in and pass for no others."""
+    return "\n  ".join(shown(line) for line in str(text).split("\n"))
 
 
 def plain(text: object) -> Text:

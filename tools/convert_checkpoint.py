@@ -1,24 +1,27 @@
 """Convert between Hugging Face's Qwen3 and our checkpoints, and check both.
 
-    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT
-    python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--tokenizer FOLDER]
+    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT [--dtype bfloat16]
+    python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--dtype …] [--tokenizer FOLDER]
     python tools/convert_checkpoint.py verify   A B [--precision bf16]
     python tools/convert_checkpoint.py inspect  X
 
 A checkpoint is a step's folder, or a run's, of which the newest step is taken. Conversions need no
 GPU, no ranks and little memory, whatever the size of the model; OUT appears when it is complete.
-from-hf's OUT goes into checkpoint.init_from. verify computes logits of both and exits with 1 where
-they differ by more than rounding.
+from-hf's OUT goes into checkpoint.init_from. Without --dtype every bit stays; with it, every tensor
+becomes bfloat16 or float32, rounded to the nearest, ties to even. verify computes logits of both
+and exits with 1 where they differ by more than rounding.
 """
 
 import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return given.run(given)
     except (ConfigError, OSError) as error:  # a full disk, say; what was half written is gone
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown_lines(error)}", file=sys.stderr)
         return 2
 
 
@@ -51,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--workers", type=_positive, help="threads; default: cores, at most 8"
             )
+            command.add_argument(
+                "--dtype",
+                choices=("bfloat16", "float32"),
+                help="type of all tensors; default: as they are",
+            )
         if name == "to-hf":
             command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
         if name == "verify":
@@ -68,8 +76,8 @@ def _positive(text: str) -> int:
 def _from_hf(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert import stream
 
-    stream.from_hf(given.source, given.out, given.workers)
-    print(f"{given.out}: ready for checkpoint.init_from")
+    stream.from_hf(given.source, given.out, given.workers, _dtype(given))
+    print(f"{shown(given.out)}: ready for checkpoint.init_from")
     return 0
 
 
@@ -77,10 +85,19 @@ def _to_hf(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert import stream
 
     source = _step_folder(given.source)
-    has_tokenizer = stream.to_hf(source, given.out, given.tokenizer, given.workers)
+    has_tokenizer = stream.to_hf(
+        source, given.out, given.tokenizer, given.workers, dtype=_dtype(given)
+    )
     note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
-    print(f"{given.out}: {source} for transformers{note}")
+    print(f"{shown(given.out)}: {shown(source)} for transformers{note}")
     return 0
+
+
+def _dtype(given: argparse.Namespace) -> Any:
+    """As torch names it."""
+    import torch
+
+    return getattr(torch, given.dtype) if given.dtype else None
 
 
 def _verify(given: argparse.Namespace) -> int:

@@ -28,8 +28,10 @@ from megatron_qwen3.convert.mapping import in_order
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5_000_000_000  # transformers' own limit
-_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Weights that transformers would load too, or instead.
+_OTHER_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_config.json", "adapter_model.*")
 _BATCH_BYTES = 1 << 20
 
 
@@ -110,7 +112,7 @@ class Sink:
         for name, shape, dtype in shard:
             start, end = end, end + prod(shape) * dtype.itemsize
             offsets = [start, end]
-            table[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
+            table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
             places.append((name, start, shape, dtype))
         header = json.dumps(table, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
@@ -138,21 +140,35 @@ def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _stored_tensors(folder: Path) -> Iterator[tuple[str, Stored]]:
     """Every tensor of the files that the index names, or of the one file without an index."""
-    if not (folder / INDEX_FILE).is_file():
-        if not (folder / SINGLE_FILE).is_file():
-            raise ConfigError(
-                f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}; other formats are not read"
-            )
-        yield from _read_header(folder / SINGLE_FILE)
-        return
-    listed = _read_index(folder / INDEX_FILE)
-    for file in sorted(set(listed.values())):
+    index = folder / INDEX_FILE
+    listed = _read_index(index) if index.is_file() else None
+    files = [SINGLE_FILE] if listed is None else sorted(set(listed.values()))
+    _check_files(folder, files, SINGLE_FILE if listed is None else INDEX_FILE)
+    for file in files:
         for name, stored in _read_header(folder / file):
-            if listed.pop(name, None) != file:
+            if listed is not None and listed.pop(name, None) != file:
                 raise ConfigError(f"{folder / file}: {name} is not listed there by {INDEX_FILE}")
             yield name, stored
-    for name, file in listed.items():
+    for name, file in (listed or {}).items():
         raise ConfigError(f"{folder / file}: {name} is missing, which {INDEX_FILE} lists there")
+
+
+def _check_files(folder: Path, files: list[str], said_by: str) -> None:
+    """ConfigError where a file of weights is missing, or one is there that would not be read."""
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing and said_by == SINGLE_FILE:
+        raise ConfigError(
+            f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}; other formats are not read"
+        )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(f"{folder / INDEX_FILE}: lists {missing[0]}{more}, not in the folder")
+    found = {p.name for kind in _OTHER_WEIGHTS for p in folder.glob(kind)} - set(files)
+    for name in sorted(name for name in found if not name.startswith(".")):
+        raise ConfigError(
+            f"{folder}: {name} lies beside {said_by}, which does not name it: two sets of weights; "
+            "take away the one that is not the model"
+        )
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -2,14 +2,14 @@
 
 A conversion first reads both tables, checks that they fit, and lays out the files it will write.
 What is left are independent moves of bytes, which threads do: they wait for the kernel, not for
-Python. The result is written under a name that nothing reads and gets its real one at the end.
+Python. Bytes stay as they are unless `dtype` is given: then each batch is rounded to that type on
+its way, to the nearest, of two equally near to the even one. The result is written under a name
+that nothing reads and gets its real one at the end (`storage/whole.py`).
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from megatron_qwen3.convert.dcp import BATCH_BYTES, EXPERT_SHARE, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
 from megatron_qwen3.convert.mapping import Index, Weight, in_order, weights
 from megatron_qwen3.settings import ModelConfig
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.whole import sync_tree, whole_folder
 
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 # Modules of megatron-core that keep an empty extra state beside their weight; its loader asks.
@@ -40,29 +42,47 @@ _EXTRA_STATES_DENSE = ("mlp.linear_fc1", "mlp.linear_fc2")
 Move = tuple[int, Callable[[], None]]  # bytes, and what moves them
 
 
-def from_hf(folder: Path, out: Path, workers: int | None = None) -> None:
+def from_hf(
+    folder: Path, out: Path, workers: int | None = None, dtype: torch.dtype | None = None
+) -> None:
     """A folder of Hugging Face's format -> a checkpoint that a run can start from.
 
-    ConfigError where the folder is not a whole Qwen3, or `out` exists.
+    dtype: bfloat16 or float32, of every tensor; None: as they are. ConfigError where the folder is
+    not a whole Qwen3, its types do not fit together, its tokenizer has too many tokens, or `out`
+    exists.
     """
-    source = hf.Source(folder)
-    dtypes = {weight.names[0]: _dtype(source, weight) for weight in weights(source.model)}
+    with whole_folder(out) as beside:
+        fill_from_hf(folder, beside, workers, dtype, named=out)
+        sync_tree(beside)
+
+
+def fill_from_hf(
+    folder: Path,
+    out: Path,
+    workers: int | None = None,
+    dtype: torch.dtype | None = None,
+    named: Path | None = None,
+) -> None:
+    """`from_hf` into an empty folder that will be called `named`; it need not outlive a crash."""
+    source, named = hf.Source(folder), named or out
+    hf_config.check_tokenizer(folder, source.model.vocab_size)
+    hf_config.end_ids(folder)  # what is no id is told before any byte is moved
+    dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
+    writer = Writer(out)
+    moves = [
+        (slot.rows * len(slot.indices) * weight.columns * to.itemsize, move)
+        for weight in weights(source.model)
+        for to in [dtypes[weight.names[0]]]
+        for slot in writer.add_weight(weight, to)
+        for move in [partial(_fill, source, weight, slot, to)]
+    ]
+    _run(moves, f"{folder} → {named}", workers)
+    _add_buffers(writer, source.model)
+    has_tokenizer = hf_config.copy_tokenizer(folder, out / "tokenizer")
+    hf_config.keep_ids(folder, out / "tokenizer")
+    tokenizer = str(named / "tokenizer") if has_tokenizer else ""
     precision = _PRECISIONS[dtypes["embedding.word_embeddings.weight"]]
-    with _written_beside(out) as partial_out:
-        writer = Writer(partial_out)
-        moves = [
-            (slot.rows * len(slot.indices) * _row_bytes(weight, dtype), move)
-            for weight in weights(source.model)
-            for dtype in [dtypes[weight.names[0]]]
-            for slot in writer.add_weight(weight, dtype)
-            for move in [partial(_fill, source, weight, slot, _row_bytes(weight, dtype))]
-        ]
-        _run(moves, f"{folder} → {out}", workers)
-        _add_buffers(writer, source.model)
-        has_tokenizer = hf_config.copy_tokenizer(folder, partial_out / "tokenizer")
-        tokenizer = str(out / "tokenizer") if has_tokenizer else ""
-        settings = hf_config.settings_of(source.config, source.model, precision, tokenizer)
-        writer.finish(settings)
+    writer.finish(hf_config.settings_of(source.config, source.model, precision, tokenizer))
 
 
 def to_hf(
@@ -71,21 +91,25 @@ def to_hf(
     tokenizer: Path | None = None,
     workers: int | None = None,
     shard_bytes: int = hf.SHARD_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> bool:
     """A checkpoint that any layout wrote -> a folder that transformers loads.
 
     `tokenizer`: folder of the tokenizer, where it is not the checkpoint's own or that of its
-    settings. False where no tokenizer was found; ConfigError where the checkpoint is not whole,
-    `out` exists, or the tokenizer that the settings name is gone.
+    settings; `dtype`: as in `from_hf`. False where no tokenizer was found; ConfigError where the
+    checkpoint is not whole, `out` exists, or the tokenizer that the settings name is gone or has
+    more tokens than the model.
     """
     checkpoint = Checkpoint(folder)
     model, positions = checkpoint.config.model, checkpoint.config.data.sequence_length
     tokenizer = tokenizer or _tokenizer_of(checkpoint)
-    with _written_beside(out) as partial_out:
-        has_tokenizer = bool(tokenizer) and hf_config.copy_tokenizer(tokenizer, partial_out)
+    if tokenizer:
+        hf_config.check_tokenizer(tokenizer, model.vocab_size)
+    with whole_folder(out) as beside:
+        has_tokenizer = bool(tokenizer) and hf_config.copy_tokenizer(tokenizer, beside)
         if tokenizer and not has_tokenizer:
             raise ConfigError(f"{tokenizer}: no tokenizer.json or vocab.json; see --tokenizer")
-        sink = hf.Sink(partial_out, _hf_tensors(checkpoint), shard_bytes)
+        sink = hf.Sink(beside, _hf_tensors(checkpoint, dtype), shard_bytes)
         moves = [
             (weight.rows * checkpoint.row_bytes(weight), move)
             for weight, index in in_order(model)
@@ -95,33 +119,41 @@ def to_hf(
             _run(moves, f"{folder} → {out}", workers)
         finally:
             sink.close()
-        hf_config.add_chat_template(partial_out)
+        hf_config.add_chat_template(beside)
         chat_model = checkpoint.config.run.mode != "pretrain"
-        ids = hf_config.token_ids(partial_out, chat_model)
-        hf_config.write_generation(partial_out, chat_model, ids)
-        dtype = str(checkpoint.dtypes["embedding.word_embeddings.weight"]).removeprefix("torch.")
-        hf_config.write_config(partial_out, model, positions, dtype, ids)
+        if (own := folder / "tokenizer").is_dir():
+            hf_config.copy_generation(own, beside)
+        ids = hf_config.token_ids(beside, chat_model) | _said_ids(tokenizer, own)
+        hf_config.write_generation(beside, chat_model, ids)
+        kind = dtype or checkpoint.dtypes["embedding.word_embeddings.weight"]
+        hf_config.write_config(beside, model, positions, str(kind).removeprefix("torch."), ids)
+        sync_tree(beside)
     return has_tokenizer
 
 
-def _row_bytes(weight: Weight, dtype: torch.dtype) -> int:
-    return weight.columns * dtype.itemsize
-
-
-def _dtype(source: hf.Source, weight: Weight) -> torch.dtype:
+def _common_dtype(source: hf.Source, weight: Weight) -> torch.dtype:
     """That of all parts of a weight in all layers: they become one tensor."""
-    found = {
-        source.tensors[name].dtype: name
-        for index in weight.indices()
-        for part in range(len(weight.parts))
-        for name in [weight.part_name(part, index)]
-    }
+    found: dict[torch.dtype, str] = {}
+    for index in weight.indices():
+        for part in range(len(weight.parts)):
+            name = weight.part_name(part, index)
+            found.setdefault(source.tensors[name].dtype, name)
+    which = ", ".join(f"{name} is {hf.NAMES[dtype]}" for dtype, name in found.items())
     if len(found) > 1:
-        raise ConfigError(f"{source.folder}: of different types: " + ", ".join(found.values()))
-    return next(iter(found))
+        raise ConfigError(
+            f"{source.folder}: {which}, tensors of different types, which become parts of one; "
+            "--dtype bfloat16 or --dtype float32 converts them"
+        )
+    (dtype,) = found
+    if dtype not in _PRECISIONS:
+        raise ConfigError(
+            f"{source.folder}: {which}; valid: BF16, F32; --dtype bfloat16 or --dtype float32 "
+            "converts it"
+        )
+    return dtype
 
 
-def _fill(source: hf.Source, weight: Weight, slot: Slot, row_bytes: int) -> None:
+def _fill(source: hf.Source, weight: Weight, slot: Slot, dtype: torch.dtype) -> None:
     """Copy the rows that one chunk of ours holds out of the HF tensors."""
     buffer = np.empty(BATCH_BYTES, np.uint8)
     start, end = slot.row, slot.row + slot.rows
@@ -132,36 +164,54 @@ def _fill(source: hf.Source, weight: Weight, slot: Slot, row_bytes: int) -> None
                 if low >= high:
                     continue
                 stored = source.tensors[weight.part_name(piece.part, index)]
-                at = stored.start + (piece.part_row + low - piece.row) * row_bytes
-                to = slot.data_start + (number * slot.rows + low - start) * row_bytes
-                _copy(stored.path, at, file.fileno(), to, (high - low) * row_bytes, buffer)
+                first = (piece.part_row + low - piece.row) * weight.columns
+                to = (number * slot.rows + low - start) * weight.columns * dtype.itemsize
+                count = (high - low) * weight.columns
+                for at, data in _read(stored, first, count, dtype, buffer):
+                    hf.write_exactly(file.fileno(), slot.data_start + to + at, data)
 
 
-def _copy(path: Path, at: int, target: int, to: int, count: int, buffer: np.ndarray) -> None:
-    for done in range(0, count, len(buffer)):
-        part = buffer[: min(len(buffer), count - done)]
-        hf.read_exactly(path, at + done, part)
-        hf.write_exactly(target, to + done, part)
+def _read(
+    stored: hf.Stored, first: int, count: int, dtype: torch.dtype, buffer: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(bytes before it, bytes) in turns of `count` elements from the `first`, as `dtype`."""
+    item = stored.dtype.itemsize
+    batch = len(buffer) // item
+    for done in range(0, count, batch):
+        part = buffer[: min(batch, count - done) * item]
+        hf.read_exactly(stored.path, stored.start + (first + done) * item, part)
+        yield done * dtype.itemsize, _converted(part, stored.dtype, dtype)
+
+
+def _converted(data: np.ndarray, given: torch.dtype, wanted: torch.dtype) -> np.ndarray:
+    """Contiguous bytes of numbers, rounded to the nearest, ties to even, where the type changes."""
+    if given == wanted:
+        return data
+    return torch.from_numpy(data.reshape(-1)).view(given).to(wanted).view(torch.uint8).numpy()
 
 
 def _send(checkpoint: Checkpoint, weight: Weight, index: Index, sink: hf.Sink) -> None:
     """Copy one tensor of ours into the HF tensors whose rows it holds."""
-    row_bytes = checkpoint.row_bytes(weight)
+    row_bytes, given = checkpoint.row_bytes(weight), checkpoint.dtypes[weight.names[0]]
     batch = max(1, BATCH_BYTES // row_bytes)
     buffer = np.empty((batch, row_bytes), np.uint8)
     for piece in weight.pieces():
         name = weight.part_name(piece.part, index)
+        wanted = sink.stored[name].dtype
         for first in range(0, piece.rows, batch):
             rows = buffer[: piece.rows - first]
             checkpoint.read_rows(weight, index, piece.row + first, rows)
-            sink.write(name, (piece.part_row + first) * row_bytes, rows)
+            at = (piece.part_row + first) * weight.columns * wanted.itemsize
+            sink.write(name, at, _converted(rows, given, wanted))
 
 
-def _hf_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+def _hf_tensors(
+    checkpoint: Checkpoint, dtype: torch.dtype | None
+) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
     for weight, index in in_order(checkpoint.config.model):
         for part in range(len(weight.parts)):
-            dtype = checkpoint.dtypes[weight.names[0]]
-            yield weight.part_name(part, index), weight.part_shape(part), dtype
+            kind = dtype or checkpoint.dtypes[weight.names[0]]
+            yield weight.part_name(part, index), weight.part_shape(part), kind
 
 
 def _add_buffers(writer: Writer, model: ModelConfig) -> None:
@@ -189,29 +239,18 @@ def _add_buffers(writer: Writer, model: ModelConfig) -> None:
 def _tokenizer_of(checkpoint: Checkpoint) -> Path | None:
     own = checkpoint.folder / "tokenizer"
     named = checkpoint.config.data.tokenizer
-    return own if own.is_dir() else Path(named) if named else None
+    return own if hf_config.has_tokenizer(own) else Path(named) if named else None
 
 
-@contextmanager
-def _written_beside(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` when all went well, and else goes away."""
-    if out.exists():
-        raise ConfigError(f"{out} exists; remove it, or choose another name")
-    beside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        beside.rename(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+def _said_ids(tokenizer: Path | None, own: Path) -> hf_config.Ids:
+    """Ids that config.json had beside the tokenizer, else beside the model before from-hf."""
+    return (hf_config.config_ids(tokenizer) if tokenizer else {}) or hf_config.config_ids(own)
 
 
 def _run(moves: list[Move], title: str, workers: int | None) -> None:
     """All moves, several at a time, with a bar; the first error stops them and is raised."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -223,7 +262,7 @@ def _run(moves: list[Move], title: str, workers: int | None) -> None:
         Progress(*columns, console=console, disable=not console.is_terminal) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        task = bar.add_task(title, total=sum(count for count, _ in moves))
+        task = bar.add_task(shown(title), total=sum(count for count, _ in moves))
         futures = {pool.submit(move): count for count, move in moves}
         for future, count in futures.items():
             future.add_done_callback(lambda _, count=count: bar.advance(task, count))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_qwen3.chat import ChatError
 from megatron_qwen3.config import ConfigError, check_world_size
-from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
 from megatron_qwen3.generate.thinking import ThinkingBudget
 
@@ -56,7 +56,7 @@ def run(given: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(config)
     encoder = Encoder(tokenizer, given)
     requests = encoder.encode_all(_lines(given))
-    budget = None
+    ends, budget = stop_ids(source, config, tokenizer), None
     if given.thinking_budget is not None:
         budget = ThinkingBudget.of(tokenizer, given.thinking_budget)
     if config.run.device == "cpu":
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> None:
 
     layout = runtime.start(config)
     generator = Generator(load(source, config, layout), config, layout)
-    session = Session(generator, tokenizer, encoder, budget, given)
+    session = Session(generator, tokenizer, encoder, budget, ends, given)
     if given.file:
         session.file(requests, given.out)
     elif given.chat is not None:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.convert.hf_config import end_ids, has_tokenizer, read_config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.storage.folder import checkpoints, find
+
+_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 if TYPE_CHECKING:
     from megatron_qwen3.model.build import Qwen3
@@ -66,17 +69,20 @@ class Source:
     def _read(self) -> tuple[Any, str, str]:
         """Settings of the model, precision, and where the tokenizer is."""
         if self.is_hf:
-            from megatron_qwen3.convert.hf_config import read_config
-
             fields_of_hf, model = read_config(self.path)
             dtype = fields_of_hf.get("dtype") or fields_of_hf.get("torch_dtype")
-            return model, "fp32" if dtype == "float32" else "bf16", str(self.path)
+            if not isinstance(dtype, str):
+                from megatron_qwen3.convert.hf import Source as Tensors
+
+                dtype = str(Tensors(self.path).tensors["model.embed_tokens.weight"].dtype)
+            is_bf16 = dtype.removeprefix("torch.") == "bfloat16"
+            return model, "bf16" if is_bf16 else "fp32", str(self.path)
         saved = settings.load([self.path / "config.toml"])
         own = self.path / "tokenizer"
         return (
             saved.model,
             saved.train.precision,
-            str(own if own.is_dir() else saved.data.tokenizer),
+            str(own if has_tokenizer(own) else saved.data.tokenizer),
         )
 
 
@@ -100,6 +106,14 @@ def tokenizer_of(config: Config) -> Any:
     return loaded
 
 
+def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
+    """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
+    folders = [Path(config.data.tokenizer), source.path, source.path / "tokenizer"]
+    ids = {number for folder in folders for number in end_ids(folder)}
+    ids |= {tokenizer.token_to_id(token) for token in _ENDS}
+    return sorted(number for number in ids if number is not None)
+
+
 def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
     """Model chunks of this rank with the source's weights; all ranks call it.
 
@@ -116,9 +130,11 @@ def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         if is_first_here:
-            from megatron_qwen3.convert.stream import from_hf
+            from megatron_qwen3.convert.stream import fill_from_hf
 
-            from_hf(source.path, folder / "checkpoint")
+            (folder / "checkpoint").mkdir(parents=True)
+            dtype = models[0].config.params_dtype
+            fill_from_hf(source.path, folder / "checkpoint", dtype=dtype)
         _wait()
         _load_checkpoint(models, folder / "checkpoint")
         _wait()

@@ -4,8 +4,8 @@
     requests = encoder.encode_all(read_lines(path))
 
 A line is {"prompt": text} or {"messages": […], "tools": […]}, with whatever else its owner keeps
-there. All of them are encoded, and what is wrong with them told, before a model is loaded:
-nothing here imports torch.
+there, but no `completion`: what is generated will stand there. All of them are encoded, and what is
+wrong with them told, before a model is loaded: nothing here imports torch.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 
 Line = dict[str, Any]
+RESULT = "completion"  # the one key that a line gets
 SAMPLING_OPTIONS = tuple(f.name for f in dataclasses.fields(Sampling) if f.name != "seed")
 
 
@@ -86,7 +87,7 @@ def read_lines(path: Path) -> list[tuple[str, Line]]:
     ConfigError names the line that is none with a prompt.
     """
     try:
-        texts = path.read_text(encoding="utf-8").split("\n")
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--file {path}: cannot be read ({error})") from None
     places = ((f"{path}, line {number}", text) for number, text in enumerate(texts, start=1))
@@ -96,8 +97,12 @@ def read_lines(path: Path) -> list[tuple[str, Line]]:
 def _line(place: str, text: str) -> Line:
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: not JSON ({error})") from None
+    if isinstance(line, dict) and RESULT in line:
+        raise ConfigError(
+            f'{place}: has "{RESULT}" already, where what is generated is put; rename it'
+        )
     if isinstance(line, dict) and (
         isinstance(line.get("prompt"), str) or isinstance(line.get("messages"), list)
     ):

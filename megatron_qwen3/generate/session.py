@@ -1,6 +1,6 @@
 """A loaded model at the terminal: streams one answer, talks, or works through many prompts.
 
-    session = Session(generator, tokenizer, encoder, options)
+    session = Session(generator, tokenizer, encoder, budget, stop_ids, options)
     session.file(requests, Path("answers.jsonl"))
 
 All ranks run the same session; the first one reads, writes and speaks.
@@ -8,6 +8,7 @@ All ranks run the same session; the first one reads, writes and speaks.
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 import time
@@ -25,11 +26,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.generate.engine import Completion, Generator, OnToken
-from megatron_qwen3.generate.requests import Encoder, Request, batches
+from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
-
-_ENDS = ("<|im_end|>", "<|endoftext|>")
+from megatron_qwen3.storage.whole import whole_file
 
 
 class Session:
@@ -41,13 +41,12 @@ class Session:
         tokenizer: tokenizers.Tokenizer,
         encoder: Encoder,
         budget: ThinkingBudget | None,
+        stop_ids: Sequence[int],
         options: argparse.Namespace,
     ) -> None:
         self.generator, self.tokenizer, self.encoder = generator, tokenizer, encoder
-        self.budget, self.options = budget, options
+        self.budget, self.stop_ids, self.options = budget, stop_ids, options
         self.is_first = dist.get_rank() == 0
-        ids = [tokenizer.token_to_id(token) for token in _ENDS]
-        self.stop_ids = [index for index in ids if index is not None]
 
     def prompts(self, requests: Sequence[Request]) -> None:
         """Go on with texts: one while it comes, several beside each other."""
@@ -67,7 +66,7 @@ class Session:
             messages.append({"role": "assistant", "content": answer})
 
     def file(self, requests: Sequence[Request], out: Path | None) -> None:
-        """Each line again, with what was generated beside what was given."""
+        """Each line again, with what was generated under one key beside what was given."""
         size = self.options.batch * self.generator.layout.data
         with self._target(out) as target, self._progress(len(requests)) as (bar, task):
             done = 0
@@ -75,7 +74,7 @@ class Session:
                 completions = self._complete(batch, done)
                 for request, completion in zip(batch, completions, strict=True):
                     if self.is_first:
-                        record = request.line | self._record(completion)
+                        record = request.line | {RESULT: self._record(completion)}
                         print(json.dumps(record, ensure_ascii=False), file=target, flush=True)
                 done += len(batch)
                 bar.update(task, completed=done)
@@ -118,7 +117,7 @@ class Session:
         text = self._text(completion)
         thinking, answer = split_thinking(text)
         return {
-            "completion": text,
+            "text": text,
             "thinking": thinking,
             "answer": answer,
             "finish_reason": completion.finish_reason,
@@ -147,10 +146,11 @@ class Session:
         if out is None or not self.is_first:
             yield sys.stdout
             return
-        beside = out.with_name(f"{out.name}.partial")
-        with beside.open("w", encoding="utf-8") as target:
+        with whole_file(out) as file:
+            target = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
             yield target
-        beside.rename(out)
+            target.flush()
+            target.detach()
 
     @contextlib.contextmanager
     def _progress(self, total: int) -> Iterator[tuple[Progress, Any]]:

@@ -100,8 +100,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Have every file and name below a folder on the disk."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            sync(path)
+    sync(folder)
+
+
 def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+    """Have the names in a folder, or what is in a file, on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

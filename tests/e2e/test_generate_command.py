@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from megatron_qwen3.generate.__main__ import main
 transformers = pytest.importorskip("transformers")
 
 CHAT = {"messages": [{"role": "user", "content": "a b"}], "id": 5}
-LINES = [{"prompt": "abc"}, {"prompt": "a b a b c"}, CHAT, {"prompt": "c", "id": 7}]
+OWN = {"prompt": "c", "id": 7, "answer": "mine", "tokens": 3, "thinking": None, "text": [1]}
+LINES = [{"prompt": "abc"}, {"prompt": "a b a b c"}, CHAT, OWN]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in LINES) + "\n\n")
+    text = "\n".join(json.dumps(line) for line in LINES) + "\n\n"
+    path.write_text(text, encoding="utf-8-sig")  # as editors of Windows save it
     return path
 
 
@@ -72,20 +75,34 @@ def records(source, prompts, out, ranks, *settings):
 
 def test_a_file_of_prompts_gives_the_same_from_any_source_in_any_layout(folder, prompts, tmp_path):
     from_folder = records(folder, prompts, tmp_path / "1.jsonl", 1)
-    assert [
-        {k: record[k] for k in line} for line, record in zip(LINES, from_folder, strict=True)
-    ] == LINES
-    assert all(0 < len(record["tokens"]) <= 12 for record in from_folder)
-    assert len({record["completion"] for record in from_folder}) == len(LINES)
+    completions = [record.pop("completion") for record in from_folder]
+    assert from_folder == LINES
+    assert all(0 < len(completion["tokens"]) <= 12 for completion in completions)
+    assert len({completion["text"] for completion in completions}) == len(LINES)
     from_hf(folder, tmp_path / "checkpoint")
     for name, source, *settings in (
         ("tp2-ep2", tmp_path / "checkpoint", "parallel.tensor=2", "parallel.expert=2"),
         ("ep2", folder, "parallel.expert=2"),
     ):
         others = records(source, prompts, tmp_path / f"{name}.jsonl", 2, *settings)
-        for ours, expected in zip(others, from_folder, strict=True):
-            assert ours.pop("log_probs") == pytest.approx(expected["log_probs"], abs=1e-4)
-            assert ours == {k: v for k, v in expected.items() if k != "log_probs"}
+        for ours, expected in zip(others, completions, strict=True):
+            made = ours["completion"]
+            assert made.pop("log_probs") == pytest.approx(expected["log_probs"], abs=1e-4)
+            assert made == {k: v for k, v in expected.items() if k != "log_probs"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_generation_stops_at_every_end_that_the_folder_names(folder, prompts, tmp_path, file):
+    copy = tmp_path / "hf"
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    content["eos_token_id"] = list(range(320))  # any token
+    (copy / file).write_text(json.dumps(content))
+    from_hf(copy, tmp_path / "ours")
+    for name in ("hf", "ours"):
+        for record in records(tmp_path / name, prompts, tmp_path / f"{name}.jsonl", 1):
+            completion = record["completion"]
+            assert (len(completion["tokens"]), completion["finish_reason"]) == (1, "stop")
 
 
 def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
@@ -93,7 +110,7 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
     path.write_text(json.dumps({"prompt": "<think>a"}))
     options = ["--file", path, "--thinking-budget", 3, "--max-new-tokens", 300, "--seed", 1]
     (line,) = command(folder, *options).stdout.splitlines()
-    record = json.loads(line)
+    record = json.loads(line)["completion"]
     assert record["inserted"][0] == 2
     cut = tokenizers.load(folder).decode([record["tokens"][k] for k in record["inserted"]])
     assert cut.startswith("\n\nConsidering the limited time") and cut.endswith("</think>\n\n")
@@ -164,6 +181,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder, tmp_path, capsys):
     [
         ({"text": "b"}, 'needs "prompt" (text) or "messages" (list)'),
         ({"prompt": ""}, "a prompt is empty"),
+        ({"prompt": "a", "completion": "b"}, 'has "completion" already'),
         ({"prompt": "a\ud83d"}, "in it is no character"),
         ({"prompt": "a", "id": "\ud83d"}, "in it is no character"),
         ({"messages": ["hi"]}, "message 0 is not a table with role and content: 'hi'"),

@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from megatron_qwen3.convert import hf, hf_config, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.generate.load import Source
+from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.pickles import check_pickles
 from megatron_qwen3.training.checkpoint import check_same_model, find
 
@@ -155,8 +159,12 @@ _EXPERT = "model.layers.2.mlp.experts.5.up_proj.weight"
         (lambda t: t.pop(_EXPERT), f"{_EXPERT} is missing"),
         (lambda t: t.update({"model.layers.4.x": torch.ones(2)}), "4.x is unexpected"),
         (lambda t: t.update({_EXPERT: torch.ones(3, 5)}), rf"{_EXPERT} has shape \(3, 5\)"),
+        (lambda t: t.update({_EXPERT: t[_EXPERT].to(torch.uint8)}), f"{_EXPERT} is U8"),
         (lambda t: t.update({_EXPERT: t[_EXPERT].half()}), f"{_EXPERT} is F16"),
-        (lambda t: t.update({_EXPERT: t[_EXPERT].float()}), f"different types: .*{_EXPERT}"),
+        (
+            lambda t: t.update({_EXPERT: t[_EXPERT].float()}),
+            f"layers.0.*gate_proj.weight is BF16, .*{_EXPERT} is F32, .*--dtype",
+        ),
     ],
 )
 def test_a_missing_unexpected_or_misshapen_tensor_is_named(tmp_path, moe, change, says):
@@ -289,17 +297,39 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, moe):
         f"stream.from_hf(stream.Path({str(moe)!r}), stream.Path({str(tmp_path / 'out')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
-    beside = tmp_path / "out.partial"
-    while not (beside / "__model_0.distcp").exists():
+    while not (written := list(tmp_path.glob("out.*.partial/__model_0.distcp"))):
         assert process.poll() is None
         time.sleep(0.05)
+    beside = written[0].parent
     process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="neither a checkpoint nor a run folder"):
         find(str(beside))
     stream.from_hf(moe, tmp_path / "out")  # what is left is no obstacle
-    assert not beside.exists()
+
+
+def test_two_conversions_into_one_folder_leave_a_whole_one_and_what_the_user_has(
+    tmp_path, moe, monkeypatch
+):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").touch()
+    both, run = threading.Barrier(2), stream._run
+
+    def wait_for_the_other(*arguments):
+        both.wait(60)
+        run(*arguments)
+        both.wait(60)
+
+    monkeypatch.setattr(stream, "_run", wait_for_the_other)
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(stream.from_hf, moe, tmp_path / "out") for _ in range(2)]
+    errors = [end.exception() for end in ends]
+    assert [type(error) for error in errors if error] == [ConfigError]
+    assert "choose another name" in str(errors[0] or errors[1])
+    assert manifest.faults(tmp_path / "out", share=(0, 1)) == []
+    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out", "out.partial"]
+    assert (tmp_path / "out.partial" / "mine").exists()
 
 
 def test_nothing_is_overwritten(tmp_path, moe):
@@ -339,6 +369,166 @@ def test_a_chat_model_keeps_its_end_of_turn(tmp_path, moe):
     stream.to_hf(tmp_path / "ours", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 501
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 20
+
+
+def shard(folder, name, *, index):
+    """The folder's tensors under another name, and with an index that says so."""
+    (folder / hf.SINGLE_FILE).rename(folder / name)
+    if index:
+        listed = dict.fromkeys(load_file(folder / name), name)
+        (folder / hf.INDEX_FILE).write_text(json.dumps({"weight_map": listed}))
+
+
+@pytest.mark.parametrize(
+    ("beside", "index"),
+    [
+        (hf.SINGLE_FILE, True),
+        ("model-00002-of-00002.safetensors", True),
+        ("model-00002-of-00002.safetensors", False),
+        ("pytorch_model.bin", True),
+        ("pytorch_model-00001-of-00002.bin", False),
+        ("adapter_config.json", False),
+    ],
+)
+def test_two_sets_of_weights_in_a_folder_are_refused_naming_both(tmp_path, moe, beside, index):
+    if index:
+        shard(moe, "model-00001-of-00001.safetensors", index=True)
+    other = random_hf(tmp_path / "other", model("tiny-moe"))
+    (other / hf.SINGLE_FILE).rename(moe / beside)
+    said_by = hf.INDEX_FILE if index else hf.SINGLE_FILE
+    with pytest.raises(ConfigError, match=f"hf: {beside} lies beside {said_by}"):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+def test_an_index_that_names_a_file_that_is_not_there_is_refused_naming_both(tmp_path, moe):
+    shard(moe, "model-00001-of-00001.safetensors", index=True)
+    (moe / "model-00001-of-00001.safetensors").unlink()
+    says = f"{hf.INDEX_FILE}: lists model-00001-of-00001.safetensors, not in the folder"
+    with pytest.raises(ConfigError, match=says):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+def test_an_index_of_the_one_file_is_read(tmp_path, moe):
+    shard(moe, hf.SINGLE_FILE, index=True)
+    stream.from_hf(moe, tmp_path / "out")
+
+
+TOO_MANY = {
+    "tokenizer.json": {"added_tokens": [{"id": 512, "content": "x"}]},
+    "vocab.json": {"x": 512},
+    "added_tokens.json": {"x": 512},
+    "tokenizer_config.json": {"added_tokens_decoder": {"512": {"content": "x"}}},
+}
+
+
+@pytest.mark.parametrize("file", TOO_MANY)
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused_both_ways(
+    tmp_path, moe, ours, file
+):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 511}}}')
+    stream.to_hf(ours, tmp_path / "fits", folder)
+    (folder / file).write_text(json.dumps(TOO_MANY[file]))
+    (moe / file).write_text(json.dumps(TOO_MANY[file]))
+    for convert in (
+        lambda: stream.from_hf(moe, tmp_path / "out"),
+        lambda: stream.to_hf(ours, tmp_path / "out", folder),
+    ):
+        with pytest.raises(ConfigError, match="has 513 tokens, more than .*vocab_size = 512"):
+            convert()
+
+
+def tensors_as(folder, dtype):
+    return {name: tensor.to(dtype) for name, tensor in load_file(folder / hf.SINGLE_FILE).items()}
+
+
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("given", [torch.float32, torch.float16, "mixed"])
+def test_dtype_rounds_every_tensor_to_the_nearest_in_both_directions(tmp_path, given, wanted):
+    kind = torch.float32 if given == "mixed" else given
+    folder = random_hf(tmp_path / "hf", model("tiny-moe"), kind)
+    if given == "mixed":
+        change_tensors(folder, lambda t: t.update({k: t[k].half() for k in sorted(t)[::2]}))
+    expected = tensors_as(folder, wanted)  # torch rounds as IEEE 754 says
+    stream.from_hf(folder, tmp_path / "ours", dtype=wanted)
+    precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[wanted]
+    assert Checkpoint(tmp_path / "ours").config.train.precision == precision
+    stream.to_hf(tmp_path / "ours", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] in str(wanted)
+    stream.from_hf(folder, tmp_path / "exact", dtype=torch.float32)
+    stream.to_hf(tmp_path / "exact", tmp_path / "again", dtype=wanted)
+    for out in ("out", "again"):
+        actual = load_file(tmp_path / out / hf.SINGLE_FILE)
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert actual[name].dtype == wanted and torch.equal(actual[name], tensor), name
+
+
+def test_the_command_converts_types_and_names_them(tmp_path):
+    folder = random_hf(tmp_path / "hf", model("tiny-dense"), torch.float16)
+    command = ["tools/convert_checkpoint.py", "from-hf", str(folder), str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "is F16; valid: BF16, F32; --dtype bfloat16" in done.stderr
+    command += ["--dtype", "bfloat16"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    assert set(Checkpoint(tmp_path / "out").dtypes.values()) == {torch.bfloat16}
+
+
+IDS = [
+    ({"eos_token_id": 501, "bos_token_id": 500, "pad_token_id": 500}, {}),
+    ({"eos_token_id": [501, 500, 7]}, {"eos_token_id": 500, "pad_token_id": 499}),
+    ({"eos_token_id": 500}, {"eos_token_id": [501, 500], "bos_token_id": 500}),
+    ({"eos_token_id": [500]}, None),
+]
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize(("config", "generation"), IDS)
+def test_ids_of_both_configs_come_back_as_they_were(
+    tmp_path, moe, config, generation, with_tokenizer
+):
+    roles = ("bos_token_id", "eos_token_id", "pad_token_id")
+    change_config(moe, **config)
+    if generation is not None:
+        (moe / "generation_config.json").write_text(json.dumps(generation))
+    if with_tokenizer:
+        added = [{"id": 400, "content": "<|endoftext|>"}, {"id": 401, "content": "<|im_end|>"}]
+        (moe / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    stream.from_hf(moe, tmp_path / "ours")
+    assert stream.to_hf(tmp_path / "ours", tmp_path / "out") is with_tokenizer
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {role: exported[role] for role in config} == config
+    said = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    for role in roles if generation else ():
+        assert said.get(role) == generation.get(role)
+    every = {500, *(n for said in (config, generation or {}) for n in ids_of(said))}
+    assert set(hf_config.end_ids(moe)) | {500} == every
+    assert hf_config.end_ids(tmp_path / "ours" / "tokenizer") == hf_config.end_ids(moe)
+
+
+def ids_of(said):
+    ids = said.get("eos_token_id", [])
+    return [ids] if isinstance(ids, int) else ids
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["</s>", [500, "x"], -1, True, {"a": 1}])
+def test_an_end_that_is_no_id_is_refused_by_file_and_field(tmp_path, moe, file, value):
+    if file == "config.json":
+        change_config(moe, eos_token_id=value)
+    else:
+        (moe / file).write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ConfigError, match=rf"hf/{file}: eos_token_id = .*; valid: an id"):
+        stream.from_hf(moe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_config_without_a_type_takes_that_of_the_tensors(tmp_path, kind):
+    folder = random_hf(tmp_path / "hf", model("tiny-dense"), kind)
+    change_config(folder, dtype=None, torch_dtype=None)
+    precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[kind]
+    assert Source(folder).config([], 1).train.precision == precision
 
 
 def test_inspect_says_what_a_folder_is(moe, ours):
