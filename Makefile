@@ -1,6 +1,8 @@
 # make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
+# make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
+#                   torch (5 GB; Python 3.12: make PYTHON312=…)
 # make lint         ruff and mypy
 #
 # Each target installs what it needs into $(VENV) first.
@@ -24,7 +26,12 @@ VOCABULARY := dashscope
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: quickstart test test-slurm lint clean
+# A CUDA build of torch and megatron-core's newest release, both for Python 3.12.
+PYTHON312 ?= python3.12
+CUDA_TORCH ?= 2.11.0
+CUDA_VENV := .venv-cuda
+
+.PHONY: quickstart test test-slurm test-fake-cuda lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -34,6 +41,9 @@ test: $(INSTALLED)
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
 test-slurm: $(INSTALLED)
 	$(RUN) -m pytest -m slurm -rs tests/slurm
+
+test-fake-cuda: $(CUDA_VENV)/installed
+	$(CUDA_VENV)/bin/python -m pytest -rs tests/fake_cuda
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
@@ -47,6 +57,14 @@ $(INSTALLED): setup.py Makefile
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,data]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
+	touch $@
+
+$(CUDA_VENV)/installed: setup.py Makefile
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "Python 3.12 is needed; try make PYTHON312=python3.12")'
+	$(PYTHON312) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check megatron-core==0.19.2
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 clean:

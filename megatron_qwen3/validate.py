@@ -44,12 +44,11 @@ def gpu_faults(config: Config) -> list[str]:
 
 
 def _grouped_product_faults(config: Config) -> Iterator[str]:
-    """torch's grouped_mm wants the rows of its matrices to begin at multiples of 16 bytes."""
-    model, p, precision = config.model, config.parallel, config.train.precision
-    if not model.num_experts:
+    """torch's grouped_mm, used in bf16, wants rows of matrices to begin every 16 bytes."""
+    model, p, unit = config.model, config.parallel, 8
+    if not model.num_experts or config.train.precision != "bf16":
         return
-    unit = 8 if precision == "bf16" else 4
-    rule = f"on a GPU that must be a multiple of {unit} (16 bytes in {precision})"
+    rule = f"on a GPU that must be a multiple of {unit} (16 bytes in bf16)"
     if model.hidden_size % unit:
         yield (
             f"model.hidden_size = {model.hidden_size}{_of(model)}: {rule}; "

@@ -7,7 +7,7 @@ Pure functions without groups or ranks; `experts.py` puts the exchange between r
     output_TH = gather_tokens(experts(rows_RH, probs_R, order.counts, weight1, weight2), order)
 
 Spreading and collecting are each other's derivative, so neither needs a scatter with atomic or
-sequential additions, and the products of all experts are one grouped product on a GPU.
+sequential additions, and in bf16 on a GPU the products of all experts are one grouped product.
 
 Legend: T tokens, K experts per token, R = T·K rows, E experts, H hidden, F width of an expert.
 """
@@ -139,8 +139,12 @@ class _Experts(Function):
 
 
 def _groups(rows: Tensor, counts: Tensor) -> Tensor | list[int]:
-    """What tells the experts' rows apart: ends of groups on a GPU (no wait for it), sizes else."""
-    return counts.cumsum(0).int() if rows.is_cuda else counts.tolist()
+    """What tells the experts' rows apart: ends of groups on a GPU (no wait for it), sizes else.
+
+    A GPU's grouped product takes bf16 alone: in float32 the host waits for the sizes, and loops.
+    """
+    in_one_product = rows.is_cuda and rows.dtype == torch.bfloat16
+    return counts.cumsum(0).int() if in_one_product else counts.tolist()
 
 
 def _product(rows_RI: Tensor, weight_EIO: Tensor, groups: Tensor | list[int]) -> Tensor:

@@ -1,0 +1,65 @@
+"""Forward, score and generation of a tiny model on a pretended GPU; JSON of what waited for it.
+
+python tests/fake_cuda/passes.py tiny-moe train.precision=bf16
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from machine import fake_gpu, pretend_one_gpu
+
+pretend_one_gpu()
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_qwen3.config import load
+from megatron_qwen3.generate.engine import Generator
+from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.parallel import cpu, runtime
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training import engine as training
+from megatron_qwen3.training.batch import TokenBatch
+
+SMALL = ("train.steps=1", "train.global_batch=2", "data.sequence_length=32")
+
+
+def main(preset, *settings):
+    assert not cpu.REDIRECTED, "the package must believe in the GPU"
+    config = load([], [f"model.preset={preset}", *SMALL, "parallel.overlap=false", *settings])
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    layout = Layout.of(config, 1)
+    # What reduces and updates gradients hangs on autograd's graph, which asks the driver.
+    training.Engine._with_gradients = lambda self, model, index: model
+    training.build_optimizer = lambda *args: None
+    with fake_gpu() as waits:
+        runtime.build_groups(config, layout)
+        engine = training.Engine(config, layout)
+        model = engine.models[0]
+        places = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
+        ids = torch.randint(0, 100, (3, 33))
+        score_BS = engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:]))
+        in_score = dict(waits)
+        waits.clear()
+        generator = Generator(engine.models, config, layout)
+        sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
+        completions = generator.generate([[1, 2, 3], [4, 5]], sampling, 3, stop_ids=[7])
+    print(
+        json.dumps(
+            {
+                "weights on": sorted(places),
+                "score": [str(score_BS.device), *score_BS.shape],
+                "waits in score": in_score,
+                "waits in generation": dict(waits),
+                "generated": [len(completion.tokens) for completion in completions],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
