@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 
 from data_prep import curriculum
 from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
+from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3.pretrain.order import apportion
 
@@ -109,8 +110,9 @@ def sparse_curriculum(
         shards += len(parts)
         files = []
         for n, part in enumerate(parts):
-            files.append(ShardFile(f"s{k:04}/{n:05}", part))
-            sparse_shard(folder / files[-1].path, part)
+            path = f"s{k:04}/{n:05}"
+            sparse_shard(folder / path, part)
+            files.append(ShardFile(path, part, mark(folder / path)))
         source = Source(f"s{k}", str(folder), tuple(files), 0, {"domain": "web", "language": "xx"})
         shares.append(Share(source, source.training_tokens // LENGTH * LENGTH, 0))
     stage = Stage("general", LENGTH, 1.0, tuple(shares))

@@ -1,7 +1,8 @@
 """The curriculum manifest: which tokens of which shards each stage of a pretraining gets.
 
 `tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
-data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it.
+data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
+both can move together. Version 1, which is still read, has no marks of shards.
 
     curriculum = read("runs/data/curriculum.json")
     stage = curriculum.stage("reasoning")
@@ -10,24 +11,31 @@ data.curriculum and data.stage. One JSON file; the folder of shards is named rel
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_qwen3.config import ConfigError, did_you_mean
 from megatron_qwen3.storage.whole import write_whole
 
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 
 
 class ShardFile(NamedTuple):
-    """PATH.bin and PATH.idx, and how many tokens they hold."""
+    """PATH.bin and PATH.idx, how many tokens they hold, and their mark (`fingerprint.py`).
+
+    mark: "" in curricula of version 1, which say nothing of contents.
+    """
 
     path: str
     tokens: int
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,22 @@ class Source:
         """Tokens that are inputs. The one before the held-out end is a label alone."""
         return self.tokens - self.held_out - 1
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same contents wherever they lie; "" where no mark says what they are."""
+        if not all(shard.mark for shard in self.shards):
+            return ""
+        text = "".join(f"{shard.tokens}:{shard.mark}\n" for shard in self.shards)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
     @property
     def identity(self) -> str:
-        """The same for the same text, whatever a stage calls it and wherever its folder lies.
+        """Name and contents, which its order is drawn from; no path but in version 1."""
+        return f"{self.name}:{self.fingerprint}" if self.fingerprint else self.identity_by_path
 
-        Ends in -HELD_OUT: what is trained on depends on it.
-        """
+    @property
+    def identity_by_path(self) -> str:
+        """What version 1 knows a source by: its first shard's path there, and its sizes."""
         return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
 
     def as_json(self) -> dict[str, Any]:
@@ -66,12 +84,12 @@ class Source:
             "labels": dict(self.labels),
             "tokens": self.tokens,
             "held_out": self.held_out,
-            "shards": self.shards,
+            "shards": [shard if shard.mark else shard[:2] for shard in self.shards],
         }
 
     @classmethod
     def from_json(cls, name: str, folder: str, row: Mapping[str, Any]) -> Source:
-        shards = tuple(ShardFile(path, tokens) for path, tokens in row["shards"])
+        shards = tuple(ShardFile(*shard) for shard in row["shards"])
         return cls(name, folder, shards, row["held_out"], row["labels"])
 
 
@@ -136,15 +154,22 @@ class Curriculum:
         )
 
 
-def known_otherwise(sources: Iterable[Source], identities: Iterable[str]) -> list[str]:
-    """Names of sources whose text stands in other sources too, by `Source.identity`.
+def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) -> list[str]:
+    """Names of `sources` that have a shard of one of `others`.
 
     How far those were read says nothing about these, so their text may be read again.
     """
-    sources = list(sources)
-    others = set(identities) - {source.identity for source in sources}
-    firsts = {identity.rpartition(":")[0] for identity in others}
-    return [s.name for s in sources if any(shard.path in firsts for shard in s.shards)]
+    known = [shard for other in others for shard in other.shards]
+    marks = {shard.mark for shard in known if shard.mark}
+    paths = {shard.path: shard.mark for shard in known}
+    return [
+        source.name
+        for source in sources
+        if any(
+            shard.mark in marks or (shard.path in paths and not (shard.mark and paths[shard.path]))
+            for shard in source.shards
+        )
+    ]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -174,9 +199,9 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
     """ConfigError where the file is missing or no manifest."""
     path = Path(path)
     try:
-        content = json.loads(path.read_bytes())
-        if content["version"] != VERSION:
-            raise ConfigError(f"{path} is of version {content['version']}; known: {VERSION}")
+        content = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
+        if content["version"] not in _READ:
+            raise ConfigError(f"{path} is of version {content['version']}; known: 1 and 2")
         folder = os.path.normpath(path.parent / content["folder"])
         rows = content["sources"].items()
         sources = {name: Source.from_json(name, folder, row) for name, row in rows}
@@ -194,6 +219,16 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is not a curriculum: {error!r}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose sources none may hide another of the same name."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return row
 
 
 def _stage_json(stage: Stage) -> dict[str, Any]:

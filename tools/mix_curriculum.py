@@ -24,11 +24,13 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep import curriculum as manifests
-from data_prep import shards
+from data_prep import fingerprint, shards
 from data_prep.curriculum import Curriculum
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
+from data_prep.shards import Inventory
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pretrain.record import ReadBefore, Record
 
 ROOT = Path(__file__).resolve().parents[1]
 _EXAMPLES = """examples:
@@ -96,14 +98,17 @@ def _parser() -> argparse.ArgumentParser:
 def _mix(given: argparse.Namespace) -> None:
     recipe = recipes.load(given.recipe, given.overrides)
     inventory = shards.read_inventory(given.shards)
+    marks = _marks(inventory)
     before = _read_before(given.after)
-    curriculum = plan(inventory, recipe, before)
+    curriculum = plan(inventory, recipe, marks, before.tokens)
     out = given.out or given.shards / "curriculum.json"
     if out.suffix != ".json":
         raise ConfigError(f"--out {out}: the name of a curriculum ends in .json")
     manifests.write(curriculum, out)
     _print(curriculum, given.rows)
-    if again := manifests.known_otherwise((s.source for s in curriculum.stages[0].shares), before):
+    sources = [share.source for share in curriculum.stages[0].shares]
+    rest = [s for s in sources if s.name not in before.tokens(sources)]
+    if again := manifests.put_together_otherwise(rest, before.sources.values()):
         print(
             f"{manifests.listed(again)} are put together otherwise than in {given.after}: what it "
             "read of them comes again. To go on, mix by the same labels (a weight of 1 is enough) "
@@ -118,18 +123,25 @@ def _mix(given: argparse.Namespace) -> None:
         print(f"wrote {page}, pictures in {page.with_suffix('')}")
 
 
-def _read_before(run: Path | None) -> dict[str, int]:
-    """Tokens of each source that a run and the stages before it have read."""
-    if run is None:
-        return {}
-    from megatron_qwen3.pretrain.record import Record
+def _marks(inventory: Inventory) -> dict[str, str]:
+    """By path, what the contents of each shard with tokens are known by."""
+    paths = [shard.path for shard in inventory.shards if shard.tokens]
+    found = fingerprint.marks([str(inventory.folder / path) for path in paths])
+    return dict(zip(paths, found, strict=True))
 
+
+def _read_before(run: Path | None) -> ReadBefore:
+    """What a run and the stages before it have read up to its newest checkpoint, if one is given.
+
+    ConfigError where its folder holds no record or no checkpoint.
+    """
+    if run is None:
+        return ReadBefore()
     record = Record.read(run)
     steps = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))
     if record is None or not steps:
         raise ConfigError(f"--after {run}: no run with a data.json and a checkpoint")
-    starts = record.starts_after(int(steps[-1].name.removeprefix("step_")))
-    return {identity: start.cursor.tokens_read for identity, start in starts.items()}
+    return ReadBefore.of(record, int(steps[-1].name.removeprefix("step_")))
 
 
 def _show(given: argparse.Namespace) -> None:
@@ -179,8 +191,6 @@ def _locate(given: argparse.Namespace) -> None:
 def _global_row(given: argparse.Namespace) -> int:
     if given.rank is None:
         return int(given.row)
-    from megatron_qwen3.pretrain.record import Record
-
     rank, ranks = given.rank
     record = Record.read(given.folder)
     if record is None or given.step < 1:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
 from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
@@ -42,17 +42,22 @@ _SMALLEST_HELD_OUT = 20  # windows that a source has at least of which one is he
 
 
 def plan(
-    inventory: Inventory, recipe: Recipe, read_before: Mapping[str, int] | None = None
+    inventory: Inventory,
+    recipe: Recipe,
+    marks: Mapping[str, str] | None = None,
+    read_before: Callable[[Sequence[Source]], Mapping[str, int]] | None = None,
 ) -> Curriculum:
     """The curriculum of all stages.
 
-    read_before: by `Source.identity`, tokens of a source that were trained on before the first
-    stage. ConfigError where the recipe names labels that nothing has, or asks for more tokens
+    marks: by path of a shard, what its contents are known by (`data_prep/fingerprint.py`);
+    read_before: says, by name, how many tokens of which of these sources were trained on before the
+    first stage. ConfigError where the recipe names labels that nothing has, or asks for more tokens
     than there are.
     """
-    sources = _sources(inventory, recipe)
+    sources = _sources(inventory, recipe, marks or {})
     _check_values(inventory, recipe)
-    cursors = {s.name: (read_before or {}).get(s.identity, 0) for s in sources}
+    before = read_before(sources) if read_before else {}
+    cursors = {source.name: before.get(source.name, 0) for source in sources}
     stages = []
     for stage in recipe.stages:
         sequences = _divide(stage, sources, cursors)
@@ -66,7 +71,7 @@ def plan(
     return Curriculum(recipe.seed, inventory.tokenizer, inventory.vocab_size, tuple(stages))
 
 
-def _sources(inventory: Inventory, recipe: Recipe) -> list[Source]:
+def _sources(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> list[Source]:
     """The shards that belong together, in the order of their paths."""
     labels = [name for name in Labels._fields if name in ALWAYS or name in recipe.labels]
     together: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
@@ -74,9 +79,10 @@ def _sources(inventory: Inventory, recipe: Recipe) -> list[Source]:
         if shard.tokens:
             together[tuple(getattr(shard.labels, name) for name in labels)].append(shard)
     window = 1 + min(stage.sequence_length for stage in recipe.stages)
+    _check_names(together, labels)
     sources = []
     for values, shards in together.items():
-        files = tuple(ShardFile(shard.path, shard.tokens) for shard in shards)
+        files = tuple(ShardFile(s.path, s.tokens, marks.get(s.path, "")) for s in shards)
         held_out = _held_out(sum(file.tokens for file in files), recipe, window)
         row = dict(zip(labels, values, strict=True))
         source = Source("/".join(values), str(inventory.folder), files, held_out, row)
@@ -85,6 +91,21 @@ def _sources(inventory: Inventory, recipe: Recipe) -> list[Source]:
     if not sources:
         raise ConfigError(f"{inventory.folder}: the inventory has no tokens")
     return sources
+
+
+def _check_names(together: Iterable[tuple[str, ...]], labels: Sequence[str]) -> None:
+    """ConfigError where the labels of two sources make one name, which has a / in one of them."""
+    names: dict[str, tuple[str, ...]] = {}
+    for values in together:
+        other = names.setdefault("/".join(values), values)
+        if other != values:
+            first, second = (
+                ", ".join(map("=".join, zip(labels, row, strict=True))) for row in (other, values)
+            )
+            raise ConfigError(
+                f"two sources would be named {'/'.join(values)}: {first}; and {second}; "
+                "give one of them another label where the documents are tokenized"
+            )
 
 
 def _held_out(tokens: int, recipe: Recipe, window: int) -> int:

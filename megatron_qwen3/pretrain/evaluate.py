@@ -44,10 +44,10 @@ def evaluate(
     names = _results_of_sources(mixture.sources)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
     for source, sums_3 in zip(mixture.sources, sums_K3, strict=True):
-        for name in [*names[source.name], ALL_SOURCES]:
+        for name in names[source.name]:
             by_name[name] = by_name[name] + sums_3
-    scored = {name: _result(sums_3) for name, sums_3 in by_name.items() if sums_3[1]}
-    return dict(sorted(scored.items(), key=lambda item: item[0] == ALL_SOURCES))
+    whole = {**by_name, ALL_SOURCES: sums_K3.sum(0)}  # no source has that name: record.py
+    return {name: _result(sums_3) for name, sums_3 in whole.items() if sums_3[1]}
 
 
 def _results_of_sources(sources: tuple[Source, ...]) -> dict[str, list[str]]:

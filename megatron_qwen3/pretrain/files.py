@@ -6,6 +6,9 @@ would take minutes on a cluster's file system. What they hold the manifest says.
     files = SourceFiles(source)
     files.read(first, last)               # token ids, across the borders of shards
     files.document_starts(first, last)
+
+Each file is looked at when it is opened: its size, and its mark where the source has one
+(`data_prep/fingerprint.py`), so that no other text is read in place of what was mixed.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.curriculum import Source
+from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
 from megatron_qwen3.config import ConfigError
 
@@ -89,9 +93,9 @@ class SourceFiles:
         return os.path.join(self.source.folder, self.source.shards[n].path)
 
     def _open(self, n: int) -> IndexedReader:
-        prefix, expected = self._prefix(n), self.source.shards[n].tokens
+        prefix, (_, expected, known) = self._prefix(n), self.source.shards[n]
         try:
-            reader = _reader(prefix)
+            reader, found = _reader(prefix, has_mark=bool(known))
         except (ConfigError, OSError) as error:
             raise ConfigError(f"{self._where}: {error}") from None
         if len(reader.tokens) != expected:
@@ -99,9 +103,15 @@ class SourceFiles:
                 f"{self._where}: {prefix} holds {len(reader.tokens):,} tokens, but {expected:,} "
                 "when it was mixed; mix again from the new inventory"
             )
+        if found != known:
+            raise ConfigError(
+                f"{self._where}: {prefix}.bin holds other text than when it was mixed or first "
+                "read; give back what it was, or mix again from the new inventory"
+            )
         return reader
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _reader(prefix: str) -> IndexedReader:
-    return IndexedReader(prefix)
+def _reader(prefix: str, has_mark: bool) -> tuple[IndexedReader, str]:
+    """The open pair, and the mark of its contents if that is asked for."""
+    return IndexedReader(prefix), mark(prefix) if has_mark else ""

@@ -24,7 +24,7 @@ from megatron_qwen3.training.guard import BadBatch, Guard
 from megatron_qwen3.training.keeper import Keeper
 from megatron_qwen3.training.metrics import RunLog, check_packages
 from megatron_qwen3.training.optim import learning_rate
-from megatron_qwen3.training.progress import Progress
+from megatron_qwen3.training.progress import Progress, steps_of
 from megatron_qwen3.training.stop import StopRequest
 
 
@@ -84,8 +84,8 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         Keeper(engine, config, log, request, saved_step=step) as keeper,
     ):
         log.note(origin)
-        if change := inputs.record.change(step):
-            log.note(change)
+        for line in inputs.record.news:
+            log.note(line)
         while (step := guard.next_step(step)) < config.steps and not stop:
             began = time.perf_counter()
             batch = _batch(mixture, config, engine, step)
@@ -101,7 +101,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
             else:
                 step += 1
                 guard.accept(metrics)
-                metrics["tokens"] = inputs.record.tokens_after(step)
+                metrics["tokens"] = inputs.record.tokens_after(step, steps_of(guard.left_out))
                 log.train(step, metrics, rate, time.perf_counter() - began)
             if step == config.steps or _due(step, config.eval.every_steps):
                 log.evaluation(step, evaluate(engine, mixture, config, keeper.heartbeat.beat))

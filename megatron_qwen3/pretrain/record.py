@@ -4,7 +4,8 @@ The order of samples is a formula of their number as long as mixture, sequence l
 what they are: a `Part` of the run. Where one of them changes, whether in the middle of a run or
 with the next stage, a new part begins, and every source goes on in it from the token where it
 stood. So nothing unseen is lost and nothing is seen again before its time, also when a stage ends
-earlier than planned.
+earlier than planned. A source is recognised by what it is (`known.py`): the record keeps the key
+that its order was drawn from when it was first read, and where its files lie now.
 
     record = prepare(config, step)      # parts so far, the last being the one from `step` on
     record.write(config.run_dir)        # once, by the rank that writes
@@ -13,28 +14,34 @@ earlier than planned.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep import curriculum
-from data_prep.curriculum import Source
+from data_prep.curriculum import ShardFile, Source
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.pretrain import known
 from megatron_qwen3.pretrain.order import Interleave, apportion
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor, Reading, Stream
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.training.history import ALL_SOURCES
 
 FILE_NAME = "data.json"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a source goes on: its cursor in the order that `seed` gives it."""
+    """Where a source goes on: its cursor in the order that `seed` and `key` give it.
+
+    key: the source's identity when it was first read; "" stands for what it is now.
+    """
 
     seed: int
     cursor: Cursor = Cursor()
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,14 @@ class Feed:
     share: int
     start: Start
 
+    @property
+    def key(self) -> str:
+        """The same in every part of a run and of the stages after it."""
+        return self.start.key or self.source.identity
+
     def reading(self, sequence_length: int, sequences: int | None) -> Reading:
         source, start = self.source, self.start
-        stream = Stream(source.identity, source.training_tokens, start.seed)
+        stream = Stream(self.key, source.training_tokens, start.seed)
         return Reading(stream, start.cursor, sequence_length, sequences)
 
 
@@ -80,7 +92,7 @@ class Part:
         samples = (step - self.first_step) * self.global_batch
         counts = Interleave(self.quotas()).counts(samples)
         return {
-            feed.source.identity: replace(feed.start, cursor=reading.cursor(done))
+            feed.key: replace(feed.start, cursor=reading.cursor(done), key=feed.key)
             for feed, reading, done in zip(self.feeds, self.readings(), counts, strict=True)
         }
 
@@ -92,31 +104,45 @@ class Part:
         return self.global_batch, self.sequence_length, self.sequences is None, self.shares()
 
     def shares(self) -> list[tuple[str, int]]:
-        """What it takes of each source, by `Source.identity`."""
-        return [(feed.source.identity, feed.share) for feed in self.feeds]
+        """What it takes of each source, by `Feed.key`."""
+        return [(feed.key, feed.share) for feed in self.feeds]
 
 
 @dataclass(frozen=True)
 class Record:
-    """The parts of a run in order. idle: where sources of stages before stand that have no part."""
+    """The parts of a run in order.
+
+    idle: by key, sources of stages before that have no part, and where they stand; news: what a
+    person should know of this start.
+    """
 
     parts: tuple[Part, ...]
-    idle: Mapping[str, Start] = field(default_factory=dict)
+    idle: Mapping[str, tuple[Source, Start]] = field(default_factory=dict)
+    news: tuple[str, ...] = field(default=(), compare=False)
 
     def part_of(self, step: int) -> Part:
         """The part that step `step`, counted from 0, belongs to."""
         return max((p for p in self.parts if p.first_step <= step), key=lambda p: p.first_step)
 
     def starts_after(self, step: int) -> dict[str, Start]:
-        """Where every source that was ever read stands after `step` steps."""
-        starts = dict(self.idle)
+        """By key, where every source that was ever read stands after `step` steps."""
+        starts = {key: start for key, (_, start) in self.idle.items()}
         for part, last in self.lasting(step):
             starts |= part.starts_after(last)
         return starts
 
-    def tokens_after(self, step: int) -> int:
-        """Tokens trained on in `step` steps of this run."""
-        return sum((last - part.first_step) * part.step_tokens for part, last in self.lasting(step))
+    def sources(self) -> dict[str, Source]:
+        """By key, every source that was ever read."""
+        idle = {key: source for key, (source, _) in self.idle.items()}
+        return idle | {feed.key: feed.source for part in self.parts for feed in part.feeds}
+
+    def tokens_after(self, step: int, left_out: Collection[int] = ()) -> int:
+        """Tokens trained on in `step` steps of this run, without those of steps `left_out`."""
+        return sum(
+            (last - part.first_step - sum(part.first_step <= n < last for n in left_out))
+            * part.step_tokens
+            for part, last in self.lasting(step)
+        )
 
     def lasting(self, step: int) -> Iterator[tuple[Part, int]]:
         """The parts that have begun before `step`, and the step at which each has ended."""
@@ -124,17 +150,15 @@ class Record:
         ends = [part.first_step for part in parts[1:]] + [step]
         return zip(parts, ends, strict=False)
 
-    def change(self, step: int) -> str:
-        """What a person should know where the part of `step` begins with it; "" elsewhere."""
-        part = self.part_of(step)
-        again = curriculum.known_otherwise((feed.source for feed in part.feeds), self.idle)
-        lines = ["another mixture from here on; every source goes on where it stood"] * bool(step)
-        if again:
-            lines.append(
-                f"{curriculum.listed(again)} are put together otherwise than before: what was read "
-                "of them comes again"
-            )
-        return "\n".join(lines) if part.first_step == step else ""
+    def lying_at(self, part: Part) -> Record:
+        """The record with those of its sources that `part` has where they lie now."""
+        now = {feed.key: feed.source for feed in part.feeds}
+
+        def moved(part: Part) -> Part:
+            feeds = (replace(feed, source=now.get(feed.key, feed.source)) for feed in part.feeds)
+            return replace(part, feeds=tuple(feeds))
+
+        return replace(self, parts=tuple(map(moved, self.parts)))
 
     def write(self, run_dir: Path) -> None:
         write_whole(run_dir / FILE_NAME, [json.dumps(_record_json(self)).encode()])
@@ -151,6 +175,34 @@ class Record:
             raise ConfigError(f"{path} is not a record of what a run read: {error!r}") from None
 
 
+class ReadBefore(NamedTuple):
+    """By key, the sources that a run and the stages before it have read, and where they stand."""
+
+    sources: Mapping[str, Source] = {}
+    starts: Mapping[str, Start] = {}
+
+    @classmethod
+    def of(cls, record: Record, step: int) -> ReadBefore:
+        """After `step` steps."""
+        starts, sources = record.starts_after(step), record.sources()
+        return cls({key: sources[key] for key in starts}, starts)
+
+    def tokens(self, sources: Sequence[Source]) -> dict[str, int]:
+        """By name of a source that goes on as it was divided, how much of it was read."""
+        keys = known.recognised(sources, self.sources)
+        return {
+            source.name: self.starts[key].cursor.tokens_read
+            for source in sources
+            if (key := keys.get(source.name)) and self.sources[key].held_out == source.held_out
+        }
+
+    def idle(self, keys: Mapping[str, str]) -> dict[str, tuple[Source, Start]]:
+        """Those that are not gone on with by `keys`."""
+        gone_on = set(keys.values())
+        rest = (key for key in self.starts if key not in gone_on)
+        return {key: (self.sources[key], self.starts[key]) for key in rest}
+
+
 def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -> Record:
     """The record of a run that has done `step` steps, its last part being fed from now on.
 
@@ -161,18 +213,25 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
     old = Record.read(config.run_dir) if step else None
     if old is None:
         earlier = Record.read(before[0]) if before else None
-        starts = earlier.starts_after(before[1]) if before and earlier else {}
-        return _checked(config, Record((_going_on(wanted, starts),), _idle(wanted, starts)))
+        read = ReadBefore.of(earlier, before[1]) if before and earlier else ReadBefore()
+        part, keys, news = _going_on(wanted, read)
+        return _checked(config, Record((part,), read.idle(keys), news))
     kept = tuple(part for part in old.parts if part.first_step < step or not part.first_step)
     old = replace(old, parts=kept)
-    if kept[-1].is_like(wanted):
+    read = ReadBefore.of(old, step)
+    part, keys, news = _going_on(wanted, read)
+    old = replace(old.lying_at(part), news=news)
+    if old.parts[-1].is_like(part):
         return _checked(config, old)
-    if wanted.sequences is not None:
+    if not config.data.curriculum:
+        fresh = [feed.source for feed in part.feeds if feed.source.name not in keys]
+        known.other_contents(fresh, (feed.source for p in kept for feed in p.feeds))
+    if part.sequences is not None:
         asked = max(0, config.steps - step) * config.train.global_batch
-        wanted = replace(wanted, sequences=min(asked, _left(wanted, old, step)))
-    starts = old.starts_after(step)
-    part = replace(_going_on(wanted, starts), first_step=step)
-    return _checked(config, Record((*kept, part), _idle(part, starts)))
+        part = replace(part, sequences=min(asked, _left(part, old, step)))
+    news = ("another mixture from here on; every source read before goes on where it stood", *news)
+    parts = (*old.parts, replace(part, first_step=step))
+    return _checked(config, Record(parts, read.idle(keys), news))
 
 
 def _wanted(config: Config) -> Part:
@@ -181,6 +240,7 @@ def _wanted(config: Config) -> Part:
     if not data.curriculum:
         start = Start(config.run.seed)
         feeds = [Feed(source, share, start) for source, share in simple_sources(data)]
+        _check_names(feeds, "data.sources")
         return Part(0, train.global_batch, data.sequence_length, None, tuple(feeds))
     plan = curriculum.read(data.curriculum)
     stage = plan.stage(data.stage, data.curriculum)
@@ -188,8 +248,17 @@ def _wanted(config: Config) -> Part:
     planned = tuple(
         Feed(share.source, share.tokens, Start(plan.seed, Cursor(share.cursor))) for share in shares
     )
+    _check_names(planned, data.curriculum)
     sequences = stage.tokens // data.sequence_length
     return Part(0, train.global_batch, data.sequence_length, sequences, planned)
+
+
+def _check_names(feeds: Iterable[Feed], origin: str) -> None:
+    if any(feed.source.name == ALL_SOURCES for feed in feeds):
+        raise ConfigError(
+            f'{origin}: a source is named "{ALL_SOURCES}", as held-out results name all sources '
+            "together; give it another name, it goes on where it stood"
+        )
 
 
 def _left(wanted: Part, old: Record, step: int) -> int:
@@ -203,26 +272,22 @@ def _left(wanted: Part, old: Record, step: int) -> int:
     return max(0, planned - read) // wanted.sequence_length
 
 
-def _going_on(part: Part, starts: Mapping[str, Start]) -> Part:
-    """The part with its sources where they stand; those never read start as planned."""
+def _going_on(part: Part, read: ReadBefore) -> tuple[Part, dict[str, str], tuple[str, ...]]:
+    """The part with its sources where they stand; those never read start as planned.
+
+    With it the keys of those read before, by name, and what a person should know.
+    """
+    sources = [feed.source for feed in part.feeds]
+    keys = known.recognised(sources, read.sources)
+    feeds = []
     for feed in part.feeds:
-        text = feed.source.identity.rpartition("-")[0]
-        for identity in starts if feed.source.identity not in starts else ():
-            if identity.rpartition("-")[0] == text:
-                raise ConfigError(
-                    f"source {feed.source.name}: {feed.source.held_out:,} tokens are held out, but "
-                    f"{identity.rpartition('-')[2]} were when it was trained on before; keep "
-                    "data.held_out, or what was held out is trained on and the other way round"
-                )
-    return replace(
-        part,
-        feeds=tuple(replace(f, start=starts.get(f.source.identity, f.start)) for f in part.feeds),
-    )
-
-
-def _idle(part: Part, starts: Mapping[str, Start]) -> dict[str, Start]:
-    read = {feed.source.identity for feed in part.feeds}
-    return {identity: start for identity, start in starts.items() if identity not in read}
+        start = replace(feed.start, key=feed.source.identity)
+        if key := keys.get(feed.source.name):
+            known.check_held_out(feed.source, read.sources[key])
+            start = read.starts[key]
+        feeds.append(replace(feed, start=start))
+    news = known.news(sources, read.sources, keys)
+    return replace(part, feeds=tuple(feeds)), keys, news
 
 
 def _checked(config: Config, record: Record) -> Record:
@@ -249,41 +314,53 @@ def _checked(config: Config, record: Record) -> Record:
 
 
 def _record_json(record: Record) -> dict[str, Any]:
-    sources = {feed.source.identity: feed.source for part in record.parts for feed in part.feeds}
     return {
-        "version": 1,
+        "version": 2,
         "sources": {
-            identity: {"name": source.name, "folder": source.folder, **source.as_json()}
-            for identity, source in sources.items()
+            key: {"name": source.name, "folder": source.folder, **source.as_json()}
+            for key, source in record.sources().items()
         },
         "parts": [
             {
                 **{name: value for name, value in vars(part).items() if name != "feeds"},
-                "feeds": [[f.source.identity, f.share, *_start_json(f.start)] for f in part.feeds],
+                "feeds": [[f.key, f.share, *_start_json(f.start)] for f in part.feeds],
             }
             for part in record.parts
         ],
-        "idle": {identity: _start_json(start) for identity, start in record.idle.items()},
+        "idle": {key: _start_json(start) for key, (_, start) in record.idle.items()},
     }
 
 
 def _record(content: Mapping[str, Any]) -> Record:
+    """Of version 1, too, where keys are paths and idle sources have nothing else."""
     sources = {
-        identity: Source.from_json(row["name"], row["folder"], row)
-        for identity, row in content["sources"].items()
+        key: Source.from_json(row["name"], row["folder"], row)
+        for key, row in content["sources"].items()
     }
     parts = []
     for row in content["parts"]:
-        feeds = (Feed(sources[key], share, _start(start)) for key, share, *start in row["feeds"])
+        feeds = (
+            Feed(sources[key], share, _start(key, start)) for key, share, *start in row["feeds"]
+        )
         parts.append(Part(**{**row, "feeds": tuple(feeds)}))
-    idle = {identity: _start(row) for identity, row in content["idle"].items()}
+    idle = {
+        key: (sources.get(key) or _source_by_path(key), _start(key, row))
+        for key, row in content["idle"].items()
+    }
     return Record(tuple(parts), idle)
+
+
+def _source_by_path(key: str) -> Source:
+    """What version 1 says of an idle source: PATH:TOKENS-HELD_OUT of its first shard."""
+    path, _, sizes = key.rpartition(":")
+    tokens, _, held_out = sizes.partition("-")
+    return Source("", "", (ShardFile(path, int(tokens)),), int(held_out))
 
 
 def _start_json(start: Start) -> list[Any]:
     return [start.seed, start.cursor.position, start.cursor.gaps]
 
 
-def _start(row: list[Any]) -> Start:
+def _start(key: str, row: list[Any]) -> Start:
     seed, position, gaps = row
-    return Start(seed, Cursor(position, tuple((first, last) for first, last in gaps)))
+    return Start(seed, Cursor(position, tuple((first, last) for first, last in gaps)), key)

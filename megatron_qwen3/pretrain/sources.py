@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 
 from data_prep.curriculum import ShardFile, Source
+from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 
@@ -20,14 +22,14 @@ def simple_sources(data: DataConfig) -> list[tuple[Source, int]]:
         raise ConfigError(
             "data.sources is empty: a run needs at least one [[data.sources]], or data.curriculum"
         )
-    paths: dict[str, str] = {}
+    files: dict[str, SourceConfig] = {}
     for source in data.sources:
-        if other := paths.get(source.path):
+        first = files.setdefault(os.path.realpath(f"{source.path}.bin"), source)
+        if first is not source:
             raise ConfigError(
-                f"data.sources: {other} and {source.name} are both {source.path}; "
-                "name it once, with the sum of the weights"
+                f"data.sources: {first.name} ({first.path}) and {source.name} ({source.path}) are "
+                "the same file; name it once, with the sum of the weights"
             )
-        paths[source.path] = source.name
     scale = _WEIGHT_UNIT / math.fsum(source.weight for source in data.sources)
     weights = [max(1, round(source.weight * scale)) for source in data.sources]
     return [(_source(s, data), weight) for s, weight in zip(data.sources, weights, strict=True)]
@@ -37,11 +39,12 @@ def _source(config: SourceConfig, data: DataConfig) -> Source:
     """One source, divided: its training tokens first, then data.held_out of it."""
     where = f"data.sources.{config.name}"
     try:
-        tokens = len(IndexedReader(config.path).tokens)
+        shard = ShardFile(config.path, len(IndexedReader(config.path).tokens), mark(config.path))
     except ConfigError as error:
         raise ConfigError(f"{where}.path: {error}") from None
     needed = data.sequence_length + 1
     window = f"one window of data.sequence_length + 1 = {needed:,}"
+    tokens = shard.tokens
     held_out = math.ceil(tokens * data.held_out)
     if tokens - held_out < needed:
         raise ConfigError(
@@ -54,4 +57,4 @@ def _source(config: SourceConfig, data: DataConfig) -> Source:
             f"{config.path} is {held_out:,}, fewer than {window}; "
             f"valid: 0, or at least {1.05 * needed / tokens:.2g}"
         )
-    return Source(config.name, "", (ShardFile(config.path, tokens),), held_out)
+    return Source(config.name, "", (shard,), held_out)

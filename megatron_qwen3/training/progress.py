@@ -5,6 +5,7 @@ functions of the step.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,11 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+def steps_of(left_out: Iterable[LeftOut]) -> set[int]:
+    """All steps, counted from 0, that are left out."""
+    return {n for first, last, _ in left_out for n in range(first, last + 1)}
+
+
 class Progress(NamedTuple):
     """step: steps done, those left out included; recent: (loss, gradient norm) of the last ones."""
 
@@ -29,8 +35,7 @@ class Progress(NamedTuple):
     @property
     def updates(self) -> int:
         """Updates that the optimizer has made."""
-        out = {n for first, last, _ in self.left_out for n in range(first, last + 1)}
-        return self.step - len([n for n in out if n < self.step])
+        return self.step - len([n for n in steps_of(self.left_out) if n < self.step])
 
     def to_json(self) -> str:
         """Floats come back to the bit."""

@@ -16,6 +16,7 @@ from megatron_qwen3 import train
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.hang import HUNG
+from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.stop import CONTINUE
 
 OTHER_WAYS = [way for way in chaos.WAYS if way != "in save"]
@@ -134,6 +135,10 @@ def test_a_bad_batch_is_left_out_alike_by_a_run_that_is_killed_and_one_that_is_n
     assert [losses["cut"][s] for s in later] == [losses["whole"][s] for s in later]
     assert list(losses["whole"]) == trained
     assert losses["whole"][8] != dict(undisturbed)[8]
+    whole = Run.read(tmp_path / "whole" / "run")
+    assert (
+        whole.tokens == (16 - (7 - first)) * chaos.BATCH * chaos.LENGTH
+    )  # as the report has it, too
 
 
 def killed_after_bad(arguments):

@@ -211,9 +211,16 @@ def test_without_held_out_everything_is_trained_on(data: DataConfig) -> None:
     assert mixture.sources[0].training_tokens == 999
 
 
-def test_the_same_file_under_two_names_is_refused(data: DataConfig) -> None:
-    twice = SourceConfig("again", data.sources[0].path)
-    assert "s0 and again are both" in refused(data, sources=(*data.sources, twice))
+@pytest.mark.parametrize("spelling", ["{}", "{0.parent}/./{0.name}", "link"])
+def test_the_same_file_under_two_names_is_refused_however_it_is_spelled(
+    data: DataConfig, tmp_path: Path, spelling: str
+) -> None:
+    first = Path(data.sources[0].path)
+    for end in ("bin", "idx"):
+        (tmp_path / f"link.{end}").symlink_to(f"{first}.{end}")
+    twice = SourceConfig("again", str(tmp_path / spelling.format(first)))
+    message = refused(data, sources=(*data.sources, twice))
+    assert f"s0 ({first}) and again ({twice.path}) are the same file" in message
 
 
 def test_no_sources_is_refused(data: DataConfig) -> None:

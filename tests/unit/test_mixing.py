@@ -273,6 +273,13 @@ def test_a_share_that_cannot_be_had_names_itself_and_what_stages_before_took() -
     assert "a smaller share" in message
 
 
+def test_labels_whose_sources_would_share_a_name_are_refused() -> None:
+    rows = [({"source": "a/b", "language": "c"}, 1_000), ({"source": "a", "language": "b/c"}, 900)]
+    message = refusal(rows, one_stage(160))
+    assert "two sources would be named a/b/c/web: source=a/b, language=c, domain=web; " in message
+    assert "and source=a, language=b/c, domain=web; give one" in message
+
+
 def test_labels_that_nothing_has_are_refused_with_what_there_is() -> None:
     rows = [({"domain": "web"}, 1_000), ({"domain": "recipes"}, 1_000)]
     message = refusal(rows, one_stage(160, weights={"domain": {"recipe": 2}}))
@@ -400,6 +407,7 @@ def test_a_plan_goes_on_after_what_a_run_has_read(
     assert mix_curriculum.main(after) == 0
     shares = curriculum.read(tokens / "curriculum.json").stages[0].shares
     assert sum(share.cursor for share in shares) == 20 * 4 * 16
+    assert all(shard.mark for share in shares for shard in share.source.shards)
     assert "comes again" not in capsys.readouterr().out
     assert mix_curriculum.main([*after, "held_out=0.1"]) == 0
     assert "2 sources (crawl/eng_Latn/" in (printed := capsys.readouterr().out)

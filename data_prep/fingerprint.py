@@ -1,0 +1,50 @@
+"""Marks of token files: the same contents have the same mark, wherever they lie.
+
+A source is known by its name and the marks of its shards, not by paths. A mark is a hash of a .bin
+file's size and of four of its pages, evenly apart: it costs the same at any size, so that a run can
+look at every file that it opens. A corpus that was tokenized anew in another order or by another
+tokenizer differs in every page; a few tokens changed between the pages of a large file are not
+found, that is what `tools/inspect_shards.py check` reads all of it for.
+
+    mark("data/tokens/web")             # of data/tokens/web.bin: 16 hex digits
+    marks(["data/tokens/web", …])       # of many, at once
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from megatron_qwen3.config import ConfigError
+
+_PAGES, _PAGE_BYTES = 4, 4096
+_READERS = 16  # at once: on a cluster's file system a file takes a millisecond to answer
+
+
+def mark(prefix: str | os.PathLike[str]) -> str:
+    """The mark of PREFIX.bin. ConfigError where it cannot be read."""
+    path = f"{os.fspath(prefix)}.bin"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
+            for place in _places(size):
+                digest.update(os.pread(file.fileno(), _PAGE_BYTES, place))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    return digest.hexdigest()
+
+
+def marks(prefixes: Sequence[str]) -> list[str]:
+    """The mark of each, in their order."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(mark, prefixes))
+
+
+def _places(size: int) -> Iterable[int]:
+    """Where the pages begin: a file of less than four is read whole."""
+    if size <= _PAGES * _PAGE_BYTES:
+        return range(0, size, _PAGE_BYTES)
+    return [n * (size - _PAGE_BYTES) // (_PAGES - 1) for n in range(_PAGES)]
