@@ -23,7 +23,7 @@ from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import BadBatch, Guard
 from megatron_qwen3.training.keeper import Keeper
 from megatron_qwen3.training.metrics import RunLog, check_packages
-from megatron_qwen3.training.optim import learning_rate
+from megatron_qwen3.training.optim import described, learning_rate
 from megatron_qwen3.training.progress import Progress, steps_of
 from megatron_qwen3.training.stop import StopRequest
 
@@ -84,6 +84,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         Keeper(engine, config, log, request, saved_step=step) as keeper,
     ):
         log.note(origin)
+        log.note(f"optimizer: {described(engine.optimizer)}")
         for line in inputs.record.news:
             log.note(line)
         while (step := guard.next_step(step)) < config.steps and not stop:

@@ -18,7 +18,7 @@ from megatron_qwen3.config import Config
 
 
 def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimizer:
-    """AdamW with float32 master weights and moments; norms and other vectors do not decay.
+    """AdamW with float32 master weights and moments; vectors (norms, biases) do not decay.
 
     With optim.distributed each data-parallel rank keeps its share of the state (ZeRO-1).
     """
@@ -39,9 +39,19 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
     )
     with cpu.cuda_type_names():
         optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
+    for group in optimizer.param_groups:
+        # megatron-core sets `wd_mult` 0 for vectors, and leaves the product to its own scheduler.
+        group["weight_decay"] = optim.weight_decay * group["wd_mult"]
     for adam in _adams(optimizer):
         _fuse(adam)
     return optimizer
+
+
+def described(optimizer: MegatronOptimizer) -> str:
+    """Whose AdamW takes the steps: torch's, apex's or Transformer Engine's, by its full name."""
+    adam = _parts(optimizer)[0].optimizer
+    name = f"{type(adam).__module__}.{type(adam).__qualname__}"
+    return f"{name}, fused" if isinstance(adam, torch.optim.AdamW) else name
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

@@ -9,7 +9,8 @@ import functools
 import pytest
 import torch
 from ranks import run_ranks
-from test_transformers import MODELS, _randomize, as_theirs, theirs, tiny
+from test_transformers import MODELS, tiny
+from theirs import as_theirs, randomize, theirs
 
 from megatron_qwen3.generate import cache
 from megatron_qwen3.generate.engine import Generator
@@ -40,7 +41,7 @@ def ours(name):
     config = tiny(*MODELS[name], "data.sequence_length=64")
     layout = start(config)
     engine = Engine(config, layout)
-    _randomize(engine.models[0])
+    randomize(engine.models[0])
     generator = Generator(engine.models, config, layout)
     cache._LEAST_GROWTH = 8  # so that caches grow, several times
     results = {}
