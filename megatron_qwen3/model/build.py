@@ -22,6 +22,7 @@ from megatron_qwen3.model import ops, specs
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.log_probs import vocab_parallel_log_probs
 from megatron_qwen3.model.rope import RotaryTables
+from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel.layout import Layout
 
 
@@ -35,9 +36,19 @@ class Qwen3(GPTModel):
     last_position_only = False
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor | None, *args: Any, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        *args: Any,
+        valid_BS: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """position_ids [B, S] keep documents apart that share a row: a 0 begins one."""
+        """position_ids [B, S] keep documents apart that share a row: a 0 begins one.
+
+        valid_BS, bool, is False where a position is padding; None is without padding.
+        """
+        if valid_BS is not None:
+            kwargs["packed_seq_params"] = self._sequences(valid_BS)
         if position_ids is None:
             return super().forward(input_ids, None, *args, **kwargs)
         kwargs["attention_mask"] = ops.document_mask(position_ids)
@@ -46,6 +57,12 @@ class Qwen3(GPTModel):
             return super().forward(input_ids, position_ids, *args, **kwargs)
         finally:
             self.rotary_pos_emb.given = None
+
+    def _sequences(self, valid_BS: Tensor) -> Sequences:
+        group = self.pg_collection.tp
+        if not self.config.sequence_parallel:
+            return Sequences.of(valid_BS, 0, 1)
+        return Sequences.of(valid_BS, group.rank(), group.size())
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.post_process and self.last_position_only:

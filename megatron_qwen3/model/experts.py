@@ -34,9 +34,10 @@ class SparseMLP(MegatronModule):
         self.experts = GroupedExperts(config, pg_collection)
         self.exchange = Exchange(config.num_moe_experts, pg_collection.ep, pg_collection.expt_tp)
 
-    def forward(self, hidden_SBH: Tensor) -> Tensor:
+    def forward(self, hidden_SBH: Tensor, valid_T: Tensor | None = None) -> Tensor:
+        """`valid_T`: which positions are no padding, in the order of hidden_SBH; None is all."""
         hidden_TH = hidden_SBH.view(-1, hidden_SBH.shape[-1])
-        probs_TK, experts_TK = self.router(hidden_TH)
+        probs_TK, experts_TK = self.router(hidden_TH, valid_T)
         order = grouped.sort_by_expert(experts_TK, self.router.num_experts)
         rows_RH = grouped.scatter_tokens(hidden_TH, order)
         probs_R = probs_TK.flatten()[order.rows]

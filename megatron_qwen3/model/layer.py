@@ -9,6 +9,7 @@ Shapes: S sequence (per tensor rank where sequence-parallel), B batch, H hidden,
 G key/value groups of this tensor rank, D head size.
 """
 
+import functools
 from typing import Any
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from megatron_qwen3.model import ops
 from megatron_qwen3.model.heads import query_key_value
+from megatron_qwen3.model.sequences import Sequences
 
 
 class RMSNorm(nn.Module):
@@ -103,7 +105,8 @@ class DenseMLP(MegatronModule):
         self.linear_fc1 = _column(config, 2 * config.ffn_hidden_size, tp_group)
         self.linear_fc2 = _row(config, config.ffn_hidden_size, tp_group)
 
-    def forward(self, hidden_SBH: Tensor) -> Tensor:
+    def forward(self, hidden_SBH: Tensor, valid_T: Tensor | None = None) -> Tensor:
+        """`valid_T` is for experts: padding is computed like all else."""
         gate_up, _ = self.linear_fc1(hidden_SBH)
         output_SBH, _ = self.linear_fc2(ops.swiglu(gate_up))
         return output_SBH
@@ -143,21 +146,24 @@ class Layer(MegatronModule, BaseTransformerLayer):
         hidden_states: Tensor,
         rotary_pos_emb: Tensor,
         attention_mask: Tensor | None = None,
+        packed_seq_params: Sequences | None = None,
         **_: Any,
     ) -> tuple:
         """[S, B, H] -> ([S, B, H], None): TransformerBlock's calling convention."""
+        mlp = functools.partial(self._mlp, sequences=packed_seq_params)
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
             self.input_layernorm(hidden_SBH), rotary_pos_emb, attention_mask
         )
         if self.recompute_mlp and self.training:
-            update_SBH = tensor_parallel.checkpoint(self._mlp, False, hidden_SBH)
+            update_SBH = tensor_parallel.checkpoint(mlp, False, hidden_SBH)
         else:
-            update_SBH = self._mlp(hidden_SBH)
+            update_SBH = mlp(hidden_SBH)
         return hidden_SBH + update_SBH, None
 
-    def _mlp(self, hidden_SBH: Tensor) -> Tensor:
-        return self.mlp(self.pre_mlp_layernorm(hidden_SBH))
+    def _mlp(self, hidden_SBH: Tensor, sequences: Sequences | None) -> Tensor:
+        valid_T = sequences.valid_T if sequences else None
+        return self.mlp(self.pre_mlp_layernorm(hidden_SBH), valid_T)
 
 
 def _column(config: TransformerConfig, width: int, tp_group: Any) -> nn.Module:

@@ -53,10 +53,10 @@ class Router(MegatronModule):
         self.register_buffer("expert_share", uniform)  # f_e of the last step
         # This rank's choices and probabilities per expert in the running step.
         self.register_buffer("sums", torch.zeros(2, self.num_experts, device=device), False)
-        self.step_positions = 1
+        self.step_positions = 1.0
 
-    def begin_step(self, positions: int) -> None:
-        """`positions`: those of the whole global batch, padded ones included."""
+    def begin_step(self, positions: float) -> None:
+        """`positions`: those of the whole global batch, without padding."""
         self.step_positions = positions
         self.sums.zero_()
 
@@ -64,30 +64,46 @@ class Router(MegatronModule):
         """`sums_2E`: `self.sums` added up over all ranks that routed this layer's tokens."""
         self.expert_share.copy_(sums_2E[0] / sums_2E[0].sum())
 
-    def forward(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (float32, each row adds up to one) and experts (int64), both [T, K]."""
+    def forward(self, hidden_TH: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Probabilities (float32, each row adds up to one) and experts (int64), both [T, K].
+
+        Padding, where `valid_T` is False, is routed like all else, and counts for nothing in the
+        balance.
+        """
         logits_TE = F.linear(hidden_TH.float(), self.weight.float())
         all_probs_TE = logits_TE.softmax(-1)
         chosen_TK, experts_TK = all_probs_TE.topk(self.experts_per_token, dim=-1)
         probs_TK = chosen_TK / chosen_TK.sum(-1, keepdim=True)
         # Recomputed layers run once without gradients; only the run with them counts.
         if self.training and torch.is_grad_enabled():
-            probs_TK = self._balance(probs_TK, all_probs_TE, experts_TK)
+            probs_TK = self._balance(probs_TK, all_probs_TE, experts_TK, valid_T)
         return probs_TK, experts_TK
 
-    def _balance(self, probs_TK: Tensor, all_probs_TE: Tensor, experts_TK: Tensor) -> Tensor:
+    def _balance(
+        self, probs_TK: Tensor, all_probs_TE: Tensor, experts_TK: Tensor, valid_T: Tensor | None
+    ) -> Tensor:
+        if valid_T is not None:  # padding may even be NaN
+            all_probs_TE = all_probs_TE.where(valid_T[:, None], 0.0)
         prob_sum_E = all_probs_TE.sum(0)
         with torch.no_grad():
-            # Not bincount, which waits for a GPU to learn how long its result is.
-            chosen = experts_TK.flatten()
-            self.sums[0].scatter_add_(0, chosen, self.sums.new_ones(chosen.shape))
+            self._count(experts_TK, valid_T)
             self.sums[1] += prob_sum_E
         share_of_mean_E = prob_sum_E / self.step_positions
         loss = self.num_experts * (self.expert_share * share_of_mean_E).sum()
         return _AddToLoss.apply(probs_TK, self.coefficient * loss)
 
+    def _count(self, experts_TK: Tensor, valid_T: Tensor | None) -> None:
+        """Add up how often each expert was chosen; a count up to 2^24 is exact in float32.
 
-def balance_metrics(sums_L2E: Tensor, positions: int) -> dict[str, float]:
+        Not by bincount, which waits for a GPU to learn how long its result is.
+        """
+        ones_TK = torch.ones_like(experts_TK, dtype=torch.float32)
+        if valid_T is not None:
+            ones_TK = ones_TK.mul_(valid_T[:, None])
+        self.sums[0].scatter_add_(0, experts_TK.flatten(), ones_TK.flatten())
+
+
+def balance_metrics(sums_L2E: Tensor, positions: float) -> dict[str, float]:
     """What the summed `Router.sums` of L layers say about one step.
 
     aux_loss: mean over layers of E · Σ f_e P_e of this very step (1 = balanced);

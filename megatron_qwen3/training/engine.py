@@ -97,23 +97,24 @@ class Engine:
         The loss is Σ weight · loss(token) / Σ weight over all ranks. Returns the metrics `loss`,
         `grad_norm` and, for sparse models, those of `router.balance_metrics`, equal on all ranks.
         Raises BadBatch, on every rank, before anything is updated, where one of them is above its
-        limit, and NonFiniteLoss where it is NaN or infinite. All data ranks bring equally many
-        sequences of equal length.
+        limit or no position is trained, and NonFiniteLoss where it is NaN or infinite. All data
+        ranks bring equally many sequences of equal length, one at least; rows that the schedule
+        needs beyond them count for nothing.
         """
         self.clock.restart()
-        batch = batch.to(self.device)
+        rows = batch.rows
+        batch = self._filled(batch).to(self.device)
+        total_weight, positions = self._sum_over_data(batch.size).tolist()
+        if not total_weight:
+            raise BadBatch("no position of the global batch has a weight in the loss")
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        positions = batch.tokens_BS.numel() * self.layout.data
         for router in self.routers:
             router.begin_step(positions)
-        total_weight = self._sum_over_data(batch.weights_BS.sum())
         forward = functools.partial(self._training_forward, loss=loss, total_weight=total_weight)
         micro_losses = self._run_schedule(forward, batch, forward_only=False)
-        if not total_weight.item():
-            raise ValueError("no position of the global batch has a weight in the loss")
-        metrics = {"loss": self._loss_of_step(micro_losses, batch.rows)}
+        metrics = {"loss": self._loss_of_step(micro_losses, rows, batch.rows)}
         _check_limit("loss", metrics["loss"], limits.loss)
         norm = update(self.optimizer, rate, self.config.optim.clip_grad, limits.grad_norm)
         if not math.isfinite(norm):
@@ -127,8 +128,8 @@ class Engine:
 
         All data ranks call it with equally many sequences, one at least: they share experts.
         """
-        rows, unit = batch.rows, self._schedule_unit()
-        padded = batch.padded_to(-(-rows // unit) * unit).to(self.device)
+        rows = batch.rows
+        padded = self._filled(batch).to(self.device)
         for model in self.models:
             model.eval()
         micro = self._run_schedule(self._scoring_forward, padded, forward_only=True)
@@ -185,7 +186,7 @@ class Engine:
         )
 
     def _training_forward(
-        self, micro_batches: Iterator[TokenBatch], chunk: Any, loss: Loss, total_weight: Tensor
+        self, micro_batches: Iterator[TokenBatch], chunk: Any, loss: Loss, total_weight: float
     ) -> tuple[Tensor, Any]:
         micro = next(micro_batches)
 
@@ -206,9 +207,9 @@ class Engine:
 
         return _model_output(chunk, next(micro_batches)), report
 
-    def _loss_of_step(self, micro_losses: list[Tensor], rows: int) -> float:
+    def _loss_of_step(self, micro_losses: list[Tensor], rows: int, filled_rows: int) -> float:
         """The loss of the global batch, on every rank; NonFiniteLoss names where it is not."""
-        count = rows // self.config.train.micro_batch
+        count = filled_rows // self.config.train.micro_batch
         losses_M = torch.stack(micro_losses) if micro_losses else torch.zeros(count)
         losses_M = losses_M.to(self.device)
         dist.all_reduce(losses_M, group=parallel_state.get_pipeline_model_parallel_group())
@@ -216,10 +217,11 @@ class Engine:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         dist.all_gather_into_tensor(losses_DM.view(-1), losses_M, group=group)
         if not losses_DM.isfinite().all():
-            raise NonFiniteLoss(_where_not_finite(losses_DM, rows))
+            size = self.config.train.micro_batch
+            raise NonFiniteLoss(_where_not_finite(losses_DM, rows, size))
         return losses_DM.sum().item()
 
-    def _end_routing(self, positions: int) -> dict[str, float]:
+    def _end_routing(self, positions: float) -> dict[str, float]:
         """Add up the routing of the step, for the routers and for the metrics of all layers."""
         if not self.config.model.num_experts:
             return {}
@@ -246,10 +248,11 @@ class Engine:
         dist.all_reduce(x, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         return x
 
-    def _schedule_unit(self) -> int:
-        """Sequences per rank that the schedule takes at least, and in multiples of."""
+    def _filled(self, batch: TokenBatch) -> TokenBatch:
+        """With padding at its end, if that is needed: the schedule takes multiples of rows."""
         groups = self.layout.pipeline if self.layout.virtual > 1 else 1
-        return self.config.train.micro_batch * groups
+        unit = self.config.train.micro_batch * groups
+        return batch.padded_to(-(-batch.rows // unit) * unit)
 
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
@@ -263,6 +266,7 @@ def _model_output(chunk: Any, micro: TokenBatch) -> Tensor:
         position_ids=micro.positions_BS,
         attention_mask=None,
         labels=micro.labels_BS,
+        valid_BS=micro.valid_BS,
     )
 
 
@@ -275,13 +279,14 @@ def _check_limit(name: str, value: float, most: float) -> None:
         raise BadBatch(f"the {name} is {value:.4g}, a spike: more than {most:.4g}")
 
 
-def _where_not_finite(losses_DM: Tensor, rows: int) -> str:
-    size = rows // losses_DM.shape[1]
+def _where_not_finite(losses_DM: Tensor, rows: int, size: int) -> str:
+    """Micro-batches of `size` sequences, of which each data rank has `rows`; what fills is none."""
     places = []
     for rank, micro in (~losses_DM.isfinite()).nonzero().tolist():
         first = rank * rows + micro * size
+        last = min(first + size, (rank + 1) * rows) - 1
         places.append(
-            f"data rank {rank}, micro-batch {micro} (sequences {first} to {first + size - 1}): "
+            f"data rank {rank}, micro-batch {micro} (sequences {first} to {last}): "
             f"{losses_DM[rank, micro].item()}"
         )
     return "the loss is not finite at " + "; ".join(places)

@@ -47,20 +47,18 @@ def weights(engine):
 
 
 LAYOUTS = {
-    "one-rank": (1, (), 0, 5),
-    "dp2-pp2": (4, ("parallel.pipeline=2",), 1, 1),
-    "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2"), 0, 5),
-    "dp2-unsharded": (2, ("optim.distributed=false",), 1, 1),
+    "one-rank": (1, (), 0, 5, "5 to 5"),
+    "one-rank-not-full": (1, ("train.micro_batch=5",), 0, 1, "5 to 7"),
+    "dp2-pp2": (4, ("parallel.pipeline=2",), 1, 1, "5 to 5"),
+    "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2"), 0, 5, "5 to 5"),
+    "dp2-unsharded": (2, ("optim.distributed=false",), 1, 1, "5 to 5"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_nan_loss_names_its_sequences_on_every_rank_and_changes_no_weight(layout):
-    ranks, settings, data_rank, micro_batch = LAYOUTS[layout]
-    place = (
-        f"data rank {data_rank}, micro-batch {micro_batch} "
-        f"(sequences {BAD_SEQUENCE} to {BAD_SEQUENCE}): nan"
-    )
+    ranks, settings, data_rank, micro_batch, sequences = LAYOUTS[layout]
+    place = f"data rank {data_rank}, micro-batch {micro_batch} (sequences {sequences}): nan"
     for message, same, loss_after in run_ranks(failing_step, ranks, nan_loss, *settings):
         assert message == f"the loss is not finite at {place}"
         assert same
