@@ -74,6 +74,12 @@ class ModelConfig:
     router_aux_loss: float = setting(
         1e-3, "coefficient of the global-batch load-balancing loss", at_least=0
     )
+    router_balance: str = setting(
+        "last_step",
+        "the experts' shares that this loss takes: of the step before, or, by one more forward "
+        "pass, of the same batch",
+        choices=("last_step", "this_batch"),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ only here.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
@@ -75,6 +77,18 @@ class Qwen3(GPTModel):
             logits, labels.transpose(0, 1), self.pg_collection.tp
         )
         return log_probs_2SB.transpose(1, 2)
+
+
+@contextmanager
+def last_position_only(models: list[Qwen3]) -> Iterator[None]:
+    """Models that, without labels, compute the logits of the last position alone."""
+    for model in models:
+        model.last_position_only = True
+    try:
+        yield
+    finally:
+        for model in models:
+            model.last_position_only = False
 
 
 def build(config: Config, layout: Layout) -> list[Qwen3]:

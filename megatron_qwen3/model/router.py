@@ -6,11 +6,16 @@ router probability of e over the global batch (arXiv 2501.11873: balance over th
 the micro-batch, lets experts specialise).
 
 megatron-core's form of it counts f_e over the micro-batches seen so far and scales the gradient by
-1/DP twice, so that its gradient depends on the layout. Here f_e is that of the whole *previous*
-step, known before the first micro-batch, and P_e is normalised by the positions of the whole
-step: every micro-batch adds its exact share of one gradient, whatever the layout, accumulation
-or recomputation. The first step, with no counts yet, takes f_e uniform. One small all-reduce per
-step replaces one per layer and micro-batch.
+1/DP twice, so that its gradient depends on the layout. Here f_e is known before the first
+micro-batch, and P_e is normalised by the positions of the whole step: every micro-batch adds its
+exact share of one gradient, whatever the layout, accumulation or recomputation. One small
+all-reduce per step replaces one per layer and micro-batch. model.router_balance says which f_e:
+
+- "last_step": of the whole step before, which costs nothing; the first step, with no counts yet,
+  takes it uniform. The gradient is near the exact one where batches are alike, and points elsewhere
+  where each is of another domain.
+- "this_batch": of the very batch, counted with the same weights in a forward pass without gradients
+  before the step: the loss of arXiv 2501.11873 to the letter.
 
 Legend: T tokens of this rank, E experts, K experts per token, H hidden.
 """
@@ -38,7 +43,11 @@ class _AddToLoss(torch.autograd.Function):
 
 
 class Router(MegatronModule):
-    """Chooses K of E experts per token; call `begin_step` and `end_step` around a step."""
+    """Chooses K of E experts per token.
+
+    Around a step stand `begin_step` and `end_step`; before it, where the shares are to be those of
+    its own batch, `begin_counting` and a pass in evaluation mode.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -50,14 +59,25 @@ class Router(MegatronModule):
         self.weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         uniform = torch.full((self.num_experts,), 1 / self.num_experts, device=device)
-        self.register_buffer("expert_share", uniform)  # f_e of the last step
+        self.register_buffer("expert_share", uniform)  # of the choices of the last step
+        self.register_buffer("step_share", uniform.clone(), False)  # f_e of the running step
         # This rank's choices and probabilities per expert in the running step.
         self.register_buffer("sums", torch.zeros(2, self.num_experts, device=device), False)
-        self.step_positions = 1.0
+        self.step_positions, self.counting = 1.0, False
 
-    def begin_step(self, positions: float) -> None:
-        """`positions`: those of the whole global batch, without padding."""
-        self.step_positions = positions
+    def begin_counting(self) -> None:
+        """Until the step begins, passes in evaluation mode count choices."""
+        self.counting = True
+        self.sums.zero_()
+
+    def begin_step(self, positions: float, counts_E: Tensor | None = None) -> None:
+        """`positions`: those of the whole global batch, without padding.
+
+        `counts_E`: choices that the loss takes f_e from; None is the share of the last step.
+        """
+        self.step_positions, self.counting = positions, False
+        share_E = self.expert_share if counts_E is None else counts_E / counts_E.sum()
+        self.step_share.copy_(share_E)
         self.sums.zero_()
 
     def end_step(self, sums_2E: Tensor) -> None:
@@ -74,6 +94,8 @@ class Router(MegatronModule):
         all_probs_TE = logits_TE.softmax(-1)
         chosen_TK, experts_TK = all_probs_TE.topk(self.experts_per_token, dim=-1)
         probs_TK = chosen_TK / chosen_TK.sum(-1, keepdim=True)
+        if self.counting and not self.training:
+            self._count(experts_TK, valid_T)
         # Recomputed layers run once without gradients; only the run with them counts.
         if self.training and torch.is_grad_enabled():
             probs_TK = self._balance(probs_TK, all_probs_TE, experts_TK, valid_T)
@@ -82,14 +104,14 @@ class Router(MegatronModule):
     def _balance(
         self, probs_TK: Tensor, all_probs_TE: Tensor, experts_TK: Tensor, valid_T: Tensor | None
     ) -> Tensor:
-        if valid_T is not None:  # padding may even be NaN
+        if valid_T is not None:
             all_probs_TE = all_probs_TE.where(valid_T[:, None], 0.0)
         prob_sum_E = all_probs_TE.sum(0)
         with torch.no_grad():
             self._count(experts_TK, valid_T)
             self.sums[1] += prob_sum_E
         share_of_mean_E = prob_sum_E / self.step_positions
-        loss = self.num_experts * (self.expert_share * share_of_mean_E).sum()
+        loss = self.num_experts * (self.step_share * share_of_mean_E).sum()
         return _AddToLoss.apply(probs_TK, self.coefficient * loss)
 
     def _count(self, experts_TK: Tensor, valid_T: Tensor | None) -> None:
@@ -103,19 +125,28 @@ class Router(MegatronModule):
         self.sums[0].scatter_add_(0, experts_TK.flatten(), ones_TK.flatten())
 
 
-def balance_metrics(sums_L2E: Tensor, positions: float) -> dict[str, float]:
-    """What the summed `Router.sums` of L layers say about one step.
+def balance_metrics(
+    sums_L2E: Tensor, positions: float, last_share_LE: Tensor | None
+) -> dict[str, float]:
+    """What the summed `Router.sums` of L layers say about one step of `positions` positions.
 
-    aux_loss: mean over layers of E · Σ f_e P_e of this very step (1 = balanced);
+    aux_loss: mean over layers of E · Σ f_e P_e, f_e of this very batch (1 = balanced);
+    aux_loss_last_step: the same with f_e of the step before, `last_share_LE`, where it is that
+    which was trained; None where it was aux_loss;
     expert_balance: mean over layers of the busiest expert's load over the mean load (1 = even);
     idle_experts: share of experts without a token.
     """
     counts_LE, prob_sums_LE = sums_L2E[:, 0], sums_L2E[:, 1]
     share_LE = counts_LE / counts_LE.sum(-1, keepdim=True)
     num_experts = counts_LE.shape[-1]
-    aux_L = num_experts * (share_LE * prob_sums_LE / positions).sum(-1)
+    shares = {"aux_loss": share_LE}
+    if last_share_LE is not None:
+        shares["aux_loss_last_step"] = last_share_LE
+    mean_prob_LE = prob_sums_LE / positions
     return {
-        "aux_loss": aux_L.mean().item(),
+        name: num_experts * (f_LE * mean_prob_LE).sum(-1).mean().item()
+        for name, f_LE in shares.items()
+    } | {
         "expert_balance": (share_LE.max(-1).values * num_experts).mean().item(),
         "idle_experts": (counts_LE == 0).float().mean().item(),
     }

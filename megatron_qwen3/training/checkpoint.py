@@ -25,7 +25,7 @@ __all__ = ["check_intact", "check_same_model", "check_same_precision", "checkpoi
 __all__ += ["load", "load_weights", "newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
-_FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss")
+_FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss", "router_balance")
 
 
 def check_same_model(config: Config, checkpoint: Path) -> None:

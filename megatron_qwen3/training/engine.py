@@ -28,7 +28,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.model.build import build
+from megatron_qwen3.model.build import build, last_position_only
 from megatron_qwen3.model.router import Router, balance_metrics
 from megatron_qwen3.parallel import shortcuts
 from megatron_qwen3.parallel.layout import Layout
@@ -107,11 +107,10 @@ class Engine:
         total_weight, positions = self._sum_over_data(batch.size).tolist()
         if not total_weight:
             raise BadBatch("no position of the global batch has a weight in the loss")
+        self._begin_routing(batch, positions)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        for router in self.routers:
-            router.begin_step(positions)
         forward = functools.partial(self._training_forward, loss=loss, total_weight=total_weight)
         micro_losses = self._run_schedule(forward, batch, forward_only=False)
         metrics = {"loss": self._loss_of_step(micro_losses, rows, batch.rows)}
@@ -130,17 +129,22 @@ class Engine:
         """
         rows = batch.rows
         padded = self._filled(batch).to(self.device)
-        for model in self.models:
-            model.eval()
-        micro = self._run_schedule(self._scoring_forward, padded, forward_only=True)
-        for model in self.models:
-            model.train()
+        micro = self._evaluate(self._scoring_forward, padded)
         log_prob_BS = torch.empty(padded.tokens_BS.shape, device=self.device)
         if micro:
             log_prob_BS = torch.cat(micro)
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(log_prob_BS, last, group=parallel_state.get_pipeline_model_parallel_group())
         return log_prob_BS[:rows]
+
+    def _evaluate(self, forward: Any, batch: TokenBatch) -> list[Any]:
+        """What `forward` reports of micro-batches, on the last stage; without gradients."""
+        for model in self.models:
+            model.eval()
+        reports = self._run_schedule(forward, batch, forward_only=True)
+        for model in self.models:
+            model.train()
+        return reports
 
     def _with_gradients(self, model: torch.nn.Module, index: int) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(
@@ -207,6 +211,13 @@ class Engine:
 
         return _model_output(chunk, next(micro_batches)), report
 
+    def _counting_forward(
+        self, micro_batches: Iterator[TokenBatch], chunk: Any
+    ) -> tuple[Tensor, Any]:
+        """Without labels: there is nothing to report, the routers count."""
+        output = _model_output(chunk, next(micro_batches), with_labels=False)
+        return output, lambda logits: (logits.sum(), _ONE, None)
+
     def _loss_of_step(self, micro_losses: list[Tensor], rows: int, filled_rows: int) -> float:
         """The loss of the global batch, on every rank; NonFiniteLoss names where it is not."""
         count = filled_rows // self.config.train.micro_batch
@@ -221,23 +232,55 @@ class Engine:
             raise NonFiniteLoss(_where_not_finite(losses_DM, rows, size))
         return losses_DM.sum().item()
 
+    def _begin_routing(self, batch: TokenBatch, positions: float) -> None:
+        """Tell the routers of which shares of experts the balance loss is: see model/router.py."""
+        model = self.config.model
+        if not model.num_experts:
+            return
+        counts_LE = None
+        if model.router_balance == "this_batch" and model.router_aux_loss:
+            counts_LE = self._count_choices(batch)
+        for layer, router in self._numbered_routers():
+            router.begin_step(positions, None if counts_LE is None else counts_LE[layer])
+
+    @torch.no_grad()
+    def _count_choices(self, batch: TokenBatch) -> Tensor:
+        """[L, E]: how often each expert is chosen in the global batch, by the weights as they are.
+
+        A forward pass; it computes no logits to speak of.
+        """
+        for router in self.routers:
+            router.begin_counting()
+        with last_position_only(self.models):
+            self._evaluate(self._counting_forward, batch)
+        return self._routing_of_all_ranks()[:, 0]
+
     def _end_routing(self, positions: float) -> dict[str, float]:
         """Add up the routing of the step, for the routers and for the metrics of all layers."""
         if not self.config.model.num_experts:
             return {}
-        sums_L2E = torch.zeros(
-            self.config.model.num_layers, 2, self.config.model.num_experts, device=self.device
-        )
+        routing_L3E = self._routing_of_all_ranks()
+        sums_L2E, share_LE = routing_L3E[:, :2], routing_L3E[:, 2]
+        for layer, router in self._numbered_routers():
+            router.end_step(sums_L2E[layer])
+        of_last_step = self.config.model.router_balance == "last_step"
+        return balance_metrics(sums_L2E, positions, share_LE if of_last_step else None)
+
+    def _routing_of_all_ranks(self) -> Tensor:
+        """[L, 3, E]: each layer's choices and probabilities, added up, and its `step_share`."""
+        model = self.config.model
+        routing_L3E = torch.zeros(model.num_layers, 3, model.num_experts, device=self.device)
+        sums_L2E = routing_L3E.new_zeros(model.num_layers, 2, model.num_experts)
         for layer, router in self._numbered_routers():
             sums_L2E[layer] = router.sums
+            routing_L3E[layer, 2] = router.step_share
         group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
         if not self.models[0].config.sequence_parallel:
             group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         dist.all_reduce(sums_L2E, group=group)
-        dist.all_reduce(sums_L2E, group=parallel_state.get_pipeline_model_parallel_group())
-        for layer, router in self._numbered_routers():
-            router.end_step(sums_L2E[layer])
-        return balance_metrics(sums_L2E, positions)
+        routing_L3E[:, :2] = sums_L2E
+        dist.all_reduce(routing_L3E, group=parallel_state.get_pipeline_model_parallel_group())
+        return routing_L3E
 
     def _numbered_routers(self) -> Iterator[tuple[int, Router]]:
         for model in self.models:
@@ -260,12 +303,12 @@ def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any
     finalize_model_grads(models, None, **kwargs)
 
 
-def _model_output(chunk: Any, micro: TokenBatch) -> Tensor:
+def _model_output(chunk: Any, micro: TokenBatch, with_labels: bool = True) -> Tensor:
     return chunk(
         micro.tokens_BS,
         position_ids=micro.positions_BS,
         attention_mask=None,
-        labels=micro.labels_BS,
+        labels=micro.labels_BS if with_labels else None,
         valid_BS=micro.valid_BS,
     )
 

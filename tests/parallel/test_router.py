@@ -65,18 +65,26 @@ def no_loss(outputs, batch):
 
 
 def balance_only(*settings):
-    """Gradients of a second step whose loss is the balance loss alone, and the share it is for."""
-    config = load([], [*SETTINGS, *settings])
-    engine = Engine(config, start(config))
-    random = torch.Generator().manual_seed(5)
-    tokens_BS = torch.randint(0, 512, (8, 32), generator=random)
-    mine_BS = tokens_BS.chunk(engine.layout.data)[engine.data_rank]
-    for rate in (0.0, 1e-4):  # the first step only counts
-        engine.train_step(TokenBatch.of(mine_BS, mine_BS), no_loss, rate)
-    return {
-        "gradients": local_shards(engine.models, lambda p: getattr(p, "main_grad", None)),
-        "share": engine.routers[0].expert_share,
-    }
+    """By model.router_balance: what two steps of the balance loss alone report and leave.
+
+    The batches are of two domains, as it were: no token is in both.
+    """
+    layout, results = None, {}
+    for balance in ("last_step", "this_batch"):
+        config = load([], [*SETTINGS, *settings, f"model.router_balance={balance}"])
+        layout = layout or start(config)
+        engine = Engine(config, layout)
+        for first_token in (0, 400):
+            random = torch.Generator().manual_seed(5)
+            tokens_BS = first_token + torch.randint(0, 100, (8, 32), generator=random)
+            mine_BS = tokens_BS.chunk(layout.data)[engine.data_rank]
+            metrics = engine.train_step(TokenBatch.of(mine_BS, mine_BS), no_loss, 1e-4)
+        results[balance] = {
+            "gradients": local_shards(engine.models, lambda p: getattr(p, "main_grad", None)),
+            "metrics": metrics,
+            "share": engine.routers[0].expert_share,
+        }
+    return results
 
 
 @functools.cache
@@ -90,17 +98,23 @@ LAYOUTS = {
     "ep2": (2, ("parallel.expert=2",)),
     "tp2-dp2": (4, ("parallel.tensor=2",)),
     "pp2-recompute": (2, ("parallel.pipeline=2", "parallel.recompute=full")),
+    "pp2-vpp2": (2, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_balance_gradient_does_not_depend_on_ranks_or_micro_batches(layout):
     ranks, settings = LAYOUTS[layout]
-    expected = one_rank_one_micro_batch()
-    assert expected["share"].std() > 1e-3
     results = run_ranks(balance_only, ranks, "train.micro_batch=1", *settings)
-    gradients = assemble([result["gradients"] for result in results])
-    relative, name = difference(gradients, assemble([expected["gradients"]]))
-    assert relative < 1e-5, name
-    router = next(tensor for name, tensor in gradients.items() if name.endswith("router.weight"))
-    assert router.norm() > 1e-4
+    for balance, expected in one_rank_one_micro_batch().items():
+        assert expected["share"].std() > 1e-3
+        of_ranks = [result[balance] for result in results]
+        for run in of_ranks:
+            assert run["metrics"] == pytest.approx(expected["metrics"], rel=2e-6)
+        gradients = assemble([run["gradients"] for run in of_ranks])
+        relative, name = difference(gradients, assemble([expected["gradients"]]))
+        assert relative < 1e-5, (balance, name)
+        router = next(
+            tensor for name, tensor in gradients.items() if name.endswith("router.weight")
+        )
+        assert router.norm() > 1e-4
