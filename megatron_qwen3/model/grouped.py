@@ -129,13 +129,19 @@ class _Experts(Function):
         grad = grad.contiguous()
         activated = ops.swiglu_value(gate_up)
         grad_scaled = _product(grad, weight2, ctx.groups)
-        grad_probs = torch.linalg.vecdot(grad_scaled, activated).to(probs.dtype)
+        grad_probs = _dot(grad_scaled, activated).to(probs.dtype)
         activated.mul_(probs[:, None])
         grad_weight2 = _weight_gradient(grad, activated, weight2, ctx)
         grad_gate_up = ops.swiglu_gradient(gate_up, grad_scaled.mul_(probs[:, None]))
         grad_weight1 = _weight_gradient(grad_gate_up, rows, weight1, ctx)
         grad_rows = _product(grad_gate_up, weight1, ctx.groups)
         return grad_rows, grad_probs, None, grad_weight1, grad_weight2, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of rows, in float32 at least: they are the router's gradient."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return torch.linalg.vecdot(a.to(dtype), b.to(dtype))
 
 
 def _groups(rows: Tensor, counts: Tensor) -> Tensor | list[int]:

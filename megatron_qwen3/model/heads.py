@@ -34,7 +34,7 @@ def query_key_value(
         q, k = ops.rms_norm(q, q_weight, eps).flatten(2, 3), ops.rms_norm(k, k_weight, eps)
         return *ops.rope(q, k.squeeze(3), cos, sin), v.squeeze(3)
     weight = torch.stack([q_weight] * (qkv.shape[3] - 2) + [k_weight])
-    cos, sin = (table.to(qkv.dtype)[:, :, None] for table in (cos, sin))
+    cos, sin = cos[:, :, None], sin[:, :, None]
     if torch.is_grad_enabled():
         return _Heads.apply(qkv, weight, cos, sin, eps)
     return _heads(qkv, weight, cos, sin, eps)[0]

@@ -36,11 +36,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate the half-split pairs (i, i + D/2) of q [S, B, N, D] and k [S, B, G, D].
 
-    cos and sin are [S, 1 or B, 1, D] with equal halves (arXiv 2104.09864, eq. 34, Qwen3's pairs);
-    they are rounded to q's dtype first, as transformers does. The results lie in memory as
-    [B, N, S, D]: attention kernels then read one head's positions next to each other.
+    cos and sin are [S, 1 or B, 1, D] with equal halves (arXiv 2104.09864, eq. 34, Qwen3's pairs).
+    The rotation is in float32 and its result rounded to q's dtype once; transformers rounds the
+    tables and each product. The results lie in memory as [B, N, S, D]: attention kernels then read
+    one head's positions next to each other.
     """
-    cos, sin = cos.to(q.dtype), sin.to(q.dtype)
     rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated_by_head
     return rotate(q, cos, sin), rotate(k, cos, sin)
 
@@ -182,9 +182,13 @@ def _rotated_by_head(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
+    """Writes x, turned by `direction` times the angle, to `out`, rounded to its dtype once."""
+    wide = _wide(x)
+    turned = out if out.dtype == wide.dtype else torch.empty_like(out, dtype=wide.dtype)
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
+    first, second = wide.chunk(2, dim=-1)
     sin = sin[..., : first.shape[-1]]
-    left, right = torch.mul(x, cos, out=out).chunk(2, dim=-1)
+    left, right = torch.mul(wide, cos, out=turned).chunk(2, dim=-1)
     left.addcmul_(second, sin, value=-direction)
     right.addcmul_(first, sin, value=direction)
-    return out
+    return out if turned is out else out.copy_(turned)

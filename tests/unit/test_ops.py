@@ -224,6 +224,56 @@ def test_bfloat16_results_are_the_float32_ones_rounded():
     torch.testing.assert_close(inside, wide.bfloat16(), rtol=0, atol=0)
 
 
+def test_bfloat16_is_rotated_as_float32_and_rounded_once_forward_and_backward():
+    q, k = (randn(S, B, n, D, dtype=torch.bfloat16) for n in (N, G))
+    wide = [x.detach().float().requires_grad_() for x in (q, k)]
+    cos_sin = tables(torch.float32)
+    inside, outside = ops.rope(q, k, *cos_sin), [plain_rope(x, *cos_sin) for x in wide]
+    grads = [torch.randn(x.shape, dtype=torch.bfloat16) for x in (q, k)]
+    inside += torch.autograd.grad(inside, (q, k), grads)
+    outside += torch.autograd.grad(outside, wide, [grad.float() for grad in grads])
+    for got, expected in zip(inside, outside, strict=True):
+        # A rounding of float32 may tip one of bfloat16 over: by one unit in the last place.
+        torch.testing.assert_close(got, expected.bfloat16(), rtol=2**-7, atol=0)
+        assert (got == expected.bfloat16()).float().mean() > 0.99
+
+
+def test_heads_of_bf16_are_normed_and_rotated_with_one_rounding_each():
+    inputs = [randn(*shape, dtype=torch.bfloat16) for shape in ((S, B, G, 4, D), (D,), (D,))]
+    qkv, *weights = (x.detach().float() for x in inputs)
+    cos_sin = tables(torch.float32)
+    for got, slots, weight in zip(
+        heads.query_key_value(*inputs, *cos_sin, eps=1e-6)[:2],
+        (slice(0, 2), slice(2, 3)),
+        weights,
+        strict=True,
+    ):
+        normed = plain_norm(qkv[..., slots, :], weight).flatten(2, 3).bfloat16().float()
+        expected = plain_rope(normed, *cos_sin).bfloat16()
+        assert (got == expected).float().mean() > 0.99
+        torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-8)
+
+
+def test_the_gradient_of_a_probability_is_summed_in_float32_where_experts_are_bfloat16():
+    """Of small whole numbers, which bfloat16 holds; what they add up to needs more digits."""
+    rows, width, hidden = 6, 64, 8
+    integers = lambda most, *shape: torch.randint(-most, most + 1, shape).float()  # noqa: E731
+    up, down, grad = (
+        integers(100, width, hidden),
+        integers(2, hidden, width),
+        integers(3, rows, hidden),
+    )
+    weight1 = torch.cat([torch.full((width, hidden), 64.0), up])[None]  # silu(64) is 64
+    picked = torch.eye(hidden)[torch.arange(rows) % hidden]
+    probs = torch.ones(rows, requires_grad=True)
+    counts, low = torch.tensor([rows]), torch.bfloat16
+    output = grouped.experts(picked.to(low), probs, counts, weight1.to(low), down[None].to(low))
+    output.backward(grad.to(low))
+    expected = ((grad @ down) * 64 * (picked @ up.t())).sum(1)
+    assert (expected != expected.bfloat16()).any()
+    assert torch.equal(probs.grad, expected)
+
+
 @pytest.mark.parametrize("name", ["swiglu", "rope", "attention", "experts"])
 def test_bfloat16_agrees_with_float32_to_its_precision(name):
     b = torch.bfloat16
