@@ -216,7 +216,7 @@ class Engine:
     ) -> tuple[Tensor, Any]:
         """Without labels: there is nothing to report, the routers count."""
         output = _model_output(chunk, next(micro_batches), with_labels=False)
-        return output, lambda logits: (logits.sum(), _ONE, None)
+        return output, lambda logits: (logits.sum(), self.one, None)
 
     def _loss_of_step(self, micro_losses: list[Tensor], rows: int, filled_rows: int) -> float:
         """The loss of the global batch, on every rank; NonFiniteLoss names where it is not."""

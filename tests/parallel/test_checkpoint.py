@@ -184,4 +184,5 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     wider = settings(tmp_path, "tiny-dense", "one", "model.ffn_hidden_size=256")
     with pytest.raises(ConfigError, match=r"model.ffn_hidden_size = 256.*saved with 192"):
         checkpoint.check_same_model(wider, path)
-    checkpoint.check_same_model(settings(tmp_path, "tiny-dense", "one", "model.rope_theta=5"), path)
+    for free in ("model.rope_theta=5", "model.router_balance=this_batch"):
+        checkpoint.check_same_model(settings(tmp_path, "tiny-dense", "one", free), path)

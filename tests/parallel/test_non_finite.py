@@ -48,7 +48,7 @@ def weights(engine):
 
 LAYOUTS = {
     "one-rank": (1, (), 0, 5, "5 to 5"),
-    "one-rank-not-full": (1, ("train.micro_batch=5",), 0, 1, "5 to 7"),
+    "one-rank-not-full": (1, ("train.micro_batch=5", "train.global_batch=10"), 0, 1, "5 to 7"),
     "dp2-pp2": (4, ("parallel.pipeline=2",), 1, 1, "5 to 5"),
     "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2"), 0, 5, "5 to 5"),
     "dp2-unsharded": (2, ("optim.distributed=false",), 1, 1, "5 to 5"),
