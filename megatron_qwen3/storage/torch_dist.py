@@ -101,9 +101,12 @@ class ChunkFile:
 
     def add_object(self, key: str, value: Any) -> None:
         """Store plain data by torch.save."""
-        buffer, start = io.BytesIO(), self.seal.bytes
-        torch.save(value, buffer)
-        self._write(buffer.getbuffer())
+        self.add_packed(key, packed(value))
+
+    def add_packed(self, key: str, data: bytes) -> None:
+        """Store what `packed` made of an object."""
+        start = self.seal.bytes
+        self._write(memoryview(data))
         self.rows.append(Row(key, self.name, start, self.seal.bytes - start))
 
     def _write(self, data: memoryview) -> None:
@@ -129,6 +132,13 @@ class ChunkFile:
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
+
+
+def packed(value: Any) -> bytes:
+    """Plain data as torch.save writes it: what it is now, whatever becomes of it."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def finish(folder: Path, rows: Iterable[Row]) -> list[str]:

@@ -51,7 +51,7 @@ class Saver:
         self.engine, self.config = engine, config
         self.state = IDLE
         self._parts: list[shards.Part] = []
-        self._objects: dict[str, list[object]] = {}
+        self._objects: dict[str, bytes] = {}
         self._copies: list[Tensor] = []
         self._thread: threading.Thread | None = None
         self._all_written = threading.Event()
@@ -62,7 +62,9 @@ class Saver:
         """Begin to save the state that the engine has now. Nothing else may be under way."""
         assert self.state == IDLE, "one save at a time"
         if not self._parts:
-            self._parts, self._objects = shards.owned(self.engine)
+            self._parts = shards.owned(self.engine)
+        # What a module calls its extra state, FP8's scales for one, is made anew at each asking.
+        self._objects = {k: torch_dist.packed(v) for k, v in shards.objects(self.engine).items()}
         tensors = [part.tensor for part in self._parts]
         if self.config.checkpoint.asynchronous:
             tensors = self._copy(tensors)
@@ -140,8 +142,8 @@ class Saver:
         with torch_dist.ChunkFile(partial / f"__{rank}_0.distcp") as file:
             for part, tensor in zip(self._parts, tensors, strict=True):
                 file.add_tensor(part.place, tensor.detach().cpu().contiguous())
-            for key, value in self._objects.items():
-                file.add_object(key, value)
+            for key, data in self._objects.items():
+                file.add_packed(key, data)
         text = json.dumps({"seal": file.seal, "rows": file.rows})
         write_durably(partial / _rows_file(rank), text)
 

@@ -1,6 +1,7 @@
 """What this rank saves of model and optimizer, as parts of the checkpoint's tensors.
 
     for part in owned(engine): ...                     # part.place, part.tensor: to be written
+    for key, value in objects(engine).items(): ...     # extra state, made anew at each call
     template = optimizer_template(engine)              # megatron-core reads into these in place
 
 The distributed optimizer (ZeRO-1) keeps a range of each flattened parameter. megatron-core writes
@@ -51,23 +52,31 @@ def weights(engine: Engine) -> dict[str, Any]:
     }
 
 
-def owned(engine: Engine) -> tuple[list[Part], dict[str, Any]]:
-    """(parts, objects by key) that this rank saves: each part of the checkpoint has one owner."""
+def owned(engine: Engine) -> list[Part]:
+    """The parts that this rank saves: each part of the checkpoint has one owner."""
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     sharded = engine.config.optim.distributed
     parts: list[Part] = []
-    objects: dict[str, Any] = {}
     for entry in chain.from_iterable(chunk.values() for chunk in weights(engine).values()):
         if isinstance(entry, ShardedObject):
-            if is_main_replica(entry.replica_id):
-                objects[entry.unique_key] = [entry.data]
-        elif entry.data.requires_grad and sharded:
+            continue
+        if entry.data.requires_grad and sharded:
             if state := states.get(id(entry.data)):
                 parts += [p for p in _parts_of_range(entry, state) if not any(p.replica[:2])]
         else:
             state = states.get(id(entry.data)) or optim.OwnedState(entry.data, 0, {})
             parts += [p for p in _parts_of_range(entry, state) if is_main_replica(p.replica)]
-    return list(chain.from_iterable(map(_split, parts))), objects
+    return list(chain.from_iterable(map(_split, parts)))
+
+
+def objects(engine: Engine) -> dict[str, list[object]]:
+    """By key, the modules' extra state that this rank saves, as it is now."""
+    entries = chain.from_iterable(chunk.values() for chunk in weights(engine).values())
+    return {
+        entry.unique_key: [entry.data]
+        for entry in entries
+        if isinstance(entry, ShardedObject) and is_main_replica(entry.replica_id)
+    }
 
 
 def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:

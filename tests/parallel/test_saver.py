@@ -165,3 +165,39 @@ def test_optimizer_state_is_written_once_and_by_the_rank_that_owns_it(tmp_path):
     run_ranks(saved_at, 1, one, 1)
     alone = (checkpoint.checkpoints(one.run_dir)[0] / "__0_0.distcp").stat().st_size
     assert sum(sizes) < 1.1 * alone
+
+
+def extra_state_at_each_save(config):
+    """A module's extra state as it was when a save began, and as the checkpoints of steps have it.
+
+    It is changed in place while it is written, as the scales of FP8 are by the next step.
+    """
+    engine = Engine(config, start(config))
+    linear = engine.models[0].decoder.layers[0].self_attention.linear_qkv
+    scale = torch.zeros(1)
+    linear.get_extra_state = lambda: {"scale": scale}
+    background, began = Saver(engine, config), threading.Event()
+    write = background._write
+
+    def late(*args):
+        began.wait()
+        write(*args)
+
+    background._write = late
+    for step in (1, 2):
+        began.clear()
+        scale.fill_(step)
+        background.start(Progress(step))
+        scale.fill_(-1)
+        began.set()
+        background.wait()
+    linear.set_extra_state = lambda state: found.append(float(state["scale"]))
+    found = []
+    for saved in checkpoint.checkpoints(config.run_dir):
+        checkpoint.load_weights(engine, saved)
+    return found
+
+
+def test_extra_state_is_that_of_the_moment_of_each_save(tmp_path):
+    config = settings(tmp_path, "tiny-dense", "one")
+    assert run_ranks(extra_state_at_each_save, 1, config) == [[1.0, 2.0]]
