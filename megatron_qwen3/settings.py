@@ -44,6 +44,9 @@ class RunConfig:
     device: str = setting(
         "auto", "auto takes cuda where there is a GPU", choices=("auto", "cpu", "cuda")
     )
+    deterministic: bool = setting(
+        False, "repeated on the same GPUs, a run has the same bits; slower. A CPU's has them anyway"
+    )
     memory_check: str = setting(
         "warn", "a run that will not fit into memory", choices=("warn", "refuse", "off")
     )

@@ -148,6 +148,7 @@ def transformer_config(config: Config, layout: Layout) -> TransformerConfig:
             pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
             perform_initialization=False,
             use_cpu_initialization=cpu.REDIRECTED,
+            deterministic_mode=config.run.deterministic,
             gradient_accumulation_fusion=False,  # the engine turns it on where it can be had
             # The engine normalises the loss itself; gradients are summed over ranks, not averaged.
             calculate_per_token_loss=True,

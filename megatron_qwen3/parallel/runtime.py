@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from megatron_qwen3 import validate
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.parallel import cpu
+from megatron_qwen3.parallel import cpu, determinism
 from megatron_qwen3.parallel.allocator import keep_freed_memory
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner.launch_check import Device
@@ -35,6 +35,7 @@ def check(config: Config) -> Layout:
     """The layout of the run; ConfigError where this machine or the world size does not fit it."""
     if config.run.device == "cuda" and cpu.REDIRECTED:
         raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
+    determinism.check(config)
     if not cpu.REDIRECTED:
         _check_gpu(config)
     return Layout.of(config, world_size())
@@ -81,6 +82,7 @@ def _ram_bytes() -> float:
 def start(config: Config) -> Layout:
     """Join the run: check it, set the device, build megatron-core's process groups."""
     layout = check(config)
+    determinism.begin(config)
     _join(patience(config))
     build_groups(config, layout)
     return layout

@@ -5,6 +5,7 @@ A stage is a TOML file, not a class: stage 2 is this loop with stage 1's weights
 """
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from megatron_qwen3.training.keeper import Keeper
 from megatron_qwen3.training.metrics import RunLog, check_packages
 from megatron_qwen3.training.optim import described, learning_rate
 from megatron_qwen3.training.progress import Progress, steps_of
+from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.stop import StopRequest
 
 
@@ -82,6 +84,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     with (
         RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log,
         Keeper(engine, config, log, request, saved_step=step) as keeper,
+        Reader(partial(_batch, mixture, config, engine), config.steps, engine.device) as reader,
     ):
         log.note(origin)
         log.note(f"optimizer: {described(engine.optimizer)}")
@@ -89,7 +92,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
             log.note(line)
         while (step := guard.next_step(step)) < config.steps and not stop:
             began = time.perf_counter()
-            batch = _batch(mixture, config, engine, step)
+            batch = reader.batch(step, then=guard.next_step(step + 1))
             rate = learning_rate(config, step)
             runtime.seed(config.run.seed + step)
             try:

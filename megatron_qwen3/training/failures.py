@@ -9,6 +9,7 @@ import socket
 from megatron_qwen3.config import Config
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
 _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
 
 
@@ -21,6 +22,9 @@ def explain(error: BaseException, config: Config) -> str:
         return f"{rank} is out of memory ({first}); what helps, in this order:\n{_less(config)}"
     if any(words in text.lower() for words in _PEER_GONE):
         return f"{rank} lost another rank, which died or was stopped: see what that one said"
+    if _NOT_DETERMINISTIC in text:
+        first = next(iter(text.splitlines()))
+        return f"{rank} cannot keep run.deterministic = true ({first}); without it the run goes on"
     return ""
 
 

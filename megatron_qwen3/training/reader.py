@@ -1,0 +1,58 @@
+"""Batches read ahead: while a step is computed, a thread reads the batch of the step after it.
+
+    with Reader(read, steps=500, device=engine.device) as reader:
+        batch = reader.batch(step, then=next_step)
+
+`read(step)` must say the same of a step whenever it is asked; what it raises is raised when its
+step's turn comes, and not at all where that never does. For a GPU batches lie in pinned memory,
+from which `TokenBatch.to` copies without a wait.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from megatron_qwen3.training.batch import TokenBatch
+
+
+class Reader:
+    """Reads for steps below `steps`, one batch at a time, in a thread that ends with the block."""
+
+    def __init__(self, read: Callable[[int], TokenBatch], steps: int, device: torch.device) -> None:
+        self._read, self._steps, self._device = read, steps, device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._ahead: tuple[int, Future[TokenBatch]] | None = None
+
+    def batch(self, step: int, then: int) -> TokenBatch:
+        """The batch of `step`; that of step `then` begins to be read.
+
+        It need not be the step that `then` said before: a step may have been left out since.
+        """
+        ahead, self._ahead = self._ahead, None
+        is_read = ahead is not None and ahead[0] == step
+        future = ahead[1] if ahead and is_read else self._thread.submit(self._read_here, step)
+        batch = future.result()
+        if then < self._steps:
+            self._ahead = then, self._thread.submit(self._read_here, then)
+        return batch
+
+    def _read_here(self, step: int) -> TokenBatch:
+        batch = self._read(step)
+        if self._device.type != "cuda":
+            return batch
+        torch.cuda.set_device(self._device)  # a thread begins on GPU 0, and pinning asks a GPU
+        return batch.pinned()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
