@@ -140,6 +140,9 @@ def _join(timeout: timedelta) -> None:
         torch.cuda.set_device(device)
         # With a device NCCL connects now, all groups share its connections, and no barrier guesses.
         options |= {"backend": "nccl", "device_id": device}
+        # A second watchdog of NCCL's, which ends processes by itself.
+        seconds = str(int(timeout.total_seconds()))
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
     if "RANK" in os.environ:
         store, rank, ranks = next(dist.rendezvous("env://"))
         dist.init_process_group(store=_of_attempt(store), rank=rank, world_size=ranks, **options)

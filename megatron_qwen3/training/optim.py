@@ -178,7 +178,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
     """
     squares: dict[Any, Tensor] = {}
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        group, grads = part.get_grad_stats_parallel_group(), part.get_main_grads_for_grad_norm()
+        group, grads = part.get_grad_stats_parallel_group(), _counted_gradients(part)
         square = torch.zeros((), device=torch.cuda.current_device())
         if grads:
             square = torch.stack(torch._foreach_norm(grads)).square().sum()
@@ -186,6 +186,14 @@ def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
     for group, square in squares.items():
         dist.all_reduce(square, group=group)
     return torch.stack(list(squares.values())).sum().sqrt()
+
+
+def _counted_gradients(part: MegatronOptimizer) -> list[Tensor]:
+    """Those that the norm counts: what several ranks hold, one of them brings."""
+    new_name = "get_grads_for_grad_norm"  # of later releases than 0.16
+    name = new_name if hasattr(part, new_name) else "get_main_grads_for_grad_norm"
+    gradients: list[Tensor] = getattr(part, name)()
+    return gradients
 
 
 @torch.no_grad()

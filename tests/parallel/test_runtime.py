@@ -1,10 +1,13 @@
 """The process groups of a run."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from megatron_qwen3 import train
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel import runtime
 
@@ -45,3 +48,22 @@ def no_gpu_of_its_own(local_rank):
 def test_a_rank_without_a_gpu_of_its_own_says_so_before_it_joins():
     told, fine = run_ranks(no_gpu_of_its_own, 1, 3)[0], run_ranks(no_gpu_of_its_own, 1, 0)[0]
     assert "4 ranks on " in told and "torch sees 1 GPUs" in told and not fine
+
+
+class Stopped(Exception):
+    """Where a test wants to look."""
+
+
+@pytest.mark.parametrize("tensor, expected", [(1, None), (2, "1")])
+def test_kernels_start_in_order_only_where_tensor_parallelism_overlaps(
+    monkeypatch, tensor, expected
+):
+    def stop(_):
+        raise Stopped
+
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "to be undone")
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    monkeypatch.setattr(runtime, "check", stop)
+    with pytest.raises(Stopped):
+        train.train(load([], [*TINY, f"parallel.tensor={tensor}"]))
+    assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == expected

@@ -155,7 +155,7 @@ def test_a_step_waits_for_its_device_only_where_it_is_stated(monkeypatch):
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_sparse_layers_never_wait(monkeypatch, recompute):
-    asked = step(monkeypatch, "tiny-moe", f"parallel.recompute={recompute}")
+    asked = step(monkeypatch, "tiny-moe", "model.num_layers=1", f"parallel.recompute={recompute}")
     assert asked == STATED | {"a number in balance_metrics": 3}
 
 
