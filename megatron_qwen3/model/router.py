@@ -127,7 +127,7 @@ class Router(MegatronModule):
 
 def balance_metrics(
     sums_L2E: Tensor, positions: float, last_share_LE: Tensor | None
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """What the summed `Router.sums` of L layers say about one step of `positions` positions.
 
     aux_loss: mean over layers of E · Σ f_e P_e, f_e of this very batch (1 = balanced);
@@ -144,9 +144,8 @@ def balance_metrics(
         shares["aux_loss_last_step"] = last_share_LE
     mean_prob_LE = prob_sums_LE / positions
     return {
-        name: num_experts * (f_LE * mean_prob_LE).sum(-1).mean().item()
-        for name, f_LE in shares.items()
+        name: num_experts * (f_LE * mean_prob_LE).sum(-1).mean() for name, f_LE in shares.items()
     } | {
-        "expert_balance": (share_LE.max(-1).values * num_experts).mean().item(),
-        "idle_experts": (counts_LE == 0).float().mean().item(),
+        "expert_balance": (share_LE.max(-1).values * num_experts).mean(),
+        "idle_experts": (counts_LE == 0).float().mean(),
     }

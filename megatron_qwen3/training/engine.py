@@ -35,8 +35,8 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.guard import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.losses import Loss, TokenOutputs
-from megatron_qwen3.training.optim import build_optimizer, update
-from megatron_qwen3.training.watch import ComputeClock
+from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update
+from megatron_qwen3.training.watch import ComputeClock, gpu_memory
 
 
 class NonFiniteLoss(BadBatch):
@@ -95,7 +95,8 @@ class Engine:
         """One optimizer step on this data rank's sequences of the global batch.
 
         The loss is Σ weight · loss(token) / Σ weight over all ranks. Returns the metrics `loss`,
-        `grad_norm` and, for sparse models, those of `router.balance_metrics`, equal on all ranks.
+        `grad_norm`, for sparse models those of `router.balance_metrics` and on GPUs those of
+        `watch.gpu_memory`, equal on all ranks.
         Raises BadBatch, on every rank, before anything is updated, where one of them is above its
         limit or no position is trained, and NonFiniteLoss where it is NaN or infinite. All data
         ranks bring equally many sequences of equal length, one at least; rows that the schedule
@@ -113,13 +114,21 @@ class Engine:
         self.optimizer.zero_grad()
         forward = functools.partial(self._training_forward, loss=loss, total_weight=total_weight)
         micro_losses = self._run_schedule(forward, batch, forward_only=False)
-        metrics = {"loss": self._loss_of_step(micro_losses, rows, batch.rows)}
+        losses_DM = self._losses_of_step(micro_losses, batch.rows)
+        report = {"loss": losses_DM.sum(), "grad_norm": gradient_norm(self.optimizer)}
+        routing_L3E = self._routing_of_all_ranks()
+        metrics = _read(report | self._balance(routing_L3E, positions) | self._memory())
+        if not math.isfinite(metrics["loss"]):
+            size = self.config.train.micro_batch
+            raise NonFiniteLoss(_where_not_finite(losses_DM, rows, size))
         _check_limit("loss", metrics["loss"], limits.loss)
-        norm = update(self.optimizer, rate, self.config.optim.clip_grad, limits.grad_norm)
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(f"the gradient norm is {norm}, the loss finite")
-        _check_limit("gradient norm", norm, limits.grad_norm)
-        return metrics | {"grad_norm": norm} | self._end_routing(positions)
+        if not math.isfinite(metrics["grad_norm"]):
+            raise NonFiniteLoss(f"the gradient norm is {metrics['grad_norm']}, the loss finite")
+        _check_limit("gradient norm", metrics["grad_norm"], limits.grad_norm)
+        update(self.optimizer, rate, self.config.optim.clip_grad, metrics["grad_norm"])
+        for layer, router in self._numbered_routers():
+            router.end_step(routing_L3E[layer, :2])
+        return metrics
 
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> Tensor:
@@ -218,19 +227,27 @@ class Engine:
         output = _model_output(chunk, next(micro_batches), with_labels=False)
         return output, lambda logits: (logits.sum(), self.one, None)
 
-    def _loss_of_step(self, micro_losses: list[Tensor], rows: int, filled_rows: int) -> float:
-        """The loss of the global batch, on every rank; NonFiniteLoss names where it is not."""
+    def _losses_of_step(self, micro_losses: list[Tensor], filled_rows: int) -> Tensor:
+        """What each data rank's micro-batches add to the loss of the global batch, [D, M]."""
         count = filled_rows // self.config.train.micro_batch
-        losses_M = torch.stack(micro_losses) if micro_losses else torch.zeros(count)
-        losses_M = losses_M.to(self.device)
+        losses_M = torch.zeros(count, device=self.device)
+        if micro_losses:
+            losses_M = torch.stack(micro_losses)
         dist.all_reduce(losses_M, group=parallel_state.get_pipeline_model_parallel_group())
         losses_DM = losses_M.new_empty((self.layout.data, count))
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         dist.all_gather_into_tensor(losses_DM.view(-1), losses_M, group=group)
-        if not losses_DM.isfinite().all():
-            size = self.config.train.micro_batch
-            raise NonFiniteLoss(_where_not_finite(losses_DM, rows, size))
-        return losses_DM.sum().item()
+        return losses_DM
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What the fullest GPU of all ranks holds, by name; {} on a CPU."""
+        held = gpu_memory()
+        if not held:
+            return {}
+        most = torch.tensor(list(held.values()), dtype=torch.float64)
+        most = most.to(self.device, non_blocking=True)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return dict(zip(held, most, strict=True))
 
     def _begin_routing(self, batch: TokenBatch, positions: float) -> None:
         """Tell the routers of which shares of experts the balance loss is: see model/router.py."""
@@ -255,22 +272,24 @@ class Engine:
             self._evaluate(self._counting_forward, batch)
         return self._routing_of_all_ranks()[:, 0]
 
-    def _end_routing(self, positions: float) -> dict[str, float]:
-        """Add up the routing of the step, for the routers and for the metrics of all layers."""
-        if not self.config.model.num_experts:
+    def _balance(self, routing_L3E: Tensor, positions: float) -> dict[str, Tensor]:
+        """The metrics of all layers' routing in this step; {} for a dense model."""
+        if not self.routers:
             return {}
-        routing_L3E = self._routing_of_all_ranks()
-        sums_L2E, share_LE = routing_L3E[:, :2], routing_L3E[:, 2]
-        for layer, router in self._numbered_routers():
-            router.end_step(sums_L2E[layer])
         of_last_step = self.config.model.router_balance == "last_step"
-        return balance_metrics(sums_L2E, positions, share_LE if of_last_step else None)
+        last_share_LE = routing_L3E[:, 2] if of_last_step else None
+        return balance_metrics(routing_L3E[:, :2], positions, last_share_LE)
 
     def _routing_of_all_ranks(self) -> Tensor:
-        """[L, 3, E]: each layer's choices and probabilities, added up, and its `step_share`."""
+        """[L, 3, E]: each layer's choices and probabilities, added up, and its `step_share`.
+
+        Nothing, [L, 3, 0], for a dense model.
+        """
         model = self.config.model
         routing_L3E = torch.zeros(model.num_layers, 3, model.num_experts, device=self.device)
         sums_L2E = routing_L3E.new_zeros(model.num_layers, 2, model.num_experts)
+        if not self.routers:
+            return routing_L3E
         for layer, router in self._numbered_routers():
             sums_L2E[layer] = router.sums
             routing_L3E[layer, 2] = router.step_share
@@ -283,6 +302,9 @@ class Engine:
         return routing_L3E
 
     def _numbered_routers(self) -> Iterator[tuple[int, Router]]:
+        """This rank's routers, each with the number of its layer in the whole model, from 0."""
+        if not self.routers:
+            return
         for model in self.models:
             for layer in model.decoder.layers:
                 yield layer.layer_number - 1, layer.mlp.router
@@ -315,6 +337,12 @@ def _model_output(chunk: Any, micro: TokenBatch, with_labels: bool = True) -> Te
 
 def _is_router(module: torch.nn.Module) -> bool:
     return isinstance(module, Router)
+
+
+def _read(report: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers on the device, by name, packed into one tensor: one wait for all of them."""
+    packed = torch.stack([number.double() for number in report.values()])
+    return dict(zip(report, packed.tolist(), strict=True))
 
 
 def _check_limit(name: str, value: float, most: float) -> None:

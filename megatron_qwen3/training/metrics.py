@@ -9,7 +9,8 @@
 be made from again; `history.py` reads it. One row a step:
 
     {"kind": "train", "step", "tokens" (so far), "loss", "grad_norm", …, "lr", "step_seconds",
-     "tokens_per_second", "tflops_per_rank", "mfu" (a fraction; absent without log.peak_tflops)}
+     "tokens_per_second", "tflops_per_rank", "mfu" (a fraction; absent without log.peak_tflops),
+     "memory_peak_bytes", "memory_reserved_bytes" (of the fullest GPU; absent on CPUs)}
 
 and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "bits_per_byte" (null
 without a tokenizer), "tokens"}; the source "all" is all of them together.

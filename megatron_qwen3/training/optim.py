@@ -1,7 +1,8 @@
 """AdamW through megatron-core's optimizers, and the learning rate of each step.
 
 optimizer = build_optimizer(config, chunks)
-grad_norm = update(optimizer, learning_rate(config, step), config.optim.clip_grad)
+norm = gradient_norm(optimizer).item()      # where it is sound:
+update(optimizer, learning_rate(config, step), config.optim.clip_grad, norm)
 """
 
 import math
@@ -172,10 +173,12 @@ def _linear(progress: float) -> float:
 
 @torch.no_grad()
 def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
-    """The norm of the prepared gradients of all ranks, float32 [], without a wait for the device.
+    """Hand the reduced gradients to the optimizer; their norm over all ranks, float32 [].
 
-    megatron-core's own waits once per parameter where apex and Transformer Engine are not there.
+    Nothing waits for the device; megatron-core's own norm does, once per parameter where apex and
+    Transformer Engine are not there.
     """
+    optimizer.prepare_grads()
     squares: dict[Any, Tensor] = {}
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         group, grads = part.get_grad_stats_parallel_group(), _counted_gradients(part)
@@ -197,24 +200,13 @@ def _counted_gradients(part: MegatronOptimizer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def update(
-    optimizer: MegatronOptimizer, rate: float, clip_grad: float, most: float = math.inf
-) -> float:
-    """Clip the reduced gradients to norm `clip_grad` (0 = as they are) and take one step.
-
-    Returns the global norm before clipping. Where it is NaN, infinite or above `most` nothing is
-    updated: the caller must check.
-    """
+def update(optimizer: MegatronOptimizer, rate: float, clip_grad: float, norm: float) -> None:
+    """Clip the gradients, whose norm is `norm`, to `clip_grad` (0 = as they are); take one step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.prepare_grads()
-    norm = gradient_norm(optimizer).item()
-    if not math.isfinite(norm) or norm > most:
-        return norm
     scale = clip_grad / (norm + 1e-6) if clip_grad else 1.0
     parameters = [p for part in _parts(optimizer) for p in part.get_parameters()]
     grads = [p.grad for p in parameters if p.grad is not None]
     if scale < 1.0 and grads:
         torch._foreach_mul_(grads, scale)
     optimizer.step_with_ready_grads()
-    return norm

@@ -75,6 +75,18 @@ def hosts_of_ranks() -> list[str]:
     return hosts
 
 
+def gpu_memory() -> dict[str, float]:
+    """Bytes of this rank's GPU, {} on a CPU.
+
+    memory_peak_bytes: the most that tensors have held at once since the start;
+    memory_reserved_bytes: what torch has taken from the GPU for them, which others cannot have.
+    """
+    if cpu.REDIRECTED:
+        return {}
+    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+    return {"memory_peak_bytes": float(peak), "memory_reserved_bytes": float(reserved)}
+
+
 class ComputeClock:
     """Stands for megatron-core's timers, and adds up the forward and backward passes alone.
 
@@ -107,7 +119,8 @@ class ComputeClock:
         spans = self._spans
         if cpu.REDIRECTED:
             return sum(end - begin for begin, end in spans)
-        torch.cuda.synchronize()
+        if spans:
+            spans[-1][1].synchronize()  # the last pass alone, not the update that follows it
         return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
 
 
