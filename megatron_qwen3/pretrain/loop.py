@@ -97,6 +97,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
             runtime.seed(config.run.seed + step)
             try:
                 metrics = engine.train_step(batch, loss, rate, guard.limits())
+                torch.cuda.synchronize()  # a GPU's update belongs to the time of its step
             except BadBatch as error:
                 keeper.settle()  # what is being saved is what the run may go back to
                 reason = _describe(error, mixture, config, step)
