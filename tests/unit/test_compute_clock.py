@@ -1,4 +1,4 @@
-"""The time of forward and backward passes on a GPU is read without waiting for what follows them."""
+"""Forward and backward passes on a GPU are timed without a wait for what follows them."""
 
 import pytest
 import torch
