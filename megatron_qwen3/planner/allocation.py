@@ -19,7 +19,7 @@ from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import Device, memory_fault
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step
-from megatron_qwen3.validate import world_size_faults
+from megatron_qwen3.validate import gpu_faults, world_size_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments
@@ -53,6 +53,7 @@ def faults(config: Config, allocation: Allocation) -> list[str]:
     if size := list(_size_faults(config, allocation)):
         return size
     return [
+        *(gpu_faults(config) if allocation.gpu else ()),
         *_domain_faults(config, allocation),
         *_memory_faults(config, allocation),
         *_time_faults(config, allocation),

@@ -90,6 +90,7 @@ def test_numbers_of_nodes_that_are_proposed_do_fit():
         (config("qwen3_235b_a22b"), allocation(32, save_seconds=60), "valid: 2"),
         (config(), allocation(1), "--time is 24.0 h: a run that dies would lose all of it"),
         (config("qwen3_8b", "checkpoint.every_steps=0"), allocation(), "would lose all of it"),
+        (config("qwen3_30b_a3b", "model.expert_ffn_hidden_size=772"), allocation(), "16 bytes"),
     ],
 )
 def test_what_does_not_fit_is_told(wanted, asked, told):
