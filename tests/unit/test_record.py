@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -414,7 +415,8 @@ def test_a_curriculum_of_another_tokenizer_or_a_larger_vocabulary_is_refused(
     with pytest.raises(ConfigError, match=r"30,000 tokens, more than model.vocab_size = 29,999"):
         check_inputs(small, mixture)
     tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text('{"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": []}')
+    content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+    tokenizer.write_text(json.dumps({**content, "pre_tokenizer": {"type": "ByteLevel"}}))
     with pytest.raises(ConfigError, match="is not the tokenizer of data.curriculum"):
         check_inputs(with_data(planned, tokenizer=str(tokenizer)), mixture)
 
