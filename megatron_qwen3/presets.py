@@ -10,7 +10,7 @@ The tiny models have heads * head_dim != hidden on purpose, as four of the eight
 
 from typing import Final
 
-ModelValue = int | float | bool
+ModelValue = int | float | bool | str
 
 _COLUMNS: Final = (
     "num_layers",
@@ -49,6 +49,7 @@ _COMMON: Final[dict[str, ModelValue]] = {
     "norm_eps": 1e-6,
     "init_std": 0.02,
     "router_aux_loss": 1e-3,
+    "router_balance": "last_step",
 }
 
 PRESETS: Final[dict[str, dict[str, ModelValue]]] = {
