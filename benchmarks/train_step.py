@@ -8,7 +8,8 @@ process of its own and they take turns, `--steps` at a time, so that only one wo
 and a slow minute of the machine hits all. The table gives medians over all turns and the median
 of the ratios within a round. transformers runs with everything it offers for speed: SDPA, grouped
 experts, fused AdamW, no router loss; once as it comes and, on a CPU, once with our allocator
-setting. `peak` is the share of the rate of a large matrix product measured in between.
+setting. Sparse models step once more with model.router_balance = "this_batch". `peak` is the share
+of the rate of a large matrix product measured in between.
 """
 
 import argparse
@@ -46,6 +47,11 @@ def ours(config: Config) -> Callable[[], float]:
     return lambda: engine.train_step(batch, cross_entropy, RATE)["loss"]
 
 
+def ours_this_batch(config: Config) -> Callable[[], float]:
+    """The step that counts the experts' choices of its batch first."""
+    return ours(replace(config, model=replace(config.model, router_balance="this_batch")))
+
+
 def transformers(config: Config) -> Callable[[], float]:
     """The same step with Hugging Face's model; float32 weights, autocast to bf16 on a GPU."""
     import torch
@@ -81,6 +87,7 @@ def transformers_keeping_memory(config: Config) -> Callable[[], float]:
 
 SIDES = {
     "ours": ours,
+    "ours, balance of this batch": ours_this_batch,
     "transformers": transformers,
     "transformers, kept memory": transformers_keeping_memory,
 }
@@ -188,6 +195,8 @@ class Worker:
 def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Start all sides one after the other, then let them take turns; everything in seconds."""
     names = [name for name in SIDES if options.device == "cpu" or "kept memory" not in name]
+    if not config.model.num_experts:
+        names.remove("ours, balance of this batch")
     ceiling = Worker(matmul_flops_per_second, config, options.threads)
     workers, sides = {}, {}
     for name in names:
