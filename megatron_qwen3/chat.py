@@ -11,7 +11,9 @@ test holds the two together. No torch, so that data preparation can use it.
     write_chat_template("runs/export")  # into a tokenizer folder of Hugging Face's form
 
 A message has a `role` (system, user, assistant, tool) and `content`; the assistant's may have
-`reasoning_content` and `tool_calls`, and its reasoning may stand in the content before `</think>`.
+`reasoning_content`, which some clients call `reasoning`, and `tool_calls`, and its reasoning may
+stand in the content before `</think>`. A tool's may say whose call it answers: results follow each
+other in the order of the calls, so the text does not. No other field may say anything.
 A *query* is a user message that is not a tool's result. Turns before the last query are *history*:
 their reasoning is not shown. So adding a message changes the text before it, and what the model
 has to emit is known to the renderer alone: masks from prefixes of a conversation would be wrong.
@@ -38,7 +40,14 @@ TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 TOOL_RESPONSE, END_TOOL_RESPONSE = "<tool_response>", "</tool_response>"
 MARKUP = (THINK, END_THINK, TOOL_CALL, END_TOOL_CALL, TOOL_RESPONSE, END_TOOL_RESPONSE)
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
-ROLES = ("system", "user", "assistant", "tool")
+_FIELDS = {
+    "system": {"role", "content"},
+    "user": {"role", "content"},
+    "assistant": {"role", "content", "reasoning_content", "reasoning", "tool_calls"},
+    "tool": {"role", "content", "tool_call_id", "name"},
+}
+ROLES = tuple(_FIELDS)
+_REASONING = ("reasoning_content", "reasoning")
 
 CHAT_TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
@@ -269,9 +278,9 @@ def _assistant_turn(message: Message, history: bool, is_last: bool, enable_think
 
 def _reasoning_and_content(message: Message) -> tuple[str, str]:
     content = _content(message)
-    reasoning = message.get("reasoning_content")
-    if isinstance(reasoning, str):
-        return reasoning, content
+    for name in _REASONING:
+        if isinstance(reasoning := message.get(name), str):
+            return reasoning, content
     if END_THINK not in content:
         return "", content
     parts = content.split(END_THINK)
@@ -358,8 +367,21 @@ def _check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | Non
             raise ChatError(f"message {k} has role {role!r}; valid: {', '.join(ROLES)}")
         if not isinstance(content, str) and (content is not None or role in ("system", "user")):
             raise ChatError(f"message {k} ({role}) has content that is not text: {content!r:.80}")
-        if not isinstance(message.get("reasoning_content"), str | None):
-            raise ChatError(f"message {k} ({role}) has reasoning_content that is not text")
+        for name, value in message.items():
+            if name not in _FIELDS[role] and value not in (None, [], {}):
+                known = ", ".join(sorted(_FIELDS[role]))
+                raise ChatError(
+                    f"message {k} ({role}) has {name!r:.80}, which the text would be without; "
+                    f"valid: {known}"
+                )
+        reasoning = [message[name] for name in _REASONING if message.get(name) is not None]
+        for name in _REASONING:
+            if not isinstance(message.get(name), str | None):
+                raise ChatError(f"message {k} ({role}) has {name} that is not text")
+        if len(set(reasoning)) > 1:
+            raise ChatError(
+                f"message {k} ({role}) has reasoning_content and reasoning, which are not equal"
+            )
         if (calls := message.get("tool_calls")) and not _is_list(calls):
             raise ChatError(f"message {k} ({role}) has tool_calls that are no list: {calls!r:.80}")
 

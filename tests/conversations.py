@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
+def user(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content, **fields}
 
 
 def assistant(content: Any, **fields: Any) -> dict[str, Any]:
@@ -19,8 +19,8 @@ def system(content: Any) -> dict[str, Any]:
     return {"role": "system", "content": content}
 
 
-def tool(content: Any) -> dict[str, Any]:
-    return {"role": "tool", "content": content}
+def tool(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": content, **fields}
 
 
 # fmt: off
@@ -51,11 +51,16 @@ def functions(text: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]
 
 def messages_of(text: st.SearchStrategy[str], roles: list[Any]) -> st.SearchStrategy[Any]:
     fields = {
-        "reasoning_content": text | st.none(),
-        "tool_calls": st.lists(functions(text), max_size=3) | st.none(),
+        "assistant": {
+            "reasoning_content": text | st.none(),
+            "tool_calls": st.lists(functions(text), max_size=3) | st.none(),
+        },
+        "tool": {"tool_call_id": text, "name": text},
     }
-    message = st.fixed_dictionaries(
-        {"role": st.sampled_from(roles), "content": text}, optional=fields
+    message = st.sampled_from(roles).flatmap(
+        lambda role: st.fixed_dictionaries(
+            {"role": st.just(role), "content": text}, optional=fields.get(role, {})
+        )
     )
     return st.lists(message, min_size=1, max_size=6)
 
@@ -69,6 +74,7 @@ ANY_MESSAGE = st.fixed_dictionaries(
         "role": st.sampled_from(["user", "assistant", "assistant", "tool", "system", "developer"]),
         "content": HOSTILE | HOSTILE | st.none() | st.just([{"type": "text", "text": "x"}]),
         "reasoning_content": TEXT | st.none() | st.just(3),
+        "reasoning": TEXT | st.none() | st.just(3),
         "tool_calls": st.none() | st.lists(functions(HOSTILE) | st.just({"name": "f"}), max_size=3),
     },
 )

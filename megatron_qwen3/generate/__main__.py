@@ -14,7 +14,9 @@ from megatron_qwen3.chat import ChatError
 from megatron_qwen3.config import ConfigError, check_world_size
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
+from megatron_qwen3.generate.template import FolderTemplate, template_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.shown import shown, shown_lines
 
 EXAMPLES = """\
 examples:
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         run(given)
     except (ConfigError, ChatError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown_lines(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -54,8 +56,11 @@ def run(given: argparse.Namespace) -> None:
     config = source.config(given.settings, world_size)
     check_world_size(config, world_size)
     tokenizer = tokenizer_of(config)
-    encoder = Encoder(tokenizer, given)
-    requests = encoder.encode_all(_lines(given))
+    lines = _lines(given)
+    talks = given.chat is not None or any("messages" in line for _, line in lines)
+    template = _template(given.template, Path(config.data.tokenizer)) if talks else None
+    encoder = Encoder(tokenizer, given, template)
+    requests = encoder.encode_all(lines)
     ends, budget = stop_ids(source, config, tokenizer), None
     if given.thinking_budget is not None:
         budget = ThinkingBudget.of(tokenizer, given.thinking_budget)
@@ -77,6 +82,28 @@ def run(given: argparse.Namespace) -> None:
     else:
         session.prompts(requests)
     runtime.stop()
+
+
+def _template(asked: str, folder: Path) -> FolderTemplate | None:
+    """The folder's chat template where it is asked for; where another is used, that is told."""
+    template = template_of(folder)
+    if asked == "folder":
+        if template is None:
+            raise ConfigError(f"--template folder: {folder} has no chat template; leave it out")
+        return template
+    if template and os.environ.get("RANK", "0") == "0":
+        try:
+            how = "renders otherwise than" if template.differs() else ""
+        except ConfigError as error:
+            print(f"note: {shown_lines(error)}", file=sys.stderr)
+            how = "could not be compared with"
+        if how:
+            print(
+                f"note: the chat template in {shown(template.folder)} {how} Qwen3's format, which "
+                "is used; --template folder uses the template",
+                file=sys.stderr,
+            )
+    return None
 
 
 def _check_out(given: argparse.Namespace) -> None:
@@ -121,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="JSONL", help="of --file; default: stdout")
     parser.add_argument(
         "--batch", type=_positive, default=16, help="rows of --file at once, per data rank"
+    )
+    parser.add_argument(
+        "--template",
+        choices=("qwen3", "folder"),
+        default="qwen3",
+        help="how conversations become text: Qwen3's format, which nobody's text can leave, or "
+        "the tokenizer folder's own chat template",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message of --chat")
     thinking = parser.add_mutually_exclusive_group()

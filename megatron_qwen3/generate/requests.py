@@ -20,6 +20,7 @@ import tokenizers
 from megatron_qwen3.chat import ChatError, ChatTokenizer, thinks
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
+from megatron_qwen3.generate.template import FolderTemplate
 
 Line = dict[str, Any]
 RESULT = "completion"  # the one key that a line gets
@@ -36,39 +37,71 @@ class Request:
 
 
 class Encoder:
-    """Lines to requests, under the command line's options for sampling and thinking."""
+    """Lines to requests, under the command line's options for sampling and thinking.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, options: argparse.Namespace) -> None:
-        self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
+    template: the folder's, for conversations that are not to have Qwen3's format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        options: argparse.Namespace,
+        template: FolderTemplate | None = None,
+    ) -> None:
+        self._tokenizer, self._template = tokenizer, template
         self._enable_thinking = not options.no_think
         values = {name: getattr(options, name) for name in (*SAMPLING_OPTIONS, "seed")}
         self._said = {name: value for name, value in values.items() if value is not None}
 
     def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[Request]:
         """Requests of lines, each with the place where it stands, which a ConfigError names."""
-        requests = []
-        for place, line in lines:
+        placed, requests = list(lines), []
+        talks = [line for _, line in placed if "messages" in line]
+        prompts = self._conversations(talks) if talks else iter(())
+        for place, line in placed:
             try:
-                requests.append(self.encode(line))
+                requests.append(self._request(line, prompts))
             except (ConfigError, ChatError) as error:
                 raise ConfigError(f"{place}: {error}") from None
         return requests
 
     def encode(self, line: Line) -> Request:
         """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
+        return self._request(line, self._conversations([line] if "messages" in line else []))
+
+    def _request(self, line: Line, conversations: Iterator[Any]) -> Request:
+        """`conversations` has the line's ids next, or the reason why there are none."""
+        ids = next(conversations) if "messages" in line else None
         _check_characters(line)
-        if "messages" in line:
-            prompt = self._chat.encode_prompt(
-                line["messages"], line.get("tools"), enable_thinking=self._enable_thinking
-            )
+        if isinstance(ids, Exception):
+            raise ids
+        if ids is not None:
             thinking = thinks(line["messages"], self._enable_thinking)
             base = THINKING if thinking else NOT_THINKING
         else:
-            prompt = self._tokenizer.encode(line["prompt"], add_special_tokens=False).ids
+            ids = self._tokenizer.encode(line["prompt"], add_special_tokens=False).ids
             base = Sampling()
-        if not prompt:
+        if not ids:
             raise ConfigError("a prompt is empty; it needs at least one character")
-        return Request(line, prompt, dataclasses.replace(base, **self._said))
+        return Request(line, ids, dataclasses.replace(base, **self._said))
+
+    def _conversations(self, lines: Sequence[Line]) -> Iterator[list[int] | Exception]:
+        """The ids of each line's messages, or why it has none."""
+        if self._template and lines:
+            for text in self._template.render(lines, self._enable_thinking):
+                if isinstance(text, str):
+                    yield self._tokenizer.encode(text, add_special_tokens=False).ids
+                else:
+                    yield text
+            return
+        chat = ChatTokenizer(self._tokenizer) if lines else None
+        for line in lines if chat else ():
+            try:
+                yield chat.encode_prompt(
+                    line["messages"], line.get("tools"), enable_thinking=self._enable_thinking
+                )
+            except (ChatError, UnicodeEncodeError) as error:
+                yield error
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:

@@ -56,6 +56,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "a_given_empty_reasoning_leaves_the_content_whole": (
         [user("q"), assistant("r</think>a", reasoning_content="")], {},
         turns("user\nq", f"assistant\n{EMPTY}r</think>a")),
+    "reasoning_may_have_its_newer_name": (
+        [user("q"), assistant("a", reasoning="r")], {},
+        turns("user\nq", "assistant\n<think>\nr\n</think>\n\na")),
+    "reasoning_content_comes_before_reasoning": (
+        [user("q"), assistant("a", reasoning_content="r", reasoning="s")], {},
+        turns("user\nq", "assistant\n<think>\nr\n</think>\n\na")),
     "reasoning_that_is_no_text_is_not_given": (
         [user("q"), assistant("r</think>a", reasoning_content=["x"])], {},
         turns("user\nq", "assistant\n<think>\nr\n</think>\n\na")),

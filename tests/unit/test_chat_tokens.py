@@ -192,6 +192,14 @@ def test_a_conversation_split_by_query_trains_every_answer_once_with_its_thinkin
         ([user(None)], {}, r"message 0 \(user\) has content that is not text"),
         ([user("q"), assistant(["x"])], {}, r"message 1 \(assistant\) has content that is not"),
         ([user("q"), assistant("a", reasoning_content=1)], {}, "reasoning_content that is not"),
+        ([user("q"), assistant("a", reasoning=1)], {}, "reasoning that is not"),
+        ([user("q"), assistant("a", reasoning="r", reasoning_content="s")], {}, "are not equal"),
+        ([user("q"), assistant("a", reasoning="r", reasoning_content="")], {}, "are not equal"),
+        ([user("q"), assistant("a", weight=0)], {}, r"message 1 \(assistant\) has 'weight', which"),
+        ([user("q"), assistant("a", refusal="no")], {}, "has 'refusal'.*valid: content, reasoning"),
+        ([user("q", name="Eve")], {}, r"message 0 \(user\) has 'name'"),
+        ([user("q", reasoning_content="r")], {}, r"\(user\) has 'reasoning_content'"),
+        ([user("q"), tool("1", tool_calls=[CALL])], {}, r"\(tool\) has 'tool_calls'"),
         (
             [user("q"), assistant("a", reasoning_content="r")],
             {"enable_thinking": False},
@@ -204,6 +212,15 @@ def test_data_that_rendering_would_pass_over_is_refused(
 ) -> None:
     with pytest.raises(ChatError, match=reason):
         chat.encode_conversation(messages, **options)
+
+
+def test_fields_that_say_nothing_are_no_fields_and_equal_reasoning_is_one(
+    chat: ChatTokenizer,
+) -> None:
+    nothing = {"refusal": None, "annotations": [], "function_call": None, "audio": {}}
+    both = assistant("a", reasoning="r", reasoning_content="r", **nothing)
+    expected = chat.encode_conversation([user("q"), assistant("a", reasoning_content="r")])
+    assert chat.encode_conversation([user("q", name=None), both]) == expected
 
 
 def test_a_tokenizer_without_the_formats_tokens_is_refused() -> None:
