@@ -39,6 +39,7 @@ from megatron_qwen3.settings import (
     TrainConfig,
     settings_of,
 )
+from megatron_qwen3.shown import shown_text
 
 __all__ = [
     "CheckpointConfig",
@@ -270,4 +271,4 @@ def describe() -> str:
 
 
 if __name__ == "__main__":
-    print(describe())
+    print(shown_text(describe()))

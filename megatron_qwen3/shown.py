@@ -31,11 +31,16 @@ def shown_lines(text: object) -> str:
     return "\n  ".join(shown(line) for line in str(text).split("\n"))
 
 
-def plain(text: object) -> Text:
-    """`shown`, as text that Rich prints as it stands."""
+def shown_text(text: object) -> str:
+    """Text whose lines and tabs are its own, a model's or a file's, and otherwise `shown`."""
+    return "".join(c if c in "\n\t" else _escaped(c) for c in str(text))
+
+
+def plain(text: object, style: str = "") -> Text:
+    """`shown`, as text that Rich prints as it stands, in one of Rich's styles."""
     from rich.text import Text
 
-    return Text(shown(text))
+    return Text(shown(text), style)
 
 
 def _escaped(character: str) -> str:

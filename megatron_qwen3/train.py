@@ -13,6 +13,7 @@ import warnings
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.planner.launch_check import Device, memory_fault
+from megatron_qwen3.shown import shown_lines, shown_text
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import failures
 from megatron_qwen3.training.stop import CONTINUE
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = settings.load(*settings.split(given.settings))
         if given.show:
-            print(settings.to_toml(config))
+            print(shown_text(settings.to_toml(config)))
             return 0
         if given.finished:
             return 0 if _is_finished(config) else CONTINUE
@@ -102,7 +103,7 @@ def train(config: Config) -> bool:
         sys.exit(_fail(f"stopped: {error}", status=1))
     except (MemoryError, RuntimeError) as error:
         if told := failures.explain(error, config):
-            print(f"stopped: {told}", file=sys.stderr)
+            print(shown_lines(f"stopped: {told}"), file=sys.stderr)
             sys.exit(1)
         raise
     runtime.stop()
@@ -128,7 +129,7 @@ def check_memory(config: Config, world_size: int, device: Device) -> None:
 def _fail(message: str, status: int) -> int:
     """Every rank fails alike; one of them says why."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(shown_lines(message), file=sys.stderr)
     return status
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,13 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return given.run(given)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
         again = "; with space, the same command goes on" if error.errno in _NO_SPACE else ""
-        print(f"error: {given.out}: {error}{again}", file=sys.stderr)
+        print(shown_lines(f"error: {given.out}: {error}{again}"), file=sys.stderr)
     return 2
 
 
@@ -113,14 +114,14 @@ def _run(given: argparse.Namespace) -> int:
         job = stages.run_slurm(
             settings, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
         )
-        print(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}")
+        print(shown(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}"))
         return 0
     if given.ray:
         stages.run_ray(settings, given.memory_gb, given.workers or -1)
     else:
         stages.run_local(settings, given.workers or os.cpu_count() or 1)
     print_report(Path(given.out), Console())
-    print(f"{given.out}/documents: ready for tools/tokenize_corpus.py")
+    print(shown(f"{given.out}/documents: ready for tools/tokenize_corpus.py"))
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.shown import shown, shown_lines, shown_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def _to_hf(given: argparse.Namespace) -> int:
         source, given.out, given.tokenizer, given.workers, dtype=_dtype(given)
     )
     note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
-    print(f"{shown(given.out)}: {shown(source)} for transformers{note}")
+    print(shown(f"{shown(given.out)}: {shown(source)} for transformers{note}"))
     return 0
 
 
@@ -108,7 +108,7 @@ def _verify(given: argparse.Namespace) -> int:
         f"cosine similarity   {result.cosine:.9f} (worst position {result.worst_cosine:.9f})\n"
         f"largest difference  {result.largest_difference:.3g} (logits spread {result.spread:.3g})\n"
         f"greedy agreement    {result.greedy_agreement:.2%}\n"
-        f"the models {'agree' if result.agree else 'DIFFER'} in {given.precision}"
+        f"the models {'agree' if result.agree else 'DIFFER'} in {shown(given.precision)}"
     )
     return 0 if result.agree else 1
 
@@ -116,7 +116,7 @@ def _verify(given: argparse.Namespace) -> int:
 def _inspect(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert.describe import describe
 
-    print(describe(_step_folder(given.source)))
+    print(shown_text(describe(_step_folder(given.source))))
     return 0
 
 

@@ -26,6 +26,7 @@ from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.shown import shown_lines, shown_text
 from megatron_qwen3.storage import folder
 from tools import launch_sbatch
 from tools.launch_sbatch import Run
@@ -59,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if faults := list(_faults(runs, allocation, given)):
             raise ConfigError("\nerror: ".join(faults))
         for run in runs:
-            print(_summary(run.config, allocation), file=sys.stderr)
+            print(shown_text(_summary(run.config, allocation)), file=sys.stderr)
         (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.shown import shown, shown_lines
 
 SCRIPT = "examples/slurm/train.sbatch"
 _OPTIONS = ("nodes", "time", "partition", "account", "qos", "cpus_per_task")
@@ -38,10 +39,12 @@ def show(runs: list[Run], given: argparse.Namespace) -> None:
         after = _BEFORE if number > 1 else given.after
         line = shlex.join(command(run, given, after))
         line = line.replace(f"afterok:{_BEFORE}", f'"afterok:$job{number - 1}"')
-        print(f"mkdir -p {shlex.quote(str(run.config.run_dir))}")
-        print(f"job{number}=$({prefix}{line})")
+        print(shown(f"mkdir -p {shlex.quote(str(run.config.run_dir))}"))
+        print(shown(f"job{number}=$({prefix}{line})"))
     if shutil.which("sbatch"):
-        print(f"SLURM says: {_foresight(runs[0], given).stderr.strip()}", file=sys.stderr)
+        print(
+            shown_lines(f"SLURM says: {_foresight(runs[0], given).stderr.strip()}"), file=sys.stderr
+        )
 
 
 def submit(runs: list[Run], given: argparse.Namespace) -> None:
@@ -61,7 +64,7 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
                 subprocess.run(["scancel", *jobs], check=False)
             raise ConfigError(f"SLURM refuses {run.config.run_dir}: {done.stderr.strip()}")
         jobs.append(done.stdout.strip().partition(";")[0])  # number;cluster
-        print(f"{jobs[-1]}  {run.config.run_dir}/slurm-{jobs[-1]}.out", flush=True)
+        print(shown(f"{jobs[-1]}  {run.config.run_dir}/slurm-{jobs[-1]}.out"), flush=True)
 
 
 def _check_with_slurm(run: Run, given: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from data_prep import curriculum as manifests
 from data_prep import fingerprint, shards
@@ -31,6 +30,7 @@ from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import ReadBefore, Record
+from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
 ROOT = Path(__file__).resolve().parents[1]
 _EXAMPLES = """examples:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given.run(given)
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 
@@ -110,17 +110,19 @@ def _mix(given: argparse.Namespace) -> None:
     rest = [s for s in sources if s.name not in before.tokens(sources)]
     if again := manifests.put_together_otherwise(rest, before.sources.values()):
         print(
-            f"{manifests.listed(again)} are put together otherwise than in {given.after}: what it "
-            "read of them comes again. To go on, mix by the same labels (a weight of 1 is enough) "
-            "and the same held_out"
+            shown(
+                f"{manifests.listed(again)} are put together otherwise than in {given.after}: what "
+                "it read of them comes again. To go on, mix by the same labels (a weight of 1 is "
+                "enough) and the same held_out"
+            )
         )
-    print(f"wrote {out}; a run takes it by data.curriculum={out} data.stage=…")
+    print(shown(f"wrote {out}; a run takes it by data.curriculum={out} data.stage=…"))
     if not given.no_page:
         from tools import mix_figures  # matplotlib loads slowly
 
         page = out.with_suffix(".html")
         mix_figures.write(curriculum, page)
-        print(f"wrote {page}, pictures in {page.with_suffix('')}")
+        print(shown(f"wrote {page}, pictures in {page.with_suffix('')}"))
 
 
 def _marks(inventory: Inventory) -> dict[str, str]:
@@ -154,19 +156,20 @@ def _print(curriculum: Curriculum, rows: int) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for stage in curriculum.stages:
+        console.print()
         console.print(
-            Text(f"\n{stage.name}", "bold"), f"in sequences of {stage.sequence_length:,} tokens"
+            plain(stage.name, "bold"), f"in sequences of {stage.sequence_length:,} tokens"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=0)
         for name in HEADER:
             table.add_column(name, justify="left" if not name else "right", overflow="fold")
-        table.add_row(*map(Text, cells(total(stage))), end_section=True)
+        table.add_row(*map(plain, cells(total(stage))), end_section=True)
         for label in labels_of(curriculum):
-            shown = folded(summary(stage, label), rows)
-            if len(shown) > 1:
-                table.add_row(Text(label, "bold"))
-                for row in shown:
-                    table.add_row(*map(Text, cells(row)), end_section=row is shown[-1])
+            lines = folded(summary(stage, label), rows)
+            if len(lines) > 1:
+                table.add_row(plain(label, "bold"))
+                for row in lines:
+                    table.add_row(*map(plain, cells(row)), end_section=row is lines[-1])
         console.print(table)
 
 
@@ -174,18 +177,20 @@ def _locate(given: argparse.Namespace) -> None:
     from megatron_qwen3.pretrain.provenance import locate
 
     row = locate(given.folder, given.step, _global_row(given))
-    print(f"global sample {row.sample}: {row.source}, epoch {row.epoch + 1}")
+    print(shown(f"global sample {row.sample}: {row.source}, epoch {row.epoch + 1}"))
     decode = _decoder(given.folder) if given.text else None
     for piece in row.pieces:
         last = piece.position + len(piece.tokens) - 1
         print(
-            f"  positions {piece.position}–{last}: {piece.shard} document {piece.document}, "
-            f"tokens {piece.place}–{piece.place + len(piece.tokens) - 1} of the shard"
+            shown(
+                f"  positions {piece.position}–{last}: {piece.shard} document {piece.document}, "
+                f"tokens {piece.place}–{piece.place + len(piece.tokens) - 1} of the shard"
+            )
         )
         if piece.file:
-            print(f"    from {piece.file} line {piece.line}, id {piece.id}")
+            print(shown(f"    from {piece.file} line {piece.line}, id {piece.id}"))
         if decode:
-            print("    " + decode(piece.tokens.tolist()).replace("\n", "\n    "))
+            print("    " + shown_text(decode(piece.tokens.tolist()).replace("\n", "\n    ")))
 
 
 def _global_row(given: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from data_prep.curriculum import Curriculum
 from data_prep.mixing.summary import labels_of, summary, total
+from megatron_qwen3.shown import shown
 from megatron_qwen3.training.console import count
 from tools import page, pictures
 from tools.mix_table import HEADER, cells
@@ -50,7 +51,7 @@ def _make_up(curriculum: Curriculum, label: str) -> Picture:
     order = [row.value for row in sorted(summary(first, label), key=lambda r: -r.available)]
     figure = Figure(figsize=(10.4, 1.3 + 0.42 * len(curriculum.stages)), layout="constrained")
     axes = figure.add_subplot()
-    names = ["there is", *(stage.name for stage in curriculum.stages)]
+    names = ["there is", *(shown(stage.name) for stage in curriculum.stages)]
     by_stage = [{row.value: row for row in summary(s, label)} for s in curriculum.stages]
     shares = np.array(
         [[by_stage[0][v].natural for v in order], *([r[v].share for v in order] for r in by_stage)]

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.storage.whole import write_whole
+
 if TYPE_CHECKING:  # a page alone needs no matplotlib, which loads slowly
     from tools.pictures import Picture
 
@@ -23,9 +26,9 @@ def write(
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
+        write_whole(folder / f"{picture.name}.png", [picture.png])
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    title, below = html.escape(heading), html.escape(subtitle)
+    title, below = _escaped(heading), _escaped(subtitle)
     lines = [
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -34,13 +37,13 @@ def write(
         *(_figures(pictures) if section == FIGURES else section for section in body),
         "</main></html>\n",
     ]
-    out.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(out, ["\n".join(lines).encode(errors="backslashreplace")])
 
 
 def numbers(tiles: Iterable[tuple[str, str]]) -> str:
     """A few large numbers, each with what it is; those without a number are left out."""
     cells = [
-        f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>"
+        f"<div><b>{_escaped(number)}</b><span>{_escaped(what)}</span></div>"
         for number, what in tiles
         if number
     ]
@@ -49,8 +52,8 @@ def numbers(tiles: Iterable[tuple[str, str]]) -> str:
 
 def table(title: str, rows: Sequence[Sequence[str]], groups: Sequence[tuple[str, int]] = ()) -> str:
     """A section with a table; groups are names that span columns, above the line of headers."""
-    header, *lines = ([html.escape(cell) for cell in row] for row in rows)
-    head = "".join(f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in groups)
+    header, *lines = ([_escaped(cell) for cell in row] for row in rows)
+    head = "".join(f'<th colspan="{width}">{_escaped(name)}</th>' for name, width in groups)
     head = f'<tr class="groups">{head}</tr>' if head else ""
     head += f"<tr>{''.join(f'<th>{cell}</th>' for cell in header)}</tr>"
     body = "".join(
@@ -58,27 +61,32 @@ def table(title: str, rows: Sequence[Sequence[str]], groups: Sequence[tuple[str,
         for line in lines
     )
     content = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return f'<section><h2>{html.escape(title)}</h2><div class="scroll">{content}</div></section>'
+    return f'<section><h2>{_escaped(title)}</h2><div class="scroll">{content}</div></section>'
 
 
 def text(title: str, paragraphs: Iterable[str]) -> str:
     """A section of plain sentences."""
-    body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
+    body = "".join(f"<p>{_escaped(paragraph)}</p>" for paragraph in paragraphs)
+    return f"<section><h2>{_escaped(title)}</h2>{body}</section>"
 
 
 def code(title: str, content: str) -> str:
     """A section with a file to copy."""
     return (
-        f"<section><h2>{html.escape(title)}</h2><details open><summary>TOML</summary>"
-        f"<pre>{html.escape(content)}</pre></details></section>"
+        f"<section><h2>{_escaped(title)}</h2><details open><summary>TOML</summary>"
+        f"<pre>{html.escape(shown_text(content))}</pre></details></section>"
     )
+
+
+def _escaped(text: str) -> str:
+    """A line for a page: neither markup nor characters that turn the line around."""
+    return html.escape(shown(text))
 
 
 def _figures(pictures: Sequence["Picture"]) -> str:
     figures = "\n".join(
         f'<figure class="{"wide" if picture.is_wide else "half"}"><figcaption>'
-        f"<b>{html.escape(picture.title)}</b> {html.escape(picture.caption)}</figcaption>"
+        f"<b>{_escaped(picture.title)}</b> {_escaped(picture.caption)}</figcaption>"
         f"{picture.svg}</figure>"
         for picture in pictures
     )

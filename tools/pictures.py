@@ -9,6 +9,7 @@ Each is a PNG for the light, and an SVG that takes its colours and fonts from th
 so that it is sharp and follows light and dark.
 """
 
+import html
 import io
 import math
 import re
@@ -21,8 +22,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.training.console import count
 
 # Colour on paper -> CSS variable of the page. The hues are those of Okabe and Ito, which people
@@ -110,10 +113,14 @@ def finish(axes: Axes, name: str, title: str, caption: str, is_wide: bool) -> Pi
     """The drawn axes as a picture."""
     figure = axes.get_figure(root=True)
     assert figure
+    for text in figure.findobj(Text):  # labels come from files
+        text.set_text(shown_text(text.get_text()))
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, title, caption, is_wide, _themed(svg.getvalue(), title), png.getvalue())
+    return Picture(
+        name, title, caption, is_wide, _themed(shown_text(svg.getvalue()), title), png.getvalue()
+    )
 
 
 def _themed(svg: str, title: str) -> str:
@@ -124,7 +131,7 @@ def _themed(svg: str, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # ids that would repeat in every picture
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(shown(title))}"', 1)
 
 
 def count_tick(value: float, _: object) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import ALL_SOURCES, MetricsError, Run
 from tools import page
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(width=None if sys.stdout.isatty() else 120).print(stage_table(runs))
         write_report(runs, options.out)
     except (MetricsError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        print(shown_lines(f"report: {error}"), file=sys.stderr)
         return 1
-    print(f"wrote {options.out}, pictures in {options.out.with_suffix('')}")
+    print(shown(f"wrote {options.out}, pictures in {options.out.with_suffix('')}"))
     return 0
 
 
@@ -64,7 +64,7 @@ def stage_table(runs: Sequence[Run]) -> Table:
     for name in header[1:]:  # short headers leave the width to the names of stages
         table.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*map(Text, line))  # names are taken as they stand, without markup
+        table.add_row(*map(plain, line))  # names are taken as they stand, without markup
     return table
 
 
@@ -158,8 +158,8 @@ def _key_numbers(runs: Sequence[Run]) -> str:
 
 def _configurations(runs: Sequence[Run]) -> str:
     folded = "".join(
-        f"<details><summary>{html.escape(run.name)}</summary>"
-        f"<pre>{html.escape(run.config_text)}</pre></details>"
+        f"<details><summary>{html.escape(shown(run.name))}</summary>"
+        f"<pre>{html.escape(shown_text(run.config_text))}</pre></details>"
         for run in runs
         if run.config_text
     )

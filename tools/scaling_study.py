@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown_lines
 from tools.scaling import dry_run, fit, laws, memory, plan, sweep, validate
 
 _COMMANDS = (plan, validate, memory, dry_run, sweep, laws, fit)
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.run(given))
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
 
 

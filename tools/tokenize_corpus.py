@@ -35,6 +35,7 @@ from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from data_prep.tokenization.progress import clock
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines
 from tools.inspect_shards import print_table
 
 ROWS_SHOWN = 12
@@ -58,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         report = tokenize(given.inputs, given.out, settings, options)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     if report is None:
-        print(f"task {given.task} of {given.of} is done; the last task writes the inventory")
+        print(shown(f"task {given.task} of {given.of} is done; the last task writes the inventory"))
     else:
         _print(report, given.out, time.monotonic() - start)
     return 0
@@ -120,8 +121,8 @@ def _print(report: Report, out: Path, seconds: float) -> None:
     print_table(report.shards, ("source", "language"), ROWS_SHOWN)
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
-        print(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}")
-    print(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}")
+        print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
+    print(shown(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 
 PICTURE = "report.png"
@@ -104,7 +105,7 @@ def _by_outcome(rows: list[Any], total: int) -> Table:
         sizes[outcome] += size
     for outcome, count in documents.most_common():
         share = f"{count / max(1, total):.1%}"
-        table.add_row(outcome, f"{count:,}", share, f"{sizes[outcome] / 1e6:,.1f}")
+        table.add_row(plain(outcome), f"{count:,}", plain(share), f"{sizes[outcome] / 1e6:,.1f}")
     return table
 
 
@@ -119,15 +120,15 @@ def _by_language(rows: list[Any]) -> Table:
         dropped = [(name, n) for name, n in outcomes.most_common() if name != KEPT]
         size = sum(row[4] for row in rows if row[1] == code and row[2] == KEPT)
         table.add_row(
-            code,
-            LANGUAGES[code].name if code in LANGUAGES else "undetermined",
+            plain(code),
+            plain(LANGUAGES[code].name if code in LANGUAGES else "undetermined"),
             f"{outcomes.total():,}",
             f"{outcomes[KEPT]:,}",
             f"{size / 1e6:,.1f}",
-            ", ".join(f"{name} {n:,}" for name, n in dropped[:2]),
+            plain(", ".join(f"{name} {n:,}" for name, n in dropped[:2])),
         )
     if len(counts) > _LANGUAGES_SHOWN:
-        table.add_row(f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}")
+        table.add_row(plain(f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}"))
     return table
 
 
@@ -142,14 +143,23 @@ def _outcomes(rows: list[Any]) -> dict[str, Counter[str]]:
 def _problem_table(content: dict[str, Any]) -> Table:
     table = Table("file", "line", "problem", box=None, title_justify="left")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
-    table.title = f"What could not be read: {kinds}; all in problems.jsonl"
+    table.title = plain(f"What could not be read: {kinds}; all in problems.jsonl")
     for row in content["first_problems"]:
-        table.add_row(row["file"], str(row["line"]), f"{row['kind']}: {row['detail']}")
+        table.add_row(
+            plain(row["file"]), plain(str(row["line"])), plain(f"{row['kind']}: {row['detail']}")
+        )
     return table
 
 
 def picture(content: dict[str, Any]) -> bytes:
     """A PNG: per language the shares that were kept and dropped for each reason."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a label is a $
+        return _draw(content)
+
+
+def _draw(content: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     counts = {code: c for code, c in _outcomes(content["rows"]).items() if c.total()}
@@ -162,7 +172,7 @@ def picture(content: dict[str, Any]) -> bytes:
     for number, reason in enumerate(reasons):
         shares = [counts[code][reason] / counts[code].total() for code in codes]
         color = "#0072b2" if reason == KEPT else f"C{number % 9 + 1}"
-        axes.barh(codes, shares, left=left, color=color, label=reason, height=0.8)
+        axes.barh([*map(shown, codes)], shares, 0.8, left, color=color, label=shown(reason))
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.6, len(codes) - 0.4)

@@ -51,6 +51,7 @@ from data_prep.clean.settings import CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.minhash import BANDS
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 
 # One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
 # document, compressed to a third, this much input gives 200 million documents, or 3 GB.
@@ -92,7 +93,7 @@ def run_local(settings: CleanSettings, workers: int) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])  # workers find everything imported
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
@@ -202,7 +203,7 @@ def _run_stage(
 ) -> None:
     """The tasks of a stage that are still to be done."""
     done, total = _measure(stage, settings)
-    row = bar.add_task(f"{stage.name:8}", total=total)
+    row = bar.add_task(shown(f"{stage.name:8}"), total=total)
     executor = _Local(stage, _logs(settings, stage))
     executor.save_executor_as_json()
     waiting = {pool.submit(executor.run_task, task) for task in executor.get_incomplete_ranks()}

@@ -18,6 +18,8 @@ import rich.console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from megatron_qwen3.shown import plain, shown
+
 LINE_SECONDS = 15.0
 
 
@@ -30,7 +32,7 @@ class Progress:
         self._title, self._scale = "", 0.0
         self._start = self._last_line = time.monotonic()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[now]}", markup=False),
@@ -47,12 +49,12 @@ class Progress:
         self._done += ticks * self._scale
         if self._console.is_terminal:
             self._bar.update(
-                self._task, completed=self._done, description=self._title, now=self._now()
+                self._task, completed=self._done, description=shown(self._title), now=self._now()
             )
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             share = f"{min(1.0, self._done / self._total):4.0%}"
-            self._console.print(f"{self._title}  {share}  {self._now()}", soft_wrap=True)
+            self._console.print(plain(f"{self._title}  {share}  {self._now()}"), soft_wrap=True)
 
     def skip(self, share_bytes: float) -> None:
         """An earlier run did this much: it says nothing about the time that the rest takes."""
@@ -61,7 +63,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(plain(line), markup=False, soft_wrap=True)
 
     def _now(self) -> str:
         done = self._done - self._skipped

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.quickstart import corpora
+from megatron_qwen3.shown import plain
 
 console = Console()
 
@@ -46,7 +47,7 @@ def prepare(out: Path) -> dict[str, Any]:
         (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         _print_table(manifest["sources"])
     else:
-        console.print(f"{out}: up to date")
+        console.print(plain(f"{out}: up to date"))
     return manifest
 
 
@@ -68,7 +69,7 @@ def _print_table(sources: dict[str, dict[str, int]]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in sources.items():
-        table.add_row(name, f"{row['documents']:,}", f"{row['bytes'] / 1e6:.2f}")
+        table.add_row(plain(name), f"{row['documents']:,}", f"{row['bytes'] / 1e6:.2f}")
     console.print(table)
 
 

@@ -8,6 +8,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.model.flops import active_parameter_count, parameter_count
 from megatron_qwen3.settings import ModelConfig
+from megatron_qwen3.shown import shown
 
 
 def describe(path: Path) -> str:
@@ -22,7 +23,7 @@ def describe(path: Path) -> str:
         for weight in weights(source.model)
         for part in range(len(weight.parts))
     ]
-    title = f"{path}: Hugging Face, {len(files)} safetensors file(s), {_counted(kinds)}"
+    title = f"{shown(path)}: Hugging Face, {len(files)} safetensors file(s), {_counted(kinds)}"
     return "\n".join([title, *_model(source.model), *_table(rows)])
 
 
@@ -37,7 +38,7 @@ def _checkpoint(path: Path) -> str:
         (checkpoint.sources[weight.names[0]], weight.shape, weight.leading)
         for weight in weights(config.model)
     ]
-    title = f"{path}: checkpoint of megatron_qwen3, {_counted(kinds)}"
+    title = f"{shown(path)}: checkpoint of megatron_qwen3, {_counted(kinds)}"
     state = f"with{'' if moments else 'out'} optimizer state; written as {layout}"
     return "\n".join([title, state, *_model(config.model), *_table(rows)])
 

@@ -99,8 +99,10 @@ def _template(asked: str, folder: Path) -> FolderTemplate | None:
             how = "could not be compared with"
         if how:
             print(
-                f"note: the chat template in {shown(template.folder)} {how} Qwen3's format, which "
-                "is used; --template folder uses the template",
+                shown(
+                    f"note: the chat template in {template.folder} {how} Qwen3's format, which is "
+                    "used; --template folder uses the template"
+                ),
                 file=sys.stderr,
             )
     return None

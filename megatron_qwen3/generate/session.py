@@ -29,6 +29,7 @@ from megatron_qwen3.generate.engine import Completion, Generator, OnToken
 from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.storage.whole import whole_file
 
 
@@ -75,7 +76,8 @@ class Session:
                 for request, completion in zip(batch, completions, strict=True):
                     if self.is_first:
                         record = request.line | {RESULT: self._record(completion)}
-                        print(json.dumps(record, ensure_ascii=False), file=target, flush=True)
+                        target.write(json.dumps(record, ensure_ascii=False) + "\n")
+                        target.flush()
                 done += len(batch)
                 bar.update(task, completed=done)
 
@@ -110,7 +112,7 @@ class Session:
         if self.is_first:
             count, seconds = len(completion.tokens), time.perf_counter() - began
             speed = f"{count} tokens, {count / seconds:.1f} tokens/s"
-            print(f"[{speed}, {completion.finish_reason}]", file=sys.stderr)
+            print(shown(f"[{speed}, {completion.finish_reason}]"), file=sys.stderr)
         return self._text(completion)
 
     def _record(self, completion: Completion) -> dict[str, Any]:
@@ -156,10 +158,11 @@ class Session:
     def _progress(self, total: int) -> Iterator[tuple[Progress, Any]]:
         console = Console(stderr=True)
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        shown = self.is_first and console.is_terminal
-        with Progress(*columns, TextColumn("left"), console=console, disable=not shown) as bar:
+        is_seen = self.is_first and console.is_terminal
+        with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
             yield bar, bar.add_task("prompts", total=total)
 
     def _print(self, text: str) -> None:
+        """Lines and tabs are the text's own; what steers a terminal is written out."""
         if self.is_first:
-            print(text, end="", flush=True)
+            print(shown_text(text), end="", flush=True)

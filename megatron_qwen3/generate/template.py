@@ -161,7 +161,7 @@ def _main() -> int:
     try:
         from transformers.utils.chat_template_utils import render_jinja_template
     except ImportError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return _NOT_INSTALLED
     asked = json.load(sys.stdin)
     _limit(asked["seconds"])
@@ -178,7 +178,7 @@ def _main() -> int:
                 **asked["variables"],
             )
         except ImportError as error:
-            print(error, file=sys.stderr)
+            sys.stderr.write(f"{error}\n")
             return _NOT_INSTALLED
         except MemoryError:
             raise

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_qwen3.shown import shown
+
 FILE_NAME = "manifest.json"
 SMALL_BYTES = 1 << 16  # settings and progress are read before any rank starts: always checked
 _READ_BYTES = 1 << 22
@@ -101,13 +103,14 @@ def write_durably(path: Path, text: str) -> None:
 def main(folders: list[str]) -> int:
     """Check whole checkpoints; the exit status: 0 intact, 1 damaged, 2 called wrongly."""
     if not folders or folders[0].startswith("-"):
-        print(f"usage: python -m {__spec__.name} CHECKPOINT …", file=sys.stderr)
+        print(shown(f"usage: python -m {__spec__.name} CHECKPOINT …"), file=sys.stderr)
         return 2
     damaged = 0
     for folder in folders:
         found = faults(Path(folder), share=(0, 1))
         damaged += bool(found)
-        print("\n".join(f"{folder}: {line}" for line in found or ["intact"]))
+        for line in found or ["intact"]:
+            print(shown(f"{folder}: {line}"))
     return 1 if damaged else 0
 
 

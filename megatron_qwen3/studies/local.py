@@ -21,10 +21,10 @@ from pathlib import Path
 
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, Run, read_rows
 
@@ -191,7 +191,7 @@ class _Progress:
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.percentage:3.0f}%", markup=False),
             TextColumn("{task.fields[now]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", markup=False, style="bold"),
@@ -199,7 +199,7 @@ class _Progress:
             disable=not self.console.is_terminal,
         )
         total = sum(point.work for point in points)
-        self.task = self.bar.add_task(title, total=total, now="", left="")
+        self.task = self.bar.add_task(shown(title), total=total, now="", left="")
         self.say(f"{title}: {self.count} points, {len(self.done)} of them done before")
 
     def __enter__(self) -> "_Progress":
@@ -210,7 +210,7 @@ class _Progress:
         self.bar.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(plain(line), soft_wrap=True)
 
     def running(self, point: Point) -> None:
         """Show how far the point that runs is."""

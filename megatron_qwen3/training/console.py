@@ -18,6 +18,8 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from megatron_qwen3.shown import plain
+
 _RECENT_STEPS = 50  # that the time left is estimated from
 
 
@@ -46,8 +48,8 @@ class Console:
             self.say(step_line(row, self.steps, "" if self.bar else left))
 
     def say(self, line: str | Text) -> None:
-        """A line of its own, above the bar; a string is taken as it stands, without markup."""
-        self.rich.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
+        """A line of its own, above the bar; a string is shown without markup, on one line."""
+        self.rich.print(plain(line) if isinstance(line, str) else line, soft_wrap=True)
 
     def close(self) -> None:
         """Give the terminal its cursor back."""
@@ -120,10 +122,12 @@ def source_line(source: str, width: int, row: Mapping[str, float | None]) -> Tex
 def _labelled(fields: Iterable[tuple[str, str, str]]) -> Text:
     """label, value and unit of each field; labels and units step back."""
     parts = [
-        Text(" ").join(Text(part, style) for part, style in zip(field, styles, strict=True) if part)
+        plain(" ").join(
+            plain(part, style) for part, style in zip(field, styles, strict=True) if part
+        )
         for field, styles in ((field, ("dim", "", "dim")) for field in fields)
     ]
-    return Text("  ").join(parts)
+    return plain("  ").join(parts)
 
 
 def count(number: float) -> str:

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from megatron_qwen3.shown import shown
+
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 _PACKAGE = str(Path(__file__).parents[1])
 # torch keeps one flight recorder for NCCL and one for all other backends; a build without NCCL
@@ -65,9 +67,11 @@ class Heartbeat:
         frame = sys._current_frames().get(self._watched)
         waiting = active_collective()
         print(
-            f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
-            f"{self.seconds:g} s since {self._doing}; in {place(frame)}"
-            + (f", waits for {waiting}" if waiting else ", in no collective"),
+            shown(
+                f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
+                f"{self.seconds:g} s since {self._doing}; in {place(frame)}"
+                + (f", waits for {waiting}" if waiting else ", in no collective")
+            ),
             file=sys.stderr,
             flush=True,
         )

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     qwen.train(["a b c abc ab"] * 9, 300, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config |= {"chat_template": OTHER, "bos_token": {"content": "<s>"}}
+    config |= {"chat_template": OTHER, "bos_token": "<s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout, smallest_world
+from megatron_qwen3.shown import plain
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.dry_run import Role
@@ -88,7 +89,7 @@ def _as_dict(role: "Role") -> dict[str, Any]:
 def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
     name = config.model.preset or "model"
     title = f"{name} on {world_size} ranks, {config.train.precision}: GiB of one rank, and bytes"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for header in ("stage", "layers", "ranks"):
         table.add_column(header, overflow="fold")
     for header in ("parameters", "weights", "grads", "optim", "bytes together"):
@@ -96,11 +97,11 @@ def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
     for role in roles:
         sizes = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
         table.add_row(
-            str(role.pipeline_rank),
-            _layers(role),
-            _spans(role.ranks),
+            plain(str(role.pipeline_rank)),
+            plain(_layers(role)),
+            plain(_spans(role.ranks)),
             f"{role.parameters:,}",
-            *(f"{size / 2**30:.3f}" for size in sizes),
+            *map(plain, (f"{size / 2**30:.3f}" for size in sizes)),
             f"{role.total_bytes:,}",
         )
     return table
@@ -125,12 +126,14 @@ def _spans(numbers: Sequence[int]) -> str:
 
 def _shapes(role: "Role") -> Table:
     table = Table(
-        title=f"pipeline rank {role.pipeline_rank}, rank {role.ranks[0]}",
+        title=plain(f"pipeline rank {role.pipeline_rank}, rank {role.ranks[0]}"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for header in ("weight", "shape", "type"):
         table.add_column(header, overflow="fold")
     for tensor in role.tensors:
-        table.add_row(tensor.name, " × ".join(map(str, tensor.shape)), tensor.dtype)
+        table.add_row(
+            plain(tensor.name), plain(" × ".join(map(str, tensor.shape))), plain(tensor.dtype)
+        )
     return table

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_qwen3.planner import accuracy, calibration, published
 from megatron_qwen3.planner.fit import fit, is_fitted
+from megatron_qwen3.shown import shown
 
 
 def add_parser(commands: Any) -> None:
@@ -36,8 +37,10 @@ def run(given: argparse.Namespace) -> int:
         if name in found:
             errors = found[name]
             print(
-                f"{name:<26}{errors.count:4d} runs  median {100 * errors.median:.1f} %  "
-                f"90th percentile {100 * errors.p90:.1f} %"
+                shown(
+                    f"{name:<26}{errors.count:4d} runs  median {100 * errors.median:.1f} %  "
+                    f"90th percentile {100 * errors.p90:.1f} %"
+                )
             )
-    print(f"wrote {given.out}")
+    print(shown(f"wrote {given.out}"))
     return 0

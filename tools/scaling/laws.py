@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown
 from tools.scaling import laws_text
 from tools.scaling.plan import model_of
 
@@ -126,7 +126,7 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     runs, left_out = measurements.read(paths)
     short = [run for run in runs if run.tokens < given.min_tokens]
     for line in [*left_out, *(f"{run.name}: {run.tokens:.4g} tokens" for run in short)]:
-        print(f"left out: {line}", file=sys.stderr)
+        print(shown(f"left out: {line}"), file=sys.stderr)
     found = laws.analyse([run for run in runs if run not in short], given.draws)
     advice = [stage.recommend(*target, given.sequence_length) for stage in found if target]
     if given.json:
@@ -134,13 +134,13 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     else:
         console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
         for line in laws_text.lines(found, advice):
-            console.print(Text(line) if isinstance(line, str) else line)
+            console.print(plain(line) if isinstance(line, str) else line)
     if given.overlay:
         _write_overlay(given.overlay, advice)
     from tools.scaling.laws_page import write  # matplotlib loads slowly
 
     write(found, advice, out)
-    print(f"wrote {out}, pictures in {out.with_suffix('')}", file=sys.stderr)
+    print(shown(f"wrote {out}, pictures in {out.with_suffix('')}"), file=sys.stderr)
     return 0
 
 
@@ -171,4 +171,4 @@ def _write_overlay(path: Path, advice: Sequence["Recommendation"]) -> None:
         temporary = name.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(name)
-        print(f"wrote {name}", file=sys.stderr)
+        print(shown(f"wrote {name}"), file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from megatron_qwen3.shown import plain
 from megatron_qwen3.studies.laws import Recommendation, StageLaws
 from megatron_qwen3.studies.tuning import TuningLaw
 from megatron_qwen3.training.console import count
@@ -207,11 +208,11 @@ def _without_nan(value: Any) -> Any:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
     for i, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     return table
 
 

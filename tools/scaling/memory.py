@@ -16,6 +16,7 @@ from rich.table import Table
 from megatron_qwen3 import config as settings
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.shown import plain
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py memory --gpus 256 \\
@@ -53,6 +54,8 @@ def run(given: argparse.Namespace) -> int:
         table.add_column(name, justify="right")
     for memory in memories:
         sizes = (*memory.parts().values(), memory.total)
-        table.add_row(str(memory.pipeline_rank), *(f"{size / 1e9:.2f}" for size in sizes))
+        table.add_row(
+            plain(str(memory.pipeline_rank)), *map(plain, (f"{size / 1e9:.2f}" for size in sizes))
+        )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0

@@ -17,7 +17,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
@@ -26,6 +25,7 @@ from megatron_qwen3.planner.job import RECOMPUTED
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.shown import plain
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
@@ -107,7 +107,7 @@ def run(given: argparse.Namespace) -> int:
 
     plot = given.plot or given.out.with_suffix(".png")
     draw(question, plans, plot)
-    console.print(f"wrote {given.out} (layout {chosen + 1}) and {plot}", highlight=False)
+    console.print(plain(f"wrote {given.out} (layout {chosen + 1}) and {plot}"), highlight=False)
     return 0
 
 
@@ -301,7 +301,7 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
         f"{_name(question)} on {question.gpus} {cluster.name} ({cluster.memory_gb:g} GB), "
         f"{question.global_batch:,} sequences of {question.sequence_length:,} per step"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("", justify="right")
     for header in ("layout", "recompute", "precision"):
         table.add_column(header, no_wrap=True)
@@ -312,10 +312,10 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
     for i, plan in enumerate(plans):
         duration = days(question, plan, tokens)
         table.add_row(
-            f"{'▸' if i == chosen else ''}{i + 1}",
-            describe(plan.job),
-            plan.recompute,
-            plan.job.precision,
+            plain(f"{'▸' if i == chosen else ''}{i + 1}"),
+            plain(describe(plan.job)),
+            plain(plan.recompute),
+            plain(plan.job.precision),
             f"{plan.memory.total / 1e9:.1f}",
             f"{plan.step.seconds:.2f}",
             f"{plan.step.tokens_per_second_per_gpu:,.0f}",
@@ -323,7 +323,7 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
             f"{100 * mfu(question, plan):.1f}%",
             f"{duration:,.1f}",
             f"{24 * duration * question.gpus:,.0f}",
-            Text(", ".join(plan.needs)),
+            plain(", ".join(plan.needs)),
             style="bold" if i == chosen else "",
         )
     table.caption = (
@@ -350,12 +350,12 @@ def _breakdown(question: Question, plan: Plan) -> list[Table]:
 
 
 def _shares(title: str, parts: dict[str, float], whole: float) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column("part", width=24)
     table.add_column("size", justify="right", width=9)
     table.add_column("share", width=44)
     for name, size in parts.items():
         if size >= 5e-4 * whole:
             bar = "█" * round(40 * size / whole)
-            table.add_row(name, f"{size:.3g}", f"{bar} {100 * size / whole:.0f}%")
+            table.add_row(plain(name), f"{size:.3g}", plain(f"{bar} {100 * size / whole:.0f}%"))
     return table

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown
 from tools.scaling import sweep_text
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run(given: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: the name of a page ends in .html")
     cases, left_out = plan(sweep)
     for reason in left_out:
-        print(f"left out: {reason}", file=sys.stderr)
+        print(shown(f"left out: {reason}"), file=sys.stderr)
     failed = []
     if given.local:
         _note_machine(Path(sweep.dir))
@@ -95,7 +96,7 @@ def _arrays(given: argparse.Namespace, sweep: "Sweep", cases: Sequence["Case"]) 
         if given.submit:
             slurm.submit(script)
         else:
-            print(f"sbatch {script}", file=sys.stderr)
+            print(shown(f"sbatch {script}"), file=sys.stderr)
 
 
 def _report(
@@ -120,11 +121,11 @@ def _report(
         for table in sweep_text.terminal(curves):
             console.print(table)
         for line in sweep_text.machine_lines(machine, curves):
-            console.print(line, markup=False)
+            console.print(plain(line), markup=False)
     from tools.scaling.sweep_page import write  # matplotlib loads slowly
 
     write(curves, left_out, machine, out)
-    print(f"wrote {out}, pictures in {out.with_suffix('')}", file=sys.stderr)
+    print(shown(f"wrote {out}, pictures in {out.with_suffix('')}"), file=sys.stderr)
 
 
 def _note_machine(folder: Path) -> None:

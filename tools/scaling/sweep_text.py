@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from megatron_qwen3.shown import plain
 from megatron_qwen3.studies.efficiency import Curve
 from megatron_qwen3.training.console import count
 
@@ -17,11 +18,11 @@ Rows = list[list[str]]
 def terminal(curves: Sequence[Curve]) -> Iterator[Table]:
     """One table of points, one of laws."""
     for title, rows in (("Measured points", point_rows(curves)), ("Laws", law_rows(curves))):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
         for i, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if i > 1 else "left", overflow="fold")
         for row in rows[1:]:
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
         yield table
 
 

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
 from megatron_qwen3.planner.fit import is_fitted
+from megatron_qwen3.shown import plain
 from tools.scaling.plan import picture
 
 _EXAMPLES = """examples:
@@ -64,11 +64,12 @@ def run(given: argparse.Namespace) -> int:
         found = accuracy.groups(compared, of_memory)
         if found:
             console.print(_groups(f"{title}: absolute error", found))
-    console.print(_left_out(compared), highlight=False)
+    for line in _left_out(compared):
+        console.print(plain(line))
     from tools.scaling.validate_pictures import draw  # matplotlib loads slowly
 
     draw(compared, given.plot)
-    console.print(f"wrote {given.plot}", highlight=False)
+    console.print(plain(f"wrote {given.plot}"))
     return 0
 
 
@@ -117,12 +118,12 @@ def _rows(compared: Sequence[Comparison]) -> Table:
     """A line per run; columns that no run has anything for are left out."""
     lines = [_cells(one) for one in compared if one.run.job is not None]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    shown = [name for name in lines[0] if any(line[name] for line in lines)] if lines else []
-    for i, name in enumerate(shown):
+    known = [name for name in lines[0] if any(line[name] for line in lines)] if lines else []
+    for i, name in enumerate(known):
         justify: Literal["left", "right"] = "left" if i < 5 else "right"
         table.add_column(name, justify=justify, no_wrap=i > 0, overflow="fold")
     for line in lines:
-        table.add_row(*(Text(line[name]) for name in shown))
+        table.add_row(*map(plain, [line[name] for name in known]))
     return table
 
 
@@ -160,13 +161,16 @@ def _percent(value: float | None) -> str:
 
 
 def _groups(title: str, found: dict[str, Errors]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("group")
     for header in ("runs", "median", "90th percentile"):
         table.add_column(header, justify="right")
     for name, errors in sorted(found.items(), key=lambda item: _group_order(item[0])):
         table.add_row(
-            name, str(errors.count), f"{100 * errors.median:.1f}%", f"{100 * errors.p90:.1f}%"
+            plain(name),
+            f"{errors.count:d}",
+            f"{100 * errors.median:.1f}%",
+            f"{100 * errors.p90:.1f}%",
         )
     return table
 
@@ -176,11 +180,11 @@ def _group_order(name: str) -> tuple[int, str]:
     return next(i for i, kind in enumerate(kinds) if name.startswith(kind)), name
 
 
-def _left_out(compared: Sequence[Comparison]) -> str:
+def _left_out(compared: Sequence[Comparison]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for one in compared:
         if one.run.job is None:
             rows.setdefault(one.run.reason, []).append(one.run.row_id)
     lines = [f"left out: {sum(map(len, rows.values()))} of {len(compared)} runs"]
     lines += [f"  {len(ids):3d}  {reason} (rows {', '.join(ids)})" for reason, ids in rows.items()]
-    return "\n".join(lines)
+    return lines

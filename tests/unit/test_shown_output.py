@@ -1,0 +1,115 @@
+"""What a label, a name or a model says is shown as text: no markup, no escapes, no forged lines."""
+
+import io
+import json
+import sys
+
+import pytest
+import rich.console
+
+from data_prep.clean import report as clean_report
+from data_prep.labels import Labels
+from data_prep.mixing.plan import plan
+from data_prep.shards import Inventory, Shard
+from data_prep.tokenization.progress import Progress
+from megatron_qwen3.generate.session import Session
+from megatron_qwen3.shown import shown
+from megatron_qwen3.training.console import Console, source_line
+from tests.unit.test_mixing import one_stage
+from tools import inspect_shards, mix_curriculum, mix_figures, page, pictures, tokenize_corpus
+
+HOSTILE = "[/red][bold]\x1b[2J\n\u202eab\udc80 $\\frac{$<b>"
+SAFE = shown(HOSTILE)
+LABELS = Labels(HOSTILE, "eng_Latn", HOSTILE, "high", "unknown", "0-4k")
+SHARD = Shard("a/00000-000", LABELS, documents=30, tokens=60_000, bytes=200_000)
+
+
+def assert_safe(printed, whole=True):
+    assert "\x1b[2J" not in printed and "\u202e" not in printed
+    printed.encode()
+    assert not whole or SAFE in printed
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Consoles so wide that no cell is folded."""
+    make = rich.console.Console.__init__
+
+    def made(console, *arguments, **named):
+        make(console, *arguments, **named | {"width": 400})
+
+    monkeypatch.setattr(rich.console.Console, "__init__", made)
+    monkeypatch.setattr(inspect_shards, "WIDTH", 400)
+
+
+def test_tables_of_shards(wide, capsys, tmp_path):
+    report = tokenize_corpus.Report([SHARD], 30, {})
+    tokenize_corpus._print(report, tmp_path / HOSTILE, 1.0)
+    assert_safe(capsys.readouterr().out)
+
+
+def test_tables_and_pages_of_a_curriculum(wide, capsys, tmp_path):
+    other = Shard("b/00000-000", LABELS._replace(source="web"), 30, 60_000, 200_000)
+    inventory = Inventory(tmp_path, {"path": "tokenizer"}, 3, ("a",), (SHARD, other))
+    curriculum = plan(inventory, one_stage(50_000))
+    mix_curriculum._print(curriculum, 9)
+    assert_safe(capsys.readouterr().out)
+    mix_figures.write(curriculum, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert_safe(html, whole=False)
+    assert "<b>" not in html.split("<table")[1]
+
+
+def test_tables_and_pictures_of_a_cleaning(wide, tmp_path):
+    rows = [[HOSTILE, HOSTILE, HOSTILE, 5, 100], ["web", "eng_Latn", "kept", 5, 100]]
+    problems = [{"file": HOSTILE, "line": 3, "kind": "no text", "detail": HOSTILE}]
+    content = {"rows": rows, "problems": {"no text": 1}, "first_problems": problems}
+    out = io.StringIO()
+    (tmp_path / clean_report.REPORT).write_text(json.dumps(content))
+    clean_report.print_report(tmp_path, rich.console.Console(file=out))
+    assert_safe(out.getvalue())
+    assert clean_report.picture(content).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_bars_and_lines_of_a_tokenization(wide, monkeypatch, in_terminal):
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    if in_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(100) as progress:
+        progress._last_line = -1e9
+        progress.stage(HOSTILE, 2, 50)
+        progress.say(HOSTILE)
+    assert_safe(out.getvalue())
+
+
+def test_lines_of_a_run(wide, capsys):
+    console = Console(10, 0, 1)
+    console.say(f"resumed from {HOSTILE}")
+    console.say(source_line(HOSTILE, 9, {"loss": 1.0, "bits_per_byte": 1.0, "tokens": 9}))
+    console.close()
+    printed = capsys.readouterr().out
+    assert_safe(printed)
+    assert printed.count(SAFE) == 2 and printed.count("\n") == 2
+
+
+def test_text_that_a_model_wrote_keeps_its_lines_and_steers_no_terminal(capsys):
+    session = object.__new__(Session)
+    session.is_first = True
+    session._print("a\n\tb\x1b]0;x\x07\r\u202e")
+    assert capsys.readouterr().out == "a\n\tb\\x1b]0;x\\x07\\r\\u202e"
+
+
+def test_pages_and_pictures_have_neither_markup_nor_controls_of_what_they_show(tmp_path):
+    with pictures.style():
+        axes = pictures.axes("x", HOSTILE)
+        axes.plot([1, 2], [1, 2], label=HOSTILE)
+        axes.legend()
+        picture = pictures.finish(axes, "name", HOSTILE, HOSTILE, is_wide=False)
+    body = [page.numbers([(HOSTILE, HOSTILE)]), page.table(HOSTILE, [[HOSTILE], [HOSTILE]])]
+    body += [page.text(HOSTILE, [HOSTILE]), page.code(HOSTILE, HOSTILE), page.FIGURES]
+    page.write(tmp_path / "page.html", HOSTILE, HOSTILE, body, [picture])
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert_safe(html, whole=False)
+    assert "$<b>" not in html and "&lt;b&gt;" in html
