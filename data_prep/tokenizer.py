@@ -81,7 +81,8 @@ def write(tokenizer: tokenizers.Tokenizer, folder: str | os.PathLike[str]) -> No
     tokenizer.add_special_tokens([_added(token, special=True) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([_added(token, special=False) for token in MARKUP_TOKENS])
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "tokenizer_config.json").write_text(json.dumps(_HF_CONFIG, indent=2) + "\n")
+    config = json.dumps(_HF_CONFIG, indent=2) + "\n"
+    write_whole(Path(folder) / "tokenizer_config.json", [config.encode()])
     write_whole(Path(folder) / "tokenizer.json", [tokenizer.to_str(pretty=True).encode()])
 
 

@@ -32,6 +32,8 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from megatron_qwen3.storage.whole import write_whole
+
 Message = Mapping[str, Any]
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -227,16 +229,15 @@ def split_by_query(messages: Sequence[Message]) -> list[Sequence[Message]]:
 def write_chat_template(folder: str | os.PathLike[str]) -> None:
     """Put the template into a tokenizer folder, so that transformers and servers render the same.
 
-    chat_template.jinja is what transformers reads first, in 4.57 as in 5; the same text goes into
-    tokenizer_config.json, for programs that read it there.
+    transformers reads chat_template.jinja first, other programs read tokenizer_config.json.
     """
     template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
     config_file = Path(folder) / "tokenizer_config.json"
     if not config_file.exists():
         raise ChatError(f"{folder} is not a tokenizer folder: it has no tokenizer_config.json")
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"chat_template": template}
-    (Path(folder) / CHAT_TEMPLATE_FILE.name).write_text(template, encoding="utf-8")
-    config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_whole(Path(folder) / CHAT_TEMPLATE_FILE.name, [template.encode()])
+    write_whole(config_file, [json.dumps(config, indent=2, ensure_ascii=False).encode(), b"\n"])
 
 
 def _turns(
@@ -369,10 +370,9 @@ def _check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | Non
             raise ChatError(f"message {k} ({role}) has content that is not text: {content!r:.80}")
         for name, value in message.items():
             if name not in _FIELDS[role] and value not in (None, [], {}):
-                known = ", ".join(sorted(_FIELDS[role]))
                 raise ChatError(
                     f"message {k} ({role}) has {name!r:.80}, which the text would be without; "
-                    f"valid: {known}"
+                    f"valid: {', '.join(sorted(_FIELDS[role]))}"
                 )
         reasoning = [message[name] for name in _REASONING if message.get(name) is not None]
         for name in _REASONING:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -26,6 +27,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.console import count
 
 # Colour on paper -> CSS variable of the page. The hues are those of Okabe and Ito, which people
@@ -109,12 +111,26 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
     return placed
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all; the suffix of `path` chooses the format."""
+    _escape(figure)
+    drawn = io.BytesIO()
+    kind = path.suffix.removeprefix(".") or "png"
+    figure.savefig(drawn, format=kind, dpi=160, facecolor="white")
+    write_whole(path, [drawn.getbuffer()])
+
+
+def _escape(figure: Figure) -> None:
+    """Labels come from files."""
+    for text in figure.findobj(Text):
+        text.set_text(shown_text(text.get_text()))
+
+
 def finish(axes: Axes, name: str, title: str, caption: str, is_wide: bool) -> Picture:
     """The drawn axes as a picture."""
     figure = axes.get_figure(root=True)
     assert figure
-    for text in figure.findobj(Text):  # labels come from files
-        text.set_text(shown_text(text.get_text()))
+    _escape(figure)
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})

@@ -25,6 +25,8 @@ import numpy.typing as npt
 import zstandard
 from datatrove.data import Document
 
+from megatron_qwen3.storage.whole import whole_file
+
 _LEVEL = 3
 _BLOCK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 0.3
@@ -90,14 +92,10 @@ def read_documents(path: Path) -> Iterator[Document]:
 def save(path: Path, array: npt.NDArray[Any]) -> None:
     """An array, in numpy's format, that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.partial")
     header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array))
-    with partial.open("wb") as file:  # not numpy.save, whose error on a full disk says nothing
+    with whole_file(path) as file:  # not numpy.save, whose error on a full disk says nothing
         np.lib.format.write_array_header_1_0(file, header)
         file.write(np.ascontiguousarray(array).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load(path: Path) -> npt.NDArray[Any]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.quickstart import corpora
-from megatron_qwen3.shown import plain
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown_lines
+from megatron_qwen3.storage.whole import sync_tree, write_whole
 
 console = Console()
 
@@ -33,22 +35,51 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Collect the quickstart's documents; no download.")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/data/documents"))
-    prepare(parser.parse_args().out)
+    try:
+        prepare(parser.parse_args().out)
+    except ConfigError as error:
+        sys.exit(f"error: {shown_lines(error)}")
 
 
 def prepare(out: Path) -> dict[str, Any]:
-    """Make the documents where they are missing or out of date; returns the manifest."""
+    """Make the documents where they are missing or out of date; returns the manifest.
+
+    ConfigError where the folder holds anything else: nothing but what was made here is removed.
+    """
     made_from = _fingerprint()
     manifest = _read_manifest(out)
     if manifest.get("made_from") != made_from or not _complete(out, manifest):
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        manifest = {"made_from": made_from, "sources": _write(out, corpora.documents())}
-        (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        old = set(manifest.get("sources", {}))
+        with TemporaryDirectory(dir=_parent(out), prefix=f"{out.name}.") as folder:
+            made = Path(folder) / "documents"
+            made.mkdir()
+            manifest = {"made_from": made_from, "sources": _write(made, corpora.documents())}
+            content = json.dumps(manifest, indent=2) + "\n"
+            write_whole(made / "manifest.json", [content.encode()])
+            sync_tree(made)
+            _make_room(out, old | set(manifest["sources"]))
+            made.rename(out)
         _print_table(manifest["sources"])
     else:
         console.print(plain(f"{out}: up to date"))
     return manifest
+
+
+def _parent(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
+
+
+def _make_room(out: Path, sources: set[str]) -> None:
+    """Remove what an earlier call made; ConfigError where anything else is there."""
+    ours = {"manifest.json", *(f"{name}.jsonl" for name in sources)}
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if others := sorted(found - ours):
+        raise ConfigError(f"{out} holds {others[0]}, not made here; choose another folder")
+    for name in found:
+        (out / name).unlink()
+    if out.is_dir():
+        out.rmdir()
 
 
 def _write(out: Path, documents: Iterable[dict[str, str]]) -> dict[str, dict[str, int]]:

@@ -7,11 +7,12 @@ communication that stay visible. `tools/scaling_study.py fit` sets them from pub
 writes calibration.toml; none belongs to a single run, model or GPU name.
 """
 
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from megatron_qwen3.storage.whole import write_whole
 
 PATH: Final = Path(__file__).with_name("calibration.toml")
 
@@ -74,10 +75,8 @@ def load(path: Path = PATH) -> dict[str, float]:
 
 
 def write(constants: Mapping[str, float], path: Path) -> None:
-    """Four digits of each; written beside, then renamed."""
+    """Four digits of each."""
     lines = ["# Written by `tools/scaling_study.py fit`; calibration.py says what each means."]
     lines += ["", "[constants]"]
     lines += [f"{name} = {float(f'{constants[name]:.4g}')!r}" for name in CONSTANTS]
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, ["\n".join([*lines, ""]).encode()])

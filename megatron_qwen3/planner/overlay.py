@@ -6,7 +6,6 @@
 Only settings that exist are written; what the trainer does not have yet is said in comments.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question, usable_bytes
 from megatron_qwen3.settings import SETTINGS
+from megatron_qwen3.storage.whole import write_whole
 
 _ABSENT = {
     "context": "context parallelism: the trainer has none yet; the memory above is divided by it",
@@ -100,12 +100,10 @@ def _as_trained(job: Job) -> Job:
 
 
 def write(plan: Plan, question: Question, path: str | Path) -> None:
-    """Write beside, then rename: a file that is there is whole."""
+    """A file that is there is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text(plan, question), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, [text(plan, question).encode()])
 
 
 def _model(question: Question) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, Run, read_rows
 
@@ -134,7 +135,7 @@ def write_settings(point: Point) -> Path:
     folder = point.config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "study.toml"
-    file.write_text(to_toml(point.config), encoding="utf-8")
+    write_whole(file, [to_toml(point.config).encode()])
     return file
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.studies.local import Point, write_settings
 
 _SCRIPT = """\
@@ -93,21 +94,20 @@ def _write_array(
             f"{gpus_per_node}"
         )
     script, listing = target / f"array_{gpus}.sbatch", target / f"points_{gpus}.txt"
-    listing.write_text("".join(f"{write_settings(point)}\n" for point in points))
-    script.write_text(
-        _SCRIPT.format(
-            count=len(points),
-            dir=target.parent,
-            gpus=gpus,
-            script=script,
-            name=f"{target.parent.name}-{gpus}",
-            last=len(points) - 1,
-            nodes=nodes,
-            per_node=gpus // nodes,
-            minutes=minutes,
-            folder=target,
-            listing=listing,
-            options="".join(f"#SBATCH {option}\n" for option in options),
-        )
+    write_whole(listing, [f"{write_settings(point)}\n".encode() for point in points])
+    content = _SCRIPT.format(
+        count=len(points),
+        dir=target.parent,
+        gpus=gpus,
+        script=script,
+        name=f"{target.parent.name}-{gpus}",
+        last=len(points) - 1,
+        nodes=nodes,
+        per_node=gpus // nodes,
+        minutes=minutes,
+        folder=target,
+        listing=listing,
+        options="".join(f"#SBATCH {option}\n" for option in options),
     )
+    write_whole(script, [content.encode()])
     return script

@@ -14,7 +14,7 @@ from data_prep.languages import LANGUAGES
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import DOMAINS
 from examples.quickstart import corpora, prepare, reasoning
-from megatron_qwen3.config import load
+from megatron_qwen3.config import ConfigError, load
 
 EQUATION = re.compile(r"(?<![\d.])(-?\d+(?: [-+×*/] \d+)+) = (-?\d+)(?![\d/.])")
 TINY = [
@@ -139,3 +139,17 @@ def test_stages_of_the_quickstart_are_as_long_as_their_trainings() -> None:
         assert stage.sequence_length == config.data.sequence_length
         assert stage.tokens == config.steps * config.step_tokens
     assert not planned
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_with_anything_else_in_it_is_left_as_it_is(tmp_path: Path) -> None:
+    prepare.prepare(tmp_path / "ours")
+    (tmp_path / "ours" / "notes.txt").write_text("mine")
+    (tmp_path / "ours" / "manifest.json").write_text('{"made_from": "old", "sources": {}}')
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("mine")
+    for name in ("ours", "theirs"):
+        before = {p: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        with pytest.raises(ConfigError, match="not made here; choose another folder"):
+            prepare.prepare(tmp_path / name)
+        assert {p: p.read_bytes() for p in (tmp_path / name).iterdir()} == before

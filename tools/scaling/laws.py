@@ -19,6 +19,7 @@ from rich.console import Console
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.storage.whole import write_whole
 from tools.scaling import laws_text
 from tools.scaling.plan import model_of
 
@@ -168,7 +169,5 @@ def _write_overlay(path: Path, advice: Sequence["Recommendation"]) -> None:
         raise ConfigError(f"{path}: the runs determine neither a learning rate nor a batch")
     for stage, text in texts.items():
         name = path.with_stem(f"{path.stem}_{stage}") if len(advice) > 1 else path
-        temporary = name.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(name)
+        write_whole(name, [text.encode()])
         print(shown(f"wrote {name}"), file=sys.stderr)

@@ -29,7 +29,7 @@ def draw(question: Question, plans: list[Plan], path: Path) -> None:
             f"{question.model.preset or 'model'} on {question.gpus} {question.cluster.name}"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, facecolor="white")
+        pictures.save(figure, path)
 
 
 def _stack(axes: Axes, names: list[str], bars: list[dict[str, float]]) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.storage.whole import write_whole
 from tools.scaling import sweep_text
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _note_machine(folder: Path) -> None:
         "system": platform.platform(),
     }
     about["load"] = os.getloadavg()[0]  # others' work, before the first point runs
-    (folder / "machine.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    write_whole(folder / "machine.json", [json.dumps(about).encode(), b"\n"])
 
 
 def _processor() -> str:

@@ -32,7 +32,7 @@ def draw(compared: Sequence[Comparison], path: Path) -> None:
         for i, (points, unit) in enumerate(panels):
             _scatter(figure.add_subplot(1, len(panels), i + 1), points, unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, facecolor="white")
+        pictures.save(figure, path)
 
 
 def _count(panel: tuple[list[Any], str]) -> int:
