@@ -56,6 +56,8 @@ class Encoder:
     def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[Request]:
         """Requests of lines, each with the place where it stands, which a ConfigError names."""
         placed, requests = list(lines), []
+        for place, line in placed:
+            _check_characters(line, f"{place}: ")
         talks = [line for _, line in placed if "messages" in line]
         prompts = self._conversations(talks) if talks else iter(())
         for place, line in placed:
@@ -67,12 +69,12 @@ class Encoder:
 
     def encode(self, line: Line) -> Request:
         """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
+        _check_characters(line)
         return self._request(line, self._conversations([line] if "messages" in line else []))
 
     def _request(self, line: Line, conversations: Iterator[Any]) -> Request:
         """`conversations` has the line's ids next, or the reason why there are none."""
         ids = next(conversations) if "messages" in line else None
-        _check_characters(line)
         if isinstance(ids, Exception):
             raise ids
         if ids is not None:
@@ -100,7 +102,7 @@ class Encoder:
                 yield chat.encode_prompt(
                     line["messages"], line.get("tools"), enable_thinking=self._enable_thinking
                 )
-            except (ChatError, UnicodeEncodeError) as error:
+            except ChatError as error:
                 yield error
 
 
@@ -143,9 +145,10 @@ def _line(place: str, text: str) -> Line:
     raise ConfigError(f'{place}: needs "prompt" (text) or "messages" (list)')
 
 
-def _check_characters(line: Line) -> None:
+def _check_characters(line: Line, place: str = "") -> None:
     """JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
     try:
         json.dumps(line, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{error.object[error.start]!r} in it is no character") from None
+        half = error.object[error.start]
+        raise ConfigError(f"{place}{half!r} in it is no character") from None

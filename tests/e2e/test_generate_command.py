@@ -184,6 +184,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder, tmp_path, capsys):
         ({"prompt": "a", "completion": "b"}, 'has "completion" already'),
         ({"prompt": "a\ud83d"}, "in it is no character"),
         ({"prompt": "a", "id": "\ud83d"}, "in it is no character"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "in it is no character"),
         ({"messages": ["hi"]}, "message 0 is not a table with role and content: 'hi'"),
         ({**CHAT, "tools": 5}, "tools are not a list of tables: 5"),
         ({**CHAT, "tools": "f"}, "tools are not a list of tables: 'f'"),

@@ -13,7 +13,7 @@ from tools import report
 from tools.pictures import spread
 from tools.report_figures import _held_out_curves, smooth
 
-HOSTILE = "<script>alert(1)</script> $x_"
+HOSTILE = "<script>alert(1)</script> $x_[/red]\x1b[2J\n\u202e"
 
 
 def write_run(folder, steps, first_loss, sources=("web",), sparse=False):

@@ -80,8 +80,11 @@ def test_conversations_get_the_ids_of_the_folders_template_and_errors_name_their
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 'a' * 9999999999 }}",
-        "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = ns.x + ns.x %}"
-        "{% endfor %}",
+        pytest.param(
+            "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = ns.x + ns.x %}"
+            "{% endfor %}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_template_without_an_end_is_ended(tmp_path, monkeypatch, bomb):
@@ -93,14 +96,13 @@ def test_a_template_without_an_end_is_ended(tmp_path, monkeypatch, bomb):
 def test_a_template_reaches_neither_files_nor_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "transformers.py").write_text("raise SystemExit(9)")  # nor runs what lies about
-    lines = [{"messages": ASKED}]
-    for attempt in (
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append('x') }}",
-        "{% include '/etc/passwd' %}",
-    ):
-        (result,) = FolderTemplate(tmp_path, {"default": attempt}).render(lines, True)
-        assert isinstance(result, ChatError) or result == "", result
+    texts = {
+        "default": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "tool_use": "{{ messages.append('x') }}",
+    }
+    lines = [{"messages": ASKED}, {"messages": ASKED, "tools": [{"name": "f"}]}]
+    for result in FolderTemplate(tmp_path, texts).render(lines, True):
+        assert isinstance(result, ChatError) and "SecurityError" in str(result)
 
 
 def test_a_template_that_differs_is_told_once_and_not_used(folder, capsys):
