@@ -86,25 +86,26 @@ def run(given: argparse.Namespace) -> None:
 
 def _template(asked: str, folder: Path) -> FolderTemplate | None:
     """The folder's chat template where it is asked for; where another is used, that is told."""
-    template = template_of(folder)
     if asked == "folder":
-        if template is None:
-            raise ConfigError(f"--template folder: {folder} has no chat template; leave it out")
-        return template
-    if template and os.environ.get("RANK", "0") == "0":
-        try:
-            how = "renders otherwise than" if template.differs() else ""
-        except ConfigError as error:
-            print(f"note: {shown_lines(error)}", file=sys.stderr)
-            how = "could not be compared with"
-        if how:
-            print(
-                shown(
-                    f"note: the chat template in {template.folder} {how} Qwen3's format, which is "
-                    "used; --template folder uses the template"
-                ),
-                file=sys.stderr,
-            )
+        if template := template_of(folder):
+            return template
+        raise ConfigError(f"--template folder: {folder} has no chat template; leave it out")
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    try:
+        template = template_of(folder)
+        how = "renders otherwise than" if template and template.differs() else ""
+    except ConfigError as error:
+        print(f"note: {shown_lines(error)}", file=sys.stderr)
+        how = "could not be compared with"
+    if how:
+        print(
+            shown(
+                f"note: the chat template in {folder} {how} Qwen3's format, which is used; "
+                "--template folder uses the template"
+            ),
+            file=sys.stderr,
+        )
     return None
 
 

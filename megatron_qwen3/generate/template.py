@@ -112,7 +112,8 @@ def template_of(folder: Path) -> FolderTemplate | None:
     try:
         config = _read(folder / "tokenizer_config.json")
         settings = json.loads(config) if config else {}
-        said = settings.get("chat_template") if isinstance(settings, dict) else None
+        settings = settings if isinstance(settings, dict) else {}
+        said = settings.get("chat_template")
         alone = _read(folder / "chat_template.jinja")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder}: its chat template cannot be read ({error})") from None
