@@ -9,12 +9,14 @@ are done are not in the arrays.
 """
 
 import re
+import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.studies.local import Point, write_settings
 
@@ -35,7 +37,7 @@ _SCRIPT = """\
 #SBATCH --time={minutes}
 #SBATCH --output={folder}/%x-%A_%a.out
 {options}set -euo pipefail
-mapfile -t points <"{listing}"
+mapfile -t points <{listing}
 exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \\
   "${{points[SLURM_ARRAY_TASK_ID]}}"
 """
@@ -52,7 +54,7 @@ def write(
 
     `options` are sbatch's, and win over those that stand in the scripts already. Where GPUs are
     fewer than `gpus_per_node` one node has them all. ConfigError: nodes cannot share a count
-    evenly, or an option is none.
+    evenly, an option is none, or the folder has a name that no line of a script can hold.
     """
     for option in options:
         if not re.fullmatch(r"--[\w-]+(=[^\n]*)?", option):
@@ -61,6 +63,8 @@ def write(
     for point in {point.config.run_dir: point for point in points}.values():
         if not point.is_done:
             by_gpus[point.ranks].append(point)
+    if (name := str(folder)) != shown(name):
+        raise ConfigError(f"dir = {name!r}: a job script cannot name such a folder; choose another")
     target = folder / "slurm"
     target.mkdir(parents=True, exist_ok=True)
     return [
@@ -106,7 +110,7 @@ def _write_array(
         per_node=gpus // nodes,
         minutes=minutes,
         folder=target,
-        listing=listing,
+        listing=shlex.quote(str(listing)),
         options="".join(f"#SBATCH {option}\n" for option in options),
     )
     write_whole(script, [content.encode()])

@@ -249,6 +249,19 @@ def test_an_option_that_would_become_a_line_of_the_script_is_refused(tmp_path):
         slurm.write(tmp_path, points, gpus_per_node=3)
 
 
+def test_a_folders_name_is_never_run_by_a_job_script(tmp_path):
+    points = [case.point for case in sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))[0]]
+    folder = tmp_path / '$(touch ran) "'
+    scripts = slurm.write(folder, points, gpus_per_node=4)
+    lines = [line for line in scripts[0].read_text().splitlines() if line.startswith("mapfile")]
+    listed = subprocess.run(
+        ["bash", "-c", f"{lines[0]}; echo ${{#points[@]}}"], cwd=tmp_path, capture_output=True
+    )
+    assert int(listed.stdout) > 0 and not (tmp_path / "ran").exists()
+    with pytest.raises(ConfigError, match="a job script cannot name such a folder"):
+        slurm.write(tmp_path / "a\nrm", points, gpus_per_node=4)
+
+
 def test_a_ladder_is_submitted_stage_by_stage(tmp_path, monkeypatch):
     plan = study(tmp_path, LADDER, ladder.Ladder)
     submitted = []
