@@ -3,6 +3,9 @@
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
+# make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
+#                   of two names, with matrix products by oneDNN and by torch's choice (an hour)
+# make full         everything that takes long
 # make lint         ruff and mypy
 #
 # Each target installs what it needs into $(VENV) first.
@@ -31,7 +34,7 @@ PYTHON312 ?= python3.12
 CUDA_TORCH ?= 2.11.0
 CUDA_VENV := .venv-cuda
 
-.PHONY: quickstart test test-slurm test-fake-cuda lint clean
+.PHONY: quickstart test test-slurm test-fake-cuda test-machines full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -44,6 +47,17 @@ test-slurm: $(INSTALLED)
 
 test-fake-cuda: $(CUDA_VENV)/installed
 	$(CUDA_VENV)/bin/python -m pytest -rs tests/fake_cuda
+
+# No number of these tests may depend on where they run or on the library that multiplies.
+MACHINES := tests/parity tests/parallel tests/e2e tests/unit/test_products.py
+test-machines: $(INSTALLED)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	for onednn in on off; do for name in a 'another name'; do \
+		echo "== QWEN3_ONEDNN=$$onednn in a folder named $$name"; \
+		QWEN3_ONEDNN=$$onednn $(RUN) -m pytest $(MACHINES) --basetemp="$$folder/$$name" || exit 1; \
+	done; done
+
+full: test-machines
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

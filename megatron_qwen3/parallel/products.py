@@ -3,7 +3,8 @@
 torch.mm is MKL's, which on AMD's processors stays with vectors of 256 bits; oneDNN uses all 512
 where the processor has them, and is twice as fast. Everywhere else, and for small products, whose
 call costs more, torch's own choice stands. The choice rests on the processor and the shapes alone:
-a run that is resumed on the same machine gets the same bits.
+a run that is resumed on the same machine gets the same bits. QWEN3_ONEDNN=on or off in a process's
+environment decides in place of the processor, so that tests can be run as on another machine.
 
     output_RO = product(input_RI, weight_OI.t())
     write_product(gradient_OI, grad_RO.t(), input_RI, adds=True)
@@ -12,6 +13,7 @@ Legend: R rows, I inputs, O outputs.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +23,23 @@ from torch import Tensor
 _LEAST_MULTIPLICATIONS = 1 << 21  # one call of oneDNN costs 10 us more, the time of so many
 # Measured with AVX-512: shapes of the result for which oneDNN keeps its pace.
 _LONGEST_SUM, _TALL = 512, 8
+_VARIABLE, _CHOICES = "QWEN3_ONEDNN", ("", "on", "off")
 _torch_matmul = torch.matmul
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether large float32 products are left to oneDNN: an AMD processor with AVX-512."""
-    if not torch.backends.mkldnn.is_available():
-        return False
+    """Whether large float32 products are left to oneDNN: an AMD processor with AVX-512.
+
+    ValueError where QWEN3_ONEDNN asks for neither on nor off, or for what this torch does not have.
+    """
+    is_there = torch.backends.mkldnn.is_available()
+    asked = os.environ.get(_VARIABLE, "")
+    if asked not in _CHOICES or (asked == "on" and not is_there):
+        valid = "on, off" if is_there else "off (this torch has no oneDNN)"
+        raise ValueError(f"{_VARIABLE}={asked}: valid: {valid}, or nothing for the faster one")
+    if asked or not is_there:
+        return asked == "on"
     cpus = Path("/proc/cpuinfo")
     is_amd = cpus.exists() and "AuthenticAMD" in cpus.read_text()
     return is_amd and torch.backends.cpu.get_cpu_capability() == "AVX512"

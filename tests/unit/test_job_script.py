@@ -62,7 +62,7 @@ class Job:
 
     def end(self):
         """Exit status and everything printed."""
-        told, _ = self.process.communicate(timeout=20)
+        told, _ = self.process.communicate(timeout=200)
         return self.process.returncode, told
 
     def noted(self, name):

@@ -1,9 +1,12 @@
 """Products by oneDNN are the products that torch makes, whatever the shape and the strides."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 
 from megatron_qwen3.parallel import products
 
@@ -80,3 +83,32 @@ def test_where_types_differ_there_is_one_product_whatever_the_processor(library)
     assert torch.equal(out, (a @ b).float())
     products.write_product(out, a, b, adds=True)
     assert torch.equal(out, (a @ b).float() * 2)
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_the_environment_decides_in_place_of_the_processor(monkeypatch, asked):
+    if asked == "on" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setenv("QWEN3_ONEDNN", asked)
+    assert products.onednn_is_faster.__wrapped__() == (asked == "on")
+
+
+def test_a_choice_that_is_none_is_refused_with_the_valid_ones(monkeypatch):
+    monkeypatch.setenv("QWEN3_ONEDNN", "1")
+    with pytest.raises(ValueError, match="QWEN3_ONEDNN=1: valid: .*off"):
+        products.onednn_is_faster.__wrapped__()
+    monkeypatch.setenv("QWEN3_ONEDNN", "on")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no oneDNN"):
+        products.onednn_is_faster.__wrapped__()
+
+
+def of_a_rank():
+    return products.onednn_is_faster()
+
+
+@pytest.mark.skipif("QWEN3_ONEDNN" not in os.environ, reason="make test-machines sets it")
+def test_ranks_choose_as_the_whole_run_was_asked_to():
+    asked = os.environ["QWEN3_ONEDNN"] == "on"
+    assert products.onednn_is_faster() == asked
+    assert run_ranks(of_a_rank, 2) == [asked, asked]
