@@ -279,12 +279,18 @@ def _going_on(part: Part, read: ReadBefore) -> tuple[Part, dict[str, str], tuple
     """
     sources = [feed.source for feed in part.feeds]
     keys = known.recognised(sources, read.sources)
-    feeds = []
+    feeds, taken = [], set(read.starts)
     for feed in part.feeds:
-        start = replace(feed.start, key=feed.source.identity)
-        if key := keys.get(feed.source.name):
+        key = keys.get(feed.source.name)
+        if key:
             known.check_held_out(feed.source, read.sources[key])
             start = read.starts[key]
+        else:
+            key = feed.source.identity
+            while key in taken:  # by a source that has another name since
+                key += "+"
+            start = replace(feed.start, key=key)
+        taken.add(key)
         feeds.append(replace(feed, start=start))
     news = known.news(sources, read.sources, keys)
     return replace(part, feeds=tuple(feeds)), keys, news

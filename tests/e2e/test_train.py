@@ -114,7 +114,7 @@ def test_three_stages_chain(folder, tmp_path, ranks, layout):
         assert evaluated.keys() == {"words", "counts", "all"}
         assert all(0 < row["bits_per_byte"] < 8 for row in evaluated.values())
     assert losses(tmp_path, "one")[0] == pytest.approx(math.log(512), rel=0.02)
-    unmoved = ("run.name=unmoved", "train.steps=1", "optim.lr=1e-30", *layout)
+    unmoved = ("run.name=unmoved", "train.steps=1", "optim.lr=1e-30", "optim.min_lr=0", *layout)
     run_ranks(run_stage, ranks, arguments(folder, "two", tmp_path, *unmoved))
     for before, after in zip(
         rows(tmp_path, "one", "eval"), rows(tmp_path, "unmoved", "eval"), strict=True
@@ -167,7 +167,7 @@ def test_a_run_keeps_its_precision_and_another_may_start_from_its_weights(
     assert train.main(more) == 2
     assert f'"{after}", but' in (told := capsys.readouterr().err) and f'with "{before}"' in told
     start = f"checkpoint.init_from={tmp_path}/one"
-    unmoved = (start, "run.name=unmoved", "train.steps=1", "optim.lr=1e-30")
+    unmoved = (start, "run.name=unmoved", "train.steps=1", "optim.lr=1e-30", "optim.min_lr=0")
     assert run_ranks(run_stage, 1, [*more, *unmoved]) == [0]
     one, unmoved = (rows(tmp_path, name, "eval") for name in ("one", "unmoved"))
     for saved, loaded in zip(one, unmoved, strict=True):

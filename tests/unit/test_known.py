@@ -223,6 +223,22 @@ def test_two_names_with_the_same_contents_are_told_and_have_orders_of_their_own(
     assert again.news == () and again.parts == history.parts
 
 
+def test_a_name_that_is_used_again_for_a_copy_does_not_share_the_place_of_what_was_renamed(
+    data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "copy")
+    one = config_of(tmp_path, "one", paths(data, "web", "code"))
+    begun(one)
+    two = config_of(tmp_path, "two", {"net": f"{data}/web", "code": f"{data}/code"})
+    begun(two, before=(one.run_dir, 5))
+    names = {"net": f"{data}/web", "web": f"{tmp_path}/copy/web"}
+    three = config_of(tmp_path, "three", names)
+    history = begun(three, before=(two.run_dir, 5))
+    net, web = history.parts[-1].feeds
+    assert net.key != web.key and web.start.cursor.tokens_read == 0 < net.start.cursor.tokens_read
+    assert record.prepare(three, 3).parts == history.parts
+
+
 def test_a_shard_with_other_contents_than_were_mixed_is_refused_when_it_is_opened(
     data: Path, tmp_path: Path
 ) -> None:
