@@ -7,63 +7,30 @@
 small torch.save archive whose data are plain bytes. Rows are read straight from these bytes, so
 nothing larger than a batch of rows is ever in memory. `dcp_writer.py` is the other direction.
 
-`storage/pickles.py` reads the table without running what it names.
+`storage/table.py` reads the table and checks it.
 """
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.mapping import Index, Weight, locate, weights
-from megatron_qwen3.storage.pickles import Slice, file_of, read_metadata
+from megatron_qwen3.storage.files import read_exactly
+from megatron_qwen3.storage.inside import inside
+from megatron_qwen3.storage.table import Chunk, Stored, read_table
 
 FILES = ("config.toml", "metadata.json", ".metadata")
 EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
 BATCH_BYTES = 256 << 10  # small enough to stay in a core's cache between a read and a write
 _OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One stored archive: `shape` elements in row-major order, `offsets` in the whole tensor."""
-
-    path: Path
-    start: int
-    length: int
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @cached_property
-    def data_start(self) -> int:
-        """Where in the file its first element is."""
-        try:
-            # Within this mode torch.load makes no data but says where they are.
-            with FakeTensorMode(), Slice(self.path, self.start, self.length) as archive:
-                tensor = torch.load(archive, weights_only=True)
-            storage = tensor.untyped_storage()
-            fits = (tuple(tensor.shape), tensor.dtype) == (self.shape, self.dtype)
-            in_data = self.start + storage._checkpoint_offset
-        except Exception as error:
-            raise ConfigError(f"{self.path}: damaged at byte {self.start}: {error}") from None
-        if not fits or not tensor.is_contiguous():
-            raise ConfigError(
-                f"{self.path}: byte {self.start} holds another tensor than .metadata says"
-            )
-        return in_data + tensor.storage_offset() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -90,8 +57,9 @@ class Checkpoint:
         for name in FILES:
             if not (folder / name).is_file():
                 raise ConfigError(f"{folder}: no checkpoint of ours, it has no {name}")
+            inside(folder, name)
         self.config: Config = settings.load([folder / "config.toml"])
-        self.metadata = read_metadata(folder)
+        self.tensors = read_table(folder).tensors
         self.dtypes: dict[str, torch.dtype] = {}
         self.sources: dict[str, str] = {}  # the name in the table -> the name in this checkpoint
         self._regions: dict[tuple[str, Index], list[_Region]] = defaultdict(list)
@@ -109,48 +77,33 @@ class Checkpoint:
     def _add_all(self, table: tuple[Weight, ...]) -> None:
         by_name = {name: weight for weight in table for name in weight.names}
         faults = []
-        for key, entry in self.metadata.state_dict_metadata.items():
+        for key, stored in self.tensors.items():
             name, layer, expert = locate(key)
-            if not isinstance(entry, TensorStorageMetadata) or _is_other_state(key, name):
+            if _is_other_state(key, name):
                 continue
             if name not in by_name:
                 faults.append(f"{key} is unexpected")
             else:
-                faults += self._add(by_name[name], key, layer, expert, entry)
+                faults += self._add(by_name[name], key, layer, expert, stored)
         faults += [fault for weight in table for fault in self._missing(weight)]
         if faults:
             raise ConfigError("\n".join(f"{self.folder}: {fault}" for fault in faults[:20]))
 
     def _add(
-        self, weight: Weight, key: str, layer: int | None, expert: int | None, entry: Any
+        self, weight: Weight, key: str, layer: int | None, expert: int | None, stored: Stored
     ) -> Iterator[str]:
         named = (layer, expert)[: len(weight.leading)]
         stacked = [n for n, fixed in zip(weight.leading, named, strict=True) if fixed is None]
         expected = (*stacked, *weight.shape)
-        if tuple(entry.size) != expected:
-            yield f"{key} has shape {tuple(entry.size)}, the model {expected}"
+        if stored.shape != expected:
+            yield f"{key} has shape {stored.shape}, the model {expected}"
             return
-        name, dtype = weight.names[0], entry.properties.dtype
+        name, dtype = weight.names[0], getattr(torch, stored.dtype)
         if self.dtypes.setdefault(name, dtype) != dtype:
             yield f"{key} is {dtype}, other layers {self.dtypes[name]}"
         self.sources.setdefault(name, key)
-        for chunk in entry.chunks:
-            self._add_chunk(weight, named, self._chunk(key, chunk, dtype))
-
-    def _chunk(self, key: str, chunk: Any, dtype: torch.dtype) -> Chunk:
-        place = self._places.get((key, tuple(chunk.offsets)))
-        if place is None:
-            raise ConfigError(f"{self.folder}: .metadata does not say where {key} lies")
-        if getattr(place, "transform_descriptors", None):
-            raise ConfigError(f"{self.folder}: {key} is stored in an encoding of its own")
-        path = file_of(self.folder, place.relative_path)
-        offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
-        return Chunk(path, place.offset, place.length, offsets, sizes, dtype)
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, tuple[int, ...]], Any]:
-        stored = self.metadata.storage_data.items()
-        return {(index.fqn, tuple(index.offset or ())): place for index, place in stored}
+        for chunk in stored.chunks:
+            self._add_chunk(weight, named, chunk)
 
     def _add_chunk(self, weight: Weight, named: tuple[int | None, ...], chunk: Chunk) -> None:
         """Note it under every layer and expert of which it holds a part."""
@@ -222,14 +175,3 @@ def _scratch() -> np.ndarray:
     if not hasattr(_of_thread, "scratch"):
         _of_thread.scratch = np.empty(BATCH_BYTES, np.uint8)
     return _of_thread.scratch
-
-
-def read_exactly(path: Path, start: int, out: np.ndarray) -> None:
-    """Fill `out`, contiguous bytes, from byte `start` of a file."""
-    view = memoryview(out).cast("B")
-    with path.open("rb", buffering=0) as file:
-        while view:
-            got = os.preadv(file.fileno(), [view], start)
-            if not got:
-                raise ConfigError(f"{path}: truncated, it ends at byte {start}")
-            view, start = view[got:], start + got

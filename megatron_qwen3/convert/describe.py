@@ -31,7 +31,7 @@ def _checkpoint(path: Path) -> str:
     checkpoint = Checkpoint(path)
     config, parallel = checkpoint.config, checkpoint.config.parallel
     kinds = Counter(str(dtype) for dtype in checkpoint.dtypes.values())
-    moments = any("exp_avg" in key for key in checkpoint.metadata.state_dict_metadata)
+    moments = any("exp_avg" in key for key in checkpoint.tensors)
     sizes = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
     layout = ", ".join(f"{n} {getattr(parallel, n)}" for n in sizes)
     rows = [

@@ -1,7 +1,7 @@
 """Do two models compute the same? `compare(a, b)`, each an HF folder or a checkpoint of ours.
 
-Ours is built by `model/build.py` on this process alone and loaded by megatron-core, as a run would
-load it, whatever layout wrote it; the other by transformers. They are in memory one after the
+Ours is built by `model/build.py` on this process alone and loaded as a run would load it, whatever
+layout wrote it; the other by transformers. They are in memory one after the
 other, so the larger of them must fit.
 """
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
-from megatron.core import dist_checkpointing
 from torch import Tensor
 
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig
@@ -18,7 +17,7 @@ from megatron_qwen3.convert import hf_config, reference
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.model.build import build
 from megatron_qwen3.parallel import runtime
-from megatron_qwen3.storage.pickles import check_pickles
+from megatron_qwen3.storage.load import load
 
 SEQUENCES, POSITIONS = 4, 64
 # Least mean cosine similarity of two faithful copies: rounding alone parts them, in bf16 by a
@@ -91,10 +90,9 @@ def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
 @torch.no_grad()
 def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
     config = _on_one_rank(Checkpoint(path).config, ids_BS.shape[1], precision)
-    check_pickles(path)
     try:
         (model,) = build(config, runtime.start(config))
-        loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(path))
+        loaded = load({"model": model.sharded_state_dict()}, path)
         model.load_state_dict(loaded["model"])
         ids_BS = ids_BS.to(torch.cuda.current_device())
         return model.eval()(ids_BS, position_ids=None, attention_mask=None).float().cpu()

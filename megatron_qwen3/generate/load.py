@@ -145,13 +145,10 @@ def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
 
 
 def _load_checkpoint(models: list["Qwen3"], path: Path) -> None:
-    from megatron.core import dist_checkpointing
+    from megatron_qwen3.storage import load
 
-    from megatron_qwen3.storage.pickles import check_pickles
-
-    check_pickles(path)
     template = {f"chunk{i}": model.sharded_state_dict() for i, model in enumerate(models)}
-    loaded = dist_checkpointing.load(template, str(path))
+    loaded = load.load(template, path)
     for index, model in enumerate(models):
         model.load_state_dict(loaded[f"chunk{index}"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage import manifest
+from megatron_qwen3.storage.table import read_table
 from megatron_qwen3.storage.whole import sync
 
 SETTINGS_FILE = "config.toml"
@@ -46,14 +47,17 @@ def find(path: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError.
 
     A damaged newest is an error, too: nobody who goes on from a run means one of its earlier steps.
+    So is a checkpoint that was made to run code.
     """
     folder = Path(path)
     if (folder / SETTINGS_FILE).exists() and (folder / "metadata.json").exists():
         if found := manifest.faults(folder):
             raise ConfigError(f"{folder} is damaged: {'; '.join(found[:5])}")
+        read_table(folder)
         return folder
     if saved := checkpoints(folder):
         if not (found := manifest.faults(saved[-1])):
+            read_table(saved[-1])
             return saved[-1]
         older = newest(folder)
         told = (

@@ -8,7 +8,7 @@
 
 A checksum finds what a crash, a full disk or a bad one did to a file; CRC-32 does that at the speed
 of memory, so that a run can afford it at every start. It is no defence against a file that someone
-forged: `pickles.py` is. Nothing here imports torch.
+forged: `table.py` is. Nothing here imports torch.
 """
 
 import json
@@ -17,13 +17,18 @@ import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
 from megatron_qwen3.shown import shown
 
 FILE_NAME = "manifest.json"
 SMALL_BYTES = 1 << 16  # settings and progress are read before any rank starts: always checked
 _READ_BYTES = 1 << 22
+_LOADED = ("config.toml", "progress.json", "metadata.json", ".metadata")  # and all .distcp files
 
 
 class Seal(NamedTuple):
@@ -53,12 +58,25 @@ def write(folder: Path, seals: Mapping[str, Seal]) -> None:
 def read(folder: Path) -> dict[str, Seal]:
     """The seal of every file. ValueError says why there is no manifest to go by."""
     try:
-        rows = json.loads((folder / FILE_NAME).read_bytes())["files"]
-        return {name: Seal(int(row["bytes"]), int(row["crc32"], 16)) for name, row in rows.items()}
+        inside(folder, FILE_NAME)
+        rows = parse_json(read_small(folder / FILE_NAME))["files"]
+        seals = {name: _seal(row) for name, row in rows.items()}
     except OSError as error:
         raise ValueError(f"{FILE_NAME}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{FILE_NAME}: damaged") from None
+    if not seals:
+        raise ValueError(f"{FILE_NAME}: names no file")
+    return seals
+
+
+def _seal(row: Any) -> Seal:
+    size, crc32 = row["bytes"], row["crc32"]
+    if type(size) is not int or type(crc32) is not str or len(crc32) > 8:
+        raise ValueError("no seal")
+    return Seal(size, int(crc32, 16))
 
 
 def faults(folder: Path, share: tuple[int, int] | None = None) -> list[str]:
@@ -66,27 +84,40 @@ def faults(folder: Path, share: tuple[int, int] | None = None) -> list[str]:
 
     Every file must be there at its size, and small ones be what they were. With share = (n, of),
     files n, n + of, … are read as well and compared: `of` ranks together read everything once.
+    What a load reads must be listed, and what is listed be a plain file of the folder.
     """
     try:
         seals = read(folder)
+        unlisted = sorted(_loaded(folder) - seals.keys())
+    except OSError as error:
+        return [error.strerror or str(error)]
     except ValueError as error:
         return [str(error)]
     first, step = share or (0, 1)
-    return [
-        f"{name}: {fault}"
+    return [f"{shown(name)}: not listed in {FILE_NAME}" for name in unlisted] + [
+        f"{shown(name)}: {fault}"
         for number, (name, sealed) in enumerate(sorted(seals.items()))
-        for fault in [_fault(folder / name, sealed, share is not None and number % step == first)]
+        for fault in [_fault(folder, name, sealed, share is not None and number % step == first)]
         if fault
     ]
 
 
-def _fault(path: Path, sealed: Seal, in_full: bool) -> str:
+def _loaded(folder: Path) -> set[str]:
+    """Names of the files there that belong to weights, optimizer, settings and progress."""
+    names = os.listdir(folder)
+    return {name for name in names if name in _LOADED or name.endswith(".distcp")}
+
+
+def _fault(folder: Path, name: str, sealed: Seal, in_full: bool) -> str:
     try:
+        path = inside(folder, name)
         size = path.stat().st_size
         if size != sealed.bytes:
             return f"{size:,} bytes, saved with {sealed.bytes:,}"
         if (in_full or size <= SMALL_BYTES) and seal(path) != sealed:
             return "its contents are not those that were saved (checksum)"
+    except ConfigError as error:
+        return str(error)
     except OSError as error:
         return error.strerror or str(error)
     return ""

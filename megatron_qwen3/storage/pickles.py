@@ -1,104 +1,188 @@
-"""What may be unpickled of a checkpoint: nothing that runs code.
+"""Pickles of strangers, read without running them: `read(data)` gives plain data and `Inert`s.
 
-Loading a pickle runs what it names, and torch's distributed checkpoint (DCP) has several: its
-table `.metadata`, `common.pt`, and the objects between the tensors. `check_pickles` goes through
-all that megatron-core would load; `read_metadata` admits the classes that DCP itself writes there
-and nothing else. `Slice` is a part of a file as a file, since every chunk is an archive of its own.
+Unpickling calls what a pickle names. Here every name that may occur at all stands for an empty
+class of ours that only notes what it was called with, so nothing is imported, called or changed,
+whatever the pickle says; what it says is then looked at, with exact types (`kind`). A name that
+torch does not write into a checkpoint is an error.
+
+`Archive` is a file of torch.save, which is a zip of one pickle and the bytes of its tensors, found
+without unpacking anything; `Slice` is a part of a file as a file, since in torch's distributed
+checkpoints (DCP) every chunk is an archive of its own.
 """
 
 import io
 import os
 import pickle
-from pathlib import Path, PurePosixPath
-from typing import Any
-
-import torch
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
-from megatron_qwen3.config import ConfigError
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 _CHECKPOINT = "torch.distributed.checkpoint"
-_ADMITTED = {
-    (f"{_CHECKPOINT}.metadata", "Metadata"),
-    (f"{_CHECKPOINT}.metadata", "MetadataIndex"),
-    (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"),
-    (f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"),
-    (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"),
-    (f"{_CHECKPOINT}.metadata", "TensorProperties"),
-    (f"{_CHECKPOINT}.metadata", "StorageMeta"),
-    (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"),
+_NAMES = {
+    *(
+        (f"{_CHECKPOINT}.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata"),
+            *("ChunkStorageMetadata", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
-    (f"{_CHECKPOINT}.planner", "SavePlan"),
-    (f"{_CHECKPOINT}.planner", "WriteItem"),
-    (f"{_CHECKPOINT}.planner", "WriteItemType"),
-    (f"{_CHECKPOINT}.planner", "TensorWriteData"),
+    *(
+        (f"{_CHECKPOINT}.planner", name)
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
+    ),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
     ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16")),
+    ("torch.storage", "UntypedStorage"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("collections", "OrderedDict"),
+    *(("torch", name) for name in ("Size", "float64", "float32", "float16", "bfloat16")),
     *(("torch", name) for name in ("int64", "int32", "uint8", "bool")),
     *(("torch", name) for name in ("float8_e4m3fn", "float8_e5m2")),
+    *(
+        ("torch", f"{name}Storage")
+        for name in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
+    ),
 }
+_PICKLE_BYTES = 1 << 20  # of one tensor some 200 are used, of our objects even less
 
 
-class _MetadataUnpickler(pickle.Unpickler):
+class Inert:
+    """What a pickle would have made by calling a name: `args` of the call, `state` set after it."""
+
+    __slots__ = ("args", "state")
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any) -> "Inert":
+        made = super().__new__(cls)
+        made.args, made.state = args, None
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+# The class `kind("Size")` is all that a pickle gets where it names torch.Size.
+_KINDS = {name: type(name, (Inert,), {"__slots__": ()}) for _, name in _NAMES}
+
+
+def kind(name: str) -> type[Inert]:
+    """The class of ours for a name, without its module."""
+    return _KINDS[name]
+
+
+class _Storage(NamedTuple):
+    """The bytes of a tensor, as a pickle refers to them: of `kind`, in the record data/`key`."""
+
+    kind: Any
+    key: str
+
+
+class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("pathlib", "pathlib._local") and name == "PosixPath":
-            return PurePosixPath  # the name of the folder, where torch's own writer wrote it
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
+        if (module, name) not in _NAMES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}"[:200])
+        return _KINDS[name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and type(pid[2]) is str:
+            return _Storage(pid[1], pid[2])
+        raise pickle.UnpicklingError("it refers to something beside it")
 
 
-def read_metadata(folder: Path) -> Metadata:
-    """The table of chunks of a checkpoint. ConfigError where it is not one, or names more."""
-    path = folder / ".metadata"
-    try:
-        with path.open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); is this a checkpoint?"
-        ) from None
-    except Exception as error:  # damaged pickles fail in every way
-        raise ConfigError(f"{path}: not the metadata of a checkpoint, refused: {error}") from None
-    if not isinstance(metadata, Metadata) or not metadata.storage_data:
-        raise ConfigError(f"{path}: not the metadata of a checkpoint")
-    return metadata
+def read(data: bytes) -> Any:
+    """What a pickle holds: numbers, text, lists, dicts and `Inert`s.
 
-
-def check_pickles(folder: Path) -> None:
-    """ConfigError where a file of the checkpoint would run code when megatron-core loads it.
-
-    megatron-core unpickles without a check `.metadata`, `common.pt` (releases before 0.19) and
-    the objects between the tensors: what 0.19 has instead of `common.pt`, and empty extra states.
+    Damaged ones and those that name more raise exceptions of every kind.
     """
-    metadata = read_metadata(folder)
-    if (folder / "common.pt").exists():
-        _check_archive(folder / "common.pt", (folder / "common.pt").open, "rb")
-    tensors = metadata.state_dict_metadata
-    for index, place in metadata.storage_data.items():
-        if not isinstance(tensors.get(index.fqn), TensorStorageMetadata):
-            path = file_of(folder, place.relative_path)
-            _check_archive(path, Slice, path, place.offset, place.length)
+    return _Unpickler(io.BytesIO(data)).load()
 
 
-def _check_archive(path: Path, opener: Any, *arguments: Any) -> None:
-    try:
-        with opener(*arguments) as file:
-            torch.load(file, weights_only=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:
-        raise ConfigError(
-            f"{path}: refused, it is damaged or holds more than plain data: {error!r:.200}"
-        ) from None
+class Layout(NamedTuple):
+    """How a tensor lies in an archive: its first element `offset` elements into `data/key`.
+
+    `kind`: the class of ours for its dtype or, where `is_typed`, for its type of storage.
+    """
+
+    key: str
+    kind: Any
+    is_typed: bool
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-def file_of(folder: Path, name: str) -> Path:
-    """A file that `.metadata` names. ConfigError where it is none of this folder."""
-    if Path(name).name != name:
-        raise ConfigError(f"{folder / '.metadata'}: {name!r} is no file of this folder; refused")
-    return folder / name
+def layout(value: Any) -> Layout | None:
+    """That of a tensor as `read` gives it; None where the value is no plain tensor."""
+    is_typed = type(value) is kind("_rebuild_tensor_v2") and len(value.args) == 6
+    if not is_typed and not (type(value) is kind("_rebuild_tensor_v3") and len(value.args) == 7):
+        return None
+    storage, offset, shape, stride, requires_grad, hooks, *dtype = value.args
+    plain = type(requires_grad) is bool and type(hooks) is kind("OrderedDict") and not hooks.args
+    numbers = (offset, *_tuple(shape), *_tuple(stride))
+    if type(storage) is not _Storage or not plain or value.state is not None:
+        return None
+    if len(_tuple(shape)) != len(_tuple(stride)) or any(not is_count(n) for n in numbers):
+        return None
+    which = storage.kind if is_typed else dtype[0]
+    return Layout(storage.key, which, is_typed, offset, _tuple(shape), _tuple(stride))
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number that could be a size in bytes or elements."""
+    return type(value) is int and 0 <= value < 1 << 56
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if type(value) is tuple else (-1,)
+
+
+class Archive:
+    """A file of torch.save: bytes [start, start + length) of a file.
+
+    `value`: its pickle, see `read`. `record(key)`: where the bytes data/key lie in the file, and
+    how many. Whatever exception is raised: it is no whole archive, or holds compressed parts.
+    """
+
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        with io.BufferedReader(Slice(path, start, length)) as file, zipfile.ZipFile(file) as zipped:
+            parts = zipped.infolist()
+            if min(part.header_offset for part in parts) != 0:
+                raise ValueError("something stands before its archive")
+            if len({part.filename for part in parts}) != len(parts):
+                raise ValueError("two parts of its archive have one name")
+            places = {part.filename.partition("/")[2]: _place(file, part) for part in parts}
+            self._places = {name: (start + at, size) for name, (at, size) in places.items()}
+            at, size = places["data.pkl"]
+            if max(at + size for at, size in places.values()) > length or size > _PICKLE_BYTES:
+                raise ValueError("a part of its archive is larger than can be")
+            file.seek(at)
+            self.value = read(file.read(size))
+            at, size = places.get("byteorder", (0, 0))
+            file.seek(at)
+            if file.read(min(size, 16)) not in (b"", b"little"):
+                raise ValueError("its numbers are big-endian")
+
+    def record(self, key: str) -> tuple[int, int]:
+        return self._places[f"data/{key}"]
+
+
+_LOCAL = struct.Struct("<4s22xHH")  # a zip's header before each part: lengths of name and extra
+
+
+def _place(file: IO[bytes], part: zipfile.ZipInfo) -> tuple[int, int]:
+    """(first byte within the archive, bytes) of a part."""
+    if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
+        raise ValueError("a part of its archive is compressed")
+    file.seek(part.header_offset)
+    magic, name, extra = _LOCAL.unpack(file.read(_LOCAL.size))
+    if magic != b"PK\x03\x04":
+        raise ValueError("a part of its archive is not where it should be")
+    return part.header_offset + _LOCAL.size + name + extra, part.file_size
 
 
 class Slice(io.RawIOBase):

@@ -1,6 +1,6 @@
 """Checkpoints that any layout can load: `load(engine, path)`, `load_weights`, `save`.
 
-torch's distributed format, as megatron-core reads it, one folder per step under {run
+torch's distributed format, which megatron-core reads as well, one folder per step under {run
 folder}/checkpoints, with the run's settings, where it stood and a manifest of checksums beside the
 tensors. `saver.py` writes it while steps run, `storage/` says what a folder must hold.
 """
@@ -10,13 +10,12 @@ from typing import Any
 
 from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.storage import folder, manifest
 from megatron_qwen3.storage.folder import checkpoints, find, newest, step_of
-from megatron_qwen3.storage.pickles import check_pickles
+from megatron_qwen3.storage.load import load as filled
 from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
@@ -101,17 +100,10 @@ def _faults(checkpoint: Path, in_full: bool) -> list[str]:
 def load(engine: Engine, checkpoint: Path) -> Progress:
     """Weights and optimizer, into whatever layout `engine` has; where the run stood.
 
-    ConfigError where a file of it would run code.
+    ConfigError on all ranks where one finds it damaged, or made to run code.
     """
-    check_pickles(checkpoint)
-    optimizer = shards.optimizer_template(engine)
-    addresses = [shard.data.data_ptr() for shard in optimizer.values()]
-    loaded = dist_checkpointing.load(
-        shards.weights(engine) | {"optimizer": optimizer}, str(checkpoint)
-    )
-    in_place = [tensor.data_ptr() for tensor in loaded.get("optimizer", {}).values()]
-    assert sorted(in_place) == sorted(addresses), "megatron-core loads in place"
-    _load_weights(engine, loaded)
+    template = shards.weights(engine) | {"optimizer": shards.optimizer_template(engine)}
+    _load_weights(engine, filled(template, checkpoint))
     progress = Progress.read(checkpoint)
     optim.set_step(engine.optimizer, progress.updates)
     return progress
@@ -119,8 +111,7 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 
 def load_weights(engine: Engine, checkpoint: Path) -> None:
     """Weights alone: a new stage starts with a fresh optimizer. ConfigError as in `load`."""
-    check_pickles(checkpoint)
-    _load_weights(engine, dist_checkpointing.load(shards.weights(engine), str(checkpoint)))
+    _load_weights(engine, filled(shards.weights(engine), checkpoint))
     engine.optimizer.reload_model_params()
 
 

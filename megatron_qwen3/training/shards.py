@@ -2,7 +2,7 @@
 
     for part in owned(engine): ...                     # part.place, part.tensor: to be written
     for key, value in objects(engine).items(): ...     # extra state, made anew at each call
-    template = optimizer_template(engine)              # megatron-core reads into these in place
+    template = optimizer_template(engine)              # `storage/load.py` reads into these in place
 
 The distributed optimizer (ZeRO-1) keeps a range of each flattened parameter. megatron-core writes
 that either by gathering the whole state on every data rank, or in a form that only the same layout

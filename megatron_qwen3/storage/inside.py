@@ -1,0 +1,67 @@
+"""Files of a folder that a stranger may have filled: `inside(folder, name)`.
+
+A name in a table, or a link, can point anywhere: at a private file, at a pipe that never ends. What
+is opened in a checkpoint or a model is a plain file of that folder. The cache of the Hugging Face
+hub, where a snapshot's files are links to the blobs of the same model, counts as one folder.
+Nothing here imports torch.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+
+JSON_BYTES = 1 << 28  # an index or a tokenizer of the largest models has some 20 MB
+_DEEPEST_JSON = "nested deeper than any file of a model is"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a plain file in `folder`, or further down in it. ConfigError where it is not one.
+
+    OSError where it does not exist or cannot be looked at.
+    """
+    path = folder / name
+    if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+        raise ConfigError(f"{shown(folder)}: {shown(name)!r} is no file of this folder; refused")
+    found = path.resolve(strict=True)
+    if not found.is_relative_to(_own(folder)):
+        raise ConfigError(
+            f"{shown(path)}: a link to {shown(found)}, which leaves the folder; refused "
+            "(copy the file there, if it belongs to it)"
+        )
+    if not stat.S_ISREG(os.stat(found).st_mode):
+        raise ConfigError(f"{shown(path)}: not a plain file; refused")
+    return path
+
+
+def _own(folder: Path) -> Path:
+    """What links of a folder may point into."""
+    real = folder.resolve()
+    is_cache = real.parent.name == "snapshots" and (real.parents[1] / "blobs").is_dir()
+    return real.parents[1] if is_cache else real
+
+
+def read_small(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """A whole file. ConfigError where it is no plain file or longer than `limit`; OSError."""
+    # Not blocking: to open a pipe would wait for somebody who writes to it.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{shown(path)}: not a plain file; refused")
+        if status.st_size > limit:
+            raise ConfigError(
+                f"{shown(path)}: {status.st_size:,} bytes; at most {limit:,} are read of it"
+            )
+        return file.read(limit)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """`json.loads`, of which deep nesting is a ValueError like every other fault."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(_DEEPEST_JSON) from None

@@ -1,0 +1,101 @@
+"""Fill tensors from a checkpoint that any layout wrote: `load(template, folder)`.
+
+    loaded = load({"chunk0": model.sharded_state_dict()}, folder)  # all ranks call it
+    model.load_state_dict(loaded["chunk0"])
+
+The template is megatron-core's description of what this rank holds; its tensors are filled in
+place. The bytes are read here, straight from the files and straight into the tensors where they
+lie alike: neither megatron-core's loader nor torch's, which unpickle as they go, sees a stranger's
+checkpoint.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
+from torch import Tensor
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.boxes import meeting
+from megatron_qwen3.storage.files import read_exactly
+from megatron_qwen3.storage.table import Chunk, Index, Stored, Table, read_table
+
+
+def load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The template with tensors in place of their descriptions; extra states stay as they are.
+
+    All ranks call it. ConfigError, on all of them, where the checkpoint is not one or lacks a part
+    of a tensor.
+    """
+    loaded: dict[str, Any] = {}
+    error = ""
+    try:
+        table = read_table(folder)
+        loaded = {name: _filled(entry, table, folder) for name, entry in template.items()}
+    except (ConfigError, OSError) as fault:
+        error = str(fault)
+    errors = [""] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    if faults := [fault for fault in errors if fault]:
+        raise ConfigError(faults[0])
+    return loaded
+
+
+def _filled(entry: Any, table: Table, folder: Path) -> Any:
+    if isinstance(entry, dict):
+        return {name: _filled(inner, table, folder) for name, inner in entry.items()}
+    if isinstance(entry, list):
+        return [_filled(inner, table, folder) for inner in entry]
+    if isinstance(entry, ShardedTensorFactory):
+        return entry.merge_fn(_filled(entry.build(), table, folder))
+    if isinstance(entry, ShardedObject):
+        return entry.data
+    _fill(entry, table.tensors.get(entry.key), folder)
+    return entry.data
+
+
+@torch.no_grad()
+def _fill(entry: ShardedTensor, stored: Stored | None, folder: Path) -> None:
+    """Read this rank's part of one tensor."""
+    if stored is None:
+        raise ConfigError(f"{shown(folder)}: {entry.key} is missing")
+    shape, wanted = stored.shape, tuple(entry.global_shape)
+    if shape != wanted and not (entry.allow_shape_mismatch and len(shape) == len(wanted)):
+        raise ConfigError(f"{shown(folder)}: {entry.key} has shape {shape}, the model {wanted}")
+    assert entry.data is not None and entry.flattened_range is None
+    target = entry.data.detach()[(None,) * entry.prepend_axis_num]
+    own = (tuple(entry.global_offset), tuple(target.shape))
+    expected = meeting(own, ((0,) * len(shape), shape))
+    if shape != wanted:
+        target.zero_()  # rows of padding that another layout had not, or had more of
+    found = 0
+    for chunk in stored.chunks:
+        if part := meeting(own, (chunk.offsets, chunk.shape)):
+            at = zip(part[0], own[0], part[1], strict=True)
+            _copy(chunk, *part, target[tuple(slice(a - b, a - b + n) for a, b, n in at)])
+            found += prod(part[1])
+    if found != prod(expected[1] if expected else (0,)):
+        raise ConfigError(f"{shown(folder)}: a part of {entry.key} is missing")
+
+
+def _copy(chunk: Chunk, offsets: Index, shape: Index, out: Tensor) -> None:
+    """Read a box of a chunk, from `offsets` of the whole tensor on, into `out` of that shape."""
+    strides = tuple(prod(chunk.shape[axis + 1 :]) for axis in range(len(shape)))
+    firsts = zip(offsets, chunk.offsets, strides, strict=True)
+    first = sum((at - begin) * stride for at, begin, stride in firsts)
+    span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    dtype: torch.dtype = getattr(torch, chunk.dtype)
+    place = chunk.data_start + first * dtype.itemsize
+    is_alike = out.dtype == dtype and out.device.type == "cpu" and out.is_contiguous()
+    if is_alike and span == prod(shape):
+        read_exactly(chunk.path, place, out.view(-1).view(torch.uint8).numpy())
+        return
+    buffer = torch.empty(span * dtype.itemsize, dtype=torch.uint8)
+    read_exactly(chunk.path, place, buffer.numpy())
+    out.copy_(torch.as_strided(buffer.view(dtype), shape, strides))
