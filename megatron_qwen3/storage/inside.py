@@ -6,6 +6,7 @@ hub, where a snapshot's files are links to the blobs of the same model, counts a
 Nothing here imports torch.
 """
 
+import errno
 import json
 import os
 import stat
@@ -27,15 +28,38 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
         raise ConfigError(f"{shown(folder)}: {shown(name)!r} is no file of this folder; refused")
-    found = path.resolve(strict=True)
+    found = _real(path)
     if not found.is_relative_to(_own(folder)):
-        raise ConfigError(
-            f"{shown(path)}: a link to {shown(found)}, which leaves the folder; refused "
-            "(copy the file there, if it belongs to it)"
-        )
+        raise _leaves(path)
     if not stat.S_ISREG(os.stat(found).st_mode):
         raise ConfigError(f"{shown(path)}: not a plain file; refused")
     return path
+
+
+def check_links(folder: Path) -> None:
+    """ConfigError where a link in `folder`, or in its tokenizer/, leads out of it; OSError."""
+    for parent in (folder, folder / "tokenizer"):
+        if not parent.is_dir():
+            continue
+        for entry in os.scandir(parent):
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                continue  # it leads nowhere, and whoever opens it says so
+            if entry.is_symlink() and not _real(Path(entry.path)).is_relative_to(_own(folder)):
+                raise _leaves(Path(entry.path))
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve(strict=True)
+    except RuntimeError:  # so Python 3.11 calls it
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+
+
+def _leaves(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{shown(path)}: a link to {shown(path.resolve())}, which leaves the folder; refused "
+        "(copy the file there, if it belongs to it)"
+    )
 
 
 def _own(folder: Path) -> Path:

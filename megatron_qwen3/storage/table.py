@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import boxes, pickles
-from megatron_qwen3.storage.inside import inside, read_small
+from megatron_qwen3.storage.inside import check_links, inside, read_small
 from megatron_qwen3.storage.pickles import Inert, kind
 
 TABLE_FILE, COMMON_FILE = ".metadata", "common.pt"
@@ -108,8 +108,9 @@ def read_table(folder: Path) -> Table:
     """
     path = folder / TABLE_FILE
     try:
+        check_links(folder)
         inside(folder, TABLE_FILE)
-        value = pickles.read(read_small(path, _TABLE_BYTES))
+        value = pickles.read_large(read_small(path, _TABLE_BYTES))
         metadata = _state(value, "Metadata")
         entries, places = metadata["state_dict_metadata"], metadata["storage_data"]
         if type(entries) is not dict or type(places) is not dict or not places:

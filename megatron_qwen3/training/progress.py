@@ -7,7 +7,11 @@ functions of the step.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.inside import parse_json, read_small
 
 FILE_NAME = "progress.json"
 
@@ -35,7 +39,12 @@ class Progress(NamedTuple):
     @property
     def updates(self) -> int:
         """Updates that the optimizer has made."""
-        return self.step - len([n for n in steps_of(self.left_out) if n < self.step])
+        missing, counted = 0, 0
+        for first, last, _ in sorted(self.left_out):
+            begin, end = max(first, counted), min(last + 1, self.step)
+            missing += max(0, end - begin)
+            counted = max(counted, end)
+        return self.step - missing
 
     def to_json(self) -> str:
         """Floats come back to the bit."""
@@ -45,7 +54,23 @@ class Progress(NamedTuple):
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Progress":
-        values = json.loads((checkpoint / FILE_NAME).read_text(encoding="utf-8"))
-        left_out = (LeftOut(**entry) for entry in values["left_out"])
-        recent = ((loss, norm) for loss, norm in values["recent"])
-        return cls(values["step"], tuple(left_out), tuple(recent))
+        """ConfigError where the file is not what `to_json` writes."""
+        path = checkpoint / FILE_NAME
+        try:
+            values = parse_json(read_small(path))
+            left_out = tuple(
+                LeftOut(_count(entry["first"]), _count(entry["last"]), str(entry["reason"]))
+                for entry in values["left_out"]
+            )
+            recent = tuple((float(loss), float(norm)) for loss, norm in values["recent"])
+            return cls(_count(values["step"]), left_out, recent)
+        except OSError as error:
+            raise ConfigError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            raise ConfigError(f"{shown(path)}: damaged, not where a run stood") from None
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no number of steps")
+    return value
