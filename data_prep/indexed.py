@@ -16,6 +16,7 @@ documents as boundaries between sequences (i64 × (D + 1)).
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from array import array
 from bisect import bisect_left
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
 
+_LOOKED_AT = 1 << 16  # sequences of which the borders are compared on opening
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
@@ -136,7 +138,8 @@ class IndexedReader:
 
     tokens: the stream of ids, [number of tokens], in the dtype of the file.
     Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
-    short or no index of tokens.
+    short or no index of tokens, or its borders do not follow each other: on opening that is looked
+    at for up to 65,536 sequences, evenly spread, and for all others when they are asked for.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -151,6 +154,7 @@ class IndexedReader:
                 "the file was cut short or belongs to another .idx; write the pair again"
             )
         self.tokens: npt.NDArray[Any] = _map(f"{self._prefix}.bin", self._dtype, 0, num_tokens)
+        self._check_borders()
 
     @property
     def num_documents(self) -> int:
@@ -159,27 +163,36 @@ class IndexedReader:
     @property
     def document_offsets(self) -> npt.NDArray[np.int64]:
         """Where documents begin in `tokens`, and at last its length: int64 [documents + 1]."""
-        boundaries = self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
-        starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
+        starts, boundaries = self._starts(), self._boundaries()
+        if np.any(boundaries < 0) or np.any(boundaries > self._num_sequences):
+            raise self._lies("documents begin where no sequence does")
         offsets = np.append(starts // self._dtype.itemsize, len(self.tokens))
-        return np.asarray(offsets[boundaries], dtype=np.int64)
+        found = np.asarray(offsets[boundaries], dtype=np.int64)
+        is_within = not len(found) or 0 <= found[0] <= found[-1] <= len(self.tokens)
+        if not is_within or np.any(np.diff(found) < 0):
+            raise self._lies("documents do not follow each other")
+        return found
 
     def document_of(self, token: int) -> int:
         """The document that the token at this place in `tokens` belongs to, by bisection."""
-        starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
-        boundaries = self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
+        starts, boundaries = self._starts(), self._boundaries()
         sequence = np.searchsorted(starts, token * self._dtype.itemsize, side="right") - 1
         return int(np.searchsorted(boundaries, sequence, side="right")) - 1
 
     def document_starts(self, first: int, last: int) -> list[int]:
         """Where documents begin in tokens[first:last], by bisection: nothing else is read."""
         size = self._dtype.itemsize
-        starts = self._column("<i8", 4 * self._num_sequences, self._num_sequences)
-        boundaries = self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
+        starts, boundaries = self._starts(), self._boundaries()
         # numpy's own search would copy these columns, which lie at odd addresses.
         sequences = range(*(bisect_left(starts, place * size) for place in (first, last)))
         begin, end = (bisect_left(boundaries, n) for n in (sequences.start, sequences.stop))
-        return [int(starts[n]) // size for n in boundaries[begin:end]]
+        wanted = boundaries[begin:end]
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self._num_sequences:
+            raise self._lies("documents begin where no sequence does")
+        found = [int(starts[n]) // size for n in wanted]
+        if found != sorted(found) or (found and not first <= found[0] <= found[-1] < last):
+            raise self._lies("documents do not follow each other")
+        return found
 
     def _read_header(self) -> tuple[np.dtype[Any], int, int]:
         path = f"{self._prefix}.idx"
@@ -209,6 +222,33 @@ class IndexedReader:
         start = self._column("<i8", 4 * self._num_sequences + 8 * last, 1)[0]
         return int(start) + int(length) * self._dtype.itemsize
 
+    def _check_borders(self) -> None:
+        """Each sequence begins where the one before it ends, and documents begin in their order."""
+        count, size = self._num_sequences, self._dtype.itemsize
+        starts, boundaries = self._starts(), self._boundaries()
+        lengths = self._column("<i4", 0, count)
+        if count and (starts[0] or lengths[-1] < 0):
+            raise self._lies("the first sequence does not begin at 0, or the last has no length")
+        some = np.arange(0, count - 1, max(1, count // _LOOKED_AT))
+        ends = starts[some] + lengths[some].astype(np.int64) * size
+        if np.any(lengths[some] < 0) or np.any(ends != starts[some + 1]):
+            raise self._lies("a sequence does not begin where the one before it ends")
+        step = max(1, self._num_boundaries // _LOOKED_AT)
+        found = np.append(boundaries[::step], boundaries[-1:])
+        if np.any(np.diff(found) < 0) or (len(found) and (found[0] or found[-1] > count)):
+            raise self._lies("documents do not follow each other")
+
+    def _lies(self, how: str) -> ConfigError:
+        return ConfigError(f"{self._prefix}.idx: damaged, {how}; write the pair again")
+
+    def _starts(self) -> npt.NDArray[Any]:
+        """Byte offsets of the sequences."""
+        return self._column("<i8", 4 * self._num_sequences, self._num_sequences)
+
+    def _boundaries(self) -> npt.NDArray[Any]:
+        """Of each document, and of the end, the sequence that it begins with."""
+        return self._column("<i8", 12 * self._num_sequences, self._num_boundaries)
+
     def _column(self, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
         return _map(f"{self._prefix}.idx", np.dtype(dtype), _HEADER.size + offset, count)
 
@@ -221,11 +261,14 @@ def _map(path: str, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArra
 
 def _size(path: str) -> int:
     try:
-        return os.path.getsize(path)
+        found = os.stat(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist; a source's path is the common beginning of its .bin and .idx"
         ) from None
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise ConfigError(f"{path} is not a plain file")
+    return found.st_size
 
 
 def _close_durably(file: Any) -> None:

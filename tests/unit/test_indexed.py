@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -170,3 +171,68 @@ def test_an_index_cut_short_is_refused(tmp_path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ConfigError, match=r"data\.idx"):
         IndexedReader(tmp_path / "data")
+
+
+def change(prefix: Path, offset: int, kind: str, value: int) -> None:
+    """Overwrite one number of an index; `offset` counts from the end of its header."""
+    data = bytearray(Path(f"{prefix}.idx").read_bytes())
+    number = np.array([value], kind).tobytes()
+    data[34 + offset : 34 + offset + len(number)] = number
+    Path(f"{prefix}.idx").write_bytes(data)
+
+
+COUNT = len(DOCUMENTS)
+STARTS, BORDERS = 4 * COUNT, 12 * COUNT
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "value"),
+    [
+        (0, "<i4", -3),  # a length below 0
+        (0, "<i4", 2),  # and one that leaves tokens over
+        (4 * 3, "<i4", 2**31 - 1),
+        (STARTS, "<i8", 2),  # the first sequence is not at 0
+        (STARTS + 8 * 2, "<i8", 0),  # overlaps the one before
+        (STARTS + 8 * 2, "<i8", -8),
+        (STARTS + 8 * 2, "<i8", 2**62),  # is not in the .bin
+        (BORDERS, "<i8", 1),  # no document has the first sequence
+        (BORDERS + 8 * 2, "<i8", 0),  # documents run backwards
+        (BORDERS + 8 * 2, "<i8", -1),
+        (BORDERS + 8 * COUNT, "<i8", COUNT + 1),  # more than there are
+        (BORDERS + 8 * COUNT, "<i8", 2**62),
+    ],
+)
+def test_an_index_whose_borders_lie_is_refused_on_opening(
+    tmp_path: Path, offset: int, kind: str, value: int
+) -> None:
+    write(tmp_path / "s", DOCUMENTS)
+    IndexedReader(tmp_path / "s")
+    change(tmp_path / "s", offset, kind, value)
+    with pytest.raises(ConfigError, match=r"s\.(idx|bin)") as error:
+        IndexedReader(tmp_path / "s")
+    assert "\n" not in str(error.value)
+
+
+def test_a_border_that_was_not_looked_at_is_refused_when_it_is_asked_for(tmp_path: Path) -> None:
+    count = 3 << 16
+    with IndexedWriter(tmp_path / "s", "u1") as writer:
+        writer.add_documents(np.zeros(count, "u1"), np.ones(count))
+    for value in (-5, 2**40, 7):
+        write_back = 12 * count + 8 * 100
+        change(tmp_path / "s", write_back, "<i8", value)
+        reader = IndexedReader(tmp_path / "s")
+        with pytest.raises(ConfigError, match="documents"):
+            _ = reader.document_offsets
+        with pytest.raises(ConfigError, match="documents"):
+            reader.document_starts(50, 150)
+        change(tmp_path / "s", write_back, "<i8", 100)
+    assert IndexedReader(tmp_path / "s").document_starts(99, 102) == [99, 100, 101]
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "s", DOCUMENTS)
+    Path(tmp_path / f"s.{suffix}").unlink()
+    os.mkfifo(tmp_path / f"s.{suffix}")
+    with pytest.raises(ConfigError, match="not a plain file"):
+        IndexedReader(tmp_path / "s")
