@@ -129,7 +129,11 @@ def _table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_file(path: Path) -> dict[str, Any]:
     """The settings of one TOML file by dotted name, converted to their types."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: more than {_MOST_BYTES:,} bytes; not a file of settings")
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
@@ -217,6 +221,8 @@ def _source(item: Any, where: str) -> SourceConfig:
             raise ConfigError(f"{where}.{name} is missing")
     return SourceConfig(**{k: _convert(v, known[k], f"{where}.{k}") for k, v in item.items()})
 
+
+_MOST_BYTES: Final = 1 << 24  # of a file of settings; a study writes some 2,000
 
 _KIND_NAMES: Final[dict[Any, str]] = {
     bool: "true or false",

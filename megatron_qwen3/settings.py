@@ -60,17 +60,25 @@ class ModelConfig:
     """The transformer. A preset fills every field; other keys replace the preset's values."""
 
     preset: str = setting("", "a row of megatron_qwen3/presets.py")
-    num_layers: int = setting(0, "transformer layers", at_least=1)
-    hidden_size: int = setting(0, "width of the residual stream", at_least=1)
-    ffn_hidden_size: int = setting(0, "width of the SwiGLU of a dense layer", at_least=0)
-    num_attention_heads: int = setting(0, "query heads", at_least=1)
-    num_query_groups: int = setting(0, "key-value heads", at_least=1)
-    head_dim: int = setting(128, "size of one head", at_least=1)
-    vocab_size: int = setting(151936, "rows of the embedding", at_least=1)
+    num_layers: int = setting(0, "transformer layers", at_least=1, below=1 << 14)
+    hidden_size: int = setting(0, "width of the residual stream", at_least=1, below=1 << 20)
+    ffn_hidden_size: int = setting(
+        0, "width of the SwiGLU of a dense layer", at_least=0, below=1 << 22
+    )
+    num_attention_heads: int = setting(0, "query heads", at_least=1, below=1 << 16)
+    num_query_groups: int = setting(0, "key-value heads", at_least=1, below=1 << 16)
+    head_dim: int = setting(128, "size of one head", at_least=1, below=1 << 16)
+    vocab_size: int = setting(151936, "rows of the embedding", at_least=1, below=1 << 28)
     tie_embeddings: bool = setting(False, "the output layer is the embedding")
-    num_experts: int = setting(0, "experts of every layer; 0 is a dense model", at_least=0)
-    experts_per_token: int = setting(0, "experts that each token is sent to", at_least=0)
-    expert_ffn_hidden_size: int = setting(0, "width of the SwiGLU of one expert", at_least=0)
+    num_experts: int = setting(
+        0, "experts of every layer; 0 is a dense model", at_least=0, below=1 << 16
+    )
+    experts_per_token: int = setting(
+        0, "experts that each token is sent to", at_least=0, below=1 << 16
+    )
+    expert_ffn_hidden_size: int = setting(
+        0, "width of the SwiGLU of one expert", at_least=0, below=1 << 22
+    )
     rope_theta: float = setting(1e6, "base of the rotary embedding", above=0)
     norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
     init_std: float = setting(0.02, "standard deviation of fresh weights", above=0)

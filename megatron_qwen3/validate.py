@@ -14,6 +14,8 @@ from typing import Any
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
+_MOST_EXPERTS = 1 << 20  # of all layers; what is larger is a broken file, and would take all memory
+
 
 def faults(config: Config) -> list[str]:
     """Every fault that can be seen without the world size.
@@ -152,6 +154,11 @@ def _model_faults(model: ModelConfig) -> Iterator[str]:
                     f"{_of(model)}"
                 )
         return
+    if model.num_layers * model.num_experts > _MOST_EXPERTS:
+        yield (
+            f"model.num_layers * model.num_experts = {model.num_layers} * {model.num_experts} "
+            f"exceeds {_MOST_EXPERTS:,} experts, more than any model has"
+        )
     for name in sparse_only:
         if not getattr(model, name):
             yield f"model.{name} = 0, but model.num_experts = {model.num_experts}{_of(model)}"

@@ -25,6 +25,7 @@ from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.convert.dcp import read_exactly
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5_000_000_000  # transformers' own limit
@@ -33,6 +34,7 @@ NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Weights that transformers would load too, or instead.
 _OTHER_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_config.json", "adapter_model.*")
 _BATCH_BYTES = 1 << 20
+_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _check_files(folder: Path, files: list[str], said_by: str) -> None:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        inside(path.parent, path.name)
+        listed = parse_json(read_small(path))["weight_map"]
         if all(Path(file).name == file for file in listed.values()):
             return dict(listed)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -184,10 +187,11 @@ def _read_index(path: Path) -> dict[str, str]:
 def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
     """The tensors of one safetensors file."""
     try:
-        size = path.stat().st_size
+        size = inside(path.parent, path.name).stat().st_size
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-            table = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+            is_table = 0 < length <= min(size - 8, _HEADER_BYTES)
+            table = parse_json(file.read(length)) if is_table else None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
@@ -207,8 +211,10 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
 
 def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
     try:
-        kind, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
+        kind, shape = entry["dtype"], tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        if type(kind) is not str or any(type(n) is not int or n < 0 for n in (*shape, start, end)):
+            raise ValueError("no type, or no whole number")
     except (LookupError, TypeError, ValueError):
         raise ConfigError(f"{path}: the table's entry of {name} is damaged") from None
     if kind not in _DTYPES:

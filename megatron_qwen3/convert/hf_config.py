@@ -16,9 +16,13 @@ from typing import Any, Final
 from megatron_qwen3 import chat
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from megatron_qwen3.convert.foreign import refuse_code
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.storage.inside import check_links, inside, parse_json, read_small
 
 GENERATION_FILE: Final = "generation_config.json"
+_MOST_POSITIONS: Final = 1 << 31
+_MAY_ASK: Final = ("config.json", GENERATION_FILE, "tokenizer_config.json")  # for code to run
 IDS_FILE: Final = "token_ids.json"  # in a checkpoint's tokenizer folder: what config.json said
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -76,6 +80,8 @@ _KINDS: Final = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     """config.json as it is and as our settings. ConfigError names the field that does not fit."""
     path = folder / "config.json"
+    if folder.is_dir():
+        check_links(folder)
     config = _read_json(path, "no model of Hugging Face's format")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -151,7 +157,7 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            _copy(source, target, name)
     copy_generation(source, target)
     return True
 
@@ -161,7 +167,14 @@ def copy_generation(source: Path, target: Path) -> None:
     source = _folder(source)
     if (source / GENERATION_FILE).is_file() and not (target / GENERATION_FILE).exists():
         target.mkdir(exist_ok=True)
-        shutil.copyfile(source / GENERATION_FILE, target / GENERATION_FILE)
+        _copy(source, target, GENERATION_FILE)
+
+
+def _copy(source: Path, target: Path, name: str) -> None:
+    """Copy a file that may go on to others: no code, and nothing from outside its folder."""
+    if name in _MAY_ASK:
+        _read_json(source / name, "no table")
+    shutil.copyfile(inside(source, name), target / name)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -300,9 +313,12 @@ def _check_fixed(path: Path, config: dict[str, Any], fixed: dict[str, tuple[Any,
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ConfigError(f"{path}: layer_types = {kinds!r:.80}, but Qwen3 has 'full_attention'")
-    length = config.get("max_position_embeddings") or 1
-    if type(length) is not int or length < 1:
-        raise ConfigError(f"{path}: max_position_embeddings = {length!r} is not a number above 0")
+    length = config.get("max_position_embeddings")
+    if length is not None and (type(length) is not int or not 0 < length < _MOST_POSITIONS):
+        raise ConfigError(
+            f"{path}: max_position_embeddings = {length!r:.80} is not a number above 0, "
+            f"and below {_MOST_POSITIONS}"
+        )
 
 
 def _is_plain_rope(value: Any) -> bool:
@@ -349,13 +365,16 @@ def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        inside(path.parent, path.name)
+        content = parse_json(read_small(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}): {otherwise}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}): {otherwise}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a table in JSON: {otherwise}")
+    if path.name in _MAY_ASK:
+        refuse_code(path, content)
     return content
 
 

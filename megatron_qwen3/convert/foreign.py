@@ -1,0 +1,56 @@
+"""What a model's own files may not ask for: code to run, or weights and kernels to fetch.
+
+    refuse_code(path, content)   # of config.json, generation_config.json, tokenizer_config.json
+
+transformers follows what these files name: modules of Python beside them, kernels of the hub. A
+converted model would carry that on to whoever loads it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+
+_NEVER = {
+    "auto_map": "code of its own",
+    "custom_generate": "code of its own",
+    "custom_pipelines": "code of its own",
+    "trust_remote_code": "code of its own",
+    "quantization_config": "quantized weights",
+    "compression_config": "quantized weights",
+    "peft_config": "an adapter",
+    "transformers_weights": "weights of another file",
+    "kernel_config": "kernels to fetch",
+    "use_kernels": "kernels to fetch",
+}
+_PLAIN = re.compile(r"[a-z0-9_]*")  # sdpa, flash_attention_2; kernels of the hub have a / or more
+
+
+def refuse_code(path: Path, content: dict[str, Any]) -> None:
+    """ConfigError where the content of a file of a model, at any depth, asks for such a thing."""
+    todo: list[Any] = [content]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += item.values()
+            for name, value in item.items():
+                _refuse(path, name, value)
+
+
+def _refuse(path: Path, name: str, value: Any) -> None:
+    if value in (None, False, "", [], {}):
+        return
+    asked = _NEVER.get(name)
+    if name.endswith("_implementation") or name.endswith("_implementation_internal"):
+        names = value.values() if isinstance(value, dict) else [value]
+        if not all(isinstance(n, str) and _PLAIN.fullmatch(n) for n in names):
+            asked = "kernels to fetch"
+    if asked:
+        raise ConfigError(
+            f"{shown(path)}: {name} = {shown(repr(value))[:80]} asks for {asked}; "
+            "such models are not read"
+        )
