@@ -124,7 +124,7 @@ def convert(direction: str, source: Path, target: Path, last: Path) -> tuple[flo
     """(seconds of the conversion, of the imports before it, MiB after these, MiB at most)."""
     os.sync()
     command = [sys.executable, "-c", _CHILD, direction, source, target, last]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     start, seconds, before, peak = done.stdout.split()
     return float(seconds), float(start), int(before) // 1024, int(peak) // 1024

@@ -1,7 +1,39 @@
 """Qwen3 training on megatron-core: from raw text to an aligned model in Hugging Face format.
 
 Start reading at `train.py` (the command line) and `settings.py` (everything that can be set).
-This file imports nothing, so that reading a configuration never loads torch.
+This file imports nothing that takes time, so that reading a configuration never loads torch. It is
+the one place that says, before anything else is imported, what this process trusts: no pickle with
+code in it, and no module that lies in the folder it was started in.
 """
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+
+def _trust_no_pickle() -> None:
+    """Every torch.load of this process and of those that it starts takes plain data alone."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # torch refuses to have both
+
+
+def _trust_no_folder() -> None:
+    """Take the caller's folder out of the path that `python -m` put it into.
+
+    A file transformers.py beside a downloaded model would be imported from there. A checkout that
+    is the caller's folder stays; so does everything where another program imports this package.
+    """
+    if sys.argv[:1] != ["-m"]:  # what it is while `python -m` imports the packages around a module
+        return
+    checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # the folder is gone
+        here = ""
+    kept = [path for path in sys.path if path and os.path.realpath(path) != here]
+    sys.path[:] = [checkout, *kept] if os.path.realpath(checkout) == here else kept
+
+
+_trust_no_pickle()
+_trust_no_folder()

@@ -51,13 +51,13 @@ from data_prep.clean.settings import CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.minhash import BANDS
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
 
 # One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
 # document, compressed to a third, this much input gives 200 million documents, or 3 GB.
 _INPUT_BYTES_PER_PART = 1.3e11
 _WATCH_SECONDS = 0.5
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Stage(NamedTuple):
@@ -145,7 +145,7 @@ def run_slurm(
             logging_dir=str(_logs(settings, stage)),
             depends=last,
             env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
-            f"PYTHONPATH={shlex.quote(str(_CHECKOUT))}:$PYTHONPATH OMP_NUM_THREADS=1",
+            f"PYTHONPATH={shlex.quote(isolated()['PYTHONPATH'])} OMP_NUM_THREADS=1",
         )
     assert last is not None
     last.run()
@@ -160,7 +160,7 @@ def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> N
         raise ConfigError("ray is not installed: python -m pip install ray") from None
     from datatrove.executor import RayPipelineExecutor
 
-    path = os.pathsep.join(filter(None, (str(_CHECKOUT), os.environ.get("PYTHONPATH"))))
+    path = isolated()["PYTHONPATH"]
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}})
     for stage in stages(settings):
         RayPipelineExecutor(

@@ -1,10 +1,11 @@
 """Logits of transformers' model, in a process of its own: `logits(folder, ids_BS, dtype)`.
 
 The reference must not depend on what our process did to torch (`parallel/cpu.py`), and its memory
-goes away with it. Run as a program, this module is that process.
+goes away with it. Run as a program, this module is that process. The folder may be a stranger's:
+the process imports nothing from it or from the caller's folder, downloads nothing, and transformers
+is told to run no code that the folder brings or names.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,10 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.processes import isolated
+from megatron_qwen3.shown import shown
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "USE_HUB_KERNELS": "0"}
 
 
 def logits(folder: Path, ids_BS: Tensor, dtype: str) -> Tensor:
@@ -25,17 +30,18 @@ def logits(folder: Path, ids_BS: Tensor, dtype: str) -> Tensor:
     with tempfile.TemporaryDirectory() as temporary:
         ids_file, logits_file = Path(temporary, "ids.npy"), Path(temporary, "logits.npy")
         np.save(ids_file, ids_BS.numpy())
-        command = [sys.executable, "-m", __name__, folder, ids_file, logits_file, dtype]
+        command = [sys.executable, "-P", "-m", __name__, folder.resolve(), ids_file, logits_file]
         process = subprocess.run(
-            [str(word) for word in command],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            [*map(str, command), dtype],
+            env=isolated() | _OFFLINE,
+            cwd=temporary,
             capture_output=True,
             text=True,
         )
         if process.returncode:
             last = process.stderr.strip().rpartition("\n")[2]
-            raise ConfigError(f"{folder}: transformers cannot run it: {last}")
-        return torch.from_numpy(np.load(logits_file))
+            raise ConfigError(f"{shown(folder)}: transformers cannot run it: {shown(last)}")
+        return torch.from_numpy(np.load(logits_file, allow_pickle=False))
 
 
 @torch.no_grad()
@@ -43,8 +49,15 @@ def _main(folder: str, ids_file: str, logits_file: str, dtype: str) -> None:
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    ids_BS = torch.from_numpy(np.load(ids_file)).to(device)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+    )
+    ids_BS = torch.from_numpy(np.load(ids_file, allow_pickle=False)).to(device)
     logits_BSV = model.eval().to(device)(ids_BS).logits
     np.save(logits_file, logits_BSV.float().cpu().numpy())
 

@@ -24,12 +24,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, Run, read_rows
 
-_ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 1.0
 
 
@@ -142,16 +142,16 @@ def write_settings(point: Point) -> Path:
 def command(point: Point, file: Path) -> list[str]:
     """What runs a point from its settings file."""
     train = ["-m", "megatron_qwen3.train", str(file)]
+    python = [sys.executable, "-P"]
     if point.ranks == 1:
-        return [sys.executable, *train]
+        return [*python, *train]
     ranks = f"--nproc-per-node={point.ranks}"
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *train]
+    return [*python, "-m", "torch.distributed.run", "--standalone", ranks, *train]
 
 
 def _environment(threads: int) -> dict[str, str]:
     """Of this process, with the checkout's package first and the threads of a rank."""
-    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+    return {"OMP_NUM_THREADS": str(threads), **isolated()}
 
 
 def cores() -> int:
