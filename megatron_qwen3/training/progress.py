@@ -14,6 +14,7 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import parse_json, read_small
 
 FILE_NAME = "progress.json"
+_LONGEST_GAP = 1 << 20  # steps that a person may have left out at once
 
 
 class LeftOut(NamedTuple):
@@ -62,6 +63,8 @@ class Progress(NamedTuple):
                 LeftOut(_count(entry["first"]), _count(entry["last"]), str(entry["reason"]))
                 for entry in values["left_out"]
             )
+            if any(entry.last - entry.first > _LONGEST_GAP for entry in left_out):
+                raise ValueError("endless")
             recent = tuple((float(loss), float(norm)) for loss, norm in values["recent"])
             return cls(_count(values["step"]), left_out, recent)
         except OSError as error:

@@ -159,6 +159,7 @@ def test_what_a_load_reads_must_be_in_the_manifest(folder, name):
         {"step": -1, "left_out": [], "recent": []},
         {"step": 4, "left_out": [[1, 2, "x"]], "recent": []},
         {"step": 4, "left_out": [], "recent": [1]},
+        {"step": 4, "left_out": [{"first": 0, "last": 10**15, "reason": ""}], "recent": []},
         {"step": 4},
         7,
     ],
