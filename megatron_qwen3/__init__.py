@@ -22,7 +22,8 @@ def _trust_no_folder() -> None:
     """Take the caller's folder out of the path that `python -m` put it into.
 
     A file transformers.py beside a downloaded model would be imported from there. A checkout that
-    is the caller's folder stays; so does everything where another program imports this package.
+    is the caller's folder stays, and what PYTHONPATH names in full; so does everything where
+    another program imports this package.
     """
     if sys.argv[:1] != ["-m"]:  # what it is while `python -m` imports the packages around a module
         return
@@ -31,7 +32,18 @@ def _trust_no_folder() -> None:
         here = os.path.realpath(os.getcwd())
     except OSError:  # the folder is gone
         here = ""
-    kept = [path for path in sys.path if path and os.path.realpath(path) != here]
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    first = 0 if sys.flags.safe_path else 1  # before it is what nobody asked for
+    kept = [
+        path
+        for place, path in enumerate(sys.path)
+        if path
+        and (
+            os.path.realpath(path) != here
+            or (place >= first and os.path.isabs(path) and path in named)
+            or path.endswith("-packages")  # where Python itself has its modules
+        )
+    ]
     sys.path[:] = [checkout, *kept] if os.path.realpath(checkout) == here else kept
 
 

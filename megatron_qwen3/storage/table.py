@@ -68,15 +68,16 @@ class Chunk:
         try:
             archive = pickles.Archive(self.path, self.start, self.length)
             found = pickles.layout(archive.value)
-            start, size = archive.record(found.key if found else "")
+            if found is None:
+                raise ValueError("no tensor lies there")
+            start, size = archive.record(found.key)
         except Exception as error:  # damaged archives fail in every way
             raise ConfigError(
                 f"{shown(self.path)}: damaged at byte {self.start}: {shown(error)[:200]}"
             ) from None
         item = ITEM_BYTES[self.dtype]
-        dtype = found and _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
-        in_order = found and found.stride == _row_major(self.shape) or 0 in self.shape
-        if not found or (found.shape, dtype) != (self.shape, self.dtype) or not in_order:
+        dtype = _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
+        if (found.shape, dtype) != (self.shape, self.dtype) or not _is_row_major(found):
             raise ConfigError(
                 f"{shown(self.path)}: byte {self.start} holds another tensor than {TABLE_FILE} says"
             )
@@ -307,5 +308,8 @@ def _of_kind(table: dict[type[Inert], str], value: Any) -> str | None:
     return table.get(value) if isinstance(value, type) else None
 
 
-def _row_major(shape: Index) -> Index:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _is_row_major(found: pickles.Layout) -> bool:
+    """Whether elements lie in order; the stride of an axis with one element says nothing."""
+    steps = [prod(found.shape[axis + 1 :]) for axis in range(len(found.shape))]
+    rows = zip(found.shape, found.stride, steps, strict=True)
+    return 0 in found.shape or all(n == 1 or stride == step for n, stride, step in rows)

@@ -41,6 +41,15 @@ def test_a_command_started_in_a_strangers_folder_imports_nothing_of_it(trap, tmp
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_folder_that_is_named_in_full_stays_on_the_path(tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    show = "import sys; sys.argv[:] = ['-m']; import megatron_qwen3, mine"
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    assert run(["-c", show], tmp_path, path).returncode == 0
+    assert "No module named 'mine'" in run(["-c", show], tmp_path, str(ROOT)).stderr
+    assert run(["-P", "-c", show], tmp_path, path).returncode == 0
+
+
 def test_a_checkout_is_still_run_from_its_own_folder(tmp_path):
     link = tmp_path / "checkout"
     link.symlink_to(ROOT)

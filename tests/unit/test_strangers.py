@@ -1,5 +1,6 @@
 """Checkpoints of strangers: none runs code, and each that lies is refused in one line."""
 
+import ast
 import contextlib
 import io
 import os
@@ -24,6 +25,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.generate import __main__ as generate
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.storage import boxes, folder, pickles
+from megatron_qwen3.storage.table import Chunk
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.engine import Engine
 
@@ -371,6 +373,63 @@ def test_a_pickle_cannot_reach_behind_the_stand_ins(data):
     with pytest.raises(Exception):  # noqa: B017  (of every kind, says its docstring)
         pickles.read(data)
     assert {name: dict(vars(kind)) for name, kind in pickles._KINDS.items()} == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "is_right"),
+    [
+        (torch.arange(12.0).view(3, 4), True),
+        (torch.arange(40.0)[:12].view(3, 4), True),  # with the rest of its storage behind it
+        (torch.arange(40.0)[8:20].view(3, 4), True),
+        (torch.arange(12.0).view(4, 3).T, False),
+        (torch.arange(24.0).view(3, 8)[:, :4], False),
+        (torch.arange(12.0).view(3, 4).double(), False),
+        (torch.arange(12.0).view(4, 3), False),
+        (torch.zeros(1).expand(3, 4), False),
+    ],
+)
+def test_a_chunk_is_found_where_torch_put_its_data(tmp_path, tensor, is_right):
+    path = tmp_path / "file"
+    path.write_bytes(b"before" + saved(tensor))
+    chunk = Chunk(path, 6, path.stat().st_size - 6, (0, 0), (3, 4), "float32")
+    if not is_right:
+        with pytest.raises(ConfigError, match="holds another tensor"):
+            _ = chunk.data_start
+        return
+    found = torch.frombuffer(path.read_bytes(), dtype=torch.uint8)[chunk.data_start :][:48]
+    assert torch.equal(found.clone().view(torch.float32).view(3, 4), tensor)
+
+
+def test_strides_of_axes_with_one_element_say_nothing(tmp_path):
+    tensor = torch.arange(100.0).view(10, 10)[3:4, :4]  # (1, 4), strides (10, 1)
+    (tmp_path / "file").write_bytes(saved(tensor))
+    size = (tmp_path / "file").stat().st_size
+    assert Chunk(tmp_path / "file", 0, size, (0, 0), (1, 4), "float32").data_start > 0
+
+
+def called(tree):
+    """(dotted name, names of keywords) of every call in a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def test_no_module_unpickles_what_it_did_not_write():
+    files = [
+        f for top in ("megatron_qwen3", "data_prep", "tools") for f in (ROOT / top).rglob("*.py")
+    ]
+    found = []
+    for file in files:
+        for name, keywords in called(ast.parse(file.read_text())):
+            if name == "torch.load":
+                is_safe = keywords.get("weights_only") == "True"
+            elif name == "np.load":
+                is_safe = keywords.get("allow_pickle") == "False"
+            else:
+                loads = ("pickle.load", "pickle.loads", "dist_checkpointing.load", "yaml.load")
+                is_safe = name not in (*loads, "eval", "exec", "joblib.load", "dill.loads")
+            found += [] if is_safe else [f"{file.name}: {name}"]
+    assert len(files) > 100 and found == []
 
 
 def test_boxes_that_overlap_are_found_whatever_their_order():
