@@ -160,7 +160,7 @@ def _key(value: Any) -> tuple[str, Index]:
 
 
 def _table(folder: Path, entries: dict[Any, Any], places: dict[tuple[str, Index], _Info]) -> Table:
-    files = {info.file: _file(folder, info.file) for info in places.values()}
+    files = {name: _file(folder, name) for name in {info.file for info in places.values()}}
     _check_files(files, places)
     tensors: dict[str, Stored] = {}
     objects: dict[str, Place] = {}
