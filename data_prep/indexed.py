@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
 
-_LOOKED_AT = 1 << 16  # sequences of which the borders are compared on opening
+_BLOCKS, _BLOCK = 16, 256  # of an index, what is compared on opening: some 80 KB of any
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
@@ -139,7 +139,7 @@ class IndexedReader:
     tokens: the stream of ids, [number of tokens], in the dtype of the file.
     Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
     short or no index of tokens, or its borders do not follow each other: on opening that is looked
-    at for up to 65,536 sequences, evenly spread, and for all others when they are asked for.
+    at for up to 4,096 sequences in blocks, evenly spread, for all others when they are asked for.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -229,12 +229,11 @@ class IndexedReader:
         lengths = self._column("<i4", 0, count)
         if count and (starts[0] or lengths[-1] < 0):
             raise self._lies("the first sequence does not begin at 0, or the last has no length")
-        some = np.arange(0, count - 1, max(1, count // _LOOKED_AT))
+        some = _spread(count - 1)
         ends = starts[some] + lengths[some].astype(np.int64) * size
         if np.any(lengths[some] < 0) or np.any(ends != starts[some + 1]):
             raise self._lies("a sequence does not begin where the one before it ends")
-        step = max(1, self._num_boundaries // _LOOKED_AT)
-        found = np.append(boundaries[::step], boundaries[-1:])
+        found = np.append(boundaries[_spread(self._num_boundaries)], boundaries[-1:])
         if np.any(np.diff(found) < 0) or (len(found) and (found[0] or found[-1] > count)):
             raise self._lies("documents do not follow each other")
 
@@ -251,6 +250,14 @@ class IndexedReader:
 
     def _column(self, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
         return _map(f"{self._prefix}.idx", np.dtype(dtype), _HEADER.size + offset, count)
+
+
+def _spread(count: int) -> npt.NDArray[np.int64]:
+    """Some of 0 … count - 1, in order: all of a few, else blocks from the first to the last."""
+    if count <= _BLOCKS * _BLOCK:
+        return np.arange(max(0, count))
+    starts = np.linspace(0, count - _BLOCK, _BLOCKS).astype(np.int64)
+    return (starts[:, None] + np.arange(_BLOCK)).reshape(-1)
 
 
 def _map(path: str, dtype: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig
-from megatron_qwen3.convert import hf_config, reference
+from megatron_qwen3.convert import hf, reference
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.model.build import build
 from megatron_qwen3.parallel import runtime
@@ -77,7 +77,7 @@ def is_checkpoint(path: Path) -> bool:
 def vocabulary(path: Path) -> int:
     if is_checkpoint(path):
         return Checkpoint(path).config.model.vocab_size
-    return hf_config.read_config(path)[1].vocab_size
+    return hf.Source(path).model.vocab_size  # all files looked at before transformers sees them
 
 
 def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:

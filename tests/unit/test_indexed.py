@@ -218,15 +218,15 @@ def test_a_border_that_was_not_looked_at_is_refused_when_it_is_asked_for(tmp_pat
     with IndexedWriter(tmp_path / "s", "u1") as writer:
         writer.add_documents(np.zeros(count, "u1"), np.ones(count))
     for value in (-5, 2**40, 7):
-        write_back = 12 * count + 8 * 100
+        write_back = 12 * count + 8 * 5000
         change(tmp_path / "s", write_back, "<i8", value)
         reader = IndexedReader(tmp_path / "s")
         with pytest.raises(ConfigError, match="documents"):
             _ = reader.document_offsets
         with pytest.raises(ConfigError, match="documents"):
-            reader.document_starts(50, 150)
-        change(tmp_path / "s", write_back, "<i8", 100)
-    assert IndexedReader(tmp_path / "s").document_starts(99, 102) == [99, 100, 101]
+            reader.document_starts(4950, 5050)
+        change(tmp_path / "s", write_back, "<i8", 5000)
+    assert IndexedReader(tmp_path / "s").document_starts(4999, 5002) == [4999, 5000, 5001]
 
 
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
