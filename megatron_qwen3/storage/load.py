@@ -24,11 +24,21 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.boxes import meeting
 from megatron_qwen3.storage.files import read_exactly
-from megatron_qwen3.storage.table import Chunk, Index, Stored, Table, read_table
+from megatron_qwen3.storage.pickles import Archive, layout
+from megatron_qwen3.storage.table import (
+    ITEM_BYTES,
+    Chunk,
+    Index,
+    Place,
+    Stored,
+    Table,
+    dtype_of,
+    read_table,
+)
 
 
 def load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The template with tensors in place of their descriptions; extra states stay as they are.
+    """The template with tensors, and plain objects, in place of their descriptions.
 
     All ranks call it. ConfigError, on all of them, where the checkpoint is not one or lacks a part
     of a tensor.
@@ -55,9 +65,38 @@ def _filled(entry: Any, table: Table, folder: Path) -> Any:
     if isinstance(entry, ShardedTensorFactory):
         return entry.merge_fn(_filled(entry.build(), table, folder))
     if isinstance(entry, ShardedObject):
-        return entry.data
+        place = table.objects.get(entry.unique_key)
+        return entry.data if place is None else _object(place)
     _fill(entry, table.tensors.get(entry.key), folder)
     return entry.data
+
+
+def _object(place: Place) -> Any:
+    """A module's extra state, which `read_table` found to be plain data."""
+    try:
+        archive = Archive(*place)
+        value = _plain(archive.value, archive, place.path)
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"{shown(place.path)}: damaged at byte {place.start}: {error}") from None
+    return value[0] if type(value) is list and len(value) == 1 else value
+
+
+def _plain(value: Any, archive: Archive, path: Path) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, archive, path) for item in value)
+    if type(value) is dict:
+        return {key: _plain(item, archive, path) for key, item in value.items()}
+    found = layout(value)
+    if found is None:
+        return value
+    start, size = archive.record(found.key)
+    dtype = dtype_of(found)
+    if dtype is None or prod(found.shape) * ITEM_BYTES[dtype] > size:
+        raise ValueError("a tensor is larger than its bytes")
+    buffer = torch.empty(size, dtype=torch.uint8)
+    read_exactly(path, start, buffer.numpy())
+    elements = buffer.view(getattr(torch, dtype))
+    return torch.as_strided(elements, found.shape, found.stride, found.offset).clone()
 
 
 @torch.no_grad()

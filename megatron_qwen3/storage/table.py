@@ -76,7 +76,7 @@ class Chunk:
                 f"{shown(self.path)}: damaged at byte {self.start}: {shown(error)[:200]}"
             ) from None
         item = ITEM_BYTES[self.dtype]
-        dtype = _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
+        dtype = dtype_of(found)
         if (found.shape, dtype) != (self.shape, self.dtype) or not _is_row_major(found):
             raise ConfigError(
                 f"{shown(self.path)}: byte {self.start} holds another tensor than {TABLE_FILE} says"
@@ -96,7 +96,7 @@ class Stored:
 
 
 class Table(NamedTuple):
-    """What a checkpoint holds: tensors, and objects that are not needed to load it, by key."""
+    """What a checkpoint holds: tensors and plain objects, by key."""
 
     tensors: dict[str, Stored]
     objects: dict[str, Place]
@@ -240,10 +240,10 @@ def _check_files(
 
 
 def _check_objects(folder: Path, table: Table) -> None:
-    """ConfigError where an object is more than plain data, or an extra state more than empty.
+    """ConfigError where an object is more than plain data.
 
-    None is needed to load a checkpoint. A state of Transformer Engine's, however, is a tensor with
-    a pickle in it, which it would unpickle.
+    An extra state is given to its module, and Transformer Engine's own is a tensor with a pickle in
+    it, which it would unpickle: so none may be a tensor.
     """
     common = folder / COMMON_FILE
     try:
@@ -261,8 +261,8 @@ def _check_object(key: str, place: Place) -> None:
         if place.length > _OBJECT_BYTES:
             raise ValueError(f"it is as large as {place.length:,} bytes")
         value = pickles.Archive(*place).value
-        if "_extra_state" in key and not _is_empty(value):
-            raise ValueError(f"the extra state {key!r:.120} is not empty")
+        if "_extra_state" in key and not _is_state(value):
+            raise ValueError(f"the extra state {key!r:.120} is no plain data, or a tensor")
     except OSError:
         raise
     except Exception as error:
@@ -272,10 +272,19 @@ def _check_object(key: str, place: Place) -> None:
         ) from None
 
 
-def _is_empty(value: Any) -> bool:
+def _is_state(value: Any) -> bool:
+    """Whether a module may be given it: what is a tensor, Transformer Engine takes for a pickle."""
     items = value if type(value) is list else [value]
-    shapes = [found.shape for item in items if (found := pickles.layout(item))]
-    return len(items) == sum(item is None for item in items) + sum(0 in shape for shape in shapes)
+    found = [pickles.layout(item) for item in items]
+    return all(map(_is_plain, items)) and all(not at or 0 in at.shape for at in found)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value.values()))
+    return type(value) in (type(None), bool, int, float, str) or pickles.layout(value) is not None
 
 
 def _state(value: Any, name: str) -> dict[str, Any]:
@@ -306,6 +315,11 @@ def _text(value: Any) -> str:
 
 def _of_kind(table: dict[type[Inert], str], value: Any) -> str | None:
     return table.get(value) if isinstance(value, type) else None
+
+
+def dtype_of(found: pickles.Layout) -> str | None:
+    """torch's name of a tensor's type; None where it is none that a checkpoint has."""
+    return _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
 
 
 def _is_row_major(found: pickles.Layout) -> bool:

@@ -16,7 +16,7 @@ import torch
 import zstandard
 from megatron.core import dist_checkpointing
 from ranks import run_ranks
-from strangers import ATTACKS, saved, table_of, two_faced
+from strangers import ATTACKS, added, objects_of, saved, table_of, two_faced
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_qwen3 import train
@@ -299,6 +299,23 @@ LIES = [
 ]
 
 
+def endless_state(metadata, path):
+    """An extra state of four bytes that becomes four million million."""
+    place = added(path, saved([{"scale": torch.zeros(1).expand(1 << 40)}]))
+    metadata.storage_data[objects_of(metadata)[0]] = place
+
+
+def deep_state(metadata, path):
+    data = io.BytesIO(saved([{"scale": 1.0}])).getvalue()
+    deep = b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b"."
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(buffer, "w") as other:
+        for part in archive.infolist():
+            name = part.filename
+            other.writestr(name, deep if name.endswith("data.pkl") else archive.read(part))
+    metadata.storage_data[objects_of(metadata)[0]] = added(path, buffer.getvalue())
+
+
 def write_lie(path, lie):
     metadata = table_of(path)
     lie(metadata, path)
@@ -324,7 +341,7 @@ def load_lies(run_dir, bad):
 
 def test_a_table_that_lies_is_refused_by_a_resume(run, tmp_path):
     bad = []
-    for lie in LIES:
+    for lie in [*LIES, endless_state, deep_state]:
         bad.append(tmp_path / lie.__name__ / "step_00000002")
         shutil.copytree(folder.checkpoints(run)[0], bad[-1])
         write_lie(bad[-1], lie)
