@@ -23,8 +23,6 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
-from megatron_qwen3.shown import shown
-
 FILE_NAME = "manifest.json"
 SMALL_BYTES = 1 << 16  # settings and progress are read before any rank starts: always checked
 _READ_BYTES = 1 << 22
