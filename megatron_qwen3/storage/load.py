@@ -37,9 +37,10 @@ from megatron_qwen3.storage.table import (
 )
 
 
-def load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
+def load(template: dict[str, Any], folder: Path, preferred: str = "") -> dict[str, Any]:
     """The template with tensors, and plain objects, in place of their descriptions.
 
+    preferred: a tensor with this before its key is read instead, where the checkpoint has it.
     All ranks call it. ConfigError, on all of them, where the checkpoint is not one or lacks a part
     of a tensor.
     """
@@ -47,7 +48,7 @@ def load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
     error = ""
     try:
         table = read_table(folder)
-        loaded = {name: _filled(entry, table, folder) for name, entry in template.items()}
+        loaded = _filled(template, table, folder, preferred)
     except (ConfigError, OSError) as fault:
         error = str(fault)
     errors = [""] * dist.get_world_size()
@@ -57,17 +58,18 @@ def load(template: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def _filled(entry: Any, table: Table, folder: Path) -> Any:
+def _filled(entry: Any, table: Table, folder: Path, preferred: str) -> Any:
     if isinstance(entry, dict):
-        return {name: _filled(inner, table, folder) for name, inner in entry.items()}
+        return {name: _filled(inner, table, folder, preferred) for name, inner in entry.items()}
     if isinstance(entry, list):
-        return [_filled(inner, table, folder) for inner in entry]
+        return [_filled(inner, table, folder, preferred) for inner in entry]
     if isinstance(entry, ShardedTensorFactory):
-        return entry.merge_fn(_filled(entry.build(), table, folder))
+        return entry.merge_fn(_filled(entry.build(), table, folder, preferred))
     if isinstance(entry, ShardedObject):
         place = table.objects.get(entry.unique_key)
         return entry.data if place is None else _object(place)
-    _fill(entry, table.tensors.get(entry.key), folder)
+    tensors = table.tensors
+    _fill(entry, tensors.get(preferred + entry.key) or tensors.get(entry.key), folder)
     return entry.data
 
 

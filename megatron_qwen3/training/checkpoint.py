@@ -110,9 +110,17 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 
 
 def load_weights(engine: Engine, checkpoint: Path) -> None:
-    """Weights alone: a new stage starts with a fresh optimizer. ConfigError as in `load`."""
-    _load_weights(engine, filled(shards.weights(engine), checkpoint))
+    """Weights alone: a new stage starts with a fresh optimizer. ConfigError as in `load`.
+
+    They come in float32 wherever the checkpoint has them so: a run in bf16 saved what its optimizer
+    updates beside the weights that it computes with, which are those rounded.
+    """
+    is_wide = engine.config.train.precision == "fp32"
+    weights = filled(shards.weights(engine), checkpoint, preferred=shards.MASTER if is_wide else "")
+    _load_weights(engine, weights)
     engine.optimizer.reload_model_params()
+    if masters := shards.master_template(engine):
+        filled({"masters": masters}, checkpoint, preferred=shards.MASTER)
 
 
 def _load_weights(engine: Engine, loaded: dict[str, Any]) -> None:

@@ -81,6 +81,19 @@ def objects(engine: Engine) -> dict[str, list[object]]:
 
 def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:
     """What this rank needs of the optimizer's state; loading fills the state itself."""
+    return _template(engine, _OPTIMIZER, without="")
+
+
+def master_template(engine: Engine) -> dict[str, ShardedTensor]:
+    """The float32 weights that this rank updates, by the weights' own keys.
+
+    {} where they are the model's own; loading fills them.
+    """
+    return _template(engine, MASTER, without=MASTER)
+
+
+def _template(engine: Engine, beginning: str, without: str) -> dict[str, ShardedTensor]:
+    """The parts of the optimizer's state whose key has this beginning; `without` is cut off it."""
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     parts = [
         part
@@ -88,11 +101,11 @@ def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:
         for entry in chunk.values()
         if not isinstance(entry, ShardedObject) and id(entry.data) in states
         for part in _parts_of_range(entry, states[id(entry.data)])
-        if part.place.key.startswith(_OPTIMIZER)
+        if part.place.key.startswith(beginning)
     ]
     return {
         str(number): ShardedTensor(
-            key=part.place.key,
+            key=part.place.key.removeprefix(without),
             data=part.tensor,
             dtype=part.tensor.dtype,
             local_shape=tuple(part.tensor.shape),
@@ -106,6 +119,7 @@ def optimizer_template(engine: Engine) -> dict[str, ShardedTensor]:
 
 
 _OPTIMIZER = "optimizer.state."
+MASTER = f"{_OPTIMIZER}fp32_param."  # before the key of the weight
 
 
 def _parts_of_range(

@@ -9,7 +9,7 @@ from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.training import checkpoint, saver
+from megatron_qwen3.training import checkpoint, optim, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.losses import cross_entropy
@@ -155,6 +155,57 @@ def test_master_weights_follow_the_loaded_ones(tmp_path):
     still = assemble(run_ranks(moved_by_a_still_step, 1, config, path))
     for name, values in still.items():
         assert torch.equal(values, saved_weights[name]), name
+
+
+def masters_of(engine):
+    """What this rank's optimizer updates, in float32, by parameter."""
+    updated = []
+    for state in optim.owned_states(engine.optimizer):
+        own = state.param.detach().view(-1)[state.start : state.start + state.numel]
+        updated.append(state.tensors.get("fp32_param", own).clone().view(-1))
+    assert all(tensor.dtype == torch.float32 for tensor in updated)
+    return updated
+
+
+def masters_saved(config):
+    engine = Engine(config, start(config))
+    steps(engine, 0, 1)
+    saver.save(engine, config, 1)
+    return masters_of(engine), weights_of(engine)
+
+
+def masters_loaded(config, path):
+    engine = Engine(config, start(config))
+    checkpoint.load_weights(engine, path)
+    return masters_of(engine), weights_of(engine)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "layout", "more"),
+    [
+        ("bf16", "bf16", "tp2-ep2", ()),
+        ("bf16", "fp32", "dp2", ()),
+        ("fp32", "bf16", "pp2-vpp2", ()),
+        pytest.param("bf16", "bf16", "dp2", (), marks=pytest.mark.slow),
+        pytest.param("bf16", "bf16", "one", ("optim.distributed=false",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_new_stage_starts_from_the_float32_weights_of_the_one_before(
+    tmp_path, before, after, layout, more
+):
+    config, changed = (
+        settings(tmp_path, "tiny-moe", layout, f"train.precision={precision}", *more)
+        for precision in (before, after)
+    )
+    saved = run_ranks(masters_saved, LAYOUTS[layout][0], config)
+    path = checkpoint.find(str(config.run_dir))
+    loaded = run_ranks(masters_loaded, LAYOUTS[layout][0], changed, path)
+    for (old, _), (new, _) in zip(saved, loaded, strict=True):
+        assert all(map(torch.equal, new, old)) and len(new) == len(old) > 4
+        assert any((tensor != tensor.bfloat16()).any() for tensor in new)
+    whole = assemble([shards for _, shards in saved])
+    for name, weight in assemble([shards for _, shards in loaded]).items():
+        assert torch.equal(weight.bfloat16(), whole[name].bfloat16()), name
 
 
 def save_three(config):
