@@ -6,6 +6,7 @@ place of a shard is what the model's own `sharded_state_dict` says, as it is for
 
 import dataclasses
 
+from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
@@ -29,7 +30,7 @@ def local_shards(models, value_of):
 def _cut(entry, value):
     entry = dataclasses.replace(entry, data=value)
     parts = [entry] if isinstance(entry, ShardedTensor) else entry.build()
-    return [(s.key, s.global_offset, s.global_shape, s.data.clone()) for s in parts]
+    return [(s.key, s.global_offset, s.global_shape, s.data.to("cpu", copy=True)) for s in parts]
 
 
 def assemble(shards_of_ranks):

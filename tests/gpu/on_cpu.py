@@ -1,0 +1,19 @@
+"""What one CPU rank trains, for GPUs to be compared with: python tests/gpu/on_cpu.py MODEL FILE
+
+A process of its own, started with CUDA_VISIBLE_DEVICES="": megatron-core is redirected to the CPU
+where a process sees no GPU, once and for all of its modules.
+"""
+
+import pickle
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+from layouts import MODELS, PLAIN, SHARDED, train
+
+if __name__ == "__main__":
+    settings = (*MODELS[sys.argv[1]], "train.micro_batch=4")
+    runs = train((*settings, *PLAIN), (*settings, *SHARDED))
+    Path(sys.argv[2]).write_bytes(pickle.dumps(runs))

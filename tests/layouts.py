@@ -1,0 +1,204 @@
+"""The table of layouts, what a case trains, and how its ranks are compared with one rank.
+
+tests/parallel runs it on gloo ranks, tests/gpu the same rows on GPUs. A case trains three steps
+from the same weights on the same global batches, twice in the same processes: once with plain
+gradients, which every rank holds whole and can be compared, and a ragged loss mask; once with
+clipping and with the optimizer's state sharded.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from ranks import run_ranks
+from shards import assemble, difference, local_shards
+
+from megatron_qwen3.config import load
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.losses import cross_entropy
+
+RATE = 1e-4
+STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
+MODELS = {
+    "dense": ("model.preset=tiny-dense",),
+    "dense-untied": ("model.preset=tiny-dense", "model.tie_embeddings=false"),
+    "dense-8-layers": ("model.preset=tiny-dense", "model.num_layers=8"),
+    "moe": ("model.preset=tiny-moe",),
+    "moe-tied": ("model.preset=tiny-moe", "model.tie_embeddings=true"),
+}
+# A balance loss large enough that its part of the gradient cannot hide behind cross-entropy's.
+PLAIN = ("optim.distributed=false", "optim.clip_grad=0.0", "model.router_aux_loss=0.1")
+SHARDED = ("optim.distributed=true", "optim.clip_grad=0.5")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout of one model; `parallel` are settings of that table."""
+
+    model: str
+    name: str
+    ranks: int
+    parallel: str = ""
+    micro_batch: int = 1
+
+    @property
+    def settings(self):
+        return (
+            *MODELS[self.model],
+            *(f"parallel.{setting}" for setting in self.parallel.split()),
+            f"train.micro_batch={self.micro_batch}",
+        )
+
+
+CASES = (
+    Case("dense", "dp2", 2),
+    Case("dense", "tp2", 2, "tensor=2", 2),
+    Case("dense", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
+    Case("dense", "pp2", 2, "pipeline=2"),
+    Case("dense", "pp2-uneven", 2, "pipeline=2 pipeline_layers=[3,1]", 2),
+    Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("dense", "pp3-uneven", 3, "pipeline=3 pipeline_layers=[1,2,1]"),
+    Case("dense", "recompute-full", 1, "recompute=full"),
+    Case("dense-untied", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=selective", 2),
+    Case("moe", "dp2", 2),
+    Case("moe", "tp2", 2, "tensor=2", 2),
+    Case("moe", "etp2", 2, "tensor=2 expert_tensor=2", 2),
+    Case("moe", "ep2", 2, "expert=2 recompute=full"),
+    Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
+    Case("moe", "etp2-ep2", 4, "tensor=2 expert=2 expert_tensor=2", 2),
+    Case("moe", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2", 2),
+    Case("moe-tied", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
+    Case("moe", "tp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2"),
+)
+SLOW_CASES = (
+    Case("dense", "dp4", 4),
+    Case("dense", "one-micro-batch", 1, micro_batch=8),
+    Case("dense", "recompute-selective", 1, "recompute=selective"),
+    Case("dense", "tp2-dp2", 4, "tensor=2"),
+    Case("dense", "tp2-recompute-full", 2, "tensor=2 recompute=full"),
+    Case("dense", "pp4", 4, "pipeline=4"),
+    Case("dense", "tp2-pp2-dp2", 8, "tensor=2 pipeline=2"),
+    Case("dense-8-layers", "pp4-vpp2", 4, "pipeline=4 virtual_pipeline=2"),
+    Case(
+        "dense-8-layers",
+        "pp2-vpp2-uneven",
+        2,
+        "pipeline=2 virtual_pipeline=2 pipeline_layers=[1,3,2,2]",
+    ),
+    Case("dense-untied", "pp2-vpp2-dp2", 4, "pipeline=2 virtual_pipeline=2"),
+    Case("moe", "recompute-full", 1, "recompute=full"),
+    Case("moe", "tp2-dp2", 4, "tensor=2"),
+    Case("moe", "tp2-ep2-dp2", 4, "tensor=2 expert=2"),
+    Case("moe", "tp2-ep4", 4, "tensor=2 expert=4"),
+    Case("moe", "ep8", 8, "expert=8"),
+    Case("moe", "ep2-dp2", 4, "expert=2"),
+    Case("moe", "etp2-without-tp", 2, "expert_tensor=2"),
+    Case("moe", "etp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2 expert_tensor=2"),
+    Case("moe", "pp2-ep2-recompute-full", 4, "pipeline=2 expert=2 recompute=full"),
+    Case("moe-tied", "pp2-vpp2-tp2", 4, "tensor=2 pipeline=2 virtual_pipeline=2"),
+)
+
+
+def cases(quick, slow=()):
+    marked = [pytest.param(case, marks=pytest.mark.slow) for case in slow]
+    name = lambda case: f"{case.model}-{case.name}"  # noqa: E731
+    return pytest.mark.parametrize("case", [*quick, *marked], ids=name)
+
+
+@functools.cache
+def one_rank(model):
+    """Both runs on one rank, in two micro-batches."""
+    settings = (*MODELS[model], "train.micro_batch=4")
+    return run_ranks(train, 1, (*settings, *PLAIN), (*settings, *SHARDED))[0]
+
+
+def train(*settings_of_runs):
+    """On every rank: what each run's steps report and leave behind."""
+    configs = [tiny(*settings) for settings in settings_of_runs]
+    layout = start(configs[0])
+    return [train_once(config, layout) for config in configs]
+
+
+def tiny(*settings):
+    # Adam divides by |gradient| + eps. Where a gradient is nothing but rounding (a token that only
+    # stands where nothing is trained), the usual eps of 1e-8 makes whole updates of it.
+    base = ["train.precision=fp32", f"train.global_batch={SEQUENCES}", "optim.eps=1e-6"]
+    return load([], [*base, "train.steps=3", f"data.sequence_length={POSITIONS}", *settings])
+
+
+def train_once(config, layout):
+    engine = Engine(config, layout)
+    rows = SEQUENCES // layout.data
+    mine = slice(engine.data_rank * rows, (engine.data_rank + 1) * rows)
+    whole_gradients = not config.optim.distributed
+    batches = [
+        TokenBatch(*(x[mine] for x in batch)) for batch in global_batches(ragged=whole_gradients)
+    ]
+    # Fewer sequences than in a step, so that the last micro-batch is not full.
+    first = max(1, rows - 1)
+    scored = TokenBatch.of(batches[0].tokens_BS[:first], batches[0].labels_BS[:first])
+    result = {"first_row": mine.start, "scores": engine.score(scored).cpu(), "gradients": []}
+    result["metrics"] = []
+    for batch in batches:
+        result["metrics"].append(engine.train_step(batch, cross_entropy, RATE))
+        if whole_gradients:
+            result["gradients"].append(
+                local_shards(engine.models, lambda p: getattr(p, "main_grad", None))
+            )
+    engine.synchronize_weights()
+    return result | {"weights": local_shards(engine.models, lambda p: p)}
+
+
+def global_batches(ragged):
+    """(tokens, labels, weights) of each step; ragged rows train differently many positions."""
+    random = torch.Generator().manual_seed(7)
+    for _ in range(STEPS):
+        ids = torch.randint(0, VOCABULARY, (SEQUENCES, POSITIONS + 1), generator=random)
+        weights = torch.ones(SEQUENCES, POSITIONS)
+        if ragged:
+            weights = torch.rand(weights.shape, generator=random)
+            left_out_of_row = torch.rand((SEQUENCES, 1), generator=random)
+            weights[torch.rand(weights.shape, generator=random) < left_out_of_row] = 0
+            weights[5] = 0
+        yield ids[:, :-1], ids[:, 1:], weights
+
+
+def trained(case):
+    """Both runs of a case: what each of its ranks reports."""
+    settings = [(*case.settings, *PLAIN), (*case.settings, *SHARDED)]
+    return run_ranks(train, case.ranks, *settings)
+
+
+def assert_same_runs(runs_of_ranks, expected_runs):
+    """`runs_of_ranks`: of each rank its runs, as `train` gives them; `expected_runs`: of one."""
+    for ranks, expected in zip(zip(*runs_of_ranks, strict=True), expected_runs, strict=True):
+        assert_same_metrics(ranks, expected["metrics"])
+        assert_same_scores(ranks, expected["scores"])
+        for step, gradients in enumerate(expected["gradients"]):
+            assert_same([rank["gradients"][step] for rank in ranks], gradients, f"step {step}")
+        assert_same([rank["weights"] for rank in ranks], expected["weights"], "weights")
+
+
+def assert_same_metrics(ranks, expected):
+    for rank, run in enumerate(ranks):
+        assert run["metrics"] == ranks[0]["metrics"], f"rank {rank} reports other metrics"
+    for actual, step in zip(ranks[0]["metrics"], expected, strict=True):
+        assert actual == pytest.approx(step, rel=1e-6)
+
+
+def assert_same_scores(ranks, expected_BS):
+    for run in ranks:
+        first, score_BS = run["first_row"], run["scores"]
+        reference_BS = expected_BS[first : first + len(score_BS)]
+        torch.testing.assert_close(score_BS[: len(reference_BS)], reference_BS, rtol=0, atol=1e-5)
+
+
+def assert_same(shards_of_ranks, expected_shards, what):
+    actual, expected = assemble(shards_of_ranks), assemble([expected_shards])
+    relative, name = difference(actual, expected)
+    assert relative < 1e-5, f"{what}: {name} is off by {relative:.1e} of its norm"
+    relative, name = difference(actual, expected, size=lambda x: x.abs().max())
+    assert relative < 1e-4, f"{what}: an element of {name} is off by {relative:.1e} of the largest"
