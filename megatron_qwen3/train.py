@@ -32,8 +32,11 @@ examples:
   python -m megatron_qwen3.train STAGE.toml MODEL.toml optim.lr=2e-4 --show
 
 Later files and key=value pairs win. `python -m megatron_qwen3.config` lists every setting.
-A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM and
-the time limit make it save and stop.
+A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM,
+SIGINT (Ctrl-C), SIGHUP and the time limit make it save and stop; one of the last three again, 5 s
+later or more, ends it at once, unsaved. What it ignored when it began, as SIGHUP under nohup, it
+goes on to ignore. torchrun kills its ranks 30 s after it was told to stop: what takes longer to
+save needs run.time_limit_minutes, or SIGUSR1 to the ranks themselves.
 
 exit status:
   0   the last step is done and saved
@@ -89,6 +92,7 @@ def train(config: Config) -> bool:
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
+    from megatron_qwen3.pretrain.evaluate import EvaluationFailed
     from megatron_qwen3.training.guard import BadBatch
     from megatron_qwen3.training.saver import SaveFailed
 
@@ -99,9 +103,9 @@ def train(config: Config) -> bool:
     layout = runtime.start(config)
     try:
         finished = mode.run(config, layout, inputs)
-    except (BadBatch, SaveFailed) as error:
+    except (BadBatch, SaveFailed, EvaluationFailed) as error:
         sys.exit(_fail(f"stopped: {error}", status=1))
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if told := failures.explain(error, config):
             print(shown_lines(f"stopped: {told}"), file=sys.stderr)
             sys.exit(1)

@@ -16,9 +16,9 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.evaluate import evaluate
+from megatron_qwen3.pretrain.evaluate import EvaluationFailed, evaluate
 from megatron_qwen3.storage import folder
-from megatron_qwen3.training import checkpoint, losses
+from megatron_qwen3.training import checkpoint, losses, stop
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import BadBatch, Guard
@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
     folder.check_writable(config.run_dir)
+    stop.check(config)
     check_packages(config)
     saved, before = checkpoint.newest(config.run_dir), None
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
@@ -66,15 +67,16 @@ def check(config: Config) -> Inputs:
 def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     """Train one stage from the newest checkpoint of the run folder, if any.
 
-    True when its last step is done and saved; False where the run was asked to stop early, and
-    what it did until then is saved. BadBatch, SaveFailed: it stopped, and a person must look.
+    True when its last step is done, saved and evaluated; False where the run was asked to stop
+    early, and what it did until then is saved. BadBatch, SaveFailed, EvaluationFailed: it stopped,
+    and a person must look.
     """
     request = StopRequest(config)
     engine = Engine(config, layout)
     progress, origin = _start(engine, config)
     if progress.step != inputs.step:  # a checkpoint proved damaged only when it was read
         inputs = check(config)
-    mixture, step, stop = inputs.mixture, progress.step, False
+    mixture, step, stops, is_evaluated = inputs.mixture, progress.step, False, True
     guard = Guard(config, progress)
     if engine.is_first_rank:
         _prepare_folder(config, inputs)
@@ -90,7 +92,10 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         log.note(f"optimizer: {described(engine.optimizer)}")
         for line in inputs.record.news:
             log.note(line)
-        while (step := guard.next_step(step)) < config.steps and not stop:
+        if step and _is_evaluated_after(step, config) and not log.has_evaluated(step):
+            is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
+            stops = keeper.check(step, 0.0)
+        while (step := guard.next_step(step)) < config.steps and not stops:
             began = time.perf_counter()
             batch = reader.batch(step, then=guard.next_step(step + 1))
             rate = learning_rate(config, step)
@@ -108,15 +113,18 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
                 guard.accept(metrics)
                 metrics["tokens"] = inputs.record.tokens_after(step, steps_of(guard.left_out))
                 log.train(step, metrics, rate, time.perf_counter() - began)
-            if step == config.steps or _due(step, config.eval.every_steps):
-                log.evaluation(step, evaluate(engine, mixture, config, keeper.heartbeat.beat))
-            if _due(step, config.checkpoint.every_steps):
+            if step == config.steps and config.checkpoint.at_end:
+                keeper.settle()
+                keeper.finish(guard.progress(step))
+            elif _due(step, config.checkpoint.every_steps):
                 keeper.save(guard.progress(step))
-            stop = keeper.check(step, time.perf_counter() - began)
+            if _is_evaluated_after(step, config):
+                is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
+            stops = keeper.check(step, time.perf_counter() - began)
         keeper.settle()
-        if stop or config.checkpoint.at_end:
+        if stops or config.checkpoint.at_end:
             keeper.finish(guard.progress(step))
-    return step >= config.steps
+    return step >= config.steps and is_evaluated
 
 
 def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
@@ -131,6 +139,30 @@ def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
         checkpoint.load_weights(engine, source)
         return Progress(), f"weights from {source}"
     return Progress(), f"fresh weights from seed {config.run.seed}"
+
+
+def _evaluate(
+    mixture: Mixture, engine: Engine, log: RunLog, keeper: Keeper, progress: Progress
+) -> bool:
+    """Score what is held out; False where the run is asked to stop instead.
+
+    The step is saved before the last evaluation, and where an evaluation fails.
+    """
+    step = progress.step
+    try:
+        results = evaluate(engine, mixture, engine.config, keeper.goes_on)
+    except EvaluationFailed as error:
+        if engine.config.checkpoint.at_end:
+            keeper.settle()
+            keeper.finish(progress)
+        raise EvaluationFailed(
+            f"the evaluation after step {step}: {error}{keeper.has(step)}"
+        ) from None
+    except Exception as error:
+        error.add_note(f"in the evaluation after step {step}{keeper.has(step)}")
+        raise
+    log.evaluation(step, results or {})
+    return results is not None
 
 
 def _prepare_folder(config: Config, inputs: Inputs) -> None:
@@ -153,7 +185,8 @@ def _leave_out(reason: str, step: int, engine: Engine, guard: Guard, keeper: Kee
         saved, _ = checkpoint.newest_intact(config.run_dir, in_full=False)
         if not saved:
             raise BadBatch(f"{reason}; there is no checkpoint to go back to")
-        progress = checkpoint.load(engine, saved)
+        with keeper.heartbeat.paused():
+            progress = checkpoint.load(engine, saved)
         first, back = progress.step, f"; back to {saved}"
         guard.recent = list(progress.recent)
     guard.leave_out(first, step, reason, writes=engine.is_first_rank)
@@ -168,6 +201,10 @@ def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> Token
     positions_BS = None if rows.positions_BS is None else torch.from_numpy(rows.positions_BS)
     tokens_BS, labels_BS = torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS)
     return TokenBatch.of(tokens_BS, labels_BS, positions_BS)
+
+
+def _is_evaluated_after(step: int, config: Config) -> bool:
+    return step == config.steps or _due(step, config.eval.every_steps)
 
 
 def _due(step: int, every: int) -> bool:

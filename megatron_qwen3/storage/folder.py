@@ -72,7 +72,12 @@ def find(path: str) -> Path:
 
 def partial(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step is written."""
-    return run_dir / "checkpoints" / f"step_{step:08d}.partial"
+    return named(run_dir, step).with_suffix(".partial")
+
+
+def named(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is when it is whole."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
 def publish(partial: Path) -> Path:

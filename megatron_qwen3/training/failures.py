@@ -3,6 +3,7 @@
 if told := explain(error, config): ...
 """
 
+import errno
 import os
 import socket
 
@@ -10,6 +11,7 @@ from megatron_qwen3.config import Config
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
 
 
@@ -25,6 +27,8 @@ def explain(error: BaseException, config: Config) -> str:
     if _NOT_DETERMINISTIC in text:
         first = next(iter(text.splitlines()))
         return f"{rank} cannot keep run.deterministic = true ({first}); without it the run goes on"
+    if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        return f"{rank}: {error.filename or 'a file'} cannot be written: {error.strerror}"
     return ""
 
 

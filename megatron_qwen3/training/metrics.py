@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch.distributed as dist
+
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
@@ -56,7 +58,7 @@ class RunLog:
             return
         config.run_dir.mkdir(parents=True, exist_ok=True)
         path = config.run_dir / FILE_NAME
-        drop_rows_after(path, first_step)
+        self.evaluated_step = drop_rows_after(path, first_step)
         self.tensorboard = _open_tensorboard(config, first_step) if config.log.tensorboard else None
         self.wandb = _open_wandb(config, first_step) if config.log.wandb_project else None
         self.file = path.open("a", encoding="utf-8")
@@ -90,6 +92,15 @@ class RunLog:
             known = {name: value for name, value in row.items() if value is not None}
             self._plot(step, {f"eval/{source}/{name}": known[name] for name in known})
             self.console.say(source_line(source, width, row))
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the log that is gone on with ends with an evaluation after `step`; on all ranks.
+
+        All ranks call it. A run may have been stopped between a save and the evaluation after it.
+        """
+        answer = [self.is_writer and self.evaluated_step == step]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
 
     def note(self, text: str) -> None:
         """A line for people: checkpoint saved, resumed from step N."""
@@ -163,21 +174,26 @@ def combine(results: list[EvalResult]) -> EvalResult:
     return EvalResult(nats / tokens, bits_per_byte, tokens)
 
 
-def drop_rows_after(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int) -> int:
     """Rewrite a metrics file, if there is one, without rows after `step` and without a torn end.
 
-    Step 0 is a run that starts afresh: no row of an earlier one stays.
+    Step 0 is a run that starts afresh: no row of an earlier one stays. Returns the step of the last
+    whole evaluation that stays, 0 without one.
     """
+    evaluated = 0
     if not path.exists():
-        return
+        return evaluated
     rest = path.with_suffix(".tmp")
     with rest.open("w", encoding="utf-8") as file:
-        if step:
-            kept = (row for row in read_rows(path) if row["step"] <= step)
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+        for row in read_rows(path) if step else ():
+            if row["step"] <= step:
+                file.write(json.dumps(row) + "\n")
+                if row.get("source") == ALL_SOURCES:  # it is written last
+                    evaluated = row["step"]
         file.flush()
         os.fsync(file.fileno())
     rest.replace(path)
+    return evaluated
 
 
 def check_packages(config: Config) -> None:

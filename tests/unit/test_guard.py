@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -75,9 +77,10 @@ def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):
         guard.leave_out(65, 65, "bad", writes=False)
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_asks_for_a_stop(tmp_path, name):
-    before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGTERM)}
+    heard = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {s: signal.getsignal(s) for s in heard}
     try:
         request = StopRequest(config_of(tmp_path))
         assert request.reason(1.0) == 0
@@ -124,3 +127,86 @@ def test_out_of_memory_is_told_with_what_to_change(tmp_path):
         assert "optim.distributed=true" in told and "parallel.tensor=2" in told
     assert "lost another rank" in explain(RuntimeError("Connection closed by peer [x]"), config)
     assert explain(RuntimeError("shapes do not match"), config) == ""
+
+
+LISTENING = """
+import signal, sys, time
+from megatron_qwen3.config import load
+from megatron_qwen3.training import stop
+stop.AT_ONCE_SECONDS = 0.5
+if sys.argv[1:]:
+    signal.signal(signal.Signals[sys.argv[1]], signal.SIG_IGN)
+request = stop.StopRequest(load([], ["model.preset=tiny-dense", "train.steps=1"]))
+print("listens", flush=True)
+while True:
+    time.sleep(0.01)
+    if reason := request.reason(0.0):
+        print(stop.told(reason), flush=True)
+        time.sleep(60)
+"""
+
+
+def listening(*ignored):
+    command = [sys.executable, "-c", LISTENING, *ignored]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "listens\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_again_after_a_while_ends_the_process_at_once_and_a_doubled_one_does_not(name):
+    number = signal.Signals[name]
+    with listening() as process:
+        process.send_signal(signal.SIGUSR1)  # a plan to stop later is no first of two
+        assert process.stdout.readline() == "SIGUSR1\n"
+        time.sleep(0.6)
+        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(5) == 128 + number
+        assert process.stderr.read() == f"stopped at once: {name} again; nothing was saved\n"
+
+
+def test_what_was_ignored_at_the_start_stays_ignored():
+    with listening("SIGHUP") as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "SIGINT\n"
+        process.kill()
+
+
+def test_a_stop_under_torchrun_says_how_long_there_is_to_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    request = StopRequest(config_of(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    request._hear(signal.SIGINT, None)
+    assert stop.told(request.reason(0)) == "SIGINT (torchrun kills the ranks 30 s after it)"
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_end_of_the_job_is_none(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", value)
+    stop.check(config_of(tmp_path))
+    assert StopRequest(config_of(tmp_path)).reason(1e9) == 0
+
+
+def test_an_end_of_the_job_that_leaves_no_time_is_told_before_any_rank_starts(
+    tmp_path, monkeypatch
+):
+    config = config_of(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
+    with pytest.raises(ConfigError, match="SLURM_JOB_END_TIME = soon is not a time in seconds"):
+        stop.check(config)
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1120")
+    with pytest.raises(ConfigError, match=r"stop_early_seconds = 120, but SLURM ends .* 120 s"):
+        stop.check(config)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1121")
+    stop.check(config)
