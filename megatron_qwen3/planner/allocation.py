@@ -144,8 +144,8 @@ def _time_faults(config: Config, allocation: Allocation) -> Iterator[str]:
     margin = config.run.stop_early_seconds
     if limit <= margin:
         yield (
-            f"--time is {limit:,} s, and run.stop_early_seconds = {margin:g} before its end the run "
-            "saves and stops: each start would train one step"
+            f"--time is {limit:,} s, and run.stop_early_seconds = {margin:g} before its end the "
+            "run saves and stops: each start would train one step"
         )
         return
     step, saving = step_seconds(config, allocation), saving_seconds(config, allocation)

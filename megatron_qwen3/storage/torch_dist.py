@@ -42,9 +42,7 @@ from megatron_qwen3.storage.manifest import Seal
 
 CHUNK_BYTES = 64 << 20  # a rank that needs a part of a tensor does not read all of it
 _WRITE_BYTES = 1 << 24
-_SYNC_BYTES = (
-    1 << 28
-)  # what the disk may be behind: the last sync, which tells of nothing, is short
+_SYNC_BYTES = 1 << 28  # what the disk may be behind, so that the last sync is short
 _BACKENDS = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,

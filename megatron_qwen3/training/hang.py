@@ -49,7 +49,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is a hang meanwhile: a load, which has no beats, lasts as long as files are big."""
+        """Nothing is a hang meanwhile: a load has no beats, and lasts as its files are big."""
         self._is_paused = True
         try:
             yield

@@ -9,9 +9,9 @@ A save stops the training for one copy of the rank's share into host memory that
 next time. A thread then writes it, at low priority; writing and checksums leave Python's lock
 alone. When every rank's part is on the disk the first rank writes the table, the manifest, and
 renames the folder: until then nothing takes it for a checkpoint. Ranks tell each other by one small
-number per step (`state`), so no rank waits for another. Who waits hears of the bytes that are written
-anywhere: a slow disk is no hang. A save that fails leaves the run going and all older checkpoints as
-they were.
+number per step (`state`), so no rank waits for another. Who waits hears of the bytes that are
+written anywhere: a slow disk is no hang. A save that fails leaves the run going and all older
+checkpoints as they were.
 """
 
 import contextlib
