@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from megatron_qwen3 import entry
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import (
@@ -276,5 +277,11 @@ def describe() -> str:
     return "\n".join(lines).lstrip()
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print every setting; the exit status."""
     print(shown_text(describe()))
+    return 0
+
+
+if __name__ == "__main__":
+    entry.run(main)
