@@ -82,6 +82,8 @@ def test_a_signal_asks_for_a_stop(tmp_path, name):
     heard = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {s: signal.getsignal(s) for s in heard}
     try:
+        for number in heard:  # a shell that starts tests in the background lets them ignore SIGINT
+            signal.signal(number, signal.SIG_DFL)
         request = StopRequest(config_of(tmp_path))
         assert request.reason(1.0) == 0
         os.kill(os.getpid(), signal.Signals[name])
@@ -134,8 +136,8 @@ import signal, sys, time
 from megatron_qwen3.config import load
 from megatron_qwen3.training import stop
 stop.AT_ONCE_SECONDS = 0.5
-if sys.argv[1:]:
-    signal.signal(signal.Signals[sys.argv[1]], signal.SIG_IGN)
+for name in ("SIGUSR1", "SIGTERM", "SIGINT", "SIGHUP"):
+    signal.signal(signal.Signals[name], signal.SIG_IGN if name in sys.argv else signal.SIG_DFL)
 request = stop.StopRequest(load([], ["model.preset=tiny-dense", "train.steps=1"]))
 print("listens", flush=True)
 while True:
