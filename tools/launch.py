@@ -188,7 +188,12 @@ def _follows(config: Config, before: Config) -> bool:
 
 
 def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
-    """What is wrong with the data and with the checkpoint that the run starts from."""
+    """What is wrong with the run's folder, its data and the checkpoint that it starts from."""
+    try:
+        folder.check_writable(config.run_dir)
+    except ConfigError as error:
+        yield error
+        return
     try:
         for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
             files.check()

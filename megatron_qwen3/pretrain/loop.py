@@ -6,28 +6,33 @@ A stage is a TOML file, not a class: stage 2 is this loop with stage 1's weights
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from megatron_qwen3.config import Config, ConfigError, to_toml
+from megatron_qwen3.config import Config, ConfigError, changes, to_toml
+from megatron_qwen3.config import load as load_settings
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import EvaluationFailed, evaluate
-from megatron_qwen3.storage import folder
-from megatron_qwen3.training import checkpoint, losses, stop
+from megatron_qwen3.storage import folder, manifest
+from megatron_qwen3.training import boards, checkpoint, losses, stop
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.guard import BadBatch, Guard
+from megatron_qwen3.training.guard import FILE_NAME as LEFT_OUT_FILE
+from megatron_qwen3.training.guard import BadBatch, Guard, rise
 from megatron_qwen3.training.keeper import Keeper
-from megatron_qwen3.training.metrics import RunLog, check_packages
+from megatron_qwen3.training.metrics import RunLog
 from megatron_qwen3.training.optim import described, learning_rate
 from megatron_qwen3.training.progress import Progress, steps_of
 from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.stop import StopRequest
+
+_DIVERGED_NATS = 1.0  # by which the loss has risen within guard.window_steps
 
 
 class Inputs(NamedTuple):
@@ -42,7 +47,7 @@ def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
     folder.check_writable(config.run_dir)
     stop.check(config)
-    check_packages(config)
+    boards.check(config)
     saved, before = checkpoint.newest(config.run_dir), None
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)
@@ -132,7 +137,11 @@ def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
     in_full = config.checkpoint.verify == "full"
     saved, told = checkpoint.newest_intact(config.run_dir, in_full)
     if saved:
-        return checkpoint.load(engine, saved), "\n".join([*told, f"resumed from {saved}"])
+        progress = checkpoint.load(engine, saved)
+        told += [f"resumed from {saved}", *_changes(config, saved, progress.step)]
+        if progress.step >= config.steps:
+            told.append(f"this run is done: all of its {config.steps:,} steps are trained")
+        return progress, "\n".join(told)
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_intact(source, in_full)
@@ -165,10 +174,26 @@ def _evaluate(
     return results is not None
 
 
+def _changes(config: Config, saved: Path, step: int) -> list[str]:
+    """What a run that goes on does otherwise than until now, as lines."""
+    before = load_settings([saved / folder.SETTINGS_FILE])
+    lines = [
+        line
+        for line in changes(before, config)
+        if not line.startswith(("run.name:", "run.dir:", "checkpoint.init_from:"))
+    ]
+    rates = [f"{learning_rate(c, step):.4g}" for c in (before, config)]
+    if step < config.steps and rates[0] != rates[1]:
+        lines.append(f"learning rate of step {step + 1}: {' → '.join(rates)}")
+    return [f"changed: {line}" for line in lines]
+
+
 def _prepare_folder(config: Config, inputs: Inputs) -> None:
     """What one rank writes before the first step."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     folder.clean(config.run_dir)
+    if not inputs.step:
+        (config.run_dir / LEFT_OUT_FILE).unlink(missing_ok=True)
     (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
     inputs.record.write(config.run_dir)
 
@@ -189,8 +214,8 @@ def _leave_out(reason: str, step: int, engine: Engine, guard: Guard, keeper: Kee
             progress = checkpoint.load(engine, saved)
         first, back = progress.step, f"; back to {saved}"
         guard.recent = list(progress.recent)
-    guard.leave_out(first, step, reason, writes=engine.is_first_rank)
-    return f"left out: {reason}{back}; the run goes on with step {step + 2}"
+    unwritten = guard.leave_out(first, step, reason, writes=engine.is_first_rank)
+    return f"left out: {reason}{back}; the run goes on with step {step + 2}{unwritten}"
 
 
 def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
@@ -215,12 +240,24 @@ def _describe(error: BadBatch, mixture: Mixture, config: Config, step: int) -> s
     first = mixture.first_sample(step)
     samples = range(first, first + config.train.global_batch)
     names = [mixture.names[mixture.locate(i).source] for i in samples]
-    saved = checkpoint.checkpoints(config.run_dir)
-    intact = (
-        f"; the last checkpoint, {saved[-1]}, is intact" if saved else "; nothing was saved yet"
-    )
     return (
         f"step {step + 1}: {error}; the batch is global samples {samples[0]} to {samples[-1]} "
-        f"(sources {', '.join(sorted(set(names)))}){intact}; what a row of it is, says "
-        f"python tools/mix_curriculum.py locate {config.run_dir} {step + 1} ROW"
+        f"(sources {', '.join(sorted(set(names)))}); {_last_saved(config.run_dir)}; what a row of "
+        f"it is, says python tools/mix_curriculum.py locate {config.run_dir} {step + 1} ROW"
+    )
+
+
+def _last_saved(run_dir: Path) -> str:
+    """The newest checkpoint, and whether it is one to go on from."""
+    saved = [c for c in checkpoint.checkpoints(run_dir) if not manifest.faults(c)]
+    if not saved:
+        return "nothing was saved yet"
+    rises = [rise(Progress.read(c).recent) for c in saved]
+    if rises[-1] < _DIVERGED_NATS:
+        return f"the last checkpoint, {saved[-1]}, is intact"
+    sound = [c for c, nats in zip(saved, rises, strict=True) if nats < _DIVERGED_NATS]
+    return (
+        f"the last checkpoint, {saved[-1]}, was saved when the loss had risen by {rises[-1]:.2f} "
+        "nats: the run had diverged before it; "
+        + (f"{sound[-1]} is older and sound" if sound else "none is older and sound")
     )

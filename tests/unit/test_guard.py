@@ -12,7 +12,7 @@ import pytest
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.training import stop
 from megatron_qwen3.training.failures import explain
-from megatron_qwen3.training.guard import BadBatch, Guard, Limits
+from megatron_qwen3.training.guard import BadBatch, Guard, Limits, rise
 from megatron_qwen3.training.progress import LeftOut, Progress
 from megatron_qwen3.training.stop import StopRequest
 from megatron_qwen3.training.watch import Watch
@@ -59,13 +59,39 @@ def test_what_is_left_out_survives_a_kill_before_the_next_checkpoint(tmp_path):
     assert again.left_out == [LeftOut(4, 9, "a spike")]
 
 
+def test_a_list_of_another_run_steers_none_that_begins_anew(tmp_path):
+    config = config_of(tmp_path)
+    config.run_dir.mkdir()
+    Guard(config, Progress(step=1)).leave_out(0, 50, "of another run", writes=True)
+    fresh = Guard(config, Progress())
+    assert fresh.next_step(0) == 0 and fresh.left_out == []
+
+
+def test_a_full_disk_does_not_end_a_run_that_leaves_a_batch_out(tmp_path):
+    config = config_of(tmp_path)  # whose folder is not there, so that nothing can be written
+    guard = Guard(config, Progress(step=4))
+    assert "left_out.jsonl cannot be written" in guard.leave_out(4, 4, "bad", writes=True)
+    assert guard.next_step(4) == 5
+
+
+def test_a_loss_that_has_risen_is_told_from_one_that_is_noisy():
+    def recent(*losses):
+        return [(loss, 1.0) for loss in losses]
+
+    assert rise(()) == rise(recent(2.0)) == 0.0
+    falling = [3 - 0.01 * step for step in range(64)]
+    assert rise(recent(*falling)) == 0.0
+    assert rise(recent(*falling, 9.0)) < 0.1  # one spike
+    assert rise(recent(*falling, 4.0, 6.0, 8.0, 9.0)) == pytest.approx(7.0 - 2.385)
+
+
 @pytest.mark.parametrize("line", ['{"first":', '{"first": 1}', "[]"])
 def test_a_damaged_list_of_what_is_left_out_is_named(tmp_path, line):
     config = config_of(tmp_path)
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "left_out.jsonl").write_text(f"{line}\n")
     with pytest.raises(ConfigError, match=r"left_out\.jsonl is not a list of batches left out"):
-        Guard(config, Progress())
+        Guard(config, Progress(step=1))
 
 
 def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):

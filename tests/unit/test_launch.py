@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
@@ -169,7 +170,7 @@ def test_no_shell_reads_what_was_typed(name):
     run = launch.Run(
         (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
     )
-    asked = launch._parse(["train", "-", "--nodes=4"])
+    asked = entry.parse(launch._parser(), ["train", "-", "--nodes=4"])
     words = launch_sbatch.command(run, asked)
     assert shlex.split(shlex.join(words)) == words
     assert words[-1] == f"run.name={name}"
