@@ -112,24 +112,23 @@ def train(config: Config) -> bool:
     runtime.check(config)
     check_memory(config, launcher.world_size(), runtime.device_memory(config))
     inputs = mode.check(config)
-    held = contextlib.ExitStack()
-    if launcher.rank() == 0:
-        _own(config.run_dir, held)
-    layout = runtime.start(config)
-    try:
-        check_shared(config.run_dir)
-        if launcher.rank():
-            held.enter_context(lock.shared(config.run_dir))
-        with held:
+    with contextlib.ExitStack() as held:
+        if launcher.rank() == 0:
+            _own(config.run_dir, held)
+        layout = runtime.start(config)
+        try:
+            check_shared(config.run_dir)
+            if launcher.rank():
+                held.enter_context(lock.shared(config.run_dir))
             finished = mode.run(config, layout, inputs)
-    except (BadBatch, SaveFailed, EvaluationFailed) as error:
-        sys.exit(_fail(f"stopped: {error}", status=1))
-    except (MemoryError, RuntimeError, OSError) as error:
-        if told := failures.explain(error, config):
-            print(shown_lines(f"stopped: {told}"), file=sys.stderr)
-            sys.exit(1)
-        raise
-    runtime.stop()
+        except (BadBatch, SaveFailed, EvaluationFailed) as error:
+            sys.exit(_fail(f"stopped: {error}", status=1))
+        except (MemoryError, RuntimeError, OSError) as error:
+            if told := failures.explain(error, config):
+                print(shown_lines(f"stopped: {told}"), file=sys.stderr)
+                sys.exit(1)
+            raise
+        runtime.stop()
     return finished
 
 

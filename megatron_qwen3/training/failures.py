@@ -17,6 +17,11 @@ _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken p
 
 def explain(error: BaseException, config: Config) -> str:
     """What happened to this rank and what helps; "" for an error that its traceback tells best."""
+    told = _explain(error, config)
+    return "\n".join([told, *getattr(error, "__notes__", ())]) if told else ""
+
+
+def _explain(error: BaseException, config: Config) -> str:
     text = str(error)
     rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
@@ -28,7 +33,7 @@ def explain(error: BaseException, config: Config) -> str:
         first = next(iter(text.splitlines()))
         return f"{rank} cannot keep run.deterministic = true ({first}); without it the run goes on"
     if isinstance(error, OSError) and error.errno in _NO_PLACE:
-        return f"{rank}: {error.filename or 'a file'} cannot be written: {error.strerror}"
+        return f"{rank}: {error.filename or 'a file'}: {error.strerror}"
     return ""
 
 

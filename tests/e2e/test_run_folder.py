@@ -1,5 +1,7 @@
 """One run at a time in a folder, which all of its ranks see."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -73,9 +75,6 @@ def with_own_disks(arguments, home):
     disk = Path(home) / os.environ["RANK"]
     disk.mkdir()
     os.chdir(disk)
-    import contextlib
-    import io
-
     with contextlib.redirect_stderr(io.StringIO()) as told:
         status = train.main(arguments)
     return status, told.getvalue(), sorted(path.name for path in disk.glob("runs/run/*"))
@@ -89,3 +88,15 @@ def test_a_run_folder_that_ranks_do_not_share_is_told_before_the_first_step(sett
     assert told.startswith(f"error: run.dir: 1 ranks, on {host}, cannot write to runs/run where")
     assert f"rank 0 on {host} does; valid: a folder that all nodes share" in told
     assert left == ["lock"] and none == []
+
+
+def test_a_run_whose_terminal_is_gone_trains_to_its_end(settings, tmp_path):
+    """Nobody reads it after the first line, and what it says has no characters of its own."""
+    command = [sys.executable, "-m", "megatron_qwen3.train", *arguments(settings, tmp_path)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([*command, "train.steps=4"], env=environment, **streams) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(100) == 0
+    assert [step for step, _ in chaos.losses(tmp_path / "run")] == [1, 2, 3, 4]

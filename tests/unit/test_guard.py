@@ -155,6 +155,10 @@ def test_out_of_memory_is_told_with_what_to_change(tmp_path):
         assert "optim.distributed=true" in told and "parallel.tensor=2" in told
     assert "lost another rank" in explain(RuntimeError("Connection closed by peer [x]"), config)
     assert explain(RuntimeError("shapes do not match"), config) == ""
+    full = OSError(28, "No space left on device", "runs/a/data.json")
+    full.add_note("step 4 is saved in runs/a")
+    told = explain(full, config)
+    assert told.endswith(": runs/a/data.json: No space left on device\nstep 4 is saved in runs/a")
 
 
 LISTENING = """
