@@ -56,13 +56,14 @@ def _write_fault(run_dir: Path) -> str:
             return f"{shown(name[:20])}… has {size} bytes, a name {LONGEST_NAME} at most"
     if len(os.fsencode(named(run_dir.absolute(), 0))) > _LONGEST_PATH:
         return f"its path has more than {_LONGEST_PATH} bytes with those of checkpoints"
-    for path in (run_dir / "checkpoints", run_dir, *run_dir.parents):
+    there = [path for path in (run_dir, *run_dir.parents) if os.path.lexists(path)][:1]
+    for path in (*there, run_dir / "checkpoints"):
         if path.is_symlink() and not path.exists():
             return f"{shown(path)} is a link to {shown(path.readlink())}, which is not there"
         if path.exists() and not path.is_dir():
             return f"{shown(path)} is not a folder"
-        if path.exists():
-            return "" if os.access(path, os.W_OK | os.X_OK) else f"{shown(path)} is not writable"
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            return f"{shown(path)} is not writable"
     return ""
 
 
