@@ -307,4 +307,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

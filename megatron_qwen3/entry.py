@@ -7,11 +7,13 @@
 What a command prints is for people; what it does must not depend on whether they can read it. A
 reader of a pipe may leave, a terminal close, a disk that holds the log be full, a stream be closed
 from the start or of an encoding (ASCII, ISO-8859-1) that lacks a character. What cannot be written
-is then dropped, or spelled as \\u2192, and the command goes on. Nothing here imports torch.
+is then dropped, or spelled as \\u2192, and the command goes on. Where standard output is what the
+command is for, and no log, a full disk below it is status 1 in the end. Nothing here imports torch.
 """
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import select
@@ -19,15 +21,25 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+_READER_LEFT = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 _PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream does not wait
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Call `main` with streams that hold, and exit with its status."""
+def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
+    """Call `main` with streams that hold, and exit with its status.
+
+    Where it `prints_results`, with 1 if some of them are lost and nobody chose not to read them.
+    """
     _open_closed_descriptors()
-    sys.stdout = _steady(sys.stdout, 1)
-    sys.stderr = _steady(sys.stderr, 2)
-    sys.exit(main())
+    output = _Steady(1, "w", closefd=False)
+    sys.stdout = _steady(sys.stdout, output)
+    sys.stderr = _steady(sys.stderr, _Steady(2, "w", closefd=False))
+    status = main()
+    sys.stdout.flush()
+    if prints_results and output.lost and not status:
+        print(f"error: standard output: {output.lost}", file=sys.stderr)
+        status = 1
+    sys.exit(status)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,8 +65,7 @@ def _open_closed_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number: this one
 
 
-def _steady(stream: "io.TextIOWrapper | object | None", descriptor: int) -> io.TextIOWrapper:
-    raw = _Steady(descriptor, "w", closefd=False)
+def _steady(stream: "io.TextIOWrapper | object | None", raw: "_Steady") -> io.TextIOWrapper:
     encoding, at_once, by_line = "utf-8", False, True
     if isinstance(stream, io.TextIOWrapper):
         encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
@@ -70,16 +81,22 @@ def _steady(stream: "io.TextIOWrapper | object | None", descriptor: int) -> io.T
 
 
 class _Steady(io.FileIO):
-    """A file descriptor; bytes that it does not take are gone."""
+    """A file descriptor; bytes that it does not take are gone. lost: why, in one line."""
+
+    lost = ""
 
     def write(self, data: Any, /) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
-        with contextlib.suppress(OSError):
+        try:
             while rest:
                 written = super().write(rest)
                 if written is not None:
                     rest = rest[written:]
                 elif not select.select([], [self], [], _PATIENCE_SECONDS)[1]:
+                    self.lost = self.lost or "its reader does not read"
                     break
+        except OSError as error:
+            if error.errno not in _READER_LEFT:
+                self.lost = self.lost or error.strerror or str(error)
         return size

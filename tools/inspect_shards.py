@@ -134,4 +134,4 @@ def _cells(row: Counter[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

@@ -231,4 +231,4 @@ def _summary(config: Config, allocation: Allocation) -> str:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

@@ -227,4 +227,4 @@ def _decoder(run: Path):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

@@ -42,4 +42,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

@@ -182,4 +182,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.run(main, prints_results=True)

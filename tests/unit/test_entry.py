@@ -29,14 +29,14 @@ def main():
         Console().print(table)
         print("→", file=sys.stderr, flush=True)
     Path(sys.argv[1]).open("a").write(", done")
-    return 3
+    return 0 if sys.argv[3:] else 3
 
-entry.run(main)
+entry.run(main, prints_results=sys.argv[3:] == ["results"])
 """
 
 
-def run_program(path, times=1, **streams):
-    command = [sys.executable, "-c", PROGRAM, str(path), str(times)]
+def run_program(path, times=1, *more, **streams):
+    command = [sys.executable, "-c", PROGRAM, str(path), str(times), *more]
     return subprocess.run(command, cwd=ROOT, check=False, timeout=60, **streams)
 
 
@@ -73,6 +73,21 @@ def test_a_full_disk_ends_nothing(tmp_path):
     with open("/dev/full", "w") as full:
         assert run_program(tmp_path / "out", 50, stdout=full, stderr=full).returncode == 3
     assert (tmp_path / "out").read_text() == "file, done"
+
+
+def test_results_that_a_full_disk_lost_are_no_success_and_those_that_nobody_reads_are(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = run_program(tmp_path / "out", 1, "results", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and (tmp_path / "out").read_text() == "file, done"
+    assert done.stderr.endswith(b"error: standard output: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run_program(tmp_path / "out", 1, "results", stdout=writer).returncode == 0
+    finally:
+        os.close(writer)
 
 
 def test_streams_that_were_closed_from_the_start_do_not_write_into_files(tmp_path):
