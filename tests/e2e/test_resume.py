@@ -43,7 +43,7 @@ def test_what_changed_is_listed_and_a_done_run_says_so(settings, tmp_path):
     assert not (run_dir / "left_out.jsonl").exists()
     assert [step for step, _ in chaos.losses(run_dir)] == [1, 2, 3]
     resumed = f"resumed from {run_dir}/checkpoints/step_00000002"
-    assert done == [resumed, "this run is done: all of its 2 steps are trained"]
+    assert done[:2] == [resumed, "this run is done: all of its 2 steps are trained"]
     assert on[:5] == [
         resumed,
         "changed: train.steps: 2 → 3",
