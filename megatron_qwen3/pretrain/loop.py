@@ -192,8 +192,8 @@ def _prepare_folder(config: Config, inputs: Inputs) -> None:
     """What one rank writes before the first step."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     folder.clean(config.run_dir)
-    if not inputs.step:
-        (config.run_dir / LEFT_OUT_FILE).unlink(missing_ok=True)
+    for name in (LEFT_OUT_FILE, boards.ID_FILE) if not inputs.step else ():
+        (config.run_dir / name).unlink(missing_ok=True)  # of another run
     (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
     inputs.record.write(config.run_dir)
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import launcher
 
+ID_FILE = "wandb_id"  # of the run there, in the run folder
 _RETRY_SECONDS = 60.0
 _NO_ACCOUNT = ("offline", "disabled", "dryrun")  # of WANDB_MODE
 
@@ -114,7 +115,7 @@ def _open_tensorboard(config: Config, next_step: int) -> Any:
 def _open_wandb(config: Config, first_step: int, tell: Callable[[str], None]) -> Any:
     """The W&B run; a resumed run goes on in the one whose id the run folder holds."""
     wandb: Any = importlib.import_module("wandb")
-    id_file = config.run_dir / "wandb_id"
+    id_file = config.run_dir / ID_FILE
     asked = {
         "project": config.log.wandb_project,
         "name": config.run.name,

@@ -37,10 +37,11 @@ def test_what_changed_is_listed_and_a_done_run_says_so(settings, tmp_path):
     run_dir.mkdir()
     stale = {"first": 0, "last": 50, "reason": "of another run"}
     (run_dir / "left_out.jsonl").write_text(json.dumps(stale) + "\n")
+    (run_dir / "wandb_id").write_text("of another run")
     more = [*first, "train.steps=3", "optim.beta2=0.99", "optim.schedule=cosine"]
     (status, fresh), (again, done), (last, on) = twice(first, first, more)
     assert (status, again, last) == (0, 0, 0)
-    assert not (run_dir / "left_out.jsonl").exists()
+    assert not (run_dir / "left_out.jsonl").exists() and not (run_dir / "wandb_id").exists()
     assert [step for step, _ in chaos.losses(run_dir)] == [1, 2, 3]
     resumed = f"resumed from {run_dir}/checkpoints/step_00000002"
     assert done[:2] == [resumed, "this run is done: all of its 2 steps are trained"]
