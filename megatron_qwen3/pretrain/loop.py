@@ -85,9 +85,8 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     guard = Guard(config, progress)
     if engine.is_first_rank:
         _prepare_folder(config, inputs)
-    loss = losses.cross_entropy
-    if config.optim.z_loss:
-        loss = losses.cross_entropy_with_z_loss(config.optim.z_loss)
+    z_loss = config.optim.z_loss
+    loss = losses.cross_entropy_with_z_loss(z_loss) if z_loss else losses.cross_entropy
     with (
         RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log,
         Keeper(engine, config, log, request, saved_step=step) as keeper,
