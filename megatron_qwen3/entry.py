@@ -21,6 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from megatron_qwen3.shown import shown
+
 _READER_LEFT = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 _PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream does not wait
 
@@ -37,7 +39,7 @@ def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     status = main()
     sys.stdout.flush()
     if prints_results and output.lost and not status:
-        print(f"error: standard output: {output.lost}", file=sys.stderr)
+        print(shown(f"error: standard output: {output.lost}"), file=sys.stderr)
         status = 1
     sys.exit(status)
 

@@ -137,7 +137,8 @@ def _own(run_dir: Path, held: contextlib.ExitStack) -> None:
     try:
         held.enter_context(lock.owned(run_dir, patience_seconds=_QUIET_SECONDS))
     except lock.InUse as error:
-        print(f"waiting up to {_PATIENCE_SECONDS:g} s: {error}", file=sys.stderr, flush=True)
+        waiting = f"waiting up to {_PATIENCE_SECONDS:g} s: {error}"
+        print(shown_lines(waiting), file=sys.stderr, flush=True)
         held.enter_context(lock.owned(run_dir, patience_seconds=_PATIENCE_SECONDS))
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import launcher
+from megatron_qwen3.storage.whole import write_whole
 
 ID_FILE = "wandb_id"  # of the run there, in the run folder
 _RETRY_SECONDS = 60.0
@@ -130,7 +131,7 @@ def _open_wandb(config: Config, first_step: int, tell: Callable[[str], None]) ->
         reason = " ".join(str(error).split())
         tell(f"W&B: {reason}; the run is logged offline, `wandb sync` sends it later")
         run = wandb.init(**asked, mode="offline")
-    id_file.write_text(run.id)
+    write_whole(id_file, [run.id.encode()])
     # W&B's own step only grows; steps that are done again after a resume need an axis of ours.
     run.define_metric("*", step_metric="step")
     return run

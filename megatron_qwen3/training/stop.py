@@ -97,8 +97,10 @@ def end_now(number: int) -> NoReturn:
     """End this process, as the signal would have, and give a terminal its cursor back."""
     try:
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        told = f"{cursor}stopped at once: {signal.Signals(number).name} again; nothing was saved"
-        print(told, file=sys.stderr, flush=True)
+        sys.stderr.write(
+            f"{cursor}stopped at once: {signal.Signals(number).name} again; nothing was saved\n"
+        )
+        sys.stderr.flush()
     finally:
         os._exit(128 + number)
 
