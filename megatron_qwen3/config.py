@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from megatron_qwen3 import entry
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import (
@@ -39,7 +40,7 @@ from megatron_qwen3.settings import (
     TrainConfig,
     settings_of,
 )
-from megatron_qwen3.shown import shown_text
+from megatron_qwen3.shown import shown, shown_text
 
 __all__ = [
     "CheckpointConfig",
@@ -55,12 +56,16 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "TrainConfig",
+    "changes",
     "check_world_size",
     "load",
     "split",
     "to_toml",
     "validate",
 ]
+
+
+_LONGEST_SHOWN = 80  # characters of a value
 
 
 def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -234,6 +239,25 @@ _KIND_NAMES: Final[dict[Any, str]] = {
 }
 
 
+def changes(before: Config, now: Config) -> list[str]:
+    """A line for each setting that differs: `optim.lr: 0.001 → 0.002`."""
+    lines = []
+    for name in SETTINGS:
+        table, _, field = name.partition(".")
+        old, new = (getattr(getattr(c, table), field) for c in (before, now))
+        if old != new:
+            values = [
+                emit([vars(source) for source in value] if field == "sources" else value)
+                for value in (old, new)
+            ]
+            lines.append(shown(f"{name}: {' → '.join(map(_cut, values))}"))
+    return lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
 def to_toml(config: Config) -> str:
     """The whole configuration as TOML; `load` of it gives an equal one."""
     blocks = []
@@ -276,5 +300,11 @@ def describe() -> str:
     return "\n".join(lines).lstrip()
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print every setting; the exit status."""
     print(shown_text(describe()))
+    return 0
+
+
+if __name__ == "__main__":
+    entry.run(main, prints_results=True)

@@ -163,7 +163,7 @@ class OptimConfig:
     )
     warmup_steps: int = setting(0, "steps of the linear rise from 0 to lr", at_least=0)
     decay_steps: int = setting(
-        0, "wsd: steps of the final decay; 0 is a tenth of the run", at_least=0
+        0, "wsd: steps of the final decay; 0 is a tenth of the run, after the rise", at_least=0
     )
     beta1: float = setting(0.9, "Adam's first moment", at_least=0, below=1)
     beta2: float = setting(0.95, "Adam's second moment", at_least=0, below=1)

@@ -6,15 +6,19 @@ training/engine.py `train_step`, then model/layer.py.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel import launcher
 from megatron_qwen3.planner.launch_check import Device, memory_fault
 from megatron_qwen3.shown import shown_lines, shown_text
-from megatron_qwen3.storage import folder
+from megatron_qwen3.storage import folder, lock
 from megatron_qwen3.training import failures
 from megatron_qwen3.training.stop import CONTINUE
 
@@ -32,8 +36,11 @@ examples:
   python -m megatron_qwen3.train STAGE.toml MODEL.toml optim.lr=2e-4 --show
 
 Later files and key=value pairs win. `python -m megatron_qwen3.config` lists every setting.
-A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM and
-the time limit make it save and stop.
+A run that was stopped goes on from its newest checkpoint when started again. SIGUSR1, SIGTERM,
+SIGINT (Ctrl-C), SIGHUP and the time limit make it save and stop; one of the last three again, 5 s
+later or more, ends it at once, unsaved. What it ignored when it began, as SIGHUP under nohup, it
+goes on to ignore. torchrun kills its ranks 30 s after it was told to stop: what takes longer to
+save needs run.time_limit_minutes, or SIGUSR1 to the ranks themselves.
 
 exit status:
   0   the last step is done and saved
@@ -41,8 +48,12 @@ exit status:
       every other status for a failure, 0: ask with --finished
   70  nothing happened for guard.hang_seconds; start it again
   2   a setting or an input is wrong; starting again does not help
-  1   anything else: stderr says what, and mostly what to change
+  1   anything else: stderr says what, and mostly what to change; also where another run is at work
+      in the folder
 """
+# For what a killed run left behind to end: torchrun gives its ranks 30 s, a hung one speaks first.
+_PATIENCE_SECONDS = 60.0
+_QUIET_SECONDS = 2.0  # of it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="train nothing; status 0 if the run is done, else 75",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # settings may stand after options
     try:
         config = settings.load(*settings.split(given.settings))
         if given.show:
@@ -69,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.finished:
             return 0 if _is_finished(config) else CONTINUE
         finished = train(config)
+    except lock.InUse as error:
+        return _fail(f"stopped: {error}", status=1)
     except ConfigError as error:
         return _fail(f"error: {error}", status=2)
     return 0 if finished or "TORCHELASTIC_RUN_ID" in os.environ else CONTINUE
@@ -79,6 +92,7 @@ def train(config: Config) -> bool:
 
     Raises ConfigError, mostly before any communication; SystemExit where the run had to stop.
     """
+    launcher.check()
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.parallel.tensor > 1:
@@ -89,25 +103,43 @@ def train(config: Config) -> bool:
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
+    from megatron_qwen3.pretrain.evaluate import EvaluationFailed
     from megatron_qwen3.training.guard import BadBatch
     from megatron_qwen3.training.saver import SaveFailed
+    from megatron_qwen3.training.shared_folder import check_shared
 
     mode = {"pretrain": pretrain}[config.run.mode]
     runtime.check(config)
-    check_memory(config, runtime.world_size(), runtime.device_memory(config))
+    check_memory(config, launcher.world_size(), runtime.device_memory(config))
     inputs = mode.check(config)
-    layout = runtime.start(config)
-    try:
-        finished = mode.run(config, layout, inputs)
-    except (BadBatch, SaveFailed) as error:
-        sys.exit(_fail(f"stopped: {error}", status=1))
-    except (MemoryError, RuntimeError) as error:
-        if told := failures.explain(error, config):
-            print(shown_lines(f"stopped: {told}"), file=sys.stderr)
-            sys.exit(1)
-        raise
-    runtime.stop()
+    with contextlib.ExitStack() as held:
+        if launcher.rank() == 0:
+            _own(config.run_dir, held)
+        layout = runtime.start(config)
+        try:
+            check_shared(config.run_dir)
+            if launcher.rank():
+                held.enter_context(lock.shared(config.run_dir))
+            finished = mode.run(config, layout, inputs)
+        except (BadBatch, SaveFailed, EvaluationFailed) as error:
+            sys.exit(_fail(f"stopped: {error}", status=1))
+        except (MemoryError, RuntimeError, OSError) as error:
+            if told := failures.explain(error, config):
+                print(shown_lines(f"stopped: {told}"), file=sys.stderr)
+                sys.exit(1)
+            raise
+        runtime.stop()
     return finished
+
+
+def _own(run_dir: Path, held: contextlib.ExitStack) -> None:
+    """Have the run folder for this run alone, as long as `held` is. InUse: another run has it."""
+    try:
+        held.enter_context(lock.owned(run_dir, patience_seconds=_QUIET_SECONDS))
+    except lock.InUse as error:
+        waiting = f"waiting up to {_PATIENCE_SECONDS:g} s: {error}"
+        print(shown_lines(waiting), file=sys.stderr, flush=True)
+        held.enter_context(lock.owned(run_dir, patience_seconds=_PATIENCE_SECONDS))
 
 
 def _is_finished(config: Config) -> bool:
@@ -128,10 +160,10 @@ def check_memory(config: Config, world_size: int, device: Device) -> None:
 
 def _fail(message: str, status: int) -> int:
     """Every rank fails alike; one of them says why."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":  # which may be no number yet
         print(shown_lines(message), file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

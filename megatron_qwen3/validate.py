@@ -37,6 +37,7 @@ def faults(config: Config) -> list[str]:
         *_source_faults(config),
         *_data_faults(config),
         *(gpu_faults(config) if config.run.device == "cuda" else ()),
+        *_time_faults(config),
     ]
 
 
@@ -308,6 +309,16 @@ def _data_faults(config: Config) -> Iterator[str]:
         )
     if data.stage and not data.curriculum:
         yield f'data.stage = "{data.stage}" needs data.curriculum, the file that has this stage'
+
+
+def _time_faults(config: Config) -> Iterator[str]:
+    minutes, margin = config.run.time_limit_minutes, config.run.stop_early_seconds
+    if 0 < 60 * minutes <= margin:
+        yield (
+            f"run.time_limit_minutes = {minutes:g} is {60 * minutes:g} s, and "
+            f"run.stop_early_seconds = {margin:g} before its end the run saves and stops: each "
+            "start would train one step"
+        )
 
 
 def _divisors(*sizes: int) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown, shown_lines
 
@@ -167,4 +168,4 @@ def _show(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

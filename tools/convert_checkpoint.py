@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown, shown_lines, shown_text
 
@@ -127,4 +128,4 @@ def _step_folder(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

@@ -11,7 +11,6 @@ and its text, from its tokens. verify reads every shard and compares it with its
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from data_prep.indexed import IndexedReader
 from data_prep.labels import Labels
 from data_prep.shards import Shard, faults, folder_of, origin, read_inventory
 from data_prep.tokenizer import load
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
@@ -134,5 +134,4 @@ def _cells(row: Counter[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` is no error
-    sys.exit(main())
+    entry.run(main, prints_results=True)

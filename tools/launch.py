@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a plain checkout
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
@@ -54,7 +55,7 @@ _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 submitted or shown, 2 something is wrong."""
-    given = _parse(arguments)
+    given = entry.parse(_parser(), arguments)
     try:
         runs, allocation = _runs(given), _allocation(given)
         if faults := list(_faults(runs, allocation, given)):
@@ -66,16 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was typed. Settings may stand after options, too, where argparse does not take them."""
-    parser = _parser()
-    given, rest = parser.parse_known_args(arguments)
-    if unknown := [word for word in rest if word.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    given.settings += rest
-    return given
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,7 +188,12 @@ def _follows(config: Config, before: Config) -> bool:
 
 
 def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
-    """What is wrong with the data and with the checkpoint that the run starts from."""
+    """What is wrong with the run's folder, its data and the checkpoint that it starts from."""
+    try:
+        folder.check_writable(config.run_dir)
+    except ConfigError as error:
+        yield error
+        return
     try:
         for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
             files.check()
@@ -235,4 +231,4 @@ def _summary(config: Config, allocation: Allocation) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main, prints_results=True)

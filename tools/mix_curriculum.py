@@ -28,6 +28,7 @@ from data_prep.curriculum import Curriculum
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import ReadBefore, Record
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
@@ -226,4 +227,4 @@ def _decoder(run: Path):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main, prints_results=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from megatron_qwen3 import entry
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import ALL_SOURCES, MetricsError, Run
@@ -171,4 +172,4 @@ def _number(value: float | None, decimals: int = 4) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

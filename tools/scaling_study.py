@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown_lines
 from tools.scaling import dry_run, fit, laws, memory, plan, sweep, validate
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
-    given = parser.parse_args(arguments)
+    given = entry.parse(parser, arguments)
     try:
         return int(given.run(given))
     except (ConfigError, OSError) as error:
@@ -41,4 +42,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main, prints_results=True)

@@ -34,6 +34,7 @@ from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from data_prep.tokenization.progress import clock
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown, shown_lines
 from tools.inspect_shards import print_table
@@ -126,4 +127,4 @@ def _print(report: Report, out: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

@@ -26,6 +26,7 @@ from data_prep.documents import NAMES
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown_lines
 from tools.tokenize_corpus import amount, pairs
@@ -116,4 +117,4 @@ def _print(sample: Sample, texts: dict[str, list[str]], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

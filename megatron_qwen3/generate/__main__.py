@@ -10,12 +10,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from megatron_qwen3 import entry
 from megatron_qwen3.chat import ChatError
 from megatron_qwen3.config import ConfigError, check_world_size
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
 from megatron_qwen3.generate.template import FolderTemplate, template_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel import launcher
 from megatron_qwen3.shown import shown, shown_lines
 
 EXAMPLES = """\
@@ -51,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> None:
     """Check and encode all that was given, load the model, and generate, on this rank."""
     _check_out(given)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher.check()
+    world_size = launcher.world_size()
     source = Source(given.source)
     config = source.config(given.settings, world_size)
     check_world_size(config, world_size)
@@ -179,4 +182,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main, prints_results=True)

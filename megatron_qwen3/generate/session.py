@@ -7,6 +7,7 @@ All ranks run the same session; the first one reads, writes and speaks.
 """
 
 import argparse
+import codecs
 import contextlib
 import io
 import json
@@ -70,13 +71,15 @@ class Session:
         """Each line again, with what was generated under one key beside what was given."""
         size = self.options.batch * self.generator.layout.data
         with self._target(out) as target, self._progress(len(requests)) as (bar, task):
+            # What is no UTF-8 is no JSON, unless its characters are written as numbers.
+            as_numbers = codecs.lookup(target.encoding).name != "utf-8"
             done = 0
             for batch in batches(requests, size):
                 completions = self._complete(batch, done)
                 for request, completion in zip(batch, completions, strict=True):
                     if self.is_first:
                         record = request.line | {RESULT: self._record(completion)}
-                        target.write(json.dumps(record, ensure_ascii=False) + "\n")
+                        target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
                         target.flush()
                 done += len(batch)
                 bar.update(task, completed=done)

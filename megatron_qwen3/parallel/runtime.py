@@ -18,17 +18,12 @@ import torch.distributed as dist
 
 from megatron_qwen3 import validate
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.parallel import cpu, determinism
+from megatron_qwen3.parallel import cpu, determinism, launcher
 from megatron_qwen3.parallel.allocator import keep_freed_memory
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner.launch_check import Device
 
 from megatron.core import parallel_state, tensor_parallel  # isort: skip  (after cpu)
-
-
-def world_size() -> int:
-    """Ranks of this run, as the launcher says; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check(config: Config) -> Layout:
@@ -38,7 +33,7 @@ def check(config: Config) -> Layout:
     determinism.check(config)
     if not cpu.REDIRECTED:
         _check_gpu(config)
-    return Layout.of(config, world_size())
+    return Layout.of(config, launcher.world_size())
 
 
 def _check_gpu(config: Config) -> None:

@@ -141,6 +141,13 @@ def _time_faults(config: Config, allocation: Allocation) -> Iterator[str]:
     if limit <= lead:
         yield f"--time is {limit:,} s, and --save-seconds {lead:,} before its end the run must save"
         return
+    margin = config.run.stop_early_seconds
+    if limit <= margin:
+        yield (
+            f"--time is {limit:,} s, and run.stop_early_seconds = {margin:g} before its end the "
+            "run saves and stops: each start would train one step"
+        )
+        return
     step, saving = step_seconds(config, allocation), saving_seconds(config, allocation)
     if step + saving > lead:
         yield (

@@ -27,19 +27,26 @@ _GROUPS = ("domain", "language")
 _ROWS = 8  # of one data rank that are scored at once
 
 
+class EvaluationFailed(RuntimeError):
+    """Held-out text that cannot be scored, told alike on all ranks."""
+
+
 def evaluate(
-    engine: Engine, mixture: Mixture, config: Config, beat: Callable[[str], None]
-) -> dict[str, EvalResult]:
+    engine: Engine, mixture: Mixture, config: Config, goes_on: Callable[[], bool]
+) -> dict[str, EvalResult] | None:
     """Results by source or group, equal on all ranks; {} where nothing is held out.
 
-    `beat` is told of every batch that is done: a sign of life.
+    `goes_on` is asked on all ranks before every batch; None where it says no. EvaluationFailed:
+    a token that model or tokenizer does not have.
     """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
     for windows_NS1, sources_N in _batches(mixture, config, _ROWS * engine.layout.data):
+        if not goes_on():
+            return None
+        _check_ids(windows_NS1, sources_N, mixture, config, byte_counts)
         batch, sources_B = _share_of_rank(engine, windows_NS1, sources_N)
         sums_K3.index_add_(0, sources_B, _sums(engine, batch, byte_counts))
-        beat("a batch of held-out text")
     sums_K3 = engine.sum_over_data(sums_K3)
     names = _results_of_sources(mixture.sources)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
@@ -48,6 +55,26 @@ def evaluate(
             by_name[name] = by_name[name] + sums_3
     whole = {**by_name, ALL_SOURCES: sums_K3.sum(0)}  # no source has that name: record.py
     return {name: _result(sums_3) for name, sums_3 in whole.items() if sums_3[1]}
+
+
+def _check_ids(
+    windows_NS1: np.ndarray,
+    sources_N: np.ndarray,
+    mixture: Mixture,
+    config: Config,
+    byte_counts: np.ndarray | None,
+) -> None:
+    """Every rank sees all windows, so all refuse alike, before one of them is lost in a kernel."""
+    most, of = config.model.vocab_size, "model.vocab_size"
+    if byte_counts is not None and len(byte_counts) < most:
+        most, of = len(byte_counts), f"data.tokenizer = {config.data.tokenizer}"
+    highest = int(windows_NS1.max())
+    if highest >= most:
+        row = int(windows_NS1.max(1).argmax())
+        raise EvaluationFailed(
+            f"the held-out text of source {mixture.names[sources_N[row]]} has token {highest:,}, "
+            f"but {of} has {most:,} tokens"
+        )
 
 
 def _results_of_sources(sources: tuple[Source, ...]) -> dict[str, list[str]]:

@@ -12,12 +12,14 @@ import shutil
 from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
-from megatron_qwen3.storage.whole import sync
+from megatron_qwen3.storage.whole import LONGEST_NAME, sync
 
 SETTINGS_FILE = "config.toml"
 _NAME = "step_" + "[0-9]" * 8
+_LONGEST_PATH = 4000  # bytes; Linux takes 4096, and files have names, too
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -37,10 +39,32 @@ def newest(run_dir: Path) -> Path | None:
 
 def check_writable(run_dir: Path) -> None:
     """ConfigError where a run folder can neither be made nor written to; nothing is made here."""
-    there = next(path for path in (run_dir, *run_dir.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "is not writable" if there.is_dir() else "is not a folder"
-        raise ConfigError(f"run.dir, run.name: {run_dir} cannot be written, {there} {what}")
+    try:
+        fault = _write_fault(run_dir)
+    except (OSError, ValueError) as error:
+        fault = getattr(error, "strerror", None) or str(error)
+    if fault:
+        raise ConfigError(f"run.dir, run.name: {shown(run_dir)} cannot be written, {fault}")
+
+
+def _write_fault(run_dir: Path) -> str:
+    """Why a folder can neither be made nor written to; "" where it can."""
+    if "\0" in str(run_dir):
+        return "its name has a null byte"
+    for name in run_dir.parts:
+        if (size := len(os.fsencode(name))) > LONGEST_NAME:
+            return f"{shown(name[:20])}… has {size} bytes, a name {LONGEST_NAME} at most"
+    if len(os.fsencode(named(run_dir.absolute(), 0))) > _LONGEST_PATH:
+        return f"its path has more than {_LONGEST_PATH} bytes with those of checkpoints"
+    there = [path for path in (run_dir, *run_dir.parents) if os.path.lexists(path)][:1]
+    for path in (*there, run_dir / "checkpoints"):
+        if path.is_symlink() and not path.exists():
+            return f"{shown(path)} is a link to {shown(path.readlink())}, which is not there"
+        if path.exists() and not path.is_dir():
+            return f"{shown(path)} is not a folder"
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            return f"{shown(path)} is not writable"
+    return ""
 
 
 def find(path: str) -> Path:
@@ -72,7 +96,12 @@ def find(path: str) -> Path:
 
 def partial(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step is written."""
-    return run_dir / "checkpoints" / f"step_{step:08d}.partial"
+    return named(run_dir, step).with_suffix(".partial")
+
+
+def named(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is when it is whole."""
+    return run_dir / "checkpoints" / f"step_{step:08d}"
 
 
 def publish(partial: Path) -> Path:

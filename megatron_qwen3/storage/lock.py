@@ -1,6 +1,6 @@
 """One owner at a time of a folder, counting the processes that a killed one left behind.
 
-    with owned(folder): ...        # the owner; ConfigError names host and process of another one
+    with owned(folder): ...        # the owner; InUse names host and process of another one
     with shared(folder): ...       # each of its processes, as long as it writes there
 
 Locks are the operating system's: they end with the process, however it ends. Where a file system
@@ -26,6 +26,10 @@ PATIENCE_SECONDS = 5.0  # what processes of a killed owner may take to notice
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
+class InUse(ConfigError):
+    """A folder that another run is at work in; the text names it."""
+
+
 @contextmanager
 def owned(
     folder: Path, name: str = "lock", patience_seconds: float = PATIENCE_SECONDS
@@ -39,7 +43,7 @@ def owned(
     with _opened(folder / name) as file:
         while not _lock(file.fileno(), fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                raise ConfigError(
+                raise InUse(
                     f"another run is at work in {folder} ({_owner(file)}); let it end, or stop it"
                 )
             time.sleep(0.1)

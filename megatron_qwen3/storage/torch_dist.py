@@ -42,6 +42,7 @@ from megatron_qwen3.storage.manifest import Seal
 
 CHUNK_BYTES = 64 << 20  # a rank that needs a part of a tensor does not read all of it
 _WRITE_BYTES = 1 << 24
+_SYNC_BYTES = 1 << 28  # what the disk may be behind, so that the last sync is short
 _BACKENDS = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -83,7 +84,7 @@ class ChunkFile:
 
     def __init__(self, path: Path) -> None:
         self.name, self.rows, self.seal = path.name, list[Row](), Seal(0, 0)
-        self._file = path.open("wb", buffering=0)
+        self._file, self._synced_bytes = path.open("wb", buffering=0), 0
 
     def add_tensor(self, place: Place, tensor: Tensor) -> None:
         """Write one chunk; `tensor` is contiguous and on the CPU."""
@@ -117,6 +118,9 @@ class ChunkFile:
             self.seal = Seal(self.seal.bytes + len(part), crc32)
             while part:
                 part = part[self._file.write(part) :]
+            if self.seal.bytes - self._synced_bytes >= _SYNC_BYTES:
+                os.fdatasync(self._file.fileno())
+                self._synced_bytes = self.seal.bytes
 
     def __enter__(self) -> Self:
         return self

@@ -24,13 +24,13 @@ from typing import IO
 from megatron_qwen3.config import ConfigError
 
 SUFFIX = ".partial"
-_LONGEST_NAME = 255  # bytes, on every file system in use
+LONGEST_NAME = 255  # bytes, on every file system in use
 
 
 def beside(path: Path, tag: str = "") -> Path:
     """Where `path` is while it is written: a free name that nobody else will take, or `tag`'s."""
     end = f".{tag or f'{os.getpid()}-{secrets.token_hex(4)}'}{SUFFIX}"
-    stem = os.fsdecode(os.fsencode(path.name)[: _LONGEST_NAME - len(end)])
+    stem = os.fsdecode(os.fsencode(path.name)[: LONGEST_NAME - len(end)])
     return path.with_name(stem + end)
 
 

@@ -3,6 +3,7 @@
 if told := explain(error, config): ...
 """
 
+import errno
 import os
 import socket
 
@@ -10,11 +11,17 @@ from megatron_qwen3.config import Config
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _PEER_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
 
 
 def explain(error: BaseException, config: Config) -> str:
     """What happened to this rank and what helps; "" for an error that its traceback tells best."""
+    told = _explain(error, config)
+    return "\n".join([told, *getattr(error, "__notes__", ())]) if told else ""
+
+
+def _explain(error: BaseException, config: Config) -> str:
     text = str(error)
     rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
@@ -25,6 +32,8 @@ def explain(error: BaseException, config: Config) -> str:
     if _NOT_DETERMINISTIC in text:
         first = next(iter(text.splitlines()))
         return f"{rank} cannot keep run.deterministic = true ({first}); without it the run goes on"
+    if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        return f"{rank}: {error.filename or 'a file'}: {error.strerror}"
     return ""
 
 

@@ -17,7 +17,7 @@ run decides as an undisturbed one would have.
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from megatron_qwen3.storage.manifest import write_durably
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 FILE_NAME = "left_out.jsonl"
+_SHORT = 4  # steps
 _FEWEST_STEPS = 16  # that a median is taken of: the first steps of a run differ too much
 
 
@@ -52,7 +53,8 @@ class Guard:
     def __init__(self, config: Config, progress: Progress) -> None:
         self.settings = config.guard
         self.recent = list(progress.recent)
-        ledger = _read(config.run_dir / FILE_NAME)
+        # A run that begins anew meets its bad batches itself; what lies there is of another one.
+        ledger = _read(config.run_dir / FILE_NAME) if progress.step else []
         self.left_out = sorted({*progress.left_out, *ledger})
         self._ledger = config.run_dir / FILE_NAME
 
@@ -79,17 +81,21 @@ class Guard:
         self.recent.append((metrics["loss"], metrics["grad_norm"]))
         del self.recent[: -self.settings.window_steps]
 
-    def leave_out(self, first: int, last: int, reason: str, writes: bool) -> None:
+    def leave_out(self, first: int, last: int, reason: str, writes: bool) -> str:
         """Never train steps first … last; one rank `writes` that down for all.
 
-        BadBatch where that happened too often of late.
+        Returns what else is to be told. BadBatch where that happened too often of late.
         """
+        told = ""
         self.left_out = sorted({*self.left_out, LeftOut(first, last, reason)})
         if writes:
             lines = (json.dumps(entry._asdict()) + "\n" for entry in self.left_out)
             beside = self._ledger.with_suffix(".partial")
-            write_durably(beside, "".join(lines))
-            beside.replace(self._ledger)
+            try:
+                write_durably(beside, "".join(lines))
+                beside.replace(self._ledger)
+            except OSError as error:  # a full disk; every checkpoint has the list, too
+                told = f"; {self._ledger} cannot be written ({error.strerror})"
         window, most = self.settings.window_steps, self.settings.most_bad_batches
         of_late = [entry for entry in self.left_out if entry.last > last - window]
         if len(of_late) > most:
@@ -97,6 +103,18 @@ class Guard:
                 f"{reason}; that is {len(of_late)} bad batches within {window} steps, and "
                 f"guard.most_bad_batches = {most}: look at the data, or lower optim.lr"
             )
+        return told
+
+
+def rise(recent: Sequence[tuple[float, float]]) -> float:
+    """How far, in nats, the loss of these steps ends above the lowest that it was among them.
+
+    Medians of _SHORT steps are compared: a single step says nothing.
+    """
+    losses = [loss for loss, _ in recent]
+    ends = range(_SHORT, len(losses) + 1)
+    medians = [statistics.median(losses[end - _SHORT : end]) for end in ends]
+    return medians[-1] - min(medians) if medians else 0.0
 
 
 def _read(path: Path) -> list[LeftOut]:

@@ -1,7 +1,8 @@
 """End a run that hangs, and say where: a heartbeat on every rank.
 
     with Heartbeat(seconds, run_dir, rank) as heartbeat:
-        heartbeat.beat("step 12")          # after every step, evaluated source and save
+        heartbeat.beat("step 12")          # after every step, evaluated batch and piece of a save
+        with heartbeat.paused(): ...       # what takes as long as it takes
 
 When no beat comes for `seconds`, a thread prints one line, with the place in the program and the
 collective that the rank waits for, writes the stacks of all its threads and torch's flight recorder
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -39,11 +41,21 @@ class Heartbeat:
         self.seconds, self.folder, self.rank = seconds, run_dir / "hang", rank
         self._watched = threading.get_ident()
         self._last, self._doing = time.monotonic(), "the start"
-        self._over = threading.Event()
+        self._over, self._is_paused = threading.Event(), False
 
     def beat(self, done: str) -> None:
         """Something was done."""
         self._last, self._doing = time.monotonic(), done
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is a hang meanwhile: a load has no beats, and lasts as its files are big."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self.beat("a pause")
+            self._is_paused = False
 
     def __enter__(self) -> Self:
         if self.seconds:
@@ -60,22 +72,23 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.seconds / 10)):
-            if time.monotonic() - self._last > self.seconds:
+            if not self._is_paused and time.monotonic() - self._last > self.seconds:
                 self._end()
 
     def _end(self) -> None:
-        frame = sys._current_frames().get(self._watched)
-        waiting = active_collective()
-        print(
-            shown(
-                f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
-                f"{self.seconds:g} s since {self._doing}; in {place(frame)}"
-                + (f", waits for {waiting}" if waiting else ", in no collective")
-            ),
-            file=sys.stderr,
-            flush=True,
-        )
         try:
+            frame = sys._current_frames().get(self._watched)
+            waiting = active_collective()
+            with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+                print(
+                    shown(
+                        f"hung: rank {self.rank} on {socket.gethostname()}: nothing for "
+                        f"{self.seconds:g} s since {self._doing}; in {place(frame)}"
+                        + (f", waits for {waiting}" if waiting else ", in no collective")
+                    ),
+                    file=sys.stderr,
+                    flush=True,
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / f"rank_{self.rank}.txt").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

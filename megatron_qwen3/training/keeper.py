@@ -1,9 +1,10 @@
 """Keeps a run alive between its steps: saves, stop requests, heartbeat, slow ranks.
 
-    with Keeper(engine, config, log) as keeper:
+    with Keeper(engine, config, log, request, saved_step) as keeper:
         ...
         keeper.save(progress)                 # starts to save; steps go on
         if keeper.check(step, seconds): ...   # after every step, on all ranks: stop now?
+        while keeper.goes_on(): ...           # between two batches of an evaluation, likewise
         keeper.finish(progress)               # the last save, and waits for it
 
 What there is to tell goes to the log. `saver.py`, `stop.py`, `watch.py` and `hang.py` do the work.
@@ -52,8 +53,24 @@ class Keeper:
             self.log.note(f"{stop.told(roll.stop)} after step {step}: saving, to be continued")
         return bool(roll.stop)
 
+    def goes_on(self) -> bool:
+        """Before each batch of something long between two steps: whether no stop was asked for.
+
+        What is being saved meanwhile is finished.
+        """
+        self.heartbeat.beat("a batch of held-out text")
+        roll = self.watch.roll_call(self.request.reason(0.0), self.saver.state, 0.0)
+        self._observe(roll.saves)
+        return not roll.stop
+
     def save(self, progress: Progress) -> None:
-        """Begin to save; a save that is still under way is waited for. A failed one is told."""
+        """Begin to save; a save that is still under way is waited for. A failed one is told.
+
+        Weights that are not finite are not saved: older checkpoints would make way for them.
+        """
+        if not self._is_sound():
+            self.log.note(f"{_unsound(progress.step)}; the run goes on")
+            return
         if self.saver.state != IDLE:
             self.log.note(
                 f"step {progress.step} is to be saved while the save before it is still under "
@@ -67,7 +84,7 @@ class Keeper:
     def settle(self) -> None:
         """Wait for what is being saved; a failure is told."""
         try:
-            self._tell(self.saver.wait())
+            self._tell(self.saver.wait(self.heartbeat.beat))
         except SaveFailed as error:
             self.log.note(f"{error}; the run goes on")
         self.heartbeat.beat("a save")
@@ -77,9 +94,25 @@ class Keeper:
 
         Nothing else is under way.
         """
-        if self.saved_step != progress.step:
-            self.saver.start(progress)
-            self._tell(self.saver.wait())
+        if self.saved_step == progress.step:
+            return
+        if not self._is_sound():
+            left = folder.newest(self.config.run_dir)
+            raise SaveFailed(
+                f"{_unsound(progress.step)}; "
+                + (f"the last checkpoint is {left}" if left else "there is no checkpoint yet")
+            )
+        self.saver.start(progress)
+        self._tell(self.saver.wait(self.heartbeat.beat))
+
+    def has(self, step: int) -> str:
+        """That a step is saved, as the end of a sentence; "" where it is not."""
+        path = folder.named(self.config.run_dir, step)
+        return f"; step {step} is saved in {path}" if self.saved_step == step else ""
+
+    def _is_sound(self) -> bool:
+        """Every rank looks at its share, which is that of this step also where gathers overlap."""
+        return self.engine.weights_are_finite()
 
     def _observe(self, saves: list[int]) -> None:
         try:
@@ -103,3 +136,7 @@ class Keeper:
         trace: TracebackType | None,
     ) -> None:
         self.heartbeat.__exit__(kind, error, trace)
+
+
+def _unsound(step: int) -> str:
+    return f"step {step} is not saved: its weights are not finite"

@@ -16,7 +16,6 @@ and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "b
 without a tokenizer), "tokens"}; the source "all" is all of them together.
 """
 
-import importlib.util
 import json
 import math
 import os
@@ -26,11 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megatron_qwen3.config import Config, ConfigError
+import torch.distributed as dist
+
+from megatron_qwen3.config import Config
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training.boards import Boards
 from megatron_qwen3.training.console import Console, source_line
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, read_rows
+from megatron_qwen3.training.row_file import RowFile
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,10 @@ class RunLog:
             return
         config.run_dir.mkdir(parents=True, exist_ok=True)
         path = config.run_dir / FILE_NAME
-        drop_rows_after(path, first_step)
-        self.tensorboard = _open_tensorboard(config, first_step) if config.log.tensorboard else None
-        self.wandb = _open_wandb(config, first_step) if config.log.wandb_project else None
-        self.file = path.open("a", encoding="utf-8")
+        self.evaluated_step = drop_rows_after(path, first_step)
         self.console = Console(config.steps, first_step, config.log.every_steps)
+        self.boards = Boards(config, first_step, self.note)
+        self.file = RowFile(path, self.note)
 
     def train(self, step: int, metrics: Mapping[str, float], rate: float, seconds: float) -> None:
         """Report a step that took `seconds` at the learning rate `rate`."""
@@ -69,7 +71,7 @@ class RunLog:
         row = {"step": step, "tokens": step * self.config.step_tokens, **metrics, "lr": rate}
         row |= speed(self.config, self.layout.world_size, seconds)
         self._write("train", row)
-        self._plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})
+        self.boards.plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})
         self.console.step(row)
 
     def evaluation(self, step: int, per_source: Mapping[str, EvalResult]) -> None:
@@ -88,8 +90,17 @@ class RunLog:
             row = asdict(result)
             self._write("eval", {"step": step, "source": source, **row})
             known = {name: value for name, value in row.items() if value is not None}
-            self._plot(step, {f"eval/{source}/{name}": known[name] for name in known})
+            self.boards.plot(step, {f"eval/{source}/{name}": known[name] for name in known})
             self.console.say(source_line(source, width, row))
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the log that is gone on with ends with an evaluation after `step`; on all ranks.
+
+        All ranks call it. A run may have been stopped between a save and the evaluation after it.
+        """
+        answer = [self.is_writer and self.evaluated_step == step]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
 
     def note(self, text: str) -> None:
         """A line for people: checkpoint saved, resumed from step N."""
@@ -100,12 +111,9 @@ class RunLog:
         """Finish all files; the log cannot be written to afterwards."""
         if not self.is_writer:
             return
-        self.console.close()
         self.file.close()
-        if self.tensorboard:
-            self.tensorboard.close()
-        if self.wandb:
-            self.wandb.finish()
+        self.boards.close()
+        self.console.close()
 
     def __enter__(self) -> Self:
         return self
@@ -119,15 +127,7 @@ class RunLog:
         self.close()
 
     def _write(self, kind: str, row: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, **row}) + "\n")
-        self.file.flush()  # a run that is killed keeps all its steps
-
-    def _plot(self, step: int, scalars: dict[str, float]) -> None:
-        if self.tensorboard:
-            for name, value in scalars.items():
-                self.tensorboard.add_scalar(name, value, step)
-        if self.wandb:
-            self.wandb.log({"step": step, **scalars})
+        self.file.write(json.dumps({"kind": kind, **row}))  # a run that is killed keeps all steps
 
 
 def speed(config: Config, world_size: int, seconds: float) -> dict[str, float]:
@@ -163,58 +163,23 @@ def combine(results: list[EvalResult]) -> EvalResult:
     return EvalResult(nats / tokens, bits_per_byte, tokens)
 
 
-def drop_rows_after(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int) -> int:
     """Rewrite a metrics file, if there is one, without rows after `step` and without a torn end.
 
-    Step 0 is a run that starts afresh: no row of an earlier one stays.
+    Step 0 is a run that starts afresh: no row of an earlier one stays. Returns the step of the last
+    whole evaluation that stays, 0 without one.
     """
+    evaluated = 0
     if not path.exists():
-        return
+        return evaluated
     rest = path.with_suffix(".tmp")
     with rest.open("w", encoding="utf-8") as file:
-        if step:
-            kept = (row for row in read_rows(path) if row["step"] <= step)
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+        for row in read_rows(path) if step else ():
+            if row["step"] <= step:
+                file.write(json.dumps(row) + "\n")
+                if row.get("source") == ALL_SOURCES:  # it is written last
+                    evaluated = row["step"]
         file.flush()
         os.fsync(file.fileno())
     rest.replace(path)
-
-
-def check_packages(config: Config) -> None:
-    """ConfigError where a log is asked for whose package is not installed."""
-    ways_out = {}
-    if config.log.tensorboard:
-        ways_out["tensorboard"] = "log.tensorboard = true", "log.tensorboard = false"
-    if config.log.wandb_project:
-        asked = f'log.wandb_project = "{config.log.wandb_project}"'
-        ways_out["wandb"] = asked, 'log.wandb_project = ""'
-    for package, (asked, without) in ways_out.items():
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"{asked}, but the package {package} is not installed: pip install {package}, or "
-                f"set {without}"
-            )
-
-
-def _open_tensorboard(config: Config, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step + 1)
-
-
-def _open_wandb(config: Config, first_step: int) -> Any:
-    """The W&B run; a resumed run goes on in the one whose id the run folder holds."""
-    wandb: Any = importlib.import_module("wandb")
-    id_file = config.run_dir / "wandb_id"
-    run = wandb.init(
-        project=config.log.wandb_project,
-        name=config.run.name,
-        dir=str(config.run_dir),
-        id=id_file.read_text() if first_step and id_file.exists() else None,
-        resume="allow",
-        config=asdict(config),
-    )
-    id_file.write_text(run.id)
-    # W&B's own step only grows; steps that are done again after a resume need an axis of ours.
-    run.define_metric("*", step_metric="step")
-    return run
+    return evaluated

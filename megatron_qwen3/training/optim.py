@@ -148,7 +148,7 @@ def learning_rate(config: Config, step: int) -> float:
 
     A linear rise over warmup_steps, then: 'constant'; 'cosine' down to min_lr at the last step
     (SGDR, arXiv 1608.03983); 'wsd', constant and then a linear fall to min_lr over the last
-    decay_steps (warmup-stable-decay, arXiv 2404.06395, section 4).
+    decay_steps, after the rise (warmup-stable-decay, arXiv 2404.06395, section 4).
     """
     optim, steps = config.optim, config.steps
     if step < optim.warmup_steps:
@@ -158,7 +158,8 @@ def learning_rate(config: Config, step: int) -> float:
     if optim.schedule == "cosine":
         start, shape = optim.warmup_steps, _half_cosine
     else:
-        start, shape = steps - (optim.decay_steps or max(1, steps // 10)), _linear
+        decay_steps = optim.decay_steps or max(1, steps // 10)
+        start, shape = max(optim.warmup_steps, steps - decay_steps), _linear
     progress = (step - start + 1) / max(1, steps - start)
     return optim.min_lr + (optim.lr - optim.min_lr) * shape(min(max(progress, 0.0), 1.0))
 

@@ -3,14 +3,15 @@
     saver = Saver(engine, config)
     saver.start(Progress(step))             # copies to host memory, and returns
     saver.observe(states_of_all_ranks)      # between steps, with every rank's `saver.state`
-    saver.wait()                            # until what was started is whole, or has failed
+    saver.wait(alive)                       # until what was started is whole, or has failed
 
 A save stops the training for one copy of the rank's share into host memory that is kept for the
 next time. A thread then writes it, at low priority; writing and checksums leave Python's lock
 alone. When every rank's part is on the disk the first rank writes the table, the manifest, and
 renames the folder: until then nothing takes it for a checkpoint. Ranks tell each other by one small
-number per step (`state`), so no rank waits for another. A save that fails leaves the run going and
-all older checkpoints as they were.
+number per step (`state`), so no rank waits for another. Who waits hears of the bytes that are
+written anywhere: a slow disk is no hang. A save that fails leaves the run going and all older
+checkpoints as they were.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
@@ -38,6 +39,7 @@ from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
 IDLE, WRITING, WRITTEN, PUBLISHED, FAILED = range(5)
+_NICE = 10  # of the thread that writes: steps go first
 
 
 class SaveFailed(RuntimeError):
@@ -56,6 +58,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._all_written = threading.Event()
         self._error = ""
+        self._written_bytes = 0
         self._progress = Progress()
 
     def start(self, progress: Progress) -> None:
@@ -68,7 +71,7 @@ class Saver:
         tensors = [part.tensor for part in self._parts]
         if self.config.checkpoint.asynchronous:
             tensors = self._copy(tensors)
-        self._progress, self._error = progress, ""
+        self._progress, self._error, self._written_bytes = progress, "", 0
         self._all_written.clear()
         self.state = WRITING
         self._thread = threading.Thread(target=self._work, args=(tensors,), daemon=True)
@@ -85,24 +88,34 @@ class Saver:
             self._give_up()
         if states[0] == PUBLISHED:
             self._end()
-            return folder.partial(self.config.run_dir, self._progress.step).with_suffix("")
+            return folder.named(self.config.run_dir, self._progress.step)
         if all(state == WRITTEN for state in states):
             self._all_written.set()
         return None
 
-    def wait(self) -> Path | None:
-        """Observe until nothing is under way; the checkpoint that was. SaveFailed as `observe`."""
+    def wait(self, alive: Callable[[str], None]) -> Path | None:
+        """Observe until nothing is under way; the checkpoint that was. SaveFailed as `observe`.
+
+        `alive` is told whenever some rank has written more, or gone on to the next state.
+        """
+        before: tuple[list[int], int] = ([], 0)
         while self.state != IDLE:
-            if path := self.observe(self._states()):
+            states, written_bytes = now = self._states()
+            if now != before:
+                alive(f"{written_bytes:,} bytes of a save")
+            if path := self.observe(states):
                 return path
+            before = now
             time.sleep(0.005)
         return None
 
-    def _states(self) -> list[int]:
-        mine = torch.tensor([self.state], device=self.engine.device)
-        everyone = mine.new_empty(dist.get_world_size())
+    def _states(self) -> tuple[list[int], int]:
+        """Every rank's state, in rank order, and what all have written, in bytes."""
+        mine = torch.tensor([self.state, self._written_bytes], device=self.engine.device)
+        everyone = mine.new_empty(2 * dist.get_world_size())
         dist.all_gather_into_tensor(everyone, mine)
-        return everyone.tolist()
+        states, written = everyone.view(-1, 2).t().tolist()
+        return states, sum(written)
 
     def _copy(self, tensors: list[Tensor]) -> list[Tensor]:
         """The same values in host memory, which is allocated once and pinned where that helps."""
@@ -122,7 +135,7 @@ class Saver:
     def _work(self, tensors: list[Tensor]) -> None:
         """Body of the thread."""
         try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone
+            _step_back()
             partial = folder.partial(self.config.run_dir, self._progress.step)
             self._write(partial, tensors)
             self.state = WRITTEN
@@ -142,6 +155,7 @@ class Saver:
         with torch_dist.ChunkFile(partial / f"__{rank}_0.distcp") as file:
             for part, tensor in zip(self._parts, tensors, strict=True):
                 file.add_tensor(part.place, tensor.detach().cpu().contiguous())
+                self._written_bytes += tensor.nbytes
             for key, data in self._objects.items():
                 file.add_packed(key, data)
         text = json.dumps({"seal": file.seal, "rows": file.rows})
@@ -199,9 +213,17 @@ def save(engine: Engine, config: Config, step: int) -> Path:
     """Write one checkpoint and wait for it. SaveFailed, on every rank."""
     saver = Saver(engine, config)
     saver.start(Progress(step))
-    path = saver.wait()
+    path = saver.wait(lambda done: None)
     assert path is not None
     return path
+
+
+def _step_back() -> None:
+    """Lower the priority of this thread alone; one that is lower already may not be raised."""
+    thread = threading.get_native_id()
+    if os.getpriority(os.PRIO_PROCESS, thread) < _NICE:
+        with contextlib.suppress(OSError):  # some sandboxes forbid it; a save matters more
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
 def _rows_file(rank: int) -> str:

@@ -35,7 +35,7 @@ def saved_while_training(config):
     losses += steps(engine, 2, 5)
     assert background.state == saver.WRITING and not checkpoint.checkpoints(config.run_dir)
     trained.set()
-    assert background.wait() == checkpoint.checkpoints(config.run_dir)[-1]
+    assert background.wait(lambda done: None) == checkpoint.checkpoints(config.run_dir)[-1]
     return losses, started, weights_of(engine)
 
 
@@ -76,7 +76,7 @@ def failing(config, failing_rank, where):
         setattr(*broken, full if fails else good)
         background.start(Progress(step))
         try:
-            background.wait()
+            background.wait(lambda done: None)
         except SaveFailed as error:
             told += str(error)
     return [c.name for c in (config.run_dir / "checkpoints").iterdir()], told

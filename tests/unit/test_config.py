@@ -19,6 +19,7 @@ from megatron_qwen3.config import (
     ModelConfig,
     RunConfig,
     SourceConfig,
+    changes,
     load,
     split,
     to_toml,
@@ -449,3 +450,28 @@ def test_experts_in_float32_are_no_grouped_product():
 
 def test_a_dense_model_has_no_grouped_products():
     load([], [*TINY, "model.hidden_size=68", "run.device=cuda"])
+
+
+def test_changed_settings_are_a_line_each_with_both_values():
+    base = ["model.preset=tiny-dense", "train.steps=10"]
+    before = load([], [*base, 'data.sources=[{name="a", path="x"}]'])
+    assert changes(before, before) == []
+    more = ["optim.lr=2e-3", "optim.beta2=0.99", "run.seed=7", "model.rope_theta=1e4"]
+    sources = 'data.sources=[{name="a\\u001b[2J", path="' + "x" * 99 + '"}]'
+    lines = changes(before, load([], [*base, *more, sources]))
+    assert [line for line in lines if not line.startswith("data.sources")] == [
+        "run.seed: 1234 → 7",
+        "model.rope_theta: 1000000.0 → 10000.0",
+        "optim.lr: 0.0003 → 0.002",
+        "optim.beta2: 0.95 → 0.99",
+    ]
+    (of_sources,) = (line for line in lines if line.startswith("data.sources"))
+    assert of_sources.endswith("…") and "\x1b" not in of_sources and 'path = "x"' in of_sources
+
+
+@pytest.mark.parametrize("minutes", [0.5, 2])
+def test_a_time_limit_within_its_own_margin_is_refused(minutes):
+    base = ["train.steps=1", "model.preset=tiny-dense"]
+    told = error_of([*base, f"run.time_limit_minutes={minutes}"])
+    assert "run.stop_early_seconds = 120 before its end the run saves" in told
+    load([], [*base, "run.time_limit_minutes=2.1"])

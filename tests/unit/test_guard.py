@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import pytest
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.training import stop
 from megatron_qwen3.training.failures import explain
-from megatron_qwen3.training.guard import BadBatch, Guard, Limits
+from megatron_qwen3.training.guard import BadBatch, Guard, Limits, rise
 from megatron_qwen3.training.progress import LeftOut, Progress
 from megatron_qwen3.training.stop import StopRequest
 from megatron_qwen3.training.watch import Watch
@@ -57,13 +59,39 @@ def test_what_is_left_out_survives_a_kill_before_the_next_checkpoint(tmp_path):
     assert again.left_out == [LeftOut(4, 9, "a spike")]
 
 
+def test_a_list_of_another_run_steers_none_that_begins_anew(tmp_path):
+    config = config_of(tmp_path)
+    config.run_dir.mkdir()
+    Guard(config, Progress(step=1)).leave_out(0, 50, "of another run", writes=True)
+    fresh = Guard(config, Progress())
+    assert fresh.next_step(0) == 0 and fresh.left_out == []
+
+
+def test_a_full_disk_does_not_end_a_run_that_leaves_a_batch_out(tmp_path):
+    config = config_of(tmp_path)  # whose folder is not there, so that nothing can be written
+    guard = Guard(config, Progress(step=4))
+    assert "left_out.jsonl cannot be written" in guard.leave_out(4, 4, "bad", writes=True)
+    assert guard.next_step(4) == 5
+
+
+def test_a_loss_that_has_risen_is_told_from_one_that_is_noisy():
+    def recent(*losses):
+        return [(loss, 1.0) for loss in losses]
+
+    assert rise(()) == rise(recent(2.0)) == 0.0
+    falling = [3 - 0.01 * step for step in range(64)]
+    assert rise(recent(*falling)) == 0.0
+    assert rise(recent(*falling, 9.0)) < 0.1  # one spike
+    assert rise(recent(*falling, 4.0, 6.0, 8.0, 9.0)) == pytest.approx(7.0 - 2.385)
+
+
 @pytest.mark.parametrize("line", ['{"first":', '{"first": 1}', "[]"])
 def test_a_damaged_list_of_what_is_left_out_is_named(tmp_path, line):
     config = config_of(tmp_path)
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "left_out.jsonl").write_text(f"{line}\n")
     with pytest.raises(ConfigError, match=r"left_out\.jsonl is not a list of batches left out"):
-        Guard(config, Progress())
+        Guard(config, Progress(step=1))
 
 
 def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):
@@ -75,10 +103,13 @@ def test_too_many_bad_batches_stop_the_run_but_rare_ones_do_not(tmp_path):
         guard.leave_out(65, 65, "bad", writes=False)
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_asks_for_a_stop(tmp_path, name):
-    before = {s: signal.getsignal(s) for s in (signal.SIGUSR1, signal.SIGTERM)}
+    heard = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {s: signal.getsignal(s) for s in heard}
     try:
+        for number in heard:  # a shell that starts tests in the background lets them ignore SIGINT
+            signal.signal(number, signal.SIG_DFL)
         request = StopRequest(config_of(tmp_path))
         assert request.reason(1.0) == 0
         os.kill(os.getpid(), signal.Signals[name])
@@ -124,3 +155,90 @@ def test_out_of_memory_is_told_with_what_to_change(tmp_path):
         assert "optim.distributed=true" in told and "parallel.tensor=2" in told
     assert "lost another rank" in explain(RuntimeError("Connection closed by peer [x]"), config)
     assert explain(RuntimeError("shapes do not match"), config) == ""
+    full = OSError(28, "No space left on device", "runs/a/data.json")
+    full.add_note("step 4 is saved in runs/a")
+    told = explain(full, config)
+    assert told.endswith(": runs/a/data.json: No space left on device\nstep 4 is saved in runs/a")
+
+
+LISTENING = """
+import signal, sys, time
+from megatron_qwen3.config import load
+from megatron_qwen3.training import stop
+stop.AT_ONCE_SECONDS = 0.5
+for name in ("SIGUSR1", "SIGTERM", "SIGINT", "SIGHUP"):
+    signal.signal(signal.Signals[name], signal.SIG_IGN if name in sys.argv else signal.SIG_DFL)
+request = stop.StopRequest(load([], ["model.preset=tiny-dense", "train.steps=1"]))
+print("listens", flush=True)
+while True:
+    time.sleep(0.01)
+    if reason := request.reason(0.0):
+        print(stop.told(reason), flush=True)
+        time.sleep(60)
+"""
+
+
+def listening(*ignored):
+    command = [sys.executable, "-c", LISTENING, *ignored]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "listens\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_again_after_a_while_ends_the_process_at_once_and_a_doubled_one_does_not(name):
+    number = signal.Signals[name]
+    with listening() as process:
+        process.send_signal(signal.SIGUSR1)  # a plan to stop later is no first of two
+        assert process.stdout.readline() == "SIGUSR1\n"
+        time.sleep(0.6)
+        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(5) == 128 + number
+        assert process.stderr.read() == f"stopped at once: {name} again; nothing was saved\n"
+
+
+def test_what_was_ignored_at_the_start_stays_ignored():
+    with listening("SIGHUP") as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "SIGINT\n"
+        process.kill()
+
+
+def test_a_stop_under_torchrun_says_how_long_there_is_to_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    request = StopRequest(config_of(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    request._hear(signal.SIGINT, None)
+    assert stop.told(request.reason(0)) == "SIGINT (torchrun kills the ranks 30 s after it)"
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_end_of_the_job_is_none(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", value)
+    stop.check(config_of(tmp_path))
+    assert StopRequest(config_of(tmp_path)).reason(1e9) == 0
+
+
+def test_an_end_of_the_job_that_leaves_no_time_is_told_before_any_rank_starts(
+    tmp_path, monkeypatch
+):
+    config = config_of(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
+    with pytest.raises(ConfigError, match="SLURM_JOB_END_TIME = soon is not a time in seconds"):
+        stop.check(config)
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1120")
+    with pytest.raises(ConfigError, match=r"stop_early_seconds = 120, but SLURM ends .* 120 s"):
+        stop.check(config)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1121")
+    stop.check(config)

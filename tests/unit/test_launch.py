@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
@@ -87,6 +88,11 @@ def test_numbers_of_nodes_that_are_proposed_do_fit():
         (config("qwen3_32b"), allocation(4, gpus=4), "(--nvlink-domain)"),
         (config("qwen3_235b_a22b"), allocation(8, save_seconds=2000), "GB of a GPU (H100"),
         (config(), allocation(time_limit_seconds=600), "--save-seconds 600 before its end"),
+        (
+            config(),
+            allocation(time_limit_seconds=120, save_seconds=60),
+            "run.stop_early_seconds = 120 before its end the run saves and stops",
+        ),
         (config("qwen3_235b_a22b"), allocation(32, save_seconds=60), "valid: 2"),
         (config(), allocation(1), "--time is 24.0 h: a run that dies would lose all of it"),
         (config("qwen3_8b", "checkpoint.every_steps=0"), allocation(), "would lose all of it"),
@@ -169,7 +175,7 @@ def test_no_shell_reads_what_was_typed(name):
     run = launch.Run(
         (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
     )
-    asked = launch._parse(["train", "-", "--nodes=4"])
+    asked = entry.parse(launch._parser(), ["train", "-", "--nodes=4"])
     words = launch_sbatch.command(run, asked)
     assert shlex.split(shlex.join(words)) == words
     assert words[-1] == f"run.name={name}"
@@ -278,3 +284,10 @@ def test_it_is_called_in_the_checkout(slurm, tmp_path, monkeypatch, capsys):
     words = [str(ROOT / STAGE), "model.preset=qwen3-8b", "--nodes=4", "--skip-files"]
     assert launch.main(["train", *words]) == 2
     assert f"call it in {ROOT}" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_is_told_before_a_job_waits(slurm, capsys):
+    (slurm / "runs").symlink_to("nowhere")
+    words = ["train", STAGE, "examples/models/qwen3_8b.toml", "--nodes=4"]
+    assert launch.main([*words, f"run.dir={slurm}/runs"]) == 2
+    assert "runs is a link to nowhere, which is not there" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Learning rates and losses by their formulas."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -35,6 +37,19 @@ def test_wsd_is_constant_and_falls_linearly_at_the_end():
     assert rates[91:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     default = config("optim.schedule=wsd")
     assert [learning_rate(default, s) < 1 for s in (89, 90, 99)] == [False, True, True]
+
+
+@pytest.mark.parametrize("warmup", [0, 88, 90, 95, 100])
+def test_wsds_own_decay_begins_no_earlier_than_the_rise_has_ended(warmup):
+    c = config("optim.schedule=wsd", f"optim.warmup_steps={warmup}", "optim.decay_steps=0")
+    rates = [learning_rate(c, s) for s in range(100)]
+    assert rates[:warmup] == pytest.approx([(s + 1) / warmup for s in range(warmup)])
+    falls = [round(a - b, 9) for a, b in pairwise(rates[max(0, warmup - 1) :])]
+    assert falls == sorted(falls) and all(fall >= 0 for fall in falls)
+    if warmup < 100:
+        assert rates[-1] == pytest.approx(0.1)
+        steps = min(10, 100 - warmup)
+        assert falls[-steps:] == pytest.approx([0.9 / steps] * steps)
 
 
 def test_a_constant_rate_stays():

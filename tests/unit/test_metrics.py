@@ -1,10 +1,12 @@
 """What a run reports, and that a run killed at any byte leaves a record that the next one mends."""
 
+import contextlib
 import json
 import math
 import os
 import pty
 import statistics
+import subprocess
 import sys
 import types
 
@@ -13,9 +15,10 @@ import pytest
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training import boards, row_file
 from megatron_qwen3.training.console import Clock, count, duration
 from megatron_qwen3.training.history import MetricsError, Run
-from megatron_qwen3.training.metrics import EvalResult, RunLog, check_packages, combine, speed
+from megatron_qwen3.training.metrics import EvalResult, RunLog, combine, speed
 
 STEP = {"loss": 2.5, "grad_norm": 0.8}
 
@@ -198,8 +201,12 @@ def test_a_terminal_gets_a_bar_with_lines_above_it_and_its_cursor_back(config_of
             log.train(2, STEP, 1e-3, 3.0)
             log.note("checkpoint [bold] of step 2 saved")
         monkeypatch.undo()
-        shown = os.read(reader, 1 << 16).decode()
+    written = b""
+    with contextlib.suppress(OSError):  # the terminal is closed: all of it was read
+        while piece := os.read(reader, 1 << 16):
+            written += piece
     os.close(reader)
+    shown = written.decode()
     assert "━" in shown
     assert "2/20" in shown
     assert "left 0:54" in shown
@@ -229,10 +236,11 @@ def test_a_log_without_its_package_is_told_before_any_rank_starts(
     config_of, monkeypatch, package, setting
 ):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     told = rf"log\.{setting.split('=')[0]} = .* pip install {package}, or set log\."
     with pytest.raises(ConfigError, match=told):
-        check_packages(config_of(f"log.{setting}"))
-    check_packages(config_of())
+        boards.check(config_of(f"log.{setting}"))
+    boards.check(config_of())
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(config_of, monkeypatch):
@@ -252,3 +260,134 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(config_of, monkeypatch):
     assert [settings["id"] for settings in started] == [None, "id1", None]
     assert [row["step"] for row in logged] == [1, 2, 3, 1]
     assert logged[0]["train/loss"] == 9.0
+
+
+@pytest.fixture
+def no_wandb_account(monkeypatch, tmp_path):
+    """wandb is installed, and nobody has logged in."""
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(__spec__="found"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path / "netrc"
+
+
+def test_wandb_without_a_key_is_told_before_any_rank_starts(
+    config_of, monkeypatch, no_wandb_account
+):
+    config = config_of("log.wandb_project=qwen")
+    with pytest.raises(ConfigError, match=r'wandb_project = "qwen", but W&B has no key here'):
+        boards.check(config)
+    no_wandb_account.write_text("machine elsewhere.org login user password abc\n")
+    with pytest.raises(ConfigError, match="no key here"):
+        boards.check(config)
+    no_wandb_account.write_text("machine api.wandb.ai login user password abc\n")
+    boards.check(config)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.here.org")
+    with pytest.raises(ConfigError, match="no key here"):
+        boards.check(config)
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    boards.check(config)
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    boards.check(config)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("RANK", "3")  # it does not log, and its node need not know the key
+    boards.check(config)
+
+
+def test_wandb_that_cannot_be_reached_is_logged_offline_and_never_ends_a_run(
+    config_of, monkeypatch, capsys
+):
+    asked = []
+
+    def init(**settings):
+        asked.append(settings.get("mode"))
+        if "mode" not in settings:
+            raise ConnectionError("timed out\nafter 90 s")
+        log = lambda row: 1 / (2 - row["step"])  # noqa: E731
+        run = types.SimpleNamespace(id="a", log=log, finish=lambda: None)
+        run.define_metric = lambda *names, **axis: None
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = config_of("log.wandb_project=qwen")
+    train_steps(config, 3)
+    told = capsys.readouterr().out
+    assert asked == [None, "offline"]
+    assert "W&B: timed out after 90 s; the run is logged offline" in told
+    assert told.count("the run goes on without it") == 1
+    assert len(rows_of(config)) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A full tmpfs of 64 KiB as a run folder, and the file that fills it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    try:
+        yield disk, disk / "ballast"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_once_and_costs_no_row(small_disk):
+    disk, ballast = small_disk
+    told = []
+    rows = row_file.RowFile(disk / "rows", told.append)
+    for number in range(1500):  # more than the disk takes, in steps that its pages do not divide
+        rows.write(json.dumps({"row": number, "text": "x" * 60}))
+    assert len(told) == 1 and "No space left on device" in told[0] and "the run goes on" in told[0]
+    written = (disk / "rows").read_bytes()
+    assert written.endswith(b"\n")
+    assert [row["row"] for row in map(json.loads, written.splitlines())] == list(
+        range(written.count(b"\n"))
+    )
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    rows.write("{}")
+    assert told[1:] == [f"{disk / 'rows'} is written again"]
+    rows.close()
+    assert (disk / "rows").read_bytes().count(b"\n") == 1501
+
+
+def test_rows_that_no_memory_keeps_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_file, "_MOST_KEPT_BYTES", 10)
+    told = []
+    rows = row_file.RowFile(tmp_path / "rows", told.append)
+
+    def full(data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows, "_append", full)
+    for row in ("aaaa", "bbbb", "cccc"):
+        rows.write(row)
+    rows.close()
+    assert told[-1] == f"{tmp_path / 'rows'}: 3 rows are lost, they could not be written"
+
+
+def test_tensorboard_whose_disk_is_full_is_told_and_tried_again(config_of, monkeypatch, capsys):
+    opened = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            opened.append(purge_step)
+
+        def add_scalar(self, name, value, step):
+            if step == 2:
+                raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    import torch.utils.tensorboard
+
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", Writer)
+    monkeypatch.setattr(boards, "_RETRY_SECONDS", 0.0)
+    config = config_of("log.tensorboard=true")
+    train_steps(config, 4)
+    assert opened == [1, 3] and len(rows_of(config)) == 4
+    assert "TensorBoard: [Errno 28] No space left on device; tried" in capsys.readouterr().out

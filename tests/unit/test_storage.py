@@ -163,3 +163,37 @@ def test_each_archive_of_a_chunk_file_is_a_file_of_torch(tmp_path, dtype):
         (tmp_path / "one").write_bytes(data[row.start : row.start + row.length])
         loaded = torch.load(tmp_path / "one", weights_only=True)
         assert torch.equal(loaded, expected) if row.dtype else loaded == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gone", "gone is a link to nowhere, which is not there"),
+        ("gone/run", "gone is a link to nowhere, which is not there"),
+        ("loop", "loop is a link to loop, which is not there"),
+        ("file/run", "file is not a folder"),
+        ("l" * 256, "llllllllllllllllllll… has 256 bytes, a name 255 at most"),
+        ("ü" * 128, "üüüüüüüüüüüüüüüüüüüü… has 256 bytes"),
+        ("/".join(["d" * 200] * 20), "its path has more than 4000 bytes"),
+        ("a\0b", "its name has a null byte"),
+        ("used", "used/checkpoints is a link to nowhere"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_is_told_before_anything_is_made(tmp_path, name, told):
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "checkpoints").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"run\.dir, run\.name: .* cannot be written") as raised:
+        folder.check_writable(tmp_path / name)
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_folder_that_can_be_made_is_fine(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("new/deep/run", "link", "link/run", "n" * 255):
+        folder.check_writable(tmp_path / name)

@@ -22,6 +22,7 @@ OTHERWISE = {
     "megatron_qwen3/convert/hf.py": _NAMELESS,
     "megatron_qwen3/convert/hf_config.py": _NAMELESS,
     "megatron_qwen3/training/metrics.py": "a log grows line by line, and its reader knows",
+    "megatron_qwen3/training/row_file.py": "a log grows line by line, and its reader knows",
     "megatron_qwen3/training/hang.py": "the last words of a rank",
     "megatron_qwen3/pretrain/loop.py": "a note beside the run, written again at each start",
     "megatron_qwen3/studies/local.py": "the log of a process that runs",

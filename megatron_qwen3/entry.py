@@ -1,0 +1,104 @@
+"""How every command of this project begins, so that no terminal, pipe or log file can end it.
+
+    given = entry.parse(parser, arguments)      # where settings may stand after options
+    if __name__ == "__main__":
+        entry.run(main)                         # exits with the status that main returns
+
+What a command prints is for people; what it does must not depend on whether they can read it. A
+reader of a pipe may leave, a terminal close, a disk that holds the log be full, a stream be closed
+from the start or of an encoding (ASCII, ISO-8859-1) that lacks a character. What cannot be written
+is then dropped, or spelled as \\u2192, and the command goes on. Where standard output is what the
+command is for, and no log, a full disk below it is status 1 in the end. Nothing here imports torch.
+"""
+
+import argparse
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from megatron_qwen3.shown import shown
+
+_READER_LEFT = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
+_PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream does not wait
+
+
+def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
+    """Call `main` with streams that hold, and exit with its status.
+
+    Where it `prints_results`, with 1 if some of them are lost and nobody chose not to read them.
+    """
+    _open_closed_descriptors()
+    output = _Steady(1, "w", closefd=False)
+    sys.stdout = _steady(sys.stdout, output)
+    sys.stderr = _steady(sys.stderr, _Steady(2, "w", closefd=False))
+    status = main()
+    sys.stdout.flush()
+    if prints_results and output.lost and not status:
+        print(shown(f"error: standard output: {output.lost}"), file=sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed; `settings` may stand after options, too, where argparse does not take them.
+
+    parse_intermixed_args does as much for parsers without commands of their own.
+    """
+    given, rest = parser.parse_known_args(arguments)
+    unknown = rest if "settings" not in given else [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        given.settings += rest
+    return given
+
+
+def _open_closed_descriptors() -> None:
+    """Else the next file that is opened would be 1 or 2, and be written to by who prints."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number: this one
+
+
+def _steady(stream: "io.TextIOWrapper | object | None", raw: "_Steady") -> io.TextIOWrapper:
+    encoding, at_once, by_line = "utf-8", False, True
+    if isinstance(stream, io.TextIOWrapper):
+        encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return io.TextIOWrapper(
+        raw if at_once else io.BufferedWriter(raw),  # as Python's own -u
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=by_line,
+        write_through=at_once,
+    )
+
+
+class _Steady(io.FileIO):
+    """A file descriptor; bytes that it does not take are gone. lost: why, in one line."""
+
+    lost = ""
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                written = super().write(rest)
+                if written is not None:
+                    rest = rest[written:]
+                elif not select.select([], [self], [], _PATIENCE_SECONDS)[1]:
+                    self.lost = self.lost or "its reader does not read"
+                    break
+        except OSError as error:
+            if error.errno not in _READER_LEFT:
+                self.lost = self.lost or error.strerror or str(error)
+        return size

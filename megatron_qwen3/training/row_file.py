@@ -1,0 +1,67 @@
+"""Lines at the end of a file, also where its disk is full for a while.
+
+    rows = RowFile(path, tell)             # tell(text): says it to a person
+    rows.write('{"step": 1}')              # is in the file, or kept for the next time
+    rows.close()
+
+A log must not end the run that it is about. What cannot be written is said once, kept in memory and
+tried again with every line; a line is in the file whole or not at all.
+"""
+
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+_MOST_KEPT_BYTES = 64 << 20  # lines of days; after that the oldest are lost
+
+
+class RowFile:
+    """Made at the start, where a file that cannot be opened still is an OSError."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self.path, self.tell = path, tell
+        self._file = path.open("ab", buffering=0)
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = self._lost = 0
+        self._fails = False
+
+    def write(self, line: str) -> None:
+        """Add a line, which has no newline."""
+        self._kept.append(f"{line}\n".encode())
+        self._kept_bytes += len(self._kept[-1])
+        while self._kept_bytes > _MOST_KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popleft())
+            self._lost += 1
+        self._try_all()
+
+    def close(self) -> None:
+        self._try_all()
+        if lost := self._lost + len(self._kept):
+            self.tell(f"{self.path}: {lost:,} rows are lost, they could not be written")
+        self._file.close()
+
+    def _try_all(self) -> None:
+        try:
+            while self._kept:
+                self._append(self._kept[0])
+                self._kept_bytes -= len(self._kept.popleft())
+        except OSError as error:
+            if not self._fails:
+                self.tell(
+                    f"{self.path} cannot be written ({error.strerror}): its rows are kept in "
+                    "memory and tried again; the run goes on"
+                )
+            self._fails = True
+        else:
+            if self._fails:
+                self.tell(f"{self.path} is written again")
+            self._fails = False
+
+    def _append(self, data: bytes) -> None:
+        """OSError where it does not fit; nothing of it is there then."""
+        end = os.fstat(self._file.fileno()).st_size
+        if self._file.write(data) != len(data):
+            os.ftruncate(self._file.fileno(), end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,72 @@
+"""Whether all ranks see one run folder: asked before the first step, of the file system itself.
+
+    check_shared(config.run_dir)           # on all ranks
+
+A run.dir on nodes' own disks would train to the end and fail in every save: the first rank finds
+no parts of the others.
+"""
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.manifest import write_durably
+
+PATIENCE_SECONDS = 60.0  # for what another node has just written; NFS keeps names half a minute
+_SHOWN = 8  # hosts
+
+
+def check_shared(run_dir: Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Make the folder; ConfigError on all ranks where one does not see what the first writes."""
+    token = [secrets.token_hex(8), socket.gethostname(), ""]
+    is_first = dist.get_rank() == 0
+    if is_first:
+        token[2] = _written(run_dir, token[0])
+    dist.broadcast_object_list(token, src=0)
+    text, host, error = token
+    if error:
+        raise ConfigError(f"run.dir, run.name: {error}")
+    mine = "" if _is_seen(run_dir, text, patience_seconds) else socket.gethostname()
+    blind = [""] * dist.get_world_size()
+    dist.all_gather_object(blind, mine)
+    if is_first:
+        _path(run_dir, text).unlink(missing_ok=True)
+    if hosts := sorted({name for name in blind if name}):
+        more = f" and {len(hosts) - _SHOWN} more" if len(hosts) > _SHOWN else ""
+        ranks = sum(map(bool, blind))
+        raise ConfigError(
+            f"run.dir: {ranks} ranks, on {', '.join(hosts[:_SHOWN])}{more}, cannot write to "
+            f"{run_dir} where rank 0 on {host} does; valid: a folder that all nodes share"
+        )
+
+
+def _path(run_dir: Path, token: str) -> Path:
+    return run_dir / f"probe_{token}"
+
+
+def _written(run_dir: Path, token: str) -> str:
+    """Leave the token in the folder; what went wrong, or ""."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_durably(_path(run_dir, token), token)
+    except OSError as error:
+        return f"{error.filename or run_dir} cannot be written: {error.strerror}"
+    return ""
+
+
+def _is_seen(run_dir: Path, token: str, patience_seconds: float) -> bool:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            if _path(run_dir, token).read_text(encoding="utf-8") == token:
+                return os.access(run_dir, os.W_OK | os.X_OK)
+        except (OSError, UnicodeDecodeError):
+            pass  # not there yet, or never
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
