@@ -114,9 +114,8 @@ def test_old_shards_are_whole_and_mix(old):
     assert "3 shards, 0 faults" in tool(old, "inspect_shards.py", "verify", "tokens")
     mix = ("mix_curriculum.py", "mix", "tokens", "--recipe", "recipe.toml", "--no-page")
     tool(old, *mix, "--out", "again.json")
-    assert json.loads((old / "again.json").read_text()) == json.loads(
-        (old / "curriculum.json").read_text()
-    )
+    again, before = (json.loads((old / n).read_text()) for n in ("again.json", "curriculum.json"))
+    assert again["stages"] == before["stages"]
 
 
 def test_a_curriculum_after_an_old_run_goes_on_where_it_stood(old):

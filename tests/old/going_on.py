@@ -61,7 +61,10 @@ RUNS = {
 }
 # stages that nobody has begun: by init_from of a run that is in the middle of its own
 CHAIN = {
-    "after_sources": [*STAGE_TWO, START, "run.name=after_sources", "train.steps=4"],
+    "after_sources": [
+        *(*TINY, *EXPERTS, mixture(a=0.3, b=0.7), "data.held_out=0.1", "train.steps=4"),
+        *(START, "run.name=after_sources"),
+    ],
     "after_curriculum": [
         *(*RUNS["curriculum"][0], "data.stage=reasoning", "run.name=after_curriculum"),
         *("checkpoint.init_from=runs/curriculum", "train.steps=4"),
