@@ -1,27 +1,33 @@
 """Break runs in every way that can be had here, and look whether anything is lost.
 
-    python tests/chaos.py                      # 50 rounds; a table at the end, status 0 if all held
-    python tests/chaos.py --rounds 10 --seed 3 --ranks 4
+    python tests/chaos.py                      # 60 rounds; a table at the end, status 0 if all held
+    python tests/chaos.py --rounds 10 --seed 3 --ranks 4 --at-once 1
 
 Every round starts a small real run of its own (ranks over gloo, a save every second step, written
 while steps run), breaks it at a random moment, and starts it again until it is done. It holds if
-every step is there once with the loss of an undisturbed run, to the bit, if no checkpoint that the
-run called saved was lost, and if the last one is intact. The ways:
+every step is there once with the loss of an undisturbed run, if the weights and moments of the last
+checkpoint are those that the undisturbed run had in memory when it ended, all to the bit, and if no
+checkpoint that the run called saved was lost. A round counts only if it broke something while the
+run was alive; else it is played again. The ways:
 
-    kill      -9 for one rank, at any moment
-    kill all  -9 for all, as when the machine goes
-    in save   -9 for one rank while a checkpoint is being written or renamed
-    cut       kill, then cut a file of the newest checkpoint at a random byte
-    flip      kill, then turn over a random bit of it
-    full      the disk fills up at a random moment and is emptied later (a tmpfs; needs root)
+    kill       -9 for one rank, at any moment
+    kill all   -9 for all, as when the machine goes
+    in save    -9 for one rank while a checkpoint is being written or renamed
+    cut        kill, then cut a file of the newest of two checkpoints or more at a random byte
+    flip       kill, then turn over a random bit of it
+    full       the disk fills up at a random moment and is emptied later (a tmpfs; needs root)
+    full logs  it stays full until its log of metrics cannot be written (needs root)
+    two runs   a second run is started in the same folder
+    stopped    a rank is stopped, as by a debugger or a dying disk; the hang guard must end the run
+    power      kill all, and lose what was not synced, or what was not by an earlier moment
+    names      kill all; names stay as they are, but of files only what was synced
 """
 
 import argparse
 import contextlib
-import json
-import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,132 +35,79 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
-import torch.distributed as dist
+import power
+from broken import STEPS, Launch, corpus, differences, losses, memory_of, saved_state
 
-from data_prep.indexed import IndexedWriter
 from megatron_qwen3.storage import folder, manifest
+from megatron_qwen3.training.hang import HUNG
 
-STEPS, EVERY, VOCABULARY, LENGTH, BATCH = 16, 2, 512, 32, 4
-WAYS = ("kill", "kill all", "in save", "cut", "flip", "full")
+EVERY = 2
+WAYS = (
+    *("kill", "kill all", "in save", "cut", "flip", "full", "full logs", "two runs", "stopped"),
+    *("power", "names"),
+)
+ON_SMALL_DISK = ("full", "full logs")
+TRIES = 8  # at breaking something, before a round is given up
+HANG_SECONDS = 5
 MIB = 1 << 20
-_forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["megatron_qwen3.train", "megatron_qwen3.pretrain.loop"])
 
 
-class Launch:
-    """The ranks of a run, started."""
+@dataclass
+class Told:
+    """What a round did. broke: it broke something while the run was alive.
 
-    def __init__(self, arguments, ranks, log):
-        self.store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        self.log = log
-        self.processes = [
-            _forkserver.Process(target=_rank, args=(rank, ranks, self.store.port, arguments, log))
-            for rank in range(ranks)
-        ]
-        for process in self.processes:
-            process.start()
+    announced: the steps that were said to be saved, of which the last must be gone on from.
+    """
 
-    def kill(self, rank, number=signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.processes[rank].pid, number)
-
-    def wait(self, seconds=120.0):
-        """The exit statuses; what outlives another rank's death by long is killed."""
-        deadline = time.monotonic() + seconds
-        while any(p.is_alive() for p in self.processes) and time.monotonic() < deadline:
-            if any(p.exitcode for p in self.processes):  # as a launcher does
-                deadline = min(deadline, time.monotonic() + 20)
-            time.sleep(0.02)
-        for process in self.processes:
-            process.kill()
-            process.join()
-        return [process.exitcode for process in self.processes]
+    broke: bool
+    text: str
+    announced: list[int] = field(default_factory=list)
 
 
-def _rank(rank, ranks, port, arguments, log):
-    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    import torch
+class Result(NamedTuple):
+    """A round that is over. lost: "" or what was lost; broke: as in `Told`."""
 
-    from megatron_qwen3 import train
-
-    torch.set_num_threads(1)
-    sys.exit(train.main(arguments))
-
-
-def corpus(path):
-    """Token files of two sources; what to pass to a run that trains on them."""
-    numbers = np.random.default_rng(0)
-    for name in ("a", "b"):
-        with IndexedWriter(path / name, np.uint16) as writer:
-            for _ in range(40):
-                writer.add_document(numbers.integers(0, VOCABULARY, 200))
-    sources = ", ".join(f'{{name = "{name}", path = "{path / name}"}}' for name in ("a", "b"))
-    return [
-        "model.preset=tiny-moe",
-        f"model.vocab_size={VOCABULARY}",
-        "train.precision=fp32",
-        f"train.steps={STEPS}",
-        f"train.global_batch={BATCH}",
-        f"data.sequence_length={LENGTH}",
-        "data.held_out=0.0",
-        f"data.sources=[{sources}]",
-        f"checkpoint.every_steps={EVERY}",
-        "optim.schedule=constant",
-        "log.tensorboard=false",
-        "run.device=cpu",
-    ]
-
-
-def losses(run_dir):
-    """[(step, loss)] as the run wrote them down."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+    way: str
+    broke: bool
+    lost: str
+    text: str
+    starts: int = 0
 
 
 class Round:
     """One run that is broken in one way."""
 
-    def __init__(self, way, seed, settings, ranks, home):
+    def __init__(self, way, seed, settings, ranks, home, mutant=""):
         self.way, self.random, self.ranks = way, random.Random(f"{seed} {way}"), ranks
-        self.home = home
+        self.home, self.mutant = home, mutant
         self.run_dir, self.log = home / "run", home.with_suffix(".txt")  # not on the small disk
+        self.journal = home.with_suffix(".journal")
         self.arguments = [*settings, f"run.dir={home}", "run.name=run"]
+        if way == "stopped":
+            self.arguments.append(f"guard.hang_seconds={HANG_SECONDS}")
 
-    def start(self):
-        return Launch(self.arguments, self.ranks, str(self.log))
+    def start(self, **options):
+        return Launch(self.arguments, self.ranks, self.log, mutant=self.mutant, **options)
 
     def play(self):
-        """Break it; what is to be said about it."""
-        launch = self.start()
-        if self.way == "full":
-            told = self._fill(launch)
-        elif self.way == "in save":
-            told = self._kill_in_save(launch)
-        else:
-            self._wait_for_any_moment(launch)
-            whole = range(self.ranks) if self.way == "kill all" else [self._any_rank()]
-            told = f"rank {', '.join(map(str, whole))} after step {self._steps_done()}"
-            for rank in whole:
-                launch.kill(rank)
-        launch.wait()
-        if self.way in ("cut", "flip"):
-            told += f"; {self._damage()}"
-        return told
+        """Break it; Told."""
+        ways = {
+            "in save": self._kill_in_save,
+            "full": self._fill,
+            "full logs": self._fill,
+            "two runs": self._start_another,
+            "stopped": self._stop,
+            "power": self._cut_power,
+            "names": self._cut_power,
+        }
+        return ways.get(self.way, self._kill)()
 
     def finish(self):
         """Start it until it is done; how often that took."""
@@ -163,47 +116,77 @@ class Round:
                 return attempt
         raise AssertionError(f"does not end; see {self.log}")
 
-    def saved(self):
-        """Steps that the run said it had saved."""
+    def _said(self, beginning):
+        """Steps that the log names in lines that begin so."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return [int(line.rpartition("step_")[2][:8]) for line in lines if line.startswith("saved ")]
+        found = [line.rpartition("step_")[2][:8] for line in lines if line.startswith(beginning)]
+        return [int(step) for step in found if step.isdigit()]
 
-    def _wait_for_any_moment(self, launch):
-        """Until some step is done, the first launch included, and a moment more."""
-        step = self.random.randrange(STEPS)
-        while self._steps_done() < step and all(p.is_alive() for p in launch.processes):
+    def _steps_done(self):
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return max(map(int, re.findall(rf"^step +(\d+)/{STEPS} ", text, re.M)), default=0)
+
+    def _wait(self, launch, until, seconds=90.0):
+        """Whether it came to that while all ranks were alive."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and launch.is_alive():
+            if until():
+                return True
             time.sleep(0.001)
-        time.sleep(self.random.uniform(0, 0.2 if step else 2.0))
+        return False
+
+    def _any_moment(self, launch, first=0):
+        """Wait for some step and a moment more."""
+        step = self.random.randrange(first, STEPS - 1)
+        self._wait(launch, lambda: self._steps_done() >= step)
+        time.sleep(self.random.uniform(0, 0.1 if step else 2.0))
+
+    def _kill(self):
+        launch = self.start()
+        damages = self.way in ("cut", "flip")
+        if damages:
+            self._wait(launch, lambda: len(folder.checkpoints(self.run_dir)) > 1)
+        self._any_moment(launch)
+        whole = range(self.ranks) if self.way == "kill all" else [self._any_rank()]
+        broke = launch.is_alive()
+        for rank in whole:
+            launch.signal(rank)
+        broke = broke and -signal.SIGKILL in launch.wait()
+        told = f"rank {', '.join(map(str, whole))} after step {self._steps_done()}"
+        announced = self._said("saved ")
+        if damages and broke:
+            damage = self._damage()
+            return Told(bool(damage), f"{told}; {damage}", announced[:-1])
+        return Told(broke, told, announced)
 
     def _any_rank(self):
         return self.random.randrange(self.ranks)
 
-    def _steps_done(self):
-        with contextlib.suppress(OSError, ValueError):
-            return len(losses(self.run_dir))
-        return 0
-
-    def _kill_in_save(self, launch):
+    def _kill_in_save(self):
         """Wait for some save to begin, then kill within the time that one takes."""
+        launch = self.start()
         left = self.random.randrange(STEPS // EVERY)
-        seen, deadline = set(), time.monotonic() + 60
-        while time.monotonic() < deadline and any(p.is_alive() for p in launch.processes):
+        seen, there = set(), []
+
+        def begins():
             names = {p.name for p in (self.run_dir / "checkpoints").glob("*.partial")}
-            if len(seen | names) > left and names - seen:
-                time.sleep(self.random.uniform(0, 0.03))
-                rank = self._any_rank()
-                launch.kill(rank)
-                there = [p.name for p in (self.run_dir / "checkpoints").glob("*.partial")]
-                return f"rank {rank}, {(there or ['just renamed'])[0]}"
-            seen |= names
-            time.sleep(0.0005)
-        return "too late: the run was done"
+            is_new = len(seen | names) > left and names - seen
+            seen.update(names)
+            return is_new
+
+        self._wait(launch, begins)
+        time.sleep(self.random.uniform(0, 0.03))
+        rank, broke = self._any_rank(), launch.is_alive()
+        launch.signal(rank)
+        there = [p.name for p in (self.run_dir / "checkpoints").glob("*.partial")]
+        broke = broke and -signal.SIGKILL in launch.wait()
+        return Told(broke, f"rank {rank}, {(there or ['just renamed'])[0]}", self._said("saved "))
 
     def _damage(self):
-        """Cut or turn over something of the newest checkpoint, unless it is the only one."""
+        """Cut or turn over something of the newest checkpoint; "" where it is the only one."""
         checkpoints = folder.checkpoints(self.run_dir)
         if len(checkpoints) < 2:
-            return f"nothing to {self.way} yet"
+            return ""
         path = self.random.choice(sorted(p for p in checkpoints[-1].iterdir() if p.stat().st_size))
         place = self.random.randrange(path.stat().st_size)
         if self.way == "cut":
@@ -216,108 +199,196 @@ class Round:
                 file.write(bytes([byte ^ 1 << self.random.randrange(8)]))
         return f"{checkpoints[-1].name}/{path.name} at byte {place:,}"
 
-    def _fill(self, launch):
-        self._wait_for_any_moment(launch)
+    def _fill(self):
+        """Fill the disk; for the logs from before a block of theirs is full until after it is."""
+        launch, logs = self.start(), self.way == "full logs"
+        if logs:
+            begin = self.random.randrange(1, STEPS // 2)
+            self._wait(launch, lambda: self._steps_done() >= begin)
+        else:
+            self._any_moment(launch)
         ballast, step = self.home / "ballast", self._steps_done()
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
-                file.write(bytes(MIB // 4))
-        time.sleep(self.random.uniform(0.1, 1.0))
-        done = self._steps_done()
-        alive = all(p.is_alive() for p in launch.processes)
+                file.write(bytes(MIB // 64))
+        if logs:
+            self._wait(launch, lambda: self._steps_done() >= STEPS - 2)
+        else:
+            time.sleep(self.random.uniform(0.1, 1.0))
+        done, alive = self._steps_done(), launch.is_alive()
         ballast.unlink(missing_ok=True)
-        return f"from step {step} to {done}; the run {'went on' if alive else 'ended'}"
+        launch.wait()
+        text = self.log.read_text(errors="replace")
+        broke = ("metrics.jsonl" in text if logs else True) and "No space left" in text
+        end = "went on" if alive else "ended"
+        return Told(broke, f"from step {step} to {done}; the run {end}", self._said("saved "))
+
+    def _start_another(self):
+        """One run is held while another of the same folder begins."""
+        launch, log = self.start(), self.home.with_suffix(".second.txt")
+        self._any_moment(launch, first=1)
+        broke = launch.is_alive()
+        for rank in range(self.ranks):
+            launch.signal(rank, signal.SIGSTOP)
+        second = Launch(self.arguments, self.ranks, log).wait()
+        heard = log.read_text()
+        for rank in range(self.ranks):
+            launch.signal(rank, signal.SIGCONT)
+        first = launch.wait()
+        broke = broke and self._steps_done() >= 1
+        told = f"the first {first}, the second {second}"
+        if broke:
+            assert set(second) == {2}, f"a second run was let in: {told}"
+            assert "error: another run" in heard, f"it was not told why: {heard[-300:]}"
+            assert set(first) == {0}, f"a second run ended the first: {told}"
+        return Told(broke, told, self._said("saved "))
+
+    def _stop(self):
+        launch = self.start()
+        self._any_moment(launch, first=1)
+        rank, broke = self._any_rank(), launch.is_alive()
+        launch.signal(rank, signal.SIGSTOP)
+        statuses = launch.wait()
+        broke = broke and statuses[rank] == -signal.SIGKILL
+        if broke:
+            others = [status for n, status in enumerate(statuses) if n != rank]
+            assert HUNG in others, f"rank {rank} was stopped, the others ended with {others}"
+        return Told(broke, f"rank {rank} after step {self._steps_done()}", self._said("saved "))
+
+    def _cut_power(self):
+        launch = self.start(journal=self.journal)
+        self._wait(launch, lambda: self._said("saved "))
+        self._any_moment(launch)
+        broke = launch.is_alive()
+        for rank in range(self.ranks):
+            launch.signal(rank)
+        broke = broke and set(launch.wait()) == {-signal.SIGKILL}
+        events = power.read(self.journal)
+        if not (broke and events):
+            return Told(False, "too late: the run was done")
+        if self.way == "names":
+            power.keep_names(self.home, events)
+            kept = events
+        else:
+            kept = events[: self.random.randrange(1, len(events) + 1)]
+            power.cut(self.home, kept)
+        said = [event["said"] for event in kept if "said" in event]
+        steps = [int(line[-8:]) for line in said if line.startswith("saved ")]
+        return Told(True, f"{len(kept)} of {len(events)} syncs", steps)
 
 
-def check(game, reference, announced):
-    """AssertionError says what was lost."""
-    assert losses(game.run_dir) == reference, "losses differ from those of the undisturbed run"
+def check(game, reference, told):
+    """AssertionError says what was lost. reference: what `undisturbed` gave."""
+    expected, state = reference
+    assert losses(game.run_dir) == expected, "losses differ from those of the undisturbed run"
     newest = folder.newest(game.run_dir)
     assert newest and folder.step_of(newest) == STEPS, "the last step is not saved"
     assert manifest.faults(newest, share=(0, 1)) == [], "the last checkpoint is damaged"
+    assert not (wrong := differences(saved_state(newest), state)), f"other values: {wrong}"
     rest = [p.name for p in newest.parent.iterdir() if p.name.endswith(".partial")]
     assert not rest, f"left behind: {rest}"
-    resumed = [
-        int(line.rpartition("step_")[2][:8])
-        for line in game.log.read_text(errors="replace").splitlines()
-        if line.startswith("resumed from ")
-    ]
-    kept = announced[-2:-1] if game.way in ("cut", "flip") else announced[-1:]
-    if kept and resumed:
-        assert resumed[0] >= kept[0], f"step {kept[0]} was saved, but {resumed[0]} resumed from"
+    resumed, kept = game._said("resumed from "), told.announced[-1:]
+    if game.way == "two runs":  # it was never broken off
+        return
     assert resumed or not kept, f"step {kept} was saved, but the run began again"
+    assert not kept or resumed[0] >= kept[0], f"{kept} was saved, but {resumed[0]} resumed from"
+
+
+def undisturbed(home, settings, ranks):
+    """(losses, weights and moments as they were in memory at the end) of a run left alone."""
+    whole = Round("whole", 0, settings, ranks, home / "whole")
+    whole.home.mkdir()
+    memory = home / "memory"
+    assert whole.start(memory=memory).wait() == [0] * ranks, whole.log.read_text()
+    reference = losses(whole.run_dir), memory_of(memory)
+    assert [step for step, _ in reference[0]] == list(range(1, STEPS + 1))
+    check(whole, reference, Told(False, ""))
+    return reference
 
 
 @contextlib.contextmanager
-def small_disk(path, mib=40):
-    """A tmpfs at `path`; False where this user may not mount one."""
+def disk(path, mib=0):
+    """A folder; with `mib` on a small tmpfs. False where this user may not mount one."""
     path.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)]
-    mounted = os.geteuid() == 0 and not subprocess.run(mount, capture_output=True).returncode
+    mounted = (
+        mib and os.geteuid() == 0 and not subprocess.run(mount, capture_output=True).returncode
+    )
     try:
-        yield mounted
+        yield bool(mounted) or not mib
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def play(home, rounds, seed, ranks, ways=WAYS, say=print):
-    """Play; [(way, "" or what was lost)]."""
+def play(home, rounds, seed, ranks, ways=WAYS, at_once=1, say=print, reference=None, mutant=""):
+    """Play; a Result for each round.
+
+    reference: what `undisturbed` gave in the same home; else it is trained first. mutant: a fault
+    of `broken.py` that the runs shall have.
+    """
     settings = corpus(home)
-    whole = Round("whole", seed, settings, ranks, home / "whole")
-    whole.home.mkdir()
-    assert whole.finish() == 1, whole.log.read_text()
-    reference = losses(whole.run_dir)
-    assert [step for step, _ in reference] == list(range(1, STEPS + 1))
-    results = []
-    for number in range(rounds):
+    reference = reference or undisturbed(home, settings, ranks)
+    with disk(home / "probe", mib=1) as can_mount:
+        ways = [way for way in ways if can_mount or way not in ON_SMALL_DISK]
+
+    def play_round(number):
         way = ways[number % len(ways)]
-        home_of_round = home / f"round_{number}"
-        with small_disk(home_of_round) if way == "full" else _plain(home_of_round) as there:
-            if not there:
-                say(f"{number + 1:>3}  {way:<9} skipped: no right to mount a small disk")
-                continue
-            game = Round(way, f"{seed} {number}", settings, ranks, home_of_round)
-            told = lost = ""
-            try:
-                told = game.play()
-                announced = game.saved()
-                again = game.finish()
-                check(game, reference, announced)
-            except Exception as error:
-                lost, again = f"{type(error).__name__}: {error}", 0
-            results.append((way, lost))
-            say(f"{number + 1:>3}  {way:<9} {lost or f'held, {again} restart':<18} {told}")
-        shutil.rmtree(home_of_round, ignore_errors=True)
-    return results
+        for attempt in range(TRIES):
+            luck, own = f"{seed} {number} {attempt}", home / f"round_{number}_{attempt}"
+            with disk(own, 40 if way in ON_SMALL_DISK else 0):
+                result = _result(Round(way, luck, settings, ranks, own, mutant), reference)
+            if result.broke or result.lost:
+                break
+        state = result.lost or (f"held, {result.starts} restart" if result.broke else "not broken")
+        say(f"{number + 1:>3}  {way:<9} {state:<18} {result.text}")
+        if not result.lost:
+            shutil.rmtree(own, ignore_errors=True)
+        return result
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(play_round, range(rounds if ways else 0)))
 
 
-@contextlib.contextmanager
-def _plain(path):
-    path.mkdir()
-    yield True
+def _result(game, reference):
+    told = Told(True, "")
+    try:
+        told = game.play()
+        starts = game.finish()
+        check(game, reference, told)
+    except Exception as error:
+        return Result(game.way, told.broke, f"{type(error).__name__}: {error}", told.text)
+    return Result(game.way, told.broke, "", told.text, starts)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
-    options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="chaos_"))
-    results = play(home, options.rounds, options.seed, options.ranks)
-    held = Counter(way for way, lost in results if not lost)
-    print(f"\n{'way':<9} {'rounds':>6} {'held':>5}")
-    for way, count in Counter(way for way, _ in results).items():
-        print(f"{way:<9} {count:>6} {held[way]:>5}")
-    print(f"{'all':<9} {len(results):>6} {held.total():>5}")
-    if held.total() < len(results):
+    parser.add_argument("--at-once", type=int, default=2, help="rounds played at a time")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
+    given = parser.parse_args()
+    shared = Path("/dev/shm")  # gives no inode number twice, and costs no disk
+    home = Path(tempfile.mkdtemp(prefix="chaos_", dir=shared if shared.is_dir() else None))
+    results = play(home, given.rounds, given.seed, given.ranks, given.ways, given.at_once, _say)
+    broke = Counter(result.way for result in results if result.broke)
+    held = Counter(result.way for result in results if result.broke and not result.lost)
+    print(f"\n{'way':<9} {'rounds':>6} {'broke':>6} {'held':>5}")
+    for way, count in Counter(result.way for result in results).items():
+        print(f"{way:<9} {count:>6} {broke[way]:>6} {held[way]:>5}")
+    print(f"{'all':<9} {len(results):>6} {broke.total():>6} {held.total():>5}")
+    if any(result.lost for result in results) or held.total() < given.rounds:
         print(f"logs of what was lost: {home}")
         return 1
     shutil.rmtree(home)
     return 0
+
+
+def _say(line):
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""The runs that chaos.py breaks: small ones, on ranks of their own, and what became of them.
+
+    launch = Launch(arguments, ranks, log)      # real processes; launch.signal(rank), .wait()
+    differences(saved_state(checkpoint), memory_of(folder))    # of weights and moments, to the bit
+
+A mutant is a product that loses work. chaos.py must find out; test_chaos.py has it try.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import power
+import torch
+import torch.distributed as dist
+from torch.distributed import checkpoint as dcp
+
+from data_prep.indexed import IndexedWriter
+
+STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
+_LAST_WORDS_SECONDS = 15  # that the other ranks have when one has ended with an error
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(["megatron_qwen3.train", "megatron_qwen3.pretrain.loop"])
+
+
+class Launch:
+    """The ranks of a run, started.
+
+    journal, memory: folders for power.py's record, and for the state at the end (`memory_of`).
+    """
+
+    def __init__(self, arguments, ranks, log, journal=None, memory=None, mutant=""):
+        self.store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        self.processes = [
+            _forkserver.Process(
+                target=_rank,
+                args=(rank, ranks, self.store.port, arguments, log, journal, memory, mutant),
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def is_alive(self):
+        """Whether all are."""
+        return all(process.is_alive() for process in self.processes)
+
+    def signal(self, rank, number=signal.SIGKILL):
+        if self.processes[rank].is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid, number)
+
+    def wait(self, seconds=180.0):
+        """The exit statuses; what outlives another rank's death by long is killed."""
+        deadline = time.monotonic() + seconds
+        while any(p.is_alive() for p in self.processes) and time.monotonic() < deadline:
+            if any(p.exitcode for p in self.processes):  # as a launcher does
+                deadline = min(deadline, time.monotonic() + _LAST_WORDS_SECONDS)
+            time.sleep(0.02)
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return [process.exitcode for process in self.processes]
+
+
+def _rank(rank, ranks, port, arguments, log, journal, memory, mutant):
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # what was said before a kill was said
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    from megatron_qwen3 import train
+
+    torch.set_num_threads(1)
+    if journal:
+        _record(_setting(arguments, "run.dir"), journal)
+    if memory:
+        _keep_memory(memory, rank)
+    if mutant:
+        MUTANTS[mutant]()
+    sys.exit(train.main(arguments))
+
+
+def _setting(arguments, name):
+    return next(Path(word.partition("=")[2]) for word in arguments if word.startswith(f"{name}="))
+
+
+def _record(folder, journal):
+    """What is synced, and what is said of checkpoints, in the order of time."""
+    from megatron_qwen3.training.metrics import RunLog
+
+    add, note = power.record(folder, journal), RunLog.note
+
+    def noting(self, text):
+        if self.is_writer:
+            add(said=text)
+        note(self, text)
+
+    RunLog.note = noting
+
+
+def _keep_memory(folder, rank):
+    """Before the run takes its groups of ranks apart, write down what the engine holds."""
+    from megatron_qwen3.parallel import runtime
+    from megatron_qwen3.training import engine, shards
+
+    engines, begin, stop = [], engine.Engine.__init__, runtime.stop
+
+    def beginning(self, *args, **named):
+        begin(self, *args, **named)
+        engines.append(self)
+
+    def stopping():
+        parts, _ = shards.owned(engines[-1])
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save([(part.place, part.tensor.clone()) for part in parts], folder / f"{rank}.pt")
+        stop()
+
+    engine.Engine.__init__, runtime.stop = beginning, stopping
+
+
+def memory_of(folder):
+    """{name: whole tensor} of the weights and moments that all ranks held at the end."""
+    whole, filled = {}, {}
+    for path in sorted(folder.glob("*.pt")):
+        for place, tensor in torch.load(path, weights_only=False):
+            key, shape, offsets = place
+            if key not in whole:
+                whole[key] = tensor.new_empty(shape)
+                filled[key] = torch.zeros(shape, dtype=torch.bool)
+            cut = tuple(slice(o, o + n) for o, n in zip(offsets, tensor.shape, strict=True))
+            whole[key][cut], filled[key][cut] = tensor, True
+    assert whole and all(mask.all() for mask in filled.values()), "not all was in memory"
+    return whole
+
+
+def saved_state(checkpoint):
+    """{name: whole tensor} of a checkpoint, by torch's own reader."""
+    reader = dcp.FileSystemReader(str(checkpoint))
+    entries = reader.read_metadata().state_dict_metadata.items()
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries
+        if isinstance(entry, dcp.metadata.TensorStorageMetadata)
+    }
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def differences(state, other):
+    """Names of tensors that are not the same to the bit, at most three of them; "" for none."""
+    names = {name for name in state.keys() | other.keys() if not _equal(name, state, other)}
+    return ", ".join(sorted(names)[:3])
+
+
+def _equal(name, state, other):
+    if name not in state or name not in other or state[name].dtype != other[name].dtype:
+        return False
+    one, two = (x[name].contiguous().flatten().view(torch.uint8) for x in (state, other))
+    return torch.equal(one, two)
+
+
+def _zero_last_weights():
+    """The last checkpoint of a run, from which nothing goes on, has weights of zero."""
+    from megatron_qwen3.storage.torch_dist import ChunkFile
+
+    begin, add = ChunkFile.__init__, ChunkFile.add_tensor
+
+    def beginning(self, path):
+        self.is_last = f"step_{STEPS:08d}" in path.parent.name
+        begin(self, path)
+
+    def adding(self, place, tensor):
+        is_weight = not place.key.startswith("optimizer.")
+        add(self, place, torch.zeros_like(tensor) if self.is_last and is_weight else tensor)
+
+    ChunkFile.__init__, ChunkFile.add_tensor = beginning, adding
+
+
+def _change_moments():
+    """A run that goes on has moments that are wrong in the fourth digit."""
+    from megatron_qwen3.training import checkpoint, optim
+
+    load = checkpoint.load
+
+    def loading(engine, path):
+        progress = load(engine, path)
+        for state in optim.owned_states(engine.optimizer):
+            state.tensors["exp_avg"].mul_(1.0001)
+            state.tensors["exp_avg_sq"].mul_(1.0001)
+        return progress
+
+    checkpoint.load = loading
+
+
+MUTANTS = {"weights zeroed": _zero_last_weights, "moments × 1.0001": _change_moments}
+
+
+def corpus(path):
+    """Token files of two sources; what to pass to a run that trains on them."""
+    numbers = np.random.default_rng(0)
+    for name in ("a", "b"):
+        with IndexedWriter(path / name, np.uint16) as writer:
+            for _ in range(40):
+                writer.add_document(numbers.integers(0, VOCABULARY, 200))
+    sources = ", ".join(f'{{name = "{name}", path = "{path / name}"}}' for name in ("a", "b"))
+    return [
+        "model.preset=tiny-moe",
+        f"model.vocab_size={VOCABULARY}",
+        "train.precision=fp32",
+        f"train.steps={STEPS}",
+        f"train.global_batch={BATCH}",
+        f"data.sequence_length={LENGTH}",
+        "data.held_out=0.0",
+        f"data.sources=[{sources}]",
+        "checkpoint.every_steps=2",
+        "optim.schedule=constant",
+        "log.tensorboard=false",
+        "run.device=cpu",
+    ]
+
+
+def losses(run_dir):
+    """[(step, loss)] as the run wrote them down."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
