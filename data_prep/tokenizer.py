@@ -15,14 +15,14 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_prep.engines import AUTO, Encoded, choose
+from data_prep.engines import AUTO, Encoded, choose, without_panics
+from data_prep.tokenizer_file import SPLIT_PATTERN, check_byte_level, read, tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -39,10 +39,6 @@ MARKUP_TOKENS = (  # 151657 to 151668: single ids too, but kept when decoding sk
     "<think>", "</think>",
 )
 # fmt: on
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SMALLEST_VOCABULARY = 256 + len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
 
 
@@ -90,13 +86,12 @@ def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 
     ConfigError where the file is missing or none.
     """
-    file = tokenizer_json(path)
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist")
+    spec = json.dumps(read(path))
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        with without_panics():
+            return tokenizers.Tokenizer.from_str(spec)
     except Exception as error:  # the library raises no other
-        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
+        raise ConfigError(f"{tokenizer_json(path)} is not a tokenizer.json: {error}") from None
 
 
 class DocumentTokenizer:
@@ -109,10 +104,12 @@ class DocumentTokenizer:
     def __init__(
         self, path: str | os.PathLike[str], engine: str = AUTO, compare: bool = True
     ) -> None:
-        spec = _read(path)
+        self._file = tokenizer_json(path)
+        spec = read(path, is_trusted=not compare)
+        check_byte_level(spec, path)
         ids = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
         if END_OF_DOCUMENT not in ids:
-            raise ConfigError(f"{tokenizer_json(path)} has no token {END_OF_DOCUMENT}")
+            raise ConfigError(f"{self._file} has no token {END_OF_DOCUMENT}")
         self.end_of_document = ids[END_OF_DOCUMENT]
         self.vocab_size = 1 + max(*spec["model"]["vocab"].values(), *ids.values())
         # Without added tokens nothing is cut out of the text before the split pattern sees it. The
@@ -121,8 +118,15 @@ class DocumentTokenizer:
         self.engine, self._encode, self.engine_note = choose(plain, engine, compare)
 
     def encode_flat(self, texts: Sequence[str]) -> Encoded:
-        """Token ids of the texts end to end, the last of each <|endoftext|>, and their lengths."""
-        tokens, lengths = self._encode(texts)
+        """Token ids of the texts end to end, the last of each <|endoftext|>, and their lengths.
+
+        ConfigError names the tokenizer where it fails at a text.
+        """
+        try:
+            with without_panics():
+                tokens, lengths = self._encode(texts)
+        except Exception as error:  # whatever a library raises
+            raise ConfigError(f"tokenizer {self._file} fails at a text: {error}") from None
         closed = np.insert(tokens, np.cumsum(lengths), self.end_of_document)
         return Encoded(closed, lengths + 1)
 
@@ -140,7 +144,8 @@ def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
     Over an encoded document they sum to the bytes of its text in NFC.
     """
-    spec = _read(path)
+    spec = read(path, is_trusted=True)
+    check_byte_level(spec, path)
     added = {int(token["id"]) for token in spec["added_tokens"]}
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     count = np.zeros(1 + max([*vocabulary.values(), *added]), np.int64)
@@ -177,21 +182,3 @@ _HF_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": 131072,
 }
-
-
-def tokenizer_json(path: str | os.PathLike[str]) -> Path:
-    """The file itself, of a tokenizer's folder or file."""
-    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    file = tokenizer_json(path)
-    try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; data.tokenizer is a folder or a file") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
-    if spec.get("model", {}).get("type") != "BPE":
-        raise ConfigError(f"{file} is not a byte-level BPE tokenizer")
-    return spec

@@ -25,7 +25,7 @@ from data_prep.clean.files import Progress
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import CODE_SUFFIXES, is_code_file
-from data_prep.tokenizer import tokenizer_json
+from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 

@@ -76,7 +76,7 @@ class CleanSettings:
 
     def _faults(self) -> Iterator[str]:
         from data_prep.languages import LANGUAGES
-        from data_prep.tokenizer import tokenizer_json
+        from data_prep.tokenizer_file import tokenizer_json
 
         if not self.inputs:
             yield "no input is given"

@@ -22,7 +22,8 @@ from data_prep.tokenization.plan import Plan, Settings, make_plan, settle
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
-from data_prep.tokenizer import DocumentTokenizer, tokenizer_json
+from data_prep.tokenizer import DocumentTokenizer
+from data_prep.tokenizer_file import cut_note, tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import write_whole
@@ -119,6 +120,8 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
     """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
     path = tokenizer_json(plan.settings.tokenizer)
     tokenizer = DocumentTokenizer(path, options.engine)
+    if note := cut_note(path):
+        progress.say(note)
     if tokenizer.engine_note:
         progress.say(
             f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"

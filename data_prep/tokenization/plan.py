@@ -29,7 +29,7 @@ from data_prep.documents import (
 )
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import VERSION, read_json, write_json
-from data_prep.tokenizer import tokenizer_json
+from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 
 PLAN = "plan.json"
