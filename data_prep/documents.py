@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -29,6 +30,7 @@ import msgspec
 from data_prep.labels import LONGEST_LABEL
 from data_prep.lines import DamagedFile, blocks, first_line
 from data_prep.parquet import LongRow, Table
+from megatron_qwen3.shown import shown
 
 LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depend on the input
 NAMES = ("text", "id", "source", "language", "domain", "quality", "education", "metadata")
@@ -91,16 +93,33 @@ class Batch:
     progress: float
 
 
-def files_within(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """All files of a folder, in order, links to folders followed; each folder once."""
+def files_within(folder: str | os.PathLike[str], hidden: bool = False) -> Iterator[Path]:
+    """All files of a folder, in order, links to folders followed; each folder once.
+
+    hidden: those too whose names, or whose folders' names within, begin with a dot, as
+    .ipynb_checkpoints and what editors and file systems leave behind.
+    """
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # or a link to a folder above has no end
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
+        folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
+        chosen = sorted(name for name in names if hidden or name[0] != ".")
+        yield from (path for name in chosen if (path := Path(place, name)).is_file())
+
+
+def not_read(paths: Iterable[str | os.PathLike[str]], known: tuple[str, ...]) -> str:
+    """Which files of folders are passed over for the ends of their names, for people; or ""."""
+    folders = [path for path in paths if os.path.isdir(path)]
+    others = [f for folder in folders for f in files_within(folder) if not f.name.endswith(known)]
+    if not others:
+        return ""
+    ends = Counter(path.suffix or path.name for path in others)
+    kinds = ", ".join(f"{count:,} {shown(end)}" for end, count in ends.most_common(5))
+    more = ", …" if len(ends) > 5 else ""
+    return f"not read for the ends of their names: {kinds}{more}; the first is {shown(others[0])}"
 
 
 def is_splittable(path: str) -> bool:
@@ -324,6 +343,6 @@ def _id(value: Any) -> str | int | None:
 
 def _absent(field: str, there: Sequence[str]) -> str:
     """Which field was looked for, and those that are there."""
-    shown = [str(name).encode(errors="backslashreplace").decode() for name in there]
-    some = ", ".join(shown[:_NAMED_FIELDS]) + (", …" if len(shown) > _NAMED_FIELDS else "")
+    names = ", ".join(map(shown, there[:_NAMED_FIELDS]))
+    some = names + (", …" if len(there) > _NAMED_FIELDS else "")
     return f"no field `{field}`; there are: {some or 'none'}"

@@ -27,6 +27,9 @@ BATCH_BYTES = 1 << 22
 class LongRow(Exception):
     """Stands for a row of more bytes than one may have."""
 
+    def __str__(self) -> str:
+        return "the row is too long"
+
 
 class Table:
     """A file's columns by their dotted paths: `text`, `metadata.language`.

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ MARKUP_TOKENS = (  # 151657 to 151668: single ids too, but kept when decoding sk
     "<think>", "</think>",
 )
 # fmt: on
+_LONGEST_WORD = 1000  # characters; no word of a language is as long
+# What SPLIT_PATTERN takes for one word, in terms of Python's: letters, blanks, anything else.
+_LONG_WORD, _HALF_OF_ONE = (
+    re.compile(rf"[^\W\d_]{{{size}}}|\s{{{size}}}|(?:_|[^\w\s]){{{size}}}")
+    for size in (_LONGEST_WORD, _LONGEST_WORD // 2)
+)
 SMALLEST_VOCABULARY = 256 + len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
 
 
@@ -56,8 +64,20 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain.from_iterable(map(_without_long_words, texts)), trainer)
     write(tokenizer, folder)
+
+
+def _without_long_words(text: str) -> list[str]:
+    """The text in pieces between which words of over _LONGEST_WORD characters are cut.
+
+    Each merge of the training goes through all of a word, so the time of one is its length squared.
+    """
+    halves = range(0, len(text), _LONGEST_WORD // 2)  # a long word has all of one of them
+    if not any(_HALF_OF_ONE.match(text, at) for at in halves):
+        return [text]
+    ends = [match.end() for match in _LONG_WORD.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -27,6 +27,7 @@ from data_prep.labels import Labels
 from data_prep.shards import Shard, faults, folder_of, origin, read_inventory
 from data_prep.tokenizer import load
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown
 
 ROWS_SHOWN = 200
 WIDTH = 140  # of a table that goes into a file
@@ -73,7 +74,9 @@ def _show(given: argparse.Namespace) -> int:
     start, end = reader.document_offsets[given.document : given.document + 2]
     tokenizer = load(folder_of(given.prefix) / "tokenizer")
     text = tokenizer.decode(reader.tokens[start : end - 1].tolist(), skip_special_tokens=False)
-    print(f"{place.file}:{place.line}  id {place.id or '(none)'}  {end - start:,} tokens\n\n{text}")
+    where, name = shown(f"{place.file}:{place.line}"), shown(place.id or "(none)")
+    print(f"{where}  id {name}  {end - start:,} tokens\n")
+    print("\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n")))
     return 0
 
 
@@ -81,7 +84,7 @@ def _verify(given: argparse.Namespace) -> int:
     inventory, wrong = read_inventory(given.folder), 0
     for shard in inventory.shards:
         for fault in faults(inventory.folder, shard):
-            print(fault)
+            print(shown(fault))
             wrong += 1
     print(f"{len(inventory.shards):,} shards, {wrong:,} faults")
     return 1 if wrong else 0
@@ -98,7 +101,7 @@ def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
     for name in ("documents", "MB of text", "tokens", "bytes/token", "shards"):
         table.add_column(name, justify="right")
     for labels, row in rows[:most]:
-        table.add_row(*labels, *_cells(row))
+        table.add_row(*map(plain, labels), *_cells(row))
     empty = [""] * (len(by) - 1)
     if len(rows) > most:
         hidden = _sum(row for _, row in rows[most:])

@@ -27,6 +27,7 @@ from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain
 from tools.tokenize_corpus import amount, pairs
 
 MEASURED_BYTES = 100_000  # of each language's text, for bytes per token
@@ -105,13 +106,13 @@ def _print(sample: Sample, texts: dict[str, list[str]], out: Path) -> None:
         tokens = len(tokenizer.encode_flat(some).tokens) - len(some)
         ratio = f"{sum(len(text.encode()) for text in some) / tokens:.2f}" if tokens else "–"
         sampled = sample.sampled[language]
-        table.add_row(language, f"{size / 1e6:,.2f}", f"{sampled / 1e6:,.2f}", ratio)
+        table.add_row(plain(language), f"{size / 1e6:,.2f}", f"{sampled / 1e6:,.2f}", ratio)
     hidden = len(sample.available) - ROWS_SHOWN
     if hidden > 0:
         table.add_row(f"{hidden} more")
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{out}: {tokenizer.vocab_size:,} tokens", soft_wrap=True)
+    console.print(plain(f"{out}: {tokenizer.vocab_size:,} tokens"), soft_wrap=True)
 
 
 if __name__ == "__main__":

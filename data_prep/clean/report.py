@@ -27,6 +27,7 @@ from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 
 PICTURE = "report.png"
@@ -52,7 +53,7 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
     def _write(self) -> None:
         content = collect(self.settings)
         write_whole(self.settings.folder(PICTURE), [picture(content)])
-        problems = [msgspec.json.encode(row) + b"\n" for row in _problems(self.settings)]
+        problems = (msgspec.json.encode(row) + b"\n" for row in _problems(self.settings))
         write_whole(self.settings.folder("problems.jsonl"), problems)
         hits = (path.read_bytes() for path in _task_files(self.settings, "work/contamination"))
         write_whole(self.settings.folder("contamination.jsonl"), hits)
@@ -68,17 +69,21 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
             for *key, count, size in json.loads(path.read_bytes()):
                 documents[key[0], key[1], key[2]] += count
                 sizes[key[0], key[1], key[2]] += size
-    problems = list(_problems(settings))
+    kinds, first = Counter[str](), list[dict[str, Any]]()
+    for row in _problems(settings):
+        kinds[row["kind"]] += 1
+        if len(first) < _PROBLEMS_SHOWN:
+            first.append(row)
     return {
         "version": 1,
         "rows": [[*key, documents[key], sizes[key]] for key in sorted(documents)],
-        "problems": dict(Counter(row["kind"] for row in problems)),
-        "first_problems": problems[:_PROBLEMS_SHOWN],
+        "problems": dict(kinds),
+        "first_problems": first,
     }
 
 
 def print_report(out: Path, console: Console) -> None:
-    """The tables; ConfigError where the cleaning has not ended."""
+    """The tables; ConfigError where the cleaning has not ended, or kept nothing."""
     path = out / REPORT
     if not path.exists():
         raise ConfigError(f"{path} does not exist: the cleaning has not ended, or is elsewhere")
@@ -92,6 +97,14 @@ def print_report(out: Path, console: Console) -> None:
     kept = sum(row[3] for row in rows if row[2] == KEPT)
     size = sum(row[4] for row in rows if row[2] == KEPT)
     console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
+    if not kept:
+        raise ConfigError(f"{shown(out)}: not one of {total:,} documents was kept{_why(content)}")
+
+
+def _why(content: dict[str, Any]) -> str:
+    for row in content["first_problems"]:
+        return f"; the first problem: {shown(row['file'])}:{row['line']}: {shown(row['detail'])}"
+    return ""
 
 
 def _by_outcome(rows: list[Any], total: int) -> Table:
@@ -104,7 +117,7 @@ def _by_outcome(rows: list[Any], total: int) -> Table:
         sizes[outcome] += size
     for outcome, count in documents.most_common():
         share = f"{count / max(1, total):.1%}"
-        table.add_row(outcome, f"{count:,}", share, f"{sizes[outcome] / 1e6:,.1f}")
+        table.add_row(plain(outcome), f"{count:,}", share, f"{sizes[outcome] / 1e6:,.1f}")
     return table
 
 
@@ -119,12 +132,12 @@ def _by_language(rows: list[Any]) -> Table:
         dropped = [(name, n) for name, n in outcomes.most_common() if name != KEPT]
         size = sum(row[4] for row in rows if row[1] == code and row[2] == KEPT)
         table.add_row(
-            code,
+            plain(code),
             LANGUAGES[code].name if code in LANGUAGES else "undetermined",
             f"{outcomes.total():,}",
             f"{outcomes[KEPT]:,}",
             f"{size / 1e6:,.1f}",
-            ", ".join(f"{name} {n:,}" for name, n in dropped[:2]),
+            plain(", ".join(f"{name} {n:,}" for name, n in dropped[:2])),
         )
     if len(counts) > _LANGUAGES_SHOWN:
         table.add_row(f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}")
@@ -144,7 +157,8 @@ def _problem_table(content: dict[str, Any]) -> Table:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
     table.title = f"What could not be read: {kinds}; all in problems.jsonl"
     for row in content["first_problems"]:
-        table.add_row(row["file"], str(row["line"]), f"{row['kind']}: {row['detail']}")
+        detail = plain(f"{row['kind']}: {row['detail']}")
+        table.add_row(plain(row["file"]), str(row["line"]), detail)
     return table
 
 
@@ -178,18 +192,15 @@ def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
     """What could not be read, in the order of files; lines are counted from the file's first."""
     before: Counter[str] = Counter()
     for path in _task_files(settings, "work/problems"):
-        for line in path.read_bytes().splitlines():
-            row = json.loads(line)
-            if "lines" in row:  # the end of a part: the next one of the file begins there
-                before[row["file"]] += row["lines"]
-                continue
-            number = row["line"] + before[row["file"]]
-            yield {
-                "file": row["file"],
-                "line": number,
-                "kind": row["kind"],
-                "detail": row["detail"],
-            }
+        with path.open("rb") as file:
+            for row in map(json.loads, file):
+                if "lines" in row:  # the end of a part: the next one of the file begins there
+                    before[row["file"]] += row["lines"]
+                    continue
+                number = row["line"] + before[row["file"]]
+                yield {"file": row["file"], "line": number} | {
+                    name: row[name] for name in ("kind", "detail")
+                }
 
 
 def _task_files(settings: CleanSettings, folder: str) -> list[Path]:

@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -49,6 +48,7 @@ from data_prep.clean.read import ReadDocuments, input_bytes
 from data_prep.clean.report import WriteReport
 from data_prep.clean.settings import CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
+from data_prep.lifetime import die_with_parent
 from data_prep.minhash import BANDS
 from megatron_qwen3.config import ConfigError
 
@@ -108,7 +108,7 @@ def run_local(settings: CleanSettings, workers: int) -> None:
                 _run_stage(stage, settings, pool, bar)
         except BaseException as error:
             for worker in multiprocessing.active_children():
-                worker.terminate()
+                worker.kill()  # what it has not finished is done again
             if isinstance(error, BrokenProcessPool):
                 raise ConfigError(
                     "a worker was killed, perhaps for want of memory: take fewer --workers or more "
@@ -216,7 +216,7 @@ def _run_stage(
 
 def _begin_worker() -> None:
     """The terminal is the bar's: a task's messages are in its log, its error goes to the caller."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
 
 

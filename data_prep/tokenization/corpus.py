@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
 from data_prep.shards import Shard
 from data_prep.tokenization import groups
-from data_prep.tokenization.plan import Plan, Settings, make_plan, settle
+from data_prep.tokenization.plan import Plan, Settings, as_begun, make_plan, settle
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
@@ -58,7 +59,7 @@ def tokenize(
         raise ConfigError(f"task {options.task} of {options.tasks}: tasks are numbered from 0")
     if options.workers < 1:
         raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
-    plan = make_plan(paths, settings)
+    plan = make_plan(paths, as_begun(settings, out))
     for path in map(Path, paths):
         if out.resolve().is_relative_to(path.resolve()):
             raise ConfigError(
@@ -69,6 +70,8 @@ def tokenize(
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
         with Progress(total) as progress:
+            if note := not_read(paths, SUFFIXES_IN_FOLDERS):
+                progress.say(note)
             job = _settled(plan, out, options, progress)
             if options.tasks > len(plan.groups):
                 progress.say(

@@ -18,6 +18,8 @@ import rich.console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from megatron_qwen3.shown import plain
+
 LINE_SECONDS = 15.0
 
 
@@ -61,7 +63,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(plain(line), soft_wrap=True)
 
     def _now(self) -> str:
         done = self._done - self._skipped
