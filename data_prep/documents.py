@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -147,6 +147,7 @@ def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
     return msgspec.defstruct("Document", fields, rename=dict(names), gc=False)
 
 
+@lru_cache(maxsize=8)
 def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
     """What each field is called in the file."""
     return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}

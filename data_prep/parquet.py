@@ -40,7 +40,7 @@ class Table:
     def __init__(self, path: str, longest: int) -> None:
         self._parquet, self._path, self._longest = _import_parquet(), path, longest
         with _damage():
-            self._file = self._parquet.ParquetFile(path)
+            self._file = self._parquet.ParquetFile(_source(path))
             self._schema = self._file.schema_arrow
             leaves = self._file.schema
             self._leaves = [leaves.column(k) for k in range(len(leaves))]
@@ -70,7 +70,8 @@ class Table:
         chosen = [k for k, leaf in enumerate(self._leaves) if _is_within(leaf.path, columns)]
         paths = [self._leaves[k].path for k in chosen]
         texts = [path for path in self.texts() if path in paths]
-        with _damage(), self._parquet.ParquetFile(self._path, read_dictionary=texts) as file:
+        source = _source(self._path)
+        with _damage(), self._parquet.ParquetFile(source, read_dictionary=texts) as file:
             for group in range(file.metadata.num_row_groups):
                 about = file.metadata.row_group(group)
                 size = sum(about.column(k).total_uncompressed_size for k in chosen)
@@ -102,6 +103,15 @@ class Table:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def _source(path: str) -> Any:
+    """What Arrow can open: it takes names in UTF-8 alone."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return open(path, "rb")  # noqa: SIM115 -- Arrow's file keeps it
+    return path
 
 
 def _written_out(batch: Any) -> Any:
@@ -143,16 +153,22 @@ def _expanded_bytes(array: Any) -> int:
     from pyarrow import compute, types
 
     kind = array.type
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) and array.dictionary.type in _texts():
         lengths = compute.binary_length(array.dictionary).take(array.indices)
         return int(compute.sum(lengths).as_py() or 0)
     if types.is_struct(kind):
         return sum(map(_expanded_bytes, array.flatten()))
-    if types.is_map(kind) or types.is_list(kind):
+    if types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind):
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
         inner = [array.keys, array.items] if types.is_map(kind) else [array.values]
         return sum(_expanded_bytes(part.slice(first, last - first)) for part in inner)
     return int(array.nbytes)
+
+
+def _texts() -> tuple[Any, ...]:
+    import pyarrow
+
+    return pyarrow.string(), pyarrow.binary(), pyarrow.large_string(), pyarrow.large_binary()
 
 
 @contextmanager

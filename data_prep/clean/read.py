@@ -84,7 +84,9 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
             raise ConfigError(
                 f"{shown(part.path)}{within}, line {problem.line}: {problem.kind}: {problem.detail}"
             )
-        return {"file": _name(part), "start": part.start, **problem._asdict()}
+        line, kind, detail = problem
+        found = {"line": line, "kind": kind, "detail": shown(detail)}
+        return {"file": _name(part), "start": part.start, **found}
 
 
 def plan(settings: CleanSettings) -> list[list[Share]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,13 @@ def test_parquet_that_expands_a_thousandfold_takes_little_memory(table: Any, pla
     read_rows, megabytes = map(int, done.stdout.split())
     assert read_rows == rows
     assert megabytes < 120  # 240 MB of text
+
+
+def test_parquet_with_a_name_that_is_no_utf8_is_read(table: Any, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.parquet")
+    table({"text": ["t"], "metadata": [{"source": "web"}]}).rename(odd)
+    (document,), problems = found(odd)
+    assert (document.text, document.metadata.source, problems) == ("t", "web", [])
 
 
 def test_a_row_of_parquet_is_as_long_as_a_line_may_be(
