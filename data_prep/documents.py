@@ -7,14 +7,20 @@ datatrove): `source`, `language`, `domain`, and `quality` and `education` from 0
         batch.documents, batch.lines      # typed and checked, and the line (row) each stands in
         batch.problems                    # what could not be taken, line by line
 
-What is wrong with a line costs that line, what is wrong with a compressed stream its rest.
+What is wrong with a line costs that line, what is wrong with a compressed stream its rest. Fields
+that nobody asks for are passed over, whatever is in them; so are `metadata` that is no object, and
+NaN. An `id` that is neither text nor a whole number is the JSON that it is written in.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -23,13 +29,19 @@ import msgspec
 
 from data_prep.labels import LONGEST_LABEL
 from data_prep.lines import DamagedFile, blocks, first_line
-from megatron_qwen3.config import ConfigError
+from data_prep.parquet import LongRow, Table
+from megatron_qwen3.shown import shown
 
 LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depend on the input
-ROWS = 256  # of Parquet at a time
 NAMES = ("text", "id", "source", "language", "domain", "quality", "education", "metadata")
 COMPRESSED = (".gz", ".zst")
 PARQUET = ".parquet"
+_LABELS = NAMES[2:-1]
+_DEEPEST = 100  # levels of JSON; deeper ones would depend on how deep the caller stands
+_NAMED_FIELDS = 20  # in an error
+_LONGEST_NUMBER = 4000  # digits; Python takes up to 4,300
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16, or an invalid byte
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)
 _JSON_LINES = tuple(name + end for name in (".jsonl", ".ndjson") for end in ("", *COMPRESSED))
 SUFFIXES_IN_FOLDERS = (*_JSON_LINES, ".json.gz", ".json.zst", PARQUET)
 SUFFIXES = (*SUFFIXES_IN_FOLDERS, ".json")  # beside documents, .json is mostly something else
@@ -81,16 +93,33 @@ class Batch:
     progress: float
 
 
-def files_within(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """All files of a folder, in order, links to folders followed; each folder once."""
+def files_within(folder: str | os.PathLike[str], hidden: bool = False) -> Iterator[Path]:
+    """All files of a folder, in order, links to folders followed; each folder once.
+
+    hidden: those too whose names, or whose folders' names within, begin with a dot, as
+    .ipynb_checkpoints and what editors and file systems leave behind.
+    """
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # or a link to a folder above has no end
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
+        folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
+        chosen = sorted(name for name in names if hidden or name[0] != ".")
+        yield from (path for name in chosen if (path := Path(place, name)).is_file())
+
+
+def not_read(paths: Iterable[str | os.PathLike[str]], known: tuple[str, ...]) -> str:
+    """Which files of folders are passed over for the ends of their names, for people; or ""."""
+    folders = [path for path in paths if os.path.isdir(path)]
+    others = [f for folder in folders for f in files_within(folder) if not f.name.endswith(known)]
+    if not others:
+        return ""
+    ends = Counter(path.suffix or path.name for path in others)
+    kinds = ", ".join(f"{count:,} {shown(end)}" for end, count in ends.most_common(5))
+    more = ", …" if len(ends) > 5 else ""
+    return f"not read for the ends of their names: {kinds}{more}; the first is {shown(others[0])}"
 
 
 def is_splittable(path: str) -> bool:
@@ -118,6 +147,12 @@ def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
     return msgspec.defstruct("Document", fields, rename=dict(names), gc=False)
 
 
+@lru_cache(maxsize=8)
+def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """What each field is called in the file."""
+    return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
+
+
 def _read_json(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
     decode = msgspec.json.Decoder(kind).decode
     number = 1
@@ -128,72 +163,53 @@ def _read_json(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
                 accumulate(map(len, lines), lambda at, size: at + size + 1, initial=position)
             )
             position = starts.pop()
-            yield _batch(lines, decode, number, starts, progress)
+            yield _batch(lines, decode, kind, number, starts, progress)
             number += len(lines)
     except DamagedFile as error:
         yield Batch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
 
 
 def _read_parquet(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
-    parquet = _import_parquet()
-    done = 0
+    called, done = _called(kind), 0
+    labels = [called[name] for name in _LABELS]
+    decode = partial(msgspec.convert, type=kind)
     try:
-        with parquet.ParquetFile(part.path) as file:
-            wanted = {field.encode_name for field in msgspec.structs.fields(kind)}
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            for rows in file.iter_batches(ROWS, columns=columns):
-                singles = [rows.slice(k, 1) for k in range(len(rows))]
+        with Table(part.path, LONGEST_LINE_BYTES) as table:
+            if called["text"] not in table.names:
+                fault = Problem(1, "missing or wrong field", _absent(called["text"], table.names))
+                yield Batch([], [], [], [fault], table.num_rows, 1.0)
+                return
+            inner = table.labelled(called["metadata"], labels)
+            for rows in table.rows([called["text"], called["id"], *labels, *inner]):
                 positions = list(range(done, done + len(rows)))
-                progress = (done + len(rows)) / file.metadata.num_rows
-                yield _batch(singles, lambda row: _row(row, kind), done + 1, positions, progress)
+                progress = min(1.0, (done + len(rows)) / max(1, table.num_rows))
+                yield _batch(rows, decode, kind, done + 1, positions, progress)
                 done += len(rows)
-    except (OSError, ValueError) as error:  # among the latter is Arrow's own ArrowInvalid
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except DamagedFile as error:
         yield Batch([], [], [], [Problem(done + 1, "damaged file", str(error))], 0, 1.0)
-
-
-def _row(row: Any, kind: type[msgspec.Struct]) -> Any:
-    """A row as a document."""
-    (values,) = row.to_pylist()
-    return msgspec.convert(_present(values), kind)
-
-
-def _present(values: dict[str, Any]) -> dict[str, Any]:
-    """Without NaN, which is how tables say that a number is absent."""
-    kept = {name: value for name, value in values.items() if value == value}
-    return {name: _present(v) if isinstance(v, dict) else v for name, v in kept.items()}
-
-
-def _import_parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigError(
-            "reading Parquet needs pyarrow, which is not installed: python -m pip install pyarrow"
-        ) from None
-    return parquet
 
 
 def _batch(
     lines: list[Any],
     decode: Callable[[Any], Any],
+    kind: type[msgspec.Struct],
     first_line: int,
     positions: list[int],
     progress: float,
 ) -> Batch:
-    """The lines as documents; at once where all are good, which is fast, or one by one."""
+    """The lines as documents; at once where all are as they should be, which is fast, or one by
+    one. lines: bytes of JSON, or a row's values."""
     try:
         documents = list(map(decode, lines))
-        fit = max(map(len, lines), default=0) <= LONGEST_LINE_BYTES  # a row of Parquet counts 1
+        fit = max(map(len, lines), default=0) <= LONGEST_LINE_BYTES  # a row has as many columns
         if fit and all(document.text for document in documents):
             numbers = list(range(first_line, first_line + len(lines)))
             return Batch(documents, numbers, positions, [], len(lines), progress)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         pass
     batch = Batch([], [], [], [], len(lines), progress)
     for number, (line, position) in enumerate(zip(lines, positions, strict=True), first_line):
-        fault = _take(line, decode, batch.documents)
+        fault = _take(line, decode, kind, batch.documents)
         if fault is None:
             batch.lines.append(number)
             batch.positions.append(position)
@@ -203,22 +219,131 @@ def _batch(
 
 
 def _take(
-    line: Any, decode: Callable[[Any], Any], documents: list[Document]
+    line: Any,
+    decode: Callable[[Any], Any],
+    kind: type[msgspec.Struct],
+    documents: list[Document],
 ) -> tuple[str, str] | tuple[()] | None:
     """None when the line's document was appended, () for a blank line, or (kind, detail)."""
     if isinstance(line, bytes) and not line.strip():
         return ()
-    if isinstance(line, bytes) and len(line) > LONGEST_LINE_BYTES:
+    if isinstance(line, LongRow) or (isinstance(line, bytes) and len(line) > LONGEST_LINE_BYTES):
         return "line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB"
     try:
-        document = decode(line)
+        document = _decoded(line, decode, kind)
+    except (MemoryError, OSError):
+        raise
     except msgspec.ValidationError as error:
         return "missing or wrong field", str(error)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         return "invalid UTF-8", str(error)
-    except msgspec.DecodeError as error:
-        return "broken JSON", str(error)
+    except Exception as error:  # whatever a field makes of itself, it is this record's
+        broken = "broken JSON" if isinstance(line, bytes) else "missing or wrong field"
+        return broken, str(error) or type(error).__name__
     if not document.text:
         return "empty document", "its text has no characters"
     documents.append(document)
     return None
+
+
+def _decoded(line: Any, decode: Callable[[Any], Any], kind: type[msgspec.Struct]) -> Any:
+    """A document; where the usual way fails, of the fields that are needed alone."""
+    if isinstance(line, Exception):
+        raise line
+    try:
+        return decode(line)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        try:
+            values = _loosely(line) if isinstance(line, bytes) else line
+        except (ValueError, RecursionError):
+            raise error from None
+    return _of_needed_fields(values, kind)
+
+
+def _loosely(line: bytes) -> Any:
+    """JSON with what Python's reader takes besides (NaN, halves of characters), not too deep."""
+    text = _shallow(line).decode("utf-8", "surrogateescape")
+    return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | str:
+    return int(digits) if len(digits) < _LONGEST_NUMBER else digits
+
+
+def _shallow(line: bytes) -> bytes:
+    """The same JSON with null in place of what lies deeper than _DEEPEST levels."""
+    depth, kept, parts = 0, 0, []
+    for token in _TOKENS.finditer(line):
+        brackets = token[0]
+        if brackets[:1] in b"[{":
+            if depth <= _DEEPEST < depth + len(brackets):
+                parts += [line[kept : token.start() + _DEEPEST - depth], b"null"]
+            depth += len(brackets)
+        elif brackets[:1] in b"]}":
+            if depth > _DEEPEST >= depth - len(brackets):
+                kept = token.start() + depth - _DEEPEST
+            depth -= len(brackets)
+    return b"".join([*parts, line[kept:]]) if depth <= _DEEPEST else b""
+
+
+def _of_needed_fields(values: Any, kind: type[msgspec.Struct]) -> Any:
+    """A document of a record's values; what is wrong with one of them is raised."""
+    if not isinstance(values, dict):
+        raise msgspec.ValidationError(f"Expected `object`, got `{type(values).__name__}`")
+    called = _called(kind)
+    if called["text"] not in values:
+        raise msgspec.ValidationError(_absent(called["text"], list(values)))
+    labels = [called[name] for name in _LABELS]
+    kept = _present(values, [called["text"], *labels])
+    kept[called["id"]] = _id(values.get(called["id"]))
+    inner = values.get(called["metadata"])
+    if isinstance(inner, list) and all(isinstance(pair, tuple) for pair in inner):
+        inner = _labels_of_map(dict(inner), [called["quality"], called["education"]])
+    if isinstance(inner, dict):
+        kept[called["metadata"]] = _present(inner, labels)
+    return msgspec.convert(kept, kind)
+
+
+def _present(values: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those with one of the names, without NaN, which is how tables say that a number is absent."""
+    found = {name: values[name] for name in names if name in values}
+    return {name: _sound(value) for name, value in found.items() if value == value}
+
+
+def _labels_of_map(labels: dict[Any, Any], numbers: Sequence[str]) -> dict[Any, Any]:
+    """A map of Parquet has values of one type, mostly text."""
+    read = {k: float(labels[k]) for k in numbers if isinstance(labels.get(k), str) and labels[k]}
+    return {name: value for name, value in {**labels, **read}.items() if value != ""}
+
+
+def _sound(value: Any) -> Any:
+    """A value that is needed; what it is not by itself is raised: an error, no text in UTF-8."""
+    if isinstance(value, Exception):
+        raise value
+    if isinstance(value, bytes):  # tables of old have texts without their kind
+        return value.decode()
+    if isinstance(value, str) and (half := _HALF.search(value)):
+        if half[0] >= "\udc80" and half[0] <= "\udcff":  # a byte that was none of UTF-8's
+            raise UnicodeError(f"invalid byte at character {half.start()}")
+        raise ValueError(f"half of a character at character {half.start()}")
+    return value
+
+
+def _id(value: Any) -> str | int | None:
+    """An id in a form that everything can hold: text, or a whole number."""
+    if isinstance(value, Exception) or value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _absent(field: str, there: Sequence[str]) -> str:
+    """Which field was looked for, and those that are there."""
+    names = ", ".join(map(shown, there[:_NAMED_FIELDS]))
+    some = names + (", …" if len(there) > _NAMED_FIELDS else "")
+    return f"no field `{field}`; there are: {some or 'none'}"

@@ -4,18 +4,24 @@
         ...                          # some MB of lines without their newlines; share that is read
 
 A line belongs to the part in which it begins, so parts that cover a file give each line once.
+
+What a few compressed bytes become is handed on in pieces, whatever that may be: memory is a few
+blocks and, of zstd, the window that a file was compressed with (`zstd --long=31`: 2 GiB).
 """
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from megatron_qwen3.config import ConfigError
 
 BLOCK_BYTES = 1 << 22
+WINDOW_BYTES = 1 << 31  # the most that zstd itself makes
 _COMPRESSED_BYTES = 1 << 16
+_ZSTD_BLOCK_BYTES = 1 << 17  # the most that one of its blocks becomes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -67,11 +73,9 @@ def _lines(pieces: Iterator[bytes], longest_line: int) -> Iterator[list[bytes]]:
 
 def _pieces(file: BinaryIO, path: str, start: int, end: int, longest_line: int) -> Iterator[bytes]:
     if path.endswith(".gz"):
-        yield from _decompressed(file, lambda: zlib.decompressobj(wbits=31), zlib.error)
+        yield from _gunzipped(file)
     elif path.endswith(".zst"):
-        zstandard = _import_zstandard()
-        new = zstandard.ZstdDecompressor().decompressobj
-        yield from _decompressed(file, new, zstandard.ZstdError)
+        yield from _unzstd(file)
     else:
         yield from _part(file, start, end, longest_line)
 
@@ -110,22 +114,77 @@ def _skip_line(file: BinaryIO) -> None:
             return
 
 
-def _decompressed(
-    file: BinaryIO, new: Callable[[], Any], error_type: type[Exception]
-) -> Iterator[bytes]:
+def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
     """A stream of one or several members, end to end, as `cat a.gz b.gz` makes them."""
-    decompressor = new()
+    decompressor = zlib.decompressobj(wbits=31)
     try:
         while compressed := file.read(_COMPRESSED_BYTES):
             while compressed:
                 if decompressor.eof:
-                    decompressor = new()
-                yield decompressor.decompress(compressed)
-                compressed = decompressor.unused_data
-    except error_type as error:
+                    decompressor = zlib.decompressobj(wbits=31)
+                yield decompressor.decompress(compressed, BLOCK_BYTES)
+                compressed = decompressor.unused_data or decompressor.unconsumed_tail
+        while not decompressor.eof and (rest := decompressor.decompress(b"", BLOCK_BYTES)):
+            yield rest
+    except zlib.error as error:
         raise DamagedFile(str(error)) from None
     if not decompressor.eof:
         raise DamagedFile("the compressed stream is cut short")
+
+
+def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+    """A stream of one or several frames; skippable ones are passed over."""
+    zstandard = _import_zstandard()
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES)
+    frames = 0
+    try:
+        while magic := file.read(4):
+            number = int.from_bytes(magic, "little")
+            if number & ~0xF == 0x184D2A50:
+                file.seek(int.from_bytes(_exactly(file, 4), "little"), os.SEEK_CUR)
+                continue
+            decompress = decompressor.decompressobj().decompress
+            yield from map(decompress, _frame(file, magic))
+            frames += 1
+    except zstandard.ZstdError as error:
+        raise DamagedFile(str(error)) from None
+    if not frames:
+        raise DamagedFile("the compressed stream is cut short")
+
+
+def _frame(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
+    """A frame's bytes in pieces that become at most BLOCK_BYTES each: some whole blocks (RFC 8878,
+    section 3.1.1). Four bytes may stand for 128 KiB, so their number says nothing."""
+    if magic != b"\x28\xb5\x2f\xfd":
+        raise DamagedFile("it is not compressed by zstd")
+    descriptor = _exactly(file, 1)
+    flags = descriptor[0]
+    is_single, size_flag = bool(flags & 0x20), flags >> 6
+    size = (not is_single) + (0, 1, 2, 4)[flags & 3] + (int(is_single), 2, 4, 8)[size_flag]
+    waiting, blocks, is_last = [magic, descriptor, _exactly(file, size)], 0, False
+    try:
+        while not is_last:
+            head = _exactly(file, 3)
+            number = int.from_bytes(head, "little")
+            is_last, is_repeated, size = bool(number & 1), number >> 1 & 3 == 1, number >> 3
+            waiting += (head, _exactly(file, 1 if is_repeated else size))
+            blocks += 1
+            if blocks * _ZSTD_BLOCK_BYTES >= BLOCK_BYTES and not is_last:
+                yield b"".join(waiting)
+                waiting, blocks = [], 0
+        if flags & 4:
+            waiting.append(_exactly(file, 4))
+    except DamagedFile:
+        yield b"".join(waiting)
+        raise
+    yield b"".join(waiting)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    found = file.read(size)
+    if len(found) < size:
+        raise DamagedFile("the compressed stream is cut short")
+    return found
 
 
 def _import_zstandard() -> Any:

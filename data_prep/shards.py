@@ -188,7 +188,14 @@ def faults(folder: Path, shard: Shard) -> Iterator[str]:
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file that is there whole or not at all."""
-    write_whole(path, [(json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()])
+    write_whole(path, [json_bytes(content, indent=1) + b"\n"])
+
+
+def json_bytes(content: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8; a byte of a file's name that is none of it is escaped, and read back as it was
+    (PEP 383)."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def shard_from_json(row: dict[str, Any]) -> Shard:
@@ -202,7 +209,7 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: {otherwise}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not an object of JSON: {otherwise}")

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_prep.engines import AUTO, Encoded, choose
+from data_prep.engines import AUTO, Encoded, choose, without_panics
+from data_prep.tokenizer_file import SPLIT_PATTERN, check_byte_level, read, tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -39,9 +41,11 @@ MARKUP_TOKENS = (  # 151657 to 151668: single ids too, but kept when decoding sk
     "<think>", "</think>",
 )
 # fmt: on
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LONGEST_WORD = 1000  # characters; no word of a language is as long
+# What SPLIT_PATTERN takes for one word, in terms of Python's: letters, blanks, anything else.
+_LONG_WORD, _HALF_OF_ONE = (
+    re.compile(rf"[^\W\d_]{{{size}}}|\s{{{size}}}|(?:_|[^\w\s]){{{size}}}")
+    for size in (_LONGEST_WORD, _LONGEST_WORD // 2)
 )
 SMALLEST_VOCABULARY = 256 + len(CONTROL_TOKENS) + len(MARKUP_TOKENS)
 
@@ -60,8 +64,20 @@ def train(texts: Iterable[str], vocab_size: int, folder: str | os.PathLike[str])
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain.from_iterable(map(_without_long_words, texts)), trainer)
     write(tokenizer, folder)
+
+
+def _without_long_words(text: str) -> list[str]:
+    """The text in pieces between which words of over _LONGEST_WORD characters are cut.
+
+    Each merge of the training goes through all of a word, so the time of one is its length squared.
+    """
+    halves = range(0, len(text), _LONGEST_WORD // 2)  # a long word has all of one of them
+    if not any(_HALF_OF_ONE.match(text, at) for at in halves):
+        return [text]
+    ends = [match.end() for match in _LONG_WORD.finditer(text)]
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -91,13 +107,12 @@ def load(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 
     ConfigError where the file is missing or none.
     """
-    file = tokenizer_json(path)
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist")
+    spec = json.dumps(read(path))
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        with without_panics():
+            return tokenizers.Tokenizer.from_str(spec)
     except Exception as error:  # the library raises no other
-        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
+        raise ConfigError(f"{tokenizer_json(path)} is not a tokenizer.json: {error}") from None
 
 
 class DocumentTokenizer:
@@ -110,10 +125,12 @@ class DocumentTokenizer:
     def __init__(
         self, path: str | os.PathLike[str], engine: str = AUTO, compare: bool = True
     ) -> None:
-        spec = _read(path)
+        self._file = tokenizer_json(path)
+        spec = read(path, is_trusted=not compare)
+        check_byte_level(spec, path)
         ids = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
         if END_OF_DOCUMENT not in ids:
-            raise ConfigError(f"{tokenizer_json(path)} has no token {END_OF_DOCUMENT}")
+            raise ConfigError(f"{self._file} has no token {END_OF_DOCUMENT}")
         self.end_of_document = ids[END_OF_DOCUMENT]
         self.vocab_size = 1 + max(*spec["model"]["vocab"].values(), *ids.values())
         # Without added tokens nothing is cut out of the text before the split pattern sees it. The
@@ -122,8 +139,15 @@ class DocumentTokenizer:
         self.engine, self._encode, self.engine_note = choose(plain, engine, compare)
 
     def encode_flat(self, texts: Sequence[str]) -> Encoded:
-        """Token ids of the texts end to end, the last of each <|endoftext|>, and their lengths."""
-        tokens, lengths = self._encode(texts)
+        """Token ids of the texts end to end, the last of each <|endoftext|>, and their lengths.
+
+        ConfigError names the tokenizer where it fails at a text.
+        """
+        try:
+            with without_panics():
+                tokens, lengths = self._encode(texts)
+        except Exception as error:  # whatever a library raises
+            raise ConfigError(f"tokenizer {self._file} fails at a text: {error}") from None
         closed = np.insert(tokens, np.cumsum(lengths), self.end_of_document)
         return Encoded(closed, lengths + 1)
 
@@ -141,7 +165,8 @@ def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
     Over an encoded document they sum to the bytes of its text in NFC.
     """
-    spec = _read(path)
+    spec = read(path, is_trusted=True)
+    check_byte_level(spec, path)
     added = {int(token["id"]) for token in spec["added_tokens"]}
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     count = np.zeros(1 + max([*vocabulary.values(), *added]), np.int64)
@@ -178,21 +203,3 @@ _HF_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": 131072,
 }
-
-
-def tokenizer_json(path: str | os.PathLike[str]) -> Path:
-    """The file itself, of a tokenizer's folder or file."""
-    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    file = tokenizer_json(path)
-    try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; data.tokenizer is a folder or a file") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
-    if spec.get("model", {}).get("type") != "BPE":
-        raise ConfigError(f"{file} is not a byte-level BPE tokenizer")
-    return spec

@@ -18,26 +18,34 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
+from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3 import entry
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.storage.lock import owned
+
+if TYPE_CHECKING:
+    from data_prep.clean.settings import CleanSettings
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 done, 130 stopped, 2 something is wrong with a file, name or disk."""
+    """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong with a file, name or disk,
+    or nothing was kept."""
     given = _parser().parse_args(arguments)
     try:
-        return given.run(given)
+        with ended_by_signals():
+            return given.run(given)
     except ConfigError as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return stop.exit_status if isinstance(stop, Stopped) else 130
     except OSError as error:
         again = "; with space, the same command goes on" if error.errno in _NO_SPACE else ""
         print(shown_lines(f"error: {given.out}: {error}{again}"), file=sys.stderr)
@@ -103,27 +111,42 @@ def _run(given: argparse.Namespace) -> int:
 
     from data_prep.clean import read, stages
     from data_prep.clean.report import print_report
+    from data_prep.clean.settings import LOCK
 
     settings = _settings(given)
     settings.validate()
+    settings.check_folder()
+    settings = settings.as_begun()
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers = {given.workers}; valid: 1 or more")
     stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
-    settings.claim(read.state_of_files(settings))
+    for note in filter(None, (read.not_read(settings), read.tokenizer_note(settings))):
+        print(shown(note), file=sys.stderr)
+    with owned(Path(given.out), LOCK):
+        settings.claim(read.state_of_files(settings))
+        is_done = _start(given, settings)
+    if is_done:
+        print_report(Path(given.out), Console())
+        print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
+    return 0
+
+
+def _start(given: argparse.Namespace, settings: "CleanSettings") -> bool:
+    """Whether the result is there; it is not where jobs were queued."""
+    from data_prep.clean import stages
+
     if given.slurm:
         options = dict(option.partition("=")[::2] for option in given.sbatch)
         job = stages.run_slurm(
             settings, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
         )
         print(shown(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}"))
-        return 0
+        return False
     if given.ray:
         stages.run_ray(settings, given.memory_gb, given.workers or -1)
     else:
         stages.run_local(settings, given.workers or os.cpu_count() or 1)
-    print_report(Path(given.out), Console())
-    print(shown(f"{given.out}/documents: ready for tools/tokenize_corpus.py"))
-    return 0
+    return True
 
 
 def _settings(given: argparse.Namespace):

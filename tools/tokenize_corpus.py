@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 
 from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
+from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.shards import INVENTORY
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
@@ -43,7 +44,7 @@ ROWS_SHOWN = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 2 something is wrong, 130 stopped by the user."""
+    """The exit status: 0 done, 2 something is wrong, 130 or 143 stopped."""
     given = _parser().parse_args(arguments)
     start = time.monotonic()
     try:
@@ -58,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
         )
-        report = tokenize(given.inputs, given.out, settings, options)
+        with ended_by_signals():
+            report = tokenize(given.inputs, given.out, settings, options)
     except ConfigError as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return stop.exit_status if isinstance(stop, Stopped) else 130
     if report is None:
         print(shown(f"task {given.task} of {given.of} is done; the last task writes the inventory"))
     else:

@@ -11,6 +11,7 @@ the character, and blind to a changed capital letter or blank.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -25,8 +26,10 @@ from datatrove.data import Document
 from data_prep import documents
 from data_prep.clean.settings import CleanSettings
 from data_prep.lines import DamagedFile, blocks
+from data_prep.parquet import LongRow, Table
 from data_prep.units import Hashes, mix, shingles, split
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 
 _LONGEST_ITEM_BYTES = 1 << 26
 _MOST_ITEMS_REPORTED = 20  # of one document
@@ -131,36 +134,49 @@ def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -
 
 def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
     """The texts of each record; ConfigError where the file is not whole: it must be."""
-    number = 0
+    done = 0
     try:
         for number, record in enumerate(_records(file), 1):
             if record is not None:
                 yield Item(file, number), list(_texts(record))
-    except (DamagedFile, msgspec.DecodeError, ValueError) as error:
-        raise ConfigError(f"evaluation set {file}, line {number + 1}: {error}") from None
+                done = number
+    except (DamagedFile, LongRow, ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"evaluation set {shown(file)}, line {done + 1}: {why}") from None
 
 
 def _records(file: str) -> Iterator[Any]:
     """The rows of Parquet, the lines of JSONL, None for a blank one, or the whole of a text."""
     if file.endswith(documents.PARQUET):
-        from pyarrow import parquet
-
-        yield from parquet.read_table(file).to_pylist()
+        with Table(file, _LONGEST_ITEM_BYTES) as table:
+            for rows in table.rows(table.texts()):
+                yield from rows
     elif file.endswith(documents.SUFFIXES):
         for lines, _ in blocks(file, 0, os.path.getsize(file), _LONGEST_ITEM_BYTES):
             for line in lines:
-                yield msgspec.json.decode(line) if line.strip() else None
+                yield _decoded(line) if line.strip() else None
     else:
         yield Path(file).read_text(encoding="utf-8")
 
 
+def _decoded(line: bytes) -> Any:
+    if len(line) > _LONGEST_ITEM_BYTES:
+        raise ValueError(f"over {_LONGEST_ITEM_BYTES >> 20} MiB")
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return json.loads(line)  # takes NaN besides, as Python writes it
+
+
 def _texts(value: Any) -> Iterator[str]:
     """All strings within a record, however deep."""
+    if isinstance(value, Exception):
+        raise value
     if isinstance(value, str):
-        yield value
+        yield value.encode("utf-8", "replace").decode()
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _texts(inner)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 from datatrove.data import Document
@@ -25,9 +25,10 @@ from data_prep.clean.files import Progress
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import CODE_SUFFIXES, is_code_file
-from data_prep.tokenizer import tokenizer_json
+from data_prep.tokenizer_file import cut_note, tokenizer_json
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.whole import whole_file
 
 _TEXT_SUFFIXES = (".txt", ".md", ".rst")
 _LONGEST_TEXT_BYTES = 1 << 28  # a file of plain text is one document
@@ -55,36 +56,42 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert world_size == self.settings.tasks, "settings.tasks is the number of tasks"
         progress = Progress(self.settings.file("work/progress/label", rank, ""))
-        problems: list[dict[str, Any]] = []
+        with whole_file(_made(self.settings.file("work/problems", rank, ".jsonl"))) as problems:
+            yield from self._read(plan(self.settings)[rank], problems, progress)
+
+    def _read(
+        self, shares: list[Share], problems: IO[bytes], progress: Progress
+    ) -> Iterator[Document]:
         done = 0
-        for share in plan(self.settings)[rank]:
+        for share in shares:
             size = share.part.end - share.part.start
             lines = 0
             for batch in _batches(share.part, self.settings.text_field):
                 for problem in batch.problems:
-                    problems.append(self._noted(share.part, problem))
+                    problems.write(msgspec.json.encode(self._noted(share.part, problem)) + b"\n")
                 for document, position in zip(batch.documents, batch.positions, strict=True):
                     yield _document(document, share, position)
                 lines += batch.num_lines
                 progress.report(done + int(size * batch.progress))
-            problems.append({"file": share.part.path, "start": share.part.start, "lines": lines})
+            end = {"file": _name(share.part), "start": share.part.start, "lines": lines}
+            problems.write(msgspec.json.encode(end) + b"\n")
             done += size
-        rows = [msgspec.json.encode(row) + b"\n" for row in problems]
-        write_whole(_made(self.settings.file("work/problems", rank, ".jsonl")), rows)
         progress.report(done, is_last=True)
 
     def _noted(self, part: Part, problem: Problem) -> dict[str, Any]:
         if self.settings.on_error == "stop":
             within = f" (from byte {part.start})" if part.start else ""
             raise ConfigError(
-                f"{part.path}{within}, line {problem.line}: {problem.kind}: {problem.detail}"
+                f"{shown(part.path)}{within}, line {problem.line}: {problem.kind}: {problem.detail}"
             )
-        return {"file": part.path, "start": part.start, **problem._asdict()}
+        line, kind, detail = problem
+        found = {"line": line, "kind": kind, "detail": shown(detail)}
+        return {"file": _name(part), "start": part.start, **found}
 
 
 def plan(settings: CleanSettings) -> list[list[Share]]:
     """What each task reads; ConfigError where an input holds no file of a known kind."""
-    files = [(given, path) for given in settings.inputs for path in _files(given.path)]
+    files = [(given, path) for given in settings.inputs for path in _files(given.path, settings)]
     sizes = [max(os.path.getsize(path), _is_text(path)) for _, path in files]
     total, before = max(1, sum(sizes)), 0
     shares: list[list[Share]] = [[] for _ in range(settings.tasks)]
@@ -102,7 +109,7 @@ def plan(settings: CleanSettings) -> list[list[Share]]:
 def state_of_files(settings: CleanSettings) -> dict[str, list[int]]:
     """Size and time of change of each file that decides what the result is."""
     models = [file for _, file in settings.models]
-    paths = [path for given in settings.inputs for path in _files(given.path)]
+    paths = [path for given in settings.inputs for path in _files(given.path, settings)]
     if settings.tokenizer:
         models.append(str(tokenizer_json(settings.tokenizer)))
     states = {path: os.stat(path) for path in [*paths, *settings.evaluation, *models]}
@@ -115,12 +122,24 @@ def input_bytes(settings: CleanSettings) -> int:
     return sum(part.end - part.start for part in parts)
 
 
-def _files(path: str) -> list[str]:
+def not_read(settings: CleanSettings) -> str:
+    """Which files of the inputs are passed over, for people; or ""."""
+    folders = (given.path for given in settings.inputs)
+    known = (*documents.SUFFIXES_IN_FOLDERS, *_TEXT_SUFFIXES, *CODE_SUFFIXES)
+    return documents.not_read(folders, known)
+
+
+def tokenizer_note(settings: CleanSettings) -> str:
+    """What is left aside of the tokenizer that evaluation data are compared with, or ""."""
+    return cut_note(settings.tokenizer) if settings.tokenizer else ""
+
+
+def _files(path: str, settings: CleanSettings) -> list[str]:
     """The file, or those within the folder; beside documents, .json is mostly something else."""
     if os.path.isfile(path):
         found, known = [path], documents.SUFFIXES
     else:
-        found = sorted(map(str, documents.files_within(path)))
+        found = sorted(map(str, documents.files_within(path, settings.hidden)))
         known = documents.SUFFIXES_IN_FOLDERS
     if files := [file for file in found if file.endswith(known) or _is_text(file)]:
         return files
@@ -170,7 +189,7 @@ def _text_file(part: Part) -> Batch:
         fault = Problem(1, "empty document", "its text has no characters")
         return Batch([], [], [], [fault], 1, 1.0)
     domain = "code" if is_code_file(part.path) else None
-    return Batch([_TextFile(text, part.path, domain)], [1], [0], [], 1, 1.0)
+    return Batch([_TextFile(text, _name(part), domain)], [1], [0], [], 1, 1.0)
 
 
 def _document(read: Any, share: Share, position: int) -> Document:
@@ -182,8 +201,14 @@ def _document(read: Any, share: Share, position: int) -> Document:
     }
     labels["source"] = labels["source"] or share.input.source
     labels["domain"] = labels["domain"] or share.input.domain
-    name = f"{share.part.path}:{position}" if read.id is None else str(read.id)
-    return Document(text=read.text, id=name, metadata={**labels, "file": share.part.path})
+    file = _name(share.part)
+    name = f"{file}:{position}" if read.id is None else str(read.id)
+    return Document(text=read.text, id=name, metadata={**labels, "file": file})
+
+
+def _name(part: Part) -> str:
+    r"""The file's name as any reader of JSON takes it: bytes that are no UTF-8 as \udcXX."""
+    return part.path.encode("utf-8", "backslashreplace").decode()
 
 
 def _made(path: Path) -> Path:

@@ -53,7 +53,7 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
     def _write(self) -> None:
         content = collect(self.settings)
         write_whole(self.settings.folder(PICTURE), [picture(content)])
-        problems = [msgspec.json.encode(row) + b"\n" for row in _problems(self.settings)]
+        problems = (msgspec.json.encode(row) + b"\n" for row in _problems(self.settings))
         write_whole(self.settings.folder("problems.jsonl"), problems)
         hits = (path.read_bytes() for path in _task_files(self.settings, "work/contamination"))
         write_whole(self.settings.folder("contamination.jsonl"), hits)
@@ -69,17 +69,21 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
             for *key, count, size in json.loads(path.read_bytes()):
                 documents[key[0], key[1], key[2]] += count
                 sizes[key[0], key[1], key[2]] += size
-    problems = list(_problems(settings))
+    kinds, first = Counter[str](), list[dict[str, Any]]()
+    for row in _problems(settings):
+        kinds[row["kind"]] += 1
+        if len(first) < _PROBLEMS_SHOWN:
+            first.append(row)
     return {
         "version": 1,
         "rows": [[*key, documents[key], sizes[key]] for key in sorted(documents)],
-        "problems": dict(Counter(row["kind"] for row in problems)),
-        "first_problems": problems[:_PROBLEMS_SHOWN],
+        "problems": dict(kinds),
+        "first_problems": first,
     }
 
 
 def print_report(out: Path, console: Console) -> None:
-    """The tables; ConfigError where the cleaning has not ended."""
+    """The tables; ConfigError where the cleaning has not ended, or kept nothing."""
     path = out / REPORT
     if not path.exists():
         raise ConfigError(f"{path} does not exist: the cleaning has not ended, or is elsewhere")
@@ -93,6 +97,14 @@ def print_report(out: Path, console: Console) -> None:
     kept = sum(row[3] for row in rows if row[2] == KEPT)
     size = sum(row[4] for row in rows if row[2] == KEPT)
     console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
+    if not kept:
+        raise ConfigError(f"{shown(out)}: not one of {total:,} documents was kept{_why(content)}")
+
+
+def _why(content: dict[str, Any]) -> str:
+    for row in content["first_problems"]:
+        return f"; the first problem: {shown(row['file'])}:{row['line']}: {shown(row['detail'])}"
+    return ""
 
 
 def _by_outcome(rows: list[Any], total: int) -> Table:
@@ -188,18 +200,15 @@ def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
     """What could not be read, in the order of files; lines are counted from the file's first."""
     before: Counter[str] = Counter()
     for path in _task_files(settings, "work/problems"):
-        for line in path.read_bytes().splitlines():
-            row = json.loads(line)
-            if "lines" in row:  # the end of a part: the next one of the file begins there
-                before[row["file"]] += row["lines"]
-                continue
-            number = row["line"] + before[row["file"]]
-            yield {
-                "file": row["file"],
-                "line": number,
-                "kind": row["kind"],
-                "detail": row["detail"],
-            }
+        with path.open("rb") as file:
+            for row in map(json.loads, file):
+                if "lines" in row:  # the end of a part: the next one of the file begins there
+                    before[row["file"]] += row["lines"]
+                    continue
+                number = row["line"] + before[row["file"]]
+                yield {"file": row["file"], "line": number} | {
+                    name: row[name] for name in ("kind", "detail")
+                }
 
 
 def _task_files(settings: CleanSettings, folder: str) -> list[Path]:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
 
-SETTINGS, REPORT = "settings.json", "report.json"
+SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
 ON_ERROR = ("skip", "stop")
 MODELS = ("language", "domain", "quality", "education", "safety")
 
@@ -44,6 +44,8 @@ class CleanSettings:
     `tokenizer` where it is given, that count as a passage.
     models: fastText files by MODELS; min_safety: the least that the safety model must say.
     on_error: skip a bad line or stop at it. text_field: what the text is called in the files.
+    hidden: whether files and folders of a folder whose names begin with a dot are read, as
+    cleanings do that began before there was a choice.
     """
 
     inputs: tuple[Input, ...]
@@ -60,6 +62,7 @@ class CleanSettings:
     min_safety: float = 0.5
     on_error: str = "skip"
     text_field: str = "text"
+    hidden: bool = False
 
     def folder(self, name: str) -> Path:
         """A folder of intermediate or final files."""
@@ -76,7 +79,7 @@ class CleanSettings:
 
     def _faults(self) -> Iterator[str]:
         from data_prep.languages import LANGUAGES
-        from data_prep.tokenizer import tokenizer_json
+        from data_prep.tokenizer_file import tokenizer_json
 
         if not self.inputs:
             yield "no input is given"
@@ -122,7 +125,7 @@ class CleanSettings:
         path = self.folder(SETTINGS)
         asked = json.loads(json.dumps({**asdict(self), "files": files}))
         if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
+            there = {"hidden": True, **_read(path)}
             changed = [name for name in asked if there.get(name) != asked[name]]
             if changed == ["files"]:
                 names = _differences(there.get("files", {}), asked["files"])
@@ -136,10 +139,30 @@ class CleanSettings:
                     "take another folder, or remove it"
                 )
             return
-        if any(Path(self.out).glob("*")):
-            raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
+        self.check_folder()
         Path(self.out).mkdir(parents=True, exist_ok=True)
         write_json(path, asked)
+
+    def check_folder(self) -> None:
+        """ConfigError where `out` has something else in it."""
+        others = any(path.name != LOCK for path in Path(self.out).glob("*"))
+        if others and not self.folder(SETTINGS).exists():
+            raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
+
+    def as_begun(self) -> CleanSettings:
+        """These settings with the files that a cleaning begun in `out` chose to read."""
+        path = self.folder(SETTINGS)
+        return replace(self, hidden=path.exists() and bool(_read(path).get("hidden", True)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); take another folder") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings; take another folder")
+    return content
 
 
 def check_result(path: Path) -> None:

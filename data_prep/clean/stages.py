@@ -20,11 +20,11 @@ import math
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,17 +47,20 @@ from data_prep.clean.duplicates import FindPairs, GroupPairs, SignDocuments
 from data_prep.clean.label import labelling
 from data_prep.clean.read import ReadDocuments, input_bytes
 from data_prep.clean.report import WriteReport
-from data_prep.clean.settings import CleanSettings
+from data_prep.clean.settings import LOCK, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
+from data_prep.lifetime import die_with_parent
 from data_prep.minhash import BANDS
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.lock import shared
 
 # One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
 # document, compressed to a third, this much input gives 200 million documents, or 3 GB.
 _INPUT_BYTES_PER_PART = 1.3e11
 _WATCH_SECONDS = 0.5
+_worker = ExitStack()  # what a worker holds until it ends
 
 
 class Stage(NamedTuple):
@@ -102,14 +105,14 @@ def run_local(settings: CleanSettings, workers: int) -> None:
     console = Console(stderr=True)
     with (
         Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        ProcessPoolExecutor(workers, processes, _begin_worker) as pool,
+        ProcessPoolExecutor(workers, processes, _begin_worker, (settings.out,)) as pool,
     ):
         try:
             for stage in stages(settings):
                 _run_stage(stage, settings, pool, bar)
         except BaseException as error:
             for worker in multiprocessing.active_children():
-                worker.terminate()
+                worker.kill()  # what it has not finished is done again
             if isinstance(error, BrokenProcessPool):
                 raise ConfigError(
                     "a worker was killed, perhaps for want of memory: take fewer --workers or more "
@@ -215,9 +218,11 @@ def _run_stage(
     bar.update(row, completed=total)
 
 
-def _begin_worker() -> None:
-    """The terminal is the bar's: a task's messages are in its log, its error goes to the caller."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(out: str) -> None:
+    """The terminal is the bar's: a task's messages are in its log, its error goes to the caller.
+    Nobody else begins in the folder as long as a worker is there."""
+    die_with_parent()
+    _worker.enter_context(shared(Path(out), LOCK))
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
 
 

@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
 from data_prep.shards import Shard
 from data_prep.tokenization import groups
-from data_prep.tokenization.plan import Plan, Settings, make_plan, settle
+from data_prep.tokenization.plan import Plan, Settings, as_begun, make_plan, settle
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
-from data_prep.tokenizer import DocumentTokenizer, tokenizer_json
+from data_prep.tokenizer import DocumentTokenizer
+from data_prep.tokenizer_file import cut_note, tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import write_whole
@@ -57,7 +59,7 @@ def tokenize(
         raise ConfigError(f"task {options.task} of {options.tasks}: tasks are numbered from 0")
     if options.workers < 1:
         raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
-    plan = make_plan(paths, settings)
+    plan = make_plan(paths, as_begun(settings, out))
     for path in map(Path, paths):
         if out.resolve().is_relative_to(path.resolve()):
             raise ConfigError(
@@ -68,6 +70,8 @@ def tokenize(
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
         with Progress(total) as progress:
+            if note := not_read(paths, SUFFIXES_IN_FOLDERS):
+                progress.say(note)
             job = _settled(plan, out, options, progress)
             if options.tasks > len(plan.groups):
                 progress.say(
@@ -119,6 +123,8 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
     """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
     path = tokenizer_json(plan.settings.tokenizer)
     tokenizer = DocumentTokenizer(path, options.engine)
+    if note := cut_note(path):
+        progress.say(note)
     if tokenizer.engine_note:
         progress.say(
             f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"

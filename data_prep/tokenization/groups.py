@@ -26,6 +26,7 @@ from data_prep.shards import (
     VERSION,
     Inventory,
     Shard,
+    json_bytes,
     read_json,
     read_shard,
     shard_from_json,
@@ -36,6 +37,7 @@ from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import Run, Section, Source
 from data_prep.tokenization.work import Job, Piece, unit_mark
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
 _CHANGED = "the folder was changed from outside; remove it and start again"
@@ -98,7 +100,7 @@ def close_group(job: Job, group: int, shards: Sequence[Shard]) -> None:
         name = job.plan.inputs[unit.input].name
         for line, kind, detail in (Problem(*row) for row in mark["problems"]):
             row = {"file": name, "line": lines_before + line, "kind": kind, "detail": detail}
-            listed.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            listed.append(json_bytes(row) + b"\n")
     if listed:
         (job.out / "problems").mkdir(exist_ok=True)
         write_whole(job.out / "problems" / f"{group:05}.jsonl", listed)
@@ -137,11 +139,21 @@ def finish(job: Job) -> Report | None:
         problems.update(mark["problems"])
     report = Report(shards, sum(mark["lines"] for mark in marks), problems)
     if not shards:
-        raise ConfigError(f"no document among {report.lines:,} lines: {dict(problems)}")
+        raise ConfigError(
+            f"no document among {report.lines:,} lines: {dict(problems)}{_first_problem(job)}"
+        )
     names = tuple(file.name for file in job.plan.inputs)
     inventory = Inventory(job.out, job.tokenizer, job.vocab_size, names, shards)
     write_inventory(inventory)
     return report
+
+
+def _first_problem(job: Job) -> str:
+    for path in sorted((job.out / "problems").glob("*.jsonl")):
+        with path.open("rb") as file:
+            row = json.loads(file.readline())
+        return f"; the first: {shown(row['file'])}:{row['line']}: {shown(row['detail'])}"
+    return ""
 
 
 def _group_mark(job: Job, group: int) -> Path:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,13 @@ from data_prep.documents import (
     Part,
     files_within,
     is_splittable,
+    not_read,
 )
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import VERSION, read_json, write_json
-from data_prep.tokenizer import tokenizer_json
+from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 
 PLAN = "plan.json"
 OURS = ("inventory.json", "tokenizer", "groups", "work", "problems")  # what is written beside it
@@ -45,6 +47,8 @@ class Settings:
     tokenizer: folder or tokenizer.json. names: what fields are called in the files, where that is
     not their own name. defaults: source, language or domain of documents that have none.
     shard_tokens: about how many a shard has at most. group_bytes: of input, shuffled as one.
+    hidden: whether files and folders whose names begin with a dot are read, as plans do that began
+    before there was a choice.
     """
 
     tokenizer: str
@@ -53,6 +57,7 @@ class Settings:
     defaults: Mapping[str, str] = field(default_factory=dict)
     shard_tokens: int = 1 << 26
     group_bytes: int = 1 << 36
+    hidden: bool = False
 
 
 class Input(NamedTuple):
@@ -89,18 +94,31 @@ class Plan:
 def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Plan:
     """ConfigError where a path does not exist or holds no documents, or a setting is wrong."""
     _check(settings)
-    inputs = find_inputs(paths)
+    inputs = find_inputs(paths, settings.hidden)
     return Plan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
 
 
-def find_inputs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Input, ...]:
+def as_begun(settings: Settings, out: Path) -> Settings:
+    """The settings with the files that a plan begun in `out` chose to read."""
+    path = out / PLAN
+    if not path.exists():
+        return settings
+    begun = read_json(path, "it was removed just now").get("settings", {})
+    return replace(settings, hidden=bool(begun.get("hidden", True)))
+
+
+def find_inputs(paths: Sequence[str | os.PathLike[str]], hidden: bool = False) -> tuple[Input, ...]:
     """The files of documents, by name.
 
     ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
     """
-    files = sorted({file.absolute() for path in paths for file in _files(Path(path))})
+    files = sorted({file.absolute() for path in paths for file in _files(Path(path), hidden)})
     if not files:
-        raise ConfigError(f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}")
+        others = not_read(paths, SUFFIXES_IN_FOLDERS)
+        raise ConfigError(
+            f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}"
+            + (f"; {others}" if others else "")
+        )
     top = os.path.commonpath([file.parent for file in files])
     return tuple(_input(file, top) for file in files)
 
@@ -145,7 +163,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    old, new = before.get("settings", {}), now["settings"]
+    old, new = {"hidden": True, **before.get("settings", {})}, now["settings"]
     parts = [f"{k} was {old.get(k)}, is {new.get(k)}" for k in new if old.get(k) != new[k]]
     old_files, new_files = ({name: rest for name, *rest in x["inputs"]} for x in (before, now))
     gone, added = old_files.keys() - new_files.keys(), new_files.keys() - old_files.keys()
@@ -192,10 +210,10 @@ def _input(file: Path, top: str) -> Input:
     return Input(file.relative_to(top).as_posix(), str(file), status.st_size, status.st_mtime_ns)
 
 
-def _files(path: Path) -> Iterable[Path]:
+def _files(path: Path, hidden: bool) -> Iterable[Path]:
     if path.is_dir():
         check_result(path)
-        return [p for p in files_within(path) if p.name.endswith(SUFFIXES_IN_FOLDERS)]
+        return [p for p in files_within(path, hidden) if p.name.endswith(SUFFIXES_IN_FOLDERS)]
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
     if not path.name.endswith(SUFFIXES):
@@ -215,7 +233,7 @@ def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:
 
 
 def _listed(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 _KINDS = ", ".join(SUFFIXES)

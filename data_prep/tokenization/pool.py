@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from data_prep.lifetime import die_with_parent
 from megatron_qwen3.config import ConfigError
 
 POLL_SECONDS = 0.25
@@ -84,11 +83,9 @@ _tick: Callable[[int], None]
 
 
 def _begin(job: Any, count: Any, stop: Any) -> None:
-    """What a worker does first: it leaves Ctrl-C to its parent, and dies with it."""
     global _job, _tick
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes share the cores, not threads
-    threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def tick(amount: int) -> None:
         if stop.is_set():
@@ -97,13 +94,6 @@ def _begin(job: Any, count: Any, stop: Any) -> None:
             count.value += amount
 
     _job, _tick = job, tick
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -22,6 +22,7 @@ from data_prep.mixing.sampling import fill
 from data_prep.tokenization.plan import Input, check_names, find_inputs, parts
 from data_prep.tokenization.spill import keys
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 
 
 class Sample:
@@ -45,6 +46,7 @@ class Sample:
         self._names, self._seed = names, seed
         self._parts = list(_spread(find_inputs(paths), read_bytes))
         self._sample_bytes, self._exponent = sample_bytes, exponent
+        self._first_problem = ""
         self.available: Counter[str] = Counter()
         self.sampled: Counter[str] = Counter()
 
@@ -59,7 +61,7 @@ class Sample:
             for document in batch.documents:
                 self.available[language(document)] += len(document.text.encode())
         if not self.available:
-            raise ConfigError("the inputs hold no document; see --field")
+            raise ConfigError(f"the inputs hold no document{self._first_problem}; see --field")
         sizes = list(self.available.values())
         budget = min(self._sample_bytes, sum(sizes))
         wanted = fill(budget, [size**self._exponent for size in sizes], sizes)
@@ -79,6 +81,9 @@ class Sample:
     def _read(self, tick: Callable[[int], None]) -> Iterator[tuple[int, Batch]]:
         for input, part in self._parts:
             for batch in read(part, self._names):
+                if batch.problems and not self._first_problem:
+                    line, _, detail = batch.problems[0]
+                    self._first_problem = f"; {shown(part.path)}:{line}: {shown(detail)}"
                 yield input, batch
             tick(part.end - part.start)
 

@@ -36,6 +36,7 @@ from data_prep.tokenization.spill import (
 )
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import shared
 
 RUN_BYTES = 1 << 26  # of token ids that are collected before they are sorted and written
@@ -152,7 +153,7 @@ class Problems:
             line, kind, detail = problems[0]
             part = self._unit.part
             line += lines_before(part.path, part.start)
-            raise ConfigError(f"{part.path}:{line}: {kind}: {detail}")
+            raise ConfigError(f"{shown(part.path)}:{line}: {kind}: {shown(detail)}")
         self.counts.update(problem.kind for problem in problems)
         self.listed += problems[: LISTED_PROBLEMS - len(self.listed)]
 

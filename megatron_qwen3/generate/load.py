@@ -7,6 +7,7 @@ models = load(source, config, layout)  # after runtime.start(config)
 
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -88,7 +89,7 @@ class Source:
 
 def tokenizer_of(config: Config) -> Any:
     """ConfigError where the settings name none, it is gone, or the model has too few embeddings."""
-    from data_prep import tokenizer
+    from data_prep import tokenizer, tokenizer_file
 
     named = config.data.tokenizer
     if not named:
@@ -96,6 +97,8 @@ def tokenizer_of(config: Config) -> Any:
     file = Path(named) / "tokenizer.json" if Path(named).is_dir() else Path(named)
     if not file.is_file():
         raise ConfigError(f"data.tokenizer = {named}: {file} does not exist; set data.tokenizer=")
+    if (note := tokenizer_file.cut_note(file)) and os.environ.get("RANK", "0") == "0":
+        print(note, file=sys.stderr)
     loaded = tokenizer.load(file)
     size, vocabulary = 1 + max(loaded.get_vocab().values()), config.model.vocab_size
     if size > vocabulary:

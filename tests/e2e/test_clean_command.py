@@ -15,6 +15,9 @@ import pytest
 
 pytest.importorskip("datatrove")
 
+from data_prep.clean.settings import LOCK
+from megatron_qwen3.storage.lock import owned
+
 ROOT = Path(__file__).parents[2]
 WORDS = ("river", "hill", "water", "mill", "meadow", "winter", "farmer", "village", "bridge")
 
@@ -97,3 +100,60 @@ def test_mistakes_are_told_in_one_line(corpus):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (corpus / "out").exists()
+
+
+def _started(corpus: Path, out: str) -> tuple[subprocess.Popen, list[int]]:
+    """A cleaning in the middle of its first stage, and its workers."""
+    command = _command(corpus, out, "--tasks", "40", "--workers", "2")
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    labelled = corpus / out / "work/labelled"
+    while not (labelled.exists() and any(labelled.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process, _workers(process.pid)
+
+
+def _all_end(processes: list[int]) -> bool:
+    deadline = time.monotonic() + 20
+    while any(map(psutil.pid_exists, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(psutil.pid_exists, processes))
+
+
+def test_workers_end_with_a_cleaning_that_is_killed_and_it_goes_on(corpus):
+    process, workers = _started(corpus, "out")
+    process.kill()
+    process.communicate()
+    assert workers and _all_end(workers)
+    done = _clean(corpus, "out", "--tasks", "40", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "270 of 300 documents kept" in done.stdout
+
+
+@pytest.mark.parametrize("whom", ["the command", "all its processes"])
+def test_sigterm_ends_a_cleaning_in_a_line(corpus, whom):
+    process, workers = _started(corpus, "out")
+    (os.kill if whom == "the command" else os.killpg)(process.pid, signal.SIGTERM)
+    message = process.communicate(timeout=60)[1]
+    assert (process.returncode, message) == (143, "stopped; the same command goes on\n")
+    assert _all_end(workers)
+
+
+@pytest.mark.slow  # a second one waits for what may be left of a killed one
+def test_a_second_cleaning_in_a_folder_is_refused_by_name_of_the_first(corpus):
+    with owned(corpus / "out", LOCK):
+        done = _clean(corpus, "out", "--tasks", "2", "--workers", "1")
+    assert done.returncode == 2
+    assert f"another run is at work in {corpus / 'out'} (host " in done.stderr
+    assert f"process {os.getpid()}" in done.stderr
+    assert _clean(corpus, "out", "--tasks", "2", "--workers", "1").returncode == 0
+
+
+def test_a_result_of_nothing_is_an_error_that_names_the_field(corpus):
+    done = _clean(corpus, "out", "--tasks", "1", "--workers", "1", "--text-field", "content")
+    assert done.returncode == 2
+    assert "ready" not in done.stdout
+    assert "not one of 0 documents was kept; the first problem: " in done.stderr
+    assert "a.jsonl:1: no field `content`; there are: id, text" in done.stderr

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +239,74 @@ def test_a_line_that_is_too_long_is_a_problem_wherever_the_file_is_cut(
         texts = [document.text for batch in batches for document in batch.documents]
         assert texts == ["a" * 9, "a" * 20]
         assert [p.kind for batch in batches for p in batch.problems] == ["line too long"]
+
+
+def peak_mb(code: str, *arguments: str) -> int:
+    """Most memory of a process of its own that runs the code, over what the imports take."""
+    measure = (
+        "import resource, sys\nfrom data_prep import documents\nfrom data_prep.documents import *\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nbefore = peak()\n"
+        f"{code}\nprint(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", measure, *arguments], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+READ_ALL = """
+for path in sys.argv[1:]:
+    for batch in read(Part(path, 0, os.path.getsize(path)), {}):
+        pass
+"""
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_memory_does_not_follow_what_a_few_bytes_become(tmp_path: Path, suffix: str) -> None:
+    row = json.dumps({"text": "a" * 1000}).encode() + b"\n"
+    path = tmp_path / f"a.jsonl{suffix}"
+    with path.open("wb") as file:
+        if suffix == ".gz":
+            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6) as stream:
+                stream.write(row * 150_000)
+        else:
+            zstandard = pytest.importorskip("zstandard")
+            with zstandard.ZstdCompressor().stream_writer(file) as stream:
+                stream.write(row * 150_000)
+    assert path.stat().st_size < 500_000
+    assert peak_mb(READ_ALL, str(path)) < 100  # it becomes 152 MB
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("size", [0, 1, 100_000, 700_000])
+def test_a_stream_of_any_form_is_read_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int
+) -> None:
+    """Incompressible, repeated and empty blocks, checksums, unknown sizes, skippable frames."""
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 18)
+    content = random.Random(size).randbytes(size).replace(b"\n", b"") + b"\na" * 9 + b"b" * size
+    streams = [compress(suffix, content)]
+    if suffix == ".zst":
+        zstandard = pytest.importorskip("zstandard")
+        for options in ({"write_checksum": True}, {"write_content_size": False}, {"level": 19}):
+            new = zstandard.ZstdCompressor(**options).compressobj()
+            streams.append(new.compress(content) + new.flush())
+        streams.insert(1, b"\x5a\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"12345")
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(b"".join(streams))
+    whole = content * (len(streams) - (suffix == ".zst"))
+    found = [line for some, _ in lines.blocks(str(path), 0, 1, 1 << 30) for line in some]
+    assert b"\n".join(found) == whole.removesuffix(b"\n")
+    for cut in (len(streams[0]) // 2, path.stat().st_size - 1):
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(lines.DamagedFile):
+            list(lines.blocks(str(path), 0, 1, 1 << 30))
+
+
+def test_zstd_long_is_read(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    for log in (27, 28, 31):  # what --long=27, 28 and 31 make
+        parameters = zstandard.ZstdCompressionParameters(window_log=log, enable_ldm=True)
+        new = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        stream = new.compress(b"\n".join(LINES)) + new.flush()
+        assert len(taken(write(tmp_path / "a.jsonl.zst", stream))) == 3
