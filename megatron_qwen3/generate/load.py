@@ -17,6 +17,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import end_ids, has_tokenizer, read_config
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.folder import checkpoints, find
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -98,7 +99,7 @@ def tokenizer_of(config: Config) -> Any:
     if not file.is_file():
         raise ConfigError(f"data.tokenizer = {named}: {file} does not exist; set data.tokenizer=")
     if (note := tokenizer_file.cut_note(file)) and os.environ.get("RANK", "0") == "0":
-        print(note, file=sys.stderr)
+        print(shown(note), file=sys.stderr)
     loaded = tokenizer.load(file)
     size, vocabulary = 1 + max(loaded.get_vocab().values()), config.model.vocab_size
     if size > vocabulary:
