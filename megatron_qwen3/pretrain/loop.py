@@ -92,9 +92,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         Keeper(engine, config, log, request, saved_step=step) as keeper,
         Reader(partial(_batch, mixture, config, engine), config.steps, engine.device) as reader,
     ):
-        log.note(origin)
-        log.note(f"optimizer: {described(engine.optimizer)}")
-        for line in inputs.record.news:
+        for line in (*origin, f"optimizer: {described(engine.optimizer)}", *inputs.record.news):
             log.note(line)
         if step and _is_evaluated_after(step, config) and not log.has_evaluated(step):
             is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
@@ -131,8 +129,8 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     return step >= config.steps and is_evaluated
 
 
-def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
-    """Load what the run goes on from: where it stands, and a line that says where that is from."""
+def _start(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
+    """Load what the run goes on from: where it stands, and lines on where that is from."""
     in_full = config.checkpoint.verify == "full"
     saved, told = checkpoint.newest_intact(config.run_dir, in_full)
     if saved:
@@ -140,13 +138,13 @@ def _start(engine: Engine, config: Config) -> tuple[Progress, str]:
         told += [f"resumed from {saved}", *_changes(config, saved, progress.step)]
         if progress.step >= config.steps:
             told.append(f"this run is done: all of its {config.steps:,} steps are trained")
-        return progress, "\n".join(told)
+        return progress, told
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_intact(source, in_full)
         checkpoint.load_weights(engine, source)
-        return Progress(), f"weights from {source}"
-    return Progress(), f"fresh weights from seed {config.run.seed}"
+        return Progress(), [f"weights from {source}"]
+    return Progress(), [f"fresh weights from seed {config.run.seed}"]
 
 
 def _evaluate(
