@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
 
 SPLIT_PATTERN = (
@@ -177,7 +178,12 @@ def _trial(spec: str) -> str:
     command, given = [sys.executable, "-P", "-c", _TRIAL], json.dumps([spec, _TRIAL_TEXTS])
     try:
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=TRIAL_SECONDS
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+            env=isolated(),
         )
     except subprocess.TimeoutExpired:
         return f"its patterns are not done with a few hundred KB in {TRIAL_SECONDS:.0f} seconds"

@@ -61,7 +61,7 @@ class Sample:
             for document in batch.documents:
                 self.available[language(document)] += len(document.text.encode())
         if not self.available:
-            raise ConfigError(f"the inputs hold no document{self._first_problem}; see --field")
+            raise ConfigError(f"the inputs hold no document; see --field{self._first_problem}")
         sizes = list(self.available.values())
         budget = min(self._sample_bytes, sum(sizes))
         wanted = fill(budget, [size**self._exponent for size in sizes], sizes)
