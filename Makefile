@@ -5,6 +5,7 @@
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
 #                   of two names, with matrix products by oneDNN and by torch's choice (an hour)
+# make chaos        runs that are broken in 60 ways and moments, of which none may lose anything
 # make full         everything that takes long
 # make lint         ruff and mypy
 #
@@ -34,7 +35,7 @@ PYTHON312 ?= python3.12
 CUDA_TORCH ?= 2.11.0
 CUDA_VENV := .venv-cuda
 
-.PHONY: quickstart test test-slurm test-fake-cuda test-machines full lint clean
+.PHONY: quickstart test test-slurm test-fake-cuda test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -57,7 +58,10 @@ test-machines: $(INSTALLED)
 		QWEN3_ONEDNN=$$onednn $(RUN) -m pytest $(MACHINES) --basetemp="$$folder/$$name" || exit 1; \
 	done; done
 
-full: test-machines
+chaos: $(INSTALLED)
+	$(RUN) tests/chaos.py --rounds 60
+
+full: test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -124,7 +124,7 @@ def _keep_memory(folder, rank):
         engines.append(self)
 
     def stopping():
-        parts, _ = shards.owned(engines[-1])
+        parts = shards.owned(engines[-1])
         folder.mkdir(parents=True, exist_ok=True)
         torch.save([(part.place, part.tensor.clone()) for part in parts], folder / f"{rank}.pt")
         stop()

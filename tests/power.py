@@ -7,7 +7,7 @@
 
 A file's contents are kept as they were when it was synced last, a name as it was when its folder
 was. All else is gone after `cut`. Disks may keep more, names without contents most of all: that is
-`keep_names`. `folder` should lie on a tmpfs, which gives no inode number twice.
+`keep_names`. `journal` lies on the same file system.
 """
 
 import contextlib
@@ -52,6 +52,8 @@ def _kept(descriptor, journal):
     copy = journal / f"{os.getpid()}_{time.monotonic_ns()}"
     with open(f"/proc/self/fd/{descriptor}", "rb") as file:  # it may be open for writing alone
         copy.write_bytes(file.read())
+    with contextlib.suppress(OSError):  # as long as it has a name, its inode's number is taken
+        os.link(os.readlink(f"/proc/self/fd/{descriptor}"), f"{copy}.held")
     return {"inode": about.st_ino, "contents": str(copy)}
 
 
