@@ -126,7 +126,9 @@ def _keep_memory(folder, rank):
     def stopping():
         parts = shards.owned(engines[-1])
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save([(part.place, part.tensor.clone()) for part in parts], folder / f"{rank}.pt")
+        torch.save(
+            [(tuple(part.place), part.tensor.clone()) for part in parts], folder / f"{rank}.pt"
+        )
         stop()
 
     engine.Engine.__init__, runtime.stop = beginning, stopping
@@ -136,7 +138,7 @@ def memory_of(folder):
     """{name: whole tensor} of the weights and moments that all ranks held at the end."""
     whole, filled = {}, {}
     for path in sorted(folder.glob("*.pt")):
-        for place, tensor in torch.load(path, weights_only=False):
+        for place, tensor in torch.load(path):
             key, shape, offsets = place
             if key not in whole:
                 whole[key] = tensor.new_empty(shape)
