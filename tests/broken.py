@@ -33,14 +33,15 @@ class Launch:
     """The ranks of a run, started.
 
     journal, memory: folders for power.py's record, and for the state at the end (`memory_of`).
+    change: what is other than in the product, a mutant or "impatient".
     """
 
-    def __init__(self, arguments, ranks, log, journal=None, memory=None, mutant=""):
+    def __init__(self, arguments, ranks, log, journal=None, memory=None, change=""):
         self.store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self.processes = [
             _forkserver.Process(
                 target=_rank,
-                args=(rank, ranks, self.store.port, arguments, log, journal, memory, mutant),
+                args=(rank, ranks, self.store.port, arguments, log, journal, memory, change),
             )
             for rank in range(ranks)
         ]
@@ -69,7 +70,7 @@ class Launch:
         return [process.exitcode for process in self.processes]
 
 
-def _rank(rank, ranks, port, arguments, log, journal, memory, mutant):
+def _rank(rank, ranks, port, arguments, log, journal, memory, change):
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -89,8 +90,8 @@ def _rank(rank, ranks, port, arguments, log, journal, memory, mutant):
         _record(_setting(arguments, "run.dir"), journal)
     if memory:
         _keep_memory(memory, rank)
-    if mutant:
-        MUTANTS[mutant]()
+    if change:
+        (MUTANTS | {"impatient": _lose_patience})[change]()
     sys.exit(train.main(arguments))
 
 
@@ -206,6 +207,13 @@ def _change_moments():
         return progress
 
     checkpoint.load = loading
+
+
+def _lose_patience():
+    """A run that finds another one in its folder waits for its end no longer than a test may."""
+    from megatron_qwen3 import train
+
+    train._PATIENCE_SECONDS = 3.0
 
 
 MUTANTS = {"weights zeroed": _zero_last_weights, "moments × 1.0001": _change_moments}
