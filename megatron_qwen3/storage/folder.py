@@ -15,7 +15,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
-from megatron_qwen3.storage.whole import LONGEST_NAME, sync
+from megatron_qwen3.storage.whole import LONGEST_NAME, sync, sync_tree
 
 SETTINGS_FILE = "config.toml"
 _NAME = "step_" + "[0-9]" * 8
@@ -105,8 +105,8 @@ def named(run_dir: Path, step: int) -> Path:
 
 
 def publish(partial: Path) -> Path:
-    """Give a checkpoint that is written its name; from now on it counts."""
-    sync(partial)
+    """Give a checkpoint that is written its name; from now on it counts, power cut or not."""
+    sync_tree(partial)
     final = partial.with_suffix("")
     old = _nameless(final)
     if final.exists():

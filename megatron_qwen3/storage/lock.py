@@ -21,6 +21,7 @@ from typing import IO
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.whole import make
 
 PATIENCE_SECONDS = 5.0  # what processes of a killed owner may take to notice
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -38,7 +39,7 @@ def owned(
 
     name: of the lock's file in the folder. Both are made where they are not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     deadline = time.monotonic() + patience_seconds
     with _opened(folder / name) as file:
         while not _lock(file.fileno(), fcntl.LOCK_EX):

@@ -3,6 +3,7 @@
     write_whole(path, [header, body])                    # bytes in pieces
     with whole_file(path) as file: file.write(...)       # a binary file that grows
     with whole_folder(path) as beside: ...               # a new folder; an existing one is refused
+    make(folder)                                         # with its parents
 
 What is being written has a name that ends in `.partial`; one rename at the end, after everything is
 on the disk, gives it its own. Two writers of one name do not meet: each has a partial file that it
@@ -98,6 +99,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync(path.parent)
+
+
+def make(folder: Path) -> None:
+    """A folder, with those that it lies in; the names of all that were missing are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def sync_tree(folder: Path) -> None:

@@ -36,7 +36,7 @@ class Keeper:
     ) -> None:
         self.engine, self.config, self.log, self.request = engine, config, log, request
         self.saved_step = saved_step
-        self.saver = Saver(engine, config)
+        self.saver = Saver(engine, config, log.sync)
         self.watch = Watch(hosts_of_ranks(), engine.layout.pipeline, config.guard.slow_rank)
         seconds, rank = config.guard.hang_seconds, dist.get_rank()
         self.heartbeat = Heartbeat(seconds, config.run_dir, rank)

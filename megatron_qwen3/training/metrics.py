@@ -102,6 +102,11 @@ class RunLog:
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
+    def sync(self) -> None:
+        """Have the rows up to now on the disk: those of the steps that a checkpoint has done."""
+        if self.is_writer:
+            self.file.sync()
+
     def note(self, text: str) -> None:
         """A line for people: checkpoint saved, resumed from step N."""
         if self.is_writer:

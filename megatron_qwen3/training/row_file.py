@@ -2,17 +2,21 @@
 
     rows = RowFile(path, tell)             # tell(text): says it to a person
     rows.write('{"step": 1}')              # is in the file, or kept for the next time
+    rows.sync()                            # what was written is on the disk
     rows.close()
 
 A log must not end the run that it is about. What cannot be written is said once, kept in memory and
 tried again with every line; a line is in the file whole or not at all.
 """
 
+import contextlib
 import errno
 import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+
+from megatron_qwen3.storage.whole import sync
 
 _MOST_KEPT_BYTES = 64 << 20  # lines of days; after that the oldest are lost
 
@@ -26,6 +30,7 @@ class RowFile:
         self._kept: deque[bytes] = deque()
         self._kept_bytes = self._lost = 0
         self._fails = False
+        sync(path.parent)  # its name
 
     def write(self, line: str) -> None:
         """Add a line, which has no newline."""
@@ -35,6 +40,11 @@ class RowFile:
             self._kept_bytes -= len(self._kept.popleft())
             self._lost += 1
         self._try_all()
+
+    def sync(self) -> None:
+        """Have the lines that are in the file on the disk, if it can; any thread may ask."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._try_all()

@@ -33,6 +33,7 @@ from megatron_qwen3.config import Config
 from megatron_qwen3.storage import folder, manifest, torch_dist
 from megatron_qwen3.storage.manifest import Seal, write_durably
 from megatron_qwen3.storage.torch_dist import Row
+from megatron_qwen3.storage.whole import make
 from megatron_qwen3.training import progress as progress_file
 from megatron_qwen3.training import shards
 from megatron_qwen3.training.engine import Engine
@@ -47,10 +48,15 @@ class SaveFailed(RuntimeError):
 
 
 class Saver:
-    """Writes one checkpoint of an engine at a time. Every rank has one and calls it alike."""
+    """Writes one checkpoint of an engine at a time. Every rank has one and calls it alike.
 
-    def __init__(self, engine: Engine, config: Config) -> None:
-        self.engine, self.config = engine, config
+    sync_log: called before a checkpoint counts; has what the run reported until then on the disk.
+    """
+
+    def __init__(
+        self, engine: Engine, config: Config, sync_log: Callable[[], None] = lambda: None
+    ) -> None:
+        self.engine, self.config, self.sync_log = engine, config, sync_log
         self.state = IDLE
         self._parts: list[shards.Part] = []
         self._objects: dict[str, bytes] = {}
@@ -150,7 +156,7 @@ class Saver:
 
     def _write(self, partial: Path, tensors: list[Tensor]) -> None:
         """This rank's file, and what is in it as a small file for the first rank."""
-        partial.mkdir(parents=True, exist_ok=True)
+        make(partial)
         rank = dist.get_rank()
         with torch_dist.ChunkFile(partial / f"__{rank}_0.distcp") as file:
             for part, tensor in zip(self._parts, tensors, strict=True):
@@ -177,6 +183,7 @@ class Saver:
         manifest.write(partial, seals)
         if faults := manifest.faults(partial):
             raise OSError("what was written is not what is there: " + "; ".join(faults[:3]))
+        self.sync_log()
         folder.publish(partial)
         kept = self.config.checkpoint
         with contextlib.suppress(OSError):  # what cannot be deleted now is tried again next time

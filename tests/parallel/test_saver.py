@@ -190,7 +190,7 @@ def extra_state_at_each_save(config):
         background.start(Progress(step))
         scale.fill_(-1)
         began.set()
-        background.wait()
+        background.wait(lambda done: None)
     linear.set_extra_state = lambda state: found.append(float(state["scale"]))
     found = []
     for saved in checkpoint.checkpoints(config.run_dir):
