@@ -39,8 +39,14 @@ CUDA_VENV := .venv-cuda
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
+# Unit tests share the cores; those with ranks of their own run one after another.
 test: $(INSTALLED)
+ifeq ($(TESTS),tests)
+	$(RUN) -m pytest -n 2 tests/unit
+	$(RUN) -m pytest tests --ignore=tests/unit
+else
 	$(RUN) -m pytest $(TESTS)
+endif
 
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
 test-slurm: $(INSTALLED)

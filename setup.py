@@ -26,6 +26,7 @@ setup(
         "test": [
             "pytest",
             "psutil",  # tests find and kill processes of runs by it
+            "pytest-xdist",  # unit tests on both cores
             "pytest-timeout",  # a hung rank fails its test instead of the whole run
             "hypothesis",  # properties of data and settings
             "transformers>=5",  # the reference of the parity tests and of the benchmarks
