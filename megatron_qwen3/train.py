@@ -83,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     except lock.InUse as error:
         return _fail(f"stopped: {error}", status=1)
     except ConfigError as error:
-        return _fail(f"error: {error}", status=2)
+        launcher.tell(f"error: {error}")
+        return 2
     return 0 if finished or "TORCHELASTIC_RUN_ID" in os.environ else CONTINUE
 
 

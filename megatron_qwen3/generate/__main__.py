@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(given)
     except (ConfigError, ChatError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {shown_lines(error)}", file=sys.stderr)
+        launcher.tell(f"error: {error}")
         return 2
     return 0
 

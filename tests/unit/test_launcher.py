@@ -1,5 +1,7 @@
 """What the launcher says of a rank: half of it is an error in one line, before torch is asked."""
 
+import socket
+
 import pytest
 
 from megatron_qwen3 import generate, train
@@ -11,7 +13,7 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_POR
 
 
 def environment(monkeypatch, **values):
-    for name in WHOLE:
+    for name in (*WHOLE, "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -48,3 +50,13 @@ def test_train_and_generate_tell_it_in_a_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("error: WORLD_SIZE = 2 without RANK")
     assert generate.__name__ and generate_command.main([str(tmp_path), "--prompt", "a"]) == 2
     assert "WORLD_SIZE = 2 without RANK" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "told"),
+    [("0", "0", "error: x\n"), ("1", "1", ""), ("8", "0", f"{socket.gethostname()}: error: x\n")],
+)
+def test_one_rank_of_each_machine_says_what_is_wrong_there(monkeypatch, capsys, rank, local, told):
+    environment(monkeypatch, RANK=rank, LOCAL_RANK=local)
+    launcher.tell("error: x")
+    assert capsys.readouterr().err == told
