@@ -216,7 +216,7 @@ def _lose_patience():
     train._PATIENCE_SECONDS = 3.0
 
 
-MUTANTS = {"weights zeroed": _zero_last_weights, "moments × 1.0001": _change_moments}
+MUTANTS = {"weights zeroed": _zero_last_weights, "moments x 1.0001": _change_moments}
 
 
 def corpus(path):

@@ -295,9 +295,9 @@ def check(game, reference, told):
         assert resumed[0] >= step, f"step {step} was saved, but {resumed[0]} resumed from"
 
 
-def undisturbed(home, settings, ranks):
+def undisturbed(home, settings, ranks, mutant=""):
     """(losses, weights and moments as they were in memory at the end) of a run left alone."""
-    whole = Round("whole", 0, settings, ranks, home / "whole")
+    whole = Round("whole", 0, settings, ranks, home / "whole", mutant)
     whole.home.mkdir()
     memory = home / "memory"
     assert whole.start(memory=memory).wait() == [0] * ranks, whole.log.read_text()
