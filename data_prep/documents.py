@@ -41,7 +41,8 @@ _DEEPEST = 100  # levels of JSON; deeper ones would depend on how deep the calle
 _NAMED_FIELDS = 20  # in an error
 _LONGEST_NUMBER = 4000  # digits; Python takes up to 4,300
 _HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16, or an invalid byte
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]+|[\]}]+', re.DOTALL)
+# Of a text that does not end, too, the rest is one token: else each of its quotes looks for an end.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _JSON_LINES = tuple(name + end for name in (".jsonl", ".ndjson") for end in ("", *COMPRESSED))
 SUFFIXES_IN_FOLDERS = (*_JSON_LINES, ".json.gz", ".json.zst", PARQUET)
 SUFFIXES = (*SUFFIXES_IN_FOLDERS, ".json")  # beside documents, .json is mostly something else

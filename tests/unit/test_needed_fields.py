@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,10 @@ def test_a_row_of_parquet_is_as_long_as_a_line_may_be(
     documents, problems = found(table({"text": ["a", "b" * 6000, "c" * 4000, "d"]}))
     assert [document.text[0] for document in documents] == ["a", "c", "d"]
     assert [(problem.line, problem.kind) for problem in problems] == [(2, "line too long")]
+
+
+def test_a_line_of_quotes_that_end_nowhere_costs_no_more_than_text(tmp_path: Path) -> None:
+    began = time.process_time()
+    documents, (problem,) = of_line(tmp_path, b'\\"' * 15_000)
+    assert (documents, problem.kind) == ([], "broken JSON")
+    assert time.process_time() - began < 1  # its length squared takes ten
