@@ -22,7 +22,8 @@ _REMOVED = re.compile(
 _LINE_ENDS = re.compile("\r\n?|[\x85\u2028\u2029\x0c]")
 # With the semicolon: text about `&copy` and query strings such as ?a=1&lt=2 are no references.
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_TRAILING = re.compile(r"[ \t\u00a0\u3000]+$", re.MULTILINE)
+# From the first blank of a run alone: else a long one within a line is looked through from each.
+_TRAILING = re.compile(r"(?<![ \t\u00a0\u3000])[ \t\u00a0\u3000]++$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 

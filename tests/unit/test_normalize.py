@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import pytest
@@ -46,3 +47,9 @@ def test_a_normalized_text_is_nfc_and_encodable(text: str) -> None:
 def test_normalizing_twice_changes_nothing(text: str) -> None:
     once = normalize(text)
     assert normalize(once) == once
+
+
+def test_a_long_run_of_blanks_within_a_line_costs_no_more_than_words() -> None:
+    text, began = "a" + " " * 30_000 + "b \n" + "c\t" + " " * 30_000, time.process_time()
+    assert normalize(text) == "a" + " " * 30_000 + "b\nc"
+    assert time.process_time() - began < 1  # its length squared takes ten
