@@ -42,16 +42,12 @@ def owned(
     make(folder)
     deadline = time.monotonic() + patience_seconds
     with _opened(folder / name) as file:
-        while not _lock(file.fileno(), fcntl.LOCK_EX):
+        while not _taken(file):
             if time.monotonic() > deadline:
                 raise InUse(
                     f"another run is at work in {folder} ({_owner(file)}); let it end, or stop it"
                 )
             time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
-        file.flush()
-        _lock(file.fileno(), fcntl.LOCK_SH)
         yield
 
 
@@ -61,6 +57,17 @@ def shared(folder: Path, name: str = "lock") -> Iterator[None]:
     with _opened(folder / name) as file:
         _lock(file.fileno(), fcntl.LOCK_SH)
         yield
+
+
+def _taken(file: IO[str]) -> bool:
+    """Have the lock for this process and those that share it; False where somebody else has it."""
+    if not _lock(file.fileno(), fcntl.LOCK_EX):
+        return False
+    file.truncate(0)
+    file.write(f"{socket.gethostname()} {os.getpid()}\n")
+    file.flush()
+    # The kernel lets one lock go before it gives the other, and somebody may come between.
+    return _lock(file.fileno(), fcntl.LOCK_SH)
 
 
 def _opened(path: Path) -> IO[str]:

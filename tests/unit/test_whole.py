@@ -1,5 +1,7 @@
 """Files appear whole or not at all, locks name their owner, shown text steers nothing."""
 
+import contextlib
+import fcntl
 import os
 import socket
 import threading
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown
-from megatron_qwen3.storage.lock import owned
+from megatron_qwen3.storage.lock import InUse, owned
 from megatron_qwen3.storage.whole import beside, whole_file, whole_folder, write_whole
 
 
@@ -68,6 +70,22 @@ def test_a_second_owner_is_told_host_and_process_of_the_first(tmp_path):
         pass
     with owned(tmp_path, patience_seconds=0):  # it ends with its owner
         pass
+
+
+def test_an_owner_who_comes_between_another_ones_two_locks_is_not_joined(tmp_path, monkeypatch):
+    flock = fcntl.flock
+
+    def overtaken(file, kind):
+        if kind & fcntl.LOCK_SH:  # the kernel lets the first lock go before it gives the second
+            flock(file, fcntl.LOCK_UN)
+            other = held.enter_context((tmp_path / "lock").open("a+"))
+            flock(other, fcntl.LOCK_EX)
+        return flock(file, kind)
+
+    with contextlib.ExitStack() as held:
+        monkeypatch.setattr(fcntl, "flock", overtaken)
+        with pytest.raises(InUse), owned(tmp_path, patience_seconds=0):
+            pass
 
 
 @given(st.text(st.characters(exclude_categories=())))
