@@ -140,12 +140,17 @@ class _FastUnpickler(pickle.Unpickler):
         return _named(module, name)
 
 
-# What the fast unpickler does with a pickle, in a process that may not take too much for it.
+# What the fast unpickler does with a pickle, in a process that may not take too much for it. What
+# `Inert` keeps has to be kept there too.
 _TRIAL = """
 import pickle, resource, sys
 class Inert:
-    def __new__(cls, *args): return super().__new__(cls)
-    def __setstate__(self, state): pass
+    __slots__ = ("args", "state")
+    def __new__(cls, *args):
+        made = super().__new__(cls)
+        made.args = args
+        return made
+    def __setstate__(self, state): self.state = state
 class Unpickler(pickle.Unpickler):
     def find_class(self, module, name): return Inert
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
