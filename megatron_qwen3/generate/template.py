@@ -12,7 +12,6 @@ count, unlike in chat.py.
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -65,6 +64,7 @@ class FolderTemplate:
         """The prompt of each line's messages and tools, or why the template has none for it."""
         from megatron_qwen3.chat import ChatError
         from megatron_qwen3.config import ConfigError
+        from megatron_qwen3.processes import isolated
 
         seconds = int(SECONDS + SECONDS_EACH * len(lines))
         asked = {
@@ -73,15 +73,13 @@ class FolderTemplate:
             "lines": [{k: line.get(k) for k in ("messages", "tools")} for line in lines],
             "seconds": seconds,
         }
-        # -P, and no empty entry: nothing of the folder that the user is in is imported.
-        paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         try:
             done = subprocess.run(
                 [sys.executable, "-P", str(Path(__file__).resolve())],
                 input=json.dumps(asked).encode(),
                 capture_output=True,
                 timeout=60 + 6 * seconds,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=isolated(),
             )
         except subprocess.TimeoutExpired:
             raise ConfigError(self._too_much(seconds)) from None

@@ -95,6 +95,7 @@ def test_a_template_without_an_end_is_ended(tmp_path, monkeypatch, bomb):
 
 def test_a_template_reaches_neither_files_nor_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ".")
     (tmp_path / "transformers.py").write_text("raise SystemExit(9)")  # nor runs what lies about
     texts = {
         "default": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
