@@ -24,7 +24,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.engines import AUTO, Encoded, choose, without_panics
-from data_prep.tokenizer_file import SPLIT_PATTERN, check_byte_level, read, tokenizer_json
+from data_prep.tokenizer_file import (
+    SPLIT_PATTERN,
+    check_byte_level,
+    read,
+    token_ids,
+    tokenizer_json,
+)
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -128,11 +134,11 @@ class DocumentTokenizer:
         self._file = tokenizer_json(path)
         spec = read(path, is_trusted=not compare)
         check_byte_level(spec, path)
-        ids = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        known, ids = token_ids(spec, path)
         if END_OF_DOCUMENT not in ids:
             raise ConfigError(f"{self._file} has no token {END_OF_DOCUMENT}")
         self.end_of_document = ids[END_OF_DOCUMENT]
-        self.vocab_size = 1 + max(*spec["model"]["vocab"].values(), *ids.values())
+        self.vocab_size = 1 + max([*known.values(), *ids.values()])
         # Without added tokens nothing is cut out of the text before the split pattern sees it. The
         # library's own switch, encode_special_tokens, leaves out those that are not 'special'.
         plain = {**spec, "added_tokens": []}
@@ -167,12 +173,11 @@ def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """
     spec = read(path, is_trusted=True)
     check_byte_level(spec, path)
-    added = {int(token["id"]) for token in spec["added_tokens"]}
-    vocabulary: dict[str, int] = spec["model"]["vocab"]
-    count = np.zeros(1 + max([*vocabulary.values(), *added]), np.int64)
+    vocabulary, added = token_ids(spec, path)
+    count = np.zeros(1 + max([*vocabulary.values(), *added.values()]), np.int64)
     for token, index in vocabulary.items():
         count[index] = len(token)  # byte-level BPE writes each byte as one character
-    count[sorted(added)] = 0
+    count[sorted(added.values())] = 0
     return count
 
 

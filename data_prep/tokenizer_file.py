@@ -35,6 +35,7 @@ SPLIT_PATTERN = (
 )
 MOST_GROWTH = 64  # characters that a normalizer may make of one; Unicode's own make up to 18
 TRIAL_SECONDS = 60.0
+_MOST_TOKENS = 1 << 28  # as of model.vocab_size
 _UNSAFE_NORMALIZERS = ("Precompiled",)  # tables of their own, which nothing here can measure
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _TRIAL = """
@@ -104,6 +105,27 @@ def check_byte_level(spec: dict[str, Any], path: str | os.PathLike[str]) -> None
         raise ConfigError(
             f"{file} is not a byte-level BPE tokenizer: its pre_tokenizer has no ByteLevel"
         )
+
+
+def token_ids(
+    spec: dict[str, Any], path: str | os.PathLike[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of the model's tokens, and of those that were added. ConfigError where one is none.
+
+    Arrays are as long as the largest id, which may therefore not be just any number.
+    """
+    try:
+        known: dict[str, int] = dict(spec["model"]["vocab"].items())
+        added = {token["content"]: token["id"] for token in spec.get("added_tokens", [])}
+        ids = [*known.values(), *added.values()]
+        if known and all(type(number) is int and 0 <= number < _MOST_TOKENS for number in ids):
+            return known, added
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ConfigError(
+        f"{tokenizer_json(path)} is damaged: its tokens do not all have ids, whole numbers below "
+        f"{_MOST_TOKENS:,}"
+    )
 
 
 def _object(file: Path) -> dict[str, Any]:

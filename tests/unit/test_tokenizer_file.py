@@ -195,6 +195,20 @@ def test_what_is_no_tokenizer_is_told_in_a_line(tmp_path: Path, content: str) ->
             reads(tmp_path)
 
 
+@pytest.mark.parametrize("number", [1 << 40, -1, 1.0, "1", None])
+@pytest.mark.parametrize("read_ids", [DocumentTokenizer, token_bytes])
+def test_ids_that_are_none_are_refused_before_an_array_is_as_long(
+    plain: Path, tmp_path: Path, number: Any, read_ids: Any
+) -> None:
+    spec = json.loads((plain / "tokenizer.json").read_text())
+    added = [{**spec["added_tokens"][0], "id": number}, *spec["added_tokens"][1:]]
+    model = {**spec["model"], "vocab": {**spec["model"]["vocab"], "a": number}}
+    for changes in ({"added_tokens": added}, {"model": model}):
+        folder = changed(plain, tmp_path / next(iter(changes)), **changes)
+        with pytest.raises(ConfigError, match="tokenizer.json is damaged: its tokens"):
+            read_ids(folder)
+
+
 def test_a_known_pattern_costs_no_process(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("a process was started")
