@@ -215,7 +215,7 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
         raise ConfigError(
             f"{path} does not exist; tools/mix_curriculum.py writes a curriculum"
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is not a curriculum: {error!r}") from None

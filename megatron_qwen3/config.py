@@ -164,7 +164,7 @@ def _read_override(override: str) -> dict[str, Any]:
     row = _setting(name, "command line")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         opens_a_value = ('"', "'") if row.kind is str else ("[", "{", '"', "'")
         if text.startswith(opens_a_value):
             raise ConfigError(f"command line: {name} is not valid TOML: {error}") from None

@@ -26,6 +26,7 @@ from megatron_qwen3.pretrain import known
 from megatron_qwen3.pretrain.order import Interleave, apportion
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor, Reading, Stream
+from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.history import ALL_SOURCES
 
@@ -170,8 +171,8 @@ class Record:
         if not path.exists():
             return None
         try:
-            return _record(json.loads(path.read_bytes()))
-        except (KeyError, TypeError, ValueError) as error:
+            return _record(parse_json(path.read_bytes()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} is not a record of what a run read: {error!r}") from None
 
 

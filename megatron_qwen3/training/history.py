@@ -7,7 +7,7 @@ Kept apart from the writer (`metrics.py`) so that reports and studies read runs,
 under way, with numpy alone. Columns and not dicts, since a long stage has millions of steps.
 """
 
-import json
+import contextlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.inside import parse_json
 
 FILE_NAME = "metrics.jsonl"
 ALL_SOURCES = "all"  # the source of an evaluation row over all sources together
@@ -35,7 +37,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 row["kind"], row["step"]
             except (ValueError, TypeError, KeyError):
                 if next(file, None) is None:
@@ -77,7 +79,7 @@ class Run:
             for name, value in row.items():
                 if value is not None:
                     missing = steps - len(columns[name])
-                    columns[name].extend([np.nan] * missing + [value])
+                    columns[name].extend([np.nan] * missing + [_number(value, name, path)])
             steps += 1
         if not steps:
             raise MetricsError(f"{path}: no training step in it yet")
@@ -110,6 +112,13 @@ class Run:
     def held_out(self) -> dict[str, dict[str, Any]]:
         """The newest evaluation of each source, `ALL_SOURCES` included; {} if there was none."""
         return {row["source"]: row for row in self.evaluations}
+
+
+def _number(value: Any, name: str, path: Path) -> float:
+    if type(value) in (int, float):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    raise MetricsError(f"{path}: {name} = {shown(repr(value))[:40]} is no number")
 
 
 def _padded(column: "array[float]", steps: int) -> np.ndarray:
