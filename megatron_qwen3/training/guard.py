@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.storage.manifest import write_durably
+from megatron_qwen3.storage.inside import parse_json
+from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 FILE_NAME = "left_out.jsonl"
@@ -89,11 +90,9 @@ class Guard:
         told = ""
         self.left_out = sorted({*self.left_out, LeftOut(first, last, reason)})
         if writes:
-            lines = (json.dumps(entry._asdict()) + "\n" for entry in self.left_out)
-            beside = self._ledger.with_suffix(".partial")
+            lines = (f"{json.dumps(entry._asdict())}\n".encode() for entry in self.left_out)
             try:
-                write_durably(beside, "".join(lines))
-                beside.replace(self._ledger)
+                write_whole(self._ledger, lines)
             except OSError as error:  # a full disk; every checkpoint has the list, too
                 told = f"; {self._ledger} cannot be written ({error.strerror})"
         window, most = self.settings.window_steps, self.settings.most_bad_batches
@@ -122,6 +121,6 @@ def _read(path: Path) -> list[LeftOut]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [LeftOut(**json.loads(line)) for line in lines]
+        return [LeftOut(**parse_json(line)) for line in lines]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not a list of batches left out: {error}") from None
