@@ -31,6 +31,7 @@ from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.history import ALL_SOURCES
 
 FILE_NAME = "data.json"
+_VERSION, _READ = 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,12 @@ class Record:
         if not path.exists():
             return None
         try:
-            return _record(parse_json(path.read_bytes()))
+            content = parse_json(path.read_bytes())
+            if (version := content.get("version", 1)) not in _READ:
+                raise ConfigError(f"{path} is of version {version!r:.40}; known: 1 and 2")
+            return _record(content)
+        except ConfigError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path} is not a record of what a run read: {error!r}") from None
 
@@ -322,7 +328,7 @@ def _checked(config: Config, record: Record) -> Record:
 
 def _record_json(record: Record) -> dict[str, Any]:
     return {
-        "version": 2,
+        "version": _VERSION,
         "sources": {
             key: {"name": source.name, "folder": source.folder, **source.as_json()}
             for key, source in record.sources().items()

@@ -1,4 +1,4 @@
-"""Whatever file of JSON or TOML is nested beyond all measure, a line names it."""
+"""Files that are nested beyond all measure, or of a later version, are named in a line."""
 
 import pytest
 
@@ -32,6 +32,12 @@ def test_a_file_that_is_nested_without_end_is_named(tmp_path, name):
     path.write_text(f"{begin}{DEEP}\n{{}}\n{{}}\n")
     with pytest.raises(ConfigError, match=name):
         READERS[name](path)
+
+
+def test_a_record_of_a_later_version_is_refused_by_it(tmp_path):
+    (tmp_path / "data.json").write_text('{"version": 3, "sources": {}, "parts": [], "idle": {}}')
+    with pytest.raises(ConfigError, match="data.json is of version 3; known: 1 and 2"):
+        Record.read(tmp_path)
 
 
 def test_a_setting_that_is_nested_without_end_is_named():
