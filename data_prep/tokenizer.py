@@ -27,8 +27,8 @@ from data_prep.engines import AUTO, Encoded, choose, without_panics
 from data_prep.tokenizer_file import (
     SPLIT_PATTERN,
     check_byte_level,
+    ids_by_token,
     read,
-    token_ids,
     tokenizer_json,
 )
 from megatron_qwen3.config import ConfigError
@@ -134,7 +134,7 @@ class DocumentTokenizer:
         self._file = tokenizer_json(path)
         spec = read(path, is_trusted=not compare)
         check_byte_level(spec, path)
-        known, ids = token_ids(spec, path)
+        known, ids = ids_by_token(spec, path)
         if END_OF_DOCUMENT not in ids:
             raise ConfigError(f"{self._file} has no token {END_OF_DOCUMENT}")
         self.end_of_document = ids[END_OF_DOCUMENT]
@@ -173,7 +173,7 @@ def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """
     spec = read(path, is_trusted=True)
     check_byte_level(spec, path)
-    vocabulary, added = token_ids(spec, path)
+    vocabulary, added = ids_by_token(spec, path)
     count = np.zeros(1 + max([*vocabulary.values(), *added.values()]), np.int64)
     for token, index in vocabulary.items():
         count[index] = len(token)  # byte-level BPE writes each byte as one character

@@ -107,7 +107,7 @@ def check_byte_level(spec: dict[str, Any], path: str | os.PathLike[str]) -> None
         )
 
 
-def token_ids(
+def ids_by_token(
     spec: dict[str, Any], path: str | os.PathLike[str]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """The ids of the model's tokens, and of those that were added. ConfigError where one is none.
