@@ -4,7 +4,7 @@ A source is known by its name and the marks of its shards, not by paths. A mark 
 file's size and of four of its pages, evenly apart: it costs the same at any size, so that a run can
 look at every file that it opens. A corpus that was tokenized anew in another order or by another
 tokenizer differs in every page; a few tokens changed between the pages of a large file are not
-found, that is what `tools/inspect_shards.py check` reads all of it for.
+found, that is what `tools/inspect_shards.py verify` reads all of it for.
 
     mark("data/tokens/web")             # of data/tokens/web.bin: 16 hex digits
     marks(["data/tokens/web", …])       # of many, at once

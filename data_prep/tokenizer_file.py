@@ -132,7 +132,7 @@ def _object(file: Path) -> dict[str, Any]:
     try:
         spec = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; data.tokenizer is a folder or a file") from None
+        raise ConfigError(f"{file} does not exist; a tokenizer is its folder or a file") from None
     except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{file} is not a tokenizer.json: {error}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("added_tokens", []), list):

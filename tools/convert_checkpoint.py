@@ -41,13 +41,43 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, folders in (
-        ("from-hf", _from_hf, ("source", "out")),
-        ("to-hf", _to_hf, ("source", "out")),
-        ("verify", _verify, ("a", "b")),
-        ("inspect", _inspect, ("source",)),
+    for name, run, folders, purpose, example in (
+        (
+            "from-hf",
+            _from_hf,
+            ("source", "out"),
+            "a folder of Hugging Face's format becomes a checkpoint for checkpoint.init_from",
+            "from-hf Qwen3-0.6B checkpoints/qwen3-0.6b",
+        ),
+        (
+            "to-hf",
+            _to_hf,
+            ("source", "out"),
+            "a checkpoint, or a run's newest, becomes a folder of Hugging Face's format",
+            "to-hf runs/quickstart/stage_3_long_context export/quickstart",
+        ),
+        (
+            "verify",
+            _verify,
+            ("a", "b"),
+            "compare the logits of two models of either format; status 1 where they differ",
+            "verify export/quickstart runs/quickstart/stage_3_long_context",
+        ),
+        (
+            "inspect",
+            _inspect,
+            ("source",),
+            "print what a model of either format is made of",
+            "inspect runs/quickstart/stage_3_long_context",
+        ),
     ):
-        command = commands.add_parser(name)
+        command = commands.add_parser(
+            name,
+            help=purpose,
+            description=f"{purpose}.",
+            epilog=f"example:\n  python tools/convert_checkpoint.py {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(run=run)
         for folder in folders:
             command.add_argument(folder, type=Path)

@@ -51,7 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     table = commands.add_parser("table", help="the inventory, added up by labels")
     table.add_argument("folder", type=Path)
-    table.add_argument("--by", nargs="+", choices=Labels._fields, default=["source", "language"])
+    table.add_argument(
+        "--by",
+        nargs="+",
+        choices=Labels._fields,
+        metavar="LABEL",
+        default=["source", "language"],
+        help=f"of {', '.join(Labels._fields)}; default: source language",
+    )
     table.set_defaults(run=_table)
     show = commands.add_parser("show", help="a document: where it came from, and its text")
     show.add_argument("prefix", type=Path, help="a shard, without .bin or .idx")

@@ -101,7 +101,10 @@ class CleanSettings:
             yield f"tokenizer {tokenizer_json(self.tokenizer)} does not exist"
         for code in self.languages:
             if code not in LANGUAGES:
-                yield f"language {code!r} is none of the 119; valid: the codes in languages.csv"
+                yield (
+                    f"language {code!r} is none of the 119; valid: the codes in "
+                    "data_prep/languages.csv, such as eng_Latn"
+                )
         if self.on_error not in ON_ERROR:
             yield f"on_error = {self.on_error!r}; valid: {', '.join(ON_ERROR)}"
         if self.tasks < 1:

@@ -244,10 +244,18 @@ def _check_values(inventory: Inventory, recipe: Recipe) -> None:
                 known = present[label] | set(_KNOWN.get(label, ()) if kind == "weights" else ())
                 for value in values:
                     if value not in known:
-                        names = sorted(present[label])
+                        order = LENGTHS.index if label == "length" else None
+                        names = sorted(present[label], key=order)
                         listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
                         raise ConfigError(
                             f"stages.{stage.name}.{kind}.{label}.{value}: no shard of "
                             f"{inventory.folder} has this {label}{did_you_mean(value, known)}; "
-                            f"there are: {listed}"
+                            f"there are: {listed}; way out: "
+                            f"{_way_out(stage.name, kind, label, names[0])}"
                         )
+
+
+def _way_out(stage: str, kind: str, label: str, present: str) -> str:
+    """What replaces a table that names a value of `label` which no shard has."""
+    values = f'"{present}" = 1.0' if kind == "shares" else ""
+    return f"'{stage}.{kind}.{label}={{{values}}}', say, or a recipe of your own (--recipe)"

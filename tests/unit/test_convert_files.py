@@ -23,6 +23,7 @@ from megatron_qwen3.generate.load import Source
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
 from megatron_qwen3.training.checkpoint import check_same_model, find
+from tools import convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -549,3 +550,12 @@ def test_a_disk_that_cannot_be_written_is_told_in_one_line(moe):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "/proc/nowhere" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("command", ["from-hf", "to-hf", "verify", "inspect"])
+def test_help_of_each_command_shows_a_call_of_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        convert_checkpoint.main([command, "--help"])
+    assert f"python tools/convert_checkpoint.py {command} " in capsys.readouterr().out

@@ -289,6 +289,20 @@ def test_labels_that_nothing_has_are_refused_with_what_there_is() -> None:
     assert "shares.domain.stem" in refusal(rows, one_stage(160, shares={"domain": {"stem": 1.0}}))
 
 
+def test_a_recipe_for_labels_that_nothing_has_is_mended_by_the_setting_that_the_error_names() -> (
+    None
+):
+    short = inventory([({"length": "0-4k"}, 100_000), ({"length": "32k+"}, 100_000)])
+    small = ["general.tokens=8192", "reasoning.tokens=8192", "long_context.tokens=32768"]
+    small += ["held_out=0", 'general.weights.domain={"cooking" = 2}']
+    for wrong in ("general.weights.domain", "long_context.shares.length"):
+        with pytest.raises(ConfigError, match=wrong) as refused:
+            plan(short, recipes.load(EXAMPLE, small))
+        small += re.findall(r"way out: '(.*)', say", str(refused.value))
+    assert 'long_context.shares.length={"0-4k" = 1.0}' in small
+    plan(short, recipes.load(EXAMPLE, small))
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
