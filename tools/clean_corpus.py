@@ -18,7 +18,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
@@ -57,11 +57,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="clean, or go on with it")
+    text: dict[str, Any] = {
+        "description": __doc__,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    run = commands.add_parser("run", help="clean, or go on with it", **text)
     run.set_defaults(run=_run)
     _add_what(run)
     _add_where(run)
-    show = commands.add_parser("show", help="the tables of a cleaning that has ended")
+    show = commands.add_parser("show", help="the tables of a cleaning that has ended", **text)
     show.set_defaults(run=_show)
     show.add_argument("out", type=Path)
     return parser
@@ -102,7 +106,13 @@ def _add_where(run: argparse.ArgumentParser) -> None:
     run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
     run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
     run.add_argument("--memory-gb", type=int, default=4, help="of a task; default: 4")
-    run.add_argument("--sbatch", nargs="+", default=[], metavar="OPTION=VALUE")
+    run.add_argument(
+        "--sbatch",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="more for SLURM: account=nlp",
+    )
 
 
 # datatrove is imported only where it is needed: a wrong command costs no seconds.

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
@@ -49,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = commands.add_parser("table", help="the inventory, added up by labels")
+    text: dict[str, Any] = {
+        "description": __doc__,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    table = commands.add_parser("table", help="the inventory, added up by labels", **text)
     table.add_argument("folder", type=Path)
     table.add_argument(
         "--by",
@@ -60,11 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(Labels._fields)}; default: source language",
     )
     table.set_defaults(run=_table)
-    show = commands.add_parser("show", help="a document: where it came from, and its text")
+    show = commands.add_parser("show", help="a document: where it came from, and its text", **text)
     show.add_argument("prefix", type=Path, help="a shard, without .bin or .idx")
     show.add_argument("document", type=int, help="its number there, from 0")
     show.set_defaults(run=_show)
-    verify = commands.add_parser("verify", help="compare all shards with their checksums")
+    verify = commands.add_parser("verify", help="compare all shards with their checksums", **text)
     verify.add_argument("folder", type=Path)
     verify.set_defaults(run=_verify)
     return parser

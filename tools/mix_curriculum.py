@@ -15,6 +15,7 @@ came from.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
@@ -66,7 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    mix = commands.add_parser("mix", help="write a curriculum from an inventory and a recipe")
+    text: dict[str, Any] = {
+        "description": __doc__,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "epilog": _EXAMPLES,
+    }
+    mix = commands.add_parser(
+        "mix", help="write a curriculum from an inventory and a recipe", **text
+    )
     mix.set_defaults(run=_mix)
     mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.json")
     mix.add_argument(
@@ -79,12 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--after", type=Path, metavar="RUN", help="go on from what this run has read up to now"
     )
     mix.add_argument("--no-page", action="store_true", help="write no page with pictures")
-    show = commands.add_parser("show", help="print what the stages of a curriculum see")
+    show = commands.add_parser("show", help="print what the stages of a curriculum see", **text)
     show.set_defaults(run=_show)
     show.add_argument("curriculum", type=Path, metavar="FILE.json")
     for command in (mix, show):
         command.add_argument("--rows", type=int, default=10, help="of a table (default: 10)")
-    locate = commands.add_parser("locate", help="the text of a row of a training step")
+    locate = commands.add_parser("locate", help="the text of a row of a training step", **text)
     locate.set_defaults(run=_locate)
     locate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     locate.add_argument("step", type=int, metavar="STEP", help="as the log counts, from 1")

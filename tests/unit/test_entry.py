@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_qwen3 import train
-from tools import scaling_study
+from tools import clean_corpus, inspect_shards, mix_curriculum, scaling_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -136,3 +137,20 @@ def test_settings_may_stand_after_options_in_every_command_that_takes_them(capsy
             scaling_study.main([command, *model, size, "--no-such-option"])
         told = scaling_study.main([command, *model, size, "optim.weigth_decay=1"])
         assert told == 2 and "did you mean optim.weight_decay?" in capsys.readouterr().err
+
+
+COMMANDS = [
+    *((clean_corpus, name) for name in ("run", "show")),
+    *((inspect_shards, name) for name in ("table", "show", "verify")),
+    *((mix_curriculum, name) for name in ("mix", "show", "locate")),
+]
+
+
+@pytest.mark.parametrize(("tool", "name"), COMMANDS)
+def test_help_of_a_command_shows_a_call_of_it(
+    tool: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tool.main([name, "--help"])
+    file = tool.__name__.removeprefix("tools.")
+    assert f"python tools/{file}.py {name} " in capsys.readouterr().out
