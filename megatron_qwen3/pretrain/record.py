@@ -317,11 +317,18 @@ def _checked(config: Config, record: Record) -> Record:
     if part.sequences is not None and asked > part.sequences:
         most = part.first_step + part.sequences // part.global_batch
         left = " left" if part.first_step else ""
+        tokens = config.train.tokens
+        setting = f"train.tokens = {tokens:,}" if tokens else f"train.steps = {config.steps:,}"
+        valid = f"at most {most:,} steps ({record.tokens_after(most):,} tokens)"
+        if not most:  # not one batch fits
+            valid = f"a train.global_batch of at most {part.sequences:,}, not {part.global_batch:,}"
+        if not most and not part.sequences:
+            valid = "a shorter data.sequence_length"
         raise ConfigError(
-            f"train.steps = {config.steps:,} asks for {asked:,} sequences of "
+            f"{setting} asks for {asked:,} sequences of "
             f"{part.sequence_length:,} tokens, but stage {config.data.stage} of "
-            f"{config.data.curriculum} has {part.sequences:,}{left}; valid: at most {most:,} steps "
-            f"({record.tokens_after(most):,} tokens), or mix a longer stage"
+            f"{config.data.curriculum} has {part.sequences:,}{left}; valid: {valid}, "
+            "or mix a longer stage"
         )
     return record
 

@@ -343,6 +343,13 @@ def test_more_steps_than_the_stage_has_are_refused_with_the_most_that_it_has(
         record.prepare(longer, 0)
 
 
+def test_a_stage_shorter_than_one_batch_asks_for_a_smaller_batch(planned: Config) -> None:
+    longer = dataclasses.replace(planned, train=TrainConfig(tokens=3200, global_batch=100))
+    complaint = r"train.tokens = 3,200 .*has 60; valid: a train.global_batch of at most 60, not 100"
+    with pytest.raises(ConfigError, match=complaint):
+        record.prepare(longer, 0)
+
+
 def test_a_larger_batch_in_the_middle_may_not_read_more_than_the_stage_has(
     planned: Config,
 ) -> None:
