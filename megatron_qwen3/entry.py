@@ -30,13 +30,18 @@ _PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream do
 def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     """Call `main` with streams that hold, and exit with its status.
 
+    Ctrl-C that `main` does not take is one line and status 130.
     Where it `prints_results`, with 1 if some of them are lost and nobody chose not to read them.
     """
     _open_closed_descriptors()
     output = _Steady(1, "w", closefd=False)
     sys.stdout = _steady(sys.stdout, output)
     sys.stderr = _steady(sys.stderr, _Steady(2, "w", closefd=False))
-    status = main()
+    try:
+        status = main()
+    except KeyboardInterrupt:  # Ctrl-C, also while imports take their seconds
+        print("stopped", file=sys.stderr)
+        status = 130  # as shells count it
     sys.stdout.flush()
     if prints_results and output.lost and not status:
         print(shown(f"error: standard output: {output.lost}"), file=sys.stderr)

@@ -139,6 +139,18 @@ def test_settings_may_stand_after_options_in_every_command_that_takes_them(capsy
         assert told == 2 and "did you mean optim.weight_decay?" in capsys.readouterr().err
 
 
+def test_a_command_that_is_interrupted_says_so_in_a_line_without_a_traceback() -> None:
+    program = """
+import signal
+from megatron_qwen3 import entry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+entry.run(lambda: signal.raise_signal(signal.SIGINT))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
 COMMANDS = [
     *((clean_corpus, name) for name in ("run", "show")),
     *((inspect_shards, name) for name in ("table", "show", "verify")),
