@@ -94,7 +94,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     ):
         for line in (*origin, f"optimizer: {described(engine.optimizer)}", *inputs.record.news):
             log.note(line)
-        if step and _is_evaluated_after(step, config) and not log.has_evaluated(step):
+        if step and _due(step, config.eval.every_steps) and not log.has_evaluated(step):
             is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
             stops = keeper.check(step, 0.0)
         while (step := guard.next_step(step)) < config.steps and not stops:
@@ -115,17 +115,16 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
                 guard.accept(metrics)
                 metrics["tokens"] = inputs.record.tokens_after(step, steps_of(guard.left_out))
                 log.train(step, metrics, rate, time.perf_counter() - began)
-            if step == config.steps and config.checkpoint.at_end:
-                keeper.settle()
-                keeper.finish(guard.progress(step))
-            elif _due(step, config.checkpoint.every_steps):
+            if _due(step, config.checkpoint.every_steps):
                 keeper.save(guard.progress(step))
-            if _is_evaluated_after(step, config):
+            if _due(step, config.eval.every_steps) and step < config.steps:
                 is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
             stops = keeper.check(step, time.perf_counter() - began)
         keeper.settle()
         if stops or config.checkpoint.at_end:
             keeper.finish(guard.progress(step))
+        if step >= config.steps and not log.has_evaluated(step):
+            is_evaluated = _evaluate(mixture, engine, log, keeper, guard.progress(step))
     return step >= config.steps and is_evaluated
 
 
@@ -223,10 +222,6 @@ def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> Token
     positions_BS = None if rows.positions_BS is None else torch.from_numpy(rows.positions_BS)
     tokens_BS, labels_BS = torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS)
     return TokenBatch.of(tokens_BS, labels_BS, positions_BS)
-
-
-def _is_evaluated_after(step: int, config: Config) -> bool:
-    return step == config.steps or _due(step, config.eval.every_steps)
 
 
 def _due(step: int, every: int) -> bool:

@@ -52,7 +52,7 @@ class Guard:
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
-        self.settings = config.guard
+        self.settings, self._steps = config.guard, config.steps
         self.recent = list(progress.recent)
         # A run that begins anew meets its bad batches itself; what lies there is of another one.
         ledger = _read(config.run_dir / FILE_NAME) if progress.step else []
@@ -64,11 +64,12 @@ class Guard:
         return Progress(step, tuple(self.left_out), tuple(self.recent))
 
     def next_step(self, step: int) -> int:
-        """`step`, or the first after it whose batch is not left out."""
+        """`step`, or the first after it whose batch is not left out; at most the run's last."""
+        wanted = step
         for first, last, _ in self.left_out:
-            if first <= step <= last:
-                step = last + 1
-        return step
+            if first <= wanted <= last:
+                wanted = last + 1
+        return max(step, min(wanted, self._steps))
 
     def limits(self) -> Limits:
         if len(self.recent) < _FEWEST_STEPS:

@@ -119,6 +119,18 @@ def test_a_run_killed_in_its_last_evaluation_has_saved_and_evaluates_at_the_next
     assert run_ranks(count_batches, 1, asked) == [(0, 0, 0)]
 
 
+@pytest.mark.parametrize("last", [3, 9])
+def test_a_run_whose_last_steps_are_left_out_ends_saved_and_evaluated(settings, tmp_path, last):
+    asked = arguments(settings, tmp_path, "checkpoint.every_steps=0")
+    assert run_ranks(count_batches, 1, [*asked, "train.steps=2"])[0][0] == 0
+    left_out = {"first": 2, "last": last, "reason": "bad"}
+    (tmp_path / "run" / "left_out.jsonl").write_text(json.dumps(left_out) + "\n")
+    status, batches, trained = run_ranks(count_batches, 1, asked)[0]
+    assert (status, trained) == (0, 0) and batches
+    assert folder.step_of(folder.newest(tmp_path / "run")) == 4
+    assert {row["step"] for row in evaluations(tmp_path)} == {2, 4}
+
+
 def test_a_stop_is_heard_between_two_batches_of_held_out_text(settings, tmp_path):
     asked = arguments(settings, tmp_path)
     assert run_ranks(run_and_term, 2, asked) == [(CONTINUE, 1, 4)] * 2
