@@ -1,6 +1,6 @@
 """Near-duplicates: speed of signatures, and recall and precision on planted ones in many languages.
 
-    python benchmarks/dedup.py ../shared/data/sib200_119.jsonl.gz        # sentences by language
+    python benchmarks/dedup.py texts/sib200_119.jsonl.gz        # sentences by language
 
 FILE is JSONL(.gz) with `text` and `lang`. Of its sentences documents are made, 40 in each, in
 every language of LANGUAGES, and of each document copies with a share of the words (characters where

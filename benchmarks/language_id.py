@@ -1,6 +1,6 @@
 """Language identification on sentences it never saw: recall of each language, and speed.
 
-    python benchmarks/language_id.py ../shared/data/sib200_119.jsonl.gz      # SIB-200's test split
+    python benchmarks/language_id.py texts/sib200_119.jsonl.gz      # SIB-200's test split
     python benchmarks/language_id.py FILE --split "" --model lid.bin         # a fastText model
 
 FILE is JSONL(.gz) with `text` and `lang`. Prints what falls below a recall of 0.8 and what is taken

@@ -11,7 +11,7 @@ time, of one core; the seconds of `start` (imports, tokenizer), which do not gro
 are not in it. Figures are medians, `ratio` is the median of each round's. `GB` is the most memory
 that ours had.
 
-English is real prose (../shared/data: a book and speeches), again and again with one word in twenty
+English is real prose (texts: a book and speeches), again and again with one word in twenty
 made of the halves of two others, so that later rounds have new words as real text has. Code is the
 files of Python's library and of the packages installed. The 119 languages are SIB-200's sentences,
 again and again in the same manner: those of one language joined to documents of that length, and

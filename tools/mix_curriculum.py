@@ -125,7 +125,8 @@ def _mix(given: argparse.Namespace) -> None:
                 "enough) and the same held_out"
             )
         )
-    print(shown(f"wrote {out}; a run takes it by data.curriculum={out} data.stage=…"))
+    taken = f"data.sources=[] data.curriculum={out} data.stage=…"
+    print(shown(f"wrote {out}; a run takes it by {taken}"))
     if not given.no_page:
         from tools import mix_figures  # matplotlib loads slowly
 
