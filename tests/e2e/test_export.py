@@ -26,7 +26,10 @@ def ours(source, prompts, scratch):
     options = ["--file", lines, "--out", out, "--temperature", 0, "--max-new-tokens", NEW]
     (status,) = run_ranks(main, 1, [str(word) for word in (source, *options)])
     assert status == 0
-    return [json.loads(line)["tokens"] for line in out.read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)["completion"]["tokens"]
+        for line in out.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def theirs(hf_folder, prompts):

@@ -54,8 +54,8 @@ def test_a_rank_that_a_killed_run_left_behind_holds_the_folder_until_it_ends(set
     while not (run_dir / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     try:
-        launch.kill(1, signal.SIGSTOP)
-        launch.kill(0)
+        launch.signal(1, signal.SIGSTOP)
+        launch.signal(0)
         launch.processes[0].join()
         with (
             pytest.raises(lock.InUse, match=f"process {launch.processes[0].pid}"),
@@ -63,7 +63,7 @@ def test_a_rank_that_a_killed_run_left_behind_holds_the_folder_until_it_ends(set
         ):
             pass
     finally:
-        launch.kill(1)
+        launch.signal(1)
         launch.processes[1].join()
     with lock.owned(run_dir, patience_seconds=0.1):
         pass
