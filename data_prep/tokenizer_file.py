@@ -39,12 +39,15 @@ _MOST_TOKENS = 1 << 28  # as of model.vocab_size
 _UNSAFE_NORMALIZERS = ("Precompiled",)  # tables of their own, which nothing here can measure
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _TRIAL = """
-import json, sys, tokenizers
+import json, resource, sys, tokenizers
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 spec, texts = json.load(sys.stdin)
 tokenizer = tokenizers.Tokenizer.from_str(spec)
 for text in texts:
     tokenizer.encode(text, add_special_tokens=False)
 """
+_TRIAL_BYTES = 4 << 30  # of addresses, beside what the file's own size lets expect
 _TRIAL_TEXTS = [
     *(chr(point) * 2000 for point in range(32, 127)),
     *(chr(point) * 60 + "!" for point in range(32, 127)),
@@ -198,6 +201,7 @@ def _try_patterns(spec: dict[str, Any], file: Path) -> None:
 def _trial(spec: str) -> str:
     """What is wrong with the patterns of a tokenizer, or ""."""
     command, given = [sys.executable, "-P", "-c", _TRIAL], json.dumps([spec, _TRIAL_TEXTS])
+    command.append(str(_TRIAL_BYTES + 64 * len(spec)))
     try:
         done = subprocess.run(
             command,

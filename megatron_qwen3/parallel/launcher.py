@@ -38,10 +38,10 @@ def tell(message: str) -> None:
 
 def check() -> None:
     """ConfigError where RANK and WORLD_SIZE do not go together, or lack a place to meet."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise ConfigError(f"{name} = {os.environ[name]!r} is not a whole number; {_WHO}")
     given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
-    for name, text in given.items():
-        if not text.isdecimal():
-            raise ConfigError(f"{name} = {text!r} is not a whole number; {_WHO}")
     if "RANK" not in given and world_size() == 1:
         return
     if len(given) == 1:

@@ -13,7 +13,7 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_POR
 
 
 def environment(monkeypatch, **values):
-    for name in (*WHOLE, "LOCAL_RANK"):
+    for name in (*WHOLE, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -33,6 +33,8 @@ def test_a_whole_environment_and_none_are_fine(monkeypatch, given):
         ({"WORLD_SIZE": None}, "RANK = 1 without WORLD_SIZE"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two' is not a whole number"),
         ({"RANK": ""}, "RANK = '' is not a whole number"),
+        ({"LOCAL_RANK": "first"}, "LOCAL_RANK = 'first' is not a whole number"),
+        ({"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE = '' is not a whole number"),
         ({"RANK": "2"}, "RANK = 2 of WORLD_SIZE = 2: ranks count from 0"),
         ({"MASTER_PORT": None}, "RANK = 1 without MASTER_PORT"),
     ],

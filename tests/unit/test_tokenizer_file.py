@@ -161,6 +161,15 @@ def test_a_pattern_without_an_end_is_given_up(
         load(folder)
 
 
+def test_patterns_that_take_all_memory_are_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pattern(plain, tmp_path, "(a|c)*d")
+    monkeypatch.setattr(tokenizer_file, "_TRIAL_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"tokenizer .*: it cannot be used"):
+        load(folder)
+
+
 def test_a_failure_at_a_text_names_the_tokenizer(plain: Path, tmp_path: Path) -> None:
     folder = with_pattern(plain, tmp_path, "(é+)+b")  # harmless but for a text nobody tries
     tokenizer = DocumentTokenizer(folder, "huggingface")
