@@ -148,7 +148,7 @@ class Cluster:
         words = self.run("scontrol", "show", "job", "--oneliner", job).split()
         return {key: value for key, _, value in (word.partition("=") for word in words)}
 
-    def wait(self, job: str, state: str = "COMPLETED", timeout_seconds: float = 90) -> None:
+    def wait(self, job: str, state: str = "COMPLETED", timeout_seconds: float = 240) -> None:
         """Until a job is in `state`; AssertionError where it ends in another one or not in time."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 

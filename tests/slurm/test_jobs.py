@@ -87,7 +87,7 @@ class JobRun:
         return losses(self.folder)
 
     def wait_for_step(self, step):
-        wait_until(lambda: any(done >= step for done, _ in self.losses), 90, lambda: self.log)
+        wait_until(lambda: any(done >= step for done, _ in self.losses), 240, lambda: self.log)
 
     def wait(self):
         try:
