@@ -39,11 +39,11 @@ CUDA_VENV := .venv-cuda
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
-# Unit tests share the cores; those with ranks of their own run one after another.
+# Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
 test: $(INSTALLED)
 ifeq ($(TESTS),tests)
 	$(RUN) -m pytest -n 2 tests/unit
-	$(RUN) -m pytest tests --ignore=tests/unit
+	$(RUN) -m pytest -n 2 --dist loadfile tests --ignore=tests/unit
 else
 	$(RUN) -m pytest $(TESTS)
 endif

@@ -39,9 +39,12 @@ def configure(items: Iterable[str]) -> Config:
     return settings.load(*settings.split(items))
 
 
-def check_names(names: Iterable[str]) -> None:
-    """ConfigError for a name that is none for a folder: they stand in paths and in job scripts."""
-    for name in names:
+def check_names(folder: str, names: Iterable[str]) -> None:
+    """ConfigError for a name that is none for a folder: they stand in paths and in job scripts.
+
+    folder: where all of it goes; there may be spaces on the way to it.
+    """
+    for name in (folder.replace(" ", "_"), *names):
         if not re.fullmatch(r"[\w./-]+", name):
             raise ConfigError(f"{name!r} is no name for a folder; valid: letters, digits, _ . - /")
 

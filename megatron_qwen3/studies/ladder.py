@@ -74,7 +74,7 @@ def points(ladder: Ladder, stage: Stage) -> list[Point]:
 
     ConfigError: a grid is not complete, settings are wrong, or the stage before has no runs yet.
     """
-    check_names([ladder.dir, stage.name, *ladder.models])
+    check_names(ladder.dir, [stage.name, *ladder.models])
     found: dict[str, Point] = {}
     for grid in stage.grids:
         for model in _models(ladder, stage, grid):

@@ -26,7 +26,7 @@ _SCRIPT = """\
 #
 #   sbatch {script}
 #
-#SBATCH --job-name={name}
+#SBATCH --job-name="{name}"
 #SBATCH --array=0-{last}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={per_node}
@@ -35,7 +35,7 @@ _SCRIPT = """\
 #SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --time={minutes}
-#SBATCH --output={folder}/%x-%A_%a.out
+#SBATCH --output="{folder}/%x-%A_%a.out"
 {options}set -euo pipefail
 mapfile -t points <{listing}
 exec bash "${{QWEN3_CHECKOUT:-$SLURM_SUBMIT_DIR}}/examples/slurm/train.sbatch" \\
@@ -103,7 +103,7 @@ def _write_array(
         count=len(points),
         dir=target.parent,
         gpus=gpus,
-        script=script,
+        script=shlex.quote(str(script)),
         name=f"{target.parent.name}-{gpus}",
         last=len(points) - 1,
         nodes=nodes,

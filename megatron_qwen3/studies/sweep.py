@@ -110,7 +110,7 @@ def _check(sweep: Sweep) -> None:
     for field in ("models", "layouts", "gpus", "scaling"):
         if not getattr(sweep, field):
             raise ConfigError(f"{field} is empty: the study has no points")
-    check_names([sweep.dir, *sweep.models, *sweep.layouts])
+    check_names(sweep.dir, [*sweep.models, *sweep.layouts])
     if min(sweep.gpus) < 1:
         raise ConfigError(f"gpus = {list(sweep.gpus)}: a run has at least 1")
     if not 0 <= sweep.warm_up_steps < sweep.steps:
