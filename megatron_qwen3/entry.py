@@ -8,7 +8,8 @@ What a command prints is for people; what it does must not depend on whether the
 reader of a pipe may leave, a terminal close, a disk that holds the log be full, a stream be closed
 from the start or of an encoding (ASCII, ISO-8859-1) that lacks a character. What cannot be written
 is then dropped, or spelled as \\u2192, and the command goes on. Where standard output is what the
-command is for, and no log, a full disk below it is status 1 in the end. Nothing here imports torch.
+command is for, and no log, a full disk below it is status 1 in the end. Ranks share one standard
+error: a line reaches it whole, by one write. Nothing here imports torch.
 """
 
 import argparse
@@ -73,17 +74,17 @@ def _open_closed_descriptors() -> None:
 
 
 def _steady(stream: "io.TextIOWrapper | object | None", raw: "_Steady") -> io.TextIOWrapper:
-    encoding, at_once, by_line = "utf-8", False, True
+    encoding, by_line = "utf-8", True
     if isinstance(stream, io.TextIOWrapper):
-        encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
+        # python -u, as torchrun starts ranks, would write a line and its end apart.
+        encoding, by_line = stream.encoding, stream.line_buffering or stream.write_through
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     return io.TextIOWrapper(
-        raw if at_once else io.BufferedWriter(raw),  # as Python's own -u
+        io.BufferedWriter(raw),
         encoding=encoding,
         errors="backslashreplace",
         line_buffering=by_line,
-        write_through=at_once,
     )
 
 

@@ -173,8 +173,9 @@ def run_and_hang(arguments):
 def test_a_hang_ends_with_every_ranks_place_and_collective(settings, tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/e2e']\n"
+        "from megatron_qwen3 import entry\n"
         "from test_survive import run_and_hang\n"
-        "sys.exit(run_and_hang(sys.argv[1:]))"
+        "entry.run(lambda: run_and_hang(sys.argv[1:]))"
     )
     (tmp_path / "hanging.py").write_text(code)
     asked = arguments(settings, tmp_path, "guard.hang_seconds=3")

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,18 @@ def test_help_of_a_command_shows_a_call_of_it(
         tool.main([name, "--help"])
     file = tool.__name__.removeprefix("tools.")
     assert f"python tools/{file}.py {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_one_write_so_that_lines_of_ranks_do_not_run_into_each_other(
+    tmp_path, unbuffered
+):
+    """Of a socket for datagrams each write is one; torchrun starts ranks with python -u."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": "utf-8"}
+    with ours, theirs:
+        program = run_program(
+            tmp_path / "out", 3, stdout=subprocess.DEVNULL, stderr=theirs, env=environment
+        )
+        assert program.returncode == 3
+        assert [ours.recv(100) for _ in range(3)] == ["→\n".encode()] * 3
