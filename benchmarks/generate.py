@@ -70,7 +70,7 @@ def transformers(
 
 
 def transformers_keeping_memory(config: Config, options: argparse.Namespace) -> Callable[[], int]:
-    from megatron_qwen3.parallel.allocator import keep_freed_memory
+    from megatron_qwen3.cpu.allocator import keep_freed_memory
 
     keep_freed_memory()
     return transformers(config, options)

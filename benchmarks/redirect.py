@@ -3,7 +3,7 @@
     python benchmarks/redirect.py
 
 Counts, over one step of the dense benchmark model, the calls that pass through a wrapper of
-`parallel/cpu.py` (constructors with their check for device="cuda"), times what a wrapper adds to a
+`cpu/redirect.py` (constructors with their check for device="cuda"), times what a wrapper adds to a
 call, and sets the product against the step. The other redirections replace a call by a cheaper one.
 """
 
@@ -16,7 +16,7 @@ import torch
 from train_step import DENSE, ours
 
 from megatron_qwen3.config import load
-from megatron_qwen3.parallel import cpu
+from megatron_qwen3.cpu import redirect
 
 
 def count_calls(step: Callable[[], float]) -> int:
@@ -31,7 +31,7 @@ def count_calls(step: Callable[[], float]) -> int:
 
         return call
 
-    wrapped = {name: getattr(torch, name) for name in cpu._CONSTRUCTORS}
+    wrapped = {name: getattr(torch, name) for name in redirect._CONSTRUCTORS}
     for name, construct in wrapped.items():
         setattr(torch, name, counted(construct))
     step()

@@ -79,7 +79,7 @@ def transformers(config: Config) -> Callable[[], float]:
 
 def transformers_keeping_memory(config: Config) -> Callable[[], float]:
     """transformers in a process whose malloc keeps freed memory, as ours does."""
-    from megatron_qwen3.parallel.allocator import keep_freed_memory
+    from megatron_qwen3.cpu.allocator import keep_freed_memory
 
     keep_freed_memory()
     return transformers(config)
@@ -155,7 +155,7 @@ def matmul_flops_per_second(config: Config, threads: int, pipe: Connection) -> N
     """Body of a worker that times one large matrix product, by the faster library, when asked."""
     import torch
 
-    from megatron_qwen3.parallel.products import product
+    from megatron_qwen3.cpu.products import product
 
     torch.set_num_threads(threads)
     device, bf16 = config.run.device, config.train.precision == "bf16"

@@ -102,6 +102,7 @@ def train(config: Config) -> bool:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
+    from megatron_qwen3.cpu import memory
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
     from megatron_qwen3.pretrain.evaluate import EvaluationFailed
@@ -111,7 +112,7 @@ def train(config: Config) -> bool:
 
     mode = {"pretrain": pretrain}[config.run.mode]
     runtime.check(config)
-    check_memory(config, launcher.world_size(), runtime.device_memory(config))
+    check_memory(config, launcher.world_size(), Device(*memory.of_rank(config)))
     inputs = mode.check(config)
     with contextlib.ExitStack() as held:
         if launcher.rank() == 0:

@@ -6,7 +6,7 @@ place of a shard is what the model's own `sharded_state_dict` says, as it is for
 
 import dataclasses
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
+from megatron_qwen3.parallel import mcore  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory

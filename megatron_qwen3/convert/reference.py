@@ -1,6 +1,6 @@
 """Logits of transformers' model, in a process of its own: `logits(folder, ids_BS, dtype)`.
 
-The reference must not depend on what our process did to torch (`parallel/cpu.py`), and its memory
+The reference must not depend on what our process did to torch (`cpu/redirect.py`), and its memory
 goes away with it. Run as a program, this module is that process. The folder may be a stranger's:
 the process imports nothing from it or from the caller's folder, downloads nothing, and transformers
 is told to run no code that the folder brings or names.

@@ -8,7 +8,6 @@ other, so the larger of them must fit.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 from torch import Tensor
 

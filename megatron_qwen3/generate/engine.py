@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_qwen3.config import Config
@@ -32,6 +30,7 @@ from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import Qwen3
 from megatron_qwen3.model.layer import SelfAttention
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import parallel_state
 
 OnToken = Callable[[int, int, bool], None]  # row, token, whether it was inserted
 

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
+from megatron_qwen3.cpu import kernels
+from megatron_qwen3.cpu.products import product
 from megatron_qwen3.model.build import Qwen3
-from megatron_qwen3.parallel.products import product
+from megatron_qwen3.parallel.mcore import ColumnParallelLinear, RowParallelLinear
 
 # Measured on one and two cores with AVX-512: below either, packing gains nothing.
 _LEAST_PACKED_WEIGHTS, _LEAST_PACKED_ROWS = 1 << 20, 4
@@ -54,9 +54,7 @@ class _Product:
         self.weight_OI = weight_OI.detach()
         self.packed: Tensor | None = None
         self.is_packable = (
-            not weight_OI.is_cuda
-            and weight_OI.numel() >= _LEAST_PACKED_WEIGHTS
-            and torch.backends.mkldnn.is_available()
+            kernels.has_packed_product(weight_OI) and weight_OI.numel() >= _LEAST_PACKED_WEIGHTS
         )
 
     def __call__(self, x_SBI: Tensor) -> Tensor:

@@ -18,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
-from megatron.core import parallel_state
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,6 +27,7 @@ from megatron_qwen3.generate.engine import Completion, Generator, OnToken
 from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel.mcore import parallel_state
 from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.storage.whole import whole_file
 

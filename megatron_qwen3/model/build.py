@@ -10,13 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_qwen3.config import Config
@@ -26,6 +21,12 @@ from megatron_qwen3.model.log_probs import vocab_parallel_log_probs
 from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import (
+    GPTModel,
+    ProcessGroupCollection,
+    TransformerConfig,
+    parallel_state,
+)
 
 
 class Qwen3(GPTModel):
@@ -147,13 +148,11 @@ def transformer_config(config: Config, layout: Layout) -> TransformerConfig:
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
             pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
             perform_initialization=False,
-            use_cpu_initialization=cpu.REDIRECTED,
             deterministic_mode=config.run.deterministic,
             gradient_accumulation_fusion=False,  # the engine turns it on where it can be had
             # The engine normalises the loss itself; gradients are summed over ranks, not averaged.
             calculate_per_token_loss=True,
-            # gloo reads what it sends until the send is done, even where nobody waits for it.
-            deallocate_pipeline_outputs=not cpu.REDIRECTED,
+            **specs.settings_of_device(),
             **_expert_settings(config),
             **_parallel_settings(config, layout),
         )

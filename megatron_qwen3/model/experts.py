@@ -11,18 +11,19 @@ rank), H hidden, F width of an expert on this rank.
 
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.tensor_parallel import all_to_all
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_qwen3.model import grouped
 from megatron_qwen3.model.router import Router
+from megatron_qwen3.parallel.mcore import (
+    MegatronModule,
+    ShardedTensor,
+    ShardedTensorFactory,
+    TransformerConfig,
+    all_to_all,
+)
 
 
 class SparseMLP(MegatronModule):

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from megatron_qwen3.cpu import kernels
+from megatron_qwen3.cpu.products import write_product
+from megatron_qwen3.cpu.shortcuts import take_old
 from megatron_qwen3.model import ops
-from megatron_qwen3.parallel.products import write_product
-from megatron_qwen3.parallel.shortcuts import take_old
 
 
 class Order(NamedTuple):
@@ -149,8 +150,7 @@ def _groups(rows: Tensor, counts: Tensor) -> Tensor | list[int]:
 
     A GPU's grouped product takes bf16 alone: in float32 the host waits for the sizes, and loops.
     """
-    in_one_product = rows.is_cuda and rows.dtype == torch.bfloat16
-    return counts.cumsum(0).int() if in_one_product else counts.tolist()
+    return counts.cumsum(0).int() if kernels.has_grouped_product(rows) else counts.tolist()
 
 
 def _product(rows_RI: Tensor, weight_EIO: Tensor, groups: Tensor | list[int]) -> Tensor:

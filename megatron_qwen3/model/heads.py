@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import ops
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -29,7 +30,7 @@ def query_key_value(
     (Qwen3 technical report, arXiv 2505.09388, section 2: QK-Norm) with q_weight and k_weight [D],
     rounded to qkv's dtype, and rotated by cos and sin [S, 1 or B, 1, D] as `ops.rope` does.
     """
-    if qkv.is_cuda:  # where torch has a fused norm
+    if kernels.has_fused_norm(qkv):
         q, k, v = qkv.split([qkv.shape[3] - 2, 1, 1], dim=3)
         q, k = ops.rms_norm(q, q_weight, eps).flatten(2, 3), ops.rms_norm(k, k_weight, eps)
         return *ops.rope(q, k.squeeze(3), cos, sin), v.squeeze(3)

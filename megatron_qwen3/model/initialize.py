@@ -8,17 +8,17 @@ compared without a checkpoint. Norm scales keep their ones.
 import hashlib
 from collections.abc import Iterator
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import (
+from torch import Tensor, nn
+
+from megatron_qwen3.parallel.mcore import (
     ColumnParallelLinear,
+    ProcessGroupCollection,
     RowParallelLinear,
+    ShardedTensor,
+    ShardedTensorFactory,
     VocabParallelEmbedding,
 )
-from torch import Tensor, nn
 
 _SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
 

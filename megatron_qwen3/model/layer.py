@@ -12,23 +12,23 @@ G key/value groups of this tensor rank, D head size.
 import functools
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
-from megatron.core import tensor_parallel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import build_module
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    BaseTransformerLayer,
-    get_transformer_layer_offset,
-)
 from torch import Tensor, nn
 
 from megatron_qwen3.model import ops
 from megatron_qwen3.model.heads import query_key_value
 from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.parallel.mcore import (
+    BaseTransformerLayer,
+    ColumnParallelLinear,
+    MegatronModule,
+    RowParallelLinear,
+    TransformerConfig,
+    apply_swiglu_sharded_factory,
+    build_module,
+    get_transformer_layer_offset,
+    tensor_parallel,
+)
 
 
 class RMSNorm(nn.Module):

@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from megatron_qwen3.cpu import kernels
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) * weight over the last dimension, which is weight's [H].
 
     Computed in float32 and rounded to x's dtype once (arXiv 1910.07467, eq. 4).
     """
-    if x.is_cuda:
+    if kernels.has_fused_norm(x):
         return F.rms_norm(x, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
@@ -53,7 +55,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     """
     heads_per_group = q.shape[2] // k.shape[2]
     # The kernel that takes float32 or a mask knows no groups.
-    if q.is_cuda and (q.dtype == torch.float32 or mask is not None):
+    if not kernels.attention_knows_groups(q, mask is not None):
         k, v = (t.repeat_interleave(heads_per_group, dim=2) for t in (k, v))
     q, k, v = (t.permute(1, 2, 0, 3).contiguous() for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]

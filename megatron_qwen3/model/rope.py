@@ -5,10 +5,10 @@ first two pretraining stages and 1,000,000 in the long-context one (ABF, arXiv 2
 Legend: S positions, B rows, D head size.
 """
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
+
+from megatron_qwen3.parallel.mcore import RotaryEmbedding
 
 
 class RotaryTables(RotaryEmbedding):

@@ -22,12 +22,11 @@ Legend: T tokens of this rank, E experts, K experts per token, H hidden.
 
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megatron_qwen3.parallel.mcore import MegatronModule, TransformerConfig
 
 
 class _AddToLoss(torch.autograd.Function):

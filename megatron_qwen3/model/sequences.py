@@ -12,9 +12,9 @@ Legend: B rows, S positions, T positions of this tensor rank in the order of its
 from dataclasses import dataclass
 from typing import Self
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+
+from megatron_qwen3.parallel.mcore import PackedSeqParams
 
 
 @dataclass

@@ -6,17 +6,16 @@ linears, FP8, context parallelism) and apex's fused optimizer belong here as fur
 beside `torch_block_spec`; nothing outside this module asks what is installed.
 """
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
-
+from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model.experts import SparseMLP
 from megatron_qwen3.model.layer import DenseMLP, Layer, RMSNorm
+from megatron_qwen3.parallel.mcore import (
+    ModuleSpec,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    TransformerLayerSubmodules,
+    get_num_layers_to_build,
+)
 
 
 def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
@@ -30,3 +29,12 @@ def torch_block_spec(config: TransformerConfig, vp_stage: int | None) -> Transfo
     layer = ModuleSpec(module=Layer, submodules=TransformerLayerSubmodules(mlp=mlp))
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
+
+
+def settings_of_device() -> dict[str, bool]:
+    """What megatron-core's configuration says of the device that layers are made and run on."""
+    return {
+        "use_cpu_initialization": redirect.REDIRECTED,
+        # gloo reads what it sends until the send is done, even where nobody waits for it.
+        "deallocate_pipeline_outputs": not redirect.REDIRECTED,
+    }

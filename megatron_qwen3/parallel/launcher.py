@@ -1,7 +1,7 @@
 """Which rank this process is, as its launcher says: torchrun, or srun with examples/slurm/rank.sh.
 
     launcher.check()                       # ConfigError where the environment says half of it
-    launcher.rank(), launcher.world_size() # 0 and 1 without a launcher
+    launcher.rank(), launcher.local_rank(), launcher.world_size()  # 0, 0 and 1 without a launcher
     launcher.tell(f"error: {error}")       # one rank of each machine says what is wrong there
 
 Nothing here imports torch.
@@ -23,6 +23,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Among the ranks of this machine: the number of its GPU, too."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def tell(message: str) -> None:

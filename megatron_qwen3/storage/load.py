@@ -13,14 +13,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch import Tensor
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.parallel.mcore import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.boxes import meeting
 from megatron_qwen3.storage.files import read_exactly

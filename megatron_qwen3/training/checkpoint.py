@@ -8,7 +8,6 @@ tensors. `saver.py` writes it while steps run, `storage/` says what a folder mus
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch.distributed as dist
 
 from megatron_qwen3 import config as settings

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_qwen3.config import Config
+from megatron_qwen3.cpu import redirect
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import DistributedOptimizer, Range
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.optim import state_tensors
 
@@ -93,7 +93,7 @@ def _pretending_to_be(rank: int, config: Config, layout: Layout) -> Iterator[Non
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         runtime.build_groups(config, layout)
-        with cpu.on_meta():
+        with redirect.on_meta():
             yield
     finally:
         runtime.stop()

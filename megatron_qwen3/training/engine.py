@@ -15,28 +15,28 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_qwen3.config import Config
+from megatron_qwen3.cpu import device
+from megatron_qwen3.cpu.clock import ComputeClock
+from megatron_qwen3.cpu.memory import gpu_memory
 from megatron_qwen3.model.build import build, last_position_only
 from megatron_qwen3.model.router import Router, balance_metrics
-from megatron_qwen3.parallel import shortcuts
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+    get_forward_backward_func,
+    parallel_state,
+)
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.guard import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.losses import Loss, TokenOutputs
 from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update
-from megatron_qwen3.training.watch import ComputeClock, gpu_memory
 
 
 class NonFiniteLoss(BadBatch):
@@ -166,8 +166,7 @@ class Engine:
         chunk = DistributedDataParallel(
             model.config, settings, model, disable_bucketing=later_chunk
         )
-        if cpu.REDIRECTED:
-            shortcuts.fuse_weight_gradients(chunk)
+        device.take_shortcuts(chunk)
         return chunk
 
     def _connect_schedule(self) -> None:

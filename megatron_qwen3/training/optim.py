@@ -9,14 +9,18 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from megatron_qwen3.config import Config
+from megatron_qwen3.cpu import redirect
+from megatron_qwen3.parallel.mcore import (
+    DistributedOptimizer,
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+)
 
 
 def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimizer:
@@ -39,7 +43,7 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
         use_distributed_optimizer=optim.distributed,
         overlap_param_gather=config.parallel.overlap and optim.distributed,
     )
-    with cpu.cuda_type_names():
+    with redirect.cuda_type_names():
         optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
     for group in optimizer.param_groups:
         # megatron-core sets `wd_mult` 0 for vectors, and leaves the product to its own scheduler.

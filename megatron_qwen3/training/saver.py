@@ -23,13 +23,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config
+from megatron_qwen3.cpu import memory
 from megatron_qwen3.storage import folder, manifest, torch_dist
 from megatron_qwen3.storage.manifest import Seal, write_durably
 from megatron_qwen3.storage.torch_dist import Row
@@ -127,7 +127,7 @@ class Saver:
         """The same values in host memory, which is allocated once and pinned where that helps."""
         if not self._copies:
             sizes = [-(-tensor.nbytes // 64) * 64 for tensor in tensors]
-            whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=not cpu.REDIRECTED)
+            whole = memory.host_copy(sum(sizes))
             places = zip(whole.split(sizes), tensors, strict=True)
             self._copies = [
                 place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -17,17 +17,16 @@ from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
-from megatron_qwen3.parallel import cpu  # noqa: F401  isort: skip  (before megatron-core)
 import torch
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import (
+from torch import Tensor
+
+from megatron_qwen3.parallel.mcore import (
+    ProcessGroupCollection,
     ShardedObject,
+    ShardedTensor,
     ShardedTensorFactory,
     is_main_replica,
 )
-from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
-
 from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Place
 from megatron_qwen3.training import optim
 from megatron_qwen3.training.engine import Engine

@@ -11,11 +11,9 @@ out although all ranks take equally long for a step; in a tensor-parallel group 
 
 import socket
 import statistics
-import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from megatron_qwen3.parallel import cpu  # isort: skip  (before megatron-core)
 import torch
 import torch.distributed as dist
 
@@ -73,60 +71,3 @@ def hosts_of_ranks() -> list[str]:
     hosts = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, socket.gethostname())
     return hosts
-
-
-def gpu_memory() -> dict[str, float]:
-    """Bytes of this rank's GPU, {} on a CPU.
-
-    memory_peak_bytes: the most that tensors have held at once since the start;
-    memory_reserved_bytes: what torch has taken from the GPU for them, which others cannot have.
-    """
-    if cpu.REDIRECTED:
-        return {}
-    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
-    return {"memory_peak_bytes": float(peak), "memory_reserved_bytes": float(reserved)}
-
-
-class ComputeClock:
-    """Stands for megatron-core's timers, and adds up the forward and backward passes alone.
-
-    On a GPU the times are those of events, read once per step when the device is done anyway.
-    """
-
-    def __init__(self) -> None:
-        self._spans: list[tuple[Any, Any]] = []
-        self._begin: Any = None
-        self._busy = False
-
-    def __call__(self, name: str, log_level: int | None = None) -> "ComputeClock":
-        self._busy = name in ("forward-compute", "backward-compute")
-        return self
-
-    def start(self, barrier: bool = False) -> None:
-        if self._busy:
-            self._begin = _now()
-
-    def stop(self, barrier: bool = False) -> None:
-        if self._busy:
-            self._spans.append((self._begin, _now()))
-
-    def restart(self) -> None:
-        """Forget what was."""
-        self._spans = []
-
-    def seconds(self) -> float:
-        """What was added up since the restart."""
-        spans = self._spans
-        if cpu.REDIRECTED:
-            return sum(end - begin for begin, end in spans)
-        if spans:
-            spans[-1][1].synchronize()  # the last pass alone, not the update that follows it
-        return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
-
-
-def _now() -> Any:
-    if cpu.REDIRECTED:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_qwen3.config import load
+from megatron_qwen3.cpu import redirect
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
-from megatron_qwen3.parallel import cpu, runtime
+from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import engine as training
 from megatron_qwen3.training.batch import TokenBatch
@@ -29,7 +30,7 @@ SMALL = ("train.steps=1", "train.global_batch=2", "data.sequence_length=32")
 
 
 def main(preset, *settings):
-    assert not cpu.REDIRECTED, "the package must believe in the GPU"
+    assert not redirect.REDIRECTED, "the package must believe in the GPU"
     config = load([], [f"model.preset={preset}", *SMALL, "parallel.overlap=false", *settings])
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     layout = Layout.of(config, 1)

@@ -4,10 +4,9 @@ import torch
 from ranks import run_ranks
 from test_checkpoint import POSITIONS, SEQUENCES, settings
 
-from megatron_qwen3.parallel import cpu
+from megatron_qwen3.cpu import memory, redirect
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training import engine as engine_module
-from megatron_qwen3.training import watch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.losses import cross_entropy
@@ -42,7 +41,7 @@ def test_a_cpu_has_no_gpu_memory_to_report(tmp_path):
 
 
 def test_it_is_what_torch_says_of_this_rank(monkeypatch):
-    monkeypatch.setattr(cpu, "REDIRECTED", False)
+    monkeypatch.setattr(redirect, "REDIRECTED", False)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8)
-    assert watch.gpu_memory() == {"memory_peak_bytes": 5.0, "memory_reserved_bytes": 8.0}
+    assert memory.gpu_memory() == {"memory_peak_bytes": 5.0, "memory_reserved_bytes": 8.0}

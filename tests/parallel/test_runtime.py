@@ -9,6 +9,7 @@ from ranks import run_ranks
 
 from megatron_qwen3 import train
 from megatron_qwen3.config import load
+from megatron_qwen3.cpu import device
 from megatron_qwen3.parallel import runtime
 
 TINY = ("model.preset=tiny-dense", "train.steps=1", "data.sequence_length=32")
@@ -35,12 +36,12 @@ def test_where_nothing_is_a_hang_collectives_wait_for_ever():
 
 def no_gpu_of_its_own(local_rank):
     config = load([], TINY)
-    runtime.cpu.REDIRECTED = False
+    device.redirect.REDIRECTED = False
     torch.cuda.device_count = lambda: 1
     runtime.os.environ["LOCAL_RANK"] = str(local_rank)
     try:
         runtime.check(config)
-    except runtime.ConfigError as error:
+    except device.ConfigError as error:
         return str(error)
     return ""
 

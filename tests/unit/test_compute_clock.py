@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megatron_qwen3.parallel import cpu
-from megatron_qwen3.training.watch import ComputeClock
+from megatron_qwen3.cpu import redirect
+from megatron_qwen3.cpu.clock import ComputeClock
 
 
 class Event:
@@ -27,7 +27,7 @@ class Event:
 
 
 def test_passes_add_up_and_the_last_of_them_alone_is_waited_for(monkeypatch):
-    monkeypatch.setattr(cpu, "REDIRECTED", False)
+    monkeypatch.setattr(redirect, "REDIRECTED", False)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("waits for the whole GPU"))
     clock = ComputeClock()

@@ -33,8 +33,8 @@ for module in pkgutil.walk_packages(megatron_qwen3.__path__, "megatron_qwen3."):
     importlib.import_module(module.name)
     count += 1
 
-from megatron_qwen3.parallel import cpu
-assert not cpu.REDIRECTED and count > 80, count
+from megatron_qwen3.cpu import redirect
+assert not redirect.REDIRECTED and count > 80, count
 tensors = [
     f"{name}.{key}"
     for name, module in list(__import__("sys").modules.items())

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_qwen3
 from megatron_qwen3.config import load
+from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import grouped, ops
 from megatron_qwen3.model.rope import RotaryTables
-from megatron_qwen3.parallel import cpu
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dry_run import _pretending_to_be
@@ -107,19 +107,19 @@ def _on_meta(construct):
 @contextlib.contextmanager
 def as_on_a_gpu(monkeypatch):
     """Let our code take the ways that it takes where tensors are a GPU's."""
-    names_of_types = cpu.cuda_type_names
+    names_of_types = redirect.cuda_type_names
 
     @contextlib.contextmanager
     def named():  # meta has no type that megatron-core's optimizers know
         with monkeypatch.context() as patch:
-            patch.setattr(cpu, "REDIRECTED", True)
+            patch.setattr(redirect, "REDIRECTED", True)
             with names_of_types():
                 yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(cpu, "REDIRECTED", False)
-        patch.setattr(cpu, "cuda_type_names", named)
-        for name in cpu._CONSTRUCTORS:
+        patch.setattr(redirect, "REDIRECTED", False)
+        patch.setattr(redirect, "cuda_type_names", named)
+        for name in redirect._CONSTRUCTORS:
             patch.setattr(torch, name, _on_meta(getattr(torch, name)))
         patch.setattr(torch.Tensor, "is_cuda", property(lambda x: x.is_meta))
         fused = sys.modules["torch.optim.optimizer"]  # whose name is hidden in torch.optim

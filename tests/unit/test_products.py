@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-from megatron_qwen3.parallel import products
+from megatron_qwen3.cpu import products
 
 SIZES = st.sampled_from((1, 3, 64, 200, 520, 1100))
 

@@ -1,9 +1,9 @@
-"""The stand-ins of `parallel/shortcuts.py` do what they stand for."""
+"""The stand-ins of `cpu/shortcuts.py` do what they stand for."""
 
 import pytest
 import torch
 
-from megatron_qwen3.parallel import shortcuts
+from megatron_qwen3.cpu import shortcuts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

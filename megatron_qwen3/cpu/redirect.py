@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from megatron_qwen3.parallel import products, shortcuts
+from megatron_qwen3.cpu import products, shortcuts
 
 REDIRECTED = not torch.cuda.is_available()
 

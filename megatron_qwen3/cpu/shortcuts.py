@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_qwen3.parallel.products import write_product
+from megatron_qwen3.cpu.products import write_product
 
 _EXTENSION = "fused_weight_gradient_mlp_cuda"
 

@@ -1,0 +1,61 @@
+"""The device of this rank, and how its process groups talk.
+
+    check(config)               # ConfigError where the machine lacks what the run asks for
+    options = take(timeout)     # before torch's first process group
+
+NCCL connects GPUs, gloo CPUs; what comes after is the same code for both.
+"""
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from megatron_qwen3 import validate
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.cpu import redirect, shortcuts
+from megatron_qwen3.cpu.allocator import keep_freed_memory
+from megatron_qwen3.parallel import launcher
+
+
+def check(config: Config) -> None:
+    """ConfigError where ranks have no GPU although they should, or none of their own."""
+    if not redirect.REDIRECTED:
+        _check_gpu(config)
+    elif config.run.device == "cuda":
+        raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
+
+
+def take(timeout: timedelta) -> dict[str, Any]:
+    """Make the device this process's own; what init_process_group has to know of it."""
+    if redirect.REDIRECTED:
+        keep_freed_memory()
+        return {"backend": "gloo"}
+    device = torch.device("cuda", launcher.local_rank())
+    torch.cuda.set_device(device)
+    # A second watchdog of NCCL's, which ends processes by itself.
+    seconds = str(int(timeout.total_seconds()))
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
+    # With a device NCCL connects now, all groups share its connections, and no barrier guesses.
+    return {"backend": "nccl", "device_id": device}
+
+
+def take_shortcuts(chunk: Any) -> None:
+    """Let the backward pass of a DDP chunk do without what a CPU can spare: see `shortcuts`."""
+    if redirect.REDIRECTED:
+        shortcuts.fuse_weight_gradients(chunk)
+
+
+def _check_gpu(config: Config) -> None:
+    """ConfigError where ranks have no GPU of their own, or the model's sizes do not suit one."""
+    seen = torch.cuda.device_count()
+    ranks = max(launcher.local_rank() + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks > seen:
+        raise ConfigError(
+            f"{ranks} ranks on {socket.gethostname()}, but torch sees {seen} GPUs there; valid: at "
+            f"most {seen} ranks of one machine, each of which sees all its GPUs"
+        )
+    if faults := validate.gpu_faults(config):
+        raise ConfigError("\n".join(faults))

@@ -1,0 +1,28 @@
+"""Which of torch's kernels there are for a tensor, where the code has two ways.
+
+torch has some of them for GPUs alone, some for a few dtypes. Tensors are asked, not the process:
+a dry run's have no device at all.
+"""
+
+import torch
+from torch import Tensor
+
+
+def has_fused_norm(x: Tensor) -> bool:
+    """Whether torch's RMS norm is one kernel; on a CPU it is a chain of passes."""
+    return x.is_cuda
+
+
+def has_grouped_product(rows: Tensor) -> bool:
+    """Whether one kernel takes the rows of all experts; it takes bf16 alone."""
+    return rows.is_cuda and rows.dtype == torch.bfloat16
+
+
+def attention_knows_groups(q: Tensor, has_mask: bool) -> bool:
+    """Whether query heads may share keys; the GPU's kernel for float32 or a mask has none."""
+    return not (q.is_cuda and (q.dtype == torch.float32 or has_mask))
+
+
+def has_packed_product(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies by a weight that it has packed once."""
+    return not weight.is_cuda and torch.backends.mkldnn.is_available()

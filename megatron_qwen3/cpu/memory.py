@@ -1,0 +1,58 @@
+"""Memory of this rank's device: how much there is, how full it is, and the host's copy of it.
+
+of_rank(config)       # what a run may use
+gpu_memory()          # what it uses, for the log
+host_copy(bytes)      # where a device's tensors are copied to
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.cpu import redirect
+from megatron_qwen3.parallel import launcher
+
+
+def gpu_memory() -> dict[str, float]:
+    """Bytes of this rank's GPU, {} on a CPU.
+
+    memory_peak_bytes: the most that tensors have held at once since the start;
+    memory_reserved_bytes: what torch has taken from the GPU for them, which others cannot have.
+    """
+    if redirect.REDIRECTED:
+        return {}
+    peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+    return {"memory_peak_bytes": float(peak), "memory_reserved_bytes": float(reserved)}
+
+
+def host_copy(size: int) -> Tensor:
+    """`size` bytes of host memory to copy tensors of the device to: pinned where it is a GPU."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=not redirect.REDIRECTED)
+
+
+def of_rank(config: Config) -> tuple[str, float, bool]:
+    """What a rank may use: its name for people, its bytes, and whether it is a GPU's.
+
+    run.memory_gb, or the GPU's memory, or the rank's share of the RAM.
+    """
+    is_gpu = not redirect.REDIRECTED
+    if config.run.memory_gb:
+        return "run.memory_gb", 1e9 * config.run.memory_gb, is_gpu
+    if is_gpu:
+        device = torch.cuda.get_device_properties(launcher.local_rank())
+        return f"a {device.name}", float(device.total_memory), is_gpu
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    share = "the RAM" if ranks == 1 else f"RAM that each of {ranks} ranks has"
+    return share, _ram_bytes() / ranks, is_gpu
+
+
+def _ram_bytes() -> float:
+    """Memory of this machine, or of the container that limits it."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total

@@ -1,0 +1,86 @@
+"""What we use of megatron-core, importable on a CPU too.
+
+    from megatron_qwen3.parallel.mcore import GPTModel, parallel_state
+
+megatron-core looks for a GPU while it is imported, so the redirection of cpu/ must come first. It
+does here and nowhere else: no other module of ours imports megatron-core.
+"""
+
+# isort: off
+from megatron_qwen3.cpu import redirect as _redirect  # noqa: F401
+
+# isort: on
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensorFactory,
+    is_main_replica,
+)
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    all_to_all,
+)
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    BaseTransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+__all__ = [
+    "BaseTransformerLayer",
+    "ColumnParallelLinear",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "DistributedOptimizer",
+    "GPTModel",
+    "MegatronModule",
+    "MegatronOptimizer",
+    "ModuleSpec",
+    "OptimizerConfig",
+    "PackedSeqParams",
+    "ProcessGroupCollection",
+    "Range",
+    "RotaryEmbedding",
+    "RowParallelLinear",
+    "ShardedObject",
+    "ShardedTensor",
+    "ShardedTensorFactory",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "TransformerLayerSubmodules",
+    "VocabParallelEmbedding",
+    "all_to_all",
+    "apply_swiglu_sharded_factory",
+    "build_module",
+    "finalize_model_grads",
+    "get_forward_backward_func",
+    "get_megatron_optimizer",
+    "get_num_layers_to_build",
+    "get_transformer_layer_offset",
+    "is_main_replica",
+    "parallel_state",
+    "tensor_parallel",
+]

@@ -1,0 +1,48 @@
+"""Where things may be asked and imported: the rules that keep the house in order."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "megatron_qwen3"
+
+
+def modules(*leaving_out):
+    """Each module's path within the package, and its syntax tree."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(leaving_out or ("\0",)):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def names(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+def test_whether_there_is_a_gpu_is_asked_in_one_package_and_in_the_choice_of_modules():
+    asking = {
+        name
+        for name, tree in modules("cpu/", "model/specs.py")
+        if {"REDIRECTED", "is_cuda"} & set(names(tree))
+    }
+    assert not asking
+
+
+def test_megatron_core_is_imported_in_one_module_which_prepares_it():
+    importing = {
+        name
+        for name, tree in modules("cpu/")
+        if any(module.startswith("megatron.") for module in imported(tree))
+    }
+    assert importing == {"parallel/mcore.py"}
