@@ -235,12 +235,12 @@ def throughput(folder: Path) -> None:
     mixture = Mixture(Part(0, 8, LENGTH, None, (Feed(source, 1, Start(1)),)))
     mixture.check_vocabulary(151_936)
     theirs = gpt_dataset(prefix, folder / "cache", tokens // LENGTH - 1)
-    rates: dict[str, list[float]] = {"ours": [], "with positions": [], "GPTDataset": []}
+    rates: dict[str, list[float]] = {"ours": [], "with documents": [], "GPTDataset": []}
     for turn in range(7):
         first = 1_000 * turn
         for name, read in (
             ("ours", lambda first=first: mixture.batch(first, 1_000)),
-            ("with positions", lambda first=first: mixture.batch(first, 1_000, True)),
+            ("with documents", lambda first=first: mixture.batch(first, 1_000, True)),
             ("GPTDataset", lambda first=first: [theirs[first + n] for n in range(1_000)]),
         ):
             begin = time.process_time()

@@ -18,9 +18,21 @@ def has_grouped_product(rows: Tensor) -> bool:
     return rows.is_cuda and rows.dtype == torch.bfloat16
 
 
-def attention_knows_groups(q: Tensor, has_mask: bool) -> bool:
-    """Whether query heads may share keys; the GPU's kernel for float32 or a mask has none."""
-    return not (q.is_cuda and (q.dtype == torch.float32 or has_mask))
+def attention_knows_groups(q: Tensor) -> bool:
+    """Whether query heads may share keys; the GPU's kernel for float32 has none."""
+    return not (q.is_cuda and q.dtype == torch.float32)
+
+
+def has_attention_of_cpu(q: Tensor) -> bool:
+    """Whether the fused attention is the CPU's, which tells the softmax's denominator."""
+    return not q.is_cuda
+
+
+def has_packed_attention(q: Tensor) -> bool:
+    """Whether one kernel takes stretches of many lengths: a GPU's flash attention."""
+    head_dim = q.shape[-1]
+    is_known = q.dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 256
+    return q.is_cuda and is_known
 
 
 def has_packed_product(weight: Tensor) -> bool:

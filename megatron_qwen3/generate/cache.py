@@ -5,8 +5,9 @@
     timeline.begin(5)  # a pass of 5 places: the prompts; layers call cache.attend meanwhile
     timeline.begin(1)  # a pass of one token per row
 
-Prompts are padded on the left to one length, so that all rows write to the same place and a pass
-needs a mask only if some row has padding. Legend: B rows, S places of this pass, L places so far,
+Prompts are padded on the left to one length, so that all rows write to the same place. Where a row
+has padding its prompt and its padding are stretches that do not see each other, and a pass of one
+token needs a mask of one row. Legend: B rows, S places of this pass, L places so far,
 N query heads, G key/value groups and D head size of this tensor rank.
 """
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_qwen3.model import ops
+from megatron_qwen3.model.attention import attention
+from megatron_qwen3.model.stretches import Stretches
 
 _LEAST_GROWTH = 128  # places
 
@@ -32,7 +34,10 @@ class Timeline:
         """`lengths_B`: of the prompts; `room`: tokens expected after them, a guess."""
         longest = max(lengths_B)
         self.padding_B = longest - torch.tensor(lengths_B, device=device)
-        self.is_padded = min(lengths_B) < longest
+        self.prompts: Stretches | None = None
+        if min(lengths_B) < longest:
+            starts = [[0, longest - length] if length < longest else [0] for length in lengths_B]
+            self.prompts = Stretches.of(starts, longest).to(device)
         self.dtype = dtype
         self.start = self.end = 0
         self.capacity = longest + min(room, _LEAST_GROWTH)
@@ -45,7 +50,7 @@ class Timeline:
         if self.end > self.capacity:
             self.capacity = self.end + max(_LEAST_GROWTH, self.capacity // 2)
             self._visible_B11C = self._beyond_padding()
-        self.mask = self._mask(places) if self.is_padded else None
+        self.mask = self._visible_B11C[..., : self.end] if self.prompts else None
 
     def positions_SB(self) -> Tensor:
         """Positions of this pass as the model counts them, from each row's first token."""
@@ -64,17 +69,6 @@ class Timeline:
         visible_BC = torch.zeros(hidden_BC.shape, dtype=self.dtype, device=hidden_BC.device)
         return visible_BC.masked_fill_(hidden_BC, -torch.inf)[:, None, None, :]
 
-    def _mask(self, places: int) -> Tensor:
-        """Additive, [B, 1, 1, L] for one place and [B, 1, S, S] for the prompts."""
-        visible_B11L = self._visible_B11C[..., : self.end]
-        if places == 1:
-            return visible_B11L
-        above = torch.ones(places, places, dtype=torch.bool, device=self.padding_B.device).triu_(1)
-        mask_B1SS = visible_B11L.repeat(1, 1, places, 1).masked_fill_(above, -torch.inf)
-        # Padding sees itself: a softmax over nothing is NaN, and 0 · NaN would spoil other places.
-        mask_B1SS.diagonal(dim1=-2, dim2=-1).fill_(0)
-        return mask_B1SS
-
 
 class KVCache:
     """Keys and values of one layer, [B, G, capacity, D]."""
@@ -90,7 +84,7 @@ class KVCache:
         self.keys = self._append(self.keys, k_SBGD)
         self.values = self._append(self.values, v_SBGD)
         if q_SBND.shape[0] > 1:
-            return ops.attention(q_SBND, k_SBGD, v_SBGD, time.mask)
+            return attention(q_SBND, k_SBGD, v_SBGD, time.prompts)
         _, B, N, D = q_SBND.shape
         # The query heads of a group share keys as the queries of one head would: no key is read
         # or copied twice.

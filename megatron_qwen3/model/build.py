@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.model import ops, specs
+from megatron_qwen3.model import specs
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.log_probs import vocab_parallel_log_probs
 from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import (
     GPTModel,
@@ -41,31 +42,35 @@ class Qwen3(GPTModel):
     def forward(
         self,
         input_ids: Tensor,
-        position_ids: Tensor | None,
+        position_ids: None,
         *args: Any,
+        stretches: Stretches | None = None,
         valid_BS: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """position_ids [B, S] keep documents apart that share a row: a 0 begins one.
+        """stretches keep texts apart that share a row; None is one text per row.
 
-        valid_BS, bool, is False where a position is padding; None is without padding.
+        valid_BS, bool, is False where a position is padding; None is without padding. Positions
+        count from the start of a stretch: GPTModel's `position_ids` are not used.
         """
-        if valid_BS is not None:
-            kwargs["packed_seq_params"] = self._sequences(valid_BS)
-        if position_ids is None:
+        length = input_ids.shape[1]
+        kwargs["packed_seq_params"] = self._sequences(length, stretches, valid_BS)
+        if stretches is None:
             return super().forward(input_ids, None, *args, **kwargs)
-        kwargs["attention_mask"] = ops.document_mask(position_ids)
-        self.rotary_pos_emb.given = self.rotary_pos_emb.at(position_ids.t())
+        self.rotary_pos_emb.given = self.rotary_pos_emb.at(stretches.positions_BS().t())
         try:
-            return super().forward(input_ids, position_ids, *args, **kwargs)
+            return super().forward(input_ids, None, *args, **kwargs)
         finally:
             self.rotary_pos_emb.given = None
 
-    def _sequences(self, valid_BS: Tensor) -> Sequences:
+    def _sequences(
+        self, length: int, stretches: Stretches | None, valid_BS: Tensor | None
+    ) -> Sequences | None:
+        if stretches is None and valid_BS is None:
+            return None
         group = self.pg_collection.tp
-        if not self.config.sequence_parallel:
-            return Sequences.of(valid_BS, 0, 1)
-        return Sequences.of(valid_BS, group.rank(), group.size())
+        rank, size = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
+        return Sequences.of(length, stretches, valid_BS, rank, size)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.post_process and self.last_position_only:

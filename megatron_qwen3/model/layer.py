@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from megatron_qwen3.model import ops
+from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.heads import query_key_value
 from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import (
     BaseTransformerLayer,
     ColumnParallelLinear,
@@ -74,10 +76,12 @@ class SelfAttention(MegatronModule):
         self.q_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
         self.k_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
 
-    def forward(self, hidden_SBH: Tensor, rotary: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention over the whole sequence, or what the mask leaves of it.
+    def forward(
+        self, hidden_SBH: Tensor, rotary: Tensor, stretches: Stretches | None = None
+    ) -> Tensor:
+        """Attention within each row, or within the stretches that rows are cut into.
 
-        `rotary` as RotaryTables gives it, `mask` as `ops.attention` takes it.
+        `rotary` as RotaryTables gives it.
         """
         qkv, _ = self.linear_qkv(hidden_SBH)
         qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
@@ -89,7 +93,7 @@ class SelfAttention(MegatronModule):
             eps=self.q_layernorm.eps,
         )
         if self.cache is None:
-            mixed_SBW = ops.attention(q_SBND, k_SBGD, v_SBGD, mask)
+            mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, stretches)
         else:
             mixed_SBW = self.cache.attend(q_SBND, k_SBGD, v_SBGD)
         output_SBH, _ = self.linear_proj(mixed_SBW)
@@ -145,15 +149,15 @@ class Layer(MegatronModule, BaseTransformerLayer):
         self,
         hidden_states: Tensor,
         rotary_pos_emb: Tensor,
-        attention_mask: Tensor | None = None,
         packed_seq_params: Sequences | None = None,
         **_: Any,
     ) -> tuple:
         """[S, B, H] -> ([S, B, H], None): TransformerBlock's calling convention."""
         mlp = functools.partial(self._mlp, sequences=packed_seq_params)
+        stretches = packed_seq_params.stretches if packed_seq_params else None
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
-            self.input_layernorm(hidden_SBH), rotary_pos_emb, attention_mask
+            self.input_layernorm(hidden_SBH), rotary_pos_emb, stretches
         )
         if self.recompute_mlp and self.training:
             update_SBH = tensor_parallel.checkpoint(mlp, False, hidden_SBH)

@@ -1,10 +1,12 @@
-"""The memory-bound steps of a Qwen3 layer: RMS norm, SwiGLU, rotary embedding, causal attention.
+"""The memory-bound steps of a Qwen3 layer: RMS norm, SwiGLU, rotary embedding.
 
 On a CPU a step written as a chain of torch operations spends its time moving temporaries through
 memory, and autograd keeps most of them until backward. Each function here is one autograd node
 with its derivative written out: it keeps its inputs alone and works in place. The passes are few
 and whole, since a thread team meets after each. Where torch has a fused kernel for the device, it
 is used. All take any float dtype on any device; statistics are in float32 at least.
+
+Attention is in `attention.py`.
 
 Shapes: S sequence, B batch, N query heads, G key/value groups, D head size, H and F widths.
 """
@@ -45,34 +47,6 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     """
     rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated_by_head
     return rotate(q, cos, sin), rotate(k, cos, sin)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Causal softmax(q kᵀ / √D) v: q [S, B, N, D], k and v [S, B, G, D] -> [S, B, N·D].
-
-    Query head n reads group n // (N/G). Nothing of size S×S is kept. A mask, added to q kᵀ or,
-    if bool, true where a key is seen, broadcast to [B, N, S, S], stands in for the causal one.
-    """
-    heads_per_group = q.shape[2] // k.shape[2]
-    # The kernel that takes float32 or a mask knows no groups.
-    if not kernels.attention_knows_groups(q, mask is not None):
-        k, v = (t.repeat_interleave(heads_per_group, dim=2) for t in (k, v))
-    q, k, v = (t.permute(1, 2, 0, 3).contiguous() for t in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    mixed = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-    )
-    return mixed.permute(2, 0, 1, 3).flatten(2)
-
-
-def document_mask(positions: Tensor) -> Tensor:
-    """Which keys each query sees: bool [B, 1, S, S], those of its own document up to itself.
-
-    positions [B, S] are places in documents; a 0 begins one.
-    """
-    document = (positions == 0).cumsum(1)
-    same = document[:, None, :, None] == document[:, None, None, :]
-    return same.tril()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ def check_inputs(config: Config, mixture: Mixture) -> None:
 def _check_held_out(config: Config, mixture: Mixture, size: int) -> None:
     """Bits per byte may be asked for at the end of the run alone, when it is late to refuse."""
     for index, name in enumerate(mixture.names):
-        windows_NS1 = mixture.held_out(index, config.eval.tokens)
-        if windows_NS1.size and (highest := int(windows_NS1.max())) >= size:
+        rows = mixture.read(mixture.held_out(index, config.eval.tokens))
+        highest = max(int(ids_BS.max(initial=0)) for ids_BS in (rows.tokens_BS, rows.labels_BS))
+        if highest >= size:
             raise ConfigError(
                 f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, but the held-out "
                 f"text of data.sources.{name} has token {highest:,}; valid: the tokenizer that it "

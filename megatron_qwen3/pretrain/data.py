@@ -7,13 +7,14 @@ size, resumes at any step, and the loader's whole state is the number of steps d
 
     mixture = Mixture(record.part_of(step), record.idle)     # record.py: what the run is fed from
     rows = mixture.batch(mixture.first_sample(step) + first_row, count)
-    windows_NS1 = mixture.held_out(source, max_tokens)
+    rows = mixture.read(mixture.held_out(source, max_tokens))
 
-Legend: B sequences, S their length, S1 = S + 1 (inputs and labels overlap), N windows.
+Legend: B sequences, S their length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,8 +41,20 @@ class Place:
     ranges: list[Range]
 
 
+class Documents(NamedTuple):
+    """The documents of rows, for who keeps them apart.
+
+    starts: the places of each row, from 0, at which a document begins or the text does not go on;
+    goes_on_BS: bool, whether a place's label is of the same document. The label of a document's
+    last token is the first of the next, which nothing before it tells of.
+    """
+
+    starts: list[list[int]]
+    goes_on_BS: npt.NDArray[np.bool_]
+
+
 class Rows(NamedTuple):
-    """Samples: inputs, labels [B, S], sources [B], and positions in the document [B, S] if asked.
+    """Samples: inputs and labels [B, S], sources [B], and their documents if asked for.
 
     A label is the token that follows the input in its source, also where a range ends.
     """
@@ -49,7 +62,7 @@ class Rows(NamedTuple):
     tokens_BS: Int64
     labels_BS: Int64
     sources_B: Int64
-    positions_BS: Int64 | None
+    documents: Documents | None
 
 
 class Mixture:
@@ -78,32 +91,31 @@ class Mixture:
         reading = self._readings[source]
         return Place(source, reading.epoch(earlier), reading.ranges(earlier))
 
-    def batch(self, first: int, count: int, with_positions: bool = False) -> Rows:
+    def batch(self, first: int, count: int, with_documents: bool = False) -> Rows:
         """Samples [first, first + count)."""
-        tokens_BS = np.empty((count, self.sequence_length), np.int64)
-        labels_BS = np.empty_like(tokens_BS)
-        sources_B = np.empty(count, np.int64)
-        positions_BS = np.empty_like(tokens_BS) if with_positions else None
-        for row in range(count):
-            place = self.locate(first + row)
-            sources_B[row] = place.source
-            self._read(place, tokens_BS[row], labels_BS[row])
-            if positions_BS is not None:
-                positions_BS[row] = self._positions(place)
-        return Rows(tokens_BS, labels_BS, sources_B, positions_BS)
+        places = [self.locate(sample) for sample in range(first, first + count)]
+        return self.read(places, with_documents)
 
-    def held_out(self, source: int, max_tokens: int) -> Int64:
-        """The first windows of a source's held-out end, in order: [N, S1].
+    def held_out(self, source: int, max_tokens: int) -> list[Place]:
+        """The first windows of a source's held-out end, in order, each as long as a sequence.
 
-        N·S is at most `max_tokens` but N at least 1, or 0 where the end is shorter than a window.
+        Together at most `max_tokens` but one at least, or none where the end is shorter than one.
         """
         size, held_out = self.sequence_length, self.sources[source].held_out
         count = min(max(0, held_out - 1) // size, max(1, max_tokens // size))
         start = self.sources[source].tokens - held_out
-        if not count:
-            return np.empty((0, size + 1), np.int64)
-        tokens = self._checked(source, start, start + count * size + 1).astype(np.int64)
-        return np.lib.stride_tricks.sliding_window_view(tokens, size + 1)[::size].copy()
+        firsts = range(start, start + count * size, size)
+        return [Place(source, 0, [(first, first + size)]) for first in firsts]
+
+    def read(self, places: Sequence[Place], with_documents: bool = False) -> Rows:
+        """What stands at `places`, one per row."""
+        tokens_BS = np.empty((len(places), self.sequence_length), np.int64)
+        labels_BS = np.empty_like(tokens_BS)
+        for row, place in enumerate(places):
+            self._read(place, tokens_BS[row], labels_BS[row])
+        sources_B = np.array([place.source for place in places], np.int64)
+        documents = self._documents(places) if with_documents else None
+        return Rows(tokens_BS, labels_BS, sources_B, documents)
 
     def check_vocabulary(self, vocab_size: int, scan_bytes: int = SCAN_BYTES) -> None:
         """ConfigError where a source has an id without an embedding in the model.
@@ -126,17 +138,19 @@ class Mixture:
             labels_S[done : done + last - first] = ids[1:]
             done += last - first
 
-    def _positions(self, place: Place) -> Int64:
-        """Each token's distance from the last one at which a document or a range began, [S]."""
-        starts, done = [], 0
-        for first, last in place.ranges:
-            documents = self.files[place.source].document_starts(first + 1, last)
-            starts += [done, *(done + token - first for token in documents)]
-            done += last - first
-        positions_S = np.arange(done)
-        lengths = np.diff([*starts, done])
-        positions_S -= np.repeat(starts, lengths)
-        return positions_S
+    def _documents(self, places: Sequence[Place]) -> Documents:
+        starts: list[list[int]] = []
+        goes_on_BS = np.ones((len(places), self.sequence_length), np.bool_)
+        for place, goes_on_S in zip(places, goes_on_BS, strict=True):
+            in_row, done = set(), 0
+            for first, last in place.ranges:
+                # The label of a range's last token is the token after it.
+                begins = self.files[place.source].document_starts(first + 1, last + 1)
+                goes_on_S[[done + token - first - 1 for token in begins]] = False
+                in_row |= {done, *(done + token - first for token in begins if token < last)}
+                done += last - first
+            starts.append(sorted(in_row))
+        return Documents(starts, goes_on_BS)
 
     def _checked(self, index: int, first: int, last: int) -> npt.NDArray[Any]:
         tokens = self.files[index].read(first, last)

@@ -2,7 +2,7 @@
 
 Bits per byte divide the loss by the UTF-8 bytes of the predicted tokens, so that models with
 different tokenizers can be compared. Where a curriculum has too many sources to look at, results
-are those of its languages and domains. Legend: N windows, S1 positions and one, K sources.
+are those of its languages and domains. Legend: B rows, S positions, K sources.
 """
 
 import math
@@ -16,7 +16,8 @@ from torch import Tensor
 from data_prep.curriculum import Source
 from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import Config
-from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.pretrain.data import Mixture, Place, Rows
+from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.history import ALL_SOURCES
@@ -41,11 +42,11 @@ def evaluate(
     """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
-    for windows_NS1, sources_N in _batches(mixture, config, _ROWS * engine.layout.data):
+    for places in _batches(mixture, config, _ROWS * engine.layout.data):
         if not goes_on():
             return None
-        _check_ids(windows_NS1, sources_N, mixture, config, byte_counts)
-        batch, sources_B = _share_of_rank(engine, windows_NS1, sources_N)
+        _check_ids(mixture.read(places), mixture, config, byte_counts)
+        batch, sources_B = _share_of_rank(engine, mixture, places)
         sums_K3.index_add_(0, sources_B, _sums(engine, batch, byte_counts))
     sums_K3 = engine.sum_over_data(sums_K3)
     names = _results_of_sources(mixture.sources)
@@ -58,22 +59,18 @@ def evaluate(
 
 
 def _check_ids(
-    windows_NS1: np.ndarray,
-    sources_N: np.ndarray,
-    mixture: Mixture,
-    config: Config,
-    byte_counts: np.ndarray | None,
+    rows: Rows, mixture: Mixture, config: Config, byte_counts: np.ndarray | None
 ) -> None:
     """Every rank sees all windows, so all refuse alike, before one of them is lost in a kernel."""
     most, of = config.model.vocab_size, "model.vocab_size"
     if byte_counts is not None and len(byte_counts) < most:
         most, of = len(byte_counts), f"data.tokenizer = {config.data.tokenizer}"
-    highest = int(windows_NS1.max())
-    if highest >= most:
-        row = int(windows_NS1.max(1).argmax())
+    highest_B = np.maximum(rows.tokens_BS, rows.labels_BS).max(1)
+    row = int(highest_B.argmax())
+    if highest_B[row] >= most:
         raise EvaluationFailed(
-            f"the held-out text of source {mixture.names[sources_N[row]]} has token {highest:,}, "
-            f"but {of} has {most:,} tokens"
+            f"the held-out text of source {mixture.names[rows.sources_B[row]]} has token "
+            f"{highest_B[row]:,}, but {of} has {most:,} tokens"
         )
 
 
@@ -86,27 +83,19 @@ def _results_of_sources(sources: tuple[Source, ...]) -> dict[str, list[str]]:
     }
 
 
-def _batches(
-    mixture: Mixture, config: Config, rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows of all sources with the number of their source, about `rows` at a time.
+def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[Place]]:
+    """Windows of all sources, `rows` at a time.
 
     A group's sources share its eval.tokens, but each brings one window at least.
     """
     names = _results_of_sources(mixture.sources)
     members = Counter(names[source.name][-1] for source in mixture.sources)
-    windows: list[np.ndarray] = []
-    sources: list[int] = []
+    places = []
     for index, source in enumerate(mixture.sources):
         budget = config.eval.tokens // members[names[source.name][-1]]
-        for window in mixture.held_out(index, budget):
-            windows.append(window)
-            sources.append(index)
-            if len(windows) == rows:
-                yield np.stack(windows), np.array(sources)
-                windows, sources = [], []
-    if windows:
-        yield np.stack(windows), np.array(sources)
+        places += mixture.held_out(index, budget)
+    for first in range(0, len(places), rows):
+        yield places[first : first + rows]
 
 
 def _sums(engine: Engine, batch: TokenBatch, byte_counts: np.ndarray | None) -> Tensor:
@@ -126,16 +115,16 @@ def _result(sums_3: Tensor) -> EvalResult:
 
 
 def _share_of_rank(
-    engine: Engine, windows_NS1: np.ndarray, sources_N: np.ndarray
+    engine: Engine, mixture: Mixture, places: list[Place]
 ) -> tuple[TokenBatch, Tensor]:
-    """Every data rank gets equally many rows: the first ones, padded by rows of weight 0."""
-    ranks, rank = engine.layout.data, engine.data_rank
-    rows = -(-len(windows_NS1) // ranks)
-    mine = slice(rank * rows, (rank + 1) * rows)
-    count = len(sources_N[mine])
-    picked = windows_NS1[mine] if count else windows_NS1[:1]
-    sources_B = np.resize(sources_N[mine] if count else sources_N[:1], rows)
-    windows_BS1 = torch.from_numpy(picked)
-    batch = TokenBatch.of(windows_BS1[:, :-1], windows_BS1[:, 1:]).padded_to(rows)
-    batch.weights_BS[count:] = 0
-    return batch, torch.from_numpy(sources_B)
+    """Every data rank gets equally many rows, padded by rows of weight 0, and their sources.
+
+    Documents are read as in training: kept apart where they are kept apart there.
+    """
+    count = -(-len(places) // engine.layout.data)
+    first = engine.data_rank * count
+    mine = places[first : first + count]
+    rows = mixture.read(mine or places[:1], engine.config.data.reset_at_documents)
+    batch = token_batch(rows).padded_to(count)
+    batch.weights_BS[len(mine) :] = 0
+    return batch, torch.from_numpy(np.resize(rows.sources_B, count))

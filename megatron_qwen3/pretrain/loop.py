@@ -19,6 +19,7 @@ from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import EvaluationFailed, evaluate
+from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.storage import folder, manifest
 from megatron_qwen3.training import boards, checkpoint, losses, stop
 from megatron_qwen3.training.batch import TokenBatch
@@ -218,10 +219,7 @@ def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> Token
     """This data rank's rows of the global batch of a step."""
     count = config.train.global_batch // engine.layout.data
     first = mixture.first_sample(step) + engine.data_rank * count
-    rows = mixture.batch(first, count, with_positions=config.data.reset_at_documents)
-    positions_BS = None if rows.positions_BS is None else torch.from_numpy(rows.positions_BS)
-    tokens_BS, labels_BS = torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS)
-    return TokenBatch.of(tokens_BS, labels_BS, positions_BS)
+    return token_batch(mixture.batch(first, count, config.data.reset_at_documents))
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,10 +1,13 @@
 """The one type of batch of every mode. Legend: B sequences, S positions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from megatron_qwen3.model.stretches import Stretches
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,8 @@ class TokenBatch:
 
     tokens_BS: int64 ids; labels_BS: the id that each position should predict;
     weights_BS: float32, the weight of each position in the loss, 0 = not trained;
-    positions_BS: int64, each token's place in its document, where documents that share a row are
-    kept apart: a 0 begins one. None is a row that is read as one text;
+    stretches: where the documents of a row begin, which are kept apart and each count positions
+    from 0. None is a row that is read as one text;
     valid_BS: bool, False where a position is padding, which is not trained and which no router
     counts. None is a batch without padding.
     """
@@ -22,16 +25,27 @@ class TokenBatch:
     tokens_BS: Tensor
     labels_BS: Tensor
     weights_BS: Tensor
-    positions_BS: Tensor | None = None
+    stretches: Stretches | None = None
     valid_BS: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError where a field is of other rows or another length than the tokens."""
+        shape = self.tokens_BS.shape
+        for name in ("labels_BS", "weights_BS", "valid_BS"):
+            x = getattr(self, name)
+            if x is not None and x.shape != shape:
+                raise ValueError(f"{name} is {[*x.shape]}, tokens_BS {[*shape]}: [rows, length]")
+        if self.stretches and (self.stretches.rows, self.stretches.length) != shape:
+            rows, length = self.stretches.rows, self.stretches.length
+            raise ValueError(f"stretches are of {[rows, length]}, tokens_BS {[*shape]}")
 
     @classmethod
     def of(
-        cls, tokens_BS: Tensor, labels_BS: Tensor, positions_BS: Tensor | None = None
+        cls, tokens_BS: Tensor, labels_BS: Tensor, stretches: Stretches | None = None
     ) -> "TokenBatch":
         """A batch in which every position is trained."""
         weights_BS = torch.ones(tokens_BS.shape, dtype=torch.float32)
-        return cls(tokens_BS, labels_BS, weights_BS, positions_BS)
+        return cls(tokens_BS, labels_BS, weights_BS, stretches)
 
     @property
     def rows(self) -> int:
@@ -46,16 +60,19 @@ class TokenBatch:
         return torch.stack([weight, self.valid_BS.sum(dtype=torch.float64)])
 
     def to(self, device: torch.device) -> "TokenBatch":
-        return self._map(lambda x: x.to(device, non_blocking=True))
+        return self._map(lambda x: x.to(device, non_blocking=True), lambda x: x.to(device))
 
     def pinned(self) -> "TokenBatch":
         """A copy in memory that stays where it is, which a GPU reads by itself."""
-        return self._map(lambda x: x.pin_memory())
+        return self._map(lambda x: x.pin_memory(), lambda x: x.pinned())
 
     def split(self, rows: int) -> Iterator["TokenBatch"]:
         """Micro-batches of `rows` sequences, in order."""
         for start in range(0, self.rows, rows):
-            yield self._map(lambda x, start=start: x[start : start + rows])
+            end = start + rows
+            yield self._map(
+                lambda x, a=start, b=end: x[a:b], lambda x, a=start, b=end: x.of_rows(a, b)
+            )
 
     def padded_to(self, rows: int) -> "TokenBatch":
         """`rows` sequences: the first one repeated, as padding of weight 0, fills the end."""
@@ -69,11 +86,19 @@ class TokenBatch:
         def pad(x: Tensor) -> Tensor:
             return torch.cat([x, x[:1].expand(missing, -1)])
 
-        padded = replace(self, valid_BS=valid_BS)._map(pad)
+        padded = replace(self, valid_BS=valid_BS)._map(pad, lambda x: x.padded_to(rows))
         for counted_BS in (padded.weights_BS, padded.valid_BS):
             counted_BS[self.rows :] = 0
         return padded
 
-    def _map(self, change) -> "TokenBatch":  # type: ignore[no-untyped-def]
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if x is None else change(x) for x in tensors))
+    def _map(
+        self,
+        change: Callable[[Tensor], Tensor],
+        change_stretches: Callable[[Stretches], Stretches],
+    ) -> "TokenBatch":
+        def changed(x: Any) -> Any:
+            if x is None:
+                return None
+            return change_stretches(x) if isinstance(x, Stretches) else change(x)
+
+        return TokenBatch(*(changed(getattr(self, field.name)) for field in fields(self)))

@@ -327,9 +327,10 @@ def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any
 def _model_output(chunk: Any, micro: TokenBatch, with_labels: bool = True) -> Tensor:
     return chunk(
         micro.tokens_BS,
-        position_ids=micro.positions_BS,
+        position_ids=None,
         attention_mask=None,
         labels=micro.labels_BS if with_labels else None,
+        stretches=micro.stretches,
         valid_BS=micro.valid_BS,
     )
 

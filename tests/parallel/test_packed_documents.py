@@ -1,10 +1,13 @@
 """Documents that share a row and are kept apart give what each gives in a row of its own."""
 
+import itertools
+
 import pytest
 import torch
 from ranks import run_ranks
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -35,8 +38,8 @@ def _rows():
     """Four rows of documents, and the same documents one to a row, short ones padded."""
     random = torch.Generator().manual_seed(3)
     ids = torch.randint(0, VOCABULARY, (len(LENGTHS), POSITIONS + 1), generator=random)
-    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
-    packed = TokenBatch.of(ids[:, :-1], ids[:, 1:], positions)
+    starts = [[0, *itertools.accumulate(lengths[:-1])] for lengths in LENGTHS]
+    packed = TokenBatch.of(ids[:, :-1], ids[:, 1:], Stretches.of(starts, POSITIONS))
     singles = []
     for row, lengths in enumerate(LENGTHS):
         begin = 0

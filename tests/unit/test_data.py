@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from data_prep.indexed import IndexedWriter
 from data_prep.tokenizer import token_bytes, train
 from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, SourceConfig
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.record import Feed, Part, Start
+from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.pretrain.sources import simple_sources
 
 S = 16
@@ -78,9 +80,9 @@ def test_held_out_tokens_are_never_trained_on(data: DataConfig) -> None:
     rows = mixture.batch(0, 2_000)
     trained = {*rows.tokens_BS.flat, *rows.labels_BS.flat}
     for source in range(len(mixture.sources)):
-        held_out = mixture.held_out(source, max_tokens=10**9)
-        assert len(held_out) >= 1
-        assert not trained & set(held_out.flat)
+        held_out = mixture.read(mixture.held_out(source, max_tokens=10**9))
+        assert len(held_out.tokens_BS) >= 1
+        assert not trained & {*held_out.tokens_BS.flat, *held_out.labels_BS.flat}
 
 
 def test_all_tokens_but_the_held_out_ones_are_trained_on_within_an_epoch(data: DataConfig) -> None:
@@ -90,36 +92,60 @@ def test_all_tokens_but_the_held_out_ones_are_trained_on_within_an_epoch(data: D
         assert trained >= {100_000 * k + n for n in range(source.tokens - source.held_out - 1)}
 
 
-def test_positions_begin_anew_at_documents_and_where_text_does_not_go_on(tmp_path: Path) -> None:
-    """Documents of 1 to 40 tokens, each token the place in its document and 1,000 times that."""
-    lengths = [1 + 7 * n % 40 for n in range(150)]
-    with IndexedWriter(tmp_path / "docs", np.int32) as writer:
-        for number, length in enumerate(lengths):
-            writer.add_document(1_000 * number + np.arange(length))
-    source = SourceConfig("docs", str(tmp_path / "docs"))
-    mixture = mixture_of(DataConfig(sequence_length=64, held_out=0.0, sources=(source,)))
-    rows = mixture.batch(0, 80, with_positions=True)
-    assert rows.positions_BS is not None
+def mixture_of_documents(folder: Path, held_out: float = 0.0) -> Mixture:
+    """Documents of 0 to 39 tokens, each token its place in the document and 1,000 times that's."""
+    with IndexedWriter(folder / "docs", np.int32) as writer:
+        for number in range(150):
+            writer.add_document(1_000 * number + np.arange(7 * number % 40))
+    source = SourceConfig("docs", str(folder / "docs"))
+    return mixture_of(DataConfig(sequence_length=64, held_out=held_out, sources=(source,)))
+
+
+def test_a_document_begins_where_one_does_and_where_text_does_not_go_on(tmp_path: Path) -> None:
+    mixture = mixture_of_documents(tmp_path)
+    rows = mixture.batch(0, 80, with_documents=True)
+    assert rows.documents is not None and mixture.batch(0, 2).documents is None
     seams = 0
     for i in range(80):
-        document, place = np.divmod(rows.tokens_BS[i], 1_000)
-        expected = place.copy()
         begins = {0, *np.cumsum([b - a for a, b in mixture.locate(i).ranges]).tolist()[:-1]}
         seams += len(begins) - 1
-        for begin in begins:  # a document that is entered in its middle counts from there
-            inside = (document == document[begin]) & (np.arange(64) >= begin)
-            expected[inside] -= place[begin]
-        assert np.array_equal(rows.positions_BS[i], expected)
+        begins |= {*np.flatnonzero(rows.tokens_BS[i] % 1_000 == 0).tolist()}
+        assert rows.documents.starts[i] == sorted(begins)
     assert seams >= 1
-    assert mixture.batch(0, 2).positions_BS is None
+
+
+def test_the_label_of_every_token_but_a_documents_last_is_of_the_same_document(
+    tmp_path: Path,
+) -> None:
+    mixture = mixture_of_documents(tmp_path, held_out=0.2)
+    trained = mixture.batch(0, 80, with_documents=True)
+    assert trained.documents is not None and not trained.documents.goes_on_BS[:, -1].all()
+    for rows in (trained, mixture.read(mixture.held_out(0, 10**6), with_documents=True)):
+        assert rows.documents is not None
+        goes_on_BS = rows.labels_BS // 1_000 == rows.tokens_BS // 1_000
+        assert np.array_equal(rows.documents.goes_on_BS, goes_on_BS)
+        assert not goes_on_BS.all()
+
+
+def test_rows_with_documents_are_a_batch_of_their_stretches_and_weights(tmp_path: Path) -> None:
+    rows = mixture_of_documents(tmp_path).batch(0, 4, with_documents=True)
+    batch = token_batch(rows)
+    assert rows.documents is not None and batch.stretches is not None
+    assert batch.tokens_BS.tolist() == rows.tokens_BS.tolist()
+    assert batch.labels_BS.tolist() == rows.labels_BS.tolist()
+    assert batch.weights_BS.tolist() == rows.documents.goes_on_BS.tolist()
+    assert batch.stretches.bounds == Stretches.of(rows.documents.starts, 64).bounds
+    whole = token_batch(rows._replace(documents=None))
+    assert whole.stretches is None and whole.weights_BS.all()
 
 
 def test_held_out_windows_follow_each_other_up_to_max_tokens(data: DataConfig) -> None:
     mixture = mixture_of(data)
-    windows = mixture.held_out(1, max_tokens=5 * S + 3)
-    assert windows.shape == (5, S + 1)
-    assert all(before[-1] == after[0] for before, after in pairwise(windows))
-    assert mixture.held_out(1, max_tokens=1).shape == (1, S + 1)
+    windows = mixture.read(mixture.held_out(1, max_tokens=5 * S + 3))
+    assert windows.tokens_BS.shape == (5, S) and windows.sources_B.tolist() == [1] * 5
+    assert np.array_equal(windows.labels_BS, windows.tokens_BS + 1)
+    assert all(before[-1] == after[0] - 1 for before, after in pairwise(windows.tokens_BS))
+    assert len(mixture.held_out(1, max_tokens=1)) == 1
 
 
 @settings(deadline=None)
@@ -214,7 +240,7 @@ def test_a_held_out_part_shorter_than_a_window_is_refused_with_the_least_that_wo
 
 def test_without_held_out_everything_is_trained_on(data: DataConfig) -> None:
     mixture = mixture_of(dataclasses.replace(data, held_out=0.0))
-    assert mixture.held_out(0, 1_000).shape == (0, S + 1)
+    assert mixture.held_out(0, 1_000) == []
     assert mixture.sources[0].training_tokens == 999
 
 

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megatron_qwen3
 from megatron_qwen3.config import load
 from megatron_qwen3.cpu import redirect
-from megatron_qwen3.model import grouped, ops
+from megatron_qwen3.model import grouped, layer, ops
 from megatron_qwen3.model.rope import RotaryTables
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dry_run import _pretending_to_be
@@ -127,7 +128,7 @@ def as_on_a_gpu(monkeypatch):
         yield
 
 
-def step(monkeypatch, preset, *settings, rows=4):
+def step(monkeypatch, preset, *settings, rows=4, starts=None):
     """What one training step asks of its device, and who: a count of each."""
     given = [f"model.preset={preset}", "train.steps=1", "train.precision=bf16"]
     given += ["data.sequence_length=32", "train.global_batch=4", "train.micro_batch=2"]
@@ -136,7 +137,8 @@ def step(monkeypatch, preset, *settings, rows=4):
     tokens_BS = torch.zeros(rows, 32, dtype=torch.int64)
     with _pretending_to_be(0, config, layout), as_on_a_gpu(monkeypatch):
         engine = Engine(config, layout)
-        batch = TokenBatch.of(tokens_BS, tokens_BS)
+        stretches = Stretches.of(starts, 32) if starts else None
+        batch = TokenBatch.of(tokens_BS, tokens_BS, stretches)
         with torch.device("cpu"), Answers() as answers:
             engine.train_step(batch, cross_entropy, 1e-3)
     return answers.asked
@@ -162,12 +164,19 @@ def test_padding_and_the_shares_of_this_batch_cost_no_wait(monkeypatch, balance)
     assert step(monkeypatch, "tiny-moe", f"model.router_balance={balance}", rows=3) == STATED
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_documents_that_share_rows_cost_no_wait(monkeypatch, precision):
+    starts = [[0, 5, 6], [0], [0, 31], [0, 8, 16, 24]]
+    asked = step(monkeypatch, "tiny-dense", f"train.precision={precision}", starts=starts)
+    assert asked == STATED
+
+
 MUTANTS = {
     "number": (ops, "swiglu_value", lambda x: x.sum().item()),
     "number in backward": (ops, "swiglu_gradient", lambda x, grad: grad.sum().item()),
     "copy": (ops, "rms_norm", lambda x, *_: x.cpu()),
     "length of bincount": (grouped, "sort_by_expert", lambda x, _: torch.bincount(x.flatten())),
-    "length of a selection": (ops, "attention", lambda q, *_: q[q > 0]),
+    "length of a selection": (layer, "attention", lambda q, *_: q[q > 0]),
 }
 
 

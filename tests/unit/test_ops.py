@@ -34,14 +34,6 @@ def plain_rope(x, cos, sin):
     return x * cos + torch.cat([-right, left], -1) * sin
 
 
-def plain_attention(q, k, v):
-    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
-    scores = torch.einsum("sbnd,tbnd->bnst", q, k) / q.shape[-1] ** 0.5
-    future = torch.ones(q.shape[0], q.shape[0], dtype=torch.bool).triu(1)
-    mixed = torch.einsum("bnst,tbnd->sbnd", scores.masked_fill(future, -torch.inf).softmax(-1), v)
-    return mixed.flatten(2)
-
-
 def plain_experts(rows, probs, counts, weight1, weight2):
     outputs = [
         plain_swiglu(x @ w1.T) @ w2.T
@@ -154,20 +146,6 @@ def test_heads_of_bf16_are_within_its_rounding_and_the_same_without_gradients():
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradient)
 
 
-@pytest.mark.parametrize("make", [randn, strided])
-@pytest.mark.parametrize("length", [1, S, 300])
-@pytest.mark.parametrize("groups", [1, G, N])
-def test_attention_equals_the_formula(make, length, groups):
-    q, k, v = make(length, B, N, D), make(length, B, groups, D), make(length, B, groups, D)
-    check_equal(ops.attention, plain_attention, q, k, v)
-
-
-def test_attention_of_a_position_does_not_see_later_ones():
-    q, k, v = randn(S, B, N, D), randn(S, B, G, D), randn(S, B, G, D)
-    early = ops.attention(q, k, v)[: S - 1]
-    torch.testing.assert_close(early, ops.attention(q[: S - 1], k[: S - 1], v[: S - 1]))
-
-
 @pytest.mark.parametrize("counts", [[5, 0, 7, 0], [0, 0, 0, 12], [0, 0, 0, 0], [3, 3, 3, 3]])
 @pytest.mark.parametrize("make", [randn, strided])
 def test_experts_equal_a_loop_even_where_some_get_no_token(counts, make):
@@ -274,7 +252,7 @@ def test_the_gradient_of_a_probability_is_summed_in_float32_where_experts_are_bf
     assert torch.equal(probs.grad, expected)
 
 
-@pytest.mark.parametrize("name", ["swiglu", "rope", "attention", "experts"])
+@pytest.mark.parametrize("name", ["swiglu", "rope", "experts"])
 def test_bfloat16_agrees_with_float32_to_its_precision(name):
     b = torch.bfloat16
     counts = torch.tensor([5, 0, 11])
@@ -284,7 +262,6 @@ def test_bfloat16_agrees_with_float32_to_its_precision(name):
             lambda x: ops.rope(x, x, *tables(torch.float32))[0],
             [randn(S, B, N, D, dtype=b)],
         ),
-        "attention": (ops.attention, [randn(S, B, n, D, dtype=b) for n in (N, G, G)]),
         "experts": (
             lambda x, p, w1, w2: grouped.experts(x, p, counts, w1, w2),
             [randn(*s, dtype=b) for s in ((16, 8), (16,), (3, 16, 8), (3, 8, 8))],
