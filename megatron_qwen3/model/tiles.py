@@ -1,0 +1,324 @@
+"""Log-probabilities under logits that never exist as a whole: hidden · weightᵀ, tile by tile.
+
+The float32 logits of 32,768 positions over a vocabulary of 151,936 are 18.5 GiB, and plain code
+holds them three times. Here one autograd function goes from the hidden states to what losses need:
+the forward pass takes some positions at a time and leaves a few numbers for each; the backward pass
+computes the logits again, a tile of positions and columns at a time, and multiplies each tile's
+gradient at once. Where all logits fit into one tile they are kept, and nothing is computed twice.
+Either way the tensor ranks speak twice in the forward pass, about a few numbers per position, and
+not at all in the backward pass. `model/logits.py` is how this is called.
+
+With m the largest logit of this rank's slice, e = exp(logit - m), M the largest m of all ranks,
+Z = Σ e · exp(m - M) over the whole vocabulary, f = exp(m - M) / Z, and g upstream gradients:
+
+    p = f · e      log p = log e + log f      log z = M + log Z
+    entropy H = -Σ p log p = log Z - Σ (e log e + e · (m - M)) · exp(m - M) / Z
+    d/d logit = [it is the id's] · g_log_p + p · (g_log_z - g_log_p - g_H · (log p + H))
+
+Legend: T positions, H hidden size, V the vocabulary, v = V/tp this tensor rank's slice, K ids of
+each position; n positions and w columns of one tile.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_qwen3.cpu.products import product, write_product
+from megatron_qwen3.cpu.shortcuts import take_old
+
+TILE_BYTES = 256 << 20  # of one tile's logits as float32
+_UNIT = 128  # of a tile's sides: a GPU's products slow down where rows are not aligned
+
+Tiles = tuple[list[slice], list[slice]]
+
+
+class Part(NamedTuple):
+    """What a slice of the vocabulary adds to each position, relative to its largest logit."""
+
+    peak_T: Tensor
+    total_T: Tensor  # Σ e
+    moment_T: Tensor  # Σ e log e; zeros where no entropy is asked for
+    above_TK: Tensor  # logit of an id - peak; 0 where the slice has no such id
+    is_mine_TK: Tensor
+
+
+class Whole(NamedTuple):
+    """What all slices say of each position, and log f, with which a slice finds its p."""
+
+    log_p_TK: Tensor
+    log_z_T: Tensor
+    entropy_T: Tensor
+    log_factor_T: Tensor
+
+
+class TiledLogProbs(torch.autograd.Function):
+    """(hidden [T, H], weight [v, H], ids [T, K]) -> log p [T, K], log z [T], entropy [T] or None.
+
+    The gradient of `hidden` is this rank's share of it: the sum over the group is the caller's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_vH: Tensor,
+        ids_TK: Tensor,
+        group: Any,
+        with_entropy: bool,
+        tile_bytes: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        first = group.rank() * len(weight_vH)
+        tiles = square_tiles(len(hidden_TH), len(weight_vH), tile_bytes)
+
+        def of(rows: slice, columns: slice) -> tuple[Part, Tensor]:
+            logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
+            return part_and_exps(logits_nw, ids_TK[rows] - first - columns.start, with_entropy)
+
+        exps_Tv = None
+        if _is_one(tiles):
+            part, exps_Tv = of(tiles[0][0], tiles[1][0])
+        else:
+            part = joined(reduce(merged, (of(rows, c)[0] for c in tiles[1])) for rows in tiles[0])
+        whole = over_ranks(part, group)
+        is_id_TK = (ids_TK >= 0) & (ids_TK < group.size() * len(weight_vH))
+        log_p_TK = whole.log_p_TK.masked_fill_(~is_id_TK, torch.nan)
+        entropy_T = whole.entropy_T if with_entropy else None
+        ctx.save_for_backward(
+            hidden_TH,
+            weight_vH,
+            ids_TK - first,
+            part.peak_T,
+            whole.log_factor_T,
+            entropy_T,
+            exps_Tv,
+        )
+        ctx.tiles = tiles  # the same: a product of another shape rounds otherwise
+        ctx.set_materialize_grads(False)
+        return log_p_TK, whole.log_z_T, entropy_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_TH, weight_vH, local_TK, peak_T, log_factor_T, entropy_T, exps_Tv = ctx.saved_tensors
+        slopes = _slopes(grads, log_factor_T, entropy_T)
+
+        def of_logits(rows: slice, columns: slice) -> Tensor:
+            exps_nw = exps_Tv
+            if exps_nw is None:
+                logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
+                exps_nw = _exps(logits_nw, peak_T[rows].unsqueeze(1))
+            local_nK = local_TK[rows] - columns.start
+            return _gradient_in_place(exps_nw, slopes.of(rows), local_nK).to(hidden_TH.dtype)
+
+        of_hidden_and_weight = _multiplied(
+            of_logits, hidden_TH, weight_vH, ctx.tiles, ctx.needs_input_grad
+        )
+        return *of_hidden_and_weight, None, None, None, None
+
+
+def row_blocks(positions: int, columns: int, tile_bytes: int) -> list[slice]:
+    """Positions in blocks whose logits over all columns fit into a tile; one at least."""
+    return _slices(positions, tile_bytes // 4 // columns)
+
+
+def square_tiles(positions: int, columns: int, tile_bytes: int) -> Tiles:
+    """Blocks of positions and of columns: one of each if all fits.
+
+    Square ones, since the gradients of hidden and weight are added up in the fewest rounds then.
+    """
+    area = tile_bytes // 4
+    column_blocks = _slices(columns, max(math.isqrt(area), area // max(positions, 1)))
+    return _slices(positions, area // column_blocks[0].stop), column_blocks
+
+
+def _is_one(tiles: Tiles) -> bool:
+    return len(tiles[0]) == len(tiles[1]) == 1
+
+
+def _slices(length: int, most: int) -> list[slice]:
+    if most < length:
+        most = most // _UNIT * _UNIT or most
+    most = max(most, 1)  # no tile is smaller than one logit
+    return [slice(i, min(i + most, length)) for i in range(0, length, most)] or [slice(0, 0)]
+
+
+def part_and_exps(logits_nv: Tensor, local_nK: Tensor, with_entropy: bool) -> tuple[Part, Tensor]:
+    """What these columns add to each position, and e, [n, v], which may take the logits' place.
+
+    local_nK: ids counted from the first of these columns.
+    """
+    peak_n1 = logits_nv.amax(-1, keepdim=True)
+    column_nK, is_mine_nK = _columns(local_nK, logits_nv.shape[1])
+    peak_n1 = peak_n1.to(torch.promote_types(logits_nv.dtype, torch.float32))
+    above_nK = (logits_nv.gather(1, column_nK) - peak_n1).masked_fill_(~is_mine_nK, 0.0)
+    exps_nv = _exps(logits_nv, peak_n1)
+    total_n = exps_nv.sum(-1)
+    moment_n = torch.xlogy(exps_nv, exps_nv).sum(-1) if with_entropy else torch.zeros_like(total_n)
+    return Part(peak_n1.squeeze(1), total_n, moment_n, above_nK, is_mine_nK), exps_nv
+
+
+def joined(parts: Iterable[Part]) -> Part:
+    """Blocks of positions as one."""
+    return Part(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def merged(a: Part, b: Part) -> Part:
+    """Two blocks of columns as one."""
+    peak_T = torch.maximum(a.peak_T, b.peak_T)
+    a, b = _relative_to(peak_T, a), _relative_to(peak_T, b)
+    return Part(
+        peak_T,
+        a.total_T + b.total_T,
+        a.moment_T + b.moment_T,
+        a.above_TK + b.above_TK,
+        a.is_mine_TK | b.is_mine_TK,
+    )
+
+
+def over_ranks(part: Part, group: Any) -> Whole:
+    """The slices of all tensor ranks taken together, by two all-reduces; equal on all ranks."""
+    peak_T = part.peak_T
+    if group.size() > 1:
+        peak_T = peak_T.clone()
+        dist.all_reduce(peak_T, op=dist.ReduceOp.MAX, group=group)
+    mine = _relative_to(peak_T, part)
+    sums = torch.cat([torch.stack([mine.total_T, mine.moment_T]), mine.above_TK.t()])
+    if group.size() > 1:
+        dist.all_reduce(sums, group=group)
+    log_total_T = sums[0].log()
+    return Whole(
+        log_p_TK=(sums[2:] - log_total_T).t(),
+        log_z_T=peak_T + log_total_T,
+        entropy_T=log_total_T - sums[1] / sums[0],
+        log_factor_T=part.peak_T - peak_T - log_total_T,
+    )
+
+
+def _relative_to(peak_T: Tensor, part: Part) -> Part:
+    """The same part with another peak, that of more columns."""
+    shift_T = part.peak_T - peak_T
+    scale_T = shift_T.exp()
+    return Part(
+        peak_T,
+        part.total_T * scale_T,
+        (part.moment_T + part.total_T * shift_T) * scale_T,
+        part.above_TK + shift_T.unsqueeze(1) * part.is_mine_TK,
+        part.is_mine_TK,
+    )
+
+
+def _exps(logits: Tensor, peak_n1: Tensor) -> Tensor:
+    """exp(logit - peak), in place of the logits where they have the peak's precision."""
+    return torch.sub(logits, peak_n1, out=logits if logits.dtype == peak_n1.dtype else None).exp_()
+
+
+def _columns(local_nK: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Ids as columns of a tile, 0 where it has no such column, and whether it has."""
+    is_mine_nK = (local_nK >= 0) & (local_nK < width)
+    return local_nK.masked_fill(~is_mine_nK, 0), is_mine_nK
+
+
+class _Slopes(NamedTuple):
+    """d loss / d logit = exps · e - moments · e log e, and of_ids more at each id's column."""
+
+    exps_T: Tensor
+    moments_T: Tensor | None
+    of_ids_TK: Tensor | None
+
+    def of(self, rows: slice) -> "_Slopes":
+        return _Slopes(*(None if slope is None else slope[rows] for slope in self))
+
+
+def _slopes(
+    grads: tuple[Tensor | None, ...], log_factor_T: Tensor, entropy_T: Tensor | None
+) -> _Slopes:
+    of_log_p_TK, of_log_z_T, of_entropy_T = grads
+    factor_T, of_p_T = log_factor_T.exp(), torch.zeros_like(log_factor_T)
+    if of_log_p_TK is not None:
+        of_p_T = of_p_T - of_log_p_TK.sum(-1)
+    if of_log_z_T is not None:
+        of_p_T = of_p_T + of_log_z_T
+    if of_entropy_T is None or entropy_T is None:
+        return _Slopes(factor_T * of_p_T, None, of_log_p_TK)
+    of_p_T = of_p_T - of_entropy_T * (log_factor_T + entropy_T)
+    return _Slopes(factor_T * of_p_T, factor_T * of_entropy_T, of_log_p_TK)
+
+
+def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor) -> Tensor:
+    """d loss / d logits of a tile, in place of its e; local_nK: ids from its first column on."""
+    moments_nw = None
+    if slopes.moments_T is not None:
+        moments_nw = torch.xlogy(exps_nw, exps_nw).mul_(slopes.moments_T.unsqueeze(1))
+    grad_nw = exps_nw.mul_(slopes.exps_T.unsqueeze(1))
+    if moments_nw is not None:
+        grad_nw.sub_(moments_nw)
+    if slopes.of_ids_TK is not None:
+        column_nK, is_mine_nK = _columns(local_nK, exps_nw.shape[1])
+        grad_nw.scatter_add_(1, column_nK, slopes.of_ids_TK.masked_fill(~is_mine_nK, 0.0))
+    return grad_nw
+
+
+def _multiplied(
+    of_logits: Callable[[slice, slice], Tensor],
+    hidden_TH: Tensor,
+    weight_vH: Tensor,
+    tiles: Tiles,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of hidden and weight, from those of the logits of one tile after the other."""
+    row_tiles, column_tiles = tiles
+    of_hidden_TH = torch.empty_like(hidden_TH) if needs[0] else None
+    of_weight_vH, adds = _sum_of_weight(weight_vH, len(row_tiles)) if needs[1] else (None, False)
+    for rows in row_tiles:
+        hidden_nH, sum_nH = hidden_TH[rows], None
+        if of_hidden_TH is not None:
+            dtype = _precise(hidden_nH, len(column_tiles))
+            sum_nH = of_hidden_TH[rows]
+            if dtype != hidden_nH.dtype:
+                sum_nH = torch.empty_like(hidden_nH, dtype=dtype)
+        for columns in column_tiles:
+            grad_nw = of_logits(rows, columns)
+            if sum_nH is not None:
+                write_product(sum_nH, grad_nw, weight_vH[columns], adds=columns.start > 0)
+            if of_weight_vH is not None:
+                adds_here = adds or rows.start > 0
+                write_product(of_weight_vH[columns], grad_nw.t(), hidden_nH, adds=adds_here)
+            del grad_nw  # before the next one is made
+        if of_hidden_TH is not None and sum_nH is not None and sum_nH.dtype != hidden_nH.dtype:
+            of_hidden_TH[rows] = sum_nH
+    return of_hidden_TH, None if of_weight_vH is None else _for_autograd(weight_vH, of_weight_vH)
+
+
+def _precise(x: Tensor, summands: int) -> torch.dtype:
+    """The type in which so many summands of x's gradient are added up."""
+    return x.dtype if summands == 1 else torch.promote_types(x.dtype, torch.float32)
+
+
+def _sum_of_weight(weight_vH: Tensor, summands: int) -> tuple[Tensor, bool]:
+    """Where the weight's gradient is summed, and whether it holds a gradient to add to.
+
+    That is megatron-core's buffer where there is one, which saves a second matrix of that size.
+    """
+    if hasattr(weight_vH, "grad_added_to_main_grad"):
+        return weight_vH.main_grad, not take_old(weight_vH.main_grad)
+    return torch.empty_like(weight_vH, dtype=_precise(weight_vH, summands)), False
+
+
+def _for_autograd(weight_vH: Tensor, sum_vH: Tensor) -> Tensor:
+    """The gradient; or, if it is in megatron-core's buffer, what its hooks expect in its place.
+
+    They run only where autograd is given something, and add it to the buffer if the embedding's
+    gradient comes with it (`zero_out_wgrad`).
+    """
+    if not hasattr(weight_vH, "grad_added_to_main_grad"):
+        return sum_vH.to(weight_vH.dtype)
+    weight_vH.grad_added_to_main_grad = True
+    if getattr(weight_vH, "zero_out_wgrad", False):
+        return torch.zeros_like(weight_vH)
+    return torch.empty_like(weight_vH)

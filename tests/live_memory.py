@@ -1,0 +1,50 @@
+"""How many bytes of tensors live at a time, counted by torch's dispatcher: equal on any machine.
+
+    with LiveMemory() as memory:
+        function(inputs).backward()
+    memory.peak_bytes, memory.live_bytes, memory.largest_bytes
+
+Counted are the tensors that operations return, each storage once and as long as it lives; what was
+there before is not. What a kernel allocates for itself is not seen, nor are matrix libraries'
+workspaces: real memory is a little more, and grows the same way.
+"""
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """The most bytes at a time, the bytes now, and the largest single tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.live_bytes = self.peak_bytes = self.largest_bytes = 0
+        self._known = {}  # address of a storage -> (weak reference to it, its bytes)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self._learn((args, kwargs), are_new=False)
+        output = function(*args, **(kwargs or {}))
+        self._learn(output, are_new=True)
+        return output
+
+    def _learn(self, values, are_new):
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            address = storage._cdata
+            if address in self._known:
+                continue
+            size = storage.nbytes() if are_new else 0
+            forget = weakref.ref(storage, lambda _, address=address: self._forget(address))
+            self._known[address] = (forget, size)
+            self.live_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            self.largest_bytes = max(self.largest_bytes, size)
+
+    def _forget(self, address):
+        _, size = self._known.pop(address)
+        self.live_bytes -= size
