@@ -9,9 +9,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
     package_data={
-        "megatron_qwen3": ["chat_template.jinja", "planner/*.toml", "planner/hardware/*.toml"],
+        "megatron_qwen3": [
+            "chat_template.jinja",
+            "pages/page.*",
+            "planner/*.toml",
+            "planner/hardware/*.toml",
+        ],
         "data_prep": ["languages.csv", "language_profiles.npz"],
     },
+    entry_points={"console_scripts": ["mq3 = megatron_qwen3.cli.commands:start"]},
     install_requires=[
         "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
         "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints

@@ -56,10 +56,10 @@ _PATIENCE_SECONDS = 60.0
 _QUIET_SECONDS = 2.0  # of it
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.train") -> int:
     """The exit status, as EXIT_STATUSES says."""
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_qwen3.train",
+        prog=prog,
         description="Train a Qwen3 stage on megatron-core.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,45 +1,9 @@
-"""Know before you launch: plans, their accuracy, and scaling studies.
+"""Plan, weigh and measure runs: python tools/scaling_study.py --help."""
 
-    python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
-    python tools/scaling_study.py validate published.csv
-    python tools/scaling_study.py dry-run examples/models/qwen3_235b_a22b.toml --world-size 256
-    python tools/scaling_study.py sweep examples/studies/sweep_cpu.toml --local
-    python tools/scaling_study.py laws run examples/studies/ladder_cpu.toml
-
-Each command's --help has examples. Commands live in tools/scaling, one module each: `add_parser`
-says what it takes, the function it sets as `run` does it and returns the exit status.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+from megatron_qwen3.cli.commands import run
 
-from megatron_qwen3 import entry
-from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import shown_lines
-from tools.scaling import dry_run, fit, laws, memory, plan, sweep, validate
-
-_COMMANDS = (plan, validate, memory, dry_run, sweep, laws, fit)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 2 something is wrong with a file, a name or a number."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_parser(commands)
-    given = entry.parse(parser, arguments)
-    try:
-        return int(given.run(given))
-    except (ConfigError, OSError) as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    entry.run(main, prints_results=True)
+run("study", __name__)

@@ -38,9 +38,11 @@ top-k 20; without: 0.7, 0.8, 20 and presence penalty 1.5), else temperature 1 an
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.generate"
+) -> int:
     """The exit status: 0 done, 2 something that was given is wrong."""
-    given = _parser().parse_intermixed_args(arguments)
+    given = _parser(prog).parse_intermixed_args(arguments)
     try:
         run(given)
     except (ConfigError, ChatError) as error:
@@ -135,9 +137,9 @@ def _messages(given: argparse.Namespace) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in texts if text]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m megatron_qwen3.generate",
+        prog=prog,
         description="Generate text with a checkpoint or a folder of Hugging Face's format.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep import tokenizer
 from data_prep.indexed import IndexedWriter
-from tools import scaling_study
+from megatron_qwen3.cli import scaling_study
 
 BASE = """
 [run]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_qwen3.cli import convert_checkpoint
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf, hf_config, stream
 from megatron_qwen3.convert.dcp import Checkpoint
@@ -23,7 +24,6 @@ from megatron_qwen3.generate.load import Source
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
 from megatron_qwen3.training.checkpoint import check_same_model, find
-from tools import convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,13 +8,13 @@ import math
 
 import pytest
 
+from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.parallel.layout import Layout, smallest_world
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.training.dry_run import dry_run
-from tools import scaling_study
 
 DENSE = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b")
 SPARSE = ("qwen3-30b-a3b", "qwen3-235b-a22b")

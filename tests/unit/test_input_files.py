@@ -14,8 +14,8 @@ from data_prep.shards import origin, read_inventory, read_json
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import PLAN, Settings
 from data_prep.tokenizer import train
+from megatron_qwen3.cli import clean_corpus, inspect_shards, tokenize_corpus, train_tokenizer
 from megatron_qwen3.config import ConfigError
-from tools import clean_corpus, inspect_shards, tokenize_corpus, train_tokenizer
 
 ROW = json.dumps({"text": "the river meets the sea"}) + "\n"
 ODD = os.fsdecode(b"caf\xe9 \xff.jsonl")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from data_prep.indexed import IndexedWriter
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
+from megatron_qwen3.cli import launch, launch_sbatch
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
-from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -175,7 +175,7 @@ def test_no_shell_reads_what_was_typed(name):
     run = launch.Run(
         (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
     )
-    asked = entry.parse(launch._parser(), ["train", "-", "--nodes=4"])
+    asked = entry.parse(launch._parser(None), ["train", "-", "--nodes=4"])
     words = launch_sbatch.command(run, asked)
     assert shlex.split(shlex.join(words)) == words
     assert words[-1] == f"run.name={name}"
@@ -284,6 +284,13 @@ def test_it_is_called_in_the_checkout(slurm, tmp_path, monkeypatch, capsys):
     words = [str(ROOT / STAGE), "model.preset=qwen3-8b", "--nodes=4", "--skip-files"]
     assert launch.main(["train", *words]) == 2
     assert f"call it in {ROOT}" in capsys.readouterr().err
+
+
+def test_without_a_checkout_nothing_is_submitted(slurm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)  # as where the package alone is installed
+    words = [STAGE, "model.preset=qwen3-8b", "--nodes=4", "--skip-files"]
+    assert launch.main(["train", *words]) == 2
+    assert f"train.sbatch of a checkout, and {tmp_path} is none" in capsys.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_is_told_before_a_job_waits(slurm, capsys):

@@ -21,9 +21,9 @@ from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences
 from data_prep.mixing.summary import folded, summary, total
 from data_prep.shards import Chunk, Inventory, Shard, write_inventory, write_shard
+from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain import record
-from tools import mix_curriculum
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "curriculum.toml"
 S = 16

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.planner import accuracy, calibration, fit, published, published_memory
 from megatron_qwen3.planner.step import Step
-from tools import scaling_study
 
 COLUMNS = [
     "row_id",

@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from megatron_qwen3.cli import scaling_study
+from megatron_qwen3.cli.scaling.plan import usual_batch
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
-from tools import scaling_study
-from tools.scaling.plan import usual_batch
 
 CONSTANTS = calibration.load()
 STAGE = "examples/stages/pretrain_1_general.toml"

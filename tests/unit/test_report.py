@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from megatron_qwen3.cli import report
+from megatron_qwen3.pages.pictures import spread
+from megatron_qwen3.pages.training_pictures import _held_out_curves, smooth
 from megatron_qwen3.training.history import Run
-from tools import report
-from tools.pictures import spread
-from tools.report_figures import _held_out_curves, smooth
 
 HOSTILE = "<script>alert(1)</script> $x_[/red]\x1b[2J\n\u202e"
 

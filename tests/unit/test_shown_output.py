@@ -12,11 +12,13 @@ from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory, Shard
 from data_prep.tokenization.progress import Progress
+from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
 from megatron_qwen3.generate.session import Session
+from megatron_qwen3.pages import curriculum as curriculum_page
+from megatron_qwen3.pages import page, pictures
 from megatron_qwen3.shown import shown
 from megatron_qwen3.training.console import Console, source_line
 from tests.unit.test_mixing import one_stage
-from tools import inspect_shards, mix_curriculum, mix_figures, page, pictures, tokenize_corpus
 
 HOSTILE = "[/red][bold]\x1b[2J\n\u202eab\udc80 $\\frac{$<b>"
 SAFE = shown(HOSTILE)
@@ -54,7 +56,7 @@ def test_tables_and_pages_of_a_curriculum(wide, capsys, tmp_path):
     curriculum = plan(inventory, one_stage(50_000))
     mix_curriculum._print(curriculum, 9)
     assert_safe(capsys.readouterr().out)
-    mix_figures.write(curriculum, tmp_path / "page.html")
+    curriculum_page.write(curriculum, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert_safe(html, whole=False)
     assert "<b>" not in html.split("<table")[1]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3.cli import launch, launch_sbatch
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
-from tools import launch, launch_sbatch
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")

@@ -31,7 +31,7 @@ from megatron_qwen3.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tools import convert_checkpoint, launch  # noqa: E402  (no package)
+from megatron_qwen3.cli import convert_checkpoint, launch  # noqa: E402  (no package)
 
 TINY = ["model.preset=tiny-moe", "model.num_layers=2", "model.vocab_size=64"]
 SIZES = ["train.steps=4", "train.global_batch=2", "data.sequence_length=32", "run.device=cpu"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.model.flops import flops_per_token, parameter_count
 from megatron_qwen3.planner import hardware
@@ -16,7 +17,6 @@ from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.studies import efficiency, ladder, local, measurements, slurm, sweep
 from megatron_qwen3.studies.files import read
-from tools import scaling_study
 
 LADDER = """
 dir = "{dir}"
@@ -447,7 +447,7 @@ def test_every_study_in_the_examples_can_be_read(file):
 
 def test_studies_and_their_commands_load_no_torch():
     modules = "files local slurm sweep efficiency ladder measurements parametric isoflop tuning"
-    code = "import sys, tools.scaling_study\n"
+    code = "import sys, megatron_qwen3.cli.scaling_study\n"
     code += "".join(
         f"import megatron_qwen3.studies.{name}\n" for name in [*modules.split(), "laws"]
     )

@@ -30,8 +30,8 @@ from data_prep.tokenization import plan, work
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer, train
+from megatron_qwen3.cli import inspect_shards, tokenize_corpus
 from megatron_qwen3.config import ConfigError
-from tools import inspect_shards, tokenize_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["river", "town", "hills", "sea", "water", "mill", "children", "la", "rivière", "город"]

@@ -14,8 +14,8 @@ import pytest
 from data_prep.tokenization import plan
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer
+from megatron_qwen3.cli import train_tokenizer
 from megatron_qwen3.config import ConfigError
-from tools import train_tokenizer
 
 SIZES = {"eng_Latn": 4000, "deu_Latn": 400, "rus_Cyrl": 40}  # documents
 

@@ -32,7 +32,6 @@ def add_parser(commands: Any) -> None:
         help="memory of one configuration, part by part",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
     parser.add_argument("--gpus", type=int, required=True, help="ranks of the run")

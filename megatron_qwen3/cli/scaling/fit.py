@@ -20,7 +20,6 @@ def add_parser(commands: Any) -> None:
         help="set the constants of the model of time from published runs",
         description=__doc__,
         epilog="example:\n  python tools/scaling_study.py fit published_perf.csv\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("csv", type=Path, metavar="CSV", help="as validate takes it")
     parser.add_argument("--out", type=Path, default=calibration.PATH)

@@ -53,7 +53,6 @@ def add_parser(commands: Any) -> None:
         help="the best layouts of a model on a cluster",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(hardware.names())
     parser.add_argument("--model", required=True, help="size (8b, 235b-a22b) or a TOML file")
@@ -103,7 +102,7 @@ def run(given: argparse.Namespace) -> int:
     console.print(_table(question, plans, chosen, given.tokens))
     for table in _breakdown(question, plans[chosen]):
         console.print(table)
-    from tools.scaling.plan_pictures import draw  # matplotlib loads slowly
+    from megatron_qwen3.pages.plan_pictures import draw  # matplotlib loads slowly
 
     plot = given.plot or given.out.with_suffix(".png")
     draw(question, plans, plot)

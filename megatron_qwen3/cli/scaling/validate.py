@@ -18,11 +18,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from megatron_qwen3.cli.scaling.plan import picture
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
 from megatron_qwen3.planner.fit import is_fitted
 from megatron_qwen3.shown import plain
-from tools.scaling.plan import picture
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py validate published_perf.csv
@@ -38,7 +38,6 @@ def add_parser(commands: Any) -> None:
         help="predictions against published runs",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("csv", type=Path, metavar="CSV")
     parser.add_argument("--plot", type=picture, default="validate.png", help="(validate.png)")
@@ -66,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
             console.print(_groups(f"{title}: absolute error", found))
     for line in _left_out(compared):
         console.print(plain(line))
-    from tools.scaling.validate_pictures import draw  # matplotlib loads slowly
+    from megatron_qwen3.pages.validate_pictures import draw  # matplotlib loads slowly
 
     draw(compared, given.plot)
     console.print(plain(f"wrote {given.plot}"))

@@ -14,7 +14,7 @@ from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.storage.whole import write_whole
 
 if TYPE_CHECKING:  # a page alone needs no matplotlib, which loads slowly
-    from tools.pictures import Picture
+    from megatron_qwen3.pages.pictures import Picture
 
 FIGURES = "<!-- figures -->"  # the section of the body where the pictures stand
 
@@ -27,7 +27,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         write_whole(folder / f"{picture.name}.png", [picture.png])
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title, below = _escaped(heading), _escaped(subtitle)
     lines = [
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',

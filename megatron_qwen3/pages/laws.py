@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from megatron_qwen3.pages import laws_rows, page, pictures
+from megatron_qwen3.pages.pictures import (
+    FAINT,
+    HUES,
+    INK,
+    Picture,
+    count_tick,
+    power_tick,
+    rate_tick,
+)
 from megatron_qwen3.studies.laws import Recommendation, StageLaws
 from megatron_qwen3.studies.levels import levels
 from megatron_qwen3.studies.measurements import Measurement
 from megatron_qwen3.studies.tuning import TuningLaw
 from megatron_qwen3.training.console import count
-from tools import page, pictures
-from tools.pictures import FAINT, HUES, INK, Picture, count_tick, power_tick, rate_tick
-from tools.scaling import laws_text
 
 _DASHES = ("-", "--", ":", "-.")  # for more and more tokens
 
@@ -26,13 +33,13 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
         drawn = [picture for laws in found for picture in _pictures(laws)]
     body = [_key_numbers(found), page.FIGURES]
     if advice:
-        body.append(page.table("How to train the target", laws_text.advice_rows(advice)))
+        body.append(page.table("How to train the target", laws_rows.advice_rows(advice)))
         body += [page.code(f"Settings {one.stage}", one.overlay()) for one in advice]
-        if doubts := laws_text.far(advice):
+        if doubts := laws_rows.far(advice):
             body.append(page.text("How far this reaches", doubts))
     for laws in found:
         prefix = f"{laws.stage}: " if laws.stage else ""
-        body += [page.table(prefix + title, rows) for title, rows in laws_text.tables(laws)]
+        body += [page.table(prefix + title, rows) for title, rows in laws_rows.tables(laws)]
         if laws.missing or laws.doubts:
             unknown = [*laws.doubts, *laws.missing]
             body.append(page.text(prefix + "What these runs do not determine", unknown))
@@ -195,7 +202,7 @@ def _tuning(
     pictures.make_logarithmic(axes, "x", power_tick)
     pictures.make_logarithmic(axes, "y", rate_tick if unit == "learning rate" else count_tick)
     axes.legend(frameon=False, fontsize=7.5)
-    return pictures.finish(axes, f"{name}_law", title, laws_text.formula(law), is_wide=False)
+    return pictures.finish(axes, f"{name}_law", title, laws_rows.formula(law), is_wide=False)
 
 
 def _ends(values: Sequence[float], stretch: float) -> tuple[float, float]:

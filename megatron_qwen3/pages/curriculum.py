@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from data_prep.curriculum import Curriculum
 from data_prep.mixing.summary import labels_of, summary, total
+from megatron_qwen3.pages import page, pictures
+from megatron_qwen3.pages.curriculum_rows import HEADER, cells
+from megatron_qwen3.pages.pictures import FAINT, HUES, INK, MUTED, Picture
 from megatron_qwen3.shown import shown
 from megatron_qwen3.training.console import count
-from tools import page, pictures
-from tools.mix_table import HEADER, cells
-from tools.pictures import FAINT, HUES, INK, MUTED, Picture
 
 _MAKE_UP = ("domain", "length", "quality", "education")
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from megatron_qwen3.cli.scaling.plan import model_of
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pages import laws_rows
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
-from tools.scaling import laws_text
-from tools.scaling.plan import model_of
 
 if TYPE_CHECKING:
     from megatron_qwen3.studies.ladder import Ladder
@@ -39,7 +39,6 @@ _EXAMPLES = """examples:
 def add_parser(commands: Any) -> None:
     """Add the command to the sub-parsers `commands`."""
     text: dict[str, Any] = {"description": __doc__, "epilog": _EXAMPLES}
-    text["formatter_class"] = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("laws", help="scaling laws from a ladder of small runs", **text)
     actions = parser.add_subparsers(required=True, metavar="run | fit")
     train = actions.add_parser("run", help="train a ladder, then fit", **text)
@@ -131,14 +130,14 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     found = laws.analyse([run for run in runs if run not in short], given.draws)
     advice = [stage.recommend(*target, given.sequence_length) for stage in found if target]
     if given.json:
-        print(json.dumps(laws_text.as_dict(found, advice)))
+        print(json.dumps(laws_rows.as_dict(found, advice)))
     else:
         console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-        for line in laws_text.lines(found, advice):
+        for line in laws_rows.lines(found, advice):
             console.print(plain(line) if isinstance(line, str) else line)
     if given.overlay:
         _write_overlay(given.overlay, advice)
-    from tools.scaling.laws_page import write  # matplotlib loads slowly
+    from megatron_qwen3.pages.laws import write  # matplotlib loads slowly
 
     write(found, advice, out)
     print(shown(f"wrote {out}, pictures in {out.with_suffix('')}"), file=sys.stderr)

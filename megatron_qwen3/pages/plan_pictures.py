@@ -5,8 +5,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_qwen3.pages import pictures
 from megatron_qwen3.planner.search import Plan, Question
-from tools import pictures
 
 _MORE = ("#56606e", "#a8b3c1", "#e2b93b", "#4a2c6f", "#8fd175", "#c44e52", "#222222")
 _COLOURS = (*pictures.HUES, *_MORE)

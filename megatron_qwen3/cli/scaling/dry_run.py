@@ -42,7 +42,6 @@ def add_parser(commands: Any) -> None:
         help="shapes and bytes of every rank, from the real engine",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
     parser.add_argument(

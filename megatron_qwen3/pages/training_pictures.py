@@ -11,9 +11,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from megatron_qwen3.training.history import ALL_SOURCES, Run
-from tools import pictures
-from tools.pictures import (
+from megatron_qwen3.pages import pictures
+from megatron_qwen3.pages.pictures import (
     FAINT,
     HUES,
     INK,
@@ -26,6 +25,7 @@ from tools.pictures import (
     spread,
     style,
 )
+from megatron_qwen3.training.history import ALL_SOURCES, Run
 
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
 _LETTER_POINTS = 5.0  # roughly

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from megatron_qwen3.pages import pictures
 from megatron_qwen3.planner.accuracy import Comparison
-from tools import pictures
 
 _FEWEST = 5  # points that make a picture of their own
 _WITHIN = 0.2  # the band around equality

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pages import sweep_rows
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
-from tools.scaling import sweep_text
 
 if TYPE_CHECKING:
     from megatron_qwen3.studies.sweep import Case, Sweep
@@ -46,7 +46,6 @@ def add_parser(commands: Any) -> None:
         help="weak and strong scaling of models and layouts",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", type=Path, metavar="STUDY.toml")
     how = parser.add_mutually_exclusive_group()
@@ -113,17 +112,17 @@ def _report(
     curves = efficiency.read(cases, sweep.warm_up_steps, sweep.price_per_gpu_hour, predictor(sweep))
     machine = _machine(Path(sweep.dir))
     if given.json:
-        print(json.dumps(sweep_text.as_dict(curves, left_out, machine)))
+        print(json.dumps(sweep_rows.as_dict(curves, left_out, machine)))
     if not curves:
         print("no point is done yet: nothing to report", file=sys.stderr)
         return
     if not given.json:
         console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-        for table in sweep_text.terminal(curves):
+        for table in sweep_rows.terminal(curves):
             console.print(table)
-        for line in sweep_text.machine_lines(machine, curves):
+        for line in sweep_rows.machine_lines(machine, curves):
             console.print(plain(line), markup=False)
-    from tools.scaling.sweep_page import write  # matplotlib loads slowly
+    from megatron_qwen3.pages.sweep import write  # matplotlib loads slowly
 
     write(curves, left_out, machine, out)
     print(shown(f"wrote {out}, pictures in {out.with_suffix('')}"), file=sys.stderr)

@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from megatron_qwen3.pages import page, pictures, sweep_rows
+from megatron_qwen3.pages.pictures import FAINT, HUES, MUTED, Picture, count_tick, plain_tick
 from megatron_qwen3.studies.efficiency import Curve
-from tools import page, pictures
-from tools.pictures import FAINT, HUES, MUTED, Picture, count_tick, plain_tick
-from tools.scaling import sweep_text
 
 
 def write(
@@ -22,9 +21,9 @@ def write(
     with pictures.style():
         drawn = list(_pictures(curves))
     body = [_key_numbers(curves), page.FIGURES]
-    body.append(page.table("Measured points", sweep_text.point_rows(curves)))
-    body.append(page.table("Laws", sweep_text.law_rows(curves)))
-    about = sweep_text.machine_lines(machine, curves)
+    body.append(page.table("Measured points", sweep_rows.point_rows(curves)))
+    body.append(page.table("Laws", sweep_rows.law_rows(curves)))
+    about = sweep_rows.machine_lines(machine, curves)
     body.append(page.text("Measured on", about) if about else "")
     body.append(page.text("Left out", left_out) if left_out else "")
     models = ", ".join(dict.fromkeys(curve.model for curve in curves))

@@ -1,0 +1,194 @@
+"""Clean a corpus: normalise, name languages, filter, drop duplicates and evaluation data, label.
+
+    python tools/clean_corpus.py run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
+    python tools/clean_corpus.py run --out runs/clean code:code=src web=a.parquet \\
+        --evaluation gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
+    python tools/clean_corpus.py run --out /scratch/clean web=/data --tasks 2000 --slurm cpu
+    python tools/clean_corpus.py show runs/clean
+
+An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst), Parquet, plain
+text or source code. NAME and DOMAIN label documents that do not say it themselves. OUT/documents
+holds the result, for tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was
+dropped and why, OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not
+be read. Killed or stopped, the same command goes on where it was.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.lifetime import Stopped, ended_by_signals
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.storage.lock import owned
+
+if TYPE_CHECKING:
+    from data_prep.clean.settings import CleanSettings
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong with a file, name or disk,
+    or nothing was kept."""
+    given = _parser(prog).parse_args(arguments)
+    try:
+        with ended_by_signals():
+            return given.run(given)
+    except ConfigError as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Stopped) else 130
+    except OSError as error:
+        again = "; with space, the same command goes on" if error.errno in _NO_SPACE else ""
+        print(shown_lines(f"error: {given.out}: {error}{again}"), file=sys.stderr)
+    return 2
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text: dict[str, Any] = {"description": __doc__}
+    run = commands.add_parser("run", help="clean, or go on with it", **text)
+    run.set_defaults(run=_run)
+    _add_what(run)
+    _add_where(run)
+    show = commands.add_parser("show", help="the tables of a cleaning that has ended", **text)
+    show.set_defaults(run=_show)
+    show.add_argument("out", type=Path)
+    return parser
+
+
+def _add_what(run: argparse.ArgumentParser) -> None:
+    run.add_argument("inputs", nargs="+", metavar="NAME[:DOMAIN]=PATH")
+    run.add_argument("--out", required=True, metavar="FOLDER")
+    run.add_argument("--text-field", default="text", help="what the text is called; default: text")
+    run.add_argument("--languages", nargs="+", default=[], help="keep only these; default: all 119")
+    run.add_argument("--keep-undetermined", action="store_true", help="and `und`")
+    run.add_argument("--no-filters", action="store_true", help="label quality, drop nothing for it")
+    run.add_argument(
+        "--resemblance",
+        type=float,
+        default=0.75,
+        metavar="SHARE",
+        help="documents this much alike are duplicates; over 1: only equal ones; default: 0.75",
+    )
+    run.add_argument("--evaluation", nargs="+", default=[], metavar="FILE", help="data to keep out")
+    run.add_argument("--contamination-run", type=int, default=13, metavar="N", help="default: 13")
+    run.add_argument(
+        "--tokenizer", default="", help="compare evaluation data in its tokens, not in words"
+    )
+    for name in ("language", "domain", "quality", "education", "safety"):
+        run.add_argument(f"--{name}-model", metavar="FILE", help="a fastText model")
+    run.add_argument("--min-safety", type=float, default=0.5, help="with a safety model")
+    run.add_argument(
+        "--on-error", choices=("skip", "stop"), default="skip", help="at a bad line; default: skip"
+    )
+
+
+def _add_where(run: argparse.ArgumentParser) -> None:
+    tasks = 4 * (os.cpu_count() or 1)
+    run.add_argument("--workers", type=int, help="processes at a time; default: cores")
+    run.add_argument("--tasks", type=int, default=tasks, help=f"parts; default: {tasks}")
+    run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
+    run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
+    run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
+    run.add_argument("--memory-gb", type=int, default=4, help="of a task; default: 4")
+    run.add_argument(
+        "--sbatch",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="more for SLURM: account=nlp",
+    )
+
+
+# datatrove is imported only where it is needed: a wrong command costs no seconds.
+def _run(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.clean import read, stages
+    from data_prep.clean.report import print_report
+    from data_prep.clean.settings import LOCK
+
+    settings = _settings(given)
+    settings.validate()
+    settings.check_folder()
+    settings = settings.as_begun()
+    if given.workers is not None and given.workers < 1:
+        raise ConfigError(f"--workers = {given.workers}; valid: 1 or more")
+    stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
+    for note in filter(None, (read.not_read(settings), read.tokenizer_note(settings))):
+        print(shown(note), file=sys.stderr)
+    with owned(Path(given.out), LOCK):
+        settings.claim(read.state_of_files(settings))
+        is_done = _start(given, settings)
+    if is_done:
+        print_report(Path(given.out), Console())
+        print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
+    return 0
+
+
+def _start(given: argparse.Namespace, settings: "CleanSettings") -> bool:
+    """Whether the result is there; it is not where jobs were queued."""
+    from data_prep.clean import stages
+
+    if given.slurm:
+        options = dict(option.partition("=")[::2] for option in given.sbatch)
+        job = stages.run_slurm(
+            settings, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
+        )
+        print(shown(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}"))
+        return False
+    if given.ray:
+        stages.run_ray(settings, given.memory_gb, given.workers or -1)
+    else:
+        stages.run_local(settings, given.workers or os.cpu_count() or 1)
+    return True
+
+
+def _settings(given: argparse.Namespace):
+    from data_prep.clean.settings import MODELS, CleanSettings
+
+    models = {name: getattr(given, f"{name}_model") for name in MODELS}
+    return CleanSettings(
+        inputs=tuple(map(_input, given.inputs)),
+        out=given.out,
+        tasks=given.tasks,
+        languages=tuple(given.languages),
+        undetermined=given.keep_undetermined,
+        filters=not given.no_filters,
+        resemblance=given.resemblance,
+        evaluation=tuple(given.evaluation),
+        contamination_run=given.contamination_run,
+        tokenizer=given.tokenizer,
+        models=tuple((name, file) for name, file in models.items() if file),
+        min_safety=given.min_safety,
+        on_error=given.on_error,
+        text_field=given.text_field,
+    )
+
+
+def _input(text: str):
+    from data_prep.clean.settings import Input
+
+    name, equals, path = text.partition("=")
+    if not (equals and name and path):
+        raise ConfigError(f"input {text!r} is not NAME=PATH or NAME:DOMAIN=PATH")
+    source, _, domain = name.partition(":")
+    return Input(source, path, domain or None)
+
+
+def _show(given: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.clean.report import print_report
+
+    print_report(given.out, Console())
+    return 0

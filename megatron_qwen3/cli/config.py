@@ -1,0 +1,29 @@
+"""Every setting with its default, or all settings of one run.
+
+    mq3 config
+    mq3 config examples/stages/pretrain_1_general.toml examples/models/qwen3_8b.toml optim.lr=2e-4
+
+With files and key=value pairs, what `train` would read from them: checked, as one TOML file.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown_lines, shown_text
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 a setting or file is wrong."""
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("settings", nargs="*", metavar="FILE.toml | key=value")
+    given = parser.parse_args(arguments)
+    try:
+        config = settings.load(*settings.split(given.settings)) if given.settings else None
+    except ConfigError as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    print(shown_text(settings.to_toml(config) if config else settings.describe()))
+    return 0

@@ -1,0 +1,153 @@
+"""Convert between Hugging Face's Qwen3 and our checkpoints, and check both.
+
+    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT [--dtype bfloat16]
+    python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--dtype …] [--tokenizer FOLDER]
+    python tools/convert_checkpoint.py verify   A B [--precision bf16]
+    python tools/convert_checkpoint.py inspect  X
+
+A checkpoint is a step's folder, or a run's, of which the newest step is taken. Conversions need no
+GPU, no ranks and little memory, whatever the size of the model; OUT appears when it is complete.
+from-hf's OUT goes into checkpoint.init_from. Without --dtype every bit stays; with it, every tensor
+becomes bfloat16 or float32, rounded to the nearest, ties to even. verify computes logits of both
+and exits with 1 where they differ by more than rounding.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines, shown_text
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 1 the models differ, 2 something is wrong with a file or name."""
+    given = _parser(prog).parse_args(arguments)
+    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    try:
+        return given.run(given)
+    except (ConfigError, OSError) as error:  # a full disk, say; what was half written is gone
+        print(f"error: {shown_lines(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, folders, purpose, example in (
+        (
+            "from-hf",
+            _from_hf,
+            ("source", "out"),
+            "a folder of Hugging Face's format becomes a checkpoint for checkpoint.init_from",
+            "from-hf Qwen3-0.6B checkpoints/qwen3-0.6b",
+        ),
+        (
+            "to-hf",
+            _to_hf,
+            ("source", "out"),
+            "a checkpoint, or a run's newest, becomes a folder of Hugging Face's format",
+            "to-hf runs/quickstart/stage_3_long_context export/quickstart",
+        ),
+        (
+            "verify",
+            _verify,
+            ("a", "b"),
+            "compare the logits of two models of either format; status 1 where they differ",
+            "verify export/quickstart runs/quickstart/stage_3_long_context",
+        ),
+        (
+            "inspect",
+            _inspect,
+            ("source",),
+            "print what a model of either format is made of",
+            "inspect runs/quickstart/stage_3_long_context",
+        ),
+    ):
+        command = commands.add_parser(
+            name,
+            help=purpose,
+            description=f"{purpose}.",
+            epilog=f"example:\n  python tools/convert_checkpoint.py {example}",
+        )
+        command.set_defaults(run=run)
+        for folder in folders:
+            command.add_argument(folder, type=Path)
+        if name in ("from-hf", "to-hf"):
+            command.add_argument(
+                "--workers", type=_positive, help="threads; default: cores, at most 8"
+            )
+            command.add_argument(
+                "--dtype",
+                choices=("bfloat16", "float32"),
+                help="type of all tensors; default: as they are",
+            )
+        if name == "to-hf":
+            command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+        if name == "verify":
+            command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
+    return number
+
+
+# torch is imported only where it is needed: a wrong command costs no seconds.
+def _from_hf(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import stream
+
+    stream.from_hf(given.source, given.out, given.workers, _dtype(given))
+    print(f"{shown(given.out)}: ready for checkpoint.init_from")
+    return 0
+
+
+def _to_hf(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import stream
+
+    source = _step_folder(given.source)
+    has_tokenizer = stream.to_hf(
+        source, given.out, given.tokenizer, given.workers, dtype=_dtype(given)
+    )
+    note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
+    print(shown(f"{shown(given.out)}: {shown(source)} for transformers{note}"))
+    return 0
+
+
+def _dtype(given: argparse.Namespace) -> Any:
+    """As torch names it."""
+    import torch
+
+    return getattr(torch, given.dtype) if given.dtype else None
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert import verify
+
+    result = verify.compare(_step_folder(given.a), _step_folder(given.b), given.precision)
+    print(
+        f"cosine similarity   {result.cosine:.9f} (worst position {result.worst_cosine:.9f})\n"
+        f"largest difference  {result.largest_difference:.3g} (logits spread {result.spread:.3g})\n"
+        f"greedy agreement    {result.greedy_agreement:.2%}\n"
+        f"the models {'agree' if result.agree else 'DIFFER'} in {shown(given.precision)}"
+    )
+    return 0 if result.agree else 1
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from megatron_qwen3.convert.describe import describe
+
+    print(shown_text(describe(_step_folder(given.source))))
+    return 0
+
+
+def _step_folder(path: Path) -> Path:
+    """`path`, or the newest checkpoint of the run folder that it is."""
+    steps = sorted((path / "checkpoints").glob("step_" + "[0-9]" * 8))
+    return steps[-1] if steps else path

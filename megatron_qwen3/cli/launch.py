@@ -1,0 +1,232 @@
+"""Check a run against the machines it asks for, and submit it to SLURM.
+
+    python tools/launch.py train STAGE.toml MODEL.toml [key=value …] --nodes 4 [--show]
+    python tools/launch.py chain MODEL.toml [key=value …] --nodes 4 [--show]
+
+What a job would find out after an hour in the queue is told in a second: a layout that does not
+fit the nodes, tensor-parallel ranks that NVLink does not join, a state that no GPU holds, a missing
+file, a time limit that comes before the first checkpoint. Call it in the checkout, as jobs are, so
+that relative paths mean the same.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
+from megatron_qwen3.cli import launch_sbatch
+from megatron_qwen3.cli.launch_sbatch import Run
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner import allocation as planner
+from megatron_qwen3.planner import hardware
+from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.pretrain import record
+from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.shown import shown_lines, shown_text
+from megatron_qwen3.storage import folder
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("pretrain_1_general", "pretrain_2_reasoning", "pretrain_3_long_context")
+EXAMPLES = """\
+examples:
+  # four nodes of eight GPUs, in a partition, charged to an account
+  python tools/launch.py train examples/stages/pretrain_1_general.toml \\
+      examples/models/qwen3_8b.toml --nodes 4 --partition gpu --account lm --time 12:00:00
+
+  # the three stages, each when the one before has ended well; the last in a layout of its own
+  python tools/launch.py chain examples/models/qwen3_8b.toml --nodes 8 \\
+      --stage examples/stages/pretrain_1_general.toml \\
+      --stage examples/stages/pretrain_2_reasoning.toml \\
+      --stage examples/stages/pretrain_3_long_context.toml parallel.tensor=4
+
+  # the commands alone, in a container
+  python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
+      --container /images/pytorch.sif --mounts /data:/data
+"""
+_GPUS_OF_A_NODE = 8  # at most, where NVLink ends at the node
+_SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 submitted or shown, 2 something is wrong."""
+    given = entry.parse(_parser(prog), arguments)
+    try:
+        runs, allocation = _runs(given), _allocation(given)
+        if faults := list(_faults(runs, allocation, given)):
+            raise ConfigError("\nerror: ".join(faults))
+        for run in runs:
+            print(shown_text(_summary(run.config, allocation)), file=sys.stderr)
+        (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
+    except ConfigError as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    text: dict[str, Any] = {"epilog": EXAMPLES}
+    parser = Parser(prog=prog, description=__doc__, **text)
+    commands = parser.add_subparsers(required=True, metavar="train | chain", dest="command")
+    train = commands.add_parser("train", help="one stage", **text)
+    train.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
+    chain = commands.add_parser("chain", help="stages, one after the other", **text)
+    chain.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
+    chain.add_argument(
+        "--stage",
+        nargs="+",
+        action="append",
+        metavar=("FILE.toml", "FILE.toml | key=value"),
+        help="a stage, and what holds for it alone; default: the three of examples/stages",
+    )
+    for command in (train, chain):
+        _add_options(command)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--show", action="store_true", help="print the commands, submit nothing")
+    add("--skip-files", action="store_true", help="data and checkpoints cannot be seen from here")
+    add = command.add_argument_group("what the job asks for").add_argument
+    add("--nodes", type=_count, required=True)
+    add("--gpus-per-node", type=_count, default=8, help="also the ranks of a node; default 8")
+    add("--time", default="24:00:00", help="limit as SLURM writes it; default 24:00:00")
+    add("--save-seconds", type=_count, default=600, help="when it saves, before the limit; 600")
+    add("--partition")
+    add("--account")
+    add("--qos")
+    add("--cpus-per-task", type=_count, help="cores of a rank; default 8")
+    add("--gres", help="replaces --gpus-per-node for SLURM: gpu:h100:8; none asks for no GPUs")
+    add("--after", type=_count, help="number of a job that must have ended well before")
+    add("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="any other option")
+    add(
+        "--nvlink-domain",
+        type=_count,
+        help="GPUs that NVLink joins; default: a node's, or a rack's",
+    )
+    add("--gpu", default="h100", help="planner/hardware/NAME.toml or your own file; default h100")
+    add = command.add_argument_group("what it runs in").add_argument
+    add("--setup", help="a shell file of the site, sourced first: module load, NCCL_IB_HCA=")
+    add("--venv", help="virtual environment; default: .venv of the checkout")
+    add("--container", help="image that is used instead: a .sif or .sqsh file, docker://…")
+    add("--runtime", choices=("apptainer", "pyxis"), help="what runs it; default: by its name")
+    add("--mounts", help="folders that the container sees besides: /data:/data,/scratch:/scratch")
+    add("--restarts", type=_count_or_none, help="when a rank dies, in one allocation; default 3")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _runs(given: argparse.Namespace) -> list[Run]:
+    if given.command == "train":
+        return [_run(given.settings)]
+    stages = given.stage or [[f"examples/stages/{name}.toml"] for name in STAGES]
+    return [_run([first, *given.settings, *own]) for first, *own in stages]
+
+
+def _run(arguments: Sequence[str]) -> Run:
+    return Run(tuple(arguments), settings.load(*settings.split(arguments)))
+
+
+def _allocation(given: argparse.Namespace) -> Allocation:
+    gpu = None if given.gres == "none" else hardware.load(given.gpu)
+    domain = given.gpus_per_node
+    if gpu and gpu.nvlink_domain > _GPUS_OF_A_NODE:
+        domain = gpu.nvlink_domain  # a rack's
+    return Allocation(
+        nodes=given.nodes,
+        gpus_per_node=given.gpus_per_node,
+        nvlink_domain=given.nvlink_domain or domain,
+        gpu=gpu,
+        time_limit_seconds=launch_sbatch.parse_time(given.time),
+        save_seconds=given.save_seconds,
+    )
+
+
+def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) -> Iterator[str]:
+    if not (ROOT / launch_sbatch.SCRIPT).is_file():
+        yield f"jobs are started by {launch_sbatch.SCRIPT} of a checkout, and {ROOT} is none"
+    elif Path.cwd() != ROOT:
+        yield f"call it in {ROOT}: jobs run there, and relative paths must mean the same"
+    for path in (given.setup, given.venv and f"{given.venv}/bin/python"):
+        if path and not Path(path).is_file():
+            yield f"{path} is no file"
+    fixed = launch_sbatch.options(runs[0], given)
+    for word in given.sbatch:
+        if (name := word.lstrip("-").partition("=")[0]) in fixed:
+            yield f"--sbatch={word} is not checked; --{name} is an option of launch.py or set by it"
+    configs = [run.config for run in runs]
+    for config in configs:
+        yield from (f"{config.run.name}: {f}" for f in planner.faults(config, allocation))
+    for before, config in pairwise(configs):
+        if not _follows(config, before):
+            yield (
+                f'{config.run.name}: checkpoint.init_from = "{config.checkpoint.init_from}" is not '
+                f"the folder of the stage before it, {before.run_dir}"
+            )
+    if not given.skip_files:
+        for before, config in zip([None, *configs], configs, strict=False):
+            comes_from_here = before is not None and _follows(config, before)
+            for error in _file_errors(config, comes_from_here):
+                yield f"{config.run.name}: {error}"
+
+
+def _follows(config: Config, before: Config) -> bool:
+    start = config.checkpoint.init_from
+    return bool(start) and Path(start).resolve() == before.run_dir.resolve()
+
+
+def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
+    """What is wrong with the run's folder, its data and the checkpoint that it starts from."""
+    try:
+        folder.check_writable(config.run_dir)
+    except ConfigError as error:
+        yield error
+        return
+    try:
+        for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
+            files.check()
+    except ConfigError as error:
+        yield error
+    tokenizer = config.data.tokenizer
+    if tokenizer and not Path(tokenizer).exists():
+        yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
+    if config.checkpoint.init_from and not has_start:
+        try:
+            folder.find(config.checkpoint.init_from)
+        except ConfigError as error:
+            yield error
+
+
+def _summary(config: Config, allocation: Allocation) -> str:
+    """What the job will be, in a few lines."""
+    layout = Layout.of(config, allocation.world_size)
+    sizes = {name: size for name, size in layout.counts().items() if size > 1}
+    for name in ("world_size", "micro_batches", *(() if config.model.num_experts else _SPARSE)):
+        sizes.pop(name, None)
+    lines = [
+        f"{config.run_dir}: {allocation.nodes} nodes x {allocation.gpus_per_node} GPUs, "
+        + (", ".join(f"{name} {size}" for name, size in sizes.items()) or "one rank"),
+        f"  {config.steps:,} steps of {config.step_tokens:,} tokens, "
+        f"{layout.micro_batches} micro-batches; weights, gradients and optimizer "
+        f"{planner.state_bytes(config, allocation.world_size) / 1e9:.1f} GB per GPU",
+    ]
+    if seconds := planner.step_seconds(config, allocation):
+        days = seconds * config.steps / 86400
+        lines.append(f"  about {seconds:,.1f} s a step, {days:,.1f} days in all, says the planner")
+    if saved := folder.newest(config.run_dir):
+        lines.append(f"  goes on from {saved}")
+    return "\n".join([*lines, *(f"  note: {text}" for text in planner.advice(config, allocation))])

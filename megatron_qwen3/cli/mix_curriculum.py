@@ -1,0 +1,229 @@
+"""Mix tokenized documents into a curriculum of stages, and find the text of a trained row again.
+
+    python tools/mix_curriculum.py mix SHARDS [KEY=VALUE …] [--recipe RECIPE.toml] [--out FILE.json]
+    python tools/mix_curriculum.py show FILE.json
+    python tools/mix_curriculum.py locate RUN STEP ROW
+
+mix reads the inventory.json that tools/tokenize_corpus.py left in the folder SHARDS and a recipe,
+which says what each stage is made of; examples/curriculum.toml is the one for Qwen3's stages and
+explains every key. It prints what each stage will see, writes the curriculum for data.curriculum,
+and beside it a page with tables and pictures. What cannot be, more tokens than may be read, is
+refused with the way out. locate says which documents a row of a step was made of, and where they
+came from.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_prep import curriculum as manifests
+from data_prep import fingerprint, shards
+from data_prep.curriculum import Curriculum
+from data_prep.mixing import recipe as recipes
+from data_prep.mixing.plan import plan
+from data_prep.shards import Inventory
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pretrain.record import ReadBefore, Record
+from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
+
+ROOT = Path(__file__).resolve().parents[2]
+_EXAMPLES = """examples:
+  python tools/mix_curriculum.py mix data/tokens --out data/curriculum.json
+  python tools/mix_curriculum.py mix data/tokens general.tokens=2e9 reasoning.tokens=4e8 \\
+      long_context.tokens=5e7 general.max_epochs=2
+  python tools/mix_curriculum.py mix data/tokens --recipe mine.toml --after runs/8b/general
+  python tools/mix_curriculum.py locate runs/8b/pretrain_1_general 1200 7 --text
+"""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong with a file, a recipe or a name."""
+    parser = _parser(prog)
+    given, rest = parser.parse_known_args(arguments)
+    for item in rest:  # settings may stand behind options, too, which argparse does not know
+        if "=" not in item or item.startswith("-") or given.run is not _mix:
+            parser.error(f"unrecognized argument: {item}")
+        given.overrides.append(item)
+    try:
+        given.run(given)
+    except (ConfigError, OSError) as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLES)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text: dict[str, Any] = {"description": __doc__, "epilog": _EXAMPLES}
+    mix = commands.add_parser(
+        "mix", help="write a curriculum from an inventory and a recipe", **text
+    )
+    mix.set_defaults(run=_mix)
+    mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.json")
+    mix.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says"
+    )
+    default = ROOT / "examples" / "curriculum.toml"
+    is_there = default.is_file()  # it comes with a checkout, not with an installed package
+    mix.add_argument(
+        "--recipe", type=Path, default=default, required=not is_there, help="default: %(default)s"
+    )
+    mix.add_argument("--out", type=Path, help="default: curriculum.json in SHARDS")
+    mix.add_argument(
+        "--after", type=Path, metavar="RUN", help="go on from what this run has read up to now"
+    )
+    mix.add_argument("--no-page", action="store_true", help="write no page with pictures")
+    show = commands.add_parser("show", help="print what the stages of a curriculum see", **text)
+    show.set_defaults(run=_show)
+    show.add_argument("curriculum", type=Path, metavar="FILE.json")
+    for command in (mix, show):
+        command.add_argument("--rows", type=int, default=10, help="of a table (default: 10)")
+    locate = commands.add_parser("locate", help="the text of a row of a training step", **text)
+    locate.set_defaults(run=_locate)
+    locate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    locate.add_argument("step", type=int, metavar="STEP", help="as the log counts, from 1")
+    locate.add_argument("row", type=int, metavar="ROW", help="of the global batch, from 0")
+    locate.add_argument(
+        "--rank", type=int, nargs=2, metavar=("R", "OF"), help="ROW is one of data rank R's"
+    )
+    locate.add_argument("--text", action="store_true", help="print the text, too")
+    return parser
+
+
+def _mix(given: argparse.Namespace) -> None:
+    recipe = recipes.load(given.recipe, given.overrides)
+    inventory = shards.read_inventory(given.shards)
+    marks = _marks(inventory)
+    before = _read_before(given.after)
+    curriculum = plan(inventory, recipe, marks, before.tokens)
+    out = given.out or given.shards / "curriculum.json"
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {out}: the name of a curriculum ends in .json")
+    manifests.write(curriculum, out)
+    _print(curriculum, given.rows)
+    sources = [share.source for share in curriculum.stages[0].shares]
+    rest = [s for s in sources if s.name not in before.tokens(sources)]
+    if again := manifests.put_together_otherwise(rest, before.sources.values()):
+        print(
+            shown(
+                f"{manifests.listed(again)} are put together otherwise than in {given.after}: what "
+                "it read of them comes again. To go on, mix by the same labels (a weight of 1 is "
+                "enough) and the same held_out"
+            )
+        )
+    taken = f"data.sources=[] data.curriculum={out} data.stage=…"
+    print(shown(f"wrote {out}; a run takes it by {taken}"))
+    if not given.no_page:
+        from megatron_qwen3.pages import curriculum as page_of  # matplotlib loads slowly
+
+        page = out.with_suffix(".html")
+        page_of.write(curriculum, page)
+        print(shown(f"wrote {page}, pictures in {page.with_suffix('')}"))
+
+
+def _marks(inventory: Inventory) -> dict[str, str]:
+    """By path, what the contents of each shard with tokens are known by."""
+    paths = [shard.path for shard in inventory.shards if shard.tokens]
+    found = fingerprint.marks([str(inventory.folder / path) for path in paths])
+    return dict(zip(paths, found, strict=True))
+
+
+def _read_before(run: Path | None) -> ReadBefore:
+    """What a run and the stages before it have read up to its newest checkpoint, if one is given.
+
+    ConfigError where its folder holds no record or no checkpoint.
+    """
+    if run is None:
+        return ReadBefore()
+    record = Record.read(run)
+    steps = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))
+    if record is None or not steps:
+        raise ConfigError(f"--after {run}: no run with a data.json and a checkpoint")
+    return ReadBefore.of(record, int(steps[-1].name.removeprefix("step_")))
+
+
+def _show(given: argparse.Namespace) -> None:
+    _print(manifests.read(given.curriculum), given.rows)
+
+
+def _print(curriculum: Curriculum, rows: int) -> None:
+    from data_prep.mixing.summary import folded, labels_of, summary, total
+    from megatron_qwen3.pages.curriculum_rows import HEADER, cells
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for stage in curriculum.stages:
+        console.print()
+        console.print(
+            plain(stage.name, "bold"), f"in sequences of {stage.sequence_length:,} tokens"
+        )
+        table = Table(box=box.SIMPLE_HEAD, padding=0)
+        for name in HEADER:
+            table.add_column(name, justify="left" if not name else "right", overflow="fold")
+        table.add_row(*map(plain, cells(total(stage))), end_section=True)
+        for label in labels_of(curriculum):
+            lines = folded(summary(stage, label), rows)
+            if len(lines) > 1:
+                table.add_row(plain(label, "bold"))
+                for row in lines:
+                    table.add_row(*map(plain, cells(row)), end_section=row is lines[-1])
+        console.print(table)
+
+
+def _locate(given: argparse.Namespace) -> None:
+    from megatron_qwen3.pretrain.provenance import locate
+
+    row = locate(given.folder, given.step, _global_row(given))
+    print(shown(f"global sample {row.sample}: {row.source}, epoch {row.epoch + 1}"))
+    decode = _decoder(given.folder) if given.text else None
+    for piece in row.pieces:
+        last = piece.position + len(piece.tokens) - 1
+        print(
+            shown(
+                f"  positions {piece.position}–{last}: {piece.shard} document {piece.document}, "
+                f"tokens {piece.place}–{piece.place + len(piece.tokens) - 1} of the shard"
+            )
+        )
+        if piece.file:
+            print(shown(f"    from {piece.file} line {piece.line}, id {piece.id}"))
+        if decode:
+            print("    " + shown_text(decode(piece.tokens.tolist()).replace("\n", "\n    ")))
+
+
+def _global_row(given: argparse.Namespace) -> int:
+    if given.rank is None:
+        return int(given.row)
+    rank, ranks = given.rank
+    record = Record.read(given.folder)
+    if record is None or given.step < 1:
+        return int(given.row)  # locate says what is wrong
+    batch = record.part_of(given.step - 1).global_batch
+    if ranks < 1 or batch % ranks:
+        raise ConfigError(
+            f"--rank {rank} {ranks}: {ranks} data ranks do not divide the {batch} rows of a step"
+        )
+    rows = batch // ranks
+    if not (0 <= rank < ranks and 0 <= given.row < rows):
+        raise ConfigError(
+            f"--rank {rank} {ranks}, row {given.row}: ranks are 0 to {ranks - 1}, each with rows 0 "
+            f"to {rows - 1}"
+        )
+    return int(rank * rows + given.row)
+
+
+def _decoder(run: Path):  # type: ignore[no-untyped-def]
+    from data_prep import tokenizer
+    from megatron_qwen3 import config
+
+    settings = config.load([run / "config.toml"])
+    if not settings.data.tokenizer:
+        raise ConfigError(f"--text: data.tokenizer is not set in {run / 'config.toml'}")
+    whole = tokenizer.load(settings.data.tokenizer)
+    return lambda ids: whole.decode(ids, skip_special_tokens=False)

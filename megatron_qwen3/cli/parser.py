@@ -1,0 +1,28 @@
+"""The parser of every command: `Parser(prog=prog, description=__doc__)`."""
+
+import argparse
+from typing import Any
+
+from megatron_qwen3.cli.commands import COMMANDS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with texts that stand as they are written.
+
+    Examples in them are calls of files in tools/; where `mq3` was called, they are calls of it.
+    Sub-parsers are of this class, too.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def format_help(self) -> str:
+        """The whole help, as --help prints it."""
+        text = super().format_help()
+        if not (self.prog or "").startswith("mq3 "):
+            return text
+        for name, command in COMMANDS.items():
+            _, _, file = command.module.rpartition("megatron_qwen3.cli.")
+            text = text.replace(f"python tools/{file}.py", f"mq3 {name}")
+            text = text.replace(f"tools/{file}.py", f"mq3 {name}")
+        return text

@@ -1,0 +1,1 @@
+"""The commands of `study` (`cli/scaling_study.py`), one module each."""

@@ -1,0 +1,123 @@
+"""Documents become Megatron's .bin/.idx shards, shuffled, with their labels kept apart.
+
+    python tools/tokenize_corpus.py data/clean/documents --out data/tokens \\
+        --tokenizer data/tokenizer
+    python tools/tokenize_corpus.py books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
+        --default source=books domain=books language=eng_Latn
+    python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\
+        --field text=content language=lang --task $SLURM_ARRAY_TASK_ID --of $SLURM_ARRAY_TASK_COUNT
+
+A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
+"source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
+OUT/inventory.json, written last, names the shards; OUT/problems lists lines that were left out.
+
+The same documents, seed and sizes give the same bytes, with any number of workers and tasks. A run
+that was stopped or killed goes on where it was when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.documents import NAMES
+from data_prep.engines import AUTO, ENGINES
+from data_prep.lifetime import Stopped, ended_by_signals
+from data_prep.shards import INVENTORY
+from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.groups import Report
+from data_prep.tokenization.plan import DEFAULTED, Settings
+from data_prep.tokenization.progress import clock
+from megatron_qwen3.cli.inspect_shards import print_table
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown, shown_lines
+
+ROWS_SHOWN = 12
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong, 130 or 143 stopped."""
+    given = _parser(prog).parse_args(arguments)
+    start = time.monotonic()
+    try:
+        settings = Settings(
+            tokenizer=given.tokenizer,
+            seed=given.seed,
+            names=pairs(given.field, "--field"),
+            defaults=pairs(given.default, "--default"),
+            shard_tokens=amount(given.shard_mtokens, 1e6, "--shard-mtokens"),
+            group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
+        )
+        options = Options(
+            given.workers, given.engine, given.task, given.of, given.on_error == "stop"
+        )
+        with ended_by_signals():
+            report = tokenize(given.inputs, given.out, settings, options)
+    except ConfigError as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Stopped) else 130
+    if report is None:
+        print(shown(f"task {given.task} of {given.of} is done; the last task writes the inventory"))
+    else:
+        _print(report, given.out, time.monotonic() - start)
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, help="files or folders of documents")
+    add("--out", type=Path, required=True, help="folder of the shards; is made")
+    add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
+    add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
+    add(
+        "--default", nargs="+", default=[], metavar="LABEL=VALUE", help=f"of {', '.join(DEFAULTED)}"
+    )
+    add("--seed", type=int, default=0, help="of the order of documents (default 0)")
+    add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")
+    add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
+    add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
+    add("--workers", type=int, default=_cores(), help="processes, of about 0.7 GB each (cores)")
+    add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
+    add("--task", type=int, default=0, help="number of this run, of --of that share the folder")
+    add("--of", type=int, default=1, help="how many runs share the folder")
+    return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE words of the command line."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"{option}: {word!r} is not NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def amount(value: float, unit: float, option: str) -> int:
+    """A number of millions or billions from the command line."""
+    if not 1 <= value * unit < math.inf:
+        raise ConfigError(f"{option} = {value:g}; valid: a number of at least {1 / unit:g}")
+    return round(value * unit)
+
+
+def _print(report: Report, out: Path, seconds: float) -> None:
+    """What the shards hold, and what was left out."""
+    print_table(report.shards, ("source", "language"), ROWS_SHOWN)
+    if report.problems:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
+        print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
+    print(shown(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}"))

@@ -1,0 +1,111 @@
+"""Train Qwen's kind of tokenizer on a sample of documents in which no language drowns the others.
+
+    python tools/train_tokenizer.py data/clean/documents --out data/tokenizer --vocab-size 151669
+    python tools/train_tokenizer.py wiki/*.jsonl.zst --out data/tokenizer --vocab-size 32000 \\
+        --sample-mb 200 --exponent 0.3 --field text=content language=lang
+
+Byte-level BPE with Qwen3's normalisation, split pattern and 26 control tokens, which --vocab-size
+includes. Documents are those of tools/tokenize_corpus.py. The table says how much of each language
+was sampled, and how many bytes one token stands for in it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.documents import NAMES
+from data_prep.tokenization.progress import Progress
+from data_prep.tokenization.sample import Sample
+from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.tokenize_corpus import amount, pairs
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import plain, shown_lines
+
+MEASURED_BYTES = 100_000  # of each language's text, for bytes per token
+ROWS_SHOWN = 20
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong."""
+    given = _parser(prog).parse_args(arguments)
+    try:
+        if (given.out / "tokenizer.json").exists():
+            raise ConfigError(f"{given.out} holds a tokenizer; remove it, or choose another folder")
+        check_vocab_size(given.vocab_size)
+        if not 0 <= given.exponent < math.inf:
+            raise ConfigError(f"--exponent = {given.exponent:g}; valid: 0 or more")
+        sample = Sample(
+            given.inputs,
+            pairs(given.field, "--field"),
+            amount(given.sample_mb, 1e6, "--sample-mb"),
+            given.exponent,
+            given.seed,
+            amount(given.read_gb, 1e9, "--read-gb"),
+        )
+        given.out.mkdir(parents=True, exist_ok=True)  # what forbids it shows before the reading
+        texts = _train(sample, given.vocab_size, given.out)
+    except (ConfigError, OSError) as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    _print(sample, texts, given.out)
+    return 0
+
+
+def _train(sample: Sample, vocab_size: int, out: Path) -> dict[str, list[str]]:
+    """Train on the sample and return some of each language's text."""
+    kept: dict[str, list[str]] = {}
+    with Progress(2 * sample.num_bytes) as progress:
+        progress.stage("measuring languages", sample.num_bytes, sample.num_bytes)
+        sample.measure(progress.advance)
+        progress.stage("reading the sample", sample.num_bytes, sample.num_bytes)
+
+        def texts() -> Iterator[str]:
+            for language, text in sample.texts(progress.advance):
+                some = kept.setdefault(language, [])
+                if sum(map(len, some)) < MEASURED_BYTES:
+                    some.append(text)
+                yield text
+            progress.say("merging pairs")
+
+        train(texts(), vocab_size, out)
+    return kept
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, help="files or folders of documents")
+    add("--out", type=Path, required=True, help="folder of the tokenizer; is made")
+    add("--vocab-size", type=int, required=True, help="control tokens included; Qwen3's: 151669")
+    add("--sample-mb", type=float, default=1000, help="text to train on, in MB (1000)")
+    add("--exponent", type=float, default=0.5, help="of a language's share; 0: all alike (0.5)")
+    add("--read-gb", type=float, default=20, help="most that is read of the inputs, in GB (20)")
+    add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
+    add("--seed", type=int, default=0, help="of the sample (0)")
+    return parser
+
+
+def _print(sample: Sample, texts: dict[str, list[str]], out: Path) -> None:
+    tokenizer = DocumentTokenizer(out)
+    table = Table("language")
+    for name in ("MB in the corpus", "MB sampled", "bytes/token"):
+        table.add_column(name, justify="right")
+    for language, size in sample.available.most_common(ROWS_SHOWN):
+        some = texts.get(language, [])
+        tokens = len(tokenizer.encode_flat(some).tokens) - len(some)
+        ratio = f"{sum(len(text.encode()) for text in some) / tokens:.2f}" if tokens else "–"
+        sampled = sample.sampled[language]
+        table.add_row(plain(language), f"{size / 1e6:,.2f}", f"{sampled / 1e6:,.2f}", plain(ratio))
+    hidden = len(sample.available) - ROWS_SHOWN
+    if hidden > 0:
+        table.add_row(plain(f"{hidden} more"))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(plain(f"{out}: {tokenizer.vocab_size:,} tokens"), soft_wrap=True)

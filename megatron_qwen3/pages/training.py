@@ -1,0 +1,118 @@
+"""The page about a training, and its table for a terminal: a line for each stage.
+
+    table = stage_rows(runs)
+    write_report(runs, Path("report.html"))
+
+`runs` are the stages of one training in order (`training/history.py`).
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_qwen3.pages import page
+from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.training.console import count, duration
+from megatron_qwen3.training.history import ALL_SOURCES, Run
+
+
+def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """A line of headers and one line per stage; columns that no stage has numbers for are left out.
+
+    The last loss is the mean of the last 2 % of steps, since that of one step is mostly noise.
+    """
+    header = ["stage", "steps", "tokens", "first loss", "last loss", "held-out loss"]
+    header += ["bits per byte", "tok/s", "MFU", "time"]
+    lines = []
+    for number, run in enumerate(runs, 1):
+        loss, held_out = run.column("loss"), run.held_out().get(ALL_SOURCES, {})
+        mfu, rate = run.median("mfu"), run.median("tokens_per_second")
+        lines.append(
+            [
+                f"{number} {run.name}" if len(runs) > 1 else run.name,
+                f"{run.steps:,}",
+                count(run.tokens),
+                f"{loss[0]:.3f}",
+                f"{loss[-max(1, len(loss) // 50) :].mean():.3f}",
+                _number(held_out.get("loss"), 3),
+                _number(held_out.get("bits_per_byte"), 3),
+                "" if rate is None else count(rate),
+                "" if mfu is None else f"{100 * mfu:.1f}%",
+                duration(float(run.column("step_seconds").sum())),
+            ]
+        )
+    known = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    return [[line[i] for i in known] for line in [header, *lines]]
+
+
+def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list[str]]]:
+    """Every source's newest held-out loss in each stage, one line per source below the headers.
+
+    With it, for the line above the headers, names of stages and how many columns each has.
+    """
+    newest = [run.held_out() for run in runs]
+    sources = list(dict.fromkeys(source for rows in newest for source in rows))
+    sources.sort(key=lambda source: source == ALL_SOURCES)  # it stands last
+    groups, header, lines = [("", 1)], ["source"], [[source] for source in sources]
+    for run, rows in zip(runs, newest, strict=True):
+        columns = 0
+        for key, name in (("loss", "loss"), ("bits_per_byte", "bits per byte")):
+            cells = [_number(rows.get(source, {}).get(key)) for source in sources]
+            if any(cells):
+                columns += 1
+                header.append(name)
+                lines = [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
+        if columns:
+            groups.append((run.name, columns))
+    return groups, [header, *lines]
+
+
+def write_report(runs: Sequence[Run], out: Path) -> None:
+    """Write the page to `out` and its pictures as PNG to the folder of the same name."""
+    from megatron_qwen3.pages.training_pictures import draw_all  # matplotlib loads slowly
+
+    names = " → ".join(run.name for run in runs)
+    stages, held_out = held_out_rows(runs)
+    page.write(
+        out,
+        "Training report",
+        names,
+        [
+            _key_numbers(runs),
+            page.table("Stages", stage_rows(runs)),
+            page.FIGURES,
+            page.table("Held-out text by source", held_out, stages) if len(held_out) > 1 else "",
+            _configurations(runs),
+        ],
+        draw_all(runs),
+    )
+
+
+def _key_numbers(runs: Sequence[Run]) -> str:
+    """The training in a few large numbers."""
+    header, *lines = stage_rows(runs)
+    last = dict(zip(header, lines[-1], strict=True))
+    first_loss = dict(zip(header, lines[0], strict=True))["first loss"]
+    seconds = sum(float(run.column("step_seconds").sum()) for run in runs)
+    tiles = [
+        (count(sum(run.tokens for run in runs)), "tokens trained on"),
+        (f"{first_loss} → {last['last loss']}", "training loss, first to last"),
+        (last.get("bits per byte", ""), "held-out bits per byte"),
+        (last.get("tok/s", ""), "tokens per second, last stage"),
+        (duration(seconds), "training time"),
+    ]
+    return page.numbers(tiles)
+
+
+def _configurations(runs: Sequence[Run]) -> str:
+    folded = "".join(
+        f"<details><summary>{html.escape(shown(run.name))}</summary>"
+        f"<pre>{html.escape(shown_text(run.config_text))}</pre></details>"
+        for run in runs
+        if run.config_text
+    )
+    return f"<section><h2>Configuration</h2>{folded}</section>" if folded else ""
+
+
+def _number(value: float | None, decimals: int = 4) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"

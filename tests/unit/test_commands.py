@@ -1,0 +1,137 @@
+"""Every command has one name, one module and one help, whichever way it is called."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_qwen3.cli import commands
+from megatron_qwen3.cli.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+
+
+def call(*words, cwd=ROOT):
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def lines_of_code(path):
+    """Lines that are neither empty, comments nor the module's docstring."""
+    source = path.read_text(encoding="utf-8")
+    (docstring, *_) = ast.parse(source).body
+    rest = source.splitlines()[docstring.end_lineno :]
+    return [line for line in rest if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_file_of_tools_has_at_most_five_lines_that_call_the_package(name):
+    lines = lines_of_code(ROOT / "tools" / name)
+    assert len(lines) <= 5 and lines[-1].startswith("run("), lines
+
+
+def test_tools_hold_nothing_else_and_each_calls_the_module_of_its_name():
+    others = {path.name for path in (ROOT / "tools").iterdir()} - {*TOOLS, "__pycache__"}
+    assert not others
+    for name in TOOLS:
+        tree = ast.parse((ROOT / "tools" / name).read_text(encoding="utf-8")).body[-1]
+        assert isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Call)
+        command = ast.literal_eval(tree.value.args[0])
+        assert COMMANDS[command].module == f"megatron_qwen3.cli.{name.removesuffix('.py')}"
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_of_a_file_of_tools_has_an_example(name):
+    done = call(f"tools/{name}", "--help")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith(f"usage: {name} [-h]")
+    assert f"  python tools/{name} " in done.stdout or f": python tools/{name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_of_mq3_has_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        commands.main([name, "--help"])
+    told = capsys.readouterr().out
+    assert not stop.value.code and told.startswith(f"usage: mq3 {name} ")
+    way = f"python -m megatron_qwen3.{name}" if name in ("train", "generate") else f"mq3 {name}"
+    assert f"\n  {way} " in told or f"\n    {way} " in told or f": {way} " in told
+    assert "tools/" not in told.replace("data/", "")
+
+
+def test_help_for_all_commands_names_each_and_imports_none_of_them():
+    program = """
+import sys
+from megatron_qwen3.cli import commands
+assert commands.main(["--help"]) == 0
+heavy = {"torch", "rich", "numpy", "matplotlib"} | {c.module for c in commands.COMMANDS.values()}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = call("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+
+
+def test_no_module_of_commands_imports_torch_before_it_is_called():
+    modules = [command.module for command in COMMANDS.values()]
+    program = "import importlib, sys\n"
+    program += f"for name in {modules}: importlib.import_module(name)\n"
+    program += "sys.exit('torch' in sys.modules)"
+    assert call("-c", program).returncode == 0
+
+
+def test_a_command_that_is_none_gets_the_nearest_and_status_2(capsys):
+    assert commands.main(["tokenise"]) == 2
+    assert "tokenise is no command of mq3; did you mean tokenize?" in capsys.readouterr().err
+    assert commands.main(["x\x1b[2J"]) == 2
+    told = capsys.readouterr().err
+    assert "\x1b" not in told and all(name in told for name in COMMANDS)
+    assert commands.main([]) == 2
+
+
+def test_both_ways_to_call_a_command_give_the_same_output_and_status(tmp_path):
+    for words, status in ((["table", "none"], 2), (["table", "--by", "colour", "x"], 2)):
+        by_name = call("-m", "megatron_qwen3", "inspect-shards", *words)
+        by_file = call("tools/inspect_shards.py", *words)
+        assert by_name.returncode == by_file.returncode == status
+        told = by_file.stderr.replace("inspect_shards.py", "mq3 inspect-shards")
+        assert by_name.stderr.split() == told.split()
+
+
+def test_settings_of_a_run_are_those_that_it_would_be_trained_with(capsys):
+    words = ["model.preset=tiny-dense", "train.steps=3", "optim.lr=0.25"]
+    assert commands.main(["config", *words]) == 0
+    settings = capsys.readouterr().out
+    assert commands.main(["train", *words, "--show"]) == 0
+    assert capsys.readouterr().out == settings and "lr = 0.25" in settings
+    assert commands.main(["config"]) == 0
+    assert "[optim]" in capsys.readouterr().out
+    assert commands.main(["config", "optim.weigth_decay=1"]) == 2
+    assert "did you mean optim.weight_decay?" in capsys.readouterr().err
+
+
+def imports(path):
+    """Full names of the modules that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from (f"{module}.{alias.name}" for alias in names)
+
+
+def test_nothing_below_imports_command_lines_or_pages():
+    above = ("megatron_qwen3.cli.", "megatron_qwen3.pages.", "tools.", "examples.")
+    allowed = {ROOT / "megatron_qwen3/__main__.py"}
+    for path in [*ROOT.glob("megatron_qwen3/**/*.py"), *ROOT.glob("data_prep/**/*.py")]:
+        if path.parts[len(ROOT.parts) + 1] in ("cli", "pages") or path in allowed:
+            continue
+        found = [
+            name for name in imports(path) if f"{name}.".startswith(tuple(f"{a}." for a in above))
+        ]
+        assert not found, f"{path} imports {found}"
+    for path in ROOT.glob("megatron_qwen3/pages/*.py"):
+        assert not [name for name in imports(path) if name.startswith("megatron_qwen3.cli")], path
