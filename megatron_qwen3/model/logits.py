@@ -102,6 +102,7 @@ def logits_of(output_layer: Any, hidden_SBH: Tensor, weight_vH: Tensor | None = 
 
     weight_vH: in place of the layer's own, where the embedding's matrix is the output's.
     With sequence parallelism hidden_SBH is this rank's part of the positions: all are gathered.
+    To be called within the layer's own forward: what DDP hangs on that waits for the weights.
     """
     group = output_layer.tp_group
     if output_layer.sequence_parallel:
