@@ -137,7 +137,10 @@ class DataConfig:
     curriculum: str = setting("", "file that tools/mix_curriculum.py wrote, in place of sources")
     stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")
     reset_at_documents: bool = setting(
-        False, "documents that share a sequence do not see each other, and count positions anew"
+        False,
+        "documents that share a sequence are kept apart: none sees another, positions count anew, "
+        "and a document's last token is not trained to predict the next one's first; also in "
+        "evaluations (Megatron-LM: reset-position-ids, reset-attention-mask and eod-mask-loss)",
     )
 
 

@@ -1,6 +1,7 @@
 """Documents that share a row and are kept apart give what each gives in a row of its own."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,3 +111,49 @@ def test_documents_kept_apart_train_as_they_do_alone(ranks, settings):
         for step, expected in zip(metrics, alone[0], strict=True):
             assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5)
             assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+LAYOUTS = (
+    (1, ()),
+    (1, ("parallel.recompute=full", "train.micro_batch=2")),
+    (2, ("parallel.tensor=2", "train.micro_batch=2")),
+    (2, ("parallel.pipeline=2",)),
+)
+LAST = (2, slice(14, 32))  # the last document of the third row
+
+
+def _with_others_changed(batch):
+    """Other tokens everywhere but in LAST."""
+    row, places = LAST
+    tokens_BS = (batch.tokens_BS + 1 + torch.arange(POSITIONS)) % VOCABULARY
+    tokens_BS[row, places] = batch.tokens_BS[row, places]
+    return replace(batch, tokens_BS=tokens_BS)
+
+
+def _scores_and_metrics_of_last(settings):
+    """Scores of LAST, and what training it alone reports: as it is, and with others changed."""
+    row, places = LAST
+    found = []
+    engine = _engine(("model.preset=tiny-dense", *settings))
+    batch = _rows()[0]
+    weights_BS = torch.zeros(batch.weights_BS.shape)
+    weights_BS[row, places] = 1
+    batch = replace(batch, weights_BS=weights_BS)
+    for given in (batch, _with_others_changed(batch)):
+        scores_S = engine.score(given)[row]
+        metrics = engine.train_step(given, cross_entropy, rate=0.0)
+        gradients = [p.main_grad.clone() for model in engine.models for p in model.parameters()]
+        found.append((scores_S[places], scores_S, metrics, gradients))
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "settings"), LAYOUTS)
+def test_no_bit_of_a_document_depends_on_those_beside_it(ranks, settings):
+    # Gradients that each rank holds whole, as they are before the optimizer has its share of them.
+    whole = ("optim.distributed=false", "optim.clip_grad=0.0", *settings)
+    for as_it_is, changed in run_ranks(_scores_and_metrics_of_last, ranks, whole):
+        assert torch.equal(as_it_is[0], changed[0])
+        assert not torch.equal(as_it_is[1], changed[1])
+        assert as_it_is[2] == changed[2] and as_it_is[2]["grad_norm"] > 0
+        for before, after in zip(as_it_is[3], changed[3], strict=True):
+            assert torch.equal(before, after)
