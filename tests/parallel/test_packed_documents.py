@@ -3,11 +3,14 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from live_memory import LiveMemory
 from ranks import run_ranks
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.build import build
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
@@ -157,3 +160,34 @@ def test_no_bit_of_a_document_depends_on_those_beside_it(ranks, settings):
         assert as_it_is[2] == changed[2] and as_it_is[2]["grad_norm"] > 0
         for before, after in zip(as_it_is[3], changed[3], strict=True):
             assert torch.equal(before, after)
+
+
+def _peaks(lengths):
+    """The most bytes that live at a time in forward and backward, for rows of each length."""
+    peaks = []
+    for length in lengths:
+        if not peaks:
+            config = load(
+                [],
+                [
+                    *("train.steps=1", "train.precision=fp32", "train.global_batch=1"),
+                    *("model.preset=tiny-dense", "model.num_layers=2"),
+                    f"data.sequence_length={max(lengths)}",
+                ],
+            )
+            (model,) = build(config, start(config))
+        ids = torch.arange(length + 1)[None] % VOCABULARY
+        stretches = Stretches.of([[*range(0, length, 100)]], length)
+        with LiveMemory() as memory:
+            log_probs_2BS = model(
+                ids[:, :-1], None, None, labels=ids[:, 1:].contiguous(), stretches=stretches
+            )
+            log_probs_2BS[0].sum().backward()
+        peaks.append(memory.peak_bytes)
+    return peaks
+
+
+def test_memory_of_a_model_of_packed_documents_is_linear_in_the_length_of_rows():
+    lengths = [1024, 2048, 4096]
+    (peaks,) = run_ranks(_peaks, 1, lengths)
+    assert np.polyfit(np.log(lengths), np.log(peaks), 1)[0] <= 1.05

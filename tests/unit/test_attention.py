@@ -2,8 +2,10 @@
 
 import types
 
+import numpy as np
 import pytest
 import torch
+from live_memory import LiveMemory
 
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import attention as module
@@ -148,6 +150,37 @@ def test_bfloat16_agrees_with_float32_to_its_precision(stretches):
         assert a.dtype == torch.bfloat16
         atol = 0.05 * float(e.detach().abs().max())
         torch.testing.assert_close(a.float(), e, rtol=0.05, atol=atol)
+
+
+def grown(function, lengths):
+    """The exponent of growth of the most bytes that live at a time, fitted to all lengths."""
+    peaks = []
+    for length in lengths:
+        inputs = [torch.randn(length, 1, n, D, requires_grad=True) for n in (2, 1, 1)]
+        # Documents of 1 to 999 tokens, in any order, and one that is a quarter of the row.
+        starts = {0, *range(length // 4, length, 500), *range(length // 4 + 1, length, 1499)}
+        stretches = Stretches.of([sorted(starts)], length)
+        with LiveMemory() as memory:
+            function(*inputs, stretches).sum().backward()
+        peaks.append(memory.peak_bytes)
+    return np.polyfit(np.log(lengths), np.log(peaks), 1)[0]
+
+
+@pytest.fixture
+def one_thread():
+    """Where others keep the processor busy, threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_memory_of_attention_is_linear_in_the_length_of_rows_and_the_formula_is_not():
+    lengths = [2048, 4096, 8192, 16384]
+    assert grown(attention, lengths) <= 1.05
+    assert grown(lambda q, k, v, _: attention(q, k, v), lengths) <= 1.05
+    assert grown(plain_attention, [256, 512, 1024, 2048]) > 1.8
 
 
 class _AsOnGpu(torch.Tensor):
