@@ -1,11 +1,17 @@
 """Held-out loss of many sources: by language and domain, each window once, in any layout."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from ranks import run_ranks
+from theirs import as_theirs, randomize, theirs
 
+from data_prep import tokenizer
 from data_prep.curriculum import ShardFile, Source
 from data_prep.indexed import IndexedWriter
+from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.pretrain.data import Mixture
@@ -62,3 +68,69 @@ def test_few_sources_are_told_by_name_and_none_where_nothing_is_held_out(sources
     assert few.keys() == {"s1", "s2", "s3", "s4", "all"}
     (none,) = run_ranks(_evaluated, 1, sources[:1], 64)
     assert none == {}
+
+
+def _documents(folder):
+    """Held-out documents of 1 to 20 tokens, one source, and a tokenizer that knows their bytes."""
+    random = np.random.default_rng(1)
+    words = " ".join("".join(random.choice([*"abcdefgh"], 4)) for _ in range(400))
+    tokenizer.train([words], 300, folder / "tokenizer")
+    documents = [random.integers(0, 290, 1 + 7 * n % 20) for n in range(60)]
+    with IndexedWriter(folder / "docs", np.int32) as writer:
+        for ids in documents:
+            writer.add_document(ids)
+    tokens = sum(len(ids) for ids in documents)
+    return documents, Source("docs", str(folder), (ShardFile("docs", tokens),), tokens // 2, {})
+
+
+def _evaluated_documents(source, *settings):
+    """What `_evaluated` finds with weights that show, and these."""
+    weights = {}
+    begin = Engine.__init__
+
+    def begin_with_weights(self, *args):
+        begin(self, *args)
+        for model in self.models:
+            randomize(model)
+            weights.update({name: p.data for name, p in model.named_parameters()})
+
+    Engine.__init__ = begin_with_weights
+    return _evaluated([source], 10**6, *settings)["docs"], weights
+
+
+@pytest.mark.parametrize(("ranks", "settings"), [(1, ()), (2, ("train.micro_batch=2",))])
+def test_documents_kept_apart_are_scored_as_transformers_scores_each_alone(
+    tmp_path, ranks, settings
+):
+    pytest.importorskip("transformers")
+    documents, source = _documents(tmp_path)
+    settings += (f"data.tokenizer={tmp_path}/tokenizer", "data.reset_at_documents=true")
+    runs = run_ranks(_evaluated_documents, ranks, source, *settings)
+    model = load([], ["model.preset=tiny-dense", "train.steps=1"]).model
+    network = theirs(model, as_theirs(runs[0][1], model))
+    nats, scored = 0.0, []
+    for window in _windows_of_documents(documents, source):
+        for ids in window:
+            if len(ids) > 1:
+                log_probs = network(torch.from_numpy(ids)[None]).logits[0, :-1].log_softmax(-1)
+                labels = torch.from_numpy(ids[1:])
+                nats -= log_probs.gather(1, labels[:, None]).sum().item()
+                scored += [*ids[1:]]
+    num_bytes = token_bytes(tmp_path / "tokenizer")[scored].sum()
+    for result, _ in runs:
+        assert result.tokens == len(scored) > 100
+        assert result.loss == pytest.approx(nats / len(scored), rel=1e-5)
+        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def _windows_of_documents(documents, source):
+    """Per window of held-out text the pieces of documents in it, each with the label after it.
+
+    A window's last label is the first token of the next window.
+    """
+    ids = np.concatenate(documents)
+    number = np.repeat(np.arange(len(documents)), [len(ids) for ids in documents])
+    first = len(ids) - source.held_out
+    for begin in range(first, len(ids) - LENGTH, LENGTH):
+        places = np.arange(begin, begin + LENGTH + 1)
+        yield [ids[places[number[places] == n]] for n in np.unique(number[places])]
