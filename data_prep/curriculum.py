@@ -20,8 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_qwen3.config import ConfigError, did_you_mean
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.toml import did_you_mean
 
 VERSION = 2
 _READ = (1, 2)

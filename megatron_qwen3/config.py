@@ -9,19 +9,15 @@ would be right. `python -m megatron_qwen3.config` prints every setting (`setting
 default. Nothing here imports torch.
 """
 
-import difflib
-import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from megatron_qwen3 import entry
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import (
-    REQUIRED,
     SETTINGS,
     TABLES,
     CheckpointConfig,
@@ -41,6 +37,7 @@ from megatron_qwen3.settings import (
     settings_of,
 )
 from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.toml import as_kind, did_you_mean, emit, parse_value, read_toml
 
 __all__ = [
     "CheckpointConfig",
@@ -133,26 +130,15 @@ def _table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """The settings of one TOML file by dotted name, converted to their types."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path}: more than {_MOST_BYTES:,} bytes; not a file of settings")
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
     values: dict[str, Any] = {}
-    for table, content in tree.items():
+    for table, content in read_toml(path, "settings").items():
         if table not in TABLES:
             raise ConfigError(f"{path}: {_not_a_setting(table)}")
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: {table} is a table; write [{table}] and its settings below")
         for key, value in content.items():
             name = f"{table}.{key}"
-            values[name] = _convert(value, _setting(name, str(path)), f"{path}: {name}")
+            values[name] = as_kind(value, _setting(name, str(path)).kind, path, name)
     return values
 
 
@@ -163,15 +149,15 @@ def _read_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"command line: {override!r} is neither a TOML file nor key=value")
     row = _setting(name, "command line")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        value = parse_value(text)
+    except ValueError as error:
         opens_a_value = ('"', "'") if row.kind is str else ("[", "{", '"', "'")
         if text.startswith(opens_a_value):
             raise ConfigError(f"command line: {name} is not valid TOML: {error}") from None
         value = text
     if row.kind is str and not isinstance(value, str):
         value = text  # run.name=8 names a run, although TOML reads a number
-    return {name: _convert(value, row, f"command line: {name}")}
+    return {name: as_kind(value, row.kind, "command line", name)}
 
 
 def _setting(name: str, origin: str) -> Setting:
@@ -189,54 +175,6 @@ def _not_a_setting(name: str) -> str:
         return f"{name} is not a setting; did you mean {' or '.join(same_leaf)}?"
     guess = did_you_mean(name, [*SETTINGS, *TABLES])
     return f"{name} is not a setting{guess or '; python -m megatron_qwen3.config lists them'}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean x?' where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _convert(value: Any, row: Setting, where: str) -> Any:
-    """`value`, as TOML gives it, in the type of the setting; 3e12 is fine for a whole number."""
-    if row.kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if row.kind is float and type(value) is int:
-        return float(value)
-    if row.kind == tuple[int, ...] and isinstance(value, list):
-        if all(type(item) is int for item in value):
-            return tuple(value)
-    elif row.kind == tuple[SourceConfig, ...] and isinstance(value, list):
-        return tuple(_source(item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif type(value) is row.kind:
-        return value
-    raise ConfigError(f"{where} = {emit(value)} is not {_KIND_NAMES[row.kind]}")
-
-
-def _source(item: Any, where: str) -> SourceConfig:
-    known = settings_of(SourceConfig)
-    if not isinstance(item, dict):
-        raise ConfigError(f"{where} = {emit(item)} is not a table of {', '.join(known)}")
-    for key in item:
-        if key not in known:
-            guess = did_you_mean(key, known)
-            raise ConfigError(f"{where}.{key} is not a setting{guess}; valid: {', '.join(known)}")
-    for name, row in known.items():
-        if row.default is REQUIRED and name not in item:
-            raise ConfigError(f"{where}.{name} is missing")
-    return SourceConfig(**{k: _convert(v, known[k], f"{where}.{k}") for k, v in item.items()})
-
-
-_MOST_BYTES: Final = 1 << 24  # of a file of settings; a study writes some 2,000
-
-_KIND_NAMES: Final[dict[Any, str]] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    tuple[int, ...]: "a list of whole numbers",
-    tuple[SourceConfig, ...]: "a list of tables",
-}
 
 
 def changes(before: Config, now: Config) -> list[str]:
@@ -272,20 +210,6 @@ def to_toml(config: Config) -> str:
 
 def _emit_rows(header: str, rows: Mapping[str, Any]) -> str:
     return "".join([f"{header}\n", *(f"{name} = {emit(value)}\n" for name, value in rows.items())])
-
-
-def emit(value: object) -> str:
-    """`value` as TOML text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for DEL, which JSON leaves as it is.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(emit, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {emit(item)}' for key, item in value.items())}}}"
-    return str(value)
 
 
 def describe() -> str:

@@ -22,7 +22,8 @@ from data_prep.languages import UNKNOWN as UNDETERMINED
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences, rounded
 from data_prep.shards import Inventory, Shard
-from megatron_qwen3.config import ConfigError, did_you_mean
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.toml import did_you_mean
 
 ALWAYS = ("source", "language", "domain")  # labels that keep sources apart in every curriculum
 NO_LANGUAGE = (

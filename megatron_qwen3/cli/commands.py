@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from megatron_qwen3 import entry
-from megatron_qwen3.config import did_you_mean
 from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.toml import did_you_mean
 
 
 class Command(NamedTuple):

@@ -19,6 +19,7 @@ from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, 
 from megatron_qwen3.convert.foreign import refuse_code
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.storage.inside import check_links, inside, parse_json, read_small
+from megatron_qwen3.toml import emit
 
 GENERATION_FILE: Final = "generation_config.json"
 _MOST_POSITIONS: Final = 1 << 31
@@ -349,7 +350,7 @@ def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
 
 def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
     """Checked like the settings of a run, types included."""
-    lines = [f"model.{name}={settings.emit(value)}" for name, value in values.items()]
+    lines = [f"model.{name}={emit(value)}" for name, value in values.items()]
     sparse = bool(values.get("num_experts"))
     defaults = [] if sparse else ["model.num_experts=0"]
     try:

@@ -19,6 +19,7 @@ from megatron_qwen3.convert.hf_config import end_ids, has_tokenizer, read_config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.folder import checkpoints, find
+from megatron_qwen3.toml import emit
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -58,13 +59,13 @@ class Source:
             "data.sequence_length": 1024 * world_size,  # any; tensor ranks must divide it
             "data.tokenizer": tokenizer,
         }
-        lines = [f"{name}={settings.emit(value)}" for name, value in values.items()]
+        lines = [f"{name}={emit(value)}" for name, value in values.items()]
         config = settings.load([], [*lines, *overrides])
         for name, size in vars(model).items():
             if type(size) in (int, bool) and getattr(config.model, name) != size:
                 raise ConfigError(
-                    f"model.{name} = {settings.emit(getattr(config.model, name))}, but {self.path} "
-                    f"has {settings.emit(size)}, which cannot be changed"
+                    f"model.{name} = {emit(getattr(config.model, name))}, but {self.path} "
+                    f"has {emit(size)}, which cannot be changed"
                 )
         return config
 

@@ -7,12 +7,12 @@ communication that stay visible. `tools/scaling_study.py fit` sets them from pub
 writes calibration.toml; none belongs to a single run, model or GPU name.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.toml import read_toml
 
 PATH: Final = Path(__file__).with_name("calibration.toml")
 
@@ -70,7 +70,7 @@ CONSTANTS: Final[dict[str, dict[str, Any]]] = {
 
 def load(path: Path = PATH) -> dict[str, float]:
     """The constants by name."""
-    found = tomllib.loads(path.read_text(encoding="utf-8"))["constants"]
+    found = read_toml(path, "the planner's constants")["constants"]
     return {name: float(found[name]) for name in CONSTANTS}
 
 

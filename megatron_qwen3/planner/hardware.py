@@ -6,15 +6,13 @@
 Units are those of data sheets: GB and TFLOP are powers of ten, rates are per direction and GPU.
 """
 
-import dataclasses
-import difflib
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.toml import as_kind, check_keys, did_you_mean, read_toml
 
 FOLDER: Final = Path(__file__).parent / "hardware"
 # What the products of a precision are computed in.
@@ -66,6 +64,9 @@ class Cluster:
         return 1e9 * self.memory_gb
 
 
+_KINDS: Final[dict[str, Any]] = get_type_hints(Cluster)
+
+
 def names() -> list[str]:
     """The clusters that come with the planner."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -74,19 +75,14 @@ def names() -> list[str]:
 def load(name_or_path: str) -> Cluster:
     """A cluster by name or TOML file; ConfigError says what is missing or unknown."""
     values = _read(name_or_path)
-    known = {field.name for field in dataclasses.fields(Cluster)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"{name_or_path}: {key} is not known; valid: base, {', '.join(sorted(known))}"
-            )
-    missing = known - set(values)
-    if missing:
+    if missing := sorted(_KINDS.keys() - values):
         raise ConfigError(
-            f"{name_or_path}: {', '.join(sorted(missing))} missing; "
+            f"{name_or_path}: {', '.join(missing)} missing; "
             f'set it, or take over the rest of a known GPU by base = "h100"'
         )
-    return _checked(Cluster(**values), name_or_path)
+    cluster = Cluster(**values)
+    _check(cluster, name_or_path)
+    return cluster
 
 
 def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -94,28 +90,24 @@ def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.suffix != ".toml":
         path = FOLDER / f"{name_or_path.lower()}.toml"
         if not path.exists():
-            close = difflib.get_close_matches(name_or_path.lower(), names(), 1)
-            guess = f"; did you mean {close[0]}?" if close else ""
+            guess = did_you_mean(name_or_path.lower(), names())
             raise ConfigError(
                 f"no GPU named {name_or_path!r}{guess}; known: {', '.join(names())}, "
                 f"or a TOML file of your cluster"
             )
     if path.resolve() in below:
         raise ConfigError(f"{path}: is based on itself")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    base = str(values.pop("base", ""))
+    found = read_toml(path, "a cluster")
+    check_keys(found, ("base", *_KINDS), path)
+    kinds = _KINDS | {"base": str}
+    values = {name: as_kind(value, kinds[name], path, name) for name, value in found.items()}
+    base = values.pop("base", "")
     if base.endswith(".toml"):
         base = str(path.parent / base)  # as it is seen from the file that names it
     return _read(base, (*below, path.resolve())) | values if base else values
 
 
-def _checked(cluster: Cluster, where: str) -> Cluster:
+def _check(cluster: Cluster, where: str) -> None:
     choices = {
         "generation": ("ampere", "hopper", "blackwell"),
         "network": ("infiniband", "efa"),
@@ -126,34 +118,12 @@ def _checked(cluster: Cluster, where: str) -> Cluster:
             raise ConfigError(
                 f'{where}: {name} = "{getattr(cluster, name)}" is not one of {", ".join(valid)}'
             )
-    numbers = {
-        field.name: getattr(cluster, field.name)
-        for field in dataclasses.fields(Cluster)
-        if field.type in (int, float)
-    }
-    for name, value in (numbers | _peaks(cluster, where)).items():
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise ConfigError(f"{where}: {name} = {value!r} is not a number above 0")
-    if type(cluster.nvlink_domain) is not int:
-        raise ConfigError(f"{where}: nvlink_domain = {cluster.nvlink_domain} is no whole number")
-    if not isinstance(cluster.name, str):
-        raise ConfigError(f"{where}: name = {cluster.name!r} is no text")
-    return cluster
-
-
-def _peaks(cluster: Cluster, where: str) -> dict[str, float]:
-    """The peaks by setting; bf16 and fp32 (of the router) every model needs."""
-    peaks, valid = cluster.dense_tflops, sorted({*_ARITHMETIC.values()})
-    if not isinstance(peaks, dict):
-        raise ConfigError(
-            f"{where}: dense_tflops = {peaks!r} is no table; valid: {{ bf16 = 989, fp32 = 67 }}"
-        )
-    for name in peaks:
-        if name not in valid:
-            raise ConfigError(
-                f"{where}: dense_tflops.{name} is not known; valid: {', '.join(valid)}"
-            )
-    for name in ("bf16", "fp32"):
-        if name not in peaks:
+    check_keys(cluster.dense_tflops, sorted({*_ARITHMETIC.values()}), where, "dense_tflops")
+    for name in ("bf16", "fp32"):  # of the router: every model needs both
+        if name not in cluster.dense_tflops:
             raise ConfigError(f"{where}: dense_tflops.{name} missing")
-    return {f"dense_tflops.{name}": value for name, value in peaks.items()}
+    numbers = {name: getattr(cluster, name) for name in _KINDS if _KINDS[name] in (int, float)}
+    peaks = {f"dense_tflops.{name}": value for name, value in cluster.dense_tflops.items()}
+    for name, value in (numbers | peaks).items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{where}: {name} = {value:g} is not a number above 0")

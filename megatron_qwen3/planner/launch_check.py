@@ -9,11 +9,11 @@ as many ranks that does.
 import dataclasses
 from dataclasses import dataclass
 
-from megatron_qwen3.config import emit
 from megatron_qwen3.planner import hardware, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.settings import Config
+from megatron_qwen3.toml import emit
 
 _PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
 _LEAST_SHOWN = 0.01  # share of the memory below which a part is not named

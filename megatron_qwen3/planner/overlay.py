@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3.config import emit
 from megatron_qwen3.parallel.layout import even_stages
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question, usable_bytes
 from megatron_qwen3.settings import SETTINGS
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.toml import emit
 
 _ABSENT = {
     "context": "context parallelism: the trainer has none yet; the memory above is divided by it",

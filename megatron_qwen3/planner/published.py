@@ -9,7 +9,6 @@ gradients by model, GPU and release.
 
 import csv
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +22,7 @@ from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.recipes import Row, count, note, number, uncountable
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import ConfigError, ModelConfig
+from megatron_qwen3.toml import read_toml
 
 
 class LeftOut(ValueError):
@@ -215,7 +215,7 @@ def _job(row: Row) -> Job:
 @cache
 def _known() -> dict[str, Architecture]:
     path = Path(__file__).with_name("architectures.toml")
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = read_toml(path, "architectures")
     known = {name: Architecture(name=name, **table) for name, table in tables.items()}
     qwen = {name: ModelConfig(preset=name, **values) for name, values in PRESETS.items()}  # type: ignore[arg-type]
     return known | {name: architecture.of(model) for name, model in qwen.items()}

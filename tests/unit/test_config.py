@@ -153,13 +153,16 @@ def test_strings_of_the_command_line_need_no_quotes():
             "parallel.pipeline_layers=4",
             "parallel.pipeline_layers = 4 is not a list of whole numbers",
         ),
-        ("parallel.pipeline_layers=[2, 1.5]", "[2, 1.5] is not a list of whole numbers"),
+        (
+            "parallel.pipeline_layers=[2, 1.5]",
+            "parallel.pipeline_layers[1] = 1.5 is not a whole number",
+        ),
         ("data.sources=web", 'data.sources = "web" is not a list of tables'),
         ("data.sources=[1]", "data.sources[0] = 1 is not a table of name, path, weight"),
         ("data.sources=[{name='a'}]", "data.sources[0].path is missing"),
         (
             "data.sources=[{name='a', path='p', wieght=1}]",
-            "data.sources[0].wieght is not a setting; did you mean weight?",
+            "data.sources[0].wieght is not known; did you mean weight?",
         ),
         ("data.sources=[{", "data.sources is not valid TOML"),
         ("verbose", "'verbose' is neither a TOML file nor key=value"),

@@ -306,7 +306,7 @@ def test_a_recipe_for_labels_that_nothing_has_is_mended_by_the_setting_that_the_
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("general.tokns=3", "tokns is no key; did you mean tokens"),
+        ("general.tokns=3", "stages.general.tokns is not known; did you mean tokens"),
         ("genral.tokens=3", "no stage genral; did you mean general"),
         ("general.weights.qualty.high=2", "qualty: no label of shards; did you mean quality"),
         ("general.languages=unimx", "'unimx' is not one of natural, temperature, unimax"),
@@ -314,11 +314,11 @@ def test_a_recipe_for_labels_that_nothing_has_is_mended_by_the_setting_that_the_
         ("general.max_epochs=0", "max_epochs = 0.0 must be above 0"),
         ("general.tokens=2.5", "tokens = 2.5 is not a whole number"),
         ("general.tokens=100", "less than one sequence"),
-        ("general.weights.domain=3", "weights.domain is a table"),
+        ("general.weights.domain=3", "weights.domain = 3 is not a table"),
         ("long_context.shares.domain={web=1}", "only one label can have fractions"),
         ('long_context.shares.length={"4k-16k"=0.5}', "adds up to 0.5, not 1"),
         ("held_out=1.5", "held_out = 1.5 must be below 1"),
-        ("seeds=1", "seeds is no key; did you mean seed"),
+        ("seeds=1", "seeds is not known; did you mean seed"),
         ("general", "is not key=value"),
     ],
 )

@@ -126,18 +126,18 @@ def test_a_cluster_of_ones_own_takes_over_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('base = "h100"\nnvlink_gbs = 3', "nvlink_gbs is not known"),
+        ('base = "h100"\nnvlink_gbs = 3', "nvlink_gbs is not known; did you mean nvlink_gb_per_s?"),
         ('name = "mine"', "missing"),
         ('base = "h100"\nmemory_gb = -1', "memory_gb = -1 is not a number above 0"),
         ('base = "h100"\ngeneration = "volta"', "not one of ampere, hopper, blackwell"),
         ('base = "h1000"', "did you mean h100?"),
         ("base = ", "not valid TOML"),
-        ('base = "h100"\ndense_tflops = 989', "dense_tflops = 989 is no table"),
+        ('base = "h100"\ndense_tflops = 989', "dense_tflops = 989 is not a table"),
         ('base = "h100"\ndense_tflops = { bf16 = 989 }', "dense_tflops.fp32 missing"),
         ('base = "h100"\n[dense_tflops]\nint8 = 3', "dense_tflops.int8 is not known"),
         ('base = "h100"\nmemory_gb = inf', "memory_gb = inf is not a number above 0"),
-        ('base = "h100"\nnvlink_domain = 8.5', "nvlink_domain = 8.5 is no whole number"),
-        ('base = "h100"\nname = 7', "name = 7 is no text"),
+        ('base = "h100"\nnvlink_domain = 8.5', "nvlink_domain = 8.5 is not a whole number"),
+        ('base = "h100"\nname = 7', "name = 7 is not a string"),
     ],
 )
 def test_a_wrong_cluster_is_told_why(tmp_path, text, says):
