@@ -18,11 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
-from rich.console import Console
-from rich.table import Table
-
 from data_prep.language_id import FastTextIdentifier, Identifier, IdentifyLanguage
 from data_prep.languages import LANGUAGES, code_of
+from megatron_qwen3 import tables
 
 ENOUGH = 0.8
 DOCUMENT_CHARACTERS = 4000
@@ -74,7 +72,7 @@ def run(identify: IdentifyLanguage, texts: list[str]) -> tuple[float, list[str]]
 
 def report(texts: dict[str, list[str]], found: list[str], show_all: bool) -> list[float]:
     """Print the table; the recall of each language."""
-    table = Table("language", "name", "recall", "taken for", box=None)
+    lines = [["language", "name", "recall", "taken for"]]
     recalls, answers = [], iter(found)
     for code, group in texts.items():
         counts = Counter(next(answers) for _ in group)
@@ -82,8 +80,8 @@ def report(texts: dict[str, list[str]], found: list[str], show_all: bool) -> lis
         if recalls[-1] < ENOUGH or show_all:
             others = [f"{name} {n / len(group):.2f}" for name, n in counts.most_common(4)]
             others = [text for text in others if not text.startswith(code)]
-            table.add_row(code, LANGUAGES[code].name, f"{recalls[-1]:.2f}", ", ".join(others))
-    Console().print(table)
+            lines.append([code, LANGUAGES[code].name, f"{recalls[-1]:.2f}", ", ".join(others)])
+    tables.console().print(tables.table(lines, words=("language", "name", "taken for")))
     return recalls
 
 

@@ -1,6 +1,6 @@
 """What was kept and what was dropped, why: tables for people, report.json, report.png.
 
-    print_report(Path("runs/clean"), Console())
+    print_report(Path("runs/clean"), tables.console())
 
 Counts come from each task; lines of problems are counted from the beginning of their file, although
 several tasks may have read it.
@@ -27,8 +27,9 @@ from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.tables import table
 
 PICTURE = "report.png"
 _PROBLEMS_SHOWN = 10
@@ -108,40 +109,37 @@ def _why(content: dict[str, Any]) -> str:
 
 
 def _by_outcome(rows: list[Any], total: int) -> Table:
-    table = Table(box=None, title="What became of documents", title_justify="left")
-    for name in ("outcome", "documents", "share", "MB"):
-        table.add_column(name, justify="left" if name == "outcome" else "right")
     documents, sizes = Counter[str](), Counter[str]()
     for _, _, outcome, count, size in rows:
         documents[outcome] += count
         sizes[outcome] += size
+    lines = [["outcome", "documents", "share", "MB"]]
     for outcome, count in documents.most_common():
-        share = f"{count / max(1, total):.1%}"
-        table.add_row(plain(outcome), f"{count:,}", plain(share), f"{sizes[outcome] / 1e6:,.1f}")
-    return table
+        share, size = count / max(1, total), sizes[outcome] / 1e6
+        lines.append([outcome, f"{count:,}", f"{share:.1%}", f"{size:,.1f}"])
+    return table(lines, "What became of documents")
 
 
 def _by_language(rows: list[Any]) -> Table:
-    table = Table(box=None, title="By language", title_justify="left")
-    for name in ("language", "name", "read", "kept", "MB kept", "dropped most for"):
-        right = name in ("read", "kept", "MB kept")
-        table.add_column(name, justify="right" if right else "left")
+    lines = [["language", "name", "read", "kept", "MB kept", "dropped most for"]]
     counts = _outcomes(rows)
     for code in list(counts)[:_LANGUAGES_SHOWN]:
         outcomes = counts[code]
         dropped = [(name, n) for name, n in outcomes.most_common() if name != KEPT]
         size = sum(row[4] for row in rows if row[1] == code and row[2] == KEPT)
-        table.add_row(
-            plain(code),
-            plain(LANGUAGES[code].name if code in LANGUAGES else "undetermined"),
-            f"{outcomes.total():,}",
-            f"{outcomes[KEPT]:,}",
-            f"{size / 1e6:,.1f}",
-            plain(", ".join(f"{name} {n:,}" for name, n in dropped[:2])),
+        lines.append(
+            [
+                code,
+                LANGUAGES[code].name if code in LANGUAGES else "undetermined",
+                f"{outcomes.total():,}",
+                f"{outcomes[KEPT]:,}",
+                f"{size / 1e6:,.1f}",
+                ", ".join(f"{name} {n:,}" for name, n in dropped[:2]),
+            ]
         )
     if len(counts) > _LANGUAGES_SHOWN:
-        table.add_row(plain(f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}"))
-    return table
+        lines.append([f"… {len(counts) - _LANGUAGES_SHOWN} more in {REPORT}"])
+    return table(lines, "By language", words=("language", "name", "dropped most for"))
 
 
 def _outcomes(rows: list[Any]) -> dict[str, Counter[str]]:
@@ -153,14 +151,12 @@ def _outcomes(rows: list[Any]) -> dict[str, Counter[str]]:
 
 
 def _problem_table(content: dict[str, Any]) -> Table:
-    table = Table("file", "line", "problem", box=None, title_justify="left")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
-    table.title = plain(f"What could not be read: {kinds}; all in problems.jsonl")
+    lines = [["file", "line", "problem"]]
     for row in content["first_problems"]:
-        table.add_row(
-            plain(row["file"]), plain(str(row["line"])), plain(f"{row['kind']}: {row['detail']}")
-        )
-    return table
+        lines.append([row["file"], str(row["line"]), f"{row['kind']}: {row['detail']}"])
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in content["problems"].items())
+    title = f"What could not be read: {kinds}; all in problems.jsonl"
+    return table(lines, title, words=("file", "problem"))
 
 
 def picture(content: dict[str, Any]) -> bytes:

@@ -21,15 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # also from a checkout that is not installed
 
-from rich.console import Console
-from rich.table import Table
-
 from examples.quickstart import corpora
+from megatron_qwen3 import tables
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import plain, shown_lines
 from megatron_qwen3.storage.whole import sync_tree, write_whole
 
-console = Console()
+console = tables.console()
 
 
 def main() -> None:
@@ -96,11 +94,10 @@ def _write(out: Path, documents: Iterable[dict[str, str]]) -> dict[str, dict[str
 
 
 def _print_table(sources: dict[str, dict[str, int]]) -> None:
-    table = Table("source", "documents", "MB")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    lines = [["source", "documents", "MB"]]
     for name, row in sources.items():
-        table.add_row(plain(name), f"{row['documents']:,}", f"{row['bytes'] / 1e6:.2f}")
+        lines.append([name, f"{row['documents']:,}", f"{row['bytes'] / 1e6:.2f}"])
+    table = tables.table(lines)
     console.print(table)
 
 

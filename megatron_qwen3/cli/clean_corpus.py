@@ -111,11 +111,10 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 
 # datatrove is imported only where it is needed: a wrong command costs no seconds.
 def _run(given: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from data_prep.clean import read, stages
     from data_prep.clean.report import print_report
     from data_prep.clean.settings import LOCK
+    from megatron_qwen3 import tables
 
     settings = _settings(given)
     settings.validate()
@@ -130,7 +129,7 @@ def _run(given: argparse.Namespace) -> int:
         settings.claim(read.state_of_files(settings))
         is_done = _start(given, settings)
     if is_done:
-        print_report(Path(given.out), Console())
+        print_report(Path(given.out), tables.console())
         print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
     return 0
 
@@ -186,9 +185,8 @@ def _input(text: str):
 
 
 def _show(given: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from data_prep.clean.report import print_report
+    from megatron_qwen3 import tables
 
-    print_report(given.out, Console())
+    print_report(given.out, tables.console())
     return 0

@@ -17,19 +17,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from data_prep.indexed import IndexedReader
 from data_prep.labels import Labels
 from data_prep.shards import Shard, faults, folder_of, origin, read_inventory
 from data_prep.tokenizer import load
+from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
+from megatron_qwen3.shown import shown, shown_lines, shown_text
 
 ROWS_SHOWN = 200
-WIDTH = 140  # of a table that goes into a file
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -102,23 +99,16 @@ def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
         row = groups.setdefault(tuple(getattr(shard.labels, name) for name in by), Counter())
         row.update(documents=shard.documents, tokens=shard.tokens, bytes=shard.bytes, shards=1)
     rows = sorted(groups.items(), key=lambda item: -item[1]["tokens"])
-    table = Table(*by)
-    for name in ("documents", "MB of text", "tokens", "bytes/token", "shards"):
-        table.add_column(name, justify="right")
-    for labels, row in rows[:most]:
-        table.add_row(*map(plain, [*labels, *_cells(row)]))
+    lines = [[*by, "documents", "MB of text", "tokens", "bytes/token", "shards"]]
+    lines += [[*labels, *_cells(row)] for labels, row in rows[:most]]
     empty = [""] * (len(by) - 1)
     if len(rows) > most:
         hidden = _sum(row for _, row in rows[most:])
-        table.add_row(
-            plain(f"{len(rows) - most} more"), *map(plain, empty), *map(plain, _cells(hidden))
-        )
-    table.add_section()
-    table.add_row(*map(plain, ["all", *empty, *_cells(_sum(groups.values()))]))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    console.print(table)
+        lines.append([f"{len(rows) - most} more", *empty, *_cells(hidden)])
+    lines.append(["all", *empty, *_cells(_sum(groups.values()))])
+    table = tables.table(lines, words=by)
+    table.rows[-2].end_section = True
+    tables.console().print(table)
 
 
 def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:

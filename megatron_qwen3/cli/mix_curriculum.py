@@ -18,16 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from data_prep import curriculum as manifests
 from data_prep import fingerprint, shards
 from data_prep.curriculum import Curriculum
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory
+from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import ReadBefore, Record
@@ -158,22 +155,24 @@ def _print(curriculum: Curriculum, rows: int) -> None:
     from data_prep.mixing.summary import folded, labels_of, summary, total
     from megatron_qwen3.pages.curriculum_rows import HEADER, cells
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = tables.console()
     for stage in curriculum.stages:
         console.print()
         console.print(
             plain(stage.name, "bold"), f"in sequences of {stage.sequence_length:,} tokens"
         )
-        table = Table(box=box.SIMPLE_HEAD, padding=0)
-        for name in HEADER:
-            table.add_column(name, justify="left" if not name else "right", overflow="fold")
-        table.add_row(*map(plain, cells(total(stage))), end_section=True)
+        lines, labels, ends = [HEADER, cells(total(stage))], [], [0]
         for label in labels_of(curriculum):
-            lines = folded(summary(stage, label), rows)
-            if len(lines) > 1:
-                table.add_row(plain(label, "bold"))
-                for row in lines:
-                    table.add_row(*map(plain, cells(row)), end_section=row is lines[-1])
+            found = folded(summary(stage, label), rows)
+            if len(found) > 1:
+                labels.append(len(lines) - 1)
+                lines += [[label], *map(cells, found)]
+                ends.append(len(lines) - 2)
+        table = tables.table(lines)
+        for number in labels:
+            table.rows[number].style = "bold"
+        for number in ends:
+            table.rows[number].end_section = True
         console.print(table)
 
 

@@ -9,13 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.pages.training import stage_rows, write_report
-from megatron_qwen3.shown import plain, shown, shown_lines
+from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.tables import console, table
 from megatron_qwen3.training.history import MetricsError, Run
 
 _EXAMPLES = """examples:
@@ -43,22 +40,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         parser.error(f"--out {options.out}: the name of a page ends in .html")
     try:
         runs = [Run.read(folder) for folder in options.runs]
-        Console(width=None if sys.stdout.isatty() else 120).print(stage_table(runs))
+        console().print(table(stage_rows(runs)))
         write_report(runs, options.out)
     except (MetricsError, OSError) as error:
         print(shown_lines(f"report: {error}"), file=sys.stderr)
         return 1
     print(shown(f"wrote {options.out}, pictures in {options.out.with_suffix('')}"))
     return 0
-
-
-def stage_table(runs: Sequence[Run]) -> Table:
-    """One line per stage, for a terminal."""
-    header, *lines = stage_rows(runs)
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    table.add_column(header[0], overflow="fold")
-    for name in header[1:]:  # short headers leave the width to the names of stages
-        table.add_column("\n".join(name.rsplit(" ", 1)), justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(*map(plain, line))  # names are taken as they stand, without markup
-    return table

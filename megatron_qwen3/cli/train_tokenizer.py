@@ -16,13 +16,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from data_prep.documents import NAMES
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
+from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import amount, pairs
 from megatron_qwen3.config import ConfigError
@@ -94,18 +92,17 @@ def _parser(prog: str | None) -> Parser:
 
 def _print(sample: Sample, texts: dict[str, list[str]], out: Path) -> None:
     tokenizer = DocumentTokenizer(out)
-    table = Table("language")
-    for name in ("MB in the corpus", "MB sampled", "bytes/token"):
-        table.add_column(name, justify="right")
+    lines = [["language", "MB in the corpus", "MB sampled", "bytes/token"]]
     for language, size in sample.available.most_common(ROWS_SHOWN):
         some = texts.get(language, [])
         tokens = len(tokenizer.encode_flat(some).tokens) - len(some)
         ratio = f"{sum(len(text.encode()) for text in some) / tokens:.2f}" if tokens else "–"
         sampled = sample.sampled[language]
-        table.add_row(plain(language), f"{size / 1e6:,.2f}", f"{sampled / 1e6:,.2f}", plain(ratio))
+        lines.append([language, f"{size / 1e6:,.2f}", f"{sampled / 1e6:,.2f}", ratio])
     hidden = len(sample.available) - ROWS_SHOWN
     if hidden > 0:
-        table.add_row(plain(f"{hidden} more"))
-    console = Console(highlight=False)
+        lines.append([f"{hidden} more"])
+    console = tables.console()
+    table = tables.table(lines)
     console.print(table)
     console.print(plain(f"{out}: {tokenizer.vocab_size:,} tokens"), soft_wrap=True)

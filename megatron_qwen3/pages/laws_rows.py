@@ -5,12 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
-from megatron_qwen3.shown import plain
 from megatron_qwen3.studies.laws import Recommendation, StageLaws
 from megatron_qwen3.studies.tuning import TuningLaw
+from megatron_qwen3.tables import table
 from megatron_qwen3.training.console import count
 
 Rows = list[list[str]]
@@ -22,11 +21,11 @@ def lines(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> Itera
     for laws in found:
         yield f"stage {laws.stage or '–'}: {len(laws.runs)} runs, {len(laws.best)} sizes × tokens"
         for title, rows in tables(laws):
-            yield _table(title, rows)
+            yield table(rows, title)
         yield from (f"missing: {reason}" for reason in laws.missing)
         yield from (f"doubtful: {reason}" for reason in laws.doubts)
     if advice:
-        yield _table("How to train the target", advice_rows(advice))
+        yield table(advice_rows(advice), "How to train the target")
         yield from (f"doubtful: {reason}" for reason in far(advice))
 
 
@@ -205,15 +204,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(title: str, rows: Rows) -> Table:
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*map(plain, row))
-    return table
 
 
 def _number(value: float | None, form: str) -> str:

@@ -5,11 +5,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
-from megatron_qwen3.shown import plain
 from megatron_qwen3.studies.efficiency import Curve
+from megatron_qwen3.tables import table
 from megatron_qwen3.training.console import count
 
 Rows = list[list[str]]
@@ -18,12 +17,7 @@ Rows = list[list[str]]
 def terminal(curves: Sequence[Curve]) -> Iterator[Table]:
     """One table of points, one of laws."""
     for title, rows in (("Measured points", point_rows(curves)), ("Laws", law_rows(curves))):
-        table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
-        for i, name in enumerate(rows[0]):
-            table.add_column(name, justify="right" if i > 1 else "left", overflow="fold")
-        for row in rows[1:]:
-            table.add_row(*map(plain, row))
-        yield table
+        yield table(rows, title, words=rows[0][:2])
 
 
 def point_rows(curves: Sequence[Curve]) -> Rows:

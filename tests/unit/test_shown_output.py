@@ -12,7 +12,7 @@ from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory, Shard
 from data_prep.tokenization.progress import Progress
-from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
+from megatron_qwen3.cli import mix_curriculum, tokenize_corpus
 from megatron_qwen3.generate.session import Session
 from megatron_qwen3.pages import curriculum as curriculum_page
 from megatron_qwen3.pages import page, pictures
@@ -41,7 +41,6 @@ def wide(monkeypatch):
         make(console, *arguments, **named | {"width": 400})
 
     monkeypatch.setattr(rich.console.Console, "__init__", made)
-    monkeypatch.setattr(inspect_shards, "WIDTH", 400)
 
 
 def test_tables_of_shards(wide, capsys, tmp_path):

@@ -8,20 +8,17 @@ much stand in one line. Activations are not in it: `plan` and `memory` say what 
 import argparse
 import json
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import tables
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout, smallest_world
-from megatron_qwen3.shown import plain
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.dry_run import Role
@@ -74,7 +71,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"world_size": world_size, "roles": [_as_dict(role) for role in roles]}))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = tables.console()
     console.print(_table(config, world_size, roles))
     for role in roles if given.shapes else []:
         console.print(_shapes(role))
@@ -86,24 +83,23 @@ def _as_dict(role: "Role") -> dict[str, Any]:
 
 
 def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
+    words, sizes = ["stage", "layers", "ranks"], ["weights", "grads", "optim"]
+    lines = [[*words, "parameters", *sizes, "bytes together"]]
+    for role in roles:
+        bytes_of = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
+        lines.append(
+            [
+                str(role.pipeline_rank),
+                _layers(role),
+                _spans(role.ranks),
+                f"{role.parameters:,}",
+                *(f"{size / 2**30:.3f}" for size in bytes_of),
+                f"{role.total_bytes:,}",
+            ]
+        )
     name = config.model.preset or "model"
     title = f"{name} on {world_size} ranks, {config.train.precision}: GiB of one rank, and bytes"
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for header in ("stage", "layers", "ranks"):
-        table.add_column(header, overflow="fold")
-    for header in ("parameters", "weights", "grads", "optim", "bytes together"):
-        table.add_column(header, justify="right", no_wrap=True)  # a cut number is a wrong one
-    for role in roles:
-        sizes = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
-        table.add_row(
-            plain(str(role.pipeline_rank)),
-            plain(_layers(role)),
-            plain(_spans(role.ranks)),
-            f"{role.parameters:,}",
-            *map(plain, (f"{size / 2**30:.3f}" for size in sizes)),
-            f"{role.total_bytes:,}",
-        )
-    return table
+    return tables.table(lines, title, words)
 
 
 def _layers(role: "Role") -> str:
@@ -124,15 +120,7 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def _shapes(role: "Role") -> Table:
-    table = Table(
-        title=plain(f"pipeline rank {role.pipeline_rank}, rank {role.ranks[0]}"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for header in ("weight", "shape", "type"):
-        table.add_column(header, overflow="fold")
-    for tensor in role.tensors:
-        table.add_row(
-            plain(tensor.name), plain(" × ".join(map(str, tensor.shape))), plain(tensor.dtype)
-        )
-    return table
+    lines = [["weight", "shape", "type"]]
+    lines += [[one.name, " × ".join(map(str, one.shape)), one.dtype] for one in role.tensors]
+    title = f"pipeline rank {role.pipeline_rank}, rank {role.ranks[0]}"
+    return tables.table(lines, title, words=lines[0])

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from megatron_qwen3 import tables
 from megatron_qwen3.cli.scaling.plan import model_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import laws_rows
@@ -132,7 +131,7 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     if given.json:
         print(json.dumps(laws_rows.as_dict(found, advice)))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        console = tables.console()
         for line in laws_rows.lines(found, advice):
             console.print(plain(line) if isinstance(line, str) else line)
     if given.overlay:

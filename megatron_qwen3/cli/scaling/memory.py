@@ -6,17 +6,12 @@ lies outside torch's allocator is a rule of thumb (planner/README.md).
 
 import argparse
 import json
-import sys
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import tables
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.shown import plain
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py memory --gpus 256 \\
@@ -48,13 +43,10 @@ def run(given: argparse.Namespace) -> int:
         rows = [memory.parts() | {"total": memory.total} for memory in memories]
         print(json.dumps({"pipeline_ranks": rows}, indent=1))
         return 0
-    table = Table("rank", title="GB per GPU", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in (*memories[0].parts(), "total"):
-        table.add_column(name, justify="right")
+    lines = [["rank", *memories[0].parts(), "total"]]
     for memory in memories:
         sizes = (*memory.parts().values(), memory.total)
-        table.add_row(
-            plain(str(memory.pipeline_rank)), *map(plain, (f"{size / 1e9:.2f}" for size in sizes))
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        lines.append([str(memory.pipeline_rank), *(f"{size / 1e9:.2f}" for size in sizes)])
+    table = tables.table(lines, "GB per GPU")
+    tables.console().print(table)
     return 0

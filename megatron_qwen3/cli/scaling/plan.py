@@ -9,16 +9,14 @@ kernels, as published runs have them; `validate` says how well they are met.
 import argparse
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import tables
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import RECOMPUTED
@@ -98,7 +96,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(as_dict(question, plans, chosen, given), indent=1))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = tables.console()
     console.print(_table(question, plans, chosen, given.tokens))
     for table in _breakdown(question, plans[chosen]):
         console.print(table)
@@ -300,36 +298,33 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
         f"{_name(question)} on {question.gpus} {cluster.name} ({cluster.memory_gb:g} GB), "
         f"{question.global_batch:,} sequences of {question.sequence_length:,} per step"
     )
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("", justify="right")
-    for header in ("layout", "recompute", "precision"):
-        table.add_column(header, no_wrap=True)
-    columns = ["GB", "s/step", "tok/s/GPU", "TFLOP/s", "MFU", "days", "GPU hours"]
-    for header in columns:
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("needs")
+    words = ("layout", "recompute", "precision", "needs")
+    numbers = ["GB", "s/step", "tok/s/GPU", "TFLOP/s", "MFU", "days", "GPU hours"]
+    lines = [["", *words[:3], *numbers, "needs"]]
     for i, plan in enumerate(plans):
         duration = days(question, plan, tokens)
-        table.add_row(
-            plain(f"{'▸' if i == chosen else ''}{i + 1}"),
-            plain(describe(plan.job)),
-            plain(plan.recompute),
-            plain(plan.job.precision),
-            f"{plan.memory.total / 1e9:.1f}",
-            f"{plan.step.seconds:.2f}",
-            f"{plan.step.tokens_per_second_per_gpu:,.0f}",
-            f"{plan.step.tflops_per_gpu:.0f}",
-            f"{100 * mfu(question, plan):.1f}%",
-            f"{duration:,.1f}",
-            f"{24 * duration * question.gpus:,.0f}",
-            plain(", ".join(plan.needs)),
-            style="bold" if i == chosen else "",
+        lines.append(
+            [
+                f"{'▸' if i == chosen else ''}{i + 1}",
+                describe(plan.job),
+                plan.recompute,
+                plan.job.precision,
+                f"{plan.memory.total / 1e9:.1f}",
+                f"{plan.step.seconds:.2f}",
+                f"{plan.step.tokens_per_second_per_gpu:,.0f}",
+                f"{plan.step.tflops_per_gpu:.0f}",
+                f"{100 * mfu(question, plan):.1f}%",
+                f"{duration:,.1f}",
+                f"{24 * duration * question.gpus:,.0f}",
+                ", ".join(plan.needs),
+            ]
         )
+    table = tables.table(lines, title, words)
+    table.rows[chosen].style = "bold"
     table.caption = (
         f"days and GPU hours for {tokens:.3g} tokens; MFU against the dense peak of the precision; "
         "needs: what this trainer does not have yet"
     )
-    table.caption_justify = "left"
     return table
 
 
@@ -342,19 +337,19 @@ def _breakdown(question: Question, plan: Plan) -> list[Table]:
     )
     step = _shares("one step, s", plan.step.parts, plan.step.seconds)
     hidden = {name: seconds for name, seconds in plan.step.hidden.items() if seconds > 0.0005}
-    tables = [memory, step]
+    found = [memory, step]
     if hidden:
-        tables.append(_shares("beside it, hidden, s", hidden, plan.step.seconds))
-    return tables
+        found.append(_shares("beside it, hidden, s", hidden, plan.step.seconds))
+    return found
 
 
 def _shares(title: str, parts: dict[str, float], whole: float) -> Table:
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE, show_header=False)
-    table.add_column("part", width=24)
-    table.add_column("size", justify="right", width=9)
-    table.add_column("share", width=44)
+    lines = [["part", "size", "share"]]
     for name, size in parts.items():
         if size >= 5e-4 * whole:
             bar = "█" * round(40 * size / whole)
-            table.add_row(plain(name), f"{size:.3g}", plain(f"{bar} {100 * size / whole:.0f}%"))
+            lines.append([name, f"{size:.3g}", f"{bar} {100 * size / whole:.0f}%"])
+    table = tables.table(lines, title, words=("part", "share"))
+    for column, width in zip(table.columns, (24, 9, 44), strict=True):
+        column.width = width  # tables below each other have their bars below each other
     return table

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from megatron_qwen3 import tables
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import sweep_rows
 from megatron_qwen3.shown import plain, shown
@@ -117,7 +116,7 @@ def _report(
         print("no point is done yet: nothing to report", file=sys.stderr)
         return
     if not given.json:
-        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        console = tables.console()
         for table in sweep_rows.terminal(curves):
             console.print(table)
         for line in sweep_rows.machine_lines(machine, curves):

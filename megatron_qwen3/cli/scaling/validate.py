@@ -9,15 +9,13 @@ every line, medians and 90th percentiles of groups, and draws predicted over pub
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from megatron_qwen3 import tables
 from megatron_qwen3.cli.scaling.plan import picture
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
@@ -29,6 +27,7 @@ _EXAMPLES = """examples:
   python tools/scaling_study.py validate published_memory.csv --quiet
   python tools/scaling_study.py validate published_perf.csv --json > errors.json
 """
+_WORDS = ("row", "model", "GPU", "precision", "layout")
 
 
 def add_parser(commands: Any) -> None:
@@ -56,7 +55,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(as_dict(compared), indent=1))
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = tables.console()
     if not given.quiet:
         console.print(_rows(compared))
     for title, of_memory in (("step time", False), ("memory peak", True)):
@@ -115,15 +114,9 @@ def _row_dict(one: Comparison) -> dict[str, Any]:
 
 def _rows(compared: Sequence[Comparison]) -> Table:
     """A line per run; columns that no run has anything for are left out."""
-    lines = [_cells(one) for one in compared if one.run.job is not None]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    known = [name for name in lines[0] if any(line[name] for line in lines)] if lines else []
-    for i, name in enumerate(known):
-        justify: Literal["left", "right"] = "left" if i < 5 else "right"
-        table.add_column(name, justify=justify, no_wrap=i > 0, overflow="fold")
-    for line in lines:
-        table.add_row(*map(plain, [line[name] for name in known]))
-    return table
+    cells = [_cells(one) for one in compared if one.run.job is not None]
+    known = [name for name in cells[0] if any(row[name] for row in cells)] if cells else []
+    return tables.table([known, *([row[name] for name in known] for row in cells)], words=_WORDS)
 
 
 def _cells(one: Comparison) -> dict[str, str]:
@@ -160,18 +153,11 @@ def _percent(value: float | None) -> str:
 
 
 def _groups(title: str, found: dict[str, Errors]) -> Table:
-    table = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("group")
-    for header in ("runs", "median", "90th percentile"):
-        table.add_column(header, justify="right")
+    lines = [["group", "runs", "median", "90th percentile"]]
     for name, errors in sorted(found.items(), key=lambda item: _group_order(item[0])):
-        table.add_row(
-            plain(name),
-            f"{errors.count:d}",
-            f"{100 * errors.median:.1f}%",
-            f"{100 * errors.p90:.1f}%",
-        )
-    return table
+        median, p90 = f"{100 * errors.median:.1f}%", f"{100 * errors.p90:.1f}%"
+        lines.append([name, f"{errors.count:d}", median, p90])
+    return tables.table(lines, title)
 
 
 def _group_order(name: str) -> tuple[int, str]:
