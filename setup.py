@@ -11,7 +11,8 @@ setup(
     package_data={
         "megatron_qwen3": [
             "chat_template.jinja",
-            "pages/page.*",
+            "pages/*.html",
+            "pages/page.css",
             "planner/*.toml",
             "planner/hardware/*.toml",
         ],
@@ -26,6 +27,7 @@ setup(
         "rich",  # progress bar and tables
         "tensorboard",  # its event files
         "matplotlib",  # pictures of the report
+        "jinja2>=3.1",  # pages: templates that escape what they are given; torch needs it, too
         "scipy",  # scaling laws: L-BFGS and non-negative least squares
     ],
     extras_require={

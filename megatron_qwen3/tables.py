@@ -19,7 +19,7 @@ from rich.text import Text
 from megatron_qwen3.shown import plain
 
 FILE_WIDTH = 150  # columns, of output that goes into a file or pipe
-_NAME_WIDTH = 12  # of a column of numbers; a longer name takes several lines
+_NAME_WIDTH = 8  # of a column of numbers; a longer name takes several lines
 
 
 def console() -> Console:

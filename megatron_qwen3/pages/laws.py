@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from megatron_qwen3.pages import laws_rows, page, pictures
@@ -34,7 +35,9 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
     body = [_key_numbers(found), page.FIGURES]
     if advice:
         body.append(page.table("How to train the target", laws_rows.advice_rows(advice)))
-        body += [page.code(f"Settings {one.stage}", one.overlay()) for one in advice]
+        for one in advice:
+            settings = [("TOML", one.overlay())]
+            body.append(page.files(f"Settings {one.stage}", settings, is_open=True))
         if doubts := laws_rows.far(advice):
             body.append(page.text("How far this reaches", doubts))
     for laws in found:
@@ -47,7 +50,7 @@ def write(found: Sequence[StageLaws], advice: Sequence[Recommendation], out: Pat
     page.write(out, "Scaling laws", stages or "one stage", body, drawn)
 
 
-def _key_numbers(found: Sequence[StageLaws]) -> str:
+def _key_numbers(found: Sequence[StageLaws]) -> Markup:
     tiles = [(str(sum(len(laws.runs) for laws in found)), "runs")]
     for laws in found:
         if laws.loss_law:

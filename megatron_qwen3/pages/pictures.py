@@ -9,7 +9,6 @@ Each is a PNG for the light, and an SVG that takes its colours and fonts from th
 so that it is sharp and follows light and dark.
 """
 
-import html
 import io
 import math
 import re
@@ -26,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.shown import shown_text
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.console import count
 
@@ -135,11 +134,11 @@ def finish(axes: Axes, name: str, title: str, caption: str, is_wide: bool) -> Pi
     figure.savefig(png, format="png", dpi=160, facecolor="white")
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Picture(
-        name, title, caption, is_wide, _themed(shown_text(svg.getvalue()), title), png.getvalue()
+        name, title, caption, is_wide, _themed(shown_text(svg.getvalue())), png.getvalue()
     )
 
 
-def _themed(svg: str, title: str) -> str:
+def _themed(svg: str) -> str:
     """The <svg> element alone, as wide as the page lets it be, with the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
@@ -147,7 +146,7 @@ def _themed(svg: str, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # ids that would repeat in every picture
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(shown(title))}"', 1)
+    return svg
 
 
 def count_tick(value: float, _: object) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -23,14 +24,17 @@ def write(
     body = [_key_numbers(curves), page.FIGURES]
     body.append(page.table("Measured points", sweep_rows.point_rows(curves)))
     body.append(page.table("Laws", sweep_rows.law_rows(curves)))
-    about = sweep_rows.machine_lines(machine, curves)
-    body.append(page.text("Measured on", about) if about else "")
-    body.append(page.text("Left out", left_out) if left_out else "")
+    for title, lines in (
+        ("Measured on", sweep_rows.machine_lines(machine, curves)),
+        ("Left out", left_out),
+    ):
+        if lines:
+            body.append(page.text(title, lines))
     models = ", ".join(dict.fromkeys(curve.model for curve in curves))
     page.write(out, "Scaling study", models, body, drawn)
 
 
-def _key_numbers(curves: Sequence[Curve]) -> str:
+def _key_numbers(curves: Sequence[Curve]) -> Markup:
     rows = [row for curve in curves for row in curve.rows]
     largest = max(row.case.gpus for row in rows)
     tiles = [(str(len({row.case.point.name for row in rows})), "runs")]

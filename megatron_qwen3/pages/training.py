@@ -6,12 +6,12 @@
 `runs` are the stages of one training in order (`training/history.py`).
 """
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from megatron_qwen3.pages import page
-from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import ALL_SOURCES, Run
 
@@ -72,23 +72,17 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
     from megatron_qwen3.pages.training_pictures import draw_all  # matplotlib loads slowly
 
     names = " → ".join(run.name for run in runs)
+    body = [_key_numbers(runs), page.table("Stages", stage_rows(runs)), page.FIGURES]
     stages, held_out = held_out_rows(runs)
-    page.write(
-        out,
-        "Training report",
-        names,
-        [
-            _key_numbers(runs),
-            page.table("Stages", stage_rows(runs)),
-            page.FIGURES,
-            page.table("Held-out text by source", held_out, stages) if len(held_out) > 1 else "",
-            _configurations(runs),
-        ],
-        draw_all(runs),
-    )
+    if len(held_out) > 1:
+        body.append(page.table("Held-out text by source", held_out, stages))
+    settings = [(run.name, run.config_text) for run in runs if run.config_text]
+    if settings:
+        body.append(page.files("Configuration", settings))
+    page.write(out, "Training report", names, body, draw_all(runs))
 
 
-def _key_numbers(runs: Sequence[Run]) -> str:
+def _key_numbers(runs: Sequence[Run]) -> Markup:
     """The training in a few large numbers."""
     header, *lines = stage_rows(runs)
     last = dict(zip(header, lines[-1], strict=True))
@@ -102,16 +96,6 @@ def _key_numbers(runs: Sequence[Run]) -> str:
         (duration(seconds), "training time"),
     ]
     return page.numbers(tiles)
-
-
-def _configurations(runs: Sequence[Run]) -> str:
-    folded = "".join(
-        f"<details><summary>{html.escape(shown(run.name))}</summary>"
-        f"<pre>{html.escape(shown_text(run.config_text))}</pre></details>"
-        for run in runs
-        if run.config_text
-    )
-    return f"<section><h2>Configuration</h2>{folded}</section>" if folded else ""
 
 
 def _number(value: float | None, decimals: int = 4) -> str:

@@ -109,7 +109,7 @@ def test_pages_and_pictures_have_neither_markup_nor_controls_of_what_they_show(t
         axes.legend()
         picture = pictures.finish(axes, "name", HOSTILE, HOSTILE, is_wide=False)
     body = [page.numbers([(HOSTILE, HOSTILE)]), page.table(HOSTILE, [[HOSTILE], [HOSTILE]])]
-    body += [page.text(HOSTILE, [HOSTILE]), page.code(HOSTILE, HOSTILE), page.FIGURES]
+    body += [page.text(HOSTILE, [HOSTILE]), page.files(HOSTILE, [(HOSTILE, HOSTILE)]), page.FIGURES]
     page.write(tmp_path / "page.html", HOSTILE, HOSTILE, body, [picture])
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert_safe(html, whole=False)
