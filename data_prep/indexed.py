@@ -20,6 +20,7 @@ import stat
 import struct
 from array import array
 from bisect import bisect_left
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import whole_file
 
 _BLOCKS, _BLOCK = 16, 256  # of an index, what is compared on opening: some 80 KB of any
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -51,8 +53,8 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 class IndexedWriter:
     """Writes one PREFIX.bin/.idx pair, one sequence per document.
 
-    Both grow under names ending in .partial. `finalize` renames the .bin, then the .idx: where an
-    .idx lies, its .bin is whole. Leaving the `with` block by an exception removes what was written.
+    Both grow under other names (`whole_file`). `finalize` gives the .bin its own, then the .idx:
+    where an .idx lies, its .bin is whole. Leaving the `with` block by an exception removes both.
     """
 
     def __init__(self, prefix: str | os.PathLike[str], dtype: npt.DTypeLike) -> None:
@@ -65,7 +67,9 @@ class IndexedWriter:
         self._limits = np.iinfo(self._dtype)
         self._lengths = array("i")
         Path(self._prefix).parent.mkdir(parents=True, exist_ok=True)
-        self._bin = open(self._partial("bin"), "wb")  # noqa: SIM115 -- closed by finalize or __exit__
+        self._files = ExitStack()  # the last that is entered is the first to get its name
+        self._idx = self._files.enter_context(whole_file(Path(f"{self._prefix}.idx")))
+        self._bin = self._files.enter_context(whole_file(Path(f"{self._prefix}.bin")))
 
     def add_document(self, tokens: npt.ArrayLike) -> None:
         """Append one document's token ids [length]; ValueError if one does not fit the dtype."""
@@ -98,13 +102,9 @@ class IndexedWriter:
 
     def finalize(self) -> None:
         """Make the pair visible. An older pair is replaced, never mixed with the new one."""
-        _close_durably(self._bin)
-        with open(self._partial("idx"), "wb") as file:
-            file.write(self._index())
-            _close_durably(file)
+        self._idx.write(self._index())
         Path(f"{self._prefix}.idx").unlink(missing_ok=True)
-        os.replace(self._partial("bin"), f"{self._prefix}.bin")
-        os.replace(self._partial("idx"), f"{self._prefix}.idx")
+        self._files.close()
 
     def _index(self) -> bytes:
         lengths = np.array(self._lengths, dtype="<i4")
@@ -113,9 +113,6 @@ class IndexedWriter:
         boundaries = np.arange(len(lengths) + 1, dtype="<i8")
         header = _HEADER.pack(_MAGIC, _VERSION, self._code, len(lengths), len(boundaries))
         return header + lengths.tobytes() + starts.tobytes() + boundaries.tobytes()
-
-    def _partial(self, suffix: str) -> str:
-        return f"{self._prefix}.{suffix}.partial"
 
     def __enter__(self) -> Self:
         return self
@@ -129,8 +126,7 @@ class IndexedWriter:
         if kind is None:
             self.finalize()
             return
-        self._bin.close()
-        Path(self._partial("bin")).unlink(missing_ok=True)
+        self._files.__exit__(kind, error, trace)
 
 
 class IndexedReader:
@@ -276,9 +272,3 @@ def _size(path: str) -> int:
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
         raise ConfigError(f"{path} is not a plain file")
     return found.st_size
-
-
-def _close_durably(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

@@ -1,6 +1,6 @@
 """Documents and numbers between the stages: compressed JSONL and arrays that are whole or absent.
 
-    with DocumentWriter(path) as writer:      # path appears when the block ends well
+    with new_documents(path) as writer:       # path appears when the block ends well
         writer.write(document)
     for document in read_documents(path): ...
     arrays = load(path)                       # numpy arrays by name, memory-mapped
@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -33,17 +32,11 @@ _PROGRESS_SECONDS = 0.3
 
 
 class DocumentWriter:
-    """Writes documents as JSON lines, their labels beside `id` and `text`, to one .jsonl.zst.
+    """Writes documents as compressed JSON lines, their labels beside `id` and `text`."""
 
-    It grows under a name ending in .partial. Leaving the `with` block by an exception removes it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._partial = path, Path(f"{path}.partial")
-        self._raw = self._partial.open("wb")
+    def __init__(self, file: IO[bytes]) -> None:
         compressor = zstandard.ZstdCompressor(_LEVEL)
-        self._stream: Any = compressor.stream_writer(self._raw, closefd=False)
+        self._stream: Any = compressor.stream_writer(file, closefd=False)
         self._waiting = bytearray()
 
     def write(self, document: Document) -> None:
@@ -53,35 +46,28 @@ class DocumentWriter:
         if len(self._waiting) >= _BLOCK_BYTES:
             self._flush()
 
+    def finish(self) -> None:
+        """Write what waits, and the end of the compressed stream."""
+        self._flush()
+        self._stream.close()
+
     def _flush(self) -> None:
         self._stream.write(bytes(self._waiting))
         self._waiting.clear()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._stream.close()
-                self._raw.flush()
-                os.fsync(self._raw.fileno())
-                self._partial.replace(self._path)
-        finally:
-            try:
-                self._raw.close()
-            finally:
-                self._partial.unlink(missing_ok=True)
+@contextmanager
+def new_documents(path: Path) -> Iterator[DocumentWriter]:
+    """A .jsonl.zst to write to, which becomes `path` when all went well, and else goes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        writer = DocumentWriter(file)
+        yield writer
+        writer.finish()
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file that `DocumentWriter` made."""
+    """The documents of a file that `new_documents` made."""
     with path.open("rb") as raw:
         stream = zstandard.ZstdDecompressor().stream_reader(raw)
         for line in io.BufferedReader(stream, _BLOCK_BYTES):

@@ -18,7 +18,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.clean.duplicates import document_id, document_starts
-from data_prep.clean.files import DocumentWriter, Progress, load, read_documents
+from data_prep.clean.files import Progress, load, new_documents, read_documents
 from data_prep.clean.settings import CleanSettings
 from megatron_qwen3.storage.whole import write_whole
 
@@ -59,8 +59,8 @@ class WriteLabelled(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         tally, hits = Tally(), list[bytes]()
         with (
-            DocumentWriter(self.settings.file("work/labelled", rank, ".jsonl.zst")) as passed,
-            DocumentWriter(self.settings.file("dropped", rank, ".jsonl.zst")) as dropped,
+            new_documents(self.settings.file("work/labelled", rank, ".jsonl.zst")) as passed,
+            new_documents(self.settings.file("dropped", rank, ".jsonl.zst")) as dropped,
         ):
             for document in data:
                 reason = document.metadata.get("_dropped")
@@ -95,8 +95,8 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
         gone = {int(row["document"] - starts[rank]): row for row in removed}
         tally, done = Tally(), 0
         with (
-            DocumentWriter(self.settings.file("documents", rank, ".jsonl.zst")) as kept,
-            DocumentWriter(self.settings.file("duplicates", rank, ".jsonl.zst")) as duplicates,
+            new_documents(self.settings.file("documents", rank, ".jsonl.zst")) as kept,
+            new_documents(self.settings.file("duplicates", rank, ".jsonl.zst")) as duplicates,
         ):
             source = self.settings.file("work/labelled", rank, ".jsonl.zst")
             for number, document in enumerate(read_documents(source)):

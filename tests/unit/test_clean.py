@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datatrove.data import Document
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from data_prep.clean import read, report, stages
 from data_prep.clean.duplicates import groups
-from data_prep.clean.files import DocumentWriter, read_documents
+from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleanSettings, Input
 from megatron_qwen3.config import ConfigError
 
@@ -280,9 +281,21 @@ def test_shares_cover_every_byte_once_in_order(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError), DocumentWriter(tmp_path / "a.jsonl.zst"):
+    with pytest.raises(OSError), new_documents(tmp_path / "a.jsonl.zst"):
         raise OSError("no space left")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_of_documents_do_not_mix(tmp_path: Path) -> None:
+    """As where a job that was taken for dead goes on beside the one that took its place."""
+    path = tmp_path / "a.jsonl.zst"
+    with new_documents(path) as one:
+        one.write(Document(text="a" * 1_500_000, id="1"))
+        with new_documents(path) as other:
+            other.write(Document(text="b" * 3_000_000, id="2"))
+        assert [document.id for document in read_documents(path)] == ["2"]
+    assert [document.id for document in read_documents(path)] == ["1"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,19 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_no_index_exists_before_the_tokens_are_whole(tmp_path: Path) -> None:
     writer = IndexedWriter(tmp_path / "data", np.uint16)
     writer.add_document([1, 2, 3])
-    assert [path.name for path in tmp_path.iterdir()] == ["data.bin.partial"]
+    assert all(path.name.endswith(".partial") for path in tmp_path.iterdir())
     writer.finalize()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
+
+
+def test_two_writers_of_one_pair_do_not_mix(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "data", np.uint16) as one:
+        one.add_document([1] * 1000)
+        with IndexedWriter(tmp_path / "data", np.uint16) as other:
+            other.add_document([2] * 3000)
+        assert set(IndexedReader(tmp_path / "data").tokens.tolist()) == {2}
+        one.add_document([1] * 1000)
+    assert IndexedReader(tmp_path / "data").tokens.tolist() == [1] * 2000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.bin", "data.idx"]
 
 
