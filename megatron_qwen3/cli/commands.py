@@ -33,9 +33,9 @@ COMMANDS = {
     "inspect-shards": Command(
         "megatron_qwen3.cli.inspect_shards", "add up, read and verify shards", prints_results=True
     ),
-    "mix": Command(
+    "curriculum": Command(
         "megatron_qwen3.cli.mix_curriculum",
-        "shards to a curriculum; find the text of a row again",
+        "mix one from shards; find the text of a row again",
         prints_results=True,
     ),
     "config": Command(

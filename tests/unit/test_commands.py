@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from megatron_qwen3.cli import commands
 from megatron_qwen3.cli.commands import COMMANDS
@@ -121,6 +122,27 @@ def imports(path):
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str(module), names=names):
                 yield from (f"{module}.{alias.name}" for alias in names)
+
+
+def test_what_is_installed_has_every_package_and_file_and_the_command():
+    """What setup.py says; a wheel is made of that."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body[-1]
+    assert isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Call)
+    told = {keyword.arg: ast.unparse(keyword.value) for keyword in tree.value.keywords}
+    target = ast.literal_eval(told["entry_points"])["console_scripts"][0]
+    assert target == f"mq3 = {commands.__name__}:{commands.start.__name__}"
+    include = ast.literal_eval(told["packages"].partition("include=")[2].rstrip(")"))
+    packages = {name.replace(".", "/") for name in find_packages(str(ROOT), include=include)}
+    for package, patterns in ast.literal_eval(told["package_data"]).items():
+        told[package] = {path for one in patterns for path in (ROOT / package).glob(one)}
+        assert all(any((ROOT / package).glob(one)) for one in patterns)
+    for path in (
+        path for top in ("megatron_qwen3", "data_prep") for path in (ROOT / top).rglob("*")
+    ):
+        if path.suffix == ".py":
+            assert str(path.parent.relative_to(ROOT)) in packages, path
+        elif path.suffix in (".toml", ".html", ".css", ".jinja", ".csv", ".npz"):
+            assert path in told[path.relative_to(ROOT).parts[0]], path
 
 
 def test_nothing_below_imports_command_lines_or_pages():
