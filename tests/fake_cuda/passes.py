@@ -21,6 +21,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import engine as training
@@ -44,6 +45,8 @@ def main(preset, *settings):
         places = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
         ids = torch.randint(0, 100, (3, 33))
         score_BS = engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:]))
+        documents = Stretches.of([[0, 5], [0], [0, 30, 31]], 32)
+        packed_BS = engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:], documents))
         in_score = dict(waits)
         waits.clear()
         generator = Generator(engine.models, config, layout)
@@ -54,6 +57,7 @@ def main(preset, *settings):
             {
                 "weights on": sorted(places),
                 "score": [str(score_BS.device), *score_BS.shape],
+                "score of packed documents": [str(packed_BS.device), *packed_BS.shape],
                 "waits in score": in_score,
                 "waits in generation": dict(waits),
                 "generated": [len(completion.tokens) for completion in completions],

@@ -38,6 +38,7 @@ def test_forward_score_and_generation_find_all_operands_on_the_gpu(preset, preci
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["weights on"] == ["cuda:0"] and told["score"] == ["cuda:0", 3, 32]
+    assert told["score of packed documents"] == told["score"]
     assert told["generated"] == [3, 3]
     assert told["waits in score"] == {}
     assert set(told["waits in generation"]) <= WAITS_OF_GENERATION
