@@ -133,7 +133,9 @@ def _check_stage(stage: StageRecipe, where: str) -> None:
         )
     for key in ("tokens", "sequence_length", "max_epochs", "temperature"):
         if not 0 < getattr(stage, key) < _MOST:
-            raise ConfigError(f"{where}.{key} = {getattr(stage, key)} must be above 0")
+            raise ConfigError(
+                f"{where}.{key} = {getattr(stage, key)} must be above 0, and below {_MOST:g}"
+            )
     if stage.tokens < stage.sequence_length:
         raise ConfigError(
             f"{where}.tokens = {stage.tokens:,} is less than one sequence of "
