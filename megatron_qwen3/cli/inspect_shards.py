@@ -24,7 +24,7 @@ from data_prep.tokenizer import load
 from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import shown, shown_lines, shown_text
+from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
 ROWS_SHOWN = 200
 
@@ -105,9 +105,9 @@ def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
     if len(rows) > most:
         hidden = _sum(row for _, row in rows[most:])
         lines.append([f"{len(rows) - most} more", *empty, *_cells(hidden)])
-    lines.append(["all", *empty, *_cells(_sum(groups.values()))])
     table = tables.table(lines, words=by)
-    table.rows[-2].end_section = True
+    table.add_section()
+    table.add_row(*map(plain, ["all", *empty, *_cells(_sum(groups.values()))]))
     tables.console().print(table)
 
 
@@ -123,6 +123,6 @@ def _cells(row: Counter[str]) -> list[str]:
         f"{row['documents']:,}",
         f"{row['bytes'] / 1e6:,.1f}",
         f"{row['tokens']:,}",
-        f"{row['bytes'] / row['tokens']:.2f}",
+        f"{row['bytes'] / row['tokens']:.2f}" if row["tokens"] else "–",
         f"{row['shards']:,}",
     ]

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import rich.console
@@ -12,7 +13,7 @@ from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory, Shard
 from data_prep.tokenization.progress import Progress
-from megatron_qwen3.cli import mix_curriculum, tokenize_corpus
+from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
 from megatron_qwen3.generate.session import Session
 from megatron_qwen3.pages import curriculum as curriculum_page
 from megatron_qwen3.pages import page, pictures
@@ -47,6 +48,12 @@ def test_tables_of_shards(wide, capsys, tmp_path):
     report = tokenize_corpus.Report([SHARD], 30, {})
     tokenize_corpus._print(report, tmp_path / HOSTILE, 1.0)
     assert_safe(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("shards", [[], [replace(SHARD, tokens=0, bytes=0)]])
+def test_shards_without_tokens_have_a_table(shards, capsys):
+    inspect_shards.print_table(shards, ["source"], 5)
+    assert "–" in capsys.readouterr().out
 
 
 def test_tables_and_pages_of_a_curriculum(wide, capsys, tmp_path):
