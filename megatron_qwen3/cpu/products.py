@@ -13,11 +13,13 @@ Legend: R rows, I inputs, O outputs.
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LEAST_MULTIPLICATIONS = 1 << 21  # one call of oneDNN costs 10 us more, the time of so many
@@ -60,6 +62,31 @@ def write_product(out: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
     for summand in _summands(a, b):
         out.add_(summand) if adds else out.copy_(summand)
         adds = True
+
+
+def grouped_product(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Tensor:
+    """[R, O]: each expert's rows, of which it has `sizes` one after the other, times its matrix."""
+    if _is_torchs_group(rows_RI, weight_EIO, max(sizes)):
+        ends = torch.tensor(list(itertools.accumulate(sizes)), dtype=torch.int32)
+        return F.grouped_mm(rows_RI, weight_EIO, offs=ends)
+    output = rows_RI.new_empty(rows_RI.shape[0], weight_EIO.shape[2])
+    for rows, weight, out in zip(
+        rows_RI.split(sizes), weight_EIO, output.split(sizes), strict=True
+    ):
+        write_product(out, rows, weight, adds=False)
+    return output
+
+
+def _is_torchs_group(rows_RI: Tensor, weight_EIO: Tensor, largest: int) -> bool:
+    """Whether torch's own loop over the experts does: MKL's products, but for strange strides."""
+    _, inputs, outputs = weight_EIO.shape
+    return (
+        rows_RI.dtype == weight_EIO.dtype == torch.float32
+        and rows_RI.device.type == "cpu"
+        and inputs % 4 == outputs % 4 == 0  # it wants rows that begin at blocks of 16 bytes
+        and rows_RI.data_ptr() % 16 == weight_EIO.data_ptr() % 16 == 0
+        and (largest * inputs * outputs < _LEAST_MULTIPLICATIONS or not onednn_is_faster())
+    )
 
 
 def _summands(a: Tensor, b: Tensor) -> Iterator[Tensor]:

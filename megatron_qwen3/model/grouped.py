@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.cpu import kernels
-from megatron_qwen3.cpu.products import write_product
+from megatron_qwen3.cpu.products import grouped_product, write_product
 from megatron_qwen3.cpu.shortcuts import take_old
 from megatron_qwen3.model import ops
 
@@ -48,12 +48,15 @@ def sort_by_expert(experts_TK: Tensor, num_experts: int) -> Order:
 
 def scatter_tokens(hidden_TH: Tensor, order: Order) -> Tensor:
     """[T, H] -> [R, H]: every token once per expert that it goes to, sorted by expert."""
-    return _Scatter.apply(hidden_TH, order.rows, order.places)
+    spread = _Scatter.apply if torch.is_grad_enabled() else _spread
+    return spread(hidden_TH, order.rows, order.places)
 
 
 def gather_tokens(rows_RH: Tensor, order: Order) -> Tensor:
     """[R, H] -> [T, H]: the sum of each token's K rows, from sorted order back to token order."""
-    return _Gather.apply(rows_RH, order.rows, order.places)
+    if torch.is_grad_enabled():
+        return _Gather.apply(rows_RH, order.rows, order.places)
+    return _collect(rows_RH, order.places)
 
 
 def experts(
@@ -71,7 +74,9 @@ def experts(
     accumulate: on a CPU, add the weights' gradients to their `main_grad` within the product, as
     megatron-core's gradient_accumulation_fusion does, and mark them `grad_added_to_main_grad`.
     """
-    return _Experts.apply(rows_RH, probs_R, counts_E, weight1, weight2, accumulate)
+    if torch.is_grad_enabled():
+        return _Experts.apply(rows_RH, probs_R, counts_E, weight1, weight2, accumulate)
+    return _experts(rows_RH, probs_R, _groups(rows_RH, counts_E), weight1, weight2)[0]
 
 
 class _Scatter(Function):
@@ -111,29 +116,40 @@ def _collect(rows_RH: Tensor, places: Tensor) -> Tensor:
     return F.embedding_bag(places, rows_RH.contiguous(), mode="sum")
 
 
+def _experts(
+    rows: Tensor, probs: Tensor, groups: Tensor | list[int], weight1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The experts' outputs, and gate_up, which their gradients begin with."""
+    gate_up = _product(rows, weight1.mT, groups)
+    activated = ops.swiglu_value(gate_up).mul_(probs[:, None])
+    return _product(activated, weight2.mT, groups), gate_up
+
+
 class _Experts(Function):
     """Keeps the rows and gate_up; the activation is computed again in backward."""
 
     @staticmethod
     def forward(ctx, rows, probs, counts, weight1, weight2, accumulate):
         groups = _groups(rows, counts)
-        gate_up = _product(rows, weight1.mT, groups)
-        activated = ops.swiglu_value(gate_up).mul_(probs[:, None])
+        output, gate_up = _experts(rows, probs, groups, weight1, weight2)
         ctx.groups, ctx.accumulate = groups, accumulate
         ctx.save_for_backward(rows, probs, gate_up, weight1, weight2)
-        return _product(activated, weight2.mT, groups)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         rows, probs, gate_up, weight1, weight2 = ctx.saved_tensors
         grad = grad.contiguous()
-        activated = ops.swiglu_value(gate_up)
-        grad_scaled = _product(grad, weight2, ctx.groups)
-        grad_probs = _dot(grad_scaled, activated).to(probs.dtype)
+        gate, up = gate_up.chunk(2, dim=-1)
+        silu = F.silu(gate)
+        activated = silu * up
+        grad_activated = _product(grad, weight2, ctx.groups)
+        grad_probs = _dot(grad_activated, activated).to(probs.dtype)
         activated.mul_(probs[:, None])
         grad_weight2 = _weight_gradient(grad, activated, weight2, ctx)
-        grad_gate_up = ops.swiglu_gradient(gate_up, grad_scaled.mul_(probs[:, None]))
+        del activated
+        grad_gate_up = ops.swiglu_gradient(gate_up, grad_activated.mul_(probs[:, None]), silu)
         grad_weight1 = _weight_gradient(grad_gate_up, rows, weight1, ctx)
         grad_rows = _product(grad_gate_up, weight1, ctx.groups)
         return grad_rows, grad_probs, None, grad_weight1, grad_weight2, None
@@ -157,12 +173,7 @@ def _product(rows_RI: Tensor, weight_EIO: Tensor, groups: Tensor | list[int]) ->
     """Each expert's rows times its matrix -> [R, O]."""
     if isinstance(groups, Tensor):
         return F.grouped_mm(rows_RI, weight_EIO, offs=groups)
-    output = rows_RI.new_empty(rows_RI.shape[0], weight_EIO.shape[2])
-    for rows, weight, out in zip(
-        rows_RI.split(groups), weight_EIO, output.split(groups), strict=True
-    ):
-        write_product(out, rows, weight, adds=False)
-    return output
+    return grouped_product(rows_RI, weight_EIO, groups)
 
 
 def _weight_gradient(grad_RO: Tensor, rows_RI: Tensor, weight_EOI: Tensor, ctx) -> Tensor:

@@ -125,12 +125,15 @@ def swiglu_value(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def swiglu_gradient(gate_up: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of `swiglu` by its input: [..., 2F] from grad [..., F]."""
+def swiglu_gradient(gate_up: Tensor, grad: Tensor, silu: Tensor | None = None) -> Tensor:
+    """Gradient of `swiglu` by its input: [..., 2F] from grad [..., F].
+
+    silu: that of gate, where the caller has it; it is written over.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
     gradient = gate_up.new_empty(gate_up.shape)
     grad_gate, grad_up = gradient.chunk(2, dim=-1)
-    work = F.silu(gate)
+    work = F.silu(gate) if silu is None else silu
     torch.mul(work, grad, out=grad_up)
     torch.mul(grad, up, out=work)
     torch.ops.aten.silu_backward.grad_input(work, gate, grad_input=grad_gate)

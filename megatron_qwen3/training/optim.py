@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import redirect
+from megatron_qwen3.cpu.norms import norms
 from megatron_qwen3.parallel.mcore import (
     DistributedOptimizer,
     MegatronOptimizer,
@@ -189,7 +190,7 @@ def gradient_norm(optimizer: MegatronOptimizer) -> Tensor:
         group, grads = part.get_grad_stats_parallel_group(), _counted_gradients(part)
         square = torch.zeros((), device=torch.cuda.current_device())
         if grads:
-            square = torch.stack(torch._foreach_norm(grads)).square().sum()
+            square = norms(grads).square().sum()
         squares[group] = squares[group] + square if group in squares else square
     for group, square in squares.items():
         dist.all_reduce(square, group=group)

@@ -52,6 +52,25 @@ def test_products_of_any_shape_and_strides(onednn, M, K, N, layouts, adds):
         assert near(out, expected, K)
 
 
+@pytest.mark.parametrize("sizes", [[0, 0, 0], [0, 700, 1], [3, 0, 2]])
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 12), (7, 12), (8, 5), (64, 64)])
+def test_a_grouped_product_is_that_of_each_expert(library, sizes, inputs, outputs):
+    rows, weight = torch.randn(sum(sizes), inputs), torch.randn(len(sizes), outputs, inputs)
+    ours = products.grouped_product(rows, weight.mT, sizes)
+    pairs = zip(rows.double().split(sizes), weight.double(), strict=True)
+    exact = torch.cat([x @ w.t() for x, w in pairs])
+    assert ours.shape == exact.shape
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5 * inputs**0.5)
+
+
+def test_a_grouped_product_takes_rows_and_weights_that_lie_anywhere(library):
+    """A share of a flat buffer of parameters may begin between blocks of 16 bytes."""
+    rows, weight = torch.randn(1 + 5 * 8)[1:].view(5, 8), torch.randn(1 + 2 * 32)[1:].view(2, 4, 8)
+    ours = products.grouped_product(rows, weight.mT, [2, 3])
+    exact = torch.cat([rows[:2] @ weight[0].t(), rows[2:] @ weight[1].t()])
+    torch.testing.assert_close(ours, exact)
+
+
 def test_a_batch_of_rows_keeps_its_shape(library):
     a, b = torch.randn(8, 40, 512), torch.randn(512, 512)
     torch.testing.assert_close(products.product(a, b), a @ b, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,25 @@
+"""2-norms of gradients: `norms(tensors)`, one number of float32 each.
+
+On a CPU torch adds the squares of a large tensor up one after the other, by one thread: of ten
+million numbers the fourth digit is wrong. Here they are added within blocks, by all threads, and
+the blocks' norms after that.
+"""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1024
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """[len(tensors)], at least one tensor, all on one device."""
+    if tensors[0].is_cuda:
+        return torch.stack(torch._foreach_norm(tensors))
+    return torch.stack([_norm(tensor) for tensor in tensors])
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    flat = tensor.flatten()
+    end = flat.numel() // _BLOCK * _BLOCK
+    blocks = torch.linalg.vector_norm(flat[:end].view(-1, _BLOCK), dim=1)
+    return torch.linalg.vector_norm(torch.cat([blocks, flat[end:]]))
