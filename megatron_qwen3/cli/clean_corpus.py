@@ -28,7 +28,7 @@ from megatron_qwen3.shown import shown, shown_lines
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
-    from data_prep.clean.settings import CleanSettings
+    from data_prep.clean.settings import CleanSettings, Input
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     given = _parser(prog).parse_args(arguments)
     try:
         with ended_by_signals():
-            return given.run(given)
+            status: int = given.run(given)
+            return status
     except ConfigError as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
     except KeyboardInterrupt as stop:
@@ -152,7 +153,7 @@ def _start(given: argparse.Namespace, settings: "CleanSettings") -> bool:
     return True
 
 
-def _settings(given: argparse.Namespace):
+def _settings(given: argparse.Namespace) -> "CleanSettings":
     from data_prep.clean.settings import MODELS, CleanSettings
 
     models = {name: getattr(given, f"{name}_model") for name in MODELS}
@@ -174,7 +175,7 @@ def _settings(given: argparse.Namespace):
     )
 
 
-def _input(text: str):
+def _input(text: str) -> "Input":
     from data_prep.clean.settings import Input
 
     name, equals, path = text.partition("=")

@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     given = _parser(prog).parse_args(arguments)
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     try:
-        return given.run(given)
+        status: int = given.run(given)
+        return status
     except (ConfigError, OSError) as error:  # a full disk, say; what was half written is gone
         print(f"error: {shown_lines(error)}", file=sys.stderr)
         return 2

@@ -178,8 +178,8 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
                 f"the folder of the stage before it, {before.run_dir}"
             )
     if not given.skip_files:
-        for before, config in zip([None, *configs], configs, strict=False):
-            comes_from_here = before is not None and _follows(config, before)
+        for earlier, config in zip([None, *configs], configs, strict=False):
+            comes_from_here = earlier is not None and _follows(config, earlier)
             for error in _file_errors(config, comes_from_here):
                 yield f"{config.run.name}: {error}"
 

@@ -48,18 +48,19 @@ def law_rows(laws: StageLaws) -> Rows:
     law = laws.loss_law
     assert law
     rows = [["", "value", "from", "to"]]
-    for name, value, of in (
-        ("E, nats per token", law.E, lambda one: one.E),
-        ("A", law.A, lambda one: one.A),
-        ("α", law.alpha, lambda one: one.alpha),
-        ("B", law.B, lambda one: one.B),
-        ("β", law.beta, lambda one: one.beta),
-        ("a in N* ∝ C^a", law.size_exponent, lambda one: one.size_exponent),
+    for name, of in (
+        ("E, nats per token", "E"),
+        ("A", "A"),
+        ("α", "alpha"),
+        ("B", "B"),
+        ("β", "beta"),
+        ("a in N* ∝ C^a", "size_exponent"),
     ):
         ends = ["", ""]
         if laws.resampled:
-            ends = [f"{x:.4g}" for x in laws.interval([of(one) for one in laws.resampled])]
-        rows.append([name, f"{value:.4g}", *ends])
+            values = [getattr(one, of) for one in laws.resampled]
+            ends = [f"{x:.4g}" for x in laws.interval(values)]
+        rows.append([name, f"{getattr(law, of):.4g}", *ends])
     return rows
 
 
@@ -195,7 +196,8 @@ def as_dict(found: Sequence[StageLaws], advice: Sequence[Recommendation]) -> dic
         for laws in found
     ]
     whole = {"stages": stages, "advice": [dataclasses.asdict(one) for one in advice]}
-    return _without_nan(whole)
+    known: dict[str, Any] = _without_nan(whole)
+    return known
 
 
 def _without_nan(value: Any) -> Any:

@@ -132,8 +132,8 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
         print(json.dumps(laws_rows.as_dict(found, advice)))
     else:
         console = tables.console()
-        for line in laws_rows.lines(found, advice):
-            console.print(plain(line) if isinstance(line, str) else line)
+        for part in laws_rows.lines(found, advice):
+            console.print(plain(part) if isinstance(part, str) else part)
     if given.overlay:
         _write_overlay(given.overlay, advice)
     from megatron_qwen3.pages.laws import write  # matplotlib loads slowly

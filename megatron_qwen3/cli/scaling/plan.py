@@ -19,7 +19,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import tables
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.planner import calibration, hardware, overlay, search
-from megatron_qwen3.planner.job import RECOMPUTED
+from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.presets import PRESETS
@@ -111,7 +111,7 @@ def run(given: argparse.Namespace) -> int:
 def usual_batch(sequence_length: int, gpus: int) -> int:
     """Of about _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
     per_gpu = _BATCH_TOKENS / sequence_length / gpus
-    return gpus * 2 ** max(0, round(math.log2(per_gpu)))
+    return gpus << max(0, round(math.log2(per_gpu)))
 
 
 def question_of(given: argparse.Namespace) -> Question:
@@ -197,9 +197,11 @@ def _undivided(question: Question) -> str:
     for name, value in question.fixed:
         rest = tuple(item for item in question.fixed if item[0] != name)
         free = replace(question, fixed=rest)
-        found = {_size(job, name) for job in search.candidates(free)} - {None}
+        sizes = (_size(job, name) for job in search.candidates(free))
+        found = {size for size in sizes if size is not None}
         if found and isinstance(value, int):
-            near = sorted(found, key=lambda size: abs(int(size) - value))[:3]
+            wanted = value
+            near = sorted(found, key=lambda size: abs(size - wanted))[:3]
             valid = ", ".join(map(str, sorted(near)))
             return f"{name} = {value} does not; with the rest as asked, valid near it: {valid}"
     unit = question.gpus
@@ -210,13 +212,14 @@ def _undivided(question: Question) -> str:
     )
 
 
-def _size(job: search.Job, name: str) -> int | None:
+def _size(job: Job, name: str) -> int | None:
     if name == "micro_batch":
         return job.micro_batch
-    return getattr(job.layout, name, None)
+    size: int | None = getattr(job.layout, name, None)
+    return size
 
 
-def describe(job: search.Job) -> str:
+def describe(job: Job) -> str:
     """tp2 pp8 ep8 mb1"""
     layout = job.layout
     sizes = {
