@@ -36,7 +36,7 @@ def work(side: str, config: Config, every: int, threads: int, pipe: Connection) 
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.training.batch import TokenBatch
     from megatron_qwen3.training.engine import Engine
-    from megatron_qwen3.training.losses import cross_entropy
+    from megatron_qwen3.training.objectives import cross_entropy
     from megatron_qwen3.training.progress import Progress
     from megatron_qwen3.training.saver import Saver
 
@@ -93,7 +93,7 @@ def resume(config: Config, threads: int, pipe: Connection) -> None:
     from megatron_qwen3.training import checkpoint
     from megatron_qwen3.training.batch import TokenBatch
     from megatron_qwen3.training.engine import Engine
-    from megatron_qwen3.training.losses import cross_entropy
+    from megatron_qwen3.training.objectives import cross_entropy
 
     torch.set_num_threads(threads)
     engine = Engine(config, start(config))

@@ -26,11 +26,11 @@ from megatron_qwen3.config import Config
 def ours(config: Config, options: argparse.Namespace) -> Callable[[], int]:
     """One generation per call; returns the tokens it made."""
     from megatron_qwen3.generate.engine import Generator
-    from megatron_qwen3.model.build import build
     from megatron_qwen3.parallel.runtime import start
+    from megatron_qwen3.training.model import Model
 
     layout = start(config)
-    generator = Generator(build(config, layout), config, layout)
+    generator = Generator(Model(config, layout))
     prompts, sampling = random_prompts(config, options), sampling_of(options)
 
     def generate() -> int:

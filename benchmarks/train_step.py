@@ -39,7 +39,7 @@ def ours(config: Config) -> Callable[[], float]:
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.training.batch import TokenBatch
     from megatron_qwen3.training.engine import Engine
-    from megatron_qwen3.training.losses import cross_entropy
+    from megatron_qwen3.training.objectives import cross_entropy
 
     engine = Engine(config, start(config))
     tokens = random_tokens(config)

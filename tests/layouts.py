@@ -15,10 +15,11 @@ from ranks import run_ranks
 from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 RATE = 1e-4
 STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
@@ -140,16 +141,20 @@ def train_once(config, layout):
     # Fewer sequences than in a step, so that the last micro-batch is not full.
     first = max(1, rows - 1)
     scored = TokenBatch.of(batches[0].tokens_BS[:first], batches[0].labels_BS[:first])
-    result = {"first_row": mine.start, "scores": engine.score(scored).cpu(), "gradients": []}
+    result = {
+        "first_row": mine.start,
+        "scores": engine.model.score(scored, log_probs)["log_prob"].cpu(),
+        "gradients": [],
+    }
     result["metrics"] = []
     for batch in batches:
         result["metrics"].append(engine.train_step(batch, cross_entropy, RATE))
         if whole_gradients:
             result["gradients"].append(
-                local_shards(engine.models, lambda p: getattr(p, "main_grad", None))
+                local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
             )
-    engine.synchronize_weights()
-    return result | {"weights": local_shards(engine.models, lambda p: p)}
+    engine.model.synchronize()
+    return result | {"weights": local_shards(engine.model.chunks, lambda p: p)}
 
 
 def global_batches(ragged):

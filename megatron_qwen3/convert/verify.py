@@ -94,7 +94,7 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
         loaded = load({"model": model.sharded_state_dict()}, path)
         model.load_state_dict(loaded["model"])
         ids_BS = ids_BS.to(torch.cuda.current_device())
-        return model.eval()(ids_BS, position_ids=None, attention_mask=None).float().cpu()
+        return model.eval()(ids_BS).whole().transpose(0, 1).float().cpu()
     finally:
         runtime.stop()
 

@@ -77,7 +77,7 @@ def run(given: argparse.Namespace) -> None:
     from megatron_qwen3.parallel import runtime
 
     layout = runtime.start(config)
-    generator = Generator(load(source, config, layout), config, layout)
+    generator = Generator(load(source, config, layout))
     session = Session(generator, tokenizer, encoder, budget, ends, given)
     if given.file:
         session.file(requests, given.out)

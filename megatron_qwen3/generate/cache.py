@@ -1,7 +1,7 @@
 """Keys and values of what was read and written so far: a new token costs one position, not all.
 
     timeline = Timeline([3, 5], room=64, device=device, dtype=dtype)
-    layer.self_attention.cache = KVCache(timeline)  # in every layer, all with the same timeline
+    caches = {layer.layer_number: KVCache(timeline) for layer in layers}  # Sequences(caches=caches)
     timeline.begin(5)  # a pass of 5 places: the prompts; layers call cache.attend meanwhile
     timeline.begin(1)  # a pass of one token per row
 
@@ -52,10 +52,10 @@ class Timeline:
             self._visible_B11C = self._beyond_padding()
         self.mask = self._visible_B11C[..., : self.end] if self.prompts else None
 
-    def positions_SB(self) -> Tensor:
+    def positions_BS(self) -> Tensor:
         """Positions of this pass as the model counts them, from each row's first token."""
         place_S = torch.arange(self.start, self.end, device=self.padding_B.device)
-        return (place_S[:, None] - self.padding_B).clamp_(min=0)
+        return (place_S - self.padding_B[:, None]).clamp_(min=0)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone."""

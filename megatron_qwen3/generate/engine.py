@@ -1,7 +1,6 @@
-"""Generation on the weights in training, in any layout: `Generator(models, config, layout)`.
+"""Generation on the weights in training, in any layout: `Generator(model)`.
 
-    generator = Generator(engine.models, config, layout)
-    engine.synchronize_weights()  # after training steps: weights must be whole
+    generator = Generator(engine.model)
     completions = generator.generate(prompts, Sampling(temperature=0.6), 256, stop_ids=[151645])
 
 All ranks call `generate`; those of one data rank with the same prompts, those of different data
@@ -21,16 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.generate.cache import KVCache, Timeline
 from megatron_qwen3.generate.linear import light_linears
 from megatron_qwen3.generate.sampler import Sampler, log_probs
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import Qwen3
-from megatron_qwen3.model.layer import SelfAttention
-from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.parallel.mcore import parallel_state
+from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.training.model import Model
 
 OnToken = Callable[[int, int, bool], None]  # row, token, whether it was inserted
 
@@ -51,14 +49,14 @@ class Completion:
 
 
 class Generator:
-    """Generates with model chunks as `build` made them, between training steps or without any."""
+    """Generates with a model, between training steps or without any."""
 
-    def __init__(self, models: list[Qwen3], config: Config, layout: Layout) -> None:
-        self.models, self.config, self.layout = models, config, layout
-        self.device = torch.device(torch.cuda.current_device())
-        self.dtype = models[0].config.params_dtype
-        self.pipeline = parallel_state.get_pipeline_model_parallel_group()
-        self.tensor = parallel_state.get_tensor_model_parallel_group()
+    def __init__(self, model: Model) -> None:
+        self.model, self.models = model, model.chunks
+        self.config, self.layout, self.device = model.config, model.layout, model.device
+        layout = self.layout
+        self.dtype = self.models[0].config.params_dtype
+        self.pipeline, self.tensor = model.groups.ranks.pp, model.groups.ranks.tp
         # The last pipeline stage has the logits; its first tensor rank chooses.
         self.is_last_stage = self.pipeline.rank() == layout.pipeline - 1
         self.chooses = self.is_last_stage and self.tensor.rank() == 0
@@ -86,6 +84,7 @@ class Generator:
             raise ValueError("a prompt needs at least one token")
         if not prompts and not self.data_ranks_share_experts:
             return []
+        self.model.synchronize()
         batch = _Batch(self, prompts, sampling, first_row, max_new_tokens)
         completions = [Completion() for _ in prompts]
         rows = [
@@ -93,9 +92,9 @@ class Generator:
             for index, (completion, prompt) in enumerate(zip(completions, prompts, strict=True))
         ]
         tokens_BS = batch.prompts_BS
-        with _generating(self.models, batch.timeline):
+        with self.model.groups.current(), _generating(self.models):
             for count in range(1, max_new_tokens + 1):
-                logits_BV = self._forward(tokens_BS, batch.timeline)
+                logits_BV = self._forward(tokens_BS, batch)
                 forced = [row.forced() for row in rows] or [None]
                 tokens_B, chosen = batch.choose(logits_BV, forced)
                 for row, token, log_prob in zip(rows, *chosen, strict=False):
@@ -106,19 +105,21 @@ class Generator:
                 tokens_BS = tokens_B[:, None]
         return completions
 
-    def _forward(self, tokens_BS: Tensor, timeline: Timeline) -> Tensor | None:
+    def _forward(self, tokens_BS: Tensor, batch: "_Batch") -> Tensor | None:
         """Float32 logits [B, V] after the last place, on the ranks of the last stage."""
-        timeline.begin(tokens_BS.shape[1])
-        rotary = self.models[0].rotary_pos_emb.at(timeline.positions_SB())
+        batch.timeline.begin(tokens_BS.shape[1])
+        sequences = Sequences(positions_BS=batch.timeline.positions_BS(), caches=batch.caches)
         output = None
         for model in self.models:
-            model.rotary_pos_emb.given = rotary
             if not model.pre_process:
                 model.set_input_tensor(self._receive(tokens_BS))
-            output = model(tokens_BS, None, None)
+            output = model(tokens_BS, sequences)
             if not model.post_process:
                 dist.send(output, group_dst=self._neighbour(1), group=self.pipeline)
-        return self._whole_logits(output[:, -1]) if self.is_last_stage else None
+        if not self.is_last_stage:
+            return None
+        assert isinstance(output, Logits)
+        return self._whole_logits(output.of_last_position())
 
     def _receive(self, tokens_BS: Tensor) -> Tensor:
         """The hidden states of the stage before, [S, B, H]."""
@@ -155,8 +156,7 @@ class Generator:
         if not self.data_ranks_share_experts:
             return mine
         flag = torch.tensor([int(mine)], device=self.device)
-        group = parallel_state.get_data_parallel_group()
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.model.groups.ranks.dp)
         return bool(flag.item())
 
 
@@ -220,6 +220,8 @@ class _Batch:
             device=device,
         )
         self.timeline = Timeline(lengths_B, max_new_tokens, device, generator.dtype)
+        layers = [layer for model in generator.models for layer in model.decoder.layers]
+        self.caches = {layer.layer_number: KVCache(self.timeline) for layer in layers}
         self.sampler: Sampler | None = None
         if generator.chooses:
             self.sampler = Sampler(sampling, prompts, first_row, vocabulary, device)
@@ -247,7 +249,7 @@ class _Batch:
         if not left or 2 * len(left) > len(rows):
             return rows, tokens_B
         places = torch.tensor(left, device=tokens_B.device)
-        for cache in _caches(self.generator.models):
+        for cache in self.caches.values():
             cache.keep(places)
         self.timeline.keep(places)
         if self.sampler:
@@ -256,24 +258,17 @@ class _Batch:
 
 
 @contextmanager
-def _generating(models: list[Qwen3], timeline: Timeline) -> Iterator[None]:
-    """Models that continue `timeline` instead of training; afterwards they are as before."""
+def _generating(models: list[Qwen3]) -> Iterator[None]:
+    """Models that generate instead of training; afterwards they are as before."""
     was_training = [model.training for model in models]
-    for attention in _attentions(models):
-        attention.cache = KVCache(timeline)
     for model in models:
         model.eval()
-        model.last_position_only = True
     try:
         with without_sequence_parallel(models), light_linears(models):
             yield
     finally:
-        for attention in _attentions(models):
-            attention.cache = None
         for model, training in zip(models, was_training, strict=True):
             model.train(training)
-            model.last_position_only = False
-            model.rotary_pos_emb.given = None
             model.set_input_tensor(None)
 
 
@@ -294,14 +289,3 @@ def without_sequence_parallel(models: list[Qwen3]) -> Iterator[None]:
     finally:
         for holder, name in switched:
             setattr(holder, name, True)
-
-
-def _attentions(models: list[Qwen3]) -> Iterator[SelfAttention]:
-    for model in models:
-        for layer in model.decoder.layers:
-            yield layer.self_attention
-
-
-def _caches(models: list[Qwen3]) -> Iterator[KVCache]:
-    for attention in _attentions(models):
-        yield attention.cache

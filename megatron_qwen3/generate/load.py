@@ -2,7 +2,7 @@
 
 source = Source(Path("runs/stage_3"))
 config = source.config(["parallel.tensor=2"], world_size=2)  # no torch until here
-models = load(source, config, layout)  # after runtime.start(config)
+model = load(source, config, layout)  # after runtime.start(config)
 """
 
 import os
@@ -25,6 +25,7 @@ _ENDS = ("<|im_end|>", "<|endoftext|>")
 
 if TYPE_CHECKING:
     from megatron_qwen3.model.build import Qwen3
+    from megatron_qwen3.training.model import Model
 
 
 class Source:
@@ -119,18 +120,18 @@ def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
     return sorted(number for number in ids if number is not None)
 
 
-def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
-    """Model chunks of this rank with the source's weights; all ranks call it.
+def load(source: Source, config: Config, layout: Layout) -> "Model":
+    """The model of this rank with the source's weights; all ranks call it.
 
     A folder of Hugging Face's format is converted first, into a temporary checkpoint on each
     machine.
     """
-    from megatron_qwen3.model.build import build
+    from megatron_qwen3.training.model import Model
 
-    models = build(config, layout)
+    model = Model(config, layout)
     if not source.is_hf:
-        _load_checkpoint(models, source.path)
-        return models
+        _load_checkpoint(model.chunks, source.path)
+        return model
     folder = _shared_name()
     is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
@@ -138,15 +139,15 @@ def load(source: Source, config: Config, layout: Layout) -> list["Qwen3"]:
             from megatron_qwen3.convert.stream import fill_from_hf
 
             (folder / "checkpoint").mkdir(parents=True)
-            dtype = models[0].config.params_dtype
+            dtype = model.chunks[0].config.params_dtype
             fill_from_hf(source.path, folder / "checkpoint", dtype=dtype)
         _wait()
-        _load_checkpoint(models, folder / "checkpoint")
+        _load_checkpoint(model.chunks, folder / "checkpoint")
         _wait()
     finally:
         if is_first_here:
             shutil.rmtree(folder, ignore_errors=True)
-    return models
+    return model
 
 
 def _load_checkpoint(models: list["Qwen3"], path: Path) -> None:

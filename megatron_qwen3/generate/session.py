@@ -27,7 +27,6 @@ from megatron_qwen3.generate.engine import Completion, Generator, OnToken
 from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.parallel.mcore import parallel_state
 from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.storage.whole import whole_file
 
@@ -87,7 +86,7 @@ class Session:
     ) -> list[Completion]:
         """Completions of requests sampled alike, shared between the data ranks, on every rank."""
         share = -(-len(requests) // self.generator.layout.data)
-        start = parallel_state.get_data_parallel_rank() * share
+        start = self.generator.model.data_rank * share
         mine = self.generator.generate(
             [request.prompt for request in requests[start : start + share]],
             requests[0].sampling,
@@ -98,7 +97,7 @@ class Session:
             first_row + start,
         )
         gathered: list[Any] = [None] * self.generator.layout.data
-        dist.all_gather_object(gathered, mine, group=parallel_state.get_data_parallel_group())
+        dist.all_gather_object(gathered, mine, group=self.generator.model.groups.ranks.dp)
         return [completion for completions in gathered for completion in completions]
 
     def _stream(self, request: Request) -> str:

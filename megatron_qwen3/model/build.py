@@ -6,8 +6,7 @@ only here.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,112 +16,71 @@ from torch import Tensor
 from megatron_qwen3.config import Config
 from megatron_qwen3.model import specs
 from megatron_qwen3.model.initialize import initialize
-from megatron_qwen3.model.log_probs import vocab_parallel_log_probs
+from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.sequences import Sequences
-from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.parallel.mcore import (
-    GPTModel,
-    ProcessGroupCollection,
-    TransformerConfig,
-    parallel_state,
-)
+from megatron_qwen3.parallel.mcore import GPTModel, TransformerConfig
 
 
 class Qwen3(GPTModel):
-    """GPTModel that answers labels with log-probabilities instead of a loss.
+    """GPTModel that is told how to read its rows, and whose last stage leaves logits to heads."""
 
-    Without labels the last stage returns this tensor rank's part of the logits, [B, S, V/tp], or,
-    while text is generated and `last_position_only` is set, of the last position alone.
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        if self.post_process:
+            self.output_layer = OutputLayer(config, self.output_layer)
+
+    def forward(self, tokens_BS: Tensor, sequences: Sequences | None = None) -> Tensor | Logits:
+        """Hidden states [S, B, H] for the next stage, or the last one's logits."""
+        if sequences is None:
+            return super().forward(tokens_BS, None, None)
+        length = tokens_BS.shape[1]
+        sequences = replace(sequences, max_seqlen_q=length, max_seqlen_kv=length)
+        sequences = sequences.rotated(self.rotary_pos_emb)
+        return super().forward(tokens_BS, None, None, packed_seq_params=sequences)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | Logits:
+        if not self.post_process:
+            return hidden_states
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        logits: Logits = self.output_layer(hidden_states, weight)
+        return logits
+
+
+def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[Qwen3]:
+    """This rank's model chunks with fresh weights, which do not depend on the layout.
+
+    `groups` are the run's own, unless others are given.
     """
-
-    last_position_only = False
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: None,
-        *args: Any,
-        stretches: Stretches | None = None,
-        valid_BS: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """stretches keep texts apart that share a row; None is one text per row.
-
-        valid_BS, bool, is False where a position is padding; None is without padding. Positions
-        count from the start of a stretch: GPTModel's `position_ids` are not used.
-        """
-        length = input_ids.shape[1]
-        kwargs["packed_seq_params"] = self._sequences(length, stretches, valid_BS)
-        if stretches is None:
-            return super().forward(input_ids, None, *args, **kwargs)
-        self.rotary_pos_emb.given = self.rotary_pos_emb.at(stretches.positions_BS().t())
-        try:
-            return super().forward(input_ids, None, *args, **kwargs)
-        finally:
-            self.rotary_pos_emb.given = None
-
-    def _sequences(
-        self, length: int, stretches: Stretches | None, valid_BS: Tensor | None
-    ) -> Sequences | None:
-        if stretches is None and valid_BS is None:
-            return None
-        group = self.pg_collection.tp
-        rank, size = (group.rank(), group.size()) if self.config.sequence_parallel else (0, 1)
-        return Sequences.of(length, stretches, valid_BS, rank, size)
-
-    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.post_process and self.last_position_only:
-            hidden_states = hidden_states[-1:]
-        return super()._postprocess(hidden_states, *args, **kwargs)
-
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Float32 [2, B, S]: log p(label) and the log of the softmax's denominator."""
-        log_probs_2SB = vocab_parallel_log_probs(
-            logits, labels.transpose(0, 1), self.pg_collection.tp
-        )
-        return log_probs_2SB.transpose(1, 2)
-
-
-@contextmanager
-def last_position_only(models: list[Qwen3]) -> Iterator[None]:
-    """Models that, without labels, compute the logits of the last position alone."""
-    for model in models:
-        model.last_position_only = True
-    try:
-        yield
-    finally:
-        for model in models:
-            model.last_position_only = False
-
-
-def build(config: Config, layout: Layout) -> list[Qwen3]:
-    """This rank's model chunks with fresh weights, which do not depend on the layout."""
+    groups = groups or Groups.of_run()
     transformer = transformer_config(config, layout)
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    chunks = [_chunk(config, transformer, groups, index) for index in range(layout.virtual)]
-    for chunk in chunks:
-        initialize(chunk, config.run.seed, config.model.init_std)
+    with groups.current():
+        chunks = [
+            _chunk(config, layout, groups, transformer, index) for index in range(layout.virtual)
+        ]
+        for chunk in chunks:
+            initialize(chunk, config.run.seed, config.model.init_std)
     return chunks
 
 
 def _chunk(
-    config: Config, transformer: TransformerConfig, groups: ProcessGroupCollection, index: int
+    config: Config, layout: Layout, groups: Groups, transformer: TransformerConfig, index: int
 ) -> Qwen3:
-    virtual = transformer.virtual_pipeline_model_parallel_size
-    stage = index if virtual else None
+    stage, pipeline = index if layout.virtual > 1 else None, groups.ranks.pp
     chunk = Qwen3(
         transformer,
         specs.block_spec(transformer, stage),
         vocab_size=config.model.vocab_size,
         max_sequence_length=config.data.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+        pre_process=pipeline.rank() == 0 and index == 0,
+        post_process=pipeline.rank() == layout.pipeline - 1 and index == layout.virtual - 1,
         share_embeddings_and_output_weights=config.model.tie_embeddings,
         position_embedding_type="rope",
         rotary_base=config.model.rope_theta,
-        pg_collection=groups,
+        pg_collection=groups.ranks,
         vp_stage=stage,
     )
     chunk.rotary_pos_emb = RotaryTables(config.model.head_dim, config.model.rope_theta)

@@ -56,16 +56,25 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)
 
 
+class HeadNorm(RMSNorm):
+    """An RMS norm within each head, which the fused path computes: it takes the scale alone.
+
+    A module that is called: where data ranks share the update of a weight, a hook of its module
+    waits until all have it.
+    """
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        return self.weight
+
+
 class SelfAttention(MegatronModule):
     """Causal grouped-query attention with QK-Norm and RoPE.
 
     `linear_qkv` holds, per key/value group, its query heads, then the key, then the value head.
-    While text is generated `cache` is a generate.cache.KVCache, which then does the attention.
     """
 
     def __init__(self, config: TransformerConfig, tp_group: Any) -> None:
         super().__init__(config)
-        self.cache: Any = None
         self.head_dim = config.kv_channels
         self.groups = config.num_query_groups // tp_group.size()
         self.heads_per_group = config.num_attention_heads // config.num_query_groups
@@ -73,29 +82,34 @@ class SelfAttention(MegatronModule):
         self.linear_qkv = _column(config, heads_and_groups * self.head_dim, tp_group)
         width = config.num_attention_heads * self.head_dim
         self.linear_proj = _row(config, width, tp_group)
-        self.q_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
-        self.k_layernorm = RMSNorm(config, self.head_dim, config.layernorm_epsilon)
+        self.q_layernorm = HeadNorm(config, self.head_dim, config.layernorm_epsilon)
+        self.k_layernorm = HeadNorm(config, self.head_dim, config.layernorm_epsilon)
 
     def forward(
-        self, hidden_SBH: Tensor, rotary: Tensor, stretches: Stretches | None = None
+        self,
+        hidden_SBH: Tensor,
+        rotary: Tensor,
+        stretches: Stretches | None = None,
+        cache: Any = None,
     ) -> Tensor:
         """Attention within each row, or within the stretches that rows are cut into.
 
-        `rotary` as RotaryTables gives it.
+        `rotary` as RotaryTables gives it. While text is generated `cache` is a
+        generate.cache.KVCache, which then does the attention.
         """
         qkv, _ = self.linear_qkv(hidden_SBH)
         qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
         q_SBND, k_SBGD, v_SBGD = query_key_value(
             qkv,
-            self.q_layernorm.weight,
-            self.k_layernorm.weight,
+            self.q_layernorm(),
+            self.k_layernorm(),
             *rotary,
             eps=self.q_layernorm.eps,
         )
-        if self.cache is None:
+        if cache is None:
             mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, stretches)
         else:
-            mixed_SBW = self.cache.attend(q_SBND, k_SBGD, v_SBGD)
+            mixed_SBW = cache.attend(q_SBND, k_SBGD, v_SBGD)
         output_SBH, _ = self.linear_proj(mixed_SBW)
         return output_SBH
 
@@ -143,6 +157,11 @@ class Layer(MegatronModule, BaseTransformerLayer):
         self.self_attention = SelfAttention(config, pg_collection.tp)
         self.pre_mlp_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.mlp = build_module(submodules.mlp, config=config, pg_collection=pg_collection)
+        tensor_group = pg_collection.tp
+        # Which part of a row's positions this tensor rank has, outside of its matrix products.
+        self.place = (
+            (tensor_group.rank(), tensor_group.size()) if config.sequence_parallel else (0, 1)
+        )
         self.recompute_mlp = config.recompute_granularity == "selective"
 
     def forward(
@@ -153,11 +172,13 @@ class Layer(MegatronModule, BaseTransformerLayer):
         **_: Any,
     ) -> tuple:
         """[S, B, H] -> ([S, B, H], None): TransformerBlock's calling convention."""
-        mlp = functools.partial(self._mlp, sequences=packed_seq_params)
-        stretches = packed_seq_params.stretches if packed_seq_params else None
+        sequences = packed_seq_params or Sequences()
+        rotary = rotary_pos_emb if sequences.rotary is None else sequences.rotary
+        cache = sequences.caches[self.layer_number] if sequences.caches else None
+        mlp = functools.partial(self._mlp, sequences=sequences)
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
-            self.input_layernorm(hidden_SBH), rotary_pos_emb, stretches
+            self.input_layernorm(hidden_SBH), rotary, sequences.stretches, cache
         )
         if self.recompute_mlp and self.training:
             update_SBH = tensor_parallel.checkpoint(mlp, False, hidden_SBH)
@@ -165,8 +186,8 @@ class Layer(MegatronModule, BaseTransformerLayer):
             update_SBH = mlp(hidden_SBH)
         return hidden_SBH + update_SBH, None
 
-    def _mlp(self, hidden_SBH: Tensor, sequences: Sequences | None) -> Tensor:
-        valid_T = sequences.valid_T if sequences else None
+    def _mlp(self, hidden_SBH: Tensor, sequences: Sequences) -> Tensor:
+        valid_T = sequences.valid_T(*self.place)
         return self.mlp(self.pre_mlp_layernorm(hidden_SBH), valid_T)
 
 

@@ -1,6 +1,6 @@
 """The logits of a pass as heads see them: split over the vocabulary, and never whole.
 
-    logits = logits_of(output_layer, hidden_SBH)
+    logits = output_layer(hidden_SBH)
     log_p_SB, log_z_SB, entropy_SB = logits.scores(labels_SB, with_entropy=True)
     log_p_SBK, ids_SBK = logits.top_k(64)
     log_p_SBK = student_logits.scores(ids_SBK).log_p
@@ -27,7 +27,7 @@ from megatron_qwen3.model.tiles import (
     part_and_exps,
     row_blocks,
 )
-from megatron_qwen3.parallel.mcore import tensor_parallel
+from megatron_qwen3.parallel.mcore import ColumnParallelLinear, TransformerConfig, tensor_parallel
 
 
 class Scores(NamedTuple):
@@ -43,15 +43,23 @@ class Logits:
     """hidden · weightᵀ, split over the vocabulary: [S, B, v] on each rank of `group`.
 
     hidden_SBH: of all positions, equal on all ranks. Its gradient here is this rank's share, which
-    `logits_of` sees summed. The weight's gradient goes into its `main_grad` if megatron-core's DDP
-    has given it one. tile_bytes: of the logits, as float32, that exist at a time; if all of them
-    fit, they are kept from the forward to the backward pass.
+    `OutputLayer` sees summed. The weight's gradient goes into its `main_grad` if megatron-core's
+    DDP has given it one. tile_bytes: of the logits, as float32, that exist at a time; if all of
+    them fit, they are kept from the forward to the backward pass.
     """
 
     hidden_SBH: Tensor
     weight_vH: Tensor
     group: Any
     tile_bytes: int = TILE_BYTES
+
+    def whole(self) -> Tensor:
+        """This rank's slice of the logits of all positions, [S, B, v]: for small models to look."""
+        return self.hidden_SBH @ self.weight_vH.t()
+
+    def of_last_position(self) -> Tensor:
+        """This rank's slice, [B, v]; without gradient."""
+        return product(self.hidden_SBH[-1], self.weight_vH.t())
 
     def scores(self, ids: Tensor, with_entropy: bool = False) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.
@@ -97,19 +105,41 @@ class Logits:
         return log_p_TK.view(*shape, k), ids_TK.view(*shape, k)
 
 
-def logits_of(output_layer: Any, hidden_SBH: Tensor, weight_vH: Tensor | None = None) -> Logits:
-    """What megatron-core's ColumnParallelLinear would compute of hidden_SBH, its input.
+class OutputLayer(ColumnParallelLinear):
+    """megatron-core's output layer, which leaves the product to heads; takes `other`'s weight.
 
-    weight_vH: in place of the layer's own, where the embedding's matrix is the output's.
-    With sequence parallelism hidden_SBH is this rank's part of the positions: all are gathered.
-    To be called within the layer's own forward: what DDP hangs on that waits for the weights.
+    A module that is called: where data ranks share the update of a weight, a hook of its module
+    waits until all have it.
     """
-    group = output_layer.tp_group
-    if output_layer.sequence_parallel:
-        hidden_SBH = tensor_parallel.gather_from_sequence_parallel_region(hidden_SBH, group=group)
-    else:
-        hidden_SBH = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_SBH, group=group)
-    return Logits(hidden_SBH, output_layer.weight if weight_vH is None else weight_vH, group)
+
+    def __init__(self, config: TransformerConfig, other: ColumnParallelLinear) -> None:
+        super().__init__(
+            other.input_size,
+            other.output_size,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            gather_output=False,
+            skip_weight_param_allocation=True,
+            tp_group=other.tp_group,
+        )
+        self.weight = other.weight
+
+    def forward(self, hidden_SBH: Tensor, weight_vH: Tensor | None = None) -> Logits:
+        """weight_vH: in place of the layer's own, where the embedding's matrix is the output's.
+
+        With sequence parallelism hidden_SBH is this rank's part of the positions: all are gathered.
+        """
+        group = self.tp_group
+        if self.sequence_parallel:
+            hidden_SBH = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_SBH, group=group
+            )
+        else:
+            hidden_SBH = tensor_parallel.copy_to_tensor_model_parallel_region(
+                hidden_SBH, group=group
+            )
+        return Logits(hidden_SBH, self.weight if weight_vH is None else weight_vH, group)
 
 
 def _of_all_ranks(x_TK: Tensor, group: Any) -> Tensor:

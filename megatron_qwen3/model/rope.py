@@ -15,12 +15,9 @@ class RotaryTables(RotaryEmbedding):
     """Stands in for GPTModel's rotary embedding, giving layers cos and sin instead of angles.
 
     megatron-core takes the cosine and sine of the angles in every layer and for queries and keys
-    alike; here it happens once per sequence length. Who has rows that stand at positions of their
-    own, a generation or documents that share a row, sets `given` to what layers shall get, and to
-    None when it is done.
+    alike; here it happens once per sequence length. Rows that stand at positions of their own, of a
+    generation or of documents that share a row, get tables by `at`.
     """
-
-    given: Tensor | None = None
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__(
@@ -35,8 +32,6 @@ class RotaryTables(RotaryEmbedding):
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:
         """cos and sin of positions 0 … length-1, float32 [2, S, 1, 1, D]."""
-        if self.given is not None:
-            return self.given
         key = (length, self.inv_freq.device)
         if key not in self._tables:
             position_S = torch.arange(length, device=self.inv_freq.device)

@@ -5,7 +5,6 @@ without it the process is the only rank. The backend is NCCL on GPUs and gloo on
 after this module is the same code for both.
 """
 
-import math
 import os
 import socket
 from datetime import timedelta
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import device
 from megatron_qwen3.parallel import determinism, launcher
+from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel
 
@@ -47,17 +47,8 @@ def patience(config: Config) -> timedelta:
 
 
 def build_groups(config: Config, layout: Layout) -> None:
-    """megatron-core's process groups and random states, once torch has a group of all ranks."""
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
-        context_parallel_size=layout.context,
-        expert_model_parallel_size=layout.expert,
-        expert_tensor_parallel_size=layout.expert_tensor,
-        create_gloo_process_groups=False,
-        distributed_timeout_minutes=math.ceil(patience(config).total_seconds() / 60),
-    )
+    """The run's process groups and random states, once torch has a group of all ranks."""
+    Groups.make(layout, patience(config))
     seed(config.run.seed)
 
 

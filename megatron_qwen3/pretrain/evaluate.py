@@ -16,12 +16,13 @@ from torch import Tensor
 from data_prep.curriculum import Source
 from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import Config
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.pretrain.data import Mixture, Place, Rows
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
+from megatron_qwen3.training.model import Model
 
 _GROUPED_FROM = 24  # sources
 _GROUPS = ("domain", "language")
@@ -33,7 +34,7 @@ class EvaluationFailed(RuntimeError):
 
 
 def evaluate(
-    engine: Engine, mixture: Mixture, config: Config, goes_on: Callable[[], bool]
+    model: Model, mixture: Mixture, config: Config, goes_on: Callable[[], bool]
 ) -> dict[str, EvalResult] | None:
     """Results by source or group, equal on all ranks; {} where nothing is held out.
 
@@ -42,13 +43,13 @@ def evaluate(
     """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
-    for places in _batches(mixture, config, _ROWS * engine.layout.data):
+    for places in _batches(mixture, config, _ROWS * model.layout.data):
         if not goes_on():
             return None
         _check_ids(mixture.read(places), mixture, config, byte_counts)
-        batch, sources_B = _share_of_rank(engine, mixture, places)
-        sums_K3.index_add_(0, sources_B, _sums(engine, batch, byte_counts))
-    sums_K3 = engine.sum_over_data(sums_K3)
+        batch, sources_B = _share_of_rank(model, mixture, places)
+        sums_K3.index_add_(0, sources_B, _sums(model, batch, byte_counts))
+    sums_K3 = model.sum_over_data(sums_K3.to(model.device)).cpu()
     names = _results_of_sources(mixture.sources)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
     for source, sums_3 in zip(mixture.sources, sums_K3, strict=True):
@@ -98,10 +99,11 @@ def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[Place
         yield places[first : first + rows]
 
 
-def _sums(engine: Engine, batch: TokenBatch, byte_counts: np.ndarray | None) -> Tensor:
+def _sums(model: Model, batch: TokenBatch, byte_counts: np.ndarray | None) -> Tensor:
     """Nats, tokens and bytes of each row, float64 [B, 3]."""
     weights_BS = batch.weights_BS.double()
-    nats_B = -(engine.score(batch).cpu().double() * weights_BS).sum(1)
+    log_prob_BS = model.score(batch, log_probs)["log_prob"]
+    nats_B = -(log_prob_BS.cpu().double() * weights_BS).sum(1)
     bytes_B = torch.zeros_like(nats_B)
     if byte_counts is not None:
         bytes_B = (torch.from_numpy(byte_counts)[batch.labels_BS] * weights_BS).sum(1)
@@ -115,16 +117,16 @@ def _result(sums_3: Tensor) -> EvalResult:
 
 
 def _share_of_rank(
-    engine: Engine, mixture: Mixture, places: list[Place]
+    model: Model, mixture: Mixture, places: list[Place]
 ) -> tuple[TokenBatch, Tensor]:
     """Every data rank gets equally many rows, padded by rows of weight 0, and their sources.
 
     Documents are read as in training: kept apart where they are kept apart there.
     """
-    count = -(-len(places) // engine.layout.data)
-    first = engine.data_rank * count
+    count = -(-len(places) // model.layout.data)
+    first = model.data_rank * count
     mine = places[first : first + count]
-    rows = mixture.read(mine or places[:1], engine.config.data.reset_at_documents)
+    rows = mixture.read(mine or places[:1], model.config.data.reset_at_documents)
     batch = token_batch(rows).padded_to(count)
     batch.weights_BS[len(mine) :] = 0
     return batch, torch.from_numpy(np.resize(rows.sources_B, count))

@@ -21,7 +21,7 @@ from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import EvaluationFailed, evaluate
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.storage import folder, manifest
-from megatron_qwen3.training import boards, checkpoint, losses, stop
+from megatron_qwen3.training import boards, checkpoint, objectives, stop
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import FILE_NAME as LEFT_OUT_FILE
@@ -87,7 +87,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     if engine.is_first_rank:
         _prepare_folder(config, inputs)
     z_loss = config.optim.z_loss
-    loss = losses.cross_entropy_with_z_loss(z_loss) if z_loss else losses.cross_entropy
+    objective = objectives.with_z_loss(z_loss) if z_loss else objectives.cross_entropy
     with (
         RunLog(config, layout, first_step=step, is_writer=engine.is_first_rank) as log,
         Keeper(engine, config, log, request, saved_step=step) as keeper,
@@ -104,7 +104,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
             rate = learning_rate(config, step)
             runtime.seed(config.run.seed + step)
             try:
-                metrics = engine.train_step(batch, loss, rate, guard.limits())
+                metrics = engine.train_step(batch, objective, rate, guard.limits())
                 torch.cuda.synchronize()  # a GPU's update belongs to the time of its step
             except BadBatch as error:
                 keeper.settle()  # what is being saved is what the run may go back to
@@ -156,7 +156,7 @@ def _evaluate(
     """
     step = progress.step
     try:
-        results = evaluate(engine, mixture, engine.config, keeper.goes_on)
+        results = evaluate(engine.model, mixture, engine.config, keeper.goes_on)
     except EvaluationFailed as error:
         if engine.config.checkpoint.at_end:
             keeper.settle()
@@ -201,7 +201,7 @@ def _leave_out(reason: str, step: int, engine: Engine, guard: Guard, keeper: Kee
     action = config.guard.bad_batch
     if action == "stop":
         raise BadBatch(reason)
-    if action == "skip" and not engine.weights_are_finite():
+    if action == "skip" and not engine.model.weights_are_finite():
         raise BadBatch(f"{reason}; weights are not finite, another batch would not help")
     if action == "rollback":
         saved, _ = checkpoint.newest_intact(config.run_dir, in_full=False)

@@ -1,25 +1,27 @@
 """The one type of batch of every mode. Legend: B sequences, S positions."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from operator import itemgetter, methodcaller
 
 import torch
 from torch import Tensor
 
+from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences of one data-parallel rank.
+    """Sequences of one data-parallel rank. ValueError where they are not of one length.
 
     tokens_BS: int64 ids; labels_BS: the id that each position should predict;
     weights_BS: float32, the weight of each position in the loss, 0 = not trained;
     stretches: where the documents of a row begin, which are kept apart and each count positions
     from 0. None is a row that is read as one text;
     valid_BS: bool, False where a position is padding, which is not trained and which no router
-    counts. None is a batch without padding.
+    counts. None is a batch without padding;
+    extra: what else an objective needs, [B, …] each, by name.
     """
 
     tokens_BS: Tensor
@@ -27,17 +29,26 @@ class TokenBatch:
     weights_BS: Tensor
     stretches: Stretches | None = None
     valid_BS: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """ValueError where a field is of other rows or another length than the tokens."""
         shape = self.tokens_BS.shape
+        if len(shape) != 2 or not shape[0] or not shape[1]:
+            raise ValueError(
+                f"tokens_BS has shape {[*shape]}; valid: [rows, positions], 1 at least"
+            )
         for name in ("labels_BS", "weights_BS", "valid_BS"):
             x = getattr(self, name)
             if x is not None and x.shape != shape:
-                raise ValueError(f"{name} is {[*x.shape]}, tokens_BS {[*shape]}: [rows, length]")
+                raise ValueError(f"{name} has shape {[*x.shape]}, and tokens_BS {[*shape]}")
         if self.stretches and (self.stretches.rows, self.stretches.length) != shape:
             rows, length = self.stretches.rows, self.stretches.length
-            raise ValueError(f"stretches are of {[rows, length]}, tokens_BS {[*shape]}")
+            raise ValueError(f"stretches are of {[rows, length]}, tokens_BS of {[*shape]}")
+        for name, x in self.extra.items():
+            if x.shape[:1] != shape[:1]:
+                raise ValueError(
+                    f"extra {name} has shape {[*x.shape]}, but there are {shape[0]} rows"
+                )
 
     @classmethod
     def of(
@@ -52,12 +63,31 @@ class TokenBatch:
         return self.tokens_BS.shape[0]
 
     @property
-    def size(self) -> Tensor:
-        """[2] float64: the sum of the weights, and the number of positions that are no padding."""
-        weight = self.weights_BS.sum(dtype=torch.float64)
-        if self.valid_BS is None:
-            return torch.stack([weight, torch.full_like(weight, self.tokens_BS.numel())])
-        return torch.stack([weight, self.valid_BS.sum(dtype=torch.float64)])
+    def length(self) -> int:
+        """Positions of a row."""
+        return self.tokens_BS.shape[1]
+
+    @property
+    def sequences(self) -> Sequences | None:
+        """How the model is to read the rows; None: each as one text, all of it."""
+        if self.stretches is None and self.valid_BS is None:
+            return None
+        return Sequences(stretches=self.stretches, valid_BS=self.valid_BS)
+
+    @property
+    def positions(self) -> Tensor:
+        """How many positions are no padding, float64."""
+        if self.valid_BS is not None:
+            return self.valid_BS.sum(dtype=torch.float64)
+        count = float(self.tokens_BS.numel())
+        return torch.full((), count, dtype=torch.float64, device=self.tokens_BS.device)
+
+    def within(self, vocabulary: int) -> Tensor:
+        """How many positions have ids below `vocabulary`, their labels too if they are trained."""
+        tokens_BS, labels_BS = self.tokens_BS, self.labels_BS
+        fits_BS = (tokens_BS >= 0) & (tokens_BS < vocabulary)
+        label_fits_BS = (labels_BS >= 0) & (labels_BS < vocabulary) | (self.weights_BS == 0)
+        return (fits_BS & label_fits_BS).sum(dtype=torch.float64)
 
     def to(self, device: torch.device) -> "TokenBatch":
         return self._map(lambda x: x.to(device, non_blocking=True), lambda x: x.to(device))
@@ -69,10 +99,8 @@ class TokenBatch:
     def split(self, rows: int) -> Iterator["TokenBatch"]:
         """Micro-batches of `rows` sequences, in order."""
         for start in range(0, self.rows, rows):
-            end = start + rows
-            yield self._map(
-                lambda x, a=start, b=end: x[a:b], lambda x, a=start, b=end: x.of_rows(a, b)
-            )
+            part = slice(start, start + rows)
+            yield self._map(itemgetter(part), methodcaller("of_rows", start, start + rows))
 
     def padded_to(self, rows: int) -> "TokenBatch":
         """`rows` sequences: the first one repeated, as padding of weight 0, fills the end."""
@@ -84,9 +112,10 @@ class TokenBatch:
             valid_BS = torch.ones_like(self.tokens_BS, dtype=torch.bool)
 
         def pad(x: Tensor) -> Tensor:
-            return torch.cat([x, x[:1].expand(missing, -1)])
+            return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
         padded = replace(self, valid_BS=valid_BS)._map(pad, lambda x: x.padded_to(rows))
+        assert padded.valid_BS is not None
         for counted_BS in (padded.weights_BS, padded.valid_BS):
             counted_BS[self.rows :] = 0
         return padded
@@ -96,9 +125,12 @@ class TokenBatch:
         change: Callable[[Tensor], Tensor],
         change_stretches: Callable[[Stretches], Stretches],
     ) -> "TokenBatch":
-        def changed(x: Any) -> Any:
-            if x is None:
-                return None
-            return change_stretches(x) if isinstance(x, Stretches) else change(x)
-
-        return TokenBatch(*(changed(getattr(self, field.name)) for field in fields(self)))
+        """Every tensor changed alike, and the stretches as they are."""
+        return TokenBatch(
+            change(self.tokens_BS),
+            change(self.labels_BS),
+            change(self.weights_BS),
+            None if self.stretches is None else change_stretches(self.stretches),
+            None if self.valid_BS is None else change(self.valid_BS),
+            {name: change(x) for name, x in self.extra.items()},
+        )

@@ -123,5 +123,5 @@ def load_weights(engine: Engine, checkpoint: Path) -> None:
 
 
 def _load_weights(engine: Engine, loaded: dict[str, Any]) -> None:
-    for index, model in enumerate(engine.models):
+    for index, model in enumerate(engine.model.chunks):
         model.load_state_dict(loaded[f"chunk{index}"])

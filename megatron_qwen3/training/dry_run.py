@@ -103,7 +103,7 @@ def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any
     """What all data ranks of a pipeline rank hold alike: the fields of Role but two."""
     named = [
         (f"chunk{i}.{name}" if layout.virtual > 1 else name, p)
-        for i, model in enumerate(engine.models)
+        for i, model in enumerate(engine.model.chunks)
         for name, p in model.named_parameters()
     ]
     weights = [p for _, p in named]
@@ -114,10 +114,10 @@ def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any
         "pipeline_rank": pipeline_rank,
         "layers": tuple(
             tuple(layer.layer_number - 1 for layer in model.decoder.layers)
-            for model in engine.models
+            for model in engine.model.chunks
         ),
-        "has_embedding": any(model.pre_process for model in engine.models),
-        "has_logits": any(model.post_process for model in engine.models),
+        "has_embedding": any(model.pre_process for model in engine.model.chunks),
+        "has_logits": any(model.post_process for model in engine.model.chunks),
         "parameters": sum(p.numel() for p in weights),
         "expert_parameters": sum(p.numel() for n, p in named if ".experts." in n),
         "weight_bytes": sum(map(_bytes, flat)),

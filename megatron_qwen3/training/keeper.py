@@ -112,7 +112,7 @@ class Keeper:
 
     def _is_sound(self) -> bool:
         """Every rank looks at its share, which is that of this step also where gathers overlap."""
-        return self.engine.weights_are_finite()
+        return self.engine.model.weights_are_finite()
 
     def _observe(self, saves: list[int]) -> None:
         try:

@@ -47,7 +47,7 @@ def weights(engine: Engine) -> dict[str, Any]:
     metadata = {"dp_cp_group": ProcessGroupCollection.use_mpu_process_groups().dp_cp}
     return {
         f"chunk{index}": model.sharded_state_dict(metadata=metadata)
-        for index, model in enumerate(engine.models)
+        for index, model in enumerate(engine.model.chunks)
     }
 
 

@@ -21,6 +21,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
@@ -41,15 +42,17 @@ def main(preset, *settings):
     with fake_gpu() as waits:
         runtime.build_groups(config, layout)
         engine = training.Engine(config, layout)
-        model = engine.models[0]
+        model = engine.model.chunks[0]
         places = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
         ids = torch.randint(0, 100, (3, 33))
-        score_BS = engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:]))
+        plain = TokenBatch.of(ids[:, :-1], ids[:, 1:])
+        score_BS = engine.model.score(plain, log_probs)["log_prob"]
         documents = Stretches.of([[0, 5], [0], [0, 30, 31]], 32)
-        packed_BS = engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:], documents))
+        packed = TokenBatch.of(ids[:, :-1], ids[:, 1:], documents)
+        packed_BS = engine.model.score(packed, log_probs)["log_prob"]
         in_score = dict(waits)
         waits.clear()
-        generator = Generator(engine.models, config, layout)
+        generator = Generator(engine.model)
         sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
         completions = generator.generate([[1, 2, 3], [4, 5]], sampling, 3, stop_ids=[7])
     print(

@@ -12,7 +12,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training import checkpoint, optim, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 SEQUENCES, POSITIONS, VOCABULARY = 8, 32, 512
 LAYOUTS = {
@@ -55,8 +55,8 @@ def steps(engine, first, last):
 
 
 def weights_of(engine):
-    engine.synchronize_weights()
-    return local_shards(engine.models, lambda t: t)
+    engine.model.synchronize()
+    return local_shards(engine.model.chunks, lambda t: t)
 
 
 def undisturbed(config):
@@ -144,8 +144,8 @@ def moved_by_a_still_step(config, path):
     checkpoint.load_weights(engine, path)
     rows = torch.randint(VOCABULARY, (SEQUENCES, POSITIONS + 1))
     engine.train_step(TokenBatch.of(rows[:, :-1], rows[:, 1:]), cross_entropy, 0.0)
-    engine.synchronize_weights()
-    return local_shards(engine.models, lambda t: t if t.requires_grad else None)
+    engine.model.synchronize()
+    return local_shards(engine.model.chunks, lambda t: t if t.requires_grad else None)
 
 
 def test_master_weights_follow_the_loaded_ones(tmp_path):

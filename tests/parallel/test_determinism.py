@@ -20,7 +20,7 @@ def trained(config):
     return {
         "losses": losses,
         "torch": torch.are_deterministic_algorithms_enabled(),
-        "megatron-core": engine.models[0].config.deterministic_mode,
+        "megatron-core": engine.model.chunks[0].config.deterministic_mode,
         "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         "nccl": os.environ.get("NCCL_ALGO"),
     }

@@ -26,7 +26,7 @@ def held(overrides):
 
     config = load([], overrides)
     engine = Engine(config, runtime.start(config))
-    weights = [p for model in engine.models for p in model.parameters()]
+    weights = [p for model in engine.model.chunks for p in model.parameters()]
     buffers = [b for c in engine.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
     flat = [b.param_data for b in buffers] if config.optim.distributed else weights
     sizes = (flat, [b.grad_data for b in buffers], state_tensors(engine.optimizer))

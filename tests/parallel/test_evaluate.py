@@ -42,7 +42,7 @@ def _evaluated(sources, tokens, *settings):
     engine = Engine(config, start(config))
     feeds = tuple(Feed(source, 1, Start(1)) for source in sources)
     mixture = Mixture(Part(0, 4, LENGTH, None, feeds))
-    return evaluate(engine, mixture, config, goes_on=lambda: True)
+    return evaluate(engine.model, mixture, config, goes_on=lambda: True)
 
 
 def test_many_sources_are_told_by_language_and_domain_in_any_layout(sources):

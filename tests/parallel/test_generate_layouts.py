@@ -16,11 +16,12 @@ from megatron_qwen3.config import load
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.model.build import build
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.model import Model
+from megatron_qwen3.training.objectives import cross_entropy
 
 VOCABULARY, NEW = 512, 24
 OPENS, CLOSES, CUT = 500, 501, (490, 491, 501)
@@ -92,7 +93,7 @@ def generated(preset, parallel, shares):
     """This rank's data rank and its completions."""
     config = settings(preset, parallel)
     layout = start(config)
-    generator = Generator(build(config, layout), config, layout)
+    generator = Generator(Model(config, layout))
     data_rank = torch.distributed.get_rank() // layout.tensor % layout.data
     first = sum(shares[:data_rank])
     mine = prompts()[first : first + shares[data_rank]]
@@ -158,7 +159,7 @@ def trained(preset, parallel, with_generation):
     config = settings(preset, parallel)
     layout = start(config)
     engine = Engine(config, layout)
-    generator = Generator(engine.models, config, layout)
+    generator = Generator(engine.model)
     metrics, apart = [], []
     for step in range(3):
         random = torch.Generator().manual_seed(step)
@@ -166,11 +167,11 @@ def trained(preset, parallel, with_generation):
         mine = ids.view(layout.data, -1, 33)[engine.data_rank]
         metrics.append(engine.train_step(TokenBatch.of(mine[:, :-1], mine[:, 1:]), *_LOSS))
         if with_generation:
-            engine.synchronize_weights()
+            engine.model.synchronize()
             completions = generator.generate(mine[:, :20].tolist(), SAMPLED, 13)
             apart.append(_score_apart(engine, mine[:, :20], completions))
-    engine.synchronize_weights()
-    return metrics, local_shards(engine.models, lambda t: t), apart
+    engine.model.synchronize()
+    return metrics, local_shards(engine.model.chunks, lambda t: t), apart
 
 
 _LOSS = (cross_entropy, 1e-3)
@@ -179,7 +180,9 @@ _LOSS = (cross_entropy, 1e-3)
 def _score_apart(engine, prompts_BS, completions):
     """The largest difference between the log-probabilities and a fresh pass."""
     rows = torch.cat([prompts_BS, torch.tensor([c.tokens for c in completions])], dim=1)
-    fresh = engine.score(TokenBatch.of(rows[:, :-1], rows[:, 1:]))[:, prompts_BS.shape[1] - 1 :]
+    fresh = engine.model.score(TokenBatch.of(rows[:, :-1], rows[:, 1:]), log_probs)["log_prob"][
+        :, prompts_BS.shape[1] - 1 :
+    ]
     return (fresh - torch.tensor([c.log_probs for c in completions])).abs().max().item()
 
 

@@ -9,7 +9,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training import engine as engine_module
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 GB = 10**9
 

@@ -8,7 +8,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 
 def gradients(settings, seeds):
@@ -19,7 +19,7 @@ def gradients(settings, seeds):
         tokens = torch.randint(512, (4, 17), generator=torch.Generator().manual_seed(seed))
         batch = TokenBatch.of(tokens[:, :-1], tokens[:, 1:])
         engine.train_step(batch, cross_entropy, rate=0.0)
-    return {name: p.main_grad.clone() for name, p in engine.models[0].named_parameters()}
+    return {name: p.main_grad.clone() for name, p in engine.model.chunks[0].named_parameters()}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

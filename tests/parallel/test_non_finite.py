@@ -5,23 +5,24 @@ import torch
 from ranks import run_ranks
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine, NonFiniteLoss
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import Objective, cross_entropy, per_token
 
 BAD_SEQUENCE, BAD_TOKEN = 5, 500
 
 
 def nan_loss(outputs, batch):
     bad_BS = batch.tokens_BS == BAD_TOKEN
-    return cross_entropy(outputs, batch).masked_fill(bad_BS, torch.nan)
+    return {"nats": -outputs["log_prob"].masked_fill(bad_BS, torch.nan)}
 
 
 def infinite_slope(outputs, batch):
     """Finite everywhere, but the square root of zero has no finite derivative."""
     bad_BS = batch.tokens_BS == BAD_TOKEN
-    return cross_entropy(outputs, batch) + (bad_BS * outputs.log_prob_BS * 0).sqrt()
+    return {"nats": -outputs["log_prob"] + (bad_BS * outputs["log_prob"] * 0).sqrt()}
 
 
 def failing_step(loss, *settings):
@@ -36,14 +37,14 @@ def failing_step(loss, *settings):
     engine.train_step(good, cross_entropy, 1e-3)
     before = weights(engine)
     with pytest.raises(NonFiniteLoss) as raised:
-        engine.train_step(bad, loss, 1e-3)
+        engine.train_step(bad, Objective(log_probs, loss, {"nats": per_token}), 1e-3)
     same = all(map(torch.equal, weights(engine), before))
     return str(raised.value), same, engine.train_step(good, cross_entropy, 1e-3)["loss"]
 
 
 def weights(engine):
-    engine.synchronize_weights()
-    return [p.detach().clone() for model in engine.models for p in model.parameters()]
+    engine.model.synchronize()
+    return [p.detach().clone() for model in engine.model.chunks for p in model.parameters()]
 
 
 LAYOUTS = {

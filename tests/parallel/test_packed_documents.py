@@ -11,11 +11,12 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import load
 from megatron_qwen3.model.build import build
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 POSITIONS, VOCABULARY = 32, 512
 LENGTHS = ((32,), (1, 31), (10, 4, 18), (8, 8, 8, 8))  # of the documents of each row
@@ -66,8 +67,8 @@ def _scores(settings, is_apart=True):
     mine = list(packed.split(rows))[engine.data_rank]
     if not is_apart:
         mine = TokenBatch.of(mine.tokens_BS, mine.labels_BS)
-    scores_BS = engine.score(mine)
-    alone_BS = engine.score(alone)
+    scores_BS = engine.model.score(mine, log_probs)["log_prob"]
+    alone_BS = engine.model.score(alone, log_probs)["log_prob"]
     return engine.data_rank * rows, scores_BS, alone_BS[alone.weights_BS == 1].view(4, POSITIONS)
 
 

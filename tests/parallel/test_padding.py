@@ -8,11 +8,12 @@ from ranks import run_ranks
 from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import BadBatch
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 ROWS, POSITIONS, PADDED, STEPS = 6, 20, 32, 2
 SETTINGS = (
@@ -56,7 +57,7 @@ def trained(lengths, *settings):
             mine = (x if x is None else x.chunk(layout.data)[engine.data_rank] for x in whole)
             run["metrics"].append(engine.train_step(TokenBatch(*mine), cross_entropy, 1e-3))
             run["gradients"].append(
-                local_shards(engine.models, lambda p: getattr(p, "main_grad", None))
+                local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
             )
         results.append(run)
     return results
@@ -120,7 +121,7 @@ def loss_and_scores(*settings):
     engine = Engine(config, start(config))
     ids = next(texts(POSITIONS))[:3]
     batch = TokenBatch.of(ids[:, :-1], ids[:, 1:].contiguous())
-    scores_BS = engine.score(batch)
+    scores_BS = engine.model.score(batch, log_probs)["log_prob"]
     return engine.train_step(batch, cross_entropy, 0.0)["loss"], scores_BS
 
 
@@ -136,11 +137,11 @@ def nothing_trained(*settings):
     engine = Engine(config, start(config))
     ids = next(texts(POSITIONS)).chunk(engine.layout.data)[engine.data_rank]
     batch = TokenBatch.of(ids[:, :-1], ids[:, 1:].contiguous())
-    schedule, engine._run_schedule = engine._run_schedule, None
+    schedule, engine.model.run_schedule = engine.model.run_schedule, None
     untrained = TokenBatch(batch.tokens_BS, batch.labels_BS, torch.zeros(ids[:, 1:].shape))
     with pytest.raises(BadBatch) as raised:
         engine.train_step(untrained, cross_entropy, 1e-3)
-    engine._run_schedule = schedule
+    engine.model.run_schedule = schedule
     # One data rank without a trained position is none: the others train.
     mine = batch if engine.data_rank == 0 else untrained
     return str(raised.value), engine.train_step(mine, cross_entropy, 1e-3)["loss"]

@@ -28,7 +28,7 @@ def allocated(overrides):
     buffers = [
         b for chunk in engine.chunks for b in (*chunk.buffers, *chunk.expert_parallel_buffers)
     ]
-    parameters = [p for model in engine.models for p in model.parameters()]
+    parameters = [p for model in engine.model.chunks for p in model.parameters()]
     weights = sum(p.numel() * p.element_size() for p in parameters)
     if config.optim.distributed:
         weights = sum(b.param_data.numel() * b.param_data.element_size() for b in buffers)

@@ -9,11 +9,13 @@ from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import load
 from megatron_qwen3.model.build import transformer_config
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.router import Router
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import Objective, per_token
 
 COEFFICIENT = 0.7
 SETTINGS = (
@@ -60,8 +62,9 @@ def test_balance_gradient_is_that_of_experts_times_share_times_mean_probability(
         torch.testing.assert_close(gradient, plain, rtol=1e-5, atol=1e-8)
 
 
-def no_loss(outputs, batch):
-    return 0 * outputs.log_prob_BS
+no_loss = Objective(
+    log_probs, lambda outputs, _: {"zero": 0 * outputs["log_prob"]}, {"zero": per_token}
+)
 
 
 def balance_only(*settings):
@@ -81,9 +84,9 @@ def balance_only(*settings):
             # Without a step between: Adam makes whole updates of gradients that are but rounding.
             metrics = engine.train_step(TokenBatch.of(mine_BS, mine_BS), no_loss, 0.0)
         results[balance] = {
-            "gradients": local_shards(engine.models, lambda p: getattr(p, "main_grad", None)),
+            "gradients": local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None)),
             "metrics": metrics,
-            "share": engine.routers[0].expert_share,
+            "share": engine.balance.routers[0].expert_share,
         }
     return results
 

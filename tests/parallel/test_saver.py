@@ -173,7 +173,7 @@ def extra_state_at_each_save(config):
     It is changed in place while it is written, as the scales of FP8 are by the next step.
     """
     engine = Engine(config, start(config))
-    linear = engine.models[0].decoder.layers[0].self_attention.linear_qkv
+    linear = engine.model.chunks[0].decoder.layers[0].self_attention.linear_qkv
     scale = torch.zeros(1)
     linear.get_extra_state = lambda: {"scale": scale}
     background, began = Saver(engine, config), threading.Event()

@@ -7,7 +7,7 @@ import torch
 from ranks import run_ranks
 
 from megatron_qwen3.config import load
-from megatron_qwen3.model.logits import Logits, logits_of
+from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.tiles import TILE_BYTES
 from megatron_qwen3.parallel.runtime import start
 
@@ -40,7 +40,7 @@ def on_ranks(ranks, dtype, is_sequence_parallel):
         mine = weight.chunk(ranks)[rank].clone().requires_grad_()
         h = hidden.clone().requires_grad_()
         layer = SimpleNamespace(tp_group=group, sequence_parallel=is_sequence_parallel, weight=mine)
-        whole = logits_of(layer, h)
+        whole = OutputLayer.forward(layer, h)
         logits = Logits(whole.hidden_SBH, whole.weight_vH, whole.group, tile_bytes)
         scores = logits.scores(ids, with_entropy=True)
         sum((x * g).sum() for x, g in zip(scores, grads, strict=True)).backward()

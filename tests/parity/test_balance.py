@@ -11,9 +11,11 @@ from shards import assemble, local_shards
 from theirs import as_theirs, as_trained, randomize, theirs
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import Objective, per_token
 
 pytest.importorskip("transformers")
 
@@ -34,8 +36,9 @@ def batches():
     ]
 
 
-def no_loss(outputs, batch):
-    return 0 * outputs.log_prob_BS
+no_loss = Objective(
+    log_probs, lambda outputs, _: {"zero": 0 * outputs["log_prob"]}, {"zero": per_token}
+)
 
 
 def trained(*settings):
@@ -45,16 +48,16 @@ def trained(*settings):
         config = configuration(balance, *settings)
         layout = layout or start(config)
         engine = Engine(config, layout)
-        for model in engine.models:
+        for model in engine.model.chunks:
             randomize(model)
         engine.optimizer.reload_model_params()
         for tokens_BS in batches():
             mine_BS = tokens_BS.chunk(layout.data)[engine.data_rank]
             # At a rate of 0 both steps see the same weights.
             metrics = engine.train_step(TokenBatch.of(mine_BS, mine_BS), no_loss, 0.0)
-        gradients = local_shards(engine.models, lambda p: getattr(p, "main_grad", None))
+        gradients = local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
         results[balance] = gradients, metrics
-    return local_shards(engine.models, lambda p: p), results
+    return local_shards(engine.model.chunks, lambda p: p), results
 
 
 def router_probabilities(network, tokens_BS):

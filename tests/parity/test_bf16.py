@@ -26,7 +26,7 @@ def ours(preset):
     (model,) = build(config, start(config))
     randomize(model)
     with torch.no_grad():
-        logits_BSV = model(token_ids(64)[:, :-1], position_ids=None, attention_mask=None)
+        logits_BSV = model(token_ids(64)[:, :-1]).whole().transpose(0, 1)
     return {name: p.data for name, p in model.named_parameters()}, logits_BSV
 
 

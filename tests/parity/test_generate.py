@@ -15,6 +15,7 @@ from theirs import as_theirs, randomize, theirs
 from megatron_qwen3.generate import cache
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -41,21 +42,23 @@ def ours(name):
     config = tiny(*MODELS[name], "data.sequence_length=64")
     layout = start(config)
     engine = Engine(config, layout)
-    randomize(engine.models[0])
-    generator = Generator(engine.models, config, layout)
+    randomize(engine.model.chunks[0])
+    generator = Generator(engine.model)
     cache._LEAST_GROWTH = 8  # so that caches grow, several times
     results = {}
     for mode, sampling in MODES.items():
         completions = generator.generate(prompts(), sampling, NEW)
         rows = [p + c.tokens for p, c in zip(prompts(), completions, strict=True)]
         results[mode] = completions, [fresh_scores(engine, row) for row in rows]
-    return {name: p.data for name, p in engine.models[0].named_parameters()}, results
+    return {name: p.data for name, p in engine.model.chunks[0].named_parameters()}, results
 
 
 def fresh_scores(engine, row):
     """log p of all tokens of a row but the first, from one pass over the row alone."""
     ids = torch.tensor([row])
-    return engine.score(TokenBatch.of(ids[:, :-1], ids[:, 1:]))[0].tolist()
+    return engine.model.score(TokenBatch.of(ids[:, :-1], ids[:, 1:]), log_probs)["log_prob"][
+        0
+    ].tolist()
 
 
 @functools.cache

@@ -13,7 +13,9 @@ from theirs import as_theirs, randomize, theirs
 from megatron_qwen3.config import load
 from megatron_qwen3.model.build import build
 from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
 
 pytest.importorskip("transformers")
 
@@ -47,10 +49,11 @@ def ours(*settings):
     for length in LENGTHS:
         ids = token_ids(length)
         with torch.no_grad():
-            logits_BSV = model(ids[:, :-1], position_ids=None, attention_mask=None)
+            logits_BSV = model(ids[:, :-1]).whole().transpose(0, 1)
         model.zero_grad()
-        log_probs_2BS = model(ids[:, :-1], None, None, labels=ids[:, 1:].contiguous())
-        (-log_probs_2BS[0].mean()).backward()
+        batch = TokenBatch.of(ids[:, :-1], ids[:, 1:])
+        outputs = log_probs.compute(model(batch.tokens_BS), batch)
+        (-outputs["log_prob"].mean()).backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         results[length] = logits_BSV, gradients
     return {name: p.data for name, p in model.named_parameters()}, results

@@ -7,10 +7,11 @@ from shards import assemble, local_shards
 from theirs import as_theirs, as_trained, randomize, theirs
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import Objective, cross_entropy, per_token
 from megatron_qwen3.training.optim import described
 
 pytest.importorskip("transformers")
@@ -36,17 +37,22 @@ def trained(*settings):
     """Weights before and after three steps, their gradient norms, and whose optimizer it was."""
     config = tiny(*settings)
     engine = Engine(config, start(config))
-    for model in engine.models:
+    for model in engine.model.chunks:
         randomize(model)
     engine.optimizer.reload_model_params()
-    before = local_shards(engine.models, lambda p: p)
+    before = local_shards(engine.model.chunks, lambda p: p)
     norms = []
     for ids, rate in zip(batches(), RATES, strict=True):
         mine = ids.chunk(engine.layout.data)[engine.data_rank]
         batch = TokenBatch.of(mine[:, :-1], mine[:, 1:].contiguous())
         norms.append(engine.train_step(batch, cross_entropy, rate)["grad_norm"])
-    engine.synchronize_weights()
-    return before, local_shards(engine.models, lambda p: p), norms, described(engine.optimizer)
+    engine.model.synchronize()
+    return (
+        before,
+        local_shards(engine.model.chunks, lambda p: p),
+        norms,
+        described(engine.optimizer),
+    )
 
 
 def reference(network):
@@ -107,8 +113,9 @@ def test_three_clipped_steps_equal_those_of_torch_on_transformers_model(preset, 
         assert apart <= 1e-3 * update.norm(), (name, apart, update.norm())
 
 
-def no_loss(outputs, batch):
-    return 0 * outputs.log_prob_BS
+no_loss = Objective(
+    log_probs, lambda outputs, _: {"zero": 0 * outputs["log_prob"]}, {"zero": per_token}
+)
 
 
 def after_a_gradient_of_zero(*settings):
@@ -116,14 +123,14 @@ def after_a_gradient_of_zero(*settings):
     exact = ("optim.weight_decay=0.125", *settings)
     config = tiny("model.preset=tiny-moe", *exact)
     engine = Engine(config, start(config))
-    (model,) = engine.models
+    (model,) = engine.model.chunks
     randomize(model)
     engine.optimizer.reload_model_params()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     ids = batches()[0]
     metrics = engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), no_loss, 0.125)
     assert metrics["grad_norm"] == 0.0
-    engine.synchronize_weights()
+    engine.model.synchronize()
     return [(name, before[name], p.detach()) for name, p in model.named_parameters()]
 
 

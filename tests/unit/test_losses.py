@@ -7,7 +7,7 @@ import torch
 
 from megatron_qwen3.config import load
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.losses import TokenOutputs, cross_entropy_with_z_loss
+from megatron_qwen3.training.objectives import with_z_loss
 from megatron_qwen3.training.optim import learning_rate
 
 
@@ -59,9 +59,9 @@ def test_a_constant_rate_stays():
 
 def test_the_z_loss_pulls_the_log_of_the_denominator_to_zero():
     log_z = torch.tensor([[3.0, -2.0]], requires_grad=True)
-    outputs = TokenOutputs(torch.tensor([[-1.0, -4.0]]), log_z)
+    outputs = {"log_prob": torch.tensor([[-1.0, -4.0]]), "log_z": log_z}
     ids = torch.zeros(1, 2, dtype=torch.long)
-    per_token = cross_entropy_with_z_loss(0.5)(outputs, TokenBatch.of(ids, ids))
-    assert per_token.tolist() == [[1 + 4.5, 4 + 2.0]]
-    per_token.sum().backward()
+    values = with_z_loss(0.5).values(outputs, TokenBatch.of(ids, ids))
+    assert values["cross_entropy"].tolist() == [[1, 4]] and values["z_loss"].tolist() == [[4.5, 2]]
+    sum(values.values()).sum().backward()
     assert log_z.grad.tolist() == [[3.0, -2.0]]

@@ -27,7 +27,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dry_run import _pretending_to_be
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.losses import cross_entropy
+from megatron_qwen3.training.objectives import cross_entropy
 
 import megatron.core  # isort: skip  (after ours, which prepares it for a CPU)
 
@@ -145,7 +145,7 @@ def step(monkeypatch, preset, *settings, rows=4, starts=None):
 
 
 # What is trained at all, known before the first pass, and the report before the update.
-STATED = {"a copy in train_step": 1, "a copy in _read": 1}
+STATED = {"a copy in _counts": 1, "a copy in _read": 1}
 
 
 def test_a_step_waits_for_its_device_only_where_it_is_stated(monkeypatch):

@@ -91,9 +91,9 @@ def test_a_batch_keeps_rows_and_their_stretches_together():
 
 def test_a_batch_of_unequal_rows_is_refused_by_the_field():
     ids, ones = torch.zeros(2, 8, dtype=torch.int64), torch.ones(2, 8)
-    with pytest.raises(ValueError, match=r"labels_BS is \[2, 7\], tokens_BS \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"labels_BS has shape \[2, 7\], and tokens_BS \[2, 8\]"):
         TokenBatch(ids, ids[:, 1:], ones)
-    with pytest.raises(ValueError, match=r"weights_BS is \[1, 8\], tokens_BS \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"weights_BS has shape \[1, 8\], and tokens_BS \[2, 8\]"):
         TokenBatch(ids, ids, ones[:1])
-    with pytest.raises(ValueError, match=r"stretches are of \[1, 8\], tokens_BS \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"stretches are of \[1, 8\], tokens_BS of \[2, 8\]"):
         TokenBatch(ids, ids, ones, Stretches.of([[0]], 8))

@@ -1,0 +1,148 @@
+"""A model in one layout, to be read: teacher, reference, reward model, evaluation, generation.
+
+    model = Model(config, layout)                  # fresh weights; convert/load.py fills them
+    outputs = model.score(batch, log_probs)        # {"log_prob": [B, S], "log_z": [B, S]}
+
+`engine.py` trains one. A process may have several, each in a layout of its own: `Groups.make` has
+the process groups of a second one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.model.build import build
+from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.outputs import Head, Outputs
+from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import get_forward_backward_func
+from megatron_qwen3.training.batch import TokenBatch
+
+# Of a micro-batch on the last stage: what is trained, and what is reported of it.
+Finish = Callable[[Tensor | Logits, TokenBatch], tuple[Tensor, Any]]
+
+
+class Model:
+    """chunks: this rank's, one for each virtual pipeline stage; groups: of the model's ranks."""
+
+    def __init__(self, config: Config, layout: Layout, groups: Groups | None = None) -> None:
+        """With fresh weights; without `groups` in the run's own layout."""
+        self.config, self.layout = config, layout
+        self.groups = groups or Groups.of_run()
+        self.device = torch.device(torch.cuda.current_device())
+        self.chunks = build(config, layout, self.groups)
+        self.replicas: list[
+            Any
+        ] = []  # the chunks with their gradients, where an engine trains them
+        # What the schedules call the token count; losses are normalised before they reach them.
+        self._one = torch.ones((), dtype=torch.int, device=self.device)
+
+    @property
+    def data_rank(self) -> int:
+        """Which of `layout.data` shares of a global batch this rank computes."""
+        return int(self.groups.ranks.dp.rank())
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch, head: Head) -> Outputs:
+        """The head's outputs of every position, on every rank of the data rank.
+
+        All data ranks call it with equally many sequences, one at least: they share experts.
+        """
+        rows, padded = batch.rows, self.filled(batch).to(self.device)
+
+        def finish(logits: Tensor | Logits, micro: TokenBatch) -> tuple[Tensor, Outputs]:
+            assert isinstance(logits, Logits)
+            outputs = head.compute(logits, micro)
+            return logits.hidden_SBH.sum(), outputs
+
+        micro = self._evaluate(padded, finish)
+        outputs = head.empty(padded.rows, padded.length, self.device)
+        if micro:
+            outputs = {name: torch.cat([each[name] for each in micro]) for name in outputs}
+        pipeline = self.groups.ranks.pp
+        for x in outputs.values():
+            dist.broadcast(x, group=pipeline, group_src=pipeline.size() - 1)
+        return {name: x[:rows] for name, x in outputs.items()}
+
+    def read(self, batch: TokenBatch) -> None:
+        """Let all layers see the batch, for what they note of it: no logits, no gradients."""
+
+        def finish(logits: Tensor | Logits, _: TokenBatch) -> tuple[Tensor, None]:
+            assert isinstance(logits, Logits)
+            return logits.hidden_SBH.sum(), None
+
+        self._evaluate(batch, finish)
+
+    def run_schedule(
+        self, modules: Sequence[Any], batch: TokenBatch, finish: Finish, forward_only: bool
+    ) -> list[Any]:
+        """What `finish` reports of each micro-batch on the last pipeline stage; [] on the others.
+
+        `modules`: the chunks, or what wraps them. The batch is `filled`.
+        """
+        size = self.config.train.micro_batch
+        iterators = [batch.split(size) for _ in modules]
+
+        def forward(micro_batches: Iterator[TokenBatch], chunk: Any) -> tuple[Any, Any]:
+            micro = next(micro_batches)
+
+            def told(output: Tensor | Logits) -> tuple[Tensor, Tensor, Any]:
+                trained, report = finish(output, micro)
+                return trained, self._one, report
+
+            return chunk(micro.tokens_BS, micro.sequences), told
+
+        several = len(modules) > 1
+        with self.groups.current():
+            return get_forward_backward_func()(
+                forward_step_func=forward,
+                data_iterator=iterators if several else iterators[0],
+                model=list(modules) if several else modules[0],
+                num_microbatches=batch.rows // size,
+                seq_length=batch.length,
+                micro_batch_size=size,
+                forward_only=forward_only,
+            )
+
+    def filled(self, batch: TokenBatch) -> TokenBatch:
+        """With padding at its end, if that is needed: the schedule takes multiples of rows."""
+        stages = self.layout.pipeline if self.layout.virtual > 1 else 1
+        unit = self.config.train.micro_batch * stages
+        return batch.padded_to(-(-batch.rows // unit) * unit)
+
+    def synchronize(self) -> None:
+        """Make the weights of every rank those of the last step.
+
+        With overlap each data rank updates its share, and the shares meet in the next forward
+        pass: whoever reads weights between two steps must call this first.
+        """
+        for replica in self.replicas:
+            if replica.ddp_config.overlap_param_gather:
+                replica.start_param_sync(force_sync=True)
+
+    def sum_over_data(self, x: Tensor) -> Tensor:
+        """`x`, one number or more per data rank, added up over the data ranks in place."""
+        dist.all_reduce(x, group=self.groups.ranks.dp_cp)
+        return x
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight of any rank is NaN or infinite; the same answer on all ranks."""
+        finite = [p.isfinite().all() for chunk in self.chunks for p in chunk.parameters()]
+        everywhere = torch.stack(finite).all().int()
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        return bool(everywhere.item())
+
+    def _evaluate(self, batch: TokenBatch, finish: Finish) -> list[Any]:
+        """What `finish` reports of micro-batches, on the last stage."""
+        was_training = self.chunks[0].training
+        for chunk in self.chunks:
+            chunk.eval()
+        reports = self.run_schedule(self.chunks, batch, finish, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train(was_training)
+        return reports
