@@ -105,8 +105,8 @@ def train(config: Config) -> bool:
     from megatron_qwen3.cpu import memory
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
-    from megatron_qwen3.pretrain.evaluate import EvaluationFailed
     from megatron_qwen3.training.guard import BadBatch
+    from megatron_qwen3.training.run import EvaluationFailed
     from megatron_qwen3.training.saver import SaveFailed
     from megatron_qwen3.training.shared_folder import check_shared
 

@@ -23,14 +23,11 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
 from megatron_qwen3.training.model import Model
+from megatron_qwen3.training.run import EvaluationFailed
 
 _GROUPED_FROM = 24  # sources
 _GROUPS = ("domain", "language")
 _ROWS = 8  # of one data rank that are scored at once
-
-
-class EvaluationFailed(RuntimeError):
-    """Held-out text that cannot be scored, told alike on all ranks."""
 
 
 def evaluate(

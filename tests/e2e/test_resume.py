@@ -7,8 +7,8 @@ import pytest
 from ranks import run_ranks
 
 from megatron_qwen3 import train
-from megatron_qwen3.pretrain import loop
 from megatron_qwen3.storage import folder, manifest
+from megatron_qwen3.training import run
 from megatron_qwen3.training.progress import Progress
 
 
@@ -64,13 +64,13 @@ def saved_with(run_dir, step, *losses):
 
 
 def test_a_checkpoint_from_after_a_divergence_is_not_called_intact(tmp_path):
-    assert loop._last_saved(tmp_path) == "nothing was saved yet"
+    assert run.last_saved(tmp_path) == "nothing was saved yet"
     falling = [4 - 0.01 * step for step in range(40)]
     sound = saved_with(tmp_path, 40, *falling)
-    assert loop._last_saved(tmp_path) == f"the last checkpoint, {sound}, is intact"
+    assert run.last_saved(tmp_path) == f"the last checkpoint, {sound}, is intact"
     after = saved_with(tmp_path, 50, *falling, 5, 7, 9, 10, 11, 11)
-    said = loop._last_saved(tmp_path)
+    said = run.last_saved(tmp_path)
     assert said.startswith(f"the last checkpoint, {after}, was saved when the loss had risen by ")
     assert said.endswith(f"{sound} is older and sound")
     (sound / "progress.json").unlink()
-    assert loop._last_saved(tmp_path).endswith("none is older and sound")
+    assert run.last_saved(tmp_path).endswith("none is older and sound")

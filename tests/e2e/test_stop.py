@@ -16,7 +16,7 @@ from ranks import RankError, run_ranks
 from megatron_qwen3 import train
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.storage import folder, torch_dist
-from megatron_qwen3.training import engine
+from megatron_qwen3.training import engine, model
 from megatron_qwen3.training.saver import Saver
 from megatron_qwen3.training.stop import CONTINUE
 
@@ -68,20 +68,20 @@ def test_a_run_with_a_high_nice_of_an_ordinary_user_saves(settings):
 
 def run_and_in_evaluation(arguments, do, steps=4):
     """Call `do(batches)` before every batch of held-out text; the batches that were scored."""
-    score, trained, batches = engine.Engine.score, [], []
+    score, trained, batches = model.Model.score, [], []
     train_step = engine.Engine.train_step
 
     def counted(self, *args):
         trained.append(None)
         return train_step(self, *args)
 
-    def disturbed(self, batch):
+    def disturbed(self, batch, head):
         batches.append(None)
         if len(trained) == steps:
             do(len(batches))
-        return score(self, batch)
+        return score(self, batch, head)
 
-    engine.Engine.train_step, engine.Engine.score = counted, disturbed
+    engine.Engine.train_step, model.Model.score = counted, disturbed
     return train.main(arguments), len(batches), len(trained)
 
 
@@ -207,8 +207,8 @@ def non_finite_at_the_end(arguments):
         metrics = train_step(self, *args)
         done.append(None)
         if len(done) == 3:
-            self.synchronize_weights()
-            self.models[0].decoder.layers[0].mlp.router.weight.data.fill_(float("inf"))
+            self.model.synchronize()
+            self.model.chunks[0].decoder.layers[0].mlp.router.weight.data.fill_(float("inf"))
         return metrics
 
     engine.Engine.train_step = poisoned

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import broken
 import pytest
@@ -80,7 +81,7 @@ def test_a_time_limit_stops_after_a_step_and_the_next_start_goes_on(
 
 def bad_steps(arguments, *bad, stop_at=None):
     """A run in which the loss of some steps is not a number, killed in step `stop_at`."""
-    from megatron_qwen3.pretrain import loop
+    from megatron_qwen3.training import run
 
     train_step, current = engine.Engine.train_step, []
 
@@ -88,15 +89,17 @@ def bad_steps(arguments, *bad, stop_at=None):
         current[:] = [step + 1]
         return rate(config, step)
 
-    def poisoned(self, batch, loss, *args):
-        def bad_loss(outputs, micro):
-            return loss(outputs, micro) * torch.nan
+    def poisoned(self, batch, objective, *args):
+        def no_numbers(outputs, micro):
+            return {n: x * torch.nan for n, x in objective.values(outputs, micro).items()}
 
         if current[0] == stop_at:
             raise OSError("power cut")
-        return train_step(self, batch, bad_loss if current[0] in bad else loss, *args)
+        is_bad = current[0] in bad
+        asked = replace(objective, values=no_numbers) if is_bad else objective
+        return train_step(self, batch, asked, *args)
 
-    rate, loop.learning_rate = loop.learning_rate, step_of
+    rate, run.learning_rate = run.learning_rate, step_of
     engine.Engine.train_step = poisoned
     try:
         return train.main(arguments)
@@ -190,7 +193,7 @@ def test_a_hang_ends_with_every_ranks_place_and_collective(settings, tmp_path):
     hung = sorted(line for line in ended.stderr.splitlines() if line.startswith("hung: "))
     assert len(hung) == 2, ended.stderr
     assert "rank 0" in hung[0] and "nothing for 3 s since step 2" in hung[0]
-    assert "waits for all_reduce number" in hung[0] and "engine.py" in hung[0]
+    assert "waits for all_reduce number" in hung[0] and "model.py" in hung[0]
     assert "rank 1" in hung[1] and "time.sleep(100)" in hung[1]
     assert hung[1].endswith("in no collective")
     assert f"exitcode  : {HUNG}" in ended.stderr.replace("exitcode : ", "exitcode  : ")

@@ -243,9 +243,9 @@ def poison(arguments, rank):
     def poisoned(self, *args):
         done.append(None)
         if len(done) == 3:
-            self.synchronize_weights()  # what is gathered later would overwrite the poison
+            self.model.synchronize()  # what is gathered later would overwrite the poison
         if len(done) == 3 and os.environ["RANK"] == str(rank):
-            self.models[0].decoder.layers[0].mlp.router.weight.data.fill_(float("nan"))
+            self.model.chunks[0].decoder.layers[0].mlp.router.weight.data.fill_(float("nan"))
         return train_step(self, *args)
 
     engine.Engine.train_step = poisoned

@@ -178,7 +178,7 @@ def loaded_twice(run_dir):
     ours, theirs = Engine(config, start(config)), []
     checkpoint.load_weights(ours, path)
     theirs = dist_checkpointing.load(shards.weights(Engine(config, ours.layout)), str(path))
-    named = dict(ours.models[0].named_parameters())
+    named = dict(ours.model.chunks[0].named_parameters())
     return [name for name in named if not torch.equal(named[name], theirs["chunk0"][name])]
 
 

@@ -1,0 +1,57 @@
+"""Where a run begins: from its newest checkpoint, from another run's weights, or from its seed.
+
+progress, told = load_origin(engine, config)
+prepare_folder(config, progress)            # one rank, before the first step
+"""
+
+from pathlib import Path
+
+from megatron_qwen3.config import Config, changes, to_toml
+from megatron_qwen3.config import load as load_settings
+from megatron_qwen3.storage import folder
+from megatron_qwen3.training import boards, checkpoint
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.guard import FILE_NAME as LEFT_OUT_FILE
+from megatron_qwen3.training.optim import learning_rate
+from megatron_qwen3.training.progress import Progress
+
+
+def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
+    """Load what the run goes on from: where it stands, and lines on where that is from."""
+    in_full = config.checkpoint.verify == "full"
+    saved, told = checkpoint.newest_intact(config.run_dir, in_full)
+    if saved:
+        progress = checkpoint.load(engine, saved)
+        told += [f"resumed from {saved}", *_changes(config, saved, progress.step)]
+        if progress.step >= config.steps:
+            told.append(f"this run is done: all of its {config.steps:,} steps are trained")
+        return progress, told
+    if config.checkpoint.init_from:
+        source = checkpoint.find(config.checkpoint.init_from)
+        checkpoint.check_intact(source, in_full)
+        checkpoint.load_weights(engine, source)
+        return Progress(), [f"weights from {source}"]
+    return Progress(), [f"fresh weights from seed {config.run.seed}"]
+
+
+def prepare_folder(config: Config, progress: Progress) -> None:
+    """What one rank writes into the run folder, and removes from it, before the first step."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    folder.clean(config.run_dir)
+    for name in (LEFT_OUT_FILE, boards.ID_FILE) if not progress.step else ():
+        (config.run_dir / name).unlink(missing_ok=True)  # of another run
+    (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+
+def _changes(config: Config, saved: Path, step: int) -> list[str]:
+    """What a run that goes on does otherwise than until now, as lines."""
+    before = load_settings([saved / folder.SETTINGS_FILE])
+    lines = [
+        line
+        for line in changes(before, config)
+        if not line.startswith(("run.name:", "run.dir:", "checkpoint.init_from:"))
+    ]
+    rates = [f"{learning_rate(c, step):.4g}" for c in (before, config)]
+    if step < config.steps and rates[0] != rates[1]:
+        lines.append(f"learning rate of step {step + 1}: {' → '.join(rates)}")
+    return [f"changed: {line}" for line in lines]

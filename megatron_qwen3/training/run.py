@@ -1,0 +1,213 @@
+"""What a mode's loop does around its steps: begin, log, judge, evaluate, save, stop.
+
+    with Run(config, layout) as run:
+        for step in run.steps(evaluate):            # between two of them what is due happens
+            try:
+                run.train(step, batch, objective)
+            except BadBatch as error:
+                run.leave_out(step, f"{error}; {what_the_batch_was}")
+    run.is_done
+
+All ranks do the same in the same order. A loop is plain code: it makes batches, chooses objectives,
+and may do what it likes in between.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from megatron_qwen3.config import Config
+from megatron_qwen3.parallel import runtime
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.storage import manifest
+from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.guard import BadBatch, Guard, rise
+from megatron_qwen3.training.keeper import Keeper
+from megatron_qwen3.training.metrics import EvalResult, RunLog
+from megatron_qwen3.training.objectives import Objective
+from megatron_qwen3.training.optim import described, learning_rate
+from megatron_qwen3.training.origin import load_origin, prepare_folder
+from megatron_qwen3.training.progress import LeftOut, Progress
+from megatron_qwen3.training.stop import StopRequest
+
+_DIVERGED_NATS = 1.0  # by which the loss has risen within guard.window_steps
+
+
+class EvaluationFailed(RuntimeError):
+    """An evaluation that cannot be made, told alike on all ranks."""
+
+
+# Asked before each batch whether to go on; results by name, {} for none, None where it stopped.
+Evaluation = Callable[[Callable[[], bool]], Mapping[str, EvalResult] | None]
+
+
+class Run:
+    """One execution of a stage on this rank.
+
+    start: where it begins; engine: with the weights from there.
+    """
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self.config = config
+        request = StopRequest(config)  # before anything that takes long
+        self.engine = Engine(config, layout)
+        self.start, self._origin = load_origin(self.engine, config)
+        self._guard = Guard(config, self.start)
+        is_writer, step = self.engine.is_first_rank, self.start.step
+        if is_writer:
+            prepare_folder(config, self.start)
+        self.log = RunLog(config, layout, first_step=step, is_writer=is_writer)
+        self._keeper = Keeper(self.engine, config, self.log, request, saved_step=step)
+        self._step, self._began = step, 0.0
+        self._is_evaluated = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are behind it, the last evaluation too."""
+        return self._step >= self.config.steps and self._is_evaluated
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The steps that are not trained."""
+        return self._guard.left_out
+
+    def next_step(self, step: int) -> int:
+        """`step`, or the first after it that is not left out; at most the number of steps."""
+        return self._guard.next_step(step)
+
+    def steps(self, evaluate: Evaluation) -> Iterator[int]:
+        """Steps to train, counted from 0; after each, evaluation and save where they are due.
+
+        Ends after the last one, or on a request to stop, saved. EvaluationFailed, SaveFailed: it
+        stopped, and a person must look.
+        """
+        settings, stops = self.config, False
+        if self._step and _due(self._step, settings.eval.every_steps):
+            stops = self._evaluate_once(evaluate) and self._keeper.check(self._step, 0.0)
+        while (step := self._guard.next_step(self._step)) < settings.steps and not stops:
+            self._step, self._began = step, time.perf_counter()
+            yield step
+            self._step += 1
+            if _due(self._step, settings.checkpoint.every_steps):
+                self._keeper.save(self._progress())
+            if _due(self._step, settings.eval.every_steps) and self._step < settings.steps:
+                self._evaluate(evaluate)
+            stops = self._keeper.check(self._step, time.perf_counter() - self._began)
+        self._step = step
+        self._keeper.settle()
+        if stops or settings.checkpoint.at_end:
+            self._keeper.finish(self._progress())
+        if self._step >= settings.steps:
+            self._evaluate_once(evaluate)
+
+    def train(self, step: int, batch: TokenBatch, objective: Objective, tokens: int) -> None:
+        """Take a step, after which the run has trained `tokens`, and log it.
+
+        BadBatch: it was not taken, on any rank.
+        """
+        rate = learning_rate(self.config, step)
+        runtime.seed(self.config.run.seed + step)
+        try:
+            metrics = self.engine.train_step(batch, objective, rate, self._guard.limits())
+            torch.cuda.synchronize()  # a GPU's update belongs to the time of its step
+        except BadBatch:
+            self._keeper.settle()  # what is being saved is what the run may go back to
+            raise
+        self._guard.accept(metrics)
+        metrics["tokens"] = tokens
+        self.log.train(step + 1, metrics, rate, time.perf_counter() - self._began)
+
+    def leave_out(self, step: int, reason: str) -> None:
+        """Do with a bad batch what guard.bad_batch says, on all ranks. BadBatch: stop."""
+        reason = f"step {step + 1}: {reason}; {last_saved(self.config.run_dir)}"
+        first, back = step, ""
+        action = self.config.guard.bad_batch
+        if action == "stop":
+            raise BadBatch(reason)
+        if action == "skip" and not self.engine.model.weights_are_finite():
+            raise BadBatch(f"{reason}; weights are not finite, another batch would not help")
+        if action == "rollback":
+            first, saved = self._roll_back(reason)
+            back = f"; back to {saved}"
+        unwritten = self._guard.leave_out(first, step, reason, writes=self.engine.is_first_rank)
+        self.log.note(f"left out: {reason}{back}; the run goes on with step {step + 2}{unwritten}")
+
+    def _roll_back(self, reason: str) -> tuple[int, Path]:
+        """Load the newest checkpoint: its step, and where it lies."""
+        saved, _ = checkpoint.newest_intact(self.config.run_dir, in_full=False)
+        if not saved:
+            raise BadBatch(f"{reason}; there is no checkpoint to go back to")
+        with self._keeper.heartbeat.paused():
+            progress = checkpoint.load(self.engine, saved)
+        self._guard.recent = list(progress.recent)
+        return progress.step, saved
+
+    def _progress(self) -> Progress:
+        return self._guard.progress(self._step)
+
+    def _evaluate_once(self, evaluate: Evaluation) -> bool:
+        """Unless this step was evaluated before the run was stopped; whether it happened."""
+        is_missing = not self.log.has_evaluated(self._step)
+        if is_missing:
+            self._evaluate(evaluate)
+        return is_missing
+
+    def _evaluate(self, evaluate: Evaluation) -> None:
+        """The step is saved before the last evaluation, and where an evaluation fails."""
+        keeper, step = self._keeper, self._step
+        try:
+            results = evaluate(keeper.goes_on)
+        except EvaluationFailed as error:
+            if self.config.checkpoint.at_end:
+                keeper.settle()
+                keeper.finish(self._progress())
+            raise EvaluationFailed(
+                f"the evaluation after step {step}: {error}{keeper.has(step)}"
+            ) from None
+        except Exception as error:
+            error.add_note(f"in the evaluation after step {step}{keeper.has(step)}")
+            raise
+        self.log.evaluation(step, results or {})
+        self._is_evaluated = results is not None
+
+    def __enter__(self) -> Self:
+        self.log.__enter__()
+        self._keeper.__enter__()
+        for line in (*self._origin, f"optimizer: {described(self.engine.optimizer)}"):
+            self.log.note(line)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._keeper.__exit__(kind, error, trace)
+        self.log.__exit__(kind, error, trace)
+
+
+def last_saved(run_dir: Path) -> str:
+    """The newest checkpoint, and whether it is one to go on from."""
+    saved = [c for c in checkpoint.checkpoints(run_dir) if not manifest.faults(c)]
+    if not saved:
+        return "nothing was saved yet"
+    rises = [rise(Progress.read(c).recent) for c in saved]
+    if rises[-1] < _DIVERGED_NATS:
+        return f"the last checkpoint, {saved[-1]}, is intact"
+    sound = [c for c, nats in zip(saved, rises, strict=True) if nats < _DIVERGED_NATS]
+    return (
+        f"the last checkpoint, {saved[-1]}, was saved when the loss had risen by {rises[-1]:.2f} "
+        "nats: the run had diverged before it; "
+        + (f"{sound[-1]} is older and sound" if sound else "none is older and sound")
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
