@@ -90,7 +90,7 @@ def _evaluated_documents(source, *settings):
 
     def begin_with_weights(self, *args):
         begin(self, *args)
-        for model in self.models:
+        for model in self.model.chunks:
             randomize(model)
             weights.update({name: p.data for name, p in model.named_parameters()})
 

@@ -144,9 +144,11 @@ def _scores_and_metrics_of_last(settings):
     weights_BS[row, places] = 1
     batch = replace(batch, weights_BS=weights_BS)
     for given in (batch, _with_others_changed(batch)):
-        scores_S = engine.score(given)[row]
+        scores_S = engine.model.score(given, log_probs)["log_prob"][row]
         metrics = engine.train_step(given, cross_entropy, rate=0.0)
-        gradients = [p.main_grad.clone() for model in engine.models for p in model.parameters()]
+        gradients = [
+            p.main_grad.clone() for model in engine.model.chunks for p in model.parameters()
+        ]
         found.append((scores_S[places], scores_S, metrics, gradients))
     return found
 
@@ -179,11 +181,10 @@ def _peaks(lengths):
             (model,) = build(config, start(config))
         ids = torch.arange(length + 1)[None] % VOCABULARY
         stretches = Stretches.of([[*range(0, length, 100)]], length)
+        batch = TokenBatch.of(ids[:, :-1], ids[:, 1:], stretches)
         with LiveMemory() as memory:
-            log_probs_2BS = model(
-                ids[:, :-1], None, None, labels=ids[:, 1:].contiguous(), stretches=stretches
-            )
-            log_probs_2BS[0].sum().backward()
+            outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences), batch)
+            outputs["log_prob"].sum().backward()
         peaks.append(memory.peak_bytes)
     return peaks
 

@@ -10,8 +10,10 @@ from theirs import as_theirs, randomize, theirs
 
 from megatron_qwen3.config import load
 from megatron_qwen3.model.build import build
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
 
 pytest.importorskip("transformers")
 
@@ -40,11 +42,11 @@ def ours(*settings):
     (model,) = build(config, start(config))
     randomize(model)
     ids, packed = rows(), stretches()
+    batch = TokenBatch.of(ids[:, :-1], ids[:, 1:], packed)
     with torch.no_grad():
-        logits_BSV = model(ids[:, :-1], None, None, stretches=packed)
-    labels_BS = ids[:, 1:].contiguous()
-    log_probs_2BS = model(ids[:, :-1], None, None, labels=labels_BS, stretches=packed)
-    (-log_probs_2BS[0].sum()).backward()
+        logits_BSV = model(batch.tokens_BS, batch.sequences).whole().transpose(0, 1)
+    outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences), batch)
+    (-outputs["log_prob"].sum()).backward()
     weights = {name: p.data for name, p in model.named_parameters()}
     return weights, logits_BSV, {name: p.grad for name, p in model.named_parameters()}
 
