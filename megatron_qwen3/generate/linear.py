@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.cpu.products import product
 from megatron_qwen3.model.build import Qwen3
+from megatron_qwen3.model.logits import OutputLayer
 from megatron_qwen3.parallel.mcore import ColumnParallelLinear, RowParallelLinear
 
 # Measured on one and two cores with AVX-512: below either, packing gains nothing.
@@ -33,12 +34,11 @@ def light_linears(models: list[Qwen3]) -> Iterator[None]:
     replaced = []
     for model in models:
         for module in model.modules():
+            if isinstance(module, OutputLayer):  # which leaves its product to heads
+                continue
             if isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
-                weight = module.weight
-                if weight is None:  # the logits of a model with one embedding for both ends
-                    weight = model.shared_embedding_or_output_weight()
                 kind = _row if isinstance(module, RowParallelLinear) else _column
-                module.forward = partial(kind, _Product(weight), module)
+                module.forward = partial(kind, _Product(module.weight), module)
                 replaced.append(module)
     try:
         yield

@@ -86,7 +86,7 @@ def balance_only(*settings):
         results[balance] = {
             "gradients": local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None)),
             "metrics": metrics,
-            "share": engine.balance.routers[0].expert_share,
+            "share": next(iter(engine.balance.routers.values())).expert_share,
         }
     return results
 
