@@ -121,6 +121,8 @@ def main() -> None:
             pipe.send(True)
             answers[way] = pipe.recv()
         rounds.append(answers)
+    for pipe in pipes.values():
+        pipe.send(False)
     first, *rounds = rounds  # which warms up, and pays for pages
     print(f"{processor()}, {args.threads} thread(s), {args.positions} positions,", end=" ")
     print(f"{args.hidden} wide, {args.vocabulary} columns, {args.dtype}; memory {args.memory}")
