@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.generate.cache import KVCache, Timeline
-from megatron_qwen3.generate.linear import light_linears
 from megatron_qwen3.generate.sampler import Sampler, log_probs
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import Qwen3
+from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.training.model import Model
@@ -108,7 +108,11 @@ class Generator:
     def _forward(self, tokens_BS: Tensor, batch: "_Batch") -> Tensor | None:
         """Float32 logits [B, V] after the last place, on the ranks of the last stage."""
         batch.timeline.begin(tokens_BS.shape[1])
-        sequences = Sequences(positions_BS=batch.timeline.positions_BS(), caches=batch.caches)
+        sequences = Sequences(
+            positions_BS=batch.timeline.positions_BS(),
+            caches=batch.caches,
+            products=batch.products,
+        )
         output = None
         for model in self.models:
             if not model.pre_process:
@@ -119,7 +123,7 @@ class Generator:
         if not self.is_last_stage:
             return None
         assert isinstance(output, Logits)
-        return self._whole_logits(output.of_last_position())
+        return self._whole_logits(output.of_last_position(batch.products))
 
     def _receive(self, tokens_BS: Tensor) -> Tensor:
         """The hidden states of the stage before, [S, B, H]."""
@@ -222,6 +226,7 @@ class _Batch:
         self.timeline = Timeline(lengths_B, max_new_tokens, device, generator.dtype)
         layers = [layer for model in generator.models for layer in model.decoder.layers]
         self.caches = {layer.layer_number: KVCache(self.timeline) for layer in layers}
+        self.products = Products()
         self.sampler: Sampler | None = None
         if generator.chooses:
             self.sampler = Sampler(sampling, prompts, first_row, vocabulary, device)
@@ -264,7 +269,7 @@ def _generating(models: list[Qwen3]) -> Iterator[None]:
     for model in models:
         model.eval()
     try:
-        with without_sequence_parallel(models), light_linears(models):
+        with without_sequence_parallel(models):
             yield
     finally:
         for model, training in zip(models, was_training, strict=True):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_qwen3.model import grouped
+from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.router import Router
 from megatron_qwen3.parallel.mcore import (
     MegatronModule,
@@ -35,8 +36,13 @@ class SparseMLP(MegatronModule):
         self.experts = GroupedExperts(config, pg_collection)
         self.exchange = Exchange(config.num_moe_experts, pg_collection.ep, pg_collection.expt_tp)
 
-    def forward(self, hidden_SBH: Tensor, valid_T: Tensor | None = None) -> Tensor:
-        """`valid_T`: which positions are no padding, in the order of hidden_SBH; None is all."""
+    def forward(
+        self, hidden_SBH: Tensor, valid_T: Tensor | None = None, products: Products | None = None
+    ) -> Tensor:
+        """`valid_T`: which positions are no padding, in the order of hidden_SBH; None is all.
+
+        `products` are for linears: experts have a grouped product of their own.
+        """
         hidden_TH = hidden_SBH.view(-1, hidden_SBH.shape[-1])
         probs_TK, experts_TK = self.router(hidden_TH, valid_T)
         order = grouped.sort_by_expert(experts_TK, self.router.num_experts)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from megatron_qwen3.model import ops
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.heads import query_key_value
+from megatron_qwen3.model.linear import Products, linear
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import (
@@ -91,13 +92,14 @@ class SelfAttention(MegatronModule):
         rotary: Tensor,
         stretches: Stretches | None = None,
         cache: Any = None,
+        products: Products | None = None,
     ) -> Tensor:
         """Attention within each row, or within the stretches that rows are cut into.
 
         `rotary` as RotaryTables gives it. While text is generated `cache` is a
-        generate.cache.KVCache, which then does the attention.
+        generate.cache.KVCache, which then does the attention, and `products` multiplies.
         """
-        qkv, _ = self.linear_qkv(hidden_SBH)
+        qkv = linear(self.linear_qkv, hidden_SBH, products)
         qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
         q_SBND, k_SBGD, v_SBGD = query_key_value(
             qkv,
@@ -110,8 +112,7 @@ class SelfAttention(MegatronModule):
             mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, stretches)
         else:
             mixed_SBW = cache.attend(q_SBND, k_SBGD, v_SBGD)
-        output_SBH, _ = self.linear_proj(mixed_SBW)
-        return output_SBH
+        return linear(self.linear_proj, mixed_SBW, products)
 
 
 class DenseMLP(MegatronModule):
@@ -123,11 +124,12 @@ class DenseMLP(MegatronModule):
         self.linear_fc1 = _column(config, 2 * config.ffn_hidden_size, tp_group)
         self.linear_fc2 = _row(config, config.ffn_hidden_size, tp_group)
 
-    def forward(self, hidden_SBH: Tensor, valid_T: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_SBH: Tensor, valid_T: Tensor | None = None, products: Products | None = None
+    ) -> Tensor:
         """`valid_T` is for experts: padding is computed like all else."""
-        gate_up, _ = self.linear_fc1(hidden_SBH)
-        output_SBH, _ = self.linear_fc2(ops.swiglu(gate_up))
-        return output_SBH
+        gate_up = linear(self.linear_fc1, hidden_SBH, products)
+        return linear(self.linear_fc2, ops.swiglu(gate_up), products)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -178,7 +180,11 @@ class Layer(MegatronModule, BaseTransformerLayer):
         mlp = functools.partial(self._mlp, sequences=sequences)
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
-            self.input_layernorm(hidden_SBH), rotary, sequences.stretches, cache
+            self.input_layernorm(hidden_SBH),
+            rotary,
+            sequences.stretches,
+            cache,
+            sequences.products,
         )
         if self.recompute_mlp and self.training:
             update_SBH = tensor_parallel.checkpoint(mlp, False, hidden_SBH)
@@ -188,7 +194,7 @@ class Layer(MegatronModule, BaseTransformerLayer):
 
     def _mlp(self, hidden_SBH: Tensor, sequences: Sequences) -> Tensor:
         valid_T = sequences.valid_T(*self.place)
-        return self.mlp(self.pre_mlp_layernorm(hidden_SBH), valid_T)
+        return self.mlp(self.pre_mlp_layernorm(hidden_SBH), valid_T, sequences.products)
 
 
 def _column(config: TransformerConfig, width: int, tp_group: Any) -> nn.Module:

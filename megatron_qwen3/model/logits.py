@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.cpu.products import product
+from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.tiles import (
     TILE_BYTES,
     TiledLogProbs,
@@ -57,9 +58,9 @@ class Logits:
         """This rank's slice of the logits of all positions, [S, B, v]: for small models to look."""
         return self.hidden_SBH @ self.weight_vH.t()
 
-    def of_last_position(self) -> Tensor:
+    def of_last_position(self, products: Products) -> Tensor:
         """This rank's slice, [B, v]; without gradient."""
-        return product(self.hidden_SBH[-1], self.weight_vH.t())
+        return products.of(self.hidden_SBH[-1:], self.weight_vH).squeeze(0)
 
     def scores(self, ids: Tensor, with_entropy: bool = False) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import PackedSeqParams
 
@@ -28,6 +29,7 @@ class Sequences(PackedSeqParams):
     positions_BS: int64, the place of each token in its text, where it is none of these;
     valid_BS: bool, False where a position is padding, which no router counts;
     caches: by layer number, what was read before, while text is generated;
+    products: of a model that only generates, in place of its linears' own;
     rotary: cosines and sines of the positions, [2, S, B, 1, D], which the model adds.
     """
 
@@ -36,6 +38,7 @@ class Sequences(PackedSeqParams):
     positions_BS: Tensor | None = None
     valid_BS: Tensor | None = None
     caches: Mapping[int, Any] | None = None
+    products: Products | None = None
     rotary: Tensor | None = None
 
     def rotated(self, tables: Any) -> Self:
