@@ -25,8 +25,8 @@ from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.training import engine as training
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.model import Model
 
 SMALL = ("train.steps=1", "train.global_batch=2", "data.sequence_length=32")
 
@@ -36,23 +36,20 @@ def main(preset, *settings):
     config = load([], [f"model.preset={preset}", *SMALL, "parallel.overlap=false", *settings])
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     layout = Layout.of(config, 1)
-    # What reduces and updates gradients hangs on autograd's graph, which asks the driver.
-    training.Engine._with_gradients = lambda self, model, index: model
-    training.build_optimizer = lambda *args: None
     with fake_gpu() as waits:
         runtime.build_groups(config, layout)
-        engine = training.Engine(config, layout)
-        model = engine.model.chunks[0]
-        places = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
+        model = Model(config, layout)
+        (chunk,) = model.chunks
+        places = {str(tensor.device) for tensor in (*chunk.parameters(), *chunk.buffers())}
         ids = torch.randint(0, 100, (3, 33))
         plain = TokenBatch.of(ids[:, :-1], ids[:, 1:])
-        score_BS = engine.model.score(plain, log_probs)["log_prob"]
+        score_BS = model.score(plain, log_probs)["log_prob"]
         documents = Stretches.of([[0, 5], [0], [0, 30, 31]], 32)
         packed = TokenBatch.of(ids[:, :-1], ids[:, 1:], documents)
-        packed_BS = engine.model.score(packed, log_probs)["log_prob"]
+        packed_BS = model.score(packed, log_probs)["log_prob"]
         in_score = dict(waits)
         waits.clear()
-        generator = Generator(engine.model)
+        generator = Generator(model)
         sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
         completions = generator.generate([[1, 2, 3], [4, 5]], sampling, 3, stop_ids=[7])
     print(
