@@ -54,7 +54,6 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "changes",
-    "check_world_size",
     "load",
     "split",
     "to_toml",
@@ -98,17 +97,7 @@ def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def validate(config: Config) -> None:
     """`ConfigError` with every fault that can be seen without the world size."""
-    _raise_if(rules.faults(config))
-
-
-def check_world_size(config: Config, world_size: int) -> None:
-    """`ConfigError` when `world_size` ranks cannot be laid out as the configuration asks."""
-    _raise_if(rules.world_size_faults(config, world_size))
-
-
-def _raise_if(faults: Iterable[str]) -> None:
-    text = "\n".join(faults)
-    if text:
+    if text := "\n".join(rules.faults(config)):
         raise ConfigError(text)
 
 

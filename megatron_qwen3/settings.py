@@ -1,8 +1,9 @@
 """What can be set: one frozen dataclass per TOML table, with the rule and the help of every field.
 
 This is the only place where a setting is named, described and given its default; the command line,
-the checks and `python -m megatron_qwen3.config` read it from here. Import it through
-`megatron_qwen3.config`, which also reads the files. Nothing here imports torch.
+the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
+them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. Nothing
+here imports torch.
 """
 
 from collections.abc import Mapping

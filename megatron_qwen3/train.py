@@ -8,6 +8,7 @@ training/engine.py `train_step`, then model/layer.py.
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import launcher
-from megatron_qwen3.planner.launch_check import Device, memory_fault
+from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown_lines, shown_text
 from megatron_qwen3.storage import folder, lock
 from megatron_qwen3.training import failures
@@ -54,6 +55,7 @@ exit status:
 # For what a killed run left behind to end: torchrun gives its ranks 30 s, a hung one speaks first.
 _PATIENCE_SECONDS = 60.0
 _QUIET_SECONDS = 2.0  # of it
+_PLANNER_SECONDS = 120.0  # for a search through all layouts, on a machine that others use, too
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.train") -> int:
@@ -105,14 +107,14 @@ def train(config: Config) -> bool:
     from megatron_qwen3.cpu import memory
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.pretrain import loop as pretrain
-    from megatron_qwen3.training.guard import BadBatch
+    from megatron_qwen3.training.bad_batch import BadBatch
     from megatron_qwen3.training.run import EvaluationFailed
     from megatron_qwen3.training.saver import SaveFailed
     from megatron_qwen3.training.shared_folder import check_shared
 
     mode = {"pretrain": pretrain}[config.run.mode]
     runtime.check(config)
-    check_memory(config, launcher.world_size(), Device(*memory.of_rank(config)))
+    check_memory(config, launcher.world_size(), memory.of_rank(config))
     inputs = mode.check(config)
     with contextlib.ExitStack() as held:
         if launcher.rank() == 0:
@@ -149,15 +151,41 @@ def _is_finished(config: Config) -> bool:
     return newest is not None and folder.step_of(newest) >= config.steps
 
 
-def check_memory(config: Config, world_size: int, device: Device) -> None:
-    """Say that the run will not fit, as run.memory_check asks; ConfigError where it refuses."""
-    if config.run.memory_check == "off":
+def check_memory(config: Config, world_size: int, device: tuple[str, float, bool]) -> None:
+    """Say that the run will not fit, as run.memory_check asks; ConfigError where it refuses.
+
+    device: of this rank, as `memory.of_rank` gives it.
+    """
+    asked = config.run.memory_check
+    if asked == "off" or (asked == "warn" and launcher.rank()):  # every rank refuses, one warns
         return
-    fault = memory_fault(config, world_size, device)
-    if fault and config.run.memory_check == "refuse":
+    fault, note = _ask_planner(config, world_size, device)
+    if fault and asked == "refuse":
         raise ConfigError(f'{fault}; run.memory_check = "warn" only says so')
     if fault:
         _fail(f"warning: {fault}", status=0)
+    if note:
+        _fail(f'note: run.memory_check = "{asked}", but memory was not checked: {note}', status=0)
+
+
+def _ask_planner(
+    config: Config, world_size: int, device: tuple[str, float, bool]
+) -> tuple[str, str]:
+    """Why the run does not fit, or why the planner, a process of its own, could not say."""
+    name, size, is_gpu = device
+    command = [sys.executable, "-P", "-m", "megatron_qwen3.planner.launch_check"]
+    command += [str(world_size), name, str(size), "gpu" if is_gpu else "cpu"]
+    text = settings.to_toml(config).encode()
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, env=isolated(), timeout=_PLANNER_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    told, fault = (stream.decode(errors="replace").strip() for stream in (done.stderr, done.stdout))
+    if done.returncode:
+        return "", told.rpartition("\n")[2] or f"its process ended with status {done.returncode}"
+    return fault, ""
 
 
 def _fail(message: str, status: int) -> int:

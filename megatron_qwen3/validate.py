@@ -1,9 +1,9 @@
 """What settings must keep, alone and together: one line per fault, with both sides and the way out.
 
-`config.validate` raises what `faults` finds, `config.check_world_size` what `world_size_faults`
-finds. Nothing here raises, so that a person sees everything that is wrong at once. The rules are
-those of Qwen3's shapes and of megatron-core, which checks some of them late and some not at all:
-layers that a pipeline split leaves over are silently dropped there.
+`config.validate` raises what `faults` finds; `parallel/layout.py` knows which world sizes fit.
+Nothing here raises, so that a person sees everything that is wrong at once. The rules are those of
+Qwen3's shapes and of megatron-core, which checks some of them late and some not at all: layers that
+a pipeline split leaves over are silently dropped there.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_qwen3.parallel.layout import near
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
@@ -55,7 +56,7 @@ def _grouped_product_faults(config: Config) -> Iterator[str]:
     if model.hidden_size % unit:
         yield (
             f"model.hidden_size = {model.hidden_size}{_of(model)}: {rule}; "
-            f"valid near it: {_near(model.hidden_size, unit)}"
+            f"valid near it: {near(model.hidden_size, unit)}"
         )
     width, rest = divmod(model.expert_ffn_hidden_size, p.expert_tensor)
     if not rest and width % unit:
@@ -63,47 +64,8 @@ def _grouped_product_faults(config: Config) -> Iterator[str]:
         yield (
             f"model.expert_ffn_hidden_size / parallel.expert_tensor = {size} / "
             f"{p.expert_tensor} = {width}{_of(model)}: {rule}; valid widths near it: "
-            f"{_near(size, unit * p.expert_tensor)}"
+            f"{near(size, unit * p.expert_tensor)}"
         )
-
-
-def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
-    """Why `world_size` ranks cannot hold the layout, and which numbers near it can."""
-    p = config.parallel
-    dense = p.tensor * p.pipeline * p.context
-    sparse = p.expert * p.expert_tensor * p.pipeline
-    unit = math.lcm(dense, sparse)
-    if world_size >= 1 and world_size % unit == 0:
-        yield from _batch_faults(config, world_size // dense)
-        return
-    factors = f"{p.tensor} * {p.pipeline} * {p.context}"
-    needs = f"parallel.tensor * pipeline * context = {factors} = {dense}"
-    if dense % sparse:
-        factors = f"{p.expert} * {p.expert_tensor} * {p.pipeline}"
-        needs += f" and parallel.expert * expert_tensor * pipeline = {factors} = {sparse}"
-    near = _near(world_size, unit)
-    yield f"a world of {world_size} ranks is no multiple of {needs}; valid near it: {near}"
-
-
-def _batch_faults(config: Config, data: int) -> Iterator[str]:
-    train, p = config.train, config.parallel
-    unit = train.micro_batch * data
-    product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data} = {unit}"
-    if p.virtual_pipeline > 1:
-        # The interleaved schedule hands micro-batches over in groups of the pipeline's size.
-        product += f", times parallel.pipeline = {p.pipeline} (parallel.virtual_pipeline > 1)"
-        unit *= p.pipeline
-    if train.global_batch % unit:
-        near = _near(train.global_batch, unit)
-        yield (
-            f"train.global_batch = {train.global_batch} is no multiple of {product}; "
-            f"valid near it: {near}"
-        )
-
-
-def _near(value: int, unit: int) -> str:
-    below = value // unit * unit
-    return ", ".join(str(n) for n in (below, below + unit) if n > 0)
 
 
 def _single_setting_faults(config: Config) -> Iterator[str]:

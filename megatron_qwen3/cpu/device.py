@@ -13,19 +13,23 @@ from typing import Any
 
 import torch
 
-from megatron_qwen3 import validate
-from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.cpu import redirect, shortcuts
 from megatron_qwen3.cpu.allocator import keep_freed_memory
 from megatron_qwen3.parallel import launcher
+from megatron_qwen3.settings import Config, ConfigError
 
 
 def check(config: Config) -> None:
     """ConfigError where ranks have no GPU although they should, or none of their own."""
     if not redirect.REDIRECTED:
-        _check_gpu(config)
+        _check_gpu()
     elif config.run.device == "cuda":
         raise ConfigError('run.device = "cuda", but torch sees no GPU; valid here: "auto", "cpu"')
+
+
+def is_gpu() -> bool:
+    """Whether ranks compute on GPUs."""
+    return not redirect.REDIRECTED
 
 
 def take(timeout: timedelta) -> dict[str, Any]:
@@ -48,8 +52,8 @@ def take_shortcuts(chunk: Any) -> None:
         shortcuts.fuse_weight_gradients(chunk)
 
 
-def _check_gpu(config: Config) -> None:
-    """ConfigError where ranks have no GPU of their own, or the model's sizes do not suit one."""
+def _check_gpu() -> None:
+    """ConfigError where ranks have no GPU of their own."""
     seen = torch.cuda.device_count()
     ranks = max(launcher.local_rank() + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > seen:
@@ -57,5 +61,3 @@ def _check_gpu(config: Config) -> None:
             f"{ranks} ranks on {socket.gethostname()}, but torch sees {seen} GPUs there; valid: at "
             f"most {seen} ranks of one machine, each of which sees all its GPUs"
         )
-    if faults := validate.gpu_faults(config):
-        raise ConfigError("\n".join(faults))

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.parallel import launcher
+from megatron_qwen3.settings import Config
 
 
 def gpu_memory() -> dict[str, float]:

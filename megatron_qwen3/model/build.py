@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.model import specs
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.logits import Logits, OutputLayer
@@ -22,6 +21,7 @@ from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import GPTModel, TransformerConfig
+from megatron_qwen3.settings import Config
 
 
 class Qwen3(GPTModel):

@@ -7,7 +7,7 @@ are those of the released checkpoints.
 Letters: L layers, h hidden, a = heads * head_dim, k = groups * head_dim, V vocabulary, S positions.
 """
 
-from megatron_qwen3.config import ModelConfig
+from megatron_qwen3.settings import ModelConfig
 
 
 def parameter_count(model: ModelConfig) -> int:

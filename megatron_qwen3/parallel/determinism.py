@@ -13,7 +13,7 @@ import os
 
 import torch
 
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.settings import Config, ConfigError
 
 # The first choice is taken where nothing is set. Sources: cuBLAS's documentation, section 2.1.4,
 # results reproducibility; the choices of Megatron-LM's --deterministic-mode.

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown_lines
 
 _WHO = "torchrun sets them, as does examples/slurm/rank.sh under srun"

@@ -9,9 +9,10 @@ layer see the same ranks as expert_tensor * expert * expert_data.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_qwen3.config import Config, ParallelConfig, check_world_size
+from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,49 @@ def even_stages(layers: int, stages: int) -> tuple[int, ...]:
     inwards = sorted(range(stages), key=lambda stage: (min(stage, stages - 1 - stage), -stage))
     short = set(inwards[: stages - longer])
     return tuple(fewer + (stage not in short) for stage in range(stages))
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """`ConfigError` when `world_size` ranks cannot be laid out as the configuration asks."""
+    if text := "\n".join(world_size_faults(config, world_size)):
+        raise ConfigError(text)
+
+
+def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
+    """Why `world_size` ranks cannot hold the layout, and which numbers near it can."""
+    p = config.parallel
+    dense = p.tensor * p.pipeline * p.context
+    sparse = p.expert * p.expert_tensor * p.pipeline
+    unit = math.lcm(dense, sparse)
+    if world_size >= 1 and world_size % unit == 0:
+        yield from _batch_faults(config, world_size // dense)
+        return
+    factors = f"{p.tensor} * {p.pipeline} * {p.context}"
+    needs = f"parallel.tensor * pipeline * context = {factors} = {dense}"
+    if dense % sparse:
+        factors = f"{p.expert} * {p.expert_tensor} * {p.pipeline}"
+        needs += f" and parallel.expert * expert_tensor * pipeline = {factors} = {sparse}"
+    valid = near(world_size, unit)
+    yield f"a world of {world_size} ranks is no multiple of {needs}; valid near it: {valid}"
+
+
+def _batch_faults(config: Config, data: int) -> Iterator[str]:
+    train, p = config.train, config.parallel
+    unit = train.micro_batch * data
+    product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data} = {unit}"
+    if p.virtual_pipeline > 1:
+        # The interleaved schedule hands micro-batches over in groups of the pipeline's size.
+        product += f", times parallel.pipeline = {p.pipeline} (parallel.virtual_pipeline > 1)"
+        unit *= p.pipeline
+    if train.global_batch % unit:
+        valid = near(train.global_batch, unit)
+        yield (
+            f"train.global_batch = {train.global_batch} is no multiple of {product}; "
+            f"valid near it: {valid}"
+        )
+
+
+def near(value: int, unit: int) -> str:
+    """The multiples of `unit` around `value`, as text."""
+    below = value // unit * unit
+    return ", ".join(str(n) for n in (below, below + unit) if n > 0)

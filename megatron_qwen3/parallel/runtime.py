@@ -12,17 +12,20 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import device
 from megatron_qwen3.parallel import determinism, launcher
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.validate import gpu_faults
 
 
 def check(config: Config) -> Layout:
     """The layout of the run; ConfigError where this machine or the world size does not fit it."""
     device.check(config)
+    if device.is_gpu() and (faults := gpu_faults(config)):
+        raise ConfigError("\n".join(faults))
     determinism.check(config)
     return Layout.of(config, launcher.world_size())
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.parallel.layout import world_size_faults
 from megatron_qwen3.planner import calibration
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import Device, memory_fault
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step
-from megatron_qwen3.validate import gpu_faults, world_size_faults
+from megatron_qwen3.validate import gpu_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments

@@ -1,26 +1,31 @@
 """Before a run starts: does it fit into the memory that it will have?
 
     text = memory_fault(config, world_size=256, device=Device("GPU", 80e9, is_gpu=True))
+    python -m megatron_qwen3.planner.launch_check 256 "a GPU" 80e9 gpu < settings.toml
 
 Milliseconds where it fits. Where it does not, the text names the parts and the nearest layout on
-as many ranks that does.
+as many ranks that does. Training asks by the command, so that its process never holds the planner.
 """
 
+import argparse
 import dataclasses
-from dataclasses import dataclass
+import sys
+from typing import NamedTuple
 
+from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.planner import hardware, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.settings import Config
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.toml import emit
 
 _PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
 _LEAST_SHOWN = 0.01  # share of the memory below which a part is not named
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """What a rank runs on: `name` for people, its memory, and whether that is a GPU's."""
 
     name: str
@@ -112,3 +117,30 @@ def _plain(value: object) -> str:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.3g}"
+
+
+def main() -> int:
+    """Print the fault of a run whose settings are on standard input, or nothing; the status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron_qwen3.planner.launch_check",
+        description="Say in a line why a run does not fit into memory, and what would.",
+        epilog='example: … launch_check 8 "a H100" 80e9 gpu < runs/stage_1/config.toml',
+    )
+    parser.add_argument("world_size", type=int, help="ranks of the run")
+    parser.add_argument("name", help="name of the device of a rank, for the text")
+    parser.add_argument("bytes", type=float, help="its memory")
+    parser.add_argument("kind", choices=("gpu", "cpu"))
+    given = parser.parse_args()
+    device = Device(given.name, given.bytes, given.kind == "gpu")
+    try:
+        fault = memory_fault(settings.load(["/dev/stdin"]), given.world_size, device)
+    except ConfigError as error:
+        print(shown(f"error: {error}"), file=sys.stderr)
+        return 2
+    if fault:
+        print(shown(fault))
+    return 0
+
+
+if __name__ == "__main__":
+    entry.run(main, prints_results=True)

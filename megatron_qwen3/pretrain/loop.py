@@ -16,9 +16,9 @@ from megatron_qwen3.pretrain.evaluate import evaluate
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import boards, checkpoint, objectives, stop
+from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.guard import BadBatch
 from megatron_qwen3.training.progress import steps_of
 from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 
 

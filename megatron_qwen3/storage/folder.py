@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 
 JSON_BYTES = 1 << 28  # an index or a tokenizer of the largest models has some 20 MB

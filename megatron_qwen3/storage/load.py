@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.parallel.mcore import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.boxes import meeting
 from megatron_qwen3.storage.files import read_exactly

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_qwen3 import entry
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 

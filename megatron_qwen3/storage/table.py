@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import boxes, pickles
 from megatron_qwen3.storage.inside import check_links, inside, read_small

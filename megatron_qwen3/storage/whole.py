@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 
 SUFFIX = ".partial"
 LONGEST_NAME = 255  # bytes, on every file system in use

@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_qwen3.config import ConfigError, check_world_size
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.planner import calibration, hardware
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.step import Step

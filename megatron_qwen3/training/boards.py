@@ -19,8 +19,8 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel import launcher
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
 ID_FILE = "wandb_id"  # of the run there, in the run folder

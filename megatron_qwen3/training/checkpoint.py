@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage import folder, manifest
 from megatron_qwen3.storage.folder import checkpoints, find, newest, step_of
 from megatron_qwen3.storage.load import load as filled

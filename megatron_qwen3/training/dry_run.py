@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import DistributedOptimizer, Range
+from megatron_qwen3.settings import Config
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.optim import state_tensors
 

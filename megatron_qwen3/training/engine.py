@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import device
 from megatron_qwen3.cpu.clock import ComputeClock
 from megatron_qwen3.cpu.memory import gpu_memory
@@ -31,9 +30,10 @@ from megatron_qwen3.parallel.mcore import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.balance import Balance
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.guard import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.model import Finish, Model
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update

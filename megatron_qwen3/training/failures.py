@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 
-from megatron_qwen3.config import Config
+from megatron_qwen3.settings import Config
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"

@@ -19,30 +19,16 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 FILE_NAME = "left_out.jsonl"
 _SHORT = 4  # steps
 _FEWEST_STEPS = 16  # that a median is taken of: the first steps of a run differ too much
-
-
-class BadBatch(RuntimeError):
-    """A step that was not taken, on any rank; the text says what was wrong with its batch."""
-
-
-class Limits(NamedTuple):
-    """The largest loss and gradient norm with which a step is taken."""
-
-    loss: float = math.inf
-    grad_norm: float = math.inf
-
-
-NO_LIMITS = Limits()
 
 
 class Guard:

@@ -16,7 +16,7 @@ from typing import Self
 
 import torch.distributed as dist
 
-from megatron_qwen3.config import Config
+from megatron_qwen3.settings import Config
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import stop
 from megatron_qwen3.training.engine import Engine

@@ -27,9 +27,9 @@ from typing import Any, Self
 
 import torch.distributed as dist
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings import Config
 from megatron_qwen3.training.boards import Boards
 from megatron_qwen3.training.console import Console, source_line
 from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, read_rows

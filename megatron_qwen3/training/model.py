@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.model.build import build
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.outputs import Head, Outputs
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import get_forward_backward_func
+from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 
 # Of a micro-batch on the last stage: what is trained, and what is reported of it.

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.cpu.norms import norms
 from megatron_qwen3.parallel.mcore import (
@@ -22,6 +21,7 @@ from megatron_qwen3.parallel.mcore import (
     OptimizerConfig,
     get_megatron_optimizer,
 )
+from megatron_qwen3.settings import Config
 
 
 def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimizer:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import parse_json, read_small
 

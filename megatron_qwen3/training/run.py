@@ -20,14 +20,15 @@ from typing import Self
 
 import torch
 
-from megatron_qwen3.config import Config
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings import Config
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.guard import BadBatch, Guard, rise
+from megatron_qwen3.training.guard import Guard, rise
 from megatron_qwen3.training.keeper import Keeper
 from megatron_qwen3.training.metrics import EvalResult, RunLog
 from megatron_qwen3.training.objectives import Objective

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.config import Config
 from megatron_qwen3.cpu import memory
+from megatron_qwen3.settings import Config
 from megatron_qwen3.storage import folder, manifest, torch_dist
 from megatron_qwen3.storage.manifest import Seal, write_durably
 from megatron_qwen3.storage.torch_dist import Row

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.storage.manifest import write_durably
 
 PATIENCE_SECONDS = 60.0  # for what another node has just written; NFS keeps names half a minute

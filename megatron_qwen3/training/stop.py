@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.settings import Config, ConfigError
 
 CONTINUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 AT_ONCE_SECONDS = 5.0

@@ -10,9 +10,9 @@ from ranks import run_ranks
 from megatron_qwen3.config import load
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.guard import BadBatch
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.objectives import (
     Mean,

@@ -11,8 +11,9 @@ import pytest
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.training import stop
+from megatron_qwen3.training.bad_batch import BadBatch, Limits
 from megatron_qwen3.training.failures import explain
-from megatron_qwen3.training.guard import BadBatch, Guard, Limits, rise
+from megatron_qwen3.training.guard import Guard, rise
 from megatron_qwen3.training.progress import LeftOut, Progress
 from megatron_qwen3.training.stop import StopRequest
 from megatron_qwen3.training.watch import Watch

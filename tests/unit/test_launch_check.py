@@ -1,5 +1,6 @@
 """The check of memory before a run starts."""
 
+import dataclasses
 import time
 
 import pytest
@@ -63,6 +64,15 @@ def test_refusing_is_an_error_warning_is_a_line_and_off_is_silent(capsys):
     assert capsys.readouterr().err.startswith("warning: memory: pipeline rank 0 needs about")
     train.check_memory(config_of("run.memory_check=off"), 8, device)
     assert capsys.readouterr().err == ""
+
+
+def test_a_planner_that_cannot_say_is_a_note_and_stops_nothing(capsys):
+    config = config_of("run.memory_check=refuse")
+    unread = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=0))
+    train.check_memory(unread, 8, H100)
+    told = capsys.readouterr().err
+    assert told.startswith('note: run.memory_check = "refuse", but memory was not checked: ')
+    assert "train.steps" in told and told.count("\n") == 1
 
 
 def test_training_asks_before_it_starts(capsys, tmp_path):

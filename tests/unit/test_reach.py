@@ -1,0 +1,60 @@
+"""How much of our own code a reader meets from an entry point on, by following imports.
+
+The numbers only fall: whoever lowers one writes the new limit here.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def file_of(module):
+    """The file of a module of this checkout; None where it is a library's, or no module."""
+    path = ROOT.joinpath(*module.split("."))
+    files = (path / "__init__.py", path.with_suffix(".py"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def imported(tree):
+    """The modules that a file imports, wherever in it, if not for its annotations alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        else:
+            yield from imported(node)
+
+
+def reached(module):
+    """Lines of each file that importing `module` reaches, packages' own files among them."""
+    lines, waiting = {}, [module]
+    while waiting:
+        name = waiting.pop()
+        file = file_of(name)
+        if file is None or file in lines:
+            continue
+        text = file.read_text(encoding="utf-8")
+        lines[file] = len(text.splitlines())
+        waiting += [*imported(ast.parse(text)), name.rpartition(".")[0]]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("module", "most"),
+    [("megatron_qwen3.training.engine", 5000), ("megatron_qwen3.train", 12700)],
+)
+def test_a_reader_meets_few_lines_from(module, most):
+    lines = sum(reached(module).values())
+    print(f"{module} reaches {lines:,} lines")
+    assert lines < most, f"{module} reaches {lines:,} lines"
+
+
+def test_the_planner_is_not_part_of_training():
+    assert not [file for file in reached("megatron_qwen3.train") if "planner" in file.parts]
