@@ -12,8 +12,7 @@ passes: who is done goes on until all are.
 Legend: B rows, S places of a pass, H hidden, V vocabulary, v = V/tp.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +23,7 @@ from megatron_qwen3.generate.cache import KVCache, Timeline
 from megatron_qwen3.generate.sampler import Sampler, log_probs
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
-from megatron_qwen3.model.build import Qwen3
+from megatron_qwen3.model.build import view
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.sequences import Sequences
@@ -52,10 +51,11 @@ class Generator:
     """Generates with a model, between training steps or without any."""
 
     def __init__(self, model: Model) -> None:
-        self.model, self.models = model, model.chunks
+        self.model = model
+        self.chunks = view(model.config, model.layout, model.groups, model.chunks)
         self.config, self.layout, self.device = model.config, model.layout, model.device
         layout = self.layout
-        self.dtype = self.models[0].config.params_dtype
+        self.dtype = self.chunks[0].config.params_dtype
         self.pipeline, self.tensor = model.groups.ranks.pp, model.groups.ranks.tp
         # The last pipeline stage has the logits; its first tensor rank chooses.
         self.is_last_stage = self.pipeline.rank() == layout.pipeline - 1
@@ -92,7 +92,7 @@ class Generator:
             for index, (completion, prompt) in enumerate(zip(completions, prompts, strict=True))
         ]
         tokens_BS = batch.prompts_BS
-        with self.model.groups.current(), _generating(self.models):
+        with self.model.groups.current():
             for count in range(1, max_new_tokens + 1):
                 logits_BV = self._forward(tokens_BS, batch)
                 forced = [row.forced() for row in rows] or [None]
@@ -114,11 +114,12 @@ class Generator:
             products=batch.products,
         )
         output = None
-        for model in self.models:
-            if not model.pre_process:
-                model.set_input_tensor(self._receive(tokens_BS))
-            output = model(tokens_BS, sequences)
-            if not model.post_process:
+        for chunk in self.chunks:
+            if not chunk.pre_process:
+                chunk.set_input_tensor(self._receive(tokens_BS))
+            output = chunk(tokens_BS, sequences)
+            chunk.set_input_tensor(None)  # or it would keep them until the next pass
+            if not chunk.post_process:
                 dist.send(output, group_dst=self._neighbour(1), group=self.pipeline)
         if not self.is_last_stage:
             return None
@@ -224,7 +225,7 @@ class _Batch:
             device=device,
         )
         self.timeline = Timeline(lengths_B, max_new_tokens, device, generator.dtype)
-        layers = [layer for model in generator.models for layer in model.decoder.layers]
+        layers = [layer for model in generator.chunks for layer in model.decoder.layers]
         self.caches = {layer.layer_number: KVCache(self.timeline) for layer in layers}
         self.products = Products()
         self.sampler: Sampler | None = None
@@ -260,37 +261,3 @@ class _Batch:
         if self.sampler:
             self.sampler.keep(places)
         return [rows[place] for place in left], tokens_B[places]
-
-
-@contextmanager
-def _generating(models: list[Qwen3]) -> Iterator[None]:
-    """Models that generate instead of training; afterwards they are as before."""
-    was_training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with without_sequence_parallel(models):
-            yield
-    finally:
-        for model, training in zip(models, was_training, strict=True):
-            model.train(training)
-            model.set_input_tensor(None)
-
-
-@contextmanager
-def without_sequence_parallel(models: list[Qwen3]) -> Iterator[None]:
-    """Models whose tensor ranks all see the whole sequence: one token cannot be split.
-
-    megatron-core's set_model_to_sequence_parallel remembers modules by an id that a later model
-    can have, and switches everything on that was off before; here what was on is remembered.
-    """
-    names = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
-    holders = [models[0].config, *(module for model in models for module in model.modules())]
-    switched = [(h, name) for h in holders for name in names if getattr(h, name, False) is True]
-    for holder, name in switched:
-        setattr(holder, name, False)
-    try:
-        yield
-    finally:
-        for holder, name in switched:
-            setattr(holder, name, True)

@@ -6,6 +6,7 @@ only here.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,18 +57,54 @@ def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[
     `groups` are the run's own, unless others are given.
     """
     groups = groups or Groups.of_run()
-    transformer = transformer_config(config, layout)
+    transformer, tied = transformer_config(config, layout), config.model.tie_embeddings
     with groups.current():
         chunks = [
-            _chunk(config, layout, groups, transformer, index) for index in range(layout.virtual)
+            _chunk(config, layout, groups, transformer, index, tied)
+            for index in range(layout.virtual)
         ]
         for chunk in chunks:
+            chunk.to(torch.cuda.current_device())
             initialize(chunk, config.run.seed, config.model.init_std)
     return chunks
 
 
+def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]) -> list[Qwen3]:
+    """Chunks to generate with, whose parameters and buffers are the very tensors of `chunks`.
+
+    They are in evaluation mode, without the hooks of those who train `chunks`, and without sequence
+    parallelism, since one token cannot be split. No weight is allocated.
+    """
+    transformer = transformer_config(
+        config, layout, sequence_parallel=False, use_cpu_initialization=True
+    )
+    with groups.current(), torch.device("meta"):
+        views = [
+            _chunk(config, layout, groups, transformer, index, tied=False)
+            for index in range(layout.virtual)
+        ]
+    for mine, chunk in zip(views, chunks, strict=True):
+        _share(mine, chunk)
+    return [mine.eval() for mine in views]
+
+
+def _share(mine: Qwen3, chunk: Qwen3) -> None:
+    """Put the tensors of `chunk` in place of those of the same names."""
+    for path, module in mine.named_modules():
+        other = chunk.get_submodule(path)
+        for name in (*module._parameters, *module._buffers):
+            setattr(module, name, getattr(other, name))
+    if chunk.post_process and chunk.share_embeddings_and_output_weights:
+        mine.output_layer.weight = chunk.shared_embedding_or_output_weight()
+
+
 def _chunk(
-    config: Config, layout: Layout, groups: Groups, transformer: TransformerConfig, index: int
+    config: Config,
+    layout: Layout,
+    groups: Groups,
+    transformer: TransformerConfig,
+    index: int,
+    tied: bool,
 ) -> Qwen3:
     stage, pipeline = index if layout.virtual > 1 else None, groups.ranks.pp
     chunk = Qwen3(
@@ -77,18 +114,23 @@ def _chunk(
         max_sequence_length=config.data.sequence_length,
         pre_process=pipeline.rank() == 0 and index == 0,
         post_process=pipeline.rank() == layout.pipeline - 1 and index == layout.virtual - 1,
-        share_embeddings_and_output_weights=config.model.tie_embeddings,
+        share_embeddings_and_output_weights=tied,
         position_embedding_type="rope",
         rotary_base=config.model.rope_theta,
         pg_collection=groups.ranks,
         vp_stage=stage,
     )
     chunk.rotary_pos_emb = RotaryTables(config.model.head_dim, config.model.rope_theta)
-    return chunk.to(torch.cuda.current_device())
+    return chunk
 
 
-def transformer_config(config: Config, layout: Layout) -> TransformerConfig:
-    """megatron-core's configuration of the model in this layout."""
+def transformer_config(config: Config, layout: Layout, **settings: Any) -> TransformerConfig:
+    """megatron-core's configuration of the model in this layout, with `settings` over ours."""
+    ours = {
+        **specs.settings_of_device(),
+        **_expert_settings(config),
+        **_parallel_settings(config, layout),
+    }
     model, bf16 = config.model, config.train.precision == "bf16"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on fusions that need Transformer Engine or apex
@@ -115,9 +157,7 @@ def transformer_config(config: Config, layout: Layout) -> TransformerConfig:
             gradient_accumulation_fusion=False,  # the engine turns it on where it can be had
             # The engine normalises the loss itself; gradients are summed over ranks, not averaged.
             calculate_per_token_loss=True,
-            **specs.settings_of_device(),
-            **_expert_settings(config),
-            **_parallel_settings(config, layout),
+            **(ours | settings),
         )
 
 

@@ -157,7 +157,7 @@ class GroupedExperts(MegatronModule):
         self.gradient_accumulation_fusion = config.gradient_accumulation_fusion  # as linears do
 
     def _weight(self, config: TransformerConfig, *shape: int) -> nn.Parameter:
-        device = torch.cuda.current_device()
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
         weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
         # Reduced over the ranks that hold the same expert, never over the dense data group:
         # megatron-core 0.16 decides this by EP > 1 alone, and copies drift where TP > expert-TP.

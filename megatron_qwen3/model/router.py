@@ -53,7 +53,7 @@ class Router(MegatronModule):
         self.num_experts: int = config.num_moe_experts
         self.experts_per_token = config.moe_router_topk
         self.coefficient: float = config.moe_aux_loss_coeff
-        device = torch.cuda.current_device()
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
         shape = (self.num_experts, config.hidden_size)
         self.weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

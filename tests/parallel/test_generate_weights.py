@@ -1,0 +1,106 @@
+"""A generator reads the model's own tensors, as they are now, and leaves the model alone."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from megatron_qwen3.config import load
+from megatron_qwen3.generate.engine import Generator
+from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.model import linear
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import cross_entropy
+
+GREEDY, PROMPTS, NEW = Sampling(temperature=0), [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]], 6
+LAYOUTS = {
+    "dense-tp2-tied": (2, "model.preset=tiny-dense", "model.tie_embeddings=true", "tensor=2"),
+    "moe-pp2-vpp2-tied": (
+        2,
+        "model.preset=tiny-moe",
+        "model.tie_embeddings=true",
+        "pipeline=2 virtual_pipeline=2",
+    ),
+    "moe-tp2": (2, "model.preset=tiny-moe", "model.tie_embeddings=false", "tensor=2"),
+}
+
+
+def engine_of(preset, tied, parallel):
+    settings = [
+        preset,
+        tied,
+        "model.init_std=0.15",
+        "train.steps=3",
+        "train.precision=fp32",
+        "train.global_batch=2",
+        "train.micro_batch=1",
+        "data.sequence_length=32",
+        *(f"parallel.{setting}" for setting in parallel.split()),
+    ]
+    config = load([], settings)
+    return Engine(config, start(config))
+
+
+def attributes(module):
+    """What a module holds beside its tensors and children, by name."""
+    held = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+    return {k: v for k, v in held.items() if isinstance(v, (bool, int, float, str, type(None)))}
+
+
+def looked_at(preset, tied, parallel):
+    """Whether tensors are shared, the model was left alone, and what was written when."""
+    linear._LEAST_PACKED_WEIGHTS = 1  # so that small weights are packed too
+    engine = engine_of(preset, tied, parallel)
+    model = engine.model
+    generator = Generator(model)
+    facts = {"shared": [], "allocated": []}
+    for mine, chunk in zip(generator.chunks, model.chunks, strict=True):
+        theirs = {id(t) for t in (*chunk.parameters(), *chunk.buffers())}
+        ours = {id(t) for t in (*mine.parameters(), *mine.buffers())}
+        facts["shared"].append(ours == theirs)
+        facts["allocated"].append(any(t.is_meta for t in (*mine.parameters(), *mine.buffers())))
+    before = [copy.copy(attributes(m)) for chunk in model.chunks for m in chunk.modules()]
+    routers = engine.balance.routers.values()
+    for router in routers:
+        router.begin_counting()
+    facts["first"] = generator.generate(PROMPTS, GREEDY, NEW)
+    facts["counted"] = sum(router.sums.abs().sum().item() for router in routers)
+    for router in routers:
+        router.counting = False
+    after = [attributes(m) for chunk in model.chunks for m in chunk.modules()]
+    facts["left alone"] = before == after
+    ids = torch.arange(66).view(2, 33)
+    engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), cross_entropy, 0.05)
+    facts["second"] = generator.generate(PROMPTS, GREEDY, NEW)
+    facts["anew"] = Generator(model).generate(PROMPTS, GREEDY, NEW)
+    return facts
+
+
+@functools.cache
+def facts_of(name):
+    ranks, *settings = LAYOUTS[name]
+    return run_ranks(looked_at, ranks, *settings)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_generator_has_the_models_tensors_and_none_of_its_own(name):
+    for facts in facts_of(name):
+        assert all(facts["shared"]) and not any(facts["allocated"])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_generation_leaves_the_model_as_it_was(name):
+    for facts in facts_of(name):
+        assert facts["left alone"]
+        assert facts["counted"] == 0
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_after_an_update_the_new_weights_write(name):
+    for facts in facts_of(name):
+        tokens = {key: [c.tokens for c in facts[key]] for key in ("first", "second", "anew")}
+        assert tokens["second"] == tokens["anew"] != tokens["first"]
