@@ -20,6 +20,7 @@ from megatron_qwen3.training.objectives import (
     cross_entropy,
     per_sequence,
     per_token,
+    with_z_loss,
 )
 
 ROWS, POSITIONS, VOCABULARY = 8, 16, 512
@@ -172,3 +173,20 @@ def test_what_cannot_be_trained_is_named_on_every_rank_before_any_pass(ranks, ex
         assert name == "the objective gives no rank; it gives row"
         assert all("differently many sequences" in text for text in ranks_apart)
         assert loss == pytest.approx(expected[0]["loss"], rel=1e-5)
+
+
+def with_and_without_z_loss():
+    """Metrics of the same step, with the z-loss and without, and log z of every position."""
+    config = tiny()
+    engine, batch = Engine(config, start(config)), whole_batch()
+    log_z_BS = engine.model.score(batch, log_probs)["log_z"]
+    both = [engine.train_step(batch, x, 0.0) for x in (with_z_loss(1e-3), cross_entropy)]
+    return *both, (batch.weights_BS * log_z_BS.square()).sum() / batch.weights_BS.sum()
+
+
+def test_cross_entropy_and_z_loss_are_told_apart_and_add_up_to_the_loss():
+    ((apart, alone, mean_square),) = run_ranks(with_and_without_z_loss, 1)
+    assert set(alone) == {"loss", "grad_norm"}
+    assert apart["cross_entropy"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert apart["z_loss"] == pytest.approx(1e-3 * mean_square.item(), rel=1e-5)
+    assert apart["loss"] == pytest.approx(apart["cross_entropy"] + apart["z_loss"], rel=1e-6)
