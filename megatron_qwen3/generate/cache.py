@@ -1,22 +1,28 @@
 """Keys and values of what was read and written so far: a new token costs one position, not all.
 
     timeline = Timeline([3, 5], room=64, device=device, dtype=dtype)
-    caches = {layer.layer_number: KVCache(timeline) for layer in layers}  # Sequences(caches=caches)
-    timeline.begin(5)  # a pass of 5 places: the prompts; layers call cache.attend meanwhile
+    caches = {layer.layer_number: KVCache(timeline) for layer in layers}
+    timeline.begin(5)  # a pass of 5 places: the prompts
+    model(tokens_BS, timeline.sequences(caches, products))  # layers call cache.attend meanwhile
     timeline.begin(1)  # a pass of one token per row
 
-Prompts are padded on the left to one length, so that all rows write to the same place. Where a row
-has padding its prompt and its padding are stretches that do not see each other, and a pass of one
-token needs a mask of one row. Legend: B rows, S places of this pass, L places so far,
-N query heads, G key/value groups and D head size of this tensor rank.
+Prompts are padded on the right: each is read from its row's first place by plain causal attention,
+in which no token sees what comes after it. In the caches they end at one place, padded on the left,
+so that all rows write to the same place from then on; only a pass of one token needs a mask, of one
+row, and none where prompts are equally long. Legend: B rows, S places of this pass, L places so
+far, N query heads, G key/value groups and D head size of this tensor rank.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.model.attention import attention
-from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.model.linear import Products
+from megatron_qwen3.model.sequences import Sequences
 
 _LEAST_GROWTH = 128  # places
 
@@ -24,8 +30,9 @@ _LEAST_GROWTH = 128  # places
 class Timeline:
     """Where all rows stand; what the caches of all layers have in common.
 
-    padding_B: places at the start of each row that hold no token. end: places filled after the
-    pass that has begun. capacity: places that caches have room for.
+    padding_B: places at the start of each row's cache that hold no token, as many as follow its
+    prompt. end: places filled after the pass that has begun. capacity: places that caches have room
+    for.
     """
 
     def __init__(
@@ -34,15 +41,22 @@ class Timeline:
         """`lengths_B`: of the prompts; `room`: tokens expected after them, a guess."""
         longest = max(lengths_B)
         self.padding_B = longest - torch.tensor(lengths_B, device=device)
-        self.prompts: Stretches | None = None
-        if min(lengths_B) < longest:
-            starts = [[0, longest - length] if length < longest else [0] for length in lengths_B]
-            self.prompts = Stretches.of(starts, longest).to(device)
+        self.is_padded = min(lengths_B) < longest
         self.dtype = dtype
         self.start = self.end = 0
         self.capacity = longest + min(room, _LEAST_GROWTH)
         self.mask: Tensor | None = None
         self._visible_B11C = self._beyond_padding()
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether no pass has begun."""
+        return self.end == 0
+
+    @property
+    def is_at_prompts(self) -> bool:
+        """Whether the pass that has begun reads the prompts."""
+        return self.start == 0
 
     def begin(self, places: int) -> None:
         """Start a pass over the next places: all of the prompts first, then one at a time."""
@@ -50,17 +64,39 @@ class Timeline:
         if self.end > self.capacity:
             self.capacity = self.end + max(_LEAST_GROWTH, self.capacity // 2)
             self._visible_B11C = self._beyond_padding()
-        self.mask = self._visible_B11C[..., : self.end] if self.prompts else None
+        self.mask = self._visible_B11C[..., : self.end] if self.is_padded else None
 
-    def positions_BS(self) -> Tensor:
-        """Positions of this pass as the model counts them, from each row's first token."""
-        place_S = torch.arange(self.start, self.end, device=self.padding_B.device)
-        return (place_S - self.padding_B[:, None]).clamp_(min=0)
+    def sequences(self, caches: Mapping[int, Any], products: Products) -> Sequences:
+        """How the model reads the rows of this pass."""
+        if not self.is_at_prompts:
+            position_B1 = self.end - 1 - self.padding_B[:, None]
+            return Sequences(positions_BS=position_B1, caches=caches, products=products)
+        valid_BS = None
+        if self.is_padded:
+            place_S = torch.arange(self.end, device=self.padding_B.device)
+            valid_BS = place_S < self.end - self.padding_B[:, None]
+        return Sequences(valid_BS=valid_BS, caches=caches, products=products)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
-        self.padding_B = self.padding_B[rows]
-        self._visible_B11C = self._visible_B11C[rows]
+    def last_B(self) -> Tensor | None:
+        """Each row's last token among the places of this pass; None where it is the last place."""
+        return self.end - 1 - self.padding_B if self.is_at_prompts and self.is_padded else None
+
+    def at_one_end(self, x_SBGD: Tensor) -> Tensor:
+        """What the prompts' places made, moved so that all rows end at the last place.
+
+        What comes before a row's first is of no use, but finite.
+        """
+        if not (self.is_at_prompts and self.is_padded):
+            return x_SBGD
+        S, B = x_SBGD.shape[:2]
+        device = x_SBGD.device
+        place_SB = (torch.arange(S, device=device)[:, None] - self.padding_B).clamp_(min=0)
+        return x_SBGD[place_SB, torch.arange(B, device=device)]
+
+    def pick(self, rows_B: Tensor) -> None:
+        """Go on with these rows, each as often as it is named."""
+        self.padding_B = self.padding_B[rows_B]
+        self._visible_B11C = self._visible_B11C[rows_B]
 
     def _beyond_padding(self) -> Tensor:
         """0 where a row may look and -inf where its padding is, [B, 1, 1, capacity]."""
@@ -81,10 +117,10 @@ class KVCache:
     def attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
         """Attention of this pass's places over all so far, [S, B, N·D]; keeps their k and v."""
         time = self.timeline
-        self.keys = self._append(self.keys, k_SBGD)
-        self.values = self._append(self.values, v_SBGD)
+        self.keys = self._append(self.keys, time.at_one_end(k_SBGD))
+        self.values = self._append(self.values, time.at_one_end(v_SBGD))
         if q_SBND.shape[0] > 1:
-            return attention(q_SBND, k_SBGD, v_SBGD, time.prompts)
+            return attention(q_SBND, k_SBGD, v_SBGD)
         _, B, N, D = q_SBND.shape
         # The query heads of a group share keys as the queries of one head would: no key is read
         # or copied twice.
@@ -94,10 +130,10 @@ class KVCache:
         )
         return mixed_BGrD.reshape(1, B, N * D)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+    def pick(self, rows_B: Tensor) -> None:
+        """Go on with these rows, each as often as it is named."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys, self.values = self.keys[rows_B], self.values[rows_B]
 
     def _append(self, old: Tensor | None, new_SBGD: Tensor) -> Tensor:
         """`old` with this pass's places; a larger copy of it where they found no room."""

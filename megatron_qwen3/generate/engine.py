@@ -12,39 +12,21 @@ passes: who is done goes on until all are.
 Legend: B rows, S places of a pass, H hidden, V vocabulary, v = V/tp.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.generate.cache import KVCache, Timeline
+from megatron_qwen3.generate.completion import Completion, OnToken, Row
 from megatron_qwen3.generate.sampler import Sampler, log_probs
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
 from megatron_qwen3.model.build import view
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.logits import Logits
-from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.training.model import Model
-
-OnToken = Callable[[int, int, bool], None]  # row, token, whether it was inserted
-
-
-@dataclass
-class Completion:
-    """What came after one prompt, token by token, the stop token included.
-
-    log_probs: log p(token) under the model alone, before temperature and penalties.
-    inserted: True where a thinking budget put the token; such tokens are not to be trained.
-    finish_reason: "stop" after a stop token, "length" after max_new_tokens.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    inserted: list[bool] = field(default_factory=list)
-    finish_reason: str = ""
 
 
 class Generator:
@@ -67,52 +49,50 @@ class Generator:
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         stop_ids: Sequence[int] = (),
         budget: ThinkingBudget | None = None,
         on_token: OnToken | None = None,
         first_row: int = 0,
+        samples: int = 1,
     ) -> list[Completion]:
-        """A completion for each prompt.
+        """`samples` completions for each prompt, those of one prompt after each other.
 
         Prompts are ids, one at least in each; where data ranks share experts a rank may have no
-        prompt. Row i draws from the random sequence of (sampling.seed, first_row + i), whatever
-        else is in the batch. `on_token` is called on every rank as tokens come. `max_new_tokens`
-        is the same on all ranks.
+        prompt. `max_new_tokens` is one limit, or one for each prompt. A prompt is read once, for
+        all its samples. Row i, of sample i % samples of prompt i // samples, draws from the
+        random sequence of (sampling.seed, first_row + i), whatever else is in the batch. `on_token`
+        is called on every rank as tokens come. ValueError for what is out of range.
         """
-        if not all(prompts):
-            raise ValueError("a prompt needs at least one token")
+        limits = _limits(prompts, max_new_tokens, samples)
         if not prompts and not self.data_ranks_share_experts:
             return []
         self.model.synchronize()
-        batch = _Batch(self, prompts, sampling, first_row, max_new_tokens)
-        completions = [Completion() for _ in prompts]
+        version = self.model.weights_version
         rows = [
-            _Row(index, completion, Thinking(budget, prompt) if budget else None)
-            for index, (completion, prompt) in enumerate(zip(completions, prompts, strict=True))
+            Row(index, limit, Completion(weights_version=version), _thinking(budget, prompt))
+            for index, (prompt, limit) in enumerate(
+                (prompt, limit)
+                for prompt, limit in zip(prompts, limits, strict=True)
+                for _ in range(samples)
+            )
         ]
-        tokens_BS = batch.prompts_BS
+        completions = [row.completion for row in rows]
         with self.model.groups.current():
-            for count in range(1, max_new_tokens + 1):
-                logits_BV = self._forward(tokens_BS, batch)
+            batch = _Batch(self, prompts, sampling, first_row, max(limits, default=0), samples)
+            while self._any_rank(not all(row.is_done for row in rows)):
+                rows = batch.without_done(rows)
+                logits_BV = batch.of_all_samples(self._forward(batch))
                 forced = [row.forced() for row in rows] or [None]
-                tokens_B, chosen = batch.choose(logits_BV, forced)
-                for row, token, log_prob in zip(rows, *chosen, strict=False):
-                    row.take(token, log_prob, stop_ids, count == max_new_tokens, on_token)
-                if not self._any_rank(not all(row.is_done for row in rows)):
-                    break
-                rows, tokens_B = batch.without_done(rows, tokens_B)
-                tokens_BS = tokens_B[:, None]
+                for row, *chosen in zip(rows, *batch.choose(logits_BV, forced), strict=False):
+                    row.take(*chosen, stop_ids, on_token)
         return completions
 
-    def _forward(self, tokens_BS: Tensor, batch: "_Batch") -> Tensor | None:
-        """Float32 logits [B, V] after the last place, on the ranks of the last stage."""
-        batch.timeline.begin(tokens_BS.shape[1])
-        sequences = Sequences(
-            positions_BS=batch.timeline.positions_BS(),
-            caches=batch.caches,
-            products=batch.products,
-        )
+    def _forward(self, batch: "_Batch") -> Tensor | None:
+        """Float32 logits [B, V] of each row's next token, on the ranks of the last stage."""
+        tokens_BS, time = batch.next_BS, batch.timeline
+        time.begin(tokens_BS.shape[1])
+        sequences = time.sequences(batch.caches, batch.products)
         output = None
         for chunk in self.chunks:
             if not chunk.pre_process:
@@ -124,7 +104,7 @@ class Generator:
         if not self.is_last_stage:
             return None
         assert isinstance(output, Logits)
-        return self._whole_logits(output.of_last_position(batch.products))
+        return self._whole_logits(output.of_places(time.last_B(), batch.products))
 
     def _receive(self, tokens_BS: Tensor) -> Tensor:
         """The hidden states of the stage before, [S, B, H]."""
@@ -145,16 +125,16 @@ class Generator:
         dist.all_gather_into_tensor(gathered.view(-1), logits_Bv.reshape(-1), group=self.tensor)
         return gathered.transpose(0, 1).flatten(1).float()
 
-    def tell(self, chosen_2B: Tensor) -> Tensor:
-        """The choosing rank's `chosen_2B` on all ranks that hold parts of the same model."""
+    def tell(self, chosen_3B: Tensor) -> Tensor:
+        """The choosing rank's `chosen_3B` on all ranks that hold parts of the same model."""
         if self.layout.tensor * self.layout.pipeline > 1:
             # First along the last stage's tensor ranks, then each of them down its own pipeline.
             if self.is_last_stage and self.layout.tensor > 1:
-                dist.broadcast(chosen_2B, group_src=0, group=self.tensor)
+                dist.broadcast(chosen_3B, group_src=0, group=self.tensor)
             if self.layout.pipeline > 1:
                 last = self.layout.pipeline - 1
-                dist.broadcast(chosen_2B, group_src=last, group=self.pipeline)
-        return chosen_2B
+                dist.broadcast(chosen_3B, group_src=last, group=self.pipeline)
+        return chosen_3B
 
     def _any_rank(self, mine: bool) -> bool:
         """Whether it is so on one of the data ranks that have to keep step."""
@@ -163,46 +143,6 @@ class Generator:
         flag = torch.tensor([int(mine)], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.model.groups.ranks.dp)
         return bool(flag.item())
-
-
-@dataclass
-class _Row:
-    """One prompt's generation while it lasts."""
-
-    index: int
-    completion: Completion
-    thinking: Thinking | None
-
-    @property
-    def is_done(self) -> bool:
-        return bool(self.completion.finish_reason)
-
-    def forced(self) -> int | None:
-        return self.thinking.forced() if self.thinking else None
-
-    def take(
-        self,
-        token: int,
-        log_prob: float,
-        stop_ids: Sequence[int],
-        is_last: bool,
-        on_token: OnToken | None,
-    ) -> None:
-        """Add the token that was chosen or forced; a row that is done ignores it."""
-        if self.is_done:
-            return
-        inserted = self.forced() is not None
-        self.completion.tokens.append(token)
-        self.completion.log_probs.append(log_prob)
-        self.completion.inserted.append(inserted)
-        if self.thinking:
-            self.thinking.saw(token)
-        if token in stop_ids and not inserted:
-            self.completion.finish_reason = "stop"
-        elif is_last:
-            self.completion.finish_reason = "length"
-        if on_token:
-            on_token(self.index, token, inserted)
 
 
 class _Batch:
@@ -214,50 +154,92 @@ class _Batch:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         first_row: int,
-        max_new_tokens: int,
+        room: int,
+        samples: int,
     ) -> None:
+        """`room`: tokens expected after a prompt."""
         prompts = prompts or [[0]]  # a rank without prompts keeps step with one of no use
-        self.generator = generator
-        device, vocabulary = generator.device, generator.config.model.vocab_size
+        self.generator, self.samples = generator, samples
+        self.sampling, device = sampling, generator.device
         lengths_B = [len(prompt) for prompt in prompts]
-        self.prompts_BS = torch.tensor(
-            [[0] * (max(lengths_B) - len(prompt)) + list(prompt) for prompt in prompts],
-            device=device,
-        )
-        self.timeline = Timeline(lengths_B, max_new_tokens, device, generator.dtype)
-        layers = [layer for model in generator.chunks for layer in model.decoder.layers]
+        padded = [[*prompt, *[0] * (max(lengths_B) - len(prompt))] for prompt in prompts]
+        self.next_BS = torch.tensor(padded, device=device)
+        self.timeline = Timeline(lengths_B, room, device, generator.dtype)
+        layers = [layer for chunk in generator.chunks for layer in chunk.decoder.layers]
         self.caches = {layer.layer_number: KVCache(self.timeline) for layer in layers}
         self.products = Products()
         self.sampler: Sampler | None = None
         if generator.chooses:
-            self.sampler = Sampler(sampling, prompts, first_row, vocabulary, device)
+            rows = [prompt for prompt in prompts for _ in range(samples)]
+            vocabulary = generator.config.model.vocab_size
+            self.sampler = Sampler(sampling, rows, first_row, vocabulary, device)
+
+    def of_all_samples(self, logits_BV: Tensor | None) -> Tensor | None:
+        """After the prompts: each one's caches and logits, once for every sample of it."""
+        if self.samples == 1 or not self.timeline.is_at_prompts:
+            return logits_BV
+        prompts = torch.arange(len(self.next_BS), device=self.next_BS.device)
+        of_rows = prompts.repeat_interleave(self.samples)
+        self._pick(of_rows)
+        return None if logits_BV is None else logits_BV[of_rows]
 
     def choose(
         self, logits_BV: Tensor | None, forced: Sequence[int | None]
-    ) -> tuple[Tensor, tuple[list[int], list[float]]]:
-        """The next token of each row, as a tensor, and as numbers with its log-probability."""
+    ) -> tuple[list[int], list[float], list[float]]:
+        """The next token of each row, log p of it, and log p at the sampling temperature."""
         B = self.timeline.padding_B.shape[0]
-        chosen_2B = torch.empty(2, B, dtype=torch.float64, device=self.generator.device)
+        chosen_3B = torch.empty(3, B, dtype=torch.float64, device=self.generator.device)
         if self.sampler and logits_BV is not None:
             tokens_B = self.sampler.choose(logits_BV)
             for place, token in enumerate(forced):
                 if token is not None:
                     tokens_B[place] = token
             self.sampler.remember(tokens_B)
-            chosen_2B = torch.stack([tokens_B.double(), log_probs(logits_BV, tokens_B).double()])
-        chosen_2B = self.generator.tell(chosen_2B)
-        token_numbers, log_prob_numbers = chosen_2B.tolist()
-        return chosen_2B[0].long(), ([int(token) for token in token_numbers], log_prob_numbers)
+            log_p_2B = log_probs(logits_BV, tokens_B, self.sampling.temperature)
+            chosen_3B = torch.stack([tokens_B.double(), *log_p_2B.double()])
+        chosen_3B = self.generator.tell(chosen_3B)
+        self.next_BS = chosen_3B[0].long()[:, None]
+        tokens, log_p, sampled_log_p = chosen_3B.tolist()
+        return [int(token) for token in tokens], log_p, sampled_log_p
 
-    def without_done(self, rows: list[_Row], tokens_B: Tensor) -> tuple[list[_Row], Tensor]:
+    def without_done(self, rows: list[Row]) -> list[Row]:
         """Drop the rows that are done once they are half of the batch."""
         left = [place for place, row in enumerate(rows) if not row.is_done]
-        if not left or 2 * len(left) > len(rows):
-            return rows, tokens_B
-        places = torch.tensor(left, device=tokens_B.device)
-        for cache in self.caches.values():
-            cache.keep(places)
-        self.timeline.keep(places)
+        if self.timeline.is_at_start or not left or 2 * len(left) > len(rows):
+            return rows
+        places = torch.tensor(left, device=self.next_BS.device)
+        self._pick(places)
+        self.next_BS = self.next_BS[places]
         if self.sampler:
             self.sampler.keep(places)
-        return [rows[place] for place in left], tokens_B[places]
+        return [rows[place] for place in left]
+
+    def _pick(self, places_B: Tensor) -> None:
+        """Go on with the rows that are at these places now, each as often as it is named."""
+        for cache in self.caches.values():
+            cache.pick(places_B)
+        self.timeline.pick(places_B)
+
+
+def _limits(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], samples: int
+) -> list[int]:
+    """Tokens that each prompt may get. ValueError where an argument is out of range."""
+    if not all(prompts):
+        raise ValueError("a prompt needs at least one token")
+    if samples < 1:
+        raise ValueError(f"samples = {samples}; valid: at least 1")
+    is_one = isinstance(max_new_tokens, int)
+    limits = [max_new_tokens] * len(prompts) if is_one else list(max_new_tokens)
+    if len(limits) != len(prompts):
+        raise ValueError(
+            f"max_new_tokens has {len(limits)} limits for {len(prompts)} prompts; valid: one for "
+            "each, or a number for all"
+        )
+    if any(limit < 0 for limit in limits):
+        raise ValueError(f"max_new_tokens = {max_new_tokens}; valid: at least 0")
+    return limits
+
+
+def _thinking(budget: ThinkingBudget | None, prompt: Sequence[int]) -> Thinking | None:
+    return Thinking(budget, prompt) if budget else None

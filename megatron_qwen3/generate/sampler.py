@@ -103,8 +103,16 @@ def draw(scores_BM: Tensor, ids_BM: Tensor, uniform_B: Tensor) -> Tensor:
     return ids_BM.gather(1, place_B1).squeeze(1)
 
 
-def log_probs(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
-    """log p(token) under the logits as the model gave them, [B]."""
+def log_probs(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:
+    """log p(token), [2, B]: under the logits as the model gave them, and under those divided by
+    the temperature; the former again where it is 0."""
+    plain_B = _log_p(logits_BV, tokens_B)
+    if temperature in (0, 1):
+        return plain_B.expand(2, -1)
+    return torch.stack([plain_B, _log_p(logits_BV / temperature, tokens_B)])
+
+
+def _log_p(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     picked_B = logits_BV.gather(1, tokens_B[:, None]).squeeze(1)
     return picked_B - logits_BV.logsumexp(-1)
 

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_qwen3.chat import split_thinking
-from megatron_qwen3.generate.engine import Completion, Generator, OnToken
+from megatron_qwen3.generate.completion import Completion, OnToken
+from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget

@@ -58,9 +58,14 @@ class Logits:
         """This rank's slice of the logits of all positions, [S, B, v]: for small models to look."""
         return self.hidden_SBH @ self.weight_vH.t()
 
-    def of_last_position(self, products: Products) -> Tensor:
-        """This rank's slice, [B, v]; without gradient."""
-        return products.of(self.hidden_SBH[-1:], self.weight_vH).squeeze(0)
+    def of_places(self, place_B: Tensor | None, products: Products) -> Tensor:
+        """This rank's slice at one position of each row, the last by default, [B, v]; untrained."""
+        hidden_SBH = self.hidden_SBH
+        if place_B is None:
+            hidden_BH = hidden_SBH[-1]
+        else:
+            hidden_BH = hidden_SBH[place_B, torch.arange(len(place_B), device=place_B.device)]
+        return products.of(hidden_BH[None], self.weight_vH).squeeze(0)
 
     def scores(self, ids: Tensor, with_entropy: bool = False) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.

@@ -28,15 +28,15 @@ class RotaryTables(RotaryEmbedding):
         inv_freq = self.inv_freq
         del self.inv_freq
         self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self._longest: Tensor | None = None  # made so far
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: object = None) -> Tensor:
         """cos and sin of positions 0 … length-1, float32 [2, S, 1, 1, D]."""
-        key = (length, self.inv_freq.device)
-        if key not in self._tables:
+        tables = self._longest
+        if tables is None or tables.shape[1] < length or tables.device != self.inv_freq.device:
             position_S = torch.arange(length, device=self.inv_freq.device)
-            self._tables[key] = self.at(position_S[:, None])
-        return self._tables[key]
+            self._longest = tables = self.at(position_S[:, None])
+        return tables[:, :length]
 
     def at(self, position_SB: Tensor) -> Tensor:
         """cos and sin of explicit positions, float32 [2, S, B, 1, D]."""

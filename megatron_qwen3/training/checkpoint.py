@@ -105,6 +105,7 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
     _load_weights(engine, filled(template, checkpoint))
     progress = Progress.read(checkpoint)
     optim.set_step(engine.optimizer, progress.updates)
+    engine.model.weights_version = progress.updates
     return progress
 
 

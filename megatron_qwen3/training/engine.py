@@ -102,6 +102,7 @@ class Engine:
             raise NonFiniteLoss(f"the gradient norm is {metrics['grad_norm']}, the loss finite")
         _check_limit("gradient norm", metrics["grad_norm"], limits.grad_norm)
         update(self.optimizer, rate, self.config.optim.clip_grad, metrics["grad_norm"])
+        self.model.count_update()
         self.balance.end()
         return metrics
 

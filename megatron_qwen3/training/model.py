@@ -28,7 +28,12 @@ Finish = Callable[[Tensor | Logits, TokenBatch], tuple[Tensor, Any]]
 
 
 class Model:
-    """chunks: this rank's, one for each virtual pipeline stage; groups: of the model's ranks."""
+    """A model and the ranks that hold it.
+
+    chunks: this rank's, one for each virtual pipeline stage; groups: of the model's ranks;
+    weights_version: updates that made the weights, which texts generated with them are marked with:
+    whoever loads or replaces weights may set it.
+    """
 
     def __init__(self, config: Config, layout: Layout, groups: Groups | None = None) -> None:
         """With fresh weights; without `groups` in the run's own layout."""
@@ -36,9 +41,8 @@ class Model:
         self.groups = groups or Groups.of_run()
         self.device = torch.device(torch.cuda.current_device())
         self.chunks = build(config, layout, self.groups)
-        self.replicas: list[
-            Any
-        ] = []  # the chunks with their gradients, where an engine trains them
+        self.weights_version = 0
+        self.replicas: list[Any] = []  # the chunks with gradients, where an engine trains them
         # What the schedules call the token count; losses are normalised before they reach them.
         self._one = torch.ones((), dtype=torch.int, device=self.device)
 
@@ -114,6 +118,10 @@ class Model:
         stages = self.layout.pipeline if self.layout.virtual > 1 else 1
         unit = self.config.train.micro_batch * stages
         return batch.padded_to(-(-batch.rows // unit) * unit)
+
+    def count_update(self) -> None:
+        """The weights are others now."""
+        self.weights_version += 1
 
     def synchronize(self) -> None:
         """Make the weights of every rank those of the last step.

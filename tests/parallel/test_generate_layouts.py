@@ -1,7 +1,8 @@
 """Generation says the same in every layout, and training goes on as if there had been none.
 
-Every case generates greedily and by sampling, with prompts of different lengths, rows that stop
-early and thinking that is cut, on weights that do not depend on the layout.
+Every case generates greedily, by sampling, and two samples of each prompt up to a limit of its own,
+with prompts of different lengths, rows that stop early and thinking that is cut, on weights that do
+not depend on the layout.
 """
 
 import functools
@@ -26,6 +27,7 @@ from megatron_qwen3.training.objectives import cross_entropy
 VOCABULARY, NEW = 512, 24
 OPENS, CLOSES, CUT = 500, 501, (490, 491, 501)
 LENGTHS = (4, 9, 1, 6, 13)
+LIMITS = (7, 2, 12, 0, 9)  # of each prompt, where each has two samples
 STOPS = tuple(range(0, VOCABULARY, 20))  # one token in twenty: rows end at different times
 SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, presence_penalty=0.5, seed=3)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.2)
@@ -97,10 +99,13 @@ def generated(preset, parallel, shares):
     data_rank = torch.distributed.get_rank() // layout.tensor % layout.data
     first = sum(shares[:data_rank])
     mine = prompts()[first : first + shares[data_rank]]
+    limits = LIMITS[first : first + shares[data_rank]]
     budget = ThinkingBudget(6, OPENS, CLOSES, CUT)
+    generate = functools.partial(generator.generate, mine, stop_ids=STOPS, budget=budget)
     return data_rank, [
-        generator.generate(mine, sampling, NEW, STOPS, budget, first_row=first)
-        for sampling in (GREEDY, SAMPLED)
+        generate(GREEDY, NEW, first_row=first),
+        generate(SAMPLED, NEW, first_row=first),
+        generate(SAMPLED, limits, first_row=2 * first, samples=2),
     ]
 
 
@@ -121,6 +126,8 @@ def check(case):
         assert [c.tokens for c in together] == [c.tokens for c in expected]
         for ours, theirs in zip(together, expected, strict=True):
             assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
+            sampled = pytest.approx(theirs.sampled_log_probs, abs=1e-5)
+            assert ours.sampled_log_probs == sampled
             assert ours.inserted == theirs.inserted
             assert ours.finish_reason == theirs.finish_reason
 
@@ -142,10 +149,11 @@ def test_generation_does_not_depend_on_layout_in_further_ones(case):
 
 @pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
 def test_cases_stop_early_run_out_and_have_thinking_cut(preset):
-    both = [c for mode in on_one_rank(preset) for c in mode]
+    *plain, _ = on_one_rank(preset)
+    both = [c for mode in plain for c in mode]
     assert {c.finish_reason for c in both} == {"stop", "length"}
     assert any(0 < len(c.tokens) < NEW // 2 for c in both)
-    for completions in on_one_rank(preset):
+    for completions in plain:
         # Of a budget of six, the prompts of rows 1 and 3 have spent four and five.
         for row, more in ((1, 2), (3, 1)):
             cut = completions[row]

@@ -75,7 +75,9 @@ def looked_at(preset, tied, parallel):
     facts["left alone"] = before == after
     ids = torch.arange(66).view(2, 33)
     engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), cross_entropy, 0.05)
+    engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), cross_entropy, 0.05)
     facts["second"] = generator.generate(PROMPTS, GREEDY, NEW)
+    model.weights_version = 40
     facts["anew"] = Generator(model).generate(PROMPTS, GREEDY, NEW)
     return facts
 
@@ -104,3 +106,11 @@ def test_after_an_update_the_new_weights_write(name):
     for facts in facts_of(name):
         tokens = {key: [c.tokens for c in facts[key]] for key in ("first", "second", "anew")}
         assert tokens["second"] == tokens["anew"] != tokens["first"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_completions_say_which_weights_wrote_them(name):
+    """None updated, two updates, and a version that was set from outside."""
+    for facts in facts_of(name):
+        versions = [{c.weights_version for c in facts[k]} for k in ("first", "second", "anew")]
+        assert versions == [{0}, {2}, {40}]

@@ -97,3 +97,21 @@ def test_log_probs_equal_a_fresh_forward_pass(name, mode):
         expected = row[len(prompt) - 1 :]
         assert completion.log_probs == pytest.approx(expected, abs=1e-5)
         assert len(completion.tokens) == NEW
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_sampled_log_probs_are_those_of_transformers_logits_at_the_temperature(name, mode):
+    """Of all logits over the temperature, before any token is cut and without penalties."""
+    results, network = ours_and_theirs(name)
+    completions, _ = results[mode]
+    temperature = MODES[mode].temperature or 1
+    for prompt, completion in zip(prompts(), completions, strict=True):
+        ids = torch.tensor([prompt + completion.tokens])
+        with torch.no_grad():
+            logits_SV = network(ids).logits[0, len(prompt) - 1 : -1]
+        log_p_SV = (logits_SV / temperature).log_softmax(-1)
+        expected = log_p_SV.gather(1, ids[0, len(prompt) :, None]).flatten().tolist()
+        assert completion.sampled_log_probs == pytest.approx(expected, abs=1e-5)
+    if not MODES[mode].temperature:
+        assert all(c.sampled_log_probs == c.log_probs for c in completions)

@@ -156,11 +156,15 @@ def test_rows_and_seeds_draw_different_tokens():
     assert (first == second).sum() < 5
 
 
-def test_log_probs_are_those_of_the_logits():
+def test_log_probs_are_those_of_the_logits_alone_and_over_the_temperature():
     logits_BV = torch.randn(3, 9)
-    tokens_B = torch.tensor([0, 8, 4])
-    expected = logits_BV.log_softmax(-1)[torch.arange(3), tokens_B]
-    torch.testing.assert_close(sampler.log_probs(logits_BV, tokens_B), expected)
+    tokens_B, rows = torch.tensor([0, 8, 4]), torch.arange(3)
+    for temperature in (0.0, 0.6, 1.0):
+        expected = [
+            (logits_BV / t).log_softmax(-1)[rows, tokens_B] for t in (1.0, temperature or 1.0)
+        ]
+        ours = sampler.log_probs(logits_BV, tokens_B, temperature)
+        torch.testing.assert_close(ours, torch.stack(expected))
 
 
 @pytest.mark.parametrize(

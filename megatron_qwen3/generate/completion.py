@@ -1,0 +1,82 @@
+"""What is generated for one row, and the row while it lasts.
+
+row = Row(index, limit, Completion(weights_version=version), thinking)
+row.take(token, log_prob, sampled_log_prob, stop_ids, on_token)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from megatron_qwen3.generate.thinking import Thinking
+
+OnToken = Callable[[int, int, bool], None]  # row, token, whether it was inserted
+
+
+@dataclass
+class Completion:
+    """What came after one prompt, token by token, the stop token included.
+
+    log_probs: log p(token) under the model alone, before temperature and penalties.
+    sampled_log_probs: the same of the logits divided by the temperature, still before penalties and
+    before top_k, top_p and min_p cut: what a fresh pass over the same text is compared with, where
+    probabilities of two sets of weights are put into a ratio. At temperature 0 equal to log_probs.
+    inserted: True where a thinking budget put the token; such tokens are not to be trained.
+    finish_reason: "stop" after a stop token, "length" after as many tokens as the row may have.
+    weights_version: `Model.weights_version` of the weights that wrote it.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    sampled_log_probs: list[float] = field(default_factory=list)
+    inserted: list[bool] = field(default_factory=list)
+    finish_reason: str = ""
+    weights_version: int = 0
+
+
+@dataclass
+class Row:
+    """One row's generation while it lasts; `limit`: tokens that it may have."""
+
+    index: int
+    limit: int
+    completion: Completion
+    thinking: Thinking | None
+
+    def __post_init__(self) -> None:
+        self._end_at_limit()
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.completion.finish_reason)
+
+    def forced(self) -> int | None:
+        """The token that has to come next; None where the model may say."""
+        return self.thinking.forced() if self.thinking else None
+
+    def take(
+        self,
+        token: int,
+        log_prob: float,
+        sampled_log_prob: float,
+        stop_ids: Sequence[int],
+        on_token: OnToken | None,
+    ) -> None:
+        """Add the token that was chosen or forced; a row that is done ignores it."""
+        if self.is_done:
+            return
+        inserted = self.forced() is not None
+        self.completion.tokens.append(token)
+        self.completion.log_probs.append(log_prob)
+        self.completion.sampled_log_probs.append(sampled_log_prob)
+        self.completion.inserted.append(inserted)
+        if self.thinking:
+            self.thinking.saw(token)
+        if token in stop_ids and not inserted:
+            self.completion.finish_reason = "stop"
+        self._end_at_limit()
+        if on_token:
+            on_token(self.index, token, inserted)
+
+    def _end_at_limit(self) -> None:
+        if not self.is_done and len(self.completion.tokens) >= self.limit:
+            self.completion.finish_reason = "length"
