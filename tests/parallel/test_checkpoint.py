@@ -69,6 +69,7 @@ def undisturbed(config):
 def resumed(config, path):
     engine = Engine(config, start(config))
     assert checkpoint.load(engine, path).step == 2
+    assert engine.model.weights_version == 2
     return steps(engine, 2, 5), weights_of(engine)
 
 
