@@ -59,23 +59,20 @@ class Generator:
         """`samples` completions for each prompt, those of one prompt after each other.
 
         Prompts are ids, one at least in each; where data ranks share experts a rank may have no
-        prompt. `max_new_tokens` is one limit, or one for each prompt. A prompt is read once, for
-        all its samples. Row i, of sample i % samples of prompt i // samples, draws from the
-        random sequence of (sampling.seed, first_row + i), whatever else is in the batch. `on_token`
-        is called on every rank as tokens come. ValueError for what is out of range.
+        prompt. `max_new_tokens` is one limit, or one for each prompt. Row i, which is sample
+        i % samples of prompt i // samples, draws from the random sequence of (sampling.seed,
+        first_row + i), whatever else is in the batch; a prompt is read once for all its samples.
+        `on_token` is called on every rank as tokens come. ValueError for what is out of range.
         """
         limits = _limits(prompts, max_new_tokens, samples)
         if not prompts and not self.data_ranks_share_experts:
             return []
         self.model.synchronize()
         version = self.model.weights_version
+        of_rows = [asked for asked in zip(prompts, limits, strict=True) for _ in range(samples)]
         rows = [
             Row(index, limit, Completion(weights_version=version), _thinking(budget, prompt))
-            for index, (prompt, limit) in enumerate(
-                (prompt, limit)
-                for prompt, limit in zip(prompts, limits, strict=True)
-                for _ in range(samples)
-            )
+            for index, (prompt, limit) in enumerate(of_rows)
         ]
         completions = [row.completion for row in rows]
         with self.model.groups.current():

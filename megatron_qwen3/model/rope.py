@@ -15,8 +15,8 @@ class RotaryTables(RotaryEmbedding):
     """Stands in for GPTModel's rotary embedding, giving layers cos and sin instead of angles.
 
     megatron-core takes the cosine and sine of the angles in every layer and for queries and keys
-    alike; here it happens once per sequence length. Rows that stand at positions of their own, of a
-    generation or of documents that share a row, get tables by `at`.
+    alike; here it happens once, for the longest rows so far. Rows that stand at positions of their
+    own, of a generation or of documents that share a row, get tables by `at`.
     """
 
     def __init__(self, head_dim: int, base: float) -> None:
