@@ -193,7 +193,9 @@ class CheckpointConfig:
     every_steps: int = setting(0, "steps between checkpoints; 0 is only at the end", at_least=0)
     at_end: bool = setting(True, "save after the last step; false is for runs that only measure")
     init_from: str = setting(
-        "", "run folder of the stage before: its weights, not its optimizer; {dir} is run.dir"
+        "",
+        "run folder of the stage before: its weights, not its optimizer; or a checkpoint, or a "
+        "folder of Hugging Face's format; {dir} is run.dir",
     )
     asynchronous: bool = setting(
         True, "write while steps run, from a copy in host memory; false stops the run meanwhile"

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItemType
 
-from megatron_qwen3.convert.dcp import EXPERT_SHARE
+from megatron_qwen3.convert.mapping import EXPERT_SHARE
 from megatron_qwen3.storage import manifest
 
 

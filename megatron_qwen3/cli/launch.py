@@ -22,6 +22,7 @@ from megatron_qwen3.cli import launch_sbatch
 from megatron_qwen3.cli.launch_sbatch import Run
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
@@ -204,9 +205,13 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
     tokenizer = config.data.tokenizer
     if tokenizer and not Path(tokenizer).exists():
         yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
+    start = Path(config.checkpoint.init_from)
     if config.checkpoint.init_from and not has_start:
         try:
-            folder.find(config.checkpoint.init_from)
+            if folder.is_hf(start):
+                read_config(start)
+            else:
+                folder.find(str(start))
         except ConfigError as error:
             yield error
 

@@ -22,13 +22,12 @@ import torch
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.convert.mapping import Index, Weight, locate, weights
+from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, locate, weights
 from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside
 from megatron_qwen3.storage.table import Chunk, Stored, read_table
 
 FILES = ("config.toml", "metadata.json", ".metadata")
-EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
 BATCH_BYTES = 256 << 10  # small enough to stay in a core's cache between a read and a write
 _OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from megatron_qwen3.config import ConfigError, ModelConfig
-from megatron_qwen3.convert.dcp import read_exactly
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"

@@ -2,7 +2,7 @@
 
 Each tensor of ours is made of whole rows of HF tensors, taken in turns. `linear_qkv` takes, per
 key/value group, the rows of the group's query heads, of its key head and of its value head;
-`linear_fc1` takes all rows of the gate, then all of up; everything else is one HF tensor as it is.
+`linear_fc1` stacks gate and up (`model/gate_and_up.py`); everything else is one HF tensor as it is.
 So no weight is ever computed: a conversion moves rows, and its inverse moves them back.
 
 Our tensors stand in a checkpoint under the names of our own layer or of Transformer Engine's,
@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from megatron_qwen3.model import gate_and_up
 from megatron_qwen3.settings import ModelConfig
 
+EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
 Index = tuple[int, ...]  # (), (layer,) or (layer, expert)
 
 
@@ -174,8 +176,8 @@ def _norm_before_mlp(model: ModelConfig, other_names: tuple[str, ...] = ()) -> W
 
 
 def _gate_and_up(name: str, theirs: str, width: int, columns: int, leading: Index) -> Weight:
-    parts = (theirs + "gate_proj.weight", theirs + "up_proj.weight")
-    return Weight((name,), parts, (width, width), columns, leading)
+    parts = tuple(f"{theirs}{part}_proj.weight" for part in gate_and_up.ORDER)
+    return Weight((name,), parts, (width,) * len(parts), columns, leading)
 
 
 def _matrix(name: str, theirs: str, rows: int, columns: int, leading: Index = ()) -> Weight:

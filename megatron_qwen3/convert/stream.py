@@ -27,9 +27,9 @@ from rich.progress import (
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert import hf, hf_config
-from megatron_qwen3.convert.dcp import BATCH_BYTES, EXPERT_SHARE, Checkpoint
+from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
-from megatron_qwen3.convert.mapping import Index, Weight, in_order, weights
+from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
 from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import sync_tree, whole_folder

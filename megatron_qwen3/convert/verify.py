@@ -1,8 +1,7 @@
 """Do two models compute the same? `compare(a, b)`, each an HF folder or a checkpoint of ours.
 
-Ours is built by `model/build.py` on this process alone and loaded as a run would load it, whatever
-layout wrote it; the other by transformers. They are in memory one after the
-other, so the larger of them must fit.
+Ours is a `Model` of this process alone, loaded as a run would load it, whatever layout wrote it;
+the other is transformers'. They are in memory one after the other, so the larger of them must fit.
 """
 
 from dataclasses import dataclass, replace
@@ -14,9 +13,10 @@ from torch import Tensor
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig
 from megatron_qwen3.convert import hf, reference
 from megatron_qwen3.convert.dcp import Checkpoint
-from megatron_qwen3.model.build import build
+from megatron_qwen3.convert.load import fill
 from megatron_qwen3.parallel import runtime
-from megatron_qwen3.storage.load import load
+from megatron_qwen3.storage import manifest
+from megatron_qwen3.training.model import Model
 
 SEQUENCES, POSITIONS = 4, 64
 # Least mean cosine similarity of two faithful copies: rounding alone parts them, in bf16 by a
@@ -90,11 +90,11 @@ def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
 def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
     config = _on_one_rank(Checkpoint(path).config, ids_BS.shape[1], precision)
     try:
-        (model,) = build(config, runtime.start(config))
-        loaded = load({"model": model.sharded_state_dict()}, path)
-        model.load_state_dict(loaded["model"])
-        ids_BS = ids_BS.to(torch.cuda.current_device())
-        return model.eval()(ids_BS).whole().transpose(0, 1).float().cpu()
+        model = Model(config, runtime.start(config))
+        sealed = (path / manifest.FILE_NAME).is_file()  # another program's checkpoint is not
+        fill(model, path, config.checkpoint.verify if sealed else "")
+        (chunk,) = model.chunks
+        return chunk.eval()(ids_BS.to(model.device)).whole().transpose(0, 1).float().cpu()
     finally:
         runtime.stop()
 

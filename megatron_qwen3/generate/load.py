@@ -6,9 +6,7 @@ model = load(source, config, layout)  # after runtime.start(config)
 """
 
 import os
-import shutil
 import sys
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +16,12 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import end_ids, has_tokenizer, read_config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.shown import shown
-from megatron_qwen3.storage.folder import checkpoints, find
+from megatron_qwen3.storage.folder import checkpoints, find, is_hf
 from megatron_qwen3.toml import emit
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
 if TYPE_CHECKING:
-    from megatron_qwen3.model.build import Qwen3
     from megatron_qwen3.training.model import Model
 
 
@@ -35,7 +32,7 @@ class Source:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.is_hf = path, (path / "config.json").is_file()
+        self.path, self.is_hf = path, is_hf(path)
         if self.is_hf:
             return
         is_one = (path / "config.toml").is_file() and (path / "metadata.json").is_file()
@@ -121,54 +118,10 @@ def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
 
 
 def load(source: Source, config: Config, layout: Layout) -> "Model":
-    """The model of this rank with the source's weights; all ranks call it.
-
-    A folder of Hugging Face's format is converted first, into a temporary checkpoint on each
-    machine.
-    """
+    """The model of this rank with the source's weights, verified; all ranks call it."""
+    from megatron_qwen3.convert.load import fill
     from megatron_qwen3.training.model import Model
 
     model = Model(config, layout)
-    if not source.is_hf:
-        _load_checkpoint(model.chunks, source.path)
-        return model
-    folder = _shared_name()
-    is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-    try:
-        if is_first_here:
-            from megatron_qwen3.convert.stream import fill_from_hf
-
-            (folder / "checkpoint").mkdir(parents=True)
-            dtype = model.chunks[0].config.params_dtype
-            fill_from_hf(source.path, folder / "checkpoint", dtype=dtype)
-        _wait()
-        _load_checkpoint(model.chunks, folder / "checkpoint")
-        _wait()
-    finally:
-        if is_first_here:
-            shutil.rmtree(folder, ignore_errors=True)
+    fill(model, source.path, config.checkpoint.verify)
     return model
-
-
-def _load_checkpoint(models: list["Qwen3"], path: Path) -> None:
-    from megatron_qwen3.storage import load
-
-    template = {f"chunk{i}": model.sharded_state_dict() for i, model in enumerate(models)}
-    loaded = load.load(template, path)
-    for index, model in enumerate(models):
-        model.load_state_dict(loaded[f"chunk{index}"])
-
-
-def _shared_name() -> Path:
-    """A new folder of the first rank's, by whose name every machine makes its own."""
-    import torch.distributed as dist
-
-    names = [tempfile.mkdtemp(prefix="megatron_qwen3_") if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(names, src=0)
-    return Path(names[0])
-
-
-def _wait() -> None:
-    import torch.distributed as dist
-
-    dist.barrier()

@@ -15,13 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_qwen3.model import grouped
+from megatron_qwen3.model import gate_and_up, grouped
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.router import Router
 from megatron_qwen3.parallel.mcore import (
     MegatronModule,
     ShardedTensor,
-    ShardedTensorFactory,
     TransformerConfig,
     all_to_all,
 )
@@ -190,7 +189,9 @@ class GroupedExperts(MegatronModule):
         )
         fc1, fc2 = f"{prefix}experts.linear_fc1.weight", f"{prefix}experts.linear_fc2.weight"
         return {
-            f"{prefix}weight1": shard.gate_and_up(fc1, self.weight1, t, T),
+            f"{prefix}weight1": gate_and_up.sharded_parts(
+                shard.tensor(fc1, self.weight1, (base + 1, t, T))
+            ),
             f"{prefix}weight2": shard.tensor(fc2, self.weight2, (base + 2, t, T)),
         }
 
@@ -210,21 +211,3 @@ class _Sharding:
             replica_id=self.replica,
             prepend_axis_num=self.prepended,
         )
-
-    def gate_and_up(self, key: str, data: Tensor, rank: int, size: int) -> ShardedTensorFactory:
-        """Gate and up cut apart: in the checkpoint all gates come before all ups."""
-        axis = self.prepended + 1
-
-        def build(
-            key: str, data: Tensor, replica_id: Any, flattened_range: slice | None
-        ) -> list[ShardedTensor]:
-            gate, up = data.chunk(2, dim=1)
-            return [
-                self.tensor(key, gate.contiguous(), (axis, rank, 2 * size)),
-                self.tensor(key, up.contiguous(), (axis, size + rank, 2 * size)),
-            ]
-
-        def merge(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts, dim=1)
-
-        return ShardedTensorFactory(key, data, build, merge, self.replica)

@@ -24,6 +24,7 @@ from megatron_qwen3.cpu import kernels
 from megatron_qwen3.cpu.products import grouped_product, write_product
 from megatron_qwen3.cpu.shortcuts import take_old
 from megatron_qwen3.model import ops
+from megatron_qwen3.model.gate_and_up import cut
 
 
 class Order(NamedTuple):
@@ -141,7 +142,7 @@ class _Experts(Function):
     def backward(ctx, grad):
         rows, probs, gate_up, weight1, weight2 = ctx.saved_tensors
         grad = grad.contiguous()
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = cut(gate_up)
         silu = F.silu(gate)
         activated = silu * up
         grad_activated = _product(grad, weight2, ctx.groups)

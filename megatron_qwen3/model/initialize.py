@@ -6,11 +6,11 @@ compared without a checkpoint. Norm scales keep their ones.
 """
 
 import hashlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from megatron_qwen3.model.gate_and_up import shards
 from megatron_qwen3.parallel.mcore import (
     ColumnParallelLinear,
     ProcessGroupCollection,
@@ -40,22 +40,13 @@ def initialize(chunk: nn.Module, seed: int, std: float) -> None:
     metadata = {"dp_cp_group": groups.dp_cp}
     for entry in chunk.sharded_state_dict(metadata=metadata).values():
         if isinstance(entry, (ShardedTensor, ShardedTensorFactory)) and id(entry.data) in matrices:
-            for shard, target in _shards(entry):
-                _fill(shard, target, seed, std)
+            for shard, _ in shards(entry):
+                _fill(shard, seed, std)
 
 
-def _shards(entry: ShardedTensor | ShardedTensorFactory) -> Iterator[tuple[ShardedTensor, Tensor]]:
-    """The checkpoint shards of a parameter, each with the part of the parameter that it is."""
-    if isinstance(entry, ShardedTensor):
-        yield entry, entry.data
-        return
-    shards = entry.build()
-    axis = entry.data.ndim - 2  # gate and up are stacked along the rows
-    yield from zip(shards, entry.data.chunk(len(shards), dim=axis), strict=True)
-
-
-def _fill(shard: ShardedTensor, target: Tensor, seed: int, std: float) -> None:
-    """Draw the matrices of which `target` holds a part: one for each leading index."""
+def _fill(shard: ShardedTensor, seed: int, std: float) -> None:
+    """Draw the matrices of which `shard` holds a part: one for each leading index."""
+    target: Tensor = shard.data
     leading, (rows, columns) = shard.global_offset[:-2], shard.global_shape[-2:]
     row, column = shard.global_offset[-2:]
     for index, part in enumerate(target.view(-1, *target.shape[-2:])):

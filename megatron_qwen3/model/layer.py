@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_qwen3.model import ops
+from megatron_qwen3.model import gate_and_up, ops
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.heads import query_key_value
 from megatron_qwen3.model.linear import Products, linear
@@ -27,7 +27,6 @@ from megatron_qwen3.parallel.mcore import (
     MegatronModule,
     RowParallelLinear,
     TransformerConfig,
-    apply_swiglu_sharded_factory,
     build_module,
     get_transformer_layer_offset,
     tensor_parallel,
@@ -137,7 +136,7 @@ class DenseMLP(MegatronModule):
         """Checkpoint shards; gate and up are cut apart, so that any tensor size can read them."""
         sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         key = f"{prefix}linear_fc1.weight"
-        sharded[key] = apply_swiglu_sharded_factory(sharded[key], sharded_offsets)
+        sharded[key] = gate_and_up.sharded_parts(sharded[key])
         return sharded
 
 

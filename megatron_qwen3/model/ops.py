@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.cpu import kernels
+from megatron_qwen3.model.gate_and_up import cut
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -121,7 +122,7 @@ class _SwiGLU(Function):
 
 def swiglu_value(gate_up: Tensor) -> Tensor:
     """`swiglu` for use inside another autograd function."""
-    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = cut(gate_up)
     return F.silu(gate).mul_(up)
 
 
@@ -130,9 +131,9 @@ def swiglu_gradient(gate_up: Tensor, grad: Tensor, silu: Tensor | None = None) -
 
     silu: that of gate, where the caller has it; it is written over.
     """
-    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = cut(gate_up)
     gradient = gate_up.new_empty(gate_up.shape)
-    grad_gate, grad_up = gradient.chunk(2, dim=-1)
+    grad_gate, grad_up = cut(gradient)
     work = F.silu(gate) if silu is None else silu
     torch.mul(work, grad, out=grad_up)
     torch.mul(grad, up, out=work)

@@ -35,7 +35,6 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     all_to_all,
 )
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import (
@@ -73,7 +72,6 @@ __all__ = [
     "TransformerLayerSubmodules",
     "VocabParallelEmbedding",
     "all_to_all",
-    "apply_swiglu_sharded_factory",
     "build_module",
     "finalize_model_grads",
     "get_forward_backward_func",

@@ -41,7 +41,7 @@ def check(config: Config) -> Inputs:
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_same_model(config, source)
-        if source.name.startswith("step_"):
+        if source.name.startswith("step_") and not folder.is_hf(source):
             before = (source.parents[1], checkpoint.step_of(source))
     if saved and not config.checkpoint.resume:
         raise ConfigError(

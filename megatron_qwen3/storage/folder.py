@@ -67,6 +67,11 @@ def _write_fault(run_dir: Path) -> str:
     return ""
 
 
+def is_hf(folder: Path) -> bool:
+    """Whether a folder is meant to have a model of Hugging Face's format."""
+    return (folder / "config.json").is_file()
+
+
 def find(path: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest of a run folder. ConfigError.
 
@@ -89,8 +94,9 @@ def find(path: str) -> Path:
         )
         raise ConfigError(f"{folder}: {told}; {saved[-1].name}: {found[0]}")
     raise ConfigError(
-        f'checkpoint.init_from = "{path}" is neither a checkpoint nor a run folder with one; '
-        "train the stage before it first, or set checkpoint.init_from="
+        f'checkpoint.init_from = "{path}" is neither a checkpoint nor a run folder with one, nor '
+        "a folder of Hugging Face's format; train the stage before it first, or set "
+        "checkpoint.init_from="
     )
 
 

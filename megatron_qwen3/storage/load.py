@@ -1,7 +1,7 @@
 """Fill tensors from a checkpoint that any layout wrote: `load(template, folder)`.
 
-    loaded = load({"chunk0": model.sharded_state_dict()}, folder)  # all ranks call it
-    model.load_state_dict(loaded["chunk0"])
+    loaded = load(model.weights(), folder)  # all ranks call it
+    model.take_weights(loaded)
 
 The template is megatron-core's description of what this rank holds; its tensors are filled in
 place. The bytes are read here, straight from the files and straight into the tensors where they
@@ -9,6 +9,7 @@ lie alike: neither megatron-core's loader nor torch's, which unpickle as they go
 checkpoint.
 """
 
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from megatron_qwen3.parallel.mcore import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
+from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.boxes import meeting
 from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.pickles import Archive, layout
@@ -35,17 +37,35 @@ from megatron_qwen3.storage.table import (
 )
 
 
-def load(template: dict[str, Any], folder: Path, preferred: str = "") -> dict[str, Any]:
+def faults(checkpoint: Path, in_full: bool) -> list[str]:
+    """What any rank finds wrong with a checkpoint, on all ranks, which all call it.
+
+    With `in_full` they read every file, each rank its share; else sizes are looked at.
+    """
+    ranks = dist.get_world_size()
+    mine = manifest.faults(checkpoint, (dist.get_rank(), ranks) if in_full else None)
+    found: list[list[str]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(found, mine)
+    return list(dict.fromkeys(fault for faults in found for fault in faults))
+
+
+def load(
+    template: dict[str, Any],
+    folder: Path,
+    preferred: str = "",
+    read: Callable[[Path], Table] = read_table,
+) -> dict[str, Any]:
     """The template with tensors, and plain objects, in place of their descriptions.
 
     preferred: a tensor with this before its key is read instead, where the checkpoint has it.
+    read: where each tensor lies, of a folder of another format.
     All ranks call it. ConfigError, on all of them, where the checkpoint is not one or lacks a part
     of a tensor.
     """
     loaded: dict[str, Any] = {}
     error = ""
     try:
-        table = read_table(folder)
+        table = read(folder)
         loaded = _filled(template, table, folder, preferred)
     except (ConfigError, OSError) as fault:
         error = str(fault)

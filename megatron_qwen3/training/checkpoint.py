@@ -6,33 +6,34 @@ tensors. `saver.py` writes it while steps run, `storage/` says what a folder mus
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3.convert.load import fill, find, model_of, read_weights
 from megatron_qwen3.settings import Config, ConfigError
-from megatron_qwen3.storage import folder, manifest
-from megatron_qwen3.storage.folder import checkpoints, find, newest, step_of
+from megatron_qwen3.storage import folder
+from megatron_qwen3.storage.folder import checkpoints, newest, step_of
+from megatron_qwen3.storage.load import faults
 from megatron_qwen3.storage.load import load as filled
 from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
-__all__ = ["check_intact", "check_same_model", "check_same_precision", "checkpoints", "find"]
-__all__ += ["load", "load_weights", "newest", "newest_intact", "step_of"]
+__all__ = ["check_same_model", "check_same_precision", "checkpoints", "find", "load"]
+__all__ += ["load_weights", "newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
 _FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss", "router_balance")
 
 
-def check_same_model(config: Config, checkpoint: Path) -> None:
-    """ConfigError where the checkpoint's model has other shapes than the configuration's."""
-    saved, wanted = settings.load([checkpoint / folder.SETTINGS_FILE]).model, config.model
+def check_same_model(config: Config, source: Path) -> None:
+    """ConfigError where a source's model has other shapes than the configuration's."""
+    saved, wanted = model_of(source), config.model
     for name, value in vars(wanted).items():
         if name not in _FREE and value != getattr(saved, name):
             raise ConfigError(
-                f"model.{name} = {value}, but {checkpoint} was saved with {getattr(saved, name)}; "
+                f"model.{name} = {value}, but {source} was saved with {getattr(saved, name)}; "
                 "a stage goes on with the model of the stage before"
             )
 
@@ -56,10 +57,10 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
     """
     told: list[str] = []
     while candidate := _newest_of_first_rank(run_dir):
-        faults = _faults(candidate, in_full)
-        if not faults:
+        found = faults(candidate, in_full)
+        if not found:
             return candidate, told
-        told.append(f"{candidate} is damaged and set aside: {'; '.join(faults[:3])}")
+        told.append(f"{candidate} is damaged and set aside: {'; '.join(found[:3])}")
         if dist.get_rank() == 0:
             folder.set_aside(candidate)
         dist.barrier()
@@ -71,15 +72,6 @@ def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]
     return None, told
 
 
-def check_intact(checkpoint: Path, in_full: bool) -> None:
-    """ConfigError on all ranks, which all call it, where one finds it damaged; see `newest_intact`.
-
-    For a checkpoint of another run, which is not this one's to set aside.
-    """
-    if faults := _faults(checkpoint, in_full):
-        raise ConfigError(f"{checkpoint} is damaged: {'; '.join(faults[:3])}")
-
-
 def _newest_of_first_rank(run_dir: Path) -> Path | None:
     """What the first rank sees, on all ranks: caches of a shared file system may lag behind."""
     seen = [next(reversed(checkpoints(run_dir)), None)]
@@ -87,42 +79,29 @@ def _newest_of_first_rank(run_dir: Path) -> Path | None:
     return seen[0]
 
 
-def _faults(checkpoint: Path, in_full: bool) -> list[str]:
-    """What any rank finds wrong, on all ranks."""
-    ranks = dist.get_world_size()
-    mine = manifest.faults(checkpoint, (dist.get_rank(), ranks) if in_full else None)
-    found: list[list[str]] = [[] for _ in range(ranks)]
-    dist.all_gather_object(found, mine)
-    return list(dict.fromkeys(fault for faults in found for fault in faults))
-
-
 def load(engine: Engine, checkpoint: Path) -> Progress:
     """Weights and optimizer, into whatever layout `engine` has; where the run stood.
 
     ConfigError on all ranks where one finds it damaged, or made to run code.
     """
-    template = shards.weights(engine) | {"optimizer": shards.optimizer_template(engine)}
-    _load_weights(engine, filled(template, checkpoint))
+    template = engine.model.weights() | {"optimizer": shards.optimizer_template(engine)}
+    engine.model.take_weights(filled(template, checkpoint))
     progress = Progress.read(checkpoint)
     optim.set_step(engine.optimizer, progress.updates)
     engine.model.weights_version = progress.updates
     return progress
 
 
-def load_weights(engine: Engine, checkpoint: Path) -> None:
-    """Weights alone: a new stage starts with a fresh optimizer. ConfigError as in `load`.
+def load_weights(engine: Engine, source: Path) -> None:
+    """Weights alone, of a checkpoint or of Hugging Face's format: a fresh optimizer goes on.
 
-    They come in float32 wherever the checkpoint has them so: a run in bf16 saved what its optimizer
-    updates beside the weights that it computes with, which are those rounded.
+    Verified as checkpoint.verify says; ConfigError as in `load`. They come in float32 wherever the
+    source has them so: a run in bf16 saved what its optimizer updates beside the weights that it
+    computes with, which are those rounded.
     """
     is_wide = engine.config.train.precision == "fp32"
-    weights = filled(shards.weights(engine), checkpoint, preferred=shards.MASTER if is_wide else "")
-    _load_weights(engine, weights)
+    verify = engine.config.checkpoint.verify
+    fill(engine.model, source, verify, preferred=shards.MASTER if is_wide else "")
     engine.optimizer.reload_model_params()
     if masters := shards.master_template(engine):
-        filled({"masters": masters}, checkpoint, preferred=shards.MASTER)
-
-
-def _load_weights(engine: Engine, loaded: dict[str, Any]) -> None:
-    for index, model in enumerate(engine.model.chunks):
-        model.load_state_dict(loaded[f"chunk{index}"])
+        filled({"masters": masters}, source, preferred=shards.MASTER, read=read_weights)

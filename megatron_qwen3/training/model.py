@@ -7,7 +7,7 @@
 the process groups of a second one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class Model:
 
         several = len(modules) > 1
         with self.groups.current():
-            return get_forward_backward_func()(
+            reports: list[Any] = get_forward_backward_func()(
                 forward_step_func=forward,
                 data_iterator=iterators if several else iterators[0],
                 model=list(modules) if several else modules[0],
@@ -112,6 +112,7 @@ class Model:
                 micro_batch_size=size,
                 forward_only=forward_only,
             )
+        return reports
 
     def filled(self, batch: TokenBatch) -> TokenBatch:
         """With padding at its end, if that is needed: the schedule takes multiples of rows."""
@@ -122,6 +123,20 @@ class Model:
     def count_update(self) -> None:
         """The weights are others now."""
         self.weights_version += 1
+
+    def weights(self) -> dict[str, Any]:
+        """megatron-core's description of this rank's weights and buffers, by chunk."""
+        metadata = {"dp_cp_group": self.groups.ranks.dp_cp}
+        with self.groups.current():
+            return {
+                f"chunk{index}": chunk.sharded_state_dict(metadata=metadata)
+                for index, chunk in enumerate(self.chunks)
+            }
+
+    def take_weights(self, weights: Mapping[str, Any]) -> None:
+        """Have these weights and buffers: the tensors of all that `weights` describes."""
+        for index, chunk in enumerate(self.chunks):
+            chunk.load_state_dict(weights[f"chunk{index}"])
 
     def synchronize(self) -> None:
         """Make the weights of every rank those of the last step.

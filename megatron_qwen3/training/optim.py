@@ -120,7 +120,7 @@ def _owned_params(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tenso
             main = part.optimizer.param_groups[group]["params"][index]
             yield param, main, part._get_model_param_range_map(param)["param"].start
         return
-    masters = {}
+    masters: dict[int, nn.Parameter] = {}
     for low, high in zip(
         getattr(part, "float16_groups", ()),
         getattr(part, "fp32_from_float16_groups", ()),

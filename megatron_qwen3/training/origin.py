@@ -28,7 +28,6 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
         return progress, told
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
-        checkpoint.check_intact(source, in_full)
         checkpoint.load_weights(engine, source)
         return Progress(), [f"weights from {source}"]
     return Progress(), [f"fresh weights from seed {config.run.seed}"]

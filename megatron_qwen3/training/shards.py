@@ -12,16 +12,14 @@ layout reads it.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from megatron_qwen3.model.gate_and_up import shards
 from megatron_qwen3.parallel.mcore import (
-    ProcessGroupCollection,
     ShardedObject,
     ShardedTensor,
     ShardedTensorFactory,
@@ -42,21 +40,12 @@ class Part(NamedTuple):
     replica: Any = 0  # megatron-core's replica id: zeros only on the rank that saves it
 
 
-def weights(engine: Engine) -> dict[str, Any]:
-    """megatron-core's description of the model's weights and buffers, by chunk of the model."""
-    metadata = {"dp_cp_group": ProcessGroupCollection.use_mpu_process_groups().dp_cp}
-    return {
-        f"chunk{index}": model.sharded_state_dict(metadata=metadata)
-        for index, model in enumerate(engine.model.chunks)
-    }
-
-
 def owned(engine: Engine) -> list[Part]:
     """The parts that this rank saves: each part of the checkpoint has one owner."""
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     sharded = engine.config.optim.distributed
     parts: list[Part] = []
-    for entry in chain.from_iterable(chunk.values() for chunk in weights(engine).values()):
+    for entry in chain.from_iterable(chunk.values() for chunk in engine.model.weights().values()):
         if isinstance(entry, ShardedObject):
             continue
         if entry.data.requires_grad and sharded:
@@ -70,7 +59,7 @@ def owned(engine: Engine) -> list[Part]:
 
 def objects(engine: Engine) -> dict[str, list[object]]:
     """By key, the modules' extra state that this rank saves, as it is now."""
-    entries = chain.from_iterable(chunk.values() for chunk in weights(engine).values())
+    entries = chain.from_iterable(chunk.values() for chunk in engine.model.weights().values())
     return {
         entry.unique_key: [entry.data]
         for entry in entries
@@ -96,7 +85,7 @@ def _template(engine: Engine, beginning: str, without: str) -> dict[str, Sharded
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     parts = [
         part
-        for chunk in weights(engine).values()
+        for chunk in engine.model.weights().values()
         for entry in chunk.values()
         if not isinstance(entry, ShardedObject) and id(entry.data) in states
         for part in _parts_of_range(entry, states[id(entry.data)])
@@ -133,24 +122,10 @@ def _parts_of_range(
     for low, size in rectangles(tuple(param.shape), state.start, stop):
         end = position + prod(size)
         for prefix, values in flat.items():
-            for shard, first in _shards(entry):
+            for shard, row in shards(entry):
+                first = tuple(row if axis == param.ndim - 2 else 0 for axis in range(param.ndim))
                 yield from _overlap(prefix, shard, first, low, values[position:end].view(size))
         position = end
-
-
-def _shards(entry: ShardedTensor | ShardedTensorFactory) -> list[tuple[ShardedTensor, Index]]:
-    """The checkpoint's tensors that a parameter becomes, and where in it each begins."""
-    axes = entry.data.ndim
-    if isinstance(entry, ShardedTensor):
-        return [(entry, (0,) * axes)]
-    nowhere = torch.empty(entry.data.shape, dtype=entry.data.dtype, device="meta")
-    shards = replace(entry, data=nowhere).build()
-    axis = axes - 2  # gate and up are stacked along the rows
-    rows = entry.data.shape[axis] // len(shards)
-    return [
-        (shard, tuple(number * rows if a == axis else 0 for a in range(axes)))
-        for number, shard in enumerate(shards)
-    ]
 
 
 def _overlap(

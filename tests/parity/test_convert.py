@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from ranks import run_ranks
+from ranks import RankError, run_ranks
 from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
 
@@ -18,6 +18,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.convert.verify import compare
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.storage import manifest
 from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.engine import Engine
 
@@ -203,6 +204,10 @@ def test_verify_tells_one_wrong_head_from_none(tmp_path, hf_folder):
         for row, head in zip(keys, reversed(heads), strict=True):
             file.seek(region.chunk.data_start + row * head.shape[1])
             file.write(head.tobytes())
+    with pytest.raises(RankError, match="checksum"):
+        run_ranks(compare, 1, source, tmp_path / "ours", "fp32")
+    sealed = manifest.read(tmp_path / "ours")
+    manifest.write(tmp_path / "ours", {n: manifest.seal(tmp_path / "ours" / n) for n in sealed})
     (result,) = run_ranks(compare, 1, source, tmp_path / "ours", "fp32")
     assert not result.agree and result.largest_difference > 0.1
 

@@ -22,12 +22,29 @@ def names(tree):
             yield node.attr
 
 
+def given(tree):
+    """Names that imports give."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (name.name.rpartition(".")[2] for name in node.names)
+
+
 def imported(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             yield node.module or ""
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
+
+
+def test_no_module_above_the_model_asks_for_process_groups_of_the_whole_process():
+    """A process may have models of several layouts: each knows its own groups."""
+    asking = {
+        name
+        for name, tree in modules("parallel/", "model/")
+        if {"parallel_state", "use_mpu_process_groups", "mpu"} & {*names(tree), *given(tree)}
+    }
+    assert not asking
 
 
 def test_whether_there_is_a_gpu_is_asked_in_one_package_and_in_the_choice_of_modules():

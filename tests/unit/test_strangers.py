@@ -26,7 +26,7 @@ from megatron_qwen3.generate import __main__ as generate
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.storage import boxes, folder, pickles
 from megatron_qwen3.storage.table import Chunk
-from megatron_qwen3.training import checkpoint, saver, shards
+from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,7 @@ def load_by_megatron(run_dir, bad):
     """What megatron-core's own loader does with them, were it asked."""
     del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
     config = settings(run_dir)
-    template = shards.weights(Engine(config, start(config)))
+    template = Engine(config, start(config)).model.weights()
     with contextlib.suppress(BaseException):  # it ran by then
         dist_checkpointing.load(template, str(bad))
 
@@ -177,7 +177,7 @@ def loaded_twice(run_dir):
     (path,) = folder.checkpoints(run_dir)
     ours, theirs = Engine(config, start(config)), []
     checkpoint.load_weights(ours, path)
-    theirs = dist_checkpointing.load(shards.weights(Engine(config, ours.layout)), str(path))
+    theirs = dist_checkpointing.load(Engine(config, ours.layout).model.weights(), str(path))
     named = dict(ours.model.chunks[0].named_parameters())
     return [name for name in named if not torch.equal(named[name], theirs["chunk0"][name])]
 

@@ -1,0 +1,123 @@
+"""The one loader of weights: our checkpoints, verified, and folders of Hugging Face's format.
+
+    source = find("runs/stage_1")           # or a checkpoint, or a folder with config.json
+    model_of(source)                        # ConfigError where it is not a whole Qwen3
+    fill(model, source, verify="full")      # all ranks of a Model, whatever its layout
+
+Hugging Face's folder is not converted first. Tensors of ours are made of whole rows of its tensors
+(`mapping.py`), so it is read as a checkpoint whose chunks lie in safetensors files, and every rank
+reads the rows that it holds. Numbers of another type than the model's are rounded on the way, to
+the nearest, of two equally near to the even one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.convert import hf
+from megatron_qwen3.convert.mapping import EXPERT_SHARE, Weight, weights
+from megatron_qwen3.settings import ConfigError, ModelConfig
+from megatron_qwen3.storage import folder as folders
+from megatron_qwen3.storage.load import faults, load
+from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
+
+if TYPE_CHECKING:
+    from megatron_qwen3.training.model import Model
+
+
+def find(path: str) -> Path:
+    """A folder of Hugging Face's format, a checkpoint, or the newest of a run. ConfigError."""
+    folder = Path(path)
+    return folder if folders.is_hf(folder) else folders.find(path)
+
+
+def model_of(source: Path) -> ModelConfig:
+    """The model whose weights a source has; of Hugging Face's format all tables are looked at."""
+    if folders.is_hf(source):
+        return hf.Source(source).model
+    return settings.load([source / folders.SETTINGS_FILE]).model
+
+
+def fill(model: Model, source: Path, verify: str, preferred: str = "") -> None:
+    """Read a source's weights into a model; all ranks call it.
+
+    verify: checkpoint.verify: a checkpoint's files must have their sizes, with "full" their
+    checksums, too; "" asks for no manifest. Hugging Face's files have no checksums: their tables
+    and sizes are looked at.
+    preferred: see `storage/load.py`.
+    ConfigError, on all ranks, where one of them finds the source damaged or of another shape.
+    """
+    template: dict[str, Any] = model.weights()
+    buffers: dict[str, Any] = {}
+    if folders.is_hf(source):
+        template, buffers = _without_buffers(template)
+    elif verify:
+        check_intact(source, verify == "full")
+    loaded = load(template, source, preferred, read=read_weights)
+    model.take_weights({name: part | buffers.get(name, {}) for name, part in loaded.items()})
+
+
+def check_intact(checkpoint: Path, in_full: bool) -> None:
+    """ConfigError on all ranks, which all call it, where one finds it damaged."""
+    if found := faults(checkpoint, in_full):
+        raise ConfigError(f"{checkpoint} is damaged: {'; '.join(found[:3])}")
+
+
+def read_weights(source: Path) -> Table:
+    """Where each tensor of ours lies in a checkpoint, or in a folder of Hugging Face's format."""
+    if not folders.is_hf(source):
+        return read_table(source)
+    theirs = hf.Source(source)
+    stored: dict[str, Stored] = {}
+    for weight in weights(theirs.model):
+        chunks = tuple(_chunks(theirs, weight))
+        tensor = Stored(weight.stacked_shape, chunks[0].dtype, chunks)
+        stored |= dict.fromkeys(weight.names, tensor)
+    return Table(stored, {})
+
+
+class _Rows(Chunk):
+    """A chunk that is no archive: its elements begin where it does."""
+
+    @property
+    def data_start(self) -> int:
+        return self.start
+
+
+def _chunks(source: hf.Source, weight: Weight) -> Iterator[_Rows]:
+    """Rows of Hugging Face's tensors as parts of the one tensor of ours that they make up."""
+    for index in weight.indices():
+        for piece in weight.pieces():
+            tensor = source.tensors[weight.part_name(piece.part, index)]
+            shape = (weight.columns,) if weight.vector else (piece.rows, weight.columns)
+            offsets = (0,) if weight.vector else (piece.row, 0)
+            row_bytes = weight.columns * tensor.dtype.itemsize
+            yield _Rows(
+                path=tensor.path,
+                start=tensor.start + piece.part_row * row_bytes,
+                length=piece.rows * row_bytes,
+                offsets=(*index, *offsets),
+                shape=(1,) * len(index) + shape,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+            )
+
+
+def _without_buffers(described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Hugging Face's format has of our chunks, and what it lacks, as it is at the start.
+
+    That is each expert's share of the last step's tokens, which is even before the first.
+    """
+    template: dict[str, Any] = {}
+    buffers: dict[str, Any] = {}
+    for name, chunk in described.items():
+        own = {key for key, entry in chunk.items() if entry.key == EXPERT_SHARE}
+        template[name] = {key: entry for key, entry in chunk.items() if key not in own}
+        buffers[name] = {
+            key: torch.full_like(chunk[key].data, 1 / chunk[key].data.shape[-1]) for key in own
+        }
+    return template, buffers

@@ -1,0 +1,134 @@
+"""A run that starts from a folder of Hugging Face's format has the model that transformers has."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from ranks import run_ranks
+from theirs import randomize
+
+from megatron_qwen3 import train
+from megatron_qwen3.config import load
+from megatron_qwen3.convert import hf_config
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training import objectives, optim
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.origin import load_origin
+
+transformers = pytest.importorskip("transformers")
+
+ROWS, POSITIONS = 4, 24
+LAYOUTS = {
+    "tiny-dense": (4, ("parallel.tensor=2", "parallel.pipeline=2")),
+    "tiny-moe": (2, ("parallel.tensor=2", "parallel.expert=2")),
+}
+
+
+def settings(preset, run_dir, *more):
+    base = [f"model.preset={preset}", "train.steps=1", "train.precision=fp32", f"run.dir={run_dir}"]
+    base += [f"train.global_batch={ROWS}", "model.router_aux_loss=0.0", "run.device=cpu"]
+    return [*base, f"data.sequence_length={POSITIONS}", *more]
+
+
+def ids():
+    random = torch.Generator().manual_seed(5)
+    return torch.randint(0, 512, (ROWS, POSITIONS + 1), generator=random)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def theirs(request, tmp_path_factory):
+    """(preset, folder that transformers wrote)"""
+    folder = tmp_path_factory.mktemp("hf") / request.param
+    folder.mkdir()
+    model = load([], settings(request.param, folder)).model
+    hf_config.write_config(folder, model, 4096, "float32", {})
+    network = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.from_pretrained(folder)
+    )
+    randomize(network)
+    network.save_pretrained(folder)
+    return request.param, folder
+
+
+def begin(arguments):
+    config = load([], arguments)
+    engine = Engine(config, start(config))
+    return engine, load_origin(engine, config)
+
+
+def first_loss(arguments):
+    engine, (progress, told) = begin(arguments)
+    assert progress.step == 0 and told[-1].startswith("weights from ")
+    mine = ids().chunk(engine.layout.data)[engine.data_rank]
+    batch = TokenBatch.of(mine[:, :-1], mine[:, 1:])
+    return engine.train_step(batch, objectives.cross_entropy, 0.0)["loss"]
+
+
+def test_the_first_loss_is_transformers_cross_entropy_in_a_split_layout(theirs, tmp_path):
+    preset, folder = theirs
+    ranks, layout = LAYOUTS[preset]
+    arguments = settings(preset, tmp_path, *layout, f"checkpoint.init_from={folder}")
+    losses = run_ranks(first_loss, ranks, arguments)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits_BSV = network(ids()[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), ids()[:, 1:].flatten())
+    assert losses == pytest.approx([expected.item()] * ranks, rel=2e-6)
+
+
+def masters(arguments):
+    engine, _ = begin(arguments)
+    states = optim.owned_states(engine.optimizer)
+    return torch.cat([state.tensors["fp32_param"].flatten() for state in states])
+
+
+def test_a_run_in_bf16_updates_the_float32_weights_of_the_folder(theirs, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    preset, folder = theirs
+    arguments = settings(preset, tmp_path, "train.precision=bf16")
+    (ours,) = run_ranks(masters, 1, [*arguments, f"checkpoint.init_from={folder}"])
+    files = [safetensors.load_file(file) for file in folder.glob("*.safetensors")]
+    stored = torch.cat([tensor.flatten() for file in files for tensor in file.values()])
+    assert torch.equal(ours.sort().values, stored.sort().values)
+    assert not torch.equal(ours, ours.bfloat16().float())
+
+
+def truncate(folder):
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def set_field(name, value):
+    def spoil(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (truncate, "truncated"),
+        (set_field("model_type", "llama"), "model_type = 'llama' is not Qwen3"),
+        (set_field("attention_bias", True), "attention_bias"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
+        (None, "model.num_layers = 3, but"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_told_in_one_line_before_any_rank_starts(
+    theirs, tmp_path, capsys, spoil, told
+):
+    preset, folder = theirs
+    shutil.copytree(folder, tmp_path / "theirs")
+    more = [f"checkpoint.init_from={tmp_path}/theirs", "run.memory_check=off"]
+    if spoil:
+        spoil(tmp_path / "theirs")
+    else:
+        more.append("model.num_layers=3")
+    assert train.main(settings(preset, tmp_path / "runs", *more)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and told in line and line.count("\n") == 1
+    assert not torch.distributed.is_initialized() and not (tmp_path / "runs" / "run").exists()
