@@ -14,9 +14,8 @@ import warnings
 from pathlib import Path
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3 import entry
+from megatron_qwen3 import entry, launcher
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.parallel import launcher
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown_lines, shown_text
 from megatron_qwen3.storage import folder, lock

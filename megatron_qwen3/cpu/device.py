@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import redirect, shortcuts
 from megatron_qwen3.cpu.allocator import keep_freed_memory
-from megatron_qwen3.parallel import launcher
 from megatron_qwen3.settings import Config, ConfigError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import redirect
-from megatron_qwen3.parallel import launcher
 from megatron_qwen3.settings import Config
 
 

@@ -10,14 +10,13 @@ import sys
 import warnings
 from pathlib import Path
 
-from megatron_qwen3 import entry
+from megatron_qwen3 import entry, launcher
 from megatron_qwen3.chat import ChatError
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
 from megatron_qwen3.generate.template import FolderTemplate, template_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.parallel import launcher
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.shown import shown, shown_lines
 

@@ -12,8 +12,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import device
-from megatron_qwen3.parallel import determinism, launcher
+from megatron_qwen3.parallel import determinism
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_qwen3.parallel import launcher
+from megatron_qwen3 import launcher
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import write_whole
 

@@ -4,10 +4,9 @@ import socket
 
 import pytest
 
-from megatron_qwen3 import generate, train
+from megatron_qwen3 import generate, launcher, train
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate import __main__ as generate_command
-from megatron_qwen3.parallel import launcher
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
