@@ -11,7 +11,6 @@ that of the whole run.
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Self
 
 import rich.console
@@ -77,12 +76,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
 

@@ -129,8 +129,9 @@ class Engine:
         sum_of = dict(zip(means, sums, strict=True))
         if not any(sum_of[name] for name in objective.losses):
             raise BadBatch("no position of the global batch has a weight in the loss")
-        # Nothing is divided by the sum of weights that are all 0: there is nothing to divide.
-        return {name: mean.count or sum_of[name] or 1.0 for name, mean in means.items()}, positions
+        # Where all weights of a mean are 0 its sum is 0 as well, whatever it is divided by.
+        counts = {name: mean.count or sum_of[name] or 1.0 for name, mean in means.items()}
+        return counts, positions
 
     def _with_gradients(self, chunk: Qwen3, index: int) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(

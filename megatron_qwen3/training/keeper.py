@@ -11,7 +11,6 @@ What there is to tell goes to the log. `saver.py`, `stop.py`, `watch.py` and `ha
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch.distributed as dist
@@ -129,13 +128,8 @@ class Keeper:
         self.heartbeat.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.heartbeat.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.heartbeat.__exit__()
 
 
 def _unsound(step: int) -> str:

@@ -25,13 +25,17 @@ Values = Mapping[str, Tensor]
 class Mean:
     """Σ weight · value / count over the global batch.
 
-    weights: of a batch, float32, [B, S] for values of positions or [B] for values of rows; what has
-    weight 0 is left out, even if it is NaN: its derivative must not be.
-    count: a constant; None is the sum of the weights.
+    weights: of a batch, float32, at least 0, [B, S] for values of positions or [B] for values of
+    rows; what has weight 0 is left out, even if it is NaN: its derivative must not be.
+    count: a constant above 0, else ValueError; None is the sum of the weights.
     """
 
     weights: Callable[[TokenBatch], Tensor]
     count: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and not self.count > 0:
+            raise ValueError(f"a mean divides by count = {self.count}; valid: above 0")
 
 
 def _weights_of_positions(batch: TokenBatch) -> Tensor:

@@ -15,7 +15,6 @@ and may do what it likes in between.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -184,14 +183,9 @@ class Run:
             self.log.note(line)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._keeper.__exit__(kind, error, trace)
-        self.log.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._keeper.__exit__()
+        self.log.__exit__()
 
 
 def last_saved(run_dir: Path) -> str:

@@ -190,3 +190,9 @@ def test_cross_entropy_and_z_loss_are_told_apart_and_add_up_to_the_loss():
     assert apart["cross_entropy"] == pytest.approx(alone["loss"], rel=1e-6)
     assert apart["z_loss"] == pytest.approx(1e-3 * mean_square.item(), rel=1e-5)
     assert apart["loss"] == pytest.approx(apart["cross_entropy"] + apart["z_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, -1.0, float("nan")])
+def test_a_mean_divides_by_no_count_that_is_none(count):
+    with pytest.raises(ValueError, match="a mean divides by count = .*; valid: above 0"):
+        Mean(kept, count=count)
