@@ -107,7 +107,7 @@ def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterab
             origins.append(moved.tobytes())
             ids += chunk.ids
     write_whole(Path(f"{prefix}.docs"), [_MAGIC, *origins, ids])
-    digests = {suffix: _sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
+    digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
     write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
 
 
@@ -177,7 +177,7 @@ def faults(folder: Path, shard: Shard) -> Iterator[str]:
         if shard_from_json(mark) != shard:
             yield f"{prefix}.json is not the shard of the inventory"
         for suffix, expected in mark["sha256"].items():
-            if _sha256(f"{prefix}.{suffix}") != expected:
+            if file_sha256(f"{prefix}.{suffix}") != expected:
                 yield f"{prefix}.{suffix} is not what was written: its sha256 differs"
         reader = IndexedReader(prefix)
         if (reader.num_documents, len(reader.tokens)) != (shard.documents, shard.tokens):
@@ -203,7 +203,7 @@ def shard_from_json(row: dict[str, Any]) -> Shard:
     return Shard(row["path"], labels, row["documents"], row["tokens"], row["bytes"])
 
 
-def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+def read_json(path: Path, otherwise: str, version: int = VERSION) -> dict[str, Any]:
     """A file that `write_json` wrote; ConfigError, which ends in `otherwise`, where it is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
@@ -213,11 +213,12 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not an object of JSON: {otherwise}")
-    if content.get("version") != VERSION:
-        raise ConfigError(f"{path} is of version {content.get('version')}; known: {VERSION}")
+    if content.get("version") != version:
+        raise ConfigError(f"{path} is of version {content.get('version')}; known: {version}")
     return content
 
 
-def _sha256(path: str) -> str:
+def file_sha256(path: str) -> str:
+    """The hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

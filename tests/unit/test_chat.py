@@ -21,9 +21,8 @@ from megatron_qwen3.chat import (
     thinks,
     write_chat_template,
 )
+from tests import golden
 from tests.conversations import ANY_MESSAGE, SOUND, TEXT, TOOLS, assistant, system, tool, user
-
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "chat_template.json"
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "a <b>é</b> 'x'"}}
 CALL = {"name": "add", "arguments": {"b": 2, "a": "<é>"}}
@@ -140,13 +139,10 @@ def test_renders(name: str) -> None:
     assert render_jinja(messages, **options) == expected
 
 
-def golden_cases() -> dict[str, Any]:
-    return json.loads(GOLDEN.read_text(encoding="utf-8"))["cases"] if GOLDEN.exists() else {}
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the published renderings are not here")
 def test_renders_what_the_published_template_does() -> None:
-    for name, case in golden_cases().items():
+    if (published := golden.read("chat_template.json")) is None:
+        pytest.skip(f"chat_template.json is not in {golden.folder()}")
+    for name, case in published["cases"].items():
         options = dict(case["kwargs"])
         options["add_generation_prompt"] = options.pop("agp", False)
         assert render(case["messages"], **options) == case["rendered"], name
