@@ -149,13 +149,17 @@ class DocumentTokenizer:
 
         ConfigError names the tokenizer where it fails at a text.
         """
-        try:
-            with without_panics():
-                tokens, lengths = self._encode(texts)
-        except Exception as error:  # whatever a library raises
-            raise ConfigError(f"tokenizer {self._file} fails at a text: {error}") from None
+        tokens, lengths = self.encode_texts(texts)
         closed = np.insert(tokens, np.cumsum(lengths), self.end_of_document)
         return Encoded(closed, lengths + 1)
+
+    def encode_texts(self, texts: Sequence[str]) -> Encoded:
+        """The same without <|endoftext|>: texts that are parts of something."""
+        try:
+            with without_panics():
+                return self._encode(texts)
+        except Exception as error:  # whatever a library raises
+            raise ConfigError(f"tokenizer {self._file} fails at a text: {error}") from None
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Token ids [length] of each text, the last of each <|endoftext|>."""

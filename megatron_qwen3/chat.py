@@ -32,9 +32,8 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from megatron_qwen3.chat_check import REASONING, ChatError, Message, check
 from megatron_qwen3.storage.whole import write_whole
-
-Message = Mapping[str, Any]
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
@@ -42,23 +41,10 @@ TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 TOOL_RESPONSE, END_TOOL_RESPONSE = "<tool_response>", "</tool_response>"
 MARKUP = (THINK, END_THINK, TOOL_CALL, END_TOOL_CALL, TOOL_RESPONSE, END_TOOL_RESPONSE)
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
-_FIELDS = {
-    "system": {"role", "content"},
-    "user": {"role", "content"},
-    "assistant": {"role", "content", "reasoning_content", "reasoning", "tool_calls"},
-    "tool": {"role", "content", "tool_call_id", "name"},
-}
-ROLES = tuple(_FIELDS)
-_REASONING = ("reasoning_content", "reasoning")
-
 CHAT_TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 # `/no_think` means nothing else, but `/think` is also a part of paths, addresses and `</think>`.
 SOFT_SWITCH = re.compile(r"(?:(?<![A-Za-z0-9_<./:-])/think|/no_think)(?![A-Za-z0-9_/])")
-
-
-class ChatError(ValueError):
-    """A conversation that cannot be rendered or trained on; the text says which message."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,7 @@ def render(
     the template fails: no message at all, a first system message without text, a tool call without
     arguments. enable_thinking=False ends a generation prompt with an empty think block.
     """
-    turns = _turns(messages, tools, enable_thinking)
+    turns = turns_of(messages, tools, enable_thinking)
     text = "".join(turn.text for turn in turns)
     return text + (_generation_prompt(enable_thinking).text if add_generation_prompt else "")
 
@@ -145,17 +131,11 @@ class ChatTokenizer:
         The ids are those of the whole text. A token that joins the prompt's last newline with line
         ends that the answer begins with is not trained: the model is never asked for it.
         """
-        _check(messages, tools)
         ids: list[int] = []
         trained: list[bool] = []
-        for turn in _turns(messages, tools, enable_thinking):
-            if enable_thinking is False and not turn.history and _opens_thinking(turn):
-                raise ChatError(
-                    "enable_thinking=False, but the conversation's last answer has thinking: "
-                    f"{turn.emitted!r:.80}; drop its reasoning or leave enable_thinking True"
-                )
+        for turn in turns_to_train(messages, tools, enable_thinking):
+            turn_ids, starts = self.encode_turn(turn)
             learnt = turn.emitted is not None and (train_history or not turn.history)
-            turn_ids, starts = self._encode_turn(turn)
             ids += turn_ids
             trained += [learnt and start >= len(turn.given) for start in starts]
         return EncodedChat(ids, trained)
@@ -168,12 +148,12 @@ class ChatTokenizer:
         enable_thinking: bool = True,
     ) -> list[int]:
         """Token ids of the conversation and of the header after which the model goes on."""
-        _check(messages, tools)
-        turns = [*_turns(messages, tools, enable_thinking), _generation_prompt(enable_thinking)]
-        return [index for turn in turns for index in self._encode_turn(turn)[0]]
+        check(messages, tools)
+        turns = [*turns_of(messages, tools, enable_thinking), _generation_prompt(enable_thinking)]
+        return [index for turn in turns for index in self.encode_turn(turn)[0]]
 
-    def _encode_turn(self, turn: Turn) -> tuple[list[int], list[int]]:
-        """Ids, and for each the character of the turn's body where it begins (-1: outside)."""
+    def encode_turn(self, turn: Turn) -> tuple[list[int], list[int]]:
+        """Its ids, and for each the character of the turn's body where it begins (-1: outside)."""
         body = self._tokenizer.encode(turn.body, add_special_tokens=False)
         ids = [self.turn_start, *body.ids]
         starts = [-1, *(start for start, _ in body.offsets)]
@@ -240,9 +220,10 @@ def write_chat_template(folder: str | os.PathLike[str]) -> None:
     write_whole(config_file, [json.dumps(config, indent=2, ensure_ascii=False).encode(), b"\n"])
 
 
-def _turns(
+def turns_of(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, enable_thinking: bool
 ) -> Iterator[Turn]:
+    """The turns whose texts, end to end, are what `render` gives; ChatError as there."""
     if not messages:
         raise ChatError("a conversation needs at least one message")
     if tools or messages[0].get("role") == "system":
@@ -260,13 +241,29 @@ def _turns(
             yield Turn("user" + "".join(_tool_response(result) for result in results))
 
 
+def turns_to_train(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, enable_thinking: bool
+) -> list[Turn]:
+    """The turns of a conversation; ChatError where rendering it would leave something out, or a
+    prompt that ends with an empty think block be answered by thinking."""
+    check(messages, tools)
+    turns = list(turns_of(messages, tools, enable_thinking))
+    for turn in turns:
+        if enable_thinking is False and not turn.history and _opens_thinking(turn):
+            raise ChatError(
+                "enable_thinking=False, but the conversation's last answer has thinking: "
+                f"{turn.emitted!r:.80}; drop its reasoning or leave enable_thinking True"
+            )
+    return turns
+
+
 def _generation_prompt(enable_thinking: bool) -> Turn:
     block = EMPTY_THINKING if enable_thinking is False else ""
     return Turn(f"assistant\n{block}", closed=False)
 
 
 def _assistant_turn(message: Message, history: bool, is_last: bool, enable_thinking: bool) -> Turn:
-    reasoning, content = _reasoning_and_content(message)
+    reasoning, content = reasoning_and_content(message)
     block, answer = "", content
     if not history and (is_last or reasoning):
         stripped = reasoning.strip("\n")
@@ -277,9 +274,10 @@ def _assistant_turn(message: Message, history: bool, is_last: bool, enable_think
     return Turn("assistant\n", block + answer, history)
 
 
-def _reasoning_and_content(message: Message) -> tuple[str, str]:
+def reasoning_and_content(message: Message) -> tuple[str, str]:
+    """What an assistant's message has of both, as the template takes it apart."""
     content = _content(message)
-    for name in _REASONING:
+    for name in REASONING:
         if isinstance(reasoning := message.get(name), str):
             return reasoning, content
     if END_THINK not in content:
@@ -354,40 +352,6 @@ def _opens_thinking(turn: Turn) -> bool:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
-    """What rendering passes over in silence, or fails on, is an error in data: ChatError."""
-    if tools and not (_is_list(tools) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise ChatError(f"tools are not a list of tables: {tools!r:.80}")
-    for k, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise ChatError(f"message {k} is not a table with role and content: {message!r:.80}")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ChatError(f"message {k} has role {role!r}; valid: {', '.join(ROLES)}")
-        if not isinstance(content, str) and (content is not None or role in ("system", "user")):
-            raise ChatError(f"message {k} ({role}) has content that is not text: {content!r:.80}")
-        for name, value in message.items():
-            if name not in _FIELDS[role] and value not in (None, [], {}):
-                raise ChatError(
-                    f"message {k} ({role}) has {name!r:.80}, which the text would be without; "
-                    f"valid: {', '.join(sorted(_FIELDS[role]))}"
-                )
-        reasoning = [message[name] for name in _REASONING if message.get(name) is not None]
-        for name in _REASONING:
-            if not isinstance(message.get(name), str | None):
-                raise ChatError(f"message {k} ({role}) has {name} that is not text")
-        if len(set(reasoning)) > 1:
-            raise ChatError(
-                f"message {k} ({role}) has reasoning_content and reasoning, which are not equal"
-            )
-        if (calls := message.get("tool_calls")) and not _is_list(calls):
-            raise ChatError(f"message {k} ({role}) has tool_calls that are no list: {calls!r:.80}")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _without_control(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

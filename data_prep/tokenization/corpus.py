@@ -19,7 +19,7 @@ from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
 from data_prep.shards import Shard
 from data_prep.tokenization import groups
-from data_prep.tokenization.plan import Plan, Settings, as_begun, make_plan, settle
+from data_prep.tokenization.plan import Plan, Settings, as_begun, check_apart, make_plan, settle
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
@@ -60,13 +60,8 @@ def tokenize(
     if options.workers < 1:
         raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
     plan = make_plan(paths, as_begun(settings, out))
-    for path in map(Path, paths):
-        if out.resolve().is_relative_to(path.resolve()):
-            raise ConfigError(
-                f"{out} lies within the input {path}, of which it would become a part; "
-                "take a folder beside it"
-            )
-    with _errors_for_people(out):
+    check_apart(out, paths)
+    with errors_for_people(out):
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
         with Progress(total) as progress:
@@ -123,12 +118,7 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
     """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
     path = tokenizer_json(plan.settings.tokenizer)
     tokenizer = DocumentTokenizer(path, options.engine)
-    if note := cut_note(path):
-        progress.say(note)
-    if tokenizer.engine_note:
-        progress.say(
-            f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"
-        )
+    say_notes(tokenizer, path, progress)
     plan_sha256 = settle(plan, out)
     (out / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -152,8 +142,18 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
     )
 
 
+def say_notes(tokenizer: DocumentTokenizer, path: Path, progress: Progress) -> None:
+    """What in the file is left aside, and why a faster engine is not used."""
+    if note := cut_note(path):
+        progress.say(note)
+    if tokenizer.engine_note:
+        progress.say(
+            f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"
+        )
+
+
 @contextmanager
-def _errors_for_people(out: Path) -> Iterator[None]:
+def errors_for_people(out: Path) -> Iterator[None]:
     """What the operating system refuses (a full disk, rights), said with the way out."""
     try:
         yield

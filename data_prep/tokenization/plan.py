@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from data_prep.clean.settings import check_result
 from data_prep.documents import (
     NAMES,
-    SUFFIXES,
     SUFFIXES_IN_FOLDERS,
     Part,
     files_within,
@@ -87,8 +86,7 @@ class Plan:
 
     def units(self, group: int) -> list[Unit]:
         """The units of a group, in the order of its files."""
-        found = [(k, part) for k in self.groups[group] for part in parts(self.inputs[k])]
-        return [Unit(number, k, part) for number, (k, part) in enumerate(found)]
+        return units_of(self.inputs, self.groups[group])
 
 
 def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Plan:
@@ -107,16 +105,21 @@ def as_begun(settings: Settings, out: Path) -> Settings:
     return replace(settings, hidden=bool(begun.get("hidden", True)))
 
 
-def find_inputs(paths: Sequence[str | os.PathLike[str]], hidden: bool = False) -> tuple[Input, ...]:
-    """The files of documents, by name.
+def find_inputs(
+    paths: Sequence[str | os.PathLike[str]],
+    hidden: bool = False,
+    suffixes: tuple[str, ...] = SUFFIXES_IN_FOLDERS,
+) -> tuple[Input, ...]:
+    """The files of documents, by name. suffixes: of those that are taken from folders.
 
     ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
     """
-    files = sorted({file.absolute() for path in paths for file in _files(Path(path), hidden)})
+    found = {file.absolute() for path in paths for file in _files(Path(path), hidden, suffixes)}
+    files = sorted(found)
     if not files:
-        others = not_read(paths, SUFFIXES_IN_FOLDERS)
+        others = not_read(paths, suffixes)
         raise ConfigError(
-            f"no documents in {_listed(paths)}; files of these kinds are: {_KINDS}"
+            f"no documents in {_listed(paths)}; files of these kinds are: {', '.join(suffixes)}"
             + (f"; {others}" if others else "")
         )
     top = os.path.commonpath([file.parent for file in files])
@@ -129,6 +132,22 @@ def parts(file: Input) -> list[Part]:
         return [Part(file.path, 0, file.size)]
     starts = range(0, max(1, file.size), UNIT_BYTES)
     return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
+
+
+def units_of(inputs: Sequence[Input], chosen: Iterable[int]) -> list[Unit]:
+    """The parts of the chosen inputs, numbered in their order."""
+    found = [(k, part) for k in chosen for part in parts(inputs[k])]
+    return [Unit(number, k, part) for number, (k, part) in enumerate(found)]
+
+
+def check_apart(out: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
+    """ConfigError where what is written would lie within an input."""
+    for path in map(Path, paths):
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"{out} lies within the input {path}, of which it would become a part; "
+                "take a folder beside it"
+            )
 
 
 def settle(plan: Plan, out: Path) -> str:
@@ -144,12 +163,7 @@ def settle(plan: Plan, out: Path) -> str:
             )
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
-    differences = _differences(read_json(path, "it was removed just now"), identity)
-    if differences:
-        raise ConfigError(
-            f"{out} was begun with other inputs or settings: {differences}; "
-            "remove the folder, or choose another"
-        )
+    check_same(out, read_json(path, "it was removed just now"), identity)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -158,8 +172,21 @@ def _identity(plan: Plan) -> dict[str, Any]:
     settings = asdict(plan.settings)
     tokenizer = tokenizer_json(settings.pop("tokenizer"))
     settings["tokenizer_sha256"] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-    inputs = [[file.name, file.size, file.modified_ns] for file in plan.inputs]
-    return {"version": VERSION, "settings": settings, "inputs": inputs}
+    return {"version": VERSION, "settings": settings, "inputs": identity_of(plan.inputs)}
+
+
+def identity_of(inputs: Sequence[Input]) -> list[list[Any]]:
+    """Names, sizes and times of the files."""
+    return [[file.name, file.size, file.modified_ns] for file in inputs]
+
+
+def check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """ConfigError where two identities, settings and inputs as they are in JSON, are not equal."""
+    if differences := _differences(before, now):
+        raise ConfigError(
+            f"{out} was begun with other inputs or settings: {differences}; "
+            "remove it, or choose another"
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -210,14 +237,17 @@ def _input(file: Path, top: str) -> Input:
     return Input(file.relative_to(top).as_posix(), str(file), status.st_size, status.st_mtime_ns)
 
 
-def _files(path: Path, hidden: bool) -> Iterable[Path]:
+def _files(path: Path, hidden: bool, suffixes: tuple[str, ...]) -> Iterable[Path]:
     if path.is_dir():
         check_result(path)
-        return [p for p in files_within(path, hidden) if p.name.endswith(SUFFIXES_IN_FOLDERS)]
+        return [p for p in files_within(path, hidden) if p.name.endswith(suffixes)]
     if not path.exists():
         raise ConfigError(f"{path} does not exist")
-    if not path.name.endswith(SUFFIXES):
-        raise ConfigError(f"{path} is not a file of documents by its name; known: {_KINDS}")
+    known = (*suffixes, ".json")  # beside documents, .json is mostly something else
+    if not path.name.endswith(known):
+        raise ConfigError(
+            f"{path} is not a file of documents by its name; known: {', '.join(known)}"
+        )
     return [path]
 
 
@@ -234,6 +264,3 @@ def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:
 
 def _listed(names: Sequence[object]) -> str:
     return ", ".join(map(shown, names[:3])) + (", …" if len(names) > 3 else "")
-
-
-_KINDS = ", ".join(SUFFIXES)

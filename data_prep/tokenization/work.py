@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -44,6 +44,16 @@ LISTED_PROBLEMS = 1000  # of a unit; more are counted only
 MOST_LABELS = 10_000  # combinations in a unit
 
 Tick = Callable[[int], None]  # told how many bytes more are done; may raise to stop
+
+
+class Share(Protocol):
+    """Some of a unit. progress: the share of the unit that is read with it."""
+
+    @property
+    def progress(self) -> float: ...
+
+
+Read = TypeVar("Read", bound=Share)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
         runs: list[Run] = []
         waiting: list[Table] = []
         lines = 0
-        for batch in _ticking(read(unit.part, job.plan.settings.names), unit, tick):
+        for batch in ticking(read(unit.part, job.plan.settings.names), unit, tick):
             problems.add(batch.problems)
             lines += batch.num_lines
             if batch.documents:
@@ -118,7 +128,7 @@ def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
         write_json(unit_mark(folder, unit), content)
 
 
-def _ticking(batches: Iterator[Batch], unit: Unit, tick: Tick) -> Iterator[Batch]:
+def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
     """The batches; after each is worked on, `tick` learns how many bytes of the input it was."""
     size, done = unit.part.end - unit.part.start, 0
     for batch in batches:

@@ -30,6 +30,9 @@ COMMANDS = {
     "clean": Command("megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents"),
     "tokenizer": Command("megatron_qwen3.cli.train_tokenizer", "train one on documents"),
     "tokenize": Command("megatron_qwen3.cli.tokenize_corpus", "documents to shuffled shards"),
+    "tokenize-dialogs": Command(
+        "megatron_qwen3.cli.tokenize_dialogs", "dialogs and pairs to sets to train on"
+    ),
     "inspect-shards": Command(
         "megatron_qwen3.cli.inspect_shards", "add up, read and verify shards", prints_results=True
     ),

@@ -85,14 +85,14 @@ def _parser(prog: str | None) -> Parser:
     add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")
     add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
-    add("--workers", type=int, default=_cores(), help="processes, of about 0.7 GB each (cores)")
+    add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
     add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
     add("--task", type=int, default=0, help="number of this run, of --of that share the folder")
     add("--of", type=int, default=1, help="how many runs share the folder")
     return parser
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

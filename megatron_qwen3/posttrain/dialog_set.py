@@ -51,6 +51,16 @@ class Sample(NamedTuple):
     trained: npt.NDArray[np.bool_]
 
 
+class Stretch(NamedTuple):
+    """Samples end to end, as `DialogSetWriter.add` takes them: ids [tokens] in the dtype of the
+    file, lengths int64 [samples], trained bool [tokens], rows of SAMPLE [samples]."""
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    trained: npt.NDArray[np.bool_]
+    rows: npt.NDArray[Any]
+
+
 class DialogSetWriter:
     """Writes a set, which is there when the `with` block ends well; an older one is replaced.
 
@@ -146,7 +156,7 @@ class DialogSet:
         self.vocab_size = int(content["vocab_size"])
         self._reader = IndexedReader(prefix)
         self._trained = self._trained_bytes(len(self._reader.tokens))
-        rows = self._rows(self._reader.num_documents)
+        rows = self._rows_N = self._rows(self._reader.num_documents)
         found = len(rows), len(self._reader.tokens)
         if found != (content["samples"], content["tokens"]):
             raise self._wrong(
@@ -180,6 +190,21 @@ class DialogSet:
         start, end = self._offsets[n : n + 2]
         trained = np.asarray(self._trained[start:end]) != 0
         return Sample(self._reader.tokens[start:end].astype(np.int64), trained)
+
+    def stretches(self, tokens: int) -> Iterator[Stretch]:
+        """All samples in order, as many at a time as hold about so many tokens."""
+        first = 0
+        while first < len(self):
+            end = np.searchsorted(self._offsets, self._offsets[first] + tokens, side="right") - 1
+            last = min(len(self), max(first + 1, int(end)))
+            start, stop = self._offsets[first], self._offsets[last]
+            yield Stretch(
+                self._reader.tokens[start:stop],
+                self.lengths_N[first:last],
+                self._trained[start:stop] != 0,
+                self._rows_N[first:last],
+            )
+            first = last
 
     @cached_property
     def _offsets(self) -> npt.NDArray[np.int64]:

@@ -1,0 +1,136 @@
+"""Dialogs become a set to train on: ids, and which of them the model has to learn to emit.
+
+    python tools/tokenize_dialogs.py data/chat.jsonl --out runs/data/chat --tokenizer data/tokenizer
+    python tools/tokenize_dialogs.py data/chat/ --out runs/data/chat --tokenizer data/tokenizer \\
+        --train-on last --max-tokens 32768 --too-long cut --default source=web mode=non-thinking
+    python tools/tokenize_dialogs.py pairs.jsonl.gz --out runs/data/pairs --kind pairs \\
+        --tokenizer data/tokenizer
+
+A dialog is a line of JSON with "messages" in OpenAI's form, and maybe "tools", "weight" (above 0),
+"id", "source" and "mode". A pair has "messages" up to a query, "chosen" and "rejected", each a
+text, a message or a list of messages, and maybe "margin".
+
+What is trained is what the model has to emit when it is asked: of an answer all from the think
+block to <|im_end|>. A new query drops the thinking of earlier answers from the text, so a dialog
+of several queries becomes a sample for each (--train-on all), or for the last one. mode is
+"thinking" or "non-thinking"; in the second the empty think block is part of the prompt, unless
+/no_think asks the model for it; without a mode it is trained. Of a pair the place is marked from
+which a reward is read, the last <|im_end|>.
+
+PREFIX.json, written last, says that the set is whole. A line that cannot be trained on is counted
+and stands, with file, line and reason, in PREFIX.problems.jsonl. The same files and choices give
+the same bytes, with any number of workers; a run that was stopped goes on where it was when the
+same command is run again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.engines import AUTO, ENGINES
+from data_prep.lifetime import Stopped, ended_by_signals
+from data_prep.tokenization.progress import clock
+from megatron_qwen3 import tables
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.tokenize_corpus import cores, pairs
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.dialog_set import KINDS
+from megatron_qwen3.posttrain.dialogs import TOO_LONG, TRAIN_ON, Choices
+from megatron_qwen3.posttrain.tokenizing import Options, Report, tokenize
+from megatron_qwen3.shown import plain, shown, shown_lines
+
+DEFAULTED = ("source", "mode")
+ROWS_SHOWN = 20
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something is wrong, 130 or 143 stopped."""
+    given = _parser(prog).parse_args(arguments)
+    start = time.monotonic()
+    try:
+        choices = Choices(
+            kind=given.kind,
+            train_on=given.train_on,
+            max_tokens=given.max_tokens,
+            too_long=given.too_long,
+            **_defaults(given.default),
+        )
+        options = Options(given.workers, given.engine, given.on_error == "stop")
+        with ended_by_signals():
+            report = tokenize(given.inputs, given.out, given.tokenizer, choices, options)
+    except ConfigError as error:
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Stopped) else 130
+    _print(report, given.out)
+    print(shown(f"{given.out}.json: done in {clock(time.monotonic() - start)}"))
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, help="files or folders of JSON lines, also .gz and .zst")
+    add("--out", type=Path, required=True, metavar="PREFIX", help="how the set's files begin")
+    add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
+    add("--kind", choices=KINDS, default="dialogs", help="what a line is (dialogs)")
+    add("--train-on", choices=TRAIN_ON, default="all", help="the answers to which queries (all)")
+    add("--max-tokens", type=int, help="of a sample; as data.sequence_length (no limit)")
+    add("--too-long", choices=TOO_LONG, default="drop", help="what happens to a longer one (drop)")
+    add(
+        "--default",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"{' and '.join(DEFAULTED)} of lines that do not say",
+    )
+    add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
+    add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
+    add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
+    return parser
+
+
+def _defaults(words: Sequence[str]) -> dict[str, str]:
+    found = pairs(words, "--default")
+    for name in found:
+        if name not in DEFAULTED:
+            valid = ", ".join(DEFAULTED)
+            raise ConfigError(f"--default: {name} is unknown; valid: {valid}")
+    return found
+
+
+def _print(report: Report, out: Path) -> None:
+    """What the set holds, what was done to lines, and what was left out."""
+    rows = sorted(report.table, key=lambda row: -row[3])
+    lines = [["source", "mode", "samples", "tokens", "trained tokens", "trained", "mean length"]]
+    lines += [_cells(*row) for row in rows[:ROWS_SHOWN]]
+    if len(rows) > ROWS_SHOWN:
+        lines.append(_cells(f"{len(rows) - ROWS_SHOWN} more", "", *_sums(rows[ROWS_SHOWN:])))
+    table = tables.table(lines, words=("source", "mode"))
+    table.add_section()
+    table.add_row(*map(plain, _cells("all", "", *_sums(rows))))
+    tables.console().print(table)
+    for kind, count in report.counts.most_common():
+        print(shown(f"{count:>12,} {kind}"))
+    for kind, count in report.problems.most_common():
+        print(shown(f"{count:>12,} lines left out: {kind}"))
+    if report.problems:
+        print(shown(f"left out of {report.lines:,} lines; see {out}.problems.jsonl"))
+
+
+def _sums(rows: Sequence[tuple[str, str, int, int, int]]) -> tuple[int, int, int]:
+    return (
+        sum(row[2] for row in rows),
+        sum(row[3] for row in rows),
+        sum(row[4] for row in rows),
+    )
+
+
+def _cells(source: str, mode: str, samples: int, tokens: int, trained: int) -> list[str]:
+    counts = [f"{samples:,}", f"{tokens:,}", f"{trained:,}"]
+    return [source, mode, *counts, f"{trained / tokens:.0%}", f"{tokens / samples:,.0f}"]

@@ -1,0 +1,94 @@
+"""The samples of a file of dialogs, some MB at a time, and why other lines have none.
+
+for batch in read(part, choices):     # a part of data_prep.tokenization.plan
+    batch.samples, batch.lines        # rendered; the line of each, from 0, within the part
+    batch.problems, batch.counts      # lines that were not taken; what else is to be counted
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from data_prep.documents import LONGEST_LINE_BYTES, Part, Problem
+from data_prep.lines import DamagedFile, blocks
+from megatron_qwen3.posttrain.dialogs import (
+    Choices,
+    DialogLine,
+    Refused,
+    Rendered,
+    decoder,
+    samples_of,
+)
+
+DIALOGS, SPLIT = "dialogs", "dialogs that became several samples, one for each query"
+
+
+class DialogBatch(NamedTuple):
+    """num_lines: of the batch. progress: the share of the part that is read with it."""
+
+    samples: list[Rendered]
+    lines: list[int]
+    problems: list[Problem]
+    counts: Counter[str]
+    num_lines: int
+    progress: float
+
+
+def read(part: Part, choices: Choices) -> Iterator[DialogBatch]:
+    """All of a part. OSError where the file cannot be read."""
+    decode, done = decoder(choices.kind).decode, 0
+    try:
+        for lines, progress in blocks(part.path, part.start, part.end, LONGEST_LINE_BYTES):
+            batch = DialogBatch([], [], [], Counter(), len(lines), progress)
+            for number, line in enumerate(lines, done):
+                _take(line, number, decode, choices, batch)
+            yield batch
+            done += len(lines)
+    except DamagedFile as error:
+        problem = Problem(done + 1, "damaged file", str(error))
+        yield DialogBatch([], [], [problem], Counter(), 0, 1.0)
+
+
+def _take(
+    line: bytes,
+    number: int,
+    decode: Callable[[bytes], DialogLine],
+    choices: Choices,
+    batch: DialogBatch,
+) -> None:
+    """Put the samples of line `number` of the part, from 0, into the batch, or its problem."""
+    if not line.strip():
+        return
+    name = ""
+    try:
+        if len(line) > LONGEST_LINE_BYTES:
+            raise Refused("line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB")
+        dialog = _decoded(line, decode)
+        name = "" if dialog.id is None else f"id {dialog.id!s:.80}: "
+        samples = samples_of(dialog, choices)
+    except Refused as error:
+        batch.problems.append(Problem(number + 1, error.kind, f"{name}{error}"))
+        return
+    batch.samples.extend(samples)
+    batch.lines.extend([number] * len(samples))
+    batch.counts[DIALOGS] += 1
+    if choices.kind == "dialogs" and len(samples) > 1:
+        batch.counts[SPLIT] += 1
+    for sample in samples:
+        if sample.remark:
+            batch.counts[sample.remark] += 1
+
+
+def _decoded(line: bytes, decode: Callable[[bytes], DialogLine]) -> DialogLine:
+    try:
+        return decode(line)
+    except msgspec.ValidationError as error:
+        raise Refused("missing or wrong field", str(error)) from None
+    except UnicodeError as error:
+        raise Refused("invalid UTF-8", str(error)) from None
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise Refused("broken JSON", str(error) or type(error).__name__) from None
