@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -77,4 +78,63 @@ ANY_MESSAGE = st.fixed_dictionaries(
         "reasoning": TEXT | st.none() | st.just(3),
         "tool_calls": st.none() | st.lists(functions(HOSTILE) | st.just({"name": "f"}), max_size=3),
     },
+)
+
+
+# Dialogs as data has them: roles in order, answers that say something, thinking in its place.
+WORDS = st.lists(
+    st.sampled_from(
+        ["", "\n", "\n\n", " ", "\r\n", "a", "Wörter", "日本", "e\u0301", "😀", "\u2028"]
+    )
+    | st.sampled_from(["'\"<b>&", "{{ x }}", "/think", "/no_think", "<|im_end|>", "\u0301"])
+    | st.sampled_from(["<|im_start|>user\n", "<|endoftext|>", "<|fim_pad|>", "\u2028", "\t\n"]),
+    max_size=5,
+).map("".join)
+SAYING = st.builds(lambda text, end: f"{text}{end}", WORDS, st.sampled_from("aü日."))
+FLAG = st.sampled_from(["", "", " /think", " /no_think", " /think /no_think"])
+ARGUMENTS = st.dictionaries(WORDS, st.integers() | WORDS, max_size=2)
+CALLS = st.lists(
+    st.builds(
+        lambda name, arguments, nested: (
+            {"type": "function", "function": {"name": name, "arguments": arguments}}
+            if nested
+            else {"name": name, "arguments": arguments}
+        ),
+        st.sampled_from(["add", "look_up"]),
+        ARGUMENTS | ARGUMENTS.map(json.dumps),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=2,
+)
+
+
+def _answer(content: str, reasoning: str | None, place: str, **fields: Any) -> dict[str, Any]:
+    if reasoning is None:
+        return assistant(content, **fields)
+    if place == "content":
+        return assistant(f"<think>\n{reasoning}\n</think>\n\n{content}", **fields)
+    return assistant(content, **{place: reasoning}, **fields)
+
+
+_PLACE = st.sampled_from(["content", "reasoning_content", "reasoning"])
+_STEP = st.tuples(
+    st.builds(_answer, WORDS, st.none() | WORDS, _PLACE, tool_calls=CALLS),
+    st.lists(st.builds(tool, HOSTILE), min_size=1, max_size=2),
+).map(lambda step: [step[0], *step[1]])
+_ROUND = st.builds(
+    lambda question, flag, steps, answer: [
+        user(question + flag),
+        *(message for step in steps for message in step),
+        answer,
+    ],
+    HOSTILE,
+    FLAG,
+    st.lists(_STEP, max_size=2),
+    st.builds(_answer, SAYING, st.none() | WORDS, _PLACE),
+)
+DIALOGS = st.builds(
+    lambda first, rounds: [*first, *(message for one in rounds for message in one)],
+    st.just([]) | st.builds(lambda text, flag: [system(text + flag)], HOSTILE, FLAG),
+    st.lists(_ROUND, min_size=1, max_size=3),
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from data_prep import published
 from data_prep.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS, load, train
@@ -20,9 +21,21 @@ from megatron_qwen3.chat import (
     EncodedChat,
     render,
     split_by_query,
+    turns_to_train,
 )
 from megatron_qwen3.config import ConfigError
-from tests.conversations import HOSTILE_CHAT, SOUND, TEXT, TOOLS, assistant, system, tool, user
+from megatron_qwen3.posttrain.encoder import ChatEncoder
+from tests.conversations import (
+    DIALOGS,
+    HOSTILE_CHAT,
+    SOUND,
+    TEXT,
+    TOOLS,
+    assistant,
+    system,
+    tool,
+    user,
+)
 
 CORPUS = [
     "The answer is a number, and the user asks the assistant to think.\n\n" * 30,
@@ -33,29 +46,37 @@ CALL = {"name": "add", "arguments": {"a": 1}}
 CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
-def published_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+def save_published(folder: Path) -> None:
     try:
         ranks = published.ranks_file()
     except ConfigError as error:
         pytest.skip(str(error))
     published.save(ranks, folder)
-    return load(folder)
 
 
 @pytest.fixture(scope="module", params=["trained", "published"])
-def tokenizer(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tokenizers.Tokenizer:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     if request.param == "published":
-        return published_tokenizer(folder)
-    train(CORPUS, 350, folder)
+        save_published(folder)
+    else:
+        train(CORPUS, 350, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return load(folder)
 
 
 @pytest.fixture(scope="module")
 def chat(tokenizer: tokenizers.Tokenizer) -> ChatTokenizer:
     return ChatTokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> ChatEncoder:
+    return ChatEncoder(folder, compare=False)
 
 
 def trained_text(tokenizer: tokenizers.Tokenizer, encoded: EncodedChat) -> list[str]:
@@ -74,6 +95,18 @@ def test_ids_are_those_of_the_whole_text(
     assert chat.encode_conversation(messages, tools).ids == tokenizer.encode(text).ids
     prompt = render(messages, tools, add_generation_prompt=True)
     assert chat.encode_prompt(messages, tools) == tokenizer.encode(prompt).ids
+
+
+@settings(max_examples=25, deadline=None)
+@given(conversations=st.lists(HOSTILE_CHAT | DIALOGS, max_size=3))
+def test_many_at_once_have_the_same_ids_and_masks(
+    chat: ChatTokenizer, encoder: ChatEncoder, conversations: list[Any]
+) -> None:
+    expected = [chat.encode_conversation(one, train_history=False) for one in conversations]
+    encoded = encoder.encode(turns_to_train(one, None, True) for one in conversations)
+    assert encoded.tokens.tolist() == [index for one in expected for index in one.ids]
+    assert encoded.trained.tolist() == [learnt for one in expected for learnt in one.trained]
+    assert encoded.lengths.tolist() == [len(one.ids) for one in expected]
 
 
 @settings(max_examples=50, deadline=None)
