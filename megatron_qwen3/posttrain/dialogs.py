@@ -41,7 +41,7 @@ from megatron_qwen3.chat import (
     split_by_query,
     turns_to_train,
 )
-from megatron_qwen3.chat_check import REASONING, ROLES, Message
+from megatron_qwen3.chat_check import REASONING, Message, check
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import KINDS, MODES
 
@@ -148,7 +148,7 @@ def samples_of(line: DialogLine, choices: Choices) -> list[Rendered]:
     try:
         if isinstance(line, PairLine):
             return _pair(line, choices)
-        _check_messages(line.messages)
+        _check_messages(line.messages, line)
         parts = split_by_query(line.messages)
         if not parts:
             raise Refused("no query", "no user message but tools' results: nothing is answered")
@@ -168,7 +168,7 @@ def _pair(line: PairLine, choices: Choices) -> list[Rendered]:
     samples = []
     for answer in both:
         messages = [*line.messages, *answer]
-        _check_messages(messages)
+        _check_messages(messages, line)
         if not split_by_query(messages):
             raise Refused("no query", "no user message but tools' results: nothing is answered")
         samples.append(_rendered(messages, line, choices)._replace(margin=margin, remark=""))
@@ -229,34 +229,33 @@ def _weight(weight: float | None) -> float:
     return weight
 
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Refused where roles are out of order, or an answer is none."""
+def _check_messages(messages: Sequence[Message], line: DialogLine) -> None:
+    """Refused where roles are out of order, or an answer is none; ChatError of `check`."""
+    check(messages, line.tools)
     before, called = "", False
     for k, message in enumerate(messages):
-        role = message.get("role")
-        if role in ROLES:  # of others, rendering complains
-            if role not in _AFTER[before]:
-                place = f"after {before!r}" if before else "first"
-                valid = ", ".join(_AFTER[before])
-                raise Refused("roles out of order", f"message {k} ({role}) {place}; valid: {valid}")
-            if role == "tool" and not called:
-                raise Refused("roles out of order", f"message {k} (tool) answers no call")
-            before = role
+        role = message["role"]
+        if role not in _AFTER[before]:
+            place = f"after {before!r}" if before else "first"
+            valid = ", ".join(_AFTER[before])
+            raise Refused("roles out of order", f"message {k} ({role}) {place}; valid: {valid}")
+        if role == "tool" and not called:
+            raise Refused("roles out of order", f"message {k} (tool) answers no call")
+        before = role
         if role == "assistant":
             called = _check_answer(k, message)
     if before != "assistant":
         raise Refused("roles out of order", f"the last message ({before or 'none'}) is no answer")
 
 
-def _check_answer(k: int, message: Mapping[str, Any]) -> bool:
+def _check_answer(k: int, message: Message) -> bool:
     """Whether the message calls tools. Refused where it is empty, or its parts make no sense."""
-    content = message.get("content")
-    _check_thinking(k, message, content if isinstance(content, str) else "")
+    _check_thinking(k, message, message.get("content") or "")
     _, answer = reasoning_and_content(message)
     calls = message.get("tool_calls")
     if not calls and not answer.strip():
         raise Refused("empty answer", f"message {k} (assistant) has neither text nor tool calls")
-    for call in calls if isinstance(calls, list) else ():
+    for call in calls or ():
         _check_call(k, call)
     if TOOL_CALL not in answer and END_TOOL_CALL not in answer:
         return bool(calls)
@@ -268,9 +267,9 @@ def _check_answer(k: int, message: Mapping[str, Any]) -> bool:
     return True
 
 
-def _check_thinking(k: int, message: Mapping[str, Any], content: str) -> None:
+def _check_thinking(k: int, message: Message, content: str) -> None:
     """One think block at most, closed, at the beginning: rendering would drop or nest the rest."""
-    named = [message[name] for name in REASONING if isinstance(message.get(name), str)]
+    named = [message[name] for name in REASONING if message.get(name) is not None]
     texts = [*named, content]
     if not named and (thought := _THOUGHT.fullmatch(content)):
         texts = list(thought.groups())
