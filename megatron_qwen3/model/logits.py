@@ -1,9 +1,9 @@
 """The logits of a pass as heads see them: split over the vocabulary, and never whole.
 
     logits = output_layer(hidden_SBH)
-    log_p_SB, log_z_SB, entropy_SB = logits.scores(labels_SB, with_entropy=True)
-    log_p_SBK, ids_SBK = logits.top_k(64)
-    log_p_SBK = student_logits.scores(ids_SBK).log_p
+    log_p_SB, log_z_SB, entropy_SB, _ = logits.scores(labels_SB, with_entropy=True)
+    log_p_SBK, ids_SBK, log_rest_SB = logits.top_k(64)
+    scores = student_logits.scores(ids_SBK, rest_of=64)
 
 Nothing is computed before a method is called, and each call multiplies anew: a head that needs
 several numbers of the same logits asks for them in one call. How: `model/tiles.py`.
@@ -11,7 +11,7 @@ Legend: S positions, B rows, H hidden size, v = V/tp this tensor rank's slice of
 K ids of each position, T = S·B.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,15 @@ class Scores(NamedTuple):
     log_p: Tensor  # [S, B], or [S, B, K]
     log_z: Tensor  # [S, B]: log Σ exp(logit), over the whole vocabulary
     entropy: Tensor | None  # [S, B]: -Σ p log p, in nats
+    log_rest: Tensor | None  # [S, B]: log Σ p over all ids but those that were named
+
+
+class Best(NamedTuple):
+    """The k most probable ids of each position, float32 and int64: see Logits.top_k."""
+
+    log_p: Tensor  # [S, B, k], falling
+    ids: Tensor  # [S, B, k]
+    log_rest: Tensor  # [S, B]: log Σ p over all other ids, LEAST_LOG_REST at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,25 +76,33 @@ class Logits:
             hidden_BH = hidden_SBH[place_B, torch.arange(len(place_B), device=place_B.device)]
         return products.of(hidden_BH[None], self.weight_vH).squeeze(0)
 
-    def scores(self, ids: Tensor, with_entropy: bool = False) -> Scores:
+    def tempered(self, temperature: float) -> "Logits":
+        """The logits divided by a temperature above 0."""
+        if temperature == 1:
+            return self
+        return replace(self, hidden_SBH=self.hidden_SBH / temperature)
+
+    def scores(self, ids: Tensor, with_entropy: bool = False, rest_of: int = 0) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.
 
-        All three have gradients. log p is NaN where an id is below 0 or not below V: whoever takes
+        rest_of: asks for log Σ p over all but the first so many of the K ids, which are distinct
+        where this is used; at least LEAST_LOG_REST.
+        All have gradients. log p is NaN where an id is below 0 or not below V: whoever takes
         labels from outside checks them, or leaves such positions out by torch.where.
         """
         shape = self.hidden_SBH.shape[:-1]
         K = ids.shape[-1] if ids.dim() > len(shape) else 1
         ids_TK = ids.reshape(shape.numel(), K)
         hidden_TH = self.hidden_SBH.flatten(0, -2)
-        log_p_TK, log_z_T, entropy_T = TiledLogProbs.apply(
-            hidden_TH, self.weight_vH, ids_TK, self.group, with_entropy, self.tile_bytes
+        log_p_TK, log_z_T, entropy_T, log_rest_T = TiledLogProbs.apply(
+            hidden_TH, self.weight_vH, ids_TK, self.group, with_entropy, rest_of, self.tile_bytes
         )
-        entropy = None if entropy_T is None else entropy_T.view(shape)
-        return Scores(log_p_TK.view(ids.shape), log_z_T.view(shape), entropy)
+        entropy, log_rest = (None if x is None else x.view(shape) for x in (entropy_T, log_rest_T))
+        return Scores(log_p_TK.view(ids.shape), log_z_T.view(shape), entropy, log_rest)
 
     @torch.no_grad()
-    def top_k(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k most probable ids of each position: log p, falling, and the ids, [S, B, k] both.
+    def top_k(self, k: int) -> Best:
+        """The k most probable ids of each position, and what they leave to all others.
 
         Without gradient; equal on all ranks. ValueError if the vocabulary has not so many.
         """
@@ -94,21 +111,22 @@ class Logits:
             raise ValueError(
                 f"the {k} most probable of {v * ranks} tokens; valid: 1 to all of them"
             )
-        shape = self.hidden_SBH.shape[:-1]
+        shape, own = self.hidden_SBH.shape[:-1], min(k, v)
         hidden_TH = self.hidden_SBH.flatten(0, -2)
-        parts, best = [], []
+        parts, ids = [], []
         for rows in row_blocks(len(hidden_TH), v, self.tile_bytes):
             logits_nv = product(hidden_TH[rows], self.weight_vH.t())
-            best.append(logits_nv.topk(min(k, v)))
-            no_ids = torch.empty(len(logits_nv), 0, dtype=torch.int64, device=logits_nv.device)
-            parts.append(part_and_exps(logits_nv, no_ids, with_entropy=False)[0])
-        part, (logits_TK, ids_TK) = joined(parts), map(torch.cat, zip(*best, strict=True))
-        log_factor_T = over_ranks(part, self.group).log_factor_T
-        log_p_TK = logits_TK - part.peak_T.unsqueeze(1) + log_factor_T.unsqueeze(1)
-        ids_TK = ids_TK + self.group.rank() * v
-        log_p_TK, column_TK = _of_all_ranks(log_p_TK, self.group).topk(k)
-        ids_TK = _of_all_ranks(ids_TK, self.group).gather(1, column_TK)
-        return log_p_TK.view(*shape, k), ids_TK.view(*shape, k)
+            ids.append(logits_nv.topk(own).indices)
+            parts.append(part_and_exps(logits_nv, ids[-1], with_entropy=False, rest_of=own)[0])
+        part, ids_TK = joined(parts), torch.cat(ids) + self.group.rank() * v
+        of_all = part._replace(above_TK=part.above_TK[:, :0], is_mine_TK=part.is_mine_TK[:, :0])
+        whole = over_ranks(of_all, self.group)
+        log_p_TK = part.above_TK + whole.log_factor_T.unsqueeze(1)
+        log_p_TK, column_TK = _of_all_ranks(log_p_TK, self.group).sort(-1, descending=True)
+        ids_TK = _of_all_ranks(ids_TK, self.group).gather(1, column_TK[:, :k])
+        log_rest_T = torch.logaddexp(whole.log_rest_T, log_p_TK[:, k:].logsumexp(-1))
+        log_p_TK = log_p_TK[:, :k]
+        return Best(log_p_TK.reshape(*shape, k), ids_TK.view(*shape, k), log_rest_T.view(shape))
 
 
 class OutputLayer(ColumnParallelLinear):

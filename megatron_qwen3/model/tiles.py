@@ -13,7 +13,9 @@ Z = Σ e · exp(m - M) over the whole vocabulary, f = exp(m - M) / Z, and g upst
 
     p = f · e      log p = log e + log f      log z = M + log Z
     entropy H = -Σ p log p = log Z - Σ (e log e + e · (m - M)) · exp(m - M) / Z
+    rest r = Σ p over all ids but some that are named (never 1 - Σ p of these, which rounds to 0)
     d/d logit = [it is the id's] · g_log_p + p · (g_log_z - g_log_p - g_H · (log p + H))
+                + p · g_log_r · ([it is of the rest] / r - 1)
 
 Legend: T positions, H hidden size, V the vocabulary, v = V/tp this tensor rank's slice, K ids of
 each position; n positions and w columns of one tile.
@@ -33,6 +35,7 @@ from megatron_qwen3.cpu.products import product, write_product
 from megatron_qwen3.cpu.shortcuts import take_old
 
 TILE_BYTES = 256 << 20  # of one tile's logits as float32
+LEAST_LOG_REST = -80.0  # e of the rest may vanish in float32 below it, and 1 / r overflow
 _UNIT = 128  # of a tile's sides: a GPU's products slow down where rows are not aligned
 
 Tiles = tuple[list[slice], list[slice]]
@@ -44,6 +47,7 @@ class Part(NamedTuple):
     peak_T: Tensor
     total_T: Tensor  # Σ e
     moment_T: Tensor  # Σ e log e; zeros where no entropy is asked for
+    rest_T: Tensor  # Σ e outside of the ids that it is the rest of; zeros where it is not asked for
     above_TK: Tensor  # logit of an id - peak; 0 where the slice has no such id
     is_mine_TK: Tensor
 
@@ -54,11 +58,13 @@ class Whole(NamedTuple):
     log_p_TK: Tensor
     log_z_T: Tensor
     entropy_T: Tensor
+    log_rest_T: Tensor
     log_factor_T: Tensor
 
 
 class TiledLogProbs(torch.autograd.Function):
-    """(hidden [T, H], weight [v, H], ids [T, K]) -> log p [T, K], log z [T], entropy [T] or None.
+    """(hidden [T, H], weight [v, H], ids [T, K]) -> log p [T, K], log z [T], and [T] or None each:
+    entropy, and log r of all that is not among the first `rest_of` of the ids.
 
     The gradient of `hidden` is this rank's share of it: the sum over the group is the caller's.
     """
@@ -71,14 +77,16 @@ class TiledLogProbs(torch.autograd.Function):
         ids_TK: Tensor,
         group: Any,
         with_entropy: bool,
+        rest_of: int,
         tile_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         first = group.rank() * len(weight_vH)
         tiles = square_tiles(len(hidden_TH), len(weight_vH), tile_bytes)
 
         def of(rows: slice, columns: slice) -> tuple[Part, Tensor]:
             logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
-            return part_and_exps(logits_nw, ids_TK[rows] - first - columns.start, with_entropy)
+            local_nK = ids_TK[rows] - first - columns.start
+            return part_and_exps(logits_nw, local_nK, with_entropy, rest_of)
 
         exps_Tv = None
         if _is_one(tiles):
@@ -89,6 +97,7 @@ class TiledLogProbs(torch.autograd.Function):
         is_id_TK = (ids_TK >= 0) & (ids_TK < group.size() * len(weight_vH))
         log_p_TK = whole.log_p_TK.masked_fill_(~is_id_TK, torch.nan)
         entropy_T = whole.entropy_T if with_entropy else None
+        log_rest_T = whole.log_rest_T if rest_of else None
         ctx.save_for_backward(
             hidden_TH,
             weight_vH,
@@ -96,17 +105,19 @@ class TiledLogProbs(torch.autograd.Function):
             part.peak_T,
             whole.log_factor_T,
             entropy_T,
+            log_rest_T,
             exps_Tv,
         )
+        ctx.rest_of = rest_of
         ctx.tiles = tiles  # the same: a product of another shape rounds otherwise
         ctx.set_materialize_grads(False)
-        return log_p_TK, whole.log_z_T, entropy_T
+        return log_p_TK, whole.log_z_T, entropy_T, log_rest_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TH, weight_vH, local_TK, peak_T, log_factor_T, entropy_T, exps_Tv = ctx.saved_tensors
-        slopes = _slopes(grads, log_factor_T, entropy_T)
+        hidden_TH, weight_vH, local_TK, peak_T, *of_positions, exps_Tv = ctx.saved_tensors
+        slopes = _slopes(grads, *of_positions)
 
         def of_logits(rows: slice, columns: slice) -> Tensor:
             exps_nw = exps_Tv
@@ -114,12 +125,13 @@ class TiledLogProbs(torch.autograd.Function):
                 logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
                 exps_nw = _exps(logits_nw, peak_T[rows].unsqueeze(1))
             local_nK = local_TK[rows] - columns.start
-            return _gradient_in_place(exps_nw, slopes.of(rows), local_nK).to(hidden_TH.dtype)
+            grad_nw = _gradient_in_place(exps_nw, slopes.of(rows), local_nK, ctx.rest_of)
+            return grad_nw.to(hidden_TH.dtype)
 
         of_hidden_and_weight = _multiplied(
             of_logits, hidden_TH, weight_vH, ctx.tiles, ctx.needs_input_grad
         )
-        return *of_hidden_and_weight, None, None, None, None
+        return *of_hidden_and_weight, *[None] * 5
 
 
 def row_blocks(positions: int, columns: int, tile_bytes: int) -> list[slice]:
@@ -148,10 +160,12 @@ def _slices(length: int, most: int) -> list[slice]:
     return [slice(i, min(i + most, length)) for i in range(0, length, most)] or [slice(0, 0)]
 
 
-def part_and_exps(logits_nv: Tensor, local_nK: Tensor, with_entropy: bool) -> tuple[Part, Tensor]:
+def part_and_exps(
+    logits_nv: Tensor, local_nK: Tensor, with_entropy: bool, rest_of: int
+) -> tuple[Part, Tensor]:
     """What these columns add to each position, and e, [n, v], which may take the logits' place.
 
-    local_nK: ids counted from the first of these columns.
+    local_nK: ids counted from the first of these columns; the first `rest_of` are distinct.
     """
     peak_n1 = logits_nv.amax(-1, keepdim=True)
     column_nK, is_mine_nK = _columns(local_nK, logits_nv.shape[1])
@@ -160,7 +174,23 @@ def part_and_exps(logits_nv: Tensor, local_nK: Tensor, with_entropy: bool) -> tu
     exps_nv = _exps(logits_nv, peak_n1)
     total_n = exps_nv.sum(-1)
     moment_n = torch.xlogy(exps_nv, exps_nv).sum(-1) if with_entropy else torch.zeros_like(total_n)
-    return Part(peak_n1.squeeze(1), total_n, moment_n, above_nK, is_mine_nK), exps_nv
+    rest_n = torch.zeros_like(total_n)
+    if rest_of:
+        column_nR, taken_nR = _take_out(exps_nv, local_nK[:, :rest_of])
+        rest_n = exps_nv.sum(-1)
+        exps_nv.scatter_add_(1, column_nR, taken_nR)
+    return Part(peak_n1.squeeze(1), total_n, moment_n, rest_n, above_nK, is_mine_nK), exps_nv
+
+
+def _take_out(exps_nw: Tensor, local_nR: Tensor) -> tuple[Tensor, Tensor]:
+    """Make e of distinct ids exactly 0, in place: their columns, and what stood there.
+
+    Of an id that is not of these columns, column 0 and 0.
+    """
+    column_nR, is_mine_nR = _columns(local_nR, exps_nw.shape[1])
+    taken_nR = exps_nw.gather(1, column_nR).masked_fill_(~is_mine_nR, 0.0)
+    exps_nw.scatter_add_(1, column_nR, -taken_nR)
+    return column_nR, taken_nR
 
 
 def joined(parts: Iterable[Part]) -> Part:
@@ -176,6 +206,7 @@ def merged(a: Part, b: Part) -> Part:
         peak_T,
         a.total_T + b.total_T,
         a.moment_T + b.moment_T,
+        a.rest_T + b.rest_T,
         a.above_TK + b.above_TK,
         a.is_mine_TK | b.is_mine_TK,
     )
@@ -188,14 +219,16 @@ def over_ranks(part: Part, group: Any) -> Whole:
         peak_T = peak_T.clone()
         dist.all_reduce(peak_T, op=dist.ReduceOp.MAX, group=group)
     mine = _relative_to(peak_T, part)
-    sums = torch.cat([torch.stack([mine.total_T, mine.moment_T]), mine.above_TK.t()])
+    of_slice = torch.stack([mine.total_T, mine.moment_T, mine.rest_T])
+    sums = torch.cat([of_slice, mine.above_TK.t()])
     if group.size() > 1:
         dist.all_reduce(sums, group=group)
     log_total_T = sums[0].log()
     return Whole(
-        log_p_TK=(sums[2:] - log_total_T).t(),
+        log_p_TK=(sums[3:] - log_total_T).t(),
         log_z_T=peak_T + log_total_T,
         entropy_T=log_total_T - sums[1] / sums[0],
+        log_rest_T=(sums[2].log() - log_total_T).clamp_min_(LEAST_LOG_REST),
         log_factor_T=part.peak_T - peak_T - log_total_T,
     )
 
@@ -208,6 +241,7 @@ def _relative_to(peak_T: Tensor, part: Part) -> Part:
         peak_T,
         part.total_T * scale_T,
         (part.moment_T + part.total_T * shift_T) * scale_T,
+        part.rest_T * scale_T,
         part.above_TK + shift_T.unsqueeze(1) * part.is_mine_TK,
         part.is_mine_TK,
     )
@@ -225,37 +259,52 @@ def _columns(local_nK: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 class _Slopes(NamedTuple):
-    """d loss / d logit = exps · e - moments · e log e, and of_ids more at each id's column."""
+    """d loss / d logit = exps · e - moments · e log e, of_ids more at each id's column, and
+    rest · e more in all columns of the rest."""
 
     exps_T: Tensor
     moments_T: Tensor | None
     of_ids_TK: Tensor | None
+    rest_T: Tensor | None
 
     def of(self, rows: slice) -> "_Slopes":
         return _Slopes(*(None if slope is None else slope[rows] for slope in self))
 
 
 def _slopes(
-    grads: tuple[Tensor | None, ...], log_factor_T: Tensor, entropy_T: Tensor | None
+    grads: tuple[Tensor | None, ...],
+    log_factor_T: Tensor,
+    entropy_T: Tensor | None,
+    log_rest_T: Tensor | None,
 ) -> _Slopes:
-    of_log_p_TK, of_log_z_T, of_entropy_T = grads
+    of_log_p_TK, of_log_z_T, of_entropy_T, of_log_rest_T = grads
     factor_T, of_p_T = log_factor_T.exp(), torch.zeros_like(log_factor_T)
+    moments_T = rest_T = None
     if of_log_p_TK is not None:
         of_p_T = of_p_T - of_log_p_TK.sum(-1)
     if of_log_z_T is not None:
         of_p_T = of_p_T + of_log_z_T
-    if of_entropy_T is None or entropy_T is None:
-        return _Slopes(factor_T * of_p_T, None, of_log_p_TK)
-    of_p_T = of_p_T - of_entropy_T * (log_factor_T + entropy_T)
-    return _Slopes(factor_T * of_p_T, factor_T * of_entropy_T, of_log_p_TK)
+    if of_entropy_T is not None and entropy_T is not None:
+        of_p_T = of_p_T - of_entropy_T * (log_factor_T + entropy_T)
+        moments_T = factor_T * of_entropy_T
+    if of_log_rest_T is not None and log_rest_T is not None:
+        of_p_T = of_p_T - of_log_rest_T
+        rest_T = of_log_rest_T * (log_factor_T - log_rest_T).exp()
+    return _Slopes(factor_T * of_p_T, moments_T, of_log_p_TK, rest_T)
 
 
-def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor) -> Tensor:
+def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor, rest_of: int) -> Tensor:
     """d loss / d logits of a tile, in place of its e; local_nK: ids from its first column on."""
     moments_nw = None
     if slopes.moments_T is not None:
         moments_nw = torch.xlogy(exps_nw, exps_nw).mul_(slopes.moments_T.unsqueeze(1))
-    grad_nw = exps_nw.mul_(slopes.exps_T.unsqueeze(1))
+    of_exps_n1 = slopes.exps_T.unsqueeze(1)
+    if slopes.rest_T is None:
+        grad_nw = exps_nw.mul_(of_exps_n1)
+    else:  # the ids apart from the rest: their own terms would vanish beside 1 / r
+        column_nR, taken_nR = _take_out(exps_nw, local_nK[:, :rest_of])
+        grad_nw = exps_nw.mul_(of_exps_n1 + slopes.rest_T.unsqueeze(1))
+        grad_nw.scatter_add_(1, column_nR, taken_nR.mul_(of_exps_n1))
     if moments_nw is not None:
         grad_nw.sub_(moments_nw)
     if slopes.of_ids_TK is not None:

@@ -153,6 +153,12 @@ class Model:
         dist.all_reduce(x, group=self.groups.ranks.dp_cp)
         return x
 
+    def gather_over_data(self, x: Tensor) -> Tensor:
+        """`x` of all data ranks, of one shape on each, one after the other along its first axis."""
+        every = x.new_empty((self.layout.data * len(x), *x.shape[1:]))
+        dist.all_gather_into_tensor(every.view(-1), x.reshape(-1), group=self.groups.ranks.dp)
+        return every
+
     def weights_are_finite(self) -> bool:
         """Whether no weight of any rank is NaN or infinite; the same answer on all ranks."""
         finite = [p.isfinite().all() for chunk in self.chunks for p in chunk.parameters()]

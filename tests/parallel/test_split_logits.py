@@ -8,7 +8,7 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import load
 from megatron_qwen3.model.logits import Logits, OutputLayer
-from megatron_qwen3.model.tiles import TILE_BYTES
+from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
 from megatron_qwen3.parallel.runtime import start
 
 S, B, H, V, K = 8, 3, 16, 192, 4
@@ -20,8 +20,9 @@ def inputs(dtype):
     hidden, weight = torch.randn(S, B, H, generator=random), torch.randn(V, H, generator=random)
     hidden[0, 0], weight[7] = 4.0, 4.0
     hidden[0, 0, 0] = 20.0  # one sure token: other ranks' logits vanish beside it
-    ids = torch.randint(V, (S, B, K), generator=random)
-    grads = [torch.randn(shape, generator=random) for shape in ((S, B, K), (S, B), (S, B))]
+    ids = 8 + torch.rand(S, B, V - 8, generator=random).argsort(-1)[..., :K]  # distinct, not 7
+    ids[..., -1] = ids[..., 0]  # but the last one, which the rest does not ask about
+    grads = [torch.randn(shape, generator=random) for shape in ((S, B, K), *[(S, B)] * 3)]
     return hidden.to(dtype), weight.to(dtype), ids, grads
 
 
@@ -42,7 +43,7 @@ def on_ranks(ranks, dtype, is_sequence_parallel):
         layer = SimpleNamespace(tp_group=group, sequence_parallel=is_sequence_parallel, weight=mine)
         whole = OutputLayer.forward(layer, h)
         logits = Logits(whole.hidden_SBH, whole.weight_vH, whole.group, tile_bytes)
-        scores = logits.scores(ids, with_entropy=True)
+        scores = logits.scores(ids, with_entropy=True, rest_of=K - 1)
         sum((x * g).sum() for x, g in zip(scores, grads, strict=True)).backward()
         values = [x.detach() for x in scores]
         answers.append((values, h.grad, mine.grad, logits.top_k(V // 2)))
@@ -54,7 +55,8 @@ def reference(dtype):
     hidden, weight = (x.double().requires_grad_() for x in (hidden, weight))
     logits = hidden @ weight.t()
     log_p = logits.log_softmax(-1)
-    values = log_p.gather(-1, ids), logits.logsumexp(-1), -(log_p.exp() * log_p).sum(-1)
+    others = log_p.scatter(-1, ids[..., : K - 1], -torch.inf).logsumexp(-1)
+    values = log_p.gather(-1, ids), logits.logsumexp(-1), -(log_p.exp() * log_p).sum(-1), others
     sum((x * g).sum() for x, g in zip(values, grads, strict=True)).backward()
     return [x.detach() for x in values], hidden.grad, weight.grad, log_p.detach()
 
@@ -72,13 +74,15 @@ def test_values_and_gradients_equal_those_of_whole_logits(ranks, is_sequence_par
     values, of_hidden, of_weight, log_p = reference(torch.float32)
     results = run_ranks(on_ranks, ranks, ranks, torch.float32, is_sequence_parallel)
     for answers in zip(*results, strict=True):
-        for ours, *_, (most, ids) in answers:
+        for ours, *_, (most, ids, log_rest) in answers:
             for mine, theirs in zip(ours, values, strict=True):
                 near(mine, theirs, 1e-6)
             best = log_p.topk(V // 2).values
             near(most, best, 1e-6)
             near(log_p.gather(-1, ids).float(), best, 1e-6)
-            assert ids.equal(answers[0][3][1])
+            others = log_p.sort(-1).values[..., : V - V // 2].logsumexp(-1)
+            near(log_rest, others.clamp_min(LEAST_LOG_REST), 1e-6)
+            assert ids.equal(answers[0][3].ids)
         parts = [answer[1] for answer in answers]
         for part in [torch.cat(parts)] if is_sequence_parallel else parts:
             near(part, of_hidden, 1e-6)

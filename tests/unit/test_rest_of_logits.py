@@ -1,0 +1,127 @@
+"""What some ids leave to all others: its value and slope are exact also where it is next to 0."""
+
+import pytest
+import torch
+from test_logits import Alone, near
+
+from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
+from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
+
+S, B, H, V, K = 7, 3, 16, 300, 5
+TILES = pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 8400, 1024, 256])
+
+
+def inputs(scale=1.0):
+    random = torch.Generator().manual_seed(6)
+    hidden = scale * torch.randn(S, B, H, generator=random)
+    weight = torch.randn(V, H, generator=random)
+    labels = torch.randint(V, (S, B, 1), generator=random)
+    return hidden.requires_grad_(), weight.requires_grad_(), labels
+
+
+def whole(hidden, weight):
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    return exact, (exact[0] @ exact[1].t()).log_softmax(-1)
+
+
+def rest_by_hand(log_p, ids):
+    return log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
+
+
+@TILES
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_the_rest_and_its_gradient_are_those_of_whole_logits(tile_bytes, with_entropy):
+    hidden, weight, labels = inputs()
+    exact, log_p = whole(hidden, weight)
+    ids = log_p.detach().topk(K).indices
+    labels[0] = ids[0, :, :1]  # a label may be one of the ids
+    asked = torch.cat([ids, labels], -1)
+    scores = Logits(hidden, weight, Alone(), tile_bytes).scores(asked, with_entropy, rest_of=K)
+    others = rest_by_hand(log_p, ids)
+    near(scores.log_rest.detach(), others.detach(), 1e-6)
+    g = torch.randn(S, B, K + 3, generator=torch.Generator().manual_seed(1))
+    ours = (scores.log_p * g[..., : K + 1]).sum() + (scores.log_rest * g[..., -2]).sum()
+    theirs = (log_p.gather(-1, asked) * g[..., : K + 1]).sum() + (others * g[..., -2]).sum()
+    if with_entropy:
+        ours = ours + (scores.entropy * g[..., -1]).sum()
+        theirs = theirs - ((log_p.exp() * log_p).sum(-1) * g[..., -1]).sum()
+    for mine, true in zip(
+        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(theirs, exact), strict=True
+    ):
+        near(mine, true, 2e-6)
+
+
+def test_derivatives_of_the_rest_are_those_of_small_steps():
+    random = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, 1, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(40, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[[3, 7, 3]], [[0, 39, 2]], [[39, 17, 17]]])
+
+    def scores(hidden, weight):
+        found = Logits(hidden, weight, Alone(), 160).scores(ids, with_entropy=True, rest_of=2)
+        return tuple(found)
+
+    assert torch.autograd.gradcheck(scores, (hidden, weight))
+
+
+@TILES
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_kl_with_the_rest_has_the_gradient_of_float64_where_both_are_sure(tile_bytes, scale):
+    """At the larger scale some ids take all but 1e-20 of the mass: 1 minus their sum is 0."""
+    hidden, weight, _ = inputs(scale)
+    teacher = (hidden * 1.01 + 0.05 * torch.ones(H)).detach()
+    best = Logits(teacher, weight.detach(), Alone(), tile_bytes).top_k(K)
+    scores = Logits(hidden, weight, Alone(), tile_bytes).scores(best.ids, rest_of=K)
+    loss = forward_kl(
+        with_rest(scores.log_p, scores.log_rest), with_rest(best.log_p, best.log_rest)
+    )
+    exact, log_q = whole(hidden, weight)
+    log_p = (teacher.double() @ exact[1].detach().t()).log_softmax(-1)
+    expected = forward_kl(
+        with_rest(log_q.gather(-1, best.ids), rest_by_hand(log_q, best.ids)),
+        with_rest(log_p.gather(-1, best.ids), rest_by_hand(log_p, best.ids)),
+    )
+    assert scale == 1.0 or best.log_rest.min() < -40
+    near(loss.detach(), expected.detach(), 2e-5)
+    for mine, true in zip(
+        torch.autograd.grad(loss.sum(), (hidden, weight)),
+        torch.autograd.grad(expected.sum(), exact),
+        strict=True,
+    ):
+        near(mine, true, 2e-5)
+
+
+@pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 1024])
+@pytest.mark.parametrize("k", [1, K, V])
+def test_what_the_most_probable_ids_leave_is_the_sum_of_all_others(k, tile_bytes):
+    hidden, weight, _ = inputs()
+    log_rest = Logits(hidden, weight, Alone(), tile_bytes).top_k(k).log_rest
+    _, log_p = whole(hidden, weight)
+    others = log_p.detach().sort(-1).values[..., : V - k].logsumexp(-1)
+    near(log_rest, others.clamp_min(LEAST_LOG_REST), 1e-6)
+
+
+@pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 256])
+def test_where_nothing_is_left_the_rest_has_its_least_value_and_no_slope(tile_bytes):
+    hidden, weight, _ = inputs()
+    ids = torch.arange(V).expand(S, B, V)
+    log_rest = Logits(hidden, weight, Alone(), tile_bytes).scores(ids, rest_of=V).log_rest
+    assert log_rest.eq(LEAST_LOG_REST).all()
+    (gradient,) = torch.autograd.grad(log_rest.sum(), hidden)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 1024])
+def test_tempered_logits_are_divided_and_so_are_their_gradients(tile_bytes):
+    hidden, weight, labels = inputs()
+    ours = Logits(hidden, weight, Alone(), tile_bytes).tempered(2.5).scores(labels).log_p
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    theirs = ((exact[0] @ exact[1].t()) / 2.5).log_softmax(-1).gather(-1, labels)
+    near(ours.detach(), theirs.detach(), 1e-6)
+    for mine, true in zip(
+        torch.autograd.grad(ours.sum(), (hidden, weight)),
+        torch.autograd.grad(theirs.sum(), exact),
+        strict=True,
+    ):
+        near(mine, true, 2e-6)
