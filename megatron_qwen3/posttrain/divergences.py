@@ -64,9 +64,9 @@ def with_rest(log_probs: Tensor, log_rest: Tensor | None = None) -> Tensor:
 def rest_of(log_probs: Tensor) -> Tensor:
     """log (1 - Σ exp) over the last dimension: what the probabilities leave to all other ids.
 
-    A sum within rounding of 1, or above, leaves the dtype's epsilon: the true rest is lost in that
-    sum. There, too, the derivative is -exp / rest, which a softmax before it makes finite and
-    right: p - q in the logit of each id, the teacher's rest against the student's in all others.
+    A rest r is known to epsilon / r only, since the sum is rounded; whoever has the logits knows it
+    better (`Logits.scores`). Of a sum within rounding of 1, or above, the rest is the dtype's
+    epsilon, with the slope that belongs to it, -exp / epsilon.
     """
     mass = log_probs.exp().sum(-1)
     most = 1 - torch.finfo(log_probs.dtype).eps

@@ -66,9 +66,9 @@ def test_derivatives_of_the_rest_are_those_of_small_steps():
 
 
 @TILES
-@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_a_kl_with_the_rest_has_the_gradient_of_float64_where_both_are_sure(tile_bytes, scale):
-    """At the larger scale some ids take all but 1e-20 of the mass: 1 minus their sum is 0."""
+    """At the larger scale some ids take all but 1e-17 of the mass: 1 minus their sum is 0."""
     hidden, weight, _ = inputs(scale)
     teacher = (hidden * 1.01 + 0.05 * torch.ones(H)).detach()
     best = Logits(teacher, weight.detach(), Alone(), tile_bytes).top_k(K)
@@ -83,13 +83,14 @@ def test_a_kl_with_the_rest_has_the_gradient_of_float64_where_both_are_sure(tile
         with_rest(log_p.gather(-1, best.ids), rest_by_hand(log_p, best.ids)),
     )
     assert scale == 1.0 or best.log_rest.min() < -40
-    near(loss.detach(), expected.detach(), 2e-5)
+    log_p_error = 2e-5 * scale  # of float32 logits
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=log_p_error)
     for mine, true in zip(
         torch.autograd.grad(loss.sum(), (hidden, weight)),
         torch.autograd.grad(expected.sum(), exact),
         strict=True,
     ):
-        near(mine, true, 2e-5)
+        near(mine, true, 1e-5 * scale)
 
 
 @pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 1024])
