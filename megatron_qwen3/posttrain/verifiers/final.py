@@ -1,0 +1,137 @@
+"""What of a text is its answer: after the thinking, in the last box, the last number.
+
+after_thinking("<think>…</think>\n\nIt is \\boxed{4}.")    # "It is \\boxed{4}."
+boxes("\\boxed{4} or \\boxed{\\frac{1}{2}}")               # the contents, in order
+number("1{,}234.5"), number("3/4"), number("1.2e-4"), number("50%")   # exact fractions
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from megatron_qwen3.chat import END_THINK, THINK, split_thinking
+
+_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+_THIN_SPACE = re.compile(r"\\[,;:! ]|~|\{,\}|[\u00a0\u2009\u202f]|\\thinspace(?![A-Za-z])")
+_GROUPS = re.compile(
+    r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)"
+)
+_PLAIN = re.compile(r"([+-]?)\s*(\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,4}))?")
+_TIMES_TEN = re.compile(
+    r"\s*(?:\\times|\\cdot|×|·|\*)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*([+-]?\d{1,4})\s*\}|([+-]?\d{1,4}))"
+)
+_FRACTION = re.compile(
+    r"([+-]?)\s*\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
+_MIXED = re.compile(r"(-?)(\d+)(?: +(?=\d+/\d+$)|\s*(?=\\[dt]?frac))(.+)")
+_DIGITS = 400  # of a number that is read; longer ones are no answers of people
+
+
+class CannotJudge(ValueError):
+    """The spec is no good, or the verifier cannot say; the text says why."""
+
+
+def after_thinking(text: str) -> str | None:
+    """The answer without the thinking; None where the text never leaves it."""
+    _, answer = split_thinking(text)
+    return None if THINK in answer or (THINK in text and END_THINK not in text) else answer
+
+
+def boxes(text: str) -> list[str]:
+    """The contents of every `\\boxed{…}` or `\\fbox{…}` that is closed, the outermost ones."""
+    return [content for _, _, content in box_spans(text)]
+
+
+def box_spans(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of each box."""
+    found, place = [], 0
+    while opening := _BOX.search(text, place):
+        end = closing_brace(text, opening.end())
+        place = opening.end() if end is None else end + 1
+        if end is not None:
+            found.append((opening.start(), place, text[opening.end() : end].strip()))
+    return found
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """Where the brace closes that was opened before `start`; None where none does."""
+    depth, place = 1, start
+    while place < len(text):
+        character = text[place]
+        if character == "\\":
+            place += 1
+        elif character in "{}":
+            depth += 1 if character == "{" else -1
+            if not depth:
+                return place
+        place += 1
+    return None
+
+
+def has_open_box(text: str) -> bool:
+    """Whether the last box is never closed, as where an answer was cut."""
+    openings = list(_BOX.finditer(text))
+    return bool(openings) and closing_brace(text, openings[-1].end()) is None
+
+
+def number(text: str) -> Fraction | None:
+    """The number that a text is, exactly, with groups of digits, a power of ten, a fraction or %.
+
+    None where the text is anything else. A comma is between groups of three digits or no part of a
+    number: `3,14` is none.
+    """
+    text = joined_digits(text.strip().strip("$").strip().replace("−", "-"))
+    text, is_percent = _without_percent(text)
+    if len(text) > _DIGITS:
+        return None
+    value = _fraction(text)
+    return value / 100 if value is not None and is_percent else value
+
+
+def joined_digits(text: str) -> str:
+    """Groups of three digits become one number: `1,234`, `1 234`, `1\\,234`, `1{,}234`."""
+
+    def join(match: re.Match[str]) -> str:
+        return match.group().replace(",", "").replace(" ", "")
+
+    return _GROUPS.sub(join, _THIN_SPACE.sub(lambda m: "," if m.group() == "{,}" else " ", text))
+
+
+def _without_percent(text: str) -> tuple[str, bool]:
+    rest = re.sub(r"\s*(?:\\?%|percent)$", "", text)
+    return rest, rest != text
+
+
+def _fraction(text: str) -> Fraction | None:
+    if match := _MIXED.fullmatch(text):
+        sign, whole, part = match.groups()
+        rest = _fraction(part)
+        value = Fraction(int(whole)) + rest if rest is not None and 0 < rest < 1 else None
+        return -value if value is not None and sign == "-" else value
+    sides = text.split("/")
+    if len(sides) == 2:
+        above, below = map(_decimal, sides)
+        return above / below if above is not None and below else None
+    if match := _FRACTION.fullmatch(text):
+        sign, *digits = match.groups()
+        above_digits, below_digits = (digit for digit in digits if digit)
+        value = Fraction(int(above_digits), int(below_digits)) if int(below_digits) else None
+        return -value if value is not None and sign == "-" else value
+    return _decimal(text)
+
+
+def _decimal(text: str) -> Fraction | None:
+    text = text.strip()
+    match = _PLAIN.match(text)
+    if not match:
+        return None
+    sign, digits, exponent = match.groups()
+    value = Fraction(digits.rstrip(".")) * Fraction(10) ** int(exponent or 0)
+    rest = text[match.end() :]
+    if rest:
+        power = _TIMES_TEN.fullmatch(rest)
+        if not power:
+            return None
+        value *= Fraction(10) ** int(power.group(1) or power.group(2))
+    return -value if sign == "-" else value

@@ -1,0 +1,219 @@
+"""Every kind of verifier by its name, and how a spec and an answer become a verdict.
+
+    KINDS["exact"]("42", gold="42")                    # "": right; else why the answer is wrong
+    check_spec({"kind": "exact", "gold": "42"})        # ConfigError where the spec is no good
+    verdict({"kind": "exact", "gold": "42"}, "<think>…</think>\n\n42")   # in this process
+
+The fields of a kind are the keyword arguments of its function, and their annotations say of which
+type they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from megatron_qwen3.chat import END_THINK, THINK
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.verifiers import (
+    algebra,
+    countdown,
+    ifeval,
+    mathematics,
+    simple,
+    structure,
+)
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge, after_thinking
+from megatron_qwen3.toml import did_you_mean
+
+Spec = Mapping[str, Any]
+Check = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """score: 1.0 right, 0.0 wrong, None where it could not be judged; reason: "" where right."""
+
+    score: float | None
+    reason: str
+
+
+def every(answer: str, *, specs: list[dict[str, Any]]) -> str:
+    """Right where all specs find the answer right."""
+    for spec in specs:
+        _check_fields(spec)
+        if reason := _check(spec, answer):
+            return f"{spec['kind']}: {reason}"
+    return ""
+
+
+def every_instruction(
+    answer: str, *, instruction_id_list: list[str], kwargs: list[dict[str, Any]]
+) -> str:
+    """A row of Google's IFEval: right where all its instructions are followed."""
+    return every(answer, specs=_instructions(instruction_id_list, kwargs))
+
+
+def _instructions(names: list[str], kwargs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The specs of a row; its data set writes null for what an instruction does not take."""
+    if len(names) != len(kwargs):
+        raise CannotJudge(f"{len(names)} instruction_id_list, {len(kwargs)} kwargs; valid: as many")
+    fields = [{key: value for key, value in one.items() if value is not None} for one in kwargs]
+    return [{"kind": f"ifeval/{name}"} | one for name, one in zip(names, fields, strict=True)]
+
+
+KINDS: dict[str, Check] = {
+    "math": mathematics.math,
+    "choice": simple.choice,
+    "exact": simple.exact,
+    "numeric": simple.numeric,
+    "length": simple.length,
+    "language": simple.language,
+    "json": structure.json_document,
+    "think_format": structure.think_format,
+    "countdown": countdown.countdown,
+    "every": every,
+    "ifeval": every_instruction,
+    **{f"ifeval/{name}": check for name, check in ifeval.INSTRUCTIONS.items()},
+}
+WITH_THINKING = ("think_format",)  # what judges the thinking gets the whole text
+
+
+def verdict(spec: Spec, text: str) -> Verdict:
+    """Judge what a model wrote, thinking and answer, here and without a limit of time.
+
+    A verifier that raises is a verdict without a score.
+    """
+    try:
+        _check_fields(spec)
+        if spec["kind"] in WITH_THINKING:
+            reason = _check(spec, text)
+        else:
+            answer = after_thinking(text)
+            reason = f"{THINK} without {END_THINK}" if answer is None else _check(spec, answer)
+    except CannotJudge as error:
+        return Verdict(None, f"cannot be judged: {error}")
+    except Exception as error:  # of a library, on a text that a stranger wrote
+        return Verdict(None, f"error: {type(error).__name__}: {error}"[:500])
+    return Verdict(0.0, reason) if reason else Verdict(1.0, "")
+
+
+def check_spec(spec: Spec) -> None:
+    """ConfigError, in one line, where no answer could be judged by this spec."""
+    _check_fields(spec)
+    try:
+        parts = _parts(spec)
+        if not parts:
+            _check(spec, "")  # whether the values of its fields go together
+    except CannotJudge as error:
+        raise ConfigError(f"verifier {spec['kind']}: {error}") from None
+    for one in parts:
+        check_spec(one)
+
+
+def _check_fields(spec: Spec) -> None:
+    """The kind is known, each field is one of it and of its type, and none is missing."""
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        guess = did_you_mean(str(kind), KINDS) or f"; valid: {', '.join(KINDS)}"
+        raise ConfigError(f"verifier kind = {kind!r} is no kind of verifier{guess}")
+    fields = _fields(KINDS[kind])
+    given = {name for name in spec if name != "kind"}
+    if unknown := given - set(fields):
+        name = sorted(unknown)[0]
+        guess = did_you_mean(name, fields) or f"; valid: {', '.join(fields)}"
+        raise ConfigError(f"verifier {kind}: {name} is no field of it{guess}")
+    for name, field in fields.items():
+        if name in given and not _is_a(spec[name], field.type):
+            raise ConfigError(
+                f"verifier {kind}: {name} = {spec[name]!r:.80}; valid: {_named(field.type)}"
+            )
+        if name not in given and field.is_needed:
+            raise ConfigError(f"verifier {kind} needs {name}; its fields: {', '.join(fields)}")
+
+
+def prepare(spec: Spec) -> None:
+    """Load what the kind needs, once, which takes seconds. Errors come with the verdict."""
+    with contextlib.suppress(Exception):
+        for one in (spec, *_parts(spec)):
+            if load := _LOADS.get(one["kind"]):
+                load()
+
+
+_LOADS: dict[str, Callable[[], object]] = {
+    "math": algebra.load,
+    "language": simple.load_languages,
+    "ifeval/language:response_language": simple.load_languages,
+    "ifeval/change_case:english_capital": simple.load_languages,
+    "ifeval/change_case:english_lowercase": simple.load_languages,
+}
+
+
+def _parts(spec: Spec) -> list[dict[str, Any]]:
+    """The specs that a spec of several consists of, else none."""
+    if spec["kind"] == "ifeval":
+        return _instructions(spec["instruction_id_list"], spec["kwargs"])
+    return list(spec["specs"]) if spec["kind"] == "every" else []
+
+
+def _check(spec: Spec, answer: str) -> str:
+    fields = {name: value for name, value in spec.items() if name != "kind"}
+    reason = KINDS[spec["kind"]](answer, **fields)
+    follows_nothing = spec["kind"].startswith("ifeval") and not answer.strip()
+    return reason or ("the answer is empty" if follows_nothing else "")
+
+
+@dataclass(frozen=True)
+class _Field:
+    type: Any
+    is_needed: bool
+
+
+@cache
+def _fields(check: Check) -> dict[str, _Field]:
+    """The fields of a kind: the keyword arguments of its function."""
+    hints = typing.get_type_hints(check)
+    return {
+        name: _Field(hints[name], parameter.default is inspect.Parameter.empty)
+        for name, parameter in inspect.signature(check).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _is_a(value: Any, wanted: Any) -> bool:
+    """Whether a value of JSON is of the type that an annotation names."""
+    kind, options = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return True
+    if kind is Literal:
+        return value in options
+    if kind in (types.UnionType, typing.Union):
+        return any(_is_a(value, option) for option in options)
+    if kind is list:
+        return isinstance(value, list) and all(_is_a(one, options[0]) for one in value)
+    if kind is dict:
+        return isinstance(value, dict)
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted)
+
+
+def _named(wanted: Any) -> str:
+    """The type as people who write JSON call it."""
+    kind, options = typing.get_origin(wanted), typing.get_args(wanted)
+    if kind is Literal:
+        return " or ".join(f'"{option}"' for option in options)
+    if kind in (types.UnionType, typing.Union):
+        return " or ".join(map(_named, options))
+    if kind is list:
+        return f"a list, each of it {_named(options[0])}"
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind or wanted, "null" if wanted is type(None) else "an object")

@@ -1,0 +1,347 @@
+"""Mathematics: the answer that a text settles on equals the reference.
+
+    math("<text> \\boxed{\\frac12}", gold="0.5")      # "": right; else why it is wrong
+
+Of the text only the last box is compared, or without a box the last formula; the comparison begins
+with what math-verify (0.9) gets wrong and leaves the algebra to it (algebra.py):
+
+- several boxes are one answer only where `and`, `or` or a comma joins them; else the last counts;
+- a number is exact: 0.3333333333 is not 1/3, and 1.41421356 is not the square root of 2;
+- `1\\,234`, `1,234` and `1 234` are one number, `1.2e-4` is 0.00012, `3,14` is no number;
+- 50 and 0.5 are both 50 %; a unit may be left out, but another one is wrong;
+- a pair is no set and no interval of other ends; `0<x<1` is (0,1); a set has no order, a pair has;
+- digits with a base, as 101_2, are right only with that base; log without a base is ln or log_10;
+- words are compared without regard to case; a time of day is no ratio, while 6:8 is 3:4.
+
+The comparison runs in a worker process (pool.py), for math-verify hangs on some formulas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import gcd
+
+from megatron_qwen3.posttrain.verifiers import algebra, final, notation
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+
+_MOST_CHARACTERS = 4000  # of a final answer
+_MOST_ITEMS = 200  # of a set or list
+
+
+def math(answer: str, *, gold: str) -> str:
+    """The final answer of a text equals `gold`, a formula in LaTeX, a number or words.
+
+    CannotJudge where gold is no formula that anything could be compared with.
+    """
+    algebra.check_installed()
+    if not gold.strip() or len(gold) > _MOST_CHARACTERS:
+        raise CannotJudge(f"gold = {gold!r:.80}; valid: a formula, a number or words")
+    given = settled(answer)
+    if given is None:
+        return "no answer is given"
+    if len(given) > _MOST_CHARACTERS:
+        return f"the answer has {len(given):,} characters"
+    if is_same(gold, given):
+        return ""
+    if not is_readable(gold):
+        raise CannotJudge(f"gold = {gold!r:.80} is no formula that can be read")
+    return f"{given!r:.80} is not {gold!r:.80}"
+
+
+def is_readable(gold: str) -> bool:
+    """Whether other ways to write the reference could be recognised."""
+    text = notation.plain(gold)
+    shapes = (notation.words_of, final.number, notation.in_base, notation.intervals, _ratio)
+    if any(shape(text) is not None for shape in shapes):
+        return True
+    items = _items(text)
+    if items:
+        return all(map(is_readable, items))
+    value, _ = notation.without_unit(notation.named(text)[1])
+    return final.number(value) is not None or algebra.is_readable(value)
+
+
+# -- the final answer of a text ---------------------------------------------------------------
+
+_JOINT = re.compile(r"[\s$*)(]*(?:,?\s*(?:and|or)\b|,)[\s$*)(]*")
+_SAID = re.compile(
+    r"(?i:\b(?:answer|result|solution|value|total|sum|probability)s?\b[^.\n:=$]{0,60}?"
+    r"(?:\bis\b|\bare\b|\bequals\b|:|=)(?:\s*:)?)[\s*]*(?=\S)([^\n]+)"
+)
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)|\$ ([^$\n]+) \$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.S,
+)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z]*\()")
+_FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "pi", "sqrt", "mod", "or", "and")
+
+
+def settled(answer: str) -> str | None:
+    """The final answer as it is written; None where there is none, or where a box is cut off."""
+    if final.has_open_box(answer):
+        return None
+    if spans := final.box_spans(answer):
+        return _joined(answer, spans) or None
+    said = _SAID.findall(answer)
+    found = _first_formula(said[-1]) if said else _last_formula(answer)
+    return found or None
+
+
+def _joined(answer: str, spans: Sequence[tuple[int, int, str]]) -> str:
+    """The last box, with those before it that a joint makes one answer with it."""
+    contents = [spans[-1][2]]
+    for (_, end, content), (start, _, _) in zip(spans[-2::-1], spans[:0:-1], strict=True):
+        if not _JOINT.fullmatch(answer[end:start]):
+            break
+        contents.insert(0, content)
+    return ", ".join(contents)
+
+
+def _inside(environment: re.Match[str]) -> str:
+    return "".join(group for group in environment.groups() if group).strip()
+
+
+def _first_formula(text: str) -> str:
+    """The formula that a line begins with, or its words up to the end of a sentence."""
+    environment = _FORMULA.match(text)
+    if environment:
+        return _inside(environment)
+    sentence = re.split(r"(?<=[^\d.])\.(?:\s|$)|\.\s+(?=[A-Z])|[!?](?:\s|$)", text)[0].strip()
+    for word in _WORD.finditer(sentence):
+        if word.group().lower() not in _FUNCTIONS and word.start() > 0:
+            head = sentence[: word.start()].strip()
+            return head if re.search(r"\d|\\", head) else sentence
+    return sentence.strip("*").strip()
+
+
+def _last_formula(text: str) -> str:
+    """The last formula in dollars or brackets of LaTeX, else the last run that holds a number."""
+    environments = list(_FORMULA.finditer(text))
+    if environments and not re.search(r"\d", text[environments[-1].end() :]):
+        return _inside(environments[-1])
+    runs: list[list[str]] = [[]]
+    for token in text.replace("**", "").split():
+        if _WORD.search(token) and token.lower() not in _FUNCTIONS and "\\" not in token:
+            runs.append([])
+        else:
+            runs[-1].append(token)
+        if token[-1] in ".:;!?" and runs[-1]:
+            runs.append([])
+    with_numbers = [" ".join(run) for run in runs if re.search(r"\d|\\", " ".join(run))]
+    if not with_numbers:
+        return ""
+    run = with_numbers[-1].rstrip(".,;:!?")
+    before, equals, after = run.rpartition("=")
+    return after.strip() if equals and not re.search(r"[A-Za-z\\<>]", before) else run
+
+
+# -- the comparison ---------------------------------------------------------------------------
+
+
+def is_same(gold: str, given: str) -> bool:
+    """Whether two formulas, numbers, words or collections of them are the same answer."""
+    ours, theirs = (notation.without_brackets(notation.plain(text)) for text in (gold, given))
+    if not ours or not theirs:
+        return False
+    if ours == theirs:
+        return True
+    for rule in (_words, _bases, _units, _names, _numbers, _ratios, _intervals, _collections):
+        is_equal = rule(ours, theirs)
+        if is_equal is not None:
+            return is_equal
+    return algebra.is_same(ours, theirs)
+
+
+Rule = Callable[[str, str], bool | None]  # None: this rule does not say
+
+
+def _words(gold: str, given: str) -> bool | None:
+    wanted = notation.words_of(gold)
+    bare = notation.unwrap(given).strip("(). ").casefold()
+    if wanted is not None:
+        return bare == wanted
+    if re.fullmatch(r"\(?(?:\\text\{\(?)?([A-Z])\)?\}?\)?", gold):
+        return True if bare == notation.unwrap(gold).strip("(). ").casefold() else None
+    return None
+
+
+def _units(gold: str, given: str) -> bool | None:
+    (wanted, unit), (value, other) = notation.without_unit(gold), notation.without_unit(given)
+    if not unit and not other:
+        return None
+    return not (unit and other and unit != other) and is_same(wanted, value)
+
+
+def _bases(gold: str, given: str) -> bool | None:
+    wanted, found = notation.in_base(gold), notation.in_base(given)
+    if wanted is None:
+        return found[0] == gold.upper() if found else None
+    return wanted == found
+
+
+def _names(gold: str, given: str) -> bool | None:
+    """`x = 3` is 3; of two names both have to be the same, but for those of functions."""
+    if _items(gold) or _items(given):
+        return None
+    (name, wanted), (other, value) = notation.named(gold), notation.named(given)
+    is_equation = not name and bool(re.search(r"(?<![<>\\])=", gold))
+    if is_equation:
+        return None if re.search(r"[=<>]|\\[lgn]e(?![A-Za-z])", given) else False
+    if not name and not other:
+        return None
+    if name and other and name != other and "(" not in name + other:
+        return False
+    return is_same(*(re.split(r"(?<![<>!])=", side)[-1] for side in (wanted, value)))
+
+
+def _numbers(gold: str, given: str) -> bool | None:
+    wanted, value = final.number(gold), final.number(given)
+    if wanted is None or value is None:
+        return None
+    if wanted == value:
+        return True
+    if gold.endswith("%") != given.endswith("%"):  # of 50 and 50% the first counts percents
+        return wanted * 100 == value if gold.endswith("%") else wanted == value * 100
+    return None if "," in gold + given else False  # `1,234` may be a list
+
+
+def _ratio(text: str) -> list[Fraction] | None:
+    parts = [final.number(part) for part in text.split(":")]
+    numbers = [part for part in parts if part is not None]
+    return numbers if len(parts) > 1 and len(numbers) == len(parts) else None
+
+
+def _ratios(gold: str, given: str) -> bool | None:
+    wanted, found = _ratio(gold), _ratio(given)
+    if wanted is None:
+        return None
+    if re.fullmatch(r"\d{1,2}(?::[0-5]\d){1,2}", gold) and not _is_reduced(wanted):
+        return wanted == found  # a time of day
+    if found is None:
+        value = final.number(given)
+        return len(wanted) == 2 and bool(wanted[1]) and value == wanted[0] / wanted[1]
+    if len(wanted) != len(found):
+        return False
+    return all(a * found[0] == b * wanted[0] for a, b in zip(wanted, found, strict=True)) and (
+        any(wanted) == any(found)
+    )
+
+
+def _is_reduced(numbers: Sequence[Fraction]) -> bool:
+    return gcd(*(int(number) for number in numbers)) <= 1
+
+
+def _intervals(gold: str, given: str) -> bool | None:
+    """`0<x<1` is (0,1), and `x\\ge 2` is [2,\\infty)."""
+    wanted, found = notation.intervals(gold), notation.intervals(given)
+    if wanted is None and found is None:
+        return None
+    if wanted and found and wanted[0] != found[0]:
+        return False
+    sides = [side[1] if side else _union(text) for side, text in ((wanted, gold), (found, given))]
+    if not all(sides):
+        return None
+    return _is_same_set(*sides) or None
+
+
+def _union(text: str) -> list[str]:
+    """The intervals of a union, of one too; [] where anything else is among them."""
+    parts = notation.split_top(re.sub(r"^[A-Za-z]\\in ?", "", text), r"\\cup(?![A-Za-z])")
+    pairs = [found for part in parts if (found := notation.bracketed(part))]
+    are_intervals = all(p[0] != r"\{" and len(notation.split_top(p[1])) == 2 for p in pairs)
+    return parts if len(pairs) == len(parts) and are_intervals else []
+
+
+# -- collections: sets, lists, pairs ------------------------------------------------------------
+
+
+def _collections(gold: str, given: str) -> bool | None:
+    gold, given = (re.sub(r"^[A-Za-z]\\in(?![A-Za-z]) ?", "", text) for text in (gold, given))
+    unions = _union(gold), _union(given)
+    if all(unions) and max(map(len, unions)) > 1:
+        return _is_same_set(*unions) or None
+    if any(len(union) > 1 for union in unions):
+        return None
+    wanted, found = notation.bracketed(gold), notation.bracketed(given)
+    ours, theirs = _items(gold), _items(given)
+    if not ours and not theirs:
+        return None
+    if max(len(ours), len(theirs)) > _MOST_ITEMS:
+        return False
+    is_pair, is_set = (bool(wanted and wanted[0] != r"\{"), bool(found and found[0] == r"\{"))
+    if is_pair and ours:
+        return _is_same_pair(wanted, ours, found, theirs)
+    if found and found[0] != r"\{" and theirs:
+        is_list = not wanted and bool(ours)
+        return is_list and found[0] + found[2] == "()" and _is_same_row(ours, theirs)
+    ours, theirs = ours or [gold], theirs or [given]
+    if not is_set and not wanted and _are_named(ours) and _are_named(theirs):
+        return _is_same_row(sorted(ours), sorted(theirs))
+    return _is_same_set(_values(ours), _values(theirs))
+
+
+def _is_same_pair(
+    wanted: tuple[str, str, str] | None,
+    ours: list[str],
+    found: tuple[str, str, str] | None,
+    theirs: list[str],
+) -> bool:
+    """A pair, tuple or interval: order and kind of bracket count, if two could be an interval."""
+    assert wanted is not None
+    if found and found[0] == r"\{":
+        return False
+    if not found:  # 1,2 or x=1,y=2
+        return wanted[0] + wanted[2] == "()" and _is_same_row(ours, theirs)
+    if len(ours) == 2 and (wanted[0], wanted[2]) != (found[0], found[2]):
+        return False
+    return _is_same_row(ours, theirs)
+
+
+def _items(text: str) -> list[str]:
+    """What a set, tuple or list consists of; [] where the text is one thing."""
+    found = notation.bracketed(text)
+    if found is not None and (found[0] == r"\{" or len(notation.split_top(found[1])) > 1):
+        return [item for part in notation.split_top(found[1]) for item in _both_signs(part)]
+    joints = r",?\s*(?:\\(?:text|mathrm|mbox)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\lor(?![A-Za-z]))"
+    parts = notation.split_top(text, rf"{joints}|,|;")
+    items = [item for part in parts if part for item in _both_signs(part)]
+    return items if len(items) > 1 else []
+
+
+def _both_signs(text: str) -> list[str]:
+    name, value = notation.named(text)
+    if value.count(r"\pm") != 1:
+        return [text]
+    before, _, after = value.partition(r"\pm")
+    return [f"{before}+{after}" if before else after, f"{before}-{after}"]
+
+
+def _are_named(items: Sequence[str]) -> bool:
+    """Whether each item has a name of its own: a point, not the values of one unknown."""
+    names = [notation.named(item)[0] for item in items]
+    return len(names) > 1 and all(names) and len(set(names)) == len(names)
+
+
+def _values(items: Sequence[str]) -> list[str]:
+    return [notation.named(item)[1] for item in items]
+
+
+def _is_same_row(ours: list[str], theirs: list[str]) -> bool:
+    """Item by item; those with names come in the order of their names."""
+    if len(ours) != len(theirs):
+        return False
+    rows = [sorted(row) if _are_named(row) else row for row in (ours, theirs)]
+    return all(is_same(one, other) for one, other in zip(*rows, strict=True))
+
+
+def _is_same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Each of one side is somewhere on the other: neither order nor repetition counts."""
+    rest = list(theirs)
+    for one in ours:
+        same = [other for other in theirs if is_same(one, other)]
+        if not same:
+            return False
+        rest = [other for other in rest if other not in same]
+    return all(any(is_same(one, other) for one in ours) for other in rest)

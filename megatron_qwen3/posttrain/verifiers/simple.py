@@ -1,0 +1,206 @@
+"""Verifiers that compare texts, letters, numbers, lengths and languages.
+
+Each takes the answer without its thinking and the fields of its spec, and gives "" where the answer
+is right, else the reason why it is wrong. `CannotJudge` where the fields are no good.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import cache
+from typing import Literal
+
+from data_prep.language_id import FEWEST_LETTERS, Identifier
+from data_prep.languages import LANGUAGES, UNKNOWN, code_of
+from data_prep.scripts import count_letters
+from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+
+_WORD = re.compile(r"\w+(?:['’.-]\w+)*")
+_SENTENCE_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$))|[。！？]+")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
+    r"(?:\s*/\s*\d+)?(?:\s*\\?%)?"
+)
+
+
+def exact(
+    answer: str,
+    *,
+    gold: str | list[str],
+    ignore_case: bool = False,
+    part: Literal["whole", "box", "last_line"] = "whole",
+) -> str:
+    """The answer is `gold`, or one of several; spaces around it and their number do not count."""
+    golds = [gold] if isinstance(gold, str) else gold
+    if not golds:
+        raise CannotJudge("gold is an empty list")
+    found = _part(answer, part)
+    if found is None:
+        return "there is no box that is closed"
+    given, *wanted = (" ".join(one.split()) for one in (found, *golds))
+    if ignore_case:
+        given, wanted = given.casefold(), [one.casefold() for one in wanted]
+    return "" if given in wanted else f"{given!r:.80} is not {wanted[0]!r:.80}"
+
+
+def _part(answer: str, part: str) -> str | None:
+    if part == "box":
+        return next(reversed(final.boxes(answer)), None)
+    lines = answer.strip().splitlines()
+    return answer if part == "whole" or not lines else lines[-1]
+
+
+def numeric(answer: str, *, gold: float | str, tolerance: float = 0, relative: float = 0) -> str:
+    """The last box, or without one the last number of the text, is `gold`.
+
+    Right where |number - gold| <= max(tolerance, relative |gold|). Numbers are compared exactly, so
+    0.1 is one tenth; `gold` may be written as text, as "1/3".
+    """
+    wanted = final.number(str(gold))
+    if wanted is None or min(tolerance, relative) < 0:
+        raise CannotJudge(f"gold = {gold!r:.80} is no number, or a tolerance is below 0")
+    given = last_number(answer)
+    if given is None:
+        return "no number is given as the answer"
+    allowed = max(Fraction(str(tolerance)), Fraction(str(relative)) * abs(wanted))
+    distance = abs(given - wanted)
+    return "" if distance <= allowed else f"{float(given):.12g} is not {float(wanted):.12g}"
+
+
+def last_number(answer: str) -> Fraction | None:
+    """The number in the last box, or the last one of a text without a box."""
+    if final.has_open_box(answer):
+        return None
+    boxed = final.boxes(answer)
+    text = final.joined_digits(boxed[-1] if boxed else answer)
+    if boxed and (value := final.number(text)) is not None:
+        return value
+    found = [match.group() for match in _NUMBER.finditer(text) if match.group().strip()]
+    if not found or (boxed and len(found) > 1):
+        return None  # several numbers in one box are no answer
+    return final.number(found[-1])
+
+
+def choice(answer: str, *, gold: str, letters: str = "ABCDEFGHIJ") -> str:
+    """Multiple choice: the letter that the answer settles on is `gold`."""
+    if len(gold) != 1 or gold not in letters:
+        raise CannotJudge(f"gold = {gold!r:.80}; valid: one letter of {letters}")
+    given = chosen_letter(answer, letters)
+    if given is None:
+        return "no letter is given as the answer"
+    return "" if given == gold else f"{given} is not {gold}"
+
+
+def chosen_letter(answer: str, letters: str) -> str | None:
+    """The last box; else the last 'answer is (B)'; else the only letter that stands by itself.
+
+    None where there is none, or where several stand there and nothing says which is meant.
+    """
+    if final.has_open_box(answer):
+        return None
+    one = f"[{re.escape(letters)}]"
+    if boxed := final.boxes(answer):
+        inside = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*", "", boxed[-1])
+        match = re.match(rf"\W*({one})(?![A-Za-z])", inside.upper())
+        return match.group(1) if match else None
+    lone = rf"[\s*_(\[\"'`$]*({one})(?=[\s*_)\]\"'`$.,:;!]|$)"
+    said = re.findall(
+        rf"(?i:\b(?:answer|choice|option|choose)\b(?:\s+(?:is|would be|must be|should be))?)"
+        rf"(?i:\s*(?:option|choice))?\s*[:=]?{lone}",
+        answer,
+    )
+    if said:
+        return str(said[-1])
+    alone = set(re.findall(rf"(?<![\w'])\(?\**({one})(?:\**[).:]|\**$|\**\n)", answer))
+    alone |= set(re.findall(rf"\*\*\(?({one})\)?\*\*", answer))
+    return alone.pop() if len(alone) == 1 else None
+
+
+def length(
+    answer: str,
+    *,
+    unit: Literal["words", "characters", "sentences", "paragraphs", "lines"] = "words",
+    least: int = 0,
+    most: int | None = None,
+) -> str:
+    """The answer has at least `least` and at most `most` of a unit."""
+    if least < 0 or (most is not None and most < least):
+        raise CannotJudge(f"least = {least}, most = {most}; valid: 0 <= least <= most")
+    count = _count(answer.strip(), unit)
+    if count < least or (most is not None and count > most):
+        limit = f"at least {least}" if count < least else f"at most {most}"
+        return f"{count} {unit}; asked: {limit}"
+    return ""
+
+
+def _count(text: str, unit: str) -> int:
+    if unit == "characters":
+        return len(text)
+    if unit == "words":
+        return len(_WORD.findall(text))
+    if unit == "sentences":
+        return sentences(text)
+    parts = re.split(r"\n\s*\n" if unit == "paragraphs" else r"\n", text)
+    return sum(1 for part in parts if part.strip())
+
+
+def sentences(text: str) -> int:
+    """How many sentences a text has, by what ends them; a rest without an end is one, too."""
+    ends = [match for match in _SENTENCE_END.finditer(text) if not _is_short_form(text, match)]
+    rest = text[ends[-1].end() :] if ends else text
+    return len(ends) + bool(re.search(r"\w", rest))
+
+
+_SHORT_FORMS = (
+    "mr mrs ms dr prof st sr jr vs etc e.g i.e cf fig no vol inc ltd co corp dept gen col lt sgt "
+    "capt rev hon approx est jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k p.s a.m p.m "
+    "ph.d b.a m.a b.sc m.sc"
+)
+
+
+def _is_short_form(text: str, end: re.Match[str]) -> bool:
+    """Whether a full stop belongs to a word: `Dr. Who`, `J. Doe`, `1. first`."""
+    if end.group()[0] != "." or end.group().startswith(".."):
+        return False
+    before = re.search(r"(?:^|[\s(\"'“])([^\s(\"'“]+)$", text[: end.start()][-30:])
+    word = before.group(1) if before else ""
+    goes_on = bool(text[end.end() :].strip())
+    is_number_of_a_list = word.isdecimal() and bool(
+        re.search(r"(?:^|\n)\s*$", text[: end.start() - len(word)])
+    )
+    is_initial = len(word) == 1 and word.isupper() and word != "I"
+    return goes_on and (word.lower() in _SHORT_FORMS.split() or is_initial or is_number_of_a_list)
+
+
+def language(answer: str, *, language: str) -> str:
+    """The answer is in a language, named by ISO 639 or as in data_prep's languages.csv."""
+    wanted = code_of(language)
+    if wanted == UNKNOWN:
+        raise CannotJudge(f"language = {language!r:.80} is none of the {len(LANGUAGES)} known ones")
+    found = language_of(answer)
+    if found == UNKNOWN:
+        return "the text is in no language that is recognised"
+    return "" if found == wanted else f"written in {found}, asked for {wanted}"
+
+
+def language_of(text: str) -> str:
+    """The language of a text without its code and formulas; `und` where it has no letters.
+
+    A text of too few letters for data_prep's identification is repeated until it has enough.
+    """
+    without = re.sub(r"```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", " ", text, flags=re.S)
+    letters = count_letters(without)
+    repeated = (without + " ") * -(-FEWEST_LETTERS // letters) if letters else ""
+    return _identifier()(repeated if letters < FEWEST_LETTERS else without)
+
+
+def load_languages() -> None:
+    """The models of languages, which take a second."""
+    _identifier()("The quick brown fox jumps over the lazy dog, and nobody knows why it does.")
+
+
+@cache
+def _identifier() -> Identifier:
+    return Identifier()

@@ -1,0 +1,93 @@
+"""Verifiers of form: JSON that a schema describes, and the block of thinking.
+
+Each gives "" where the text is right, else the reason why it is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal, NoReturn
+
+from megatron_qwen3.chat import END_THINK, THINK
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+
+_FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
+_NOTHING: Any = object()
+
+
+def json_document(
+    answer: str, *, schema: dict[str, Any] | None = None, equals: Any = _NOTHING
+) -> str:
+    """The whole answer, or the one block of code that it is, is JSON of a schema.
+
+    schema: JSON Schema (2020-12, or the draft that its $schema names); what it refers to outside of
+    itself is not fetched. equals: the value that the JSON has to be. NaN and Infinity are no JSON.
+    """
+    validator = None if schema is None else _validator(schema)
+    try:
+        value = read_json(answer)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"[:200]
+    if equals is not _NOTHING and not _is_equal(value, equals):
+        return "the JSON is not the one asked for"
+    fault = next(validator.iter_errors(value), None) if validator else None
+    return f"{fault.json_path}: {fault.message}"[:200] if fault else ""
+
+
+def read_json(answer: str) -> Any:
+    """The value of a text that is JSON, in a fence of Markdown or without; else ValueError."""
+    text = answer.strip()
+    fenced = _FENCE.fullmatch(text)
+    return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    try:
+        from jsonschema import exceptions, validators
+        from referencing import Registry
+    except ImportError:
+        raise CannotJudge(
+            "a schema needs jsonschema, which is not installed: python -m pip install jsonschema"
+        ) from None
+    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except exceptions.SchemaError as error:
+        raise CannotJudge(f"schema is no JSON Schema: {error.message}"[:300]) from None
+    return kind(schema, registry=Registry())  # an empty one: nothing is fetched
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Equality of JSON: 1 is 1.0, and true is not 1."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_equal, one, other))
+    return bool(one == other)
+
+
+def think_format(text: str, *, mode: Literal["think", "no_think"]) -> str:
+    """The text begins with one block of thinking, closed and not nested, and an answer follows.
+
+    In mode "think" the block holds something; in mode "no_think" it is empty, or the text has none,
+    as where the prompt brought the empty block.
+    """
+    opened, closed = text.count(THINK), text.count(END_THINK)
+    if mode == "no_think" and not opened and not closed:
+        return "" if text.strip() else "the answer is empty"
+    if (opened, closed) != (1, 1):
+        return f"{opened} {THINK} and {closed} {END_THINK}; asked: one of each"
+    match = re.fullmatch(rf"\s*{THINK}(.*){END_THINK}(.*)", text, re.S)
+    if not match:
+        return f"the text does not begin with a block {THINK} … {END_THINK}"
+    thinking, answer = match.groups()
+    if bool(thinking.strip()) != (mode == "think"):
+        return "the thinking is empty" if mode == "think" else "there is thinking"
+    return "" if answer.strip() else "no answer follows the thinking"

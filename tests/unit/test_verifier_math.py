@@ -1,0 +1,308 @@
+"""Mathematics: which answers are the reference written otherwise, and which are another one."""
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.verifiers import Verifiers, check_spec, verdict
+
+OPEN, CLOSE = "(" * 60, ")" * 60
+RIGHT = [
+    ("5", rf"\boxed{{{OPEN}5{CLOSE}}}"),
+    (r"(x+1)^2", rf"\boxed{{{OPEN}x+1{CLOSE}^2}}"),
+    (r"(-\infty,2]", r"\boxed{x\le 2}"),
+    (r"(-\infty, 2]", r"\boxed{x \leq 2}"),
+    (r"(-\infty,2]", r"\boxed{2 \ge x}"),
+    (r"x\le 2", r"\boxed{(-\infty,2]}"),
+    (r"[2,\infty)", r"\boxed{x\geq 2}"),
+    ("[0,1)", r"\boxed{0\le x<1}"),
+    ("(0,1)", r"\boxed{x\in(0,1)}"),
+    ("(0,1)", r"\boxed{x \in (0, 1)}"),
+    (r"(-\infty,0)\cup(1,\infty)", r"\boxed{x<0 \text{ or } x>1}"),
+    (r"x<0 \text{ or } x>1", r"\boxed{x>1 \text{ or } x<0}"),
+    ("x>3", r"\boxed{3<x}"),
+    ("(0,1)", r"\boxed{1>x>0}"),
+    (r"(0,\frac{1}{2})", r"\boxed{0<x<0.5}"),
+    ("(1,2)", r"\boxed{1,2}"),
+    ("(1,2,3)", r"\boxed{(1, 2, 3)}"),
+    ("(1,2)", r"\boxed{\left(1,\,2\right)}"),
+    ("(1,2)", r"\boxed{(x,y)=(1,2)}"),
+    (r"(\frac{1}{2},0.5)", r"\boxed{(0.5,\frac12)}"),
+    ("(1,2)", r"\boxed{y=2, x=1}"),
+    (r"(3, \frac{\pi}{2})", r"\boxed{\left( 3, \frac{\pi}{2} \right)}"),
+    ("[1,2]", r"\boxed{[1,2]}"),
+    ("[-1,1]", r"\boxed{-1\le y\le 1}"),
+    (r"\{1,2\}", r"\boxed{x=1 \text{ or } x=2}"),
+    (r"\{1,2\}", r"\boxed{x=1, x=2}"),
+    ("1,2", r"\boxed{2,1}"),
+    ("1,2", r"\boxed{\{2,1\}}"),
+    (r"\{1,2\}", r"\boxed{1, 2}"),
+    (r"\{-1,\frac{1}{2}\}", r"\boxed{0.5, -1}"),
+    (r"\{5\}", r"\boxed{5}"),
+    ("x=1,x=2", r"\boxed{1,2}"),
+    (r"\emptyset", r"\boxed{\varnothing}"),
+    (r"\emptyset", r"\boxed{\{\}}"),
+    (r"1\pm\sqrt{2}", r"\boxed{1+\sqrt2, 1-\sqrt2}"),
+    (r"\pm 2", r"\boxed{\pm2}"),
+    ("2,-2", r"\boxed{\pm 2}"),
+    (r"x=\pm 2", r"\boxed{x = 2 \text{ or } x = -2}"),
+    ("(1,2),(3,4)", r"\boxed{(1,2) \text{ and } (3,4)}"),
+    (r"\{(1,2),(3,4)\}", r"\boxed{(3,4),(1,2)}"),
+    ("1000000", r"\boxed{1,000,000}"),
+    ("1,000", r"\boxed{1000}"),
+    ("1000", r"\boxed{1 000}"),
+    ("12345.67", r"\boxed{12{,}345.67}"),
+    ("0.5", r"\boxed{.5}"),
+    ("0.5", r"\boxed{\frac{1}{2}}"),
+    ("-3", r"\boxed{-3}"),
+    ("-3", "\\boxed{\u22123}"),
+    (r"-\frac{1}{2}", r"\boxed{\frac{-1}{2}}"),
+    (r"-\frac12", r"\boxed{-0.5}"),
+    ("0.00012", r"\boxed{1.2E-4}"),
+    ("1.2e-4", r"\boxed{0.00012}"),
+    (r"1.2\times 10^{-4}", r"\boxed{0.00012}"),
+    ("3e8", r"\boxed{3\times10^8}"),
+    (r"\frac{1}{3}", r"\boxed{0.\overline{3}}"),
+    (r"0.\overline{3}", r"\boxed{\frac13}"),
+    (r"\frac{5}{2}", r"\boxed{2\frac{1}{2}}"),
+    (r"2\frac{1}{2}", r"\boxed{2.5}"),
+    (r"\frac{5}{2}", r"\boxed{2 1/2}"),
+    (r"25\%", r"\boxed{\frac14}"),
+    (r"25\%", r"\boxed{0.25}"),
+    (r"25\%", r"\boxed{25}"),
+    ("12", r"\boxed{12.}"),
+    ("12", r"\boxed{+12}"),
+    ("0", r"\boxed{0}"),
+    ("0", r"\boxed{-0}"),
+    ("12", r"\boxed{012}"),
+    (r"5\text{ cm}", r"\boxed{5}"),
+    (r"5\text{ cm}", r"\boxed{5\text{ cm}}"),
+    (r"5\text{ cm}", r"\boxed{5 cm}"),
+    ("5 cm", r"\boxed{5\ \mathrm{cm}}"),
+    (r"5\text{ cm}", r"\boxed{5\text{ centimeters}}"),
+    (r"5\text{ cm}^2", r"\boxed{5\text{ cm}^2}"),
+    (r"5\text{ cm}^2", r"\boxed{5}"),
+    ("10", r"\boxed{10 \text{ apples}}"),
+    ("10", r"\boxed{10\text{ km/h}}"),
+    (r"45^\circ", r"\boxed{45}"),
+    ("45", r"\boxed{45^{\circ}}"),
+    (r"45^\circ", r"\boxed{45\text{ degrees}}"),
+    (r"\$12", r"\boxed{12}"),
+    ("12", r"\boxed{\$12.00}"),
+    ("12", r"\boxed{$12}"),
+    (r"8\text{ inches}", r"\boxed{8\text{ in}}"),
+    ("A", r"\boxed{(A)}"),
+    ("A", r"\boxed{\text{A}}"),
+    ("A", r"\boxed{\textbf{(A)}}"),
+    ("yes", r"\boxed{\text{Yes}}"),
+    (r"\text{no solution}", r"\boxed{\text{No solution}}"),
+    ("Monday", "The answer is Monday."),
+    (r"\text{(C)}", r"\boxed{C}"),
+    ("3", r"\boxed{x=3}"),
+    ("y=2x+1", r"\boxed{2x+1}"),
+    ("y=2x+1", r"\boxed{y=1+2x}"),
+    ("2x+1", r"\boxed{f(x)=2x+1}"),
+    ("3", r"\boxed{x=1+2=3}"),
+    ("x+y=5", r"\boxed{y+x=5}"),
+    ("x+2y-5=0", r"\boxed{x+2y=5}"),
+    (r"\frac{\sqrt{3}}{3}", r"\boxed{\frac{1}{\sqrt{3}}}"),
+    ("x(x+1)", r"\boxed{x^2+x}"),
+    (r"\sin^2 x+\cos^2 x", r"\boxed{1}"),
+    (r"2\sqrt{3}", r"\boxed{\sqrt{12}}"),
+    (r"\log_2 8", r"\boxed{3}"),
+    (r"\log 100", r"\boxed{2}"),
+    (r"\ln 2", r"\boxed{\log_e 2}"),
+    ("5!", r"\boxed{120}"),
+    (r"\frac{a}{b}", r"\boxed{a/b}"),
+    ("3^{1/2}", r"\boxed{\sqrt3}"),
+    ("2+3i", r"\boxed{3i+2}"),
+    ("x^2", r"\boxed{x\cdot x}"),
+    ("0.5x", r"\boxed{\frac{x}{2}}"),
+    (r"\dfrac{1}{2}", r"\boxed{\tfrac{1}{2}}"),
+    ("2^{100}", r"\boxed{2^{100}}"),
+    ("10^{10^{10}}", r"\boxed{10^{10^{10}}}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\boxed{\begin{bmatrix}1&2\\3&4\end{bmatrix}}"),
+    ("101_2", r"\boxed{101_{2}}"),
+    ("101_2", r"\boxed{101_{\text{two}}}"),
+    ("101", r"\boxed{101_2}"),
+    ("1F_{16}", r"\boxed{1f_{16}}"),
+    ("3:4", r"\boxed{\frac{3}{4}}"),
+    ("3:4", r"\boxed{3 : 4}"),
+    ("10:30", r"\boxed{10:30\text{ a.m.}}"),
+    ("1:2:3", r"\boxed{2:4:6}"),
+    ("5", r"\fbox{5}"),
+    ("5", r"$\fbox{5}$"),
+    ("5", r"\boxed{\boxed{5}}"),
+    ("5", r"\boxed{\textbf{5}}"),
+    ("5", r"\boxed{$5$}"),
+    ("5", r"The answer is $\boxed{5}$, not $6$."),
+    ("6", r"\boxed{5}, then \boxed{6}"),
+    (r"\{5,6\}", r"\boxed{5}, \boxed{6}"),
+    ("42", "The answer is 42."),
+    ("42", "**Answer: 42**"),
+    ("42", "Answer: $42$"),
+    ("42", "The final answer is $42$. I hope it is correct."),
+    ("42", "6 * 7 = 42"),
+    ("42", r"We have $6\cdot 7 = 42$."),
+    ("42", "There are 42 apples."),
+    ("42", "x = 42"),
+    ("1/2", "It is 1/2."),
+    (r"\frac{1}{2}", r"so we get \(\frac12\)."),
+    ("-7", "The result is -7"),
+    ("1234", "In total 1,234 people."),
+    ("3.14", "about 3.14"),
+    ("x^2+1", "The answer is x^2+1."),
+    ("x^2+1", "so it is $x^2+1$"),
+    ("42", "The answer is 42 because 6*7=42."),
+    ("42", "The answer is:\n\n42"),
+    ("42", "The answer is:\n$$42$$"),
+    ("50", "The answer is 50%."),
+    ("9", r"\boxed{3^2}"),
+    ("x", r"\boxed{x}"),
+    ("100,200,300", r"\boxed{100, 200, 300}"),
+    ("100, 200, 300", r"\boxed{100,200,300}"),
+]
+WRONG = [
+    (r"(-\infty,2]", r"\boxed{x<2}"),
+    (r"[2,\infty)", r"\boxed{x>2}"),
+    ("(0,1)", r"\boxed{0\le x<1}"),
+    ("x>3", r"\boxed{x>4}"),
+    ("(1,2)", r"\boxed{[1,2]}"),
+    ("(1,2,3)", r"\boxed{(1,3,2)}"),
+    ("(1,2,3)", r"\boxed{\{1,2,3\}}"),
+    ("(0,1)", r"\boxed{\{0,1\}}"),
+    ("(1,2)", r"\boxed{x=2,y=1}"),
+    ("[1,2]", r"\boxed{(1,2)}"),
+    (r"\{1,2\}", r"\boxed{\{1\}}"),
+    (r"\emptyset", r"\boxed{\{0\}}"),
+    (r"1\pm\sqrt{2}", r"\boxed{1+\sqrt{2}}"),
+    ("(1,2),(3,4)", r"\boxed{(1,2),(4,3)}"),
+    ("-3", r"\boxed{3}"),
+    (r"\frac{22}{7}", r"\boxed{\pi}"),
+    (r"\pi", r"\boxed{\frac{22}{7}}"),
+    (r"\frac{1}{3}", r"\boxed{0.333333333333333333333}"),
+    (r"\sqrt{2}", r"\boxed{1.4142135623730951}"),
+    ("e", r"\boxed{2.718281828}"),
+    ("2.718", r"\boxed{e}"),
+    ("25", r"\boxed{0.25}"),
+    ("0.25", r"\boxed{25}"),
+    (r"5\text{ cm}^2", r"\boxed{5\text{ cm}^3}"),
+    (r"5\text{ m/s}", r"\boxed{5\text{ km/h}}"),
+    ("B", r"\boxed{A}"),
+    (r"\text{yes}", r"\boxed{no}"),
+    ("Monday", r"\boxed{\text{Tuesday}}"),
+    (r"\text{even}", r"\boxed{\text{odd}}"),
+    ("x=3", r"\boxed{x=4}"),
+    ("x=3", r"\boxed{y=3}"),
+    ("x+y=5", r"\boxed{5}"),
+    (r"2\sqrt{3}", r"\boxed{\sqrt{13}}"),
+    (r"\ln 2", r"\boxed{\log_{10} 2}"),
+    (r"\frac{a}{b}", r"\boxed{\frac{b}{a}}"),
+    ("0.3333x", r"\boxed{\frac{x}{3}}"),
+    (
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        r"\boxed{\begin{pmatrix}1 & 2 \\ 3 & 5\end{pmatrix}}",
+    ),
+    ("101_2", r"\boxed{101}"),
+    ("101_2", r"\boxed{101_3}"),
+    ("5", r"\boxed{101_2}"),
+    ("10:30", r"\boxed{1:3}"),
+    ("1:2:3", r"\boxed{2:4:5}"),
+    ("3:4", r"\boxed{3:4:5}"),
+    ("5", r"\boxed{5}\n\n\boxed{6"),
+    ("6", r"\boxed{5} or \boxed{6}"),
+    ("42", "There are 42 apples and 3 pears."),
+    ("7", "The answer is seven."),
+    ("5", ""),
+    ("5", "   "),
+    ("5", r"\boxed{\text{five}}"),
+    ("5", r"\boxed{?}"),
+    ("5", r"\boxed{5, 6}"),
+    ("5", r"\boxed{6 \text{ or } 5}"),
+    ("5", r"\boxed{5x}"),
+    ("5", r"\boxed{4+2}"),
+    ("x", r"\boxed{y}"),
+]
+
+
+def judge(gold, answer):
+    return verdict({"kind": "math", "gold": gold}, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), RIGHT)
+def test_the_same_answer_written_otherwise_is_right(gold, answer):
+    assert judge(gold, answer).score == 1.0
+
+
+@pytest.mark.parametrize(("gold", "answer"), WRONG)
+def test_another_answer_is_wrong(gold, answer):
+    judged = judge(gold, answer)
+    assert judged.score == 0.0 and judged.reason
+
+
+INTEGERS = st.integers(-1000, 1000)
+
+
+@settings(max_examples=20, deadline=None)
+@given(INTEGERS, INTEGERS.filter(bool), st.integers(1, 9))
+def test_a_fraction_is_itself_however_it_is_expanded(above, below, factor):
+    gold = rf"\frac{{{above}}}{{{below}}}"
+    same = rf"\dfrac{{{above * factor}}}{{{below * factor}}}"
+    assert judge(gold, rf"\boxed{{{same}}}").score == 1.0
+    assert judge(gold, rf"\boxed{{{above}/{below}}}").score == 1.0
+    assert judge(gold, rf"\boxed{{\frac{{{above + below}}}{{{below}}}}}").score == 0.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(INTEGERS, min_size=2, max_size=5, unique=True), st.randoms())
+def test_a_set_has_no_order_and_a_tuple_has(items, random):
+    mixed = random.sample(items, len(items))
+    text, other = (", ".join(map(str, order)) for order in (items, mixed))
+    assert judge(rf"\{{{text}\}}", rf"\boxed{{\{{{other}\}}}}").score == 1.0
+    assert judge(f"({text})", rf"\boxed{{({other})}}").score == float(mixed == items)
+    assert judge(f"({text})", rf"\boxed{{\{{{text}\}}}}").score == 0.0
+    assert judge(rf"\{{{text}\}}", rf"\boxed{{{other}, 1001}}").score == 0.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(INTEGERS, INTEGERS, st.booleans(), st.booleans())
+def test_an_inequality_is_its_interval_and_no_other(one, other, closed_below, closed_above):
+    low, high = sorted((one, other + 1001))
+    below, above = (r"\le" if closed else "<" for closed in (closed_below, closed_above))
+    left, right = "[" if closed_below else "(", "]" if closed_above else ")"
+    inequality = rf"\boxed{{{low} {below} x {above} {high}}}"
+    assert judge(f"{left}{low},{high}{right}", inequality).score == 1.0
+    assert judge(f"{left}{low},{high + 1}{right}", inequality).score == 0.0
+    assert judge(f"{'(' if closed_below else '['}{low},{high}{right}", inequality).score == 0.0
+
+
+def test_a_huge_power_returns_from_any_thread():
+    tower = "9^{9^{9}}"
+    found = []
+    with Verifiers(workers=1, seconds=2) as verifiers:
+        pairs = [
+            ({"kind": "math", "gold": tower}, rf"\boxed{{{tower}}}"),
+            ({"kind": "math", "gold": "10^{10^{10}}+1"}, r"\boxed{10^{10^{10}}+2-1}"),
+            ({"kind": "math", "gold": "0.5"}, r"\boxed{\frac12}"),
+        ]
+        thread = threading.Thread(target=lambda: found.extend(verifiers.judge(pairs)))
+        thread.start()
+        thread.join(120)
+    assert [found[0].score, found[2].score] == [1.0, 1.0]
+    assert found[1].score in (None, 1.0)
+    assert verifiers.judged == 3
+
+
+@pytest.mark.parametrize("gold", [r"\frac{1}{", r"\sqrt", "", "   ", "?!"])
+def test_a_reference_that_cannot_be_read_is_no_judgement_of_the_answer(gold):
+    assert judge(gold, r"\boxed{3}").score is None
+
+
+def test_a_spec_without_a_reference_is_refused():
+    for spec, message in (({}, "needs gold"), ({"gold": 3}, "a text"), ({"gold": ""}, "valid: a")):
+        with pytest.raises(ConfigError, match=message):
+            check_spec({"kind": "math"} | spec)

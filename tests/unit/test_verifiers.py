@@ -1,0 +1,344 @@
+"""Verifiers without mathematics and IFEval: what each accepts, refuses, and cannot judge."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.verifiers import KINDS, check_spec, verdict
+
+RIGHT, WRONG, NOBODY_KNOWS = 1.0, 0.0, None
+CAPITAL = "The capital of this country is a large city by the river."
+
+
+def score(kind, text, **fields):
+    return verdict({"kind": kind} | fields, text).score
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ("42", {"gold": "42"}, RIGHT),
+        (" 42\n", {"gold": "42"}, RIGHT),
+        ("a  b\nc", {"gold": "a b c"}, RIGHT),
+        ("It is 42", {"gold": "42"}, WRONG),
+        ("It is \\boxed{42}", {"gold": "42", "part": "box"}, RIGHT),
+        ("It is 42", {"gold": "42", "part": "box"}, WRONG),
+        ("so\n42", {"gold": "42", "part": "last_line"}, RIGHT),
+        ("", {"gold": "42", "part": "last_line"}, WRONG),
+        ("Yes", {"gold": ["no", "yes"], "ignore_case": True}, RIGHT),
+        ("Yes", {"gold": ["no", "yes"]}, WRONG),
+    ],
+)
+def test_exact(text, fields, expected):
+    assert score("exact", text, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ("\\boxed{42}", {"gold": 42}, RIGHT),
+        ("first 41, then 42.", {"gold": 42}, RIGHT),
+        ("42, not 41", {"gold": 42}, WRONG),
+        ("\\boxed{41} or \\boxed{42}", {"gold": 42}, RIGHT),
+        ("\\boxed{41, 42}", {"gold": 42}, WRONG),
+        ("\\boxed{42 \\text{ cm}}", {"gold": 42}, RIGHT),
+        ("It is 1,234.5 in all.", {"gold": 1234.5}, RIGHT),
+        ("\\boxed{1\\,234\\,567}", {"gold": 1234567}, RIGHT),
+        ("\\boxed{1{,}234}", {"gold": 1234}, RIGHT),
+        ("1.2e-4", {"gold": 0.00012}, RIGHT),
+        ("\\boxed{1.2 \\times 10^{-4}}", {"gold": 0.00012}, RIGHT),
+        ("0.1", {"gold": 0.1}, RIGHT),
+        ("\\boxed{\\frac{1}{3}}", {"gold": "1/3"}, RIGHT),
+        ("0.333", {"gold": "1/3"}, WRONG),
+        ("0.333", {"gold": "1/3", "tolerance": 0.001}, RIGHT),
+        ("98", {"gold": 100, "relative": 0.02}, RIGHT),
+        ("97.9", {"gold": 100, "relative": 0.02}, WRONG),
+        ("-5", {"gold": -5}, RIGHT),
+        ("\u22125", {"gold": -5}, RIGHT),
+        ("3-5", {"gold": -5}, WRONG),
+        ("50%", {"gold": 0.5}, RIGHT),
+        ("3,14", {"gold": 3.14}, WRONG),
+        ("version2", {"gold": 2}, WRONG),
+        ("none", {"gold": 2}, WRONG),
+        ("\\boxed{4", {"gold": 4}, WRONG),
+        ("4", {"gold": "four"}, NOBODY_KNOWS),
+        ("4", {"gold": 4, "tolerance": -1}, NOBODY_KNOWS),
+    ],
+)
+def test_numeric(text, fields, expected):
+    assert score("numeric", text, **fields) == expected
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 6))
+def test_every_way_to_write_a_number_is_the_same_number(whole, places):
+    text = f"{whole / 10**places:.{places}f}"
+    gold = f"{whole}/{10**places}"
+    sign, digits = ("-", text[1:]) if text[0] == "-" else ("", text)
+    left, dot, right = digits.partition(".")
+    grouped = f"{int(left):,}"
+    written = [text, f"${text}$", f"\\boxed{{{text}}}", f"the answer is {text}.", f"{text}e0"]
+    written += [sign + grouped + dot + right, sign + grouped.replace(",", "\\,") + dot + right]
+    assert [score("numeric", one, gold=gold) for one in written] == [RIGHT] * len(written)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\\boxed{B}", "B"),
+        ("\\boxed{\\text{(B)}}", "B"),
+        ("\\boxed{b}", "B"),
+        ("\\boxed{A} no, \\boxed{B}", "B"),
+        ("\\boxed{\\text{Both}}", None),
+        ("B", "B"),
+        ("(B)", "B"),
+        ("**B**", "B"),
+        ("B. Paris", "B"),
+        ("B) Paris", "B"),
+        ("The answer is B.", "B"),
+        ("The answer is (B).", "B"),
+        ("Answer: **B**", "B"),
+        ("**Answer:** B", "B"),
+        ("Final answer: $B$", "B"),
+        ("The correct option is B", "B"),
+        ("At first A seems right, but the answer is B, since C is wrong.", "B"),
+        ("The answer is A. Wait: the answer is B", "B"),
+        ("A. Rome\nB. Paris", None),
+        ("A good question about a city.", None),
+        ("I do not know", None),
+        ("The answer is Berlin", None),
+        ("", None),
+        ("\\boxed{B", None),
+    ],
+)
+def test_choice(text, expected):
+    for letter in "ABCD":
+        assert score("choice", text, gold=letter) == float(letter == expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ("one two three", {"least": 3, "most": 3}, RIGHT),
+        ("one two", {"least": 3}, WRONG),
+        ("don't well-known", {"most": 2}, RIGHT),
+        ("äöü", {"unit": "characters", "most": 3}, RIGHT),
+        ("One. Two! Three?", {"unit": "sentences", "least": 3, "most": 3}, RIGHT),
+        ("Dr. Who met J. Doe at 3.5 km. He left", {"unit": "sentences", "most": 2}, RIGHT),
+        ("Dr. Who met J. Doe at 3.5 km. He left", {"unit": "sentences", "most": 1}, WRONG),
+        ('"Really?" she asked... "Yes."', {"unit": "sentences", "most": 3}, RIGHT),
+        ("一个。两个!三个？", {"unit": "sentences", "least": 2}, RIGHT),
+        ("a\n\nb\n \nc", {"unit": "paragraphs", "least": 3, "most": 3}, RIGHT),
+        ("a\n\nb", {"unit": "lines", "least": 2, "most": 2}, RIGHT),
+        ("", {"least": 1}, WRONG),
+        ("a", {"least": 3, "most": 2}, NOBODY_KNOWS),
+    ],
+)
+def test_length(text, fields, expected):
+    assert score("length", text, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        (CAPITAL, "en", RIGHT),
+        (CAPITAL, "eng_Latn", RIGHT),
+        (CAPITAL, "de", WRONG),
+        ("Das ist ein ganz normaler deutscher Satz über das Wetter.", "de", RIGHT),
+        ("这是一个关于天气和工作的普通句子，没有别的意思。", "zh", RIGHT),
+        ("Это обычное предложение о погоде и о работе.", "ru", RIGHT),
+        ("12345 !!!", "en", WRONG),
+        ("", "en", WRONG),
+        (f"```python\nwhile True: print(x)\n```\n{CAPITAL}", "en", RIGHT),
+        (CAPITAL, "klingon", NOBODY_KNOWS),
+    ],
+)
+def test_language(text, language, expected):
+    assert score("language", text, language=language) == expected
+
+
+PERSON = {"type": "object", "required": ["age"], "properties": {"age": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ('{"age": 3}', {}, RIGHT),
+        ('{"age": 3}', {"schema": PERSON}, RIGHT),
+        ('```json\n{"age": 3}\n```', {"schema": PERSON}, RIGHT),
+        ('```\n{"age": 3}```', {"schema": PERSON}, RIGHT),
+        ('Here: {"age": 3}', {"schema": PERSON}, WRONG),
+        ('{"age": "3"}', {"schema": PERSON}, WRONG),
+        ("{}", {"schema": PERSON}, WRONG),
+        ("{'age': 3}", {"schema": PERSON}, WRONG),
+        ('{"age": NaN}', {}, WRONG),
+        ('{"age": 3', {}, WRONG),
+        ("", {}, WRONG),
+        ("[" * 100_000, {}, WRONG),
+        ("3", {"equals": 3.0}, RIGHT),
+        ("true", {"equals": 1}, WRONG),
+        ('{"b": [1], "a": null}', {"equals": {"a": None, "b": [1]}}, RIGHT),
+        ('{"a": 1}', {"equals": {"a": 1, "b": 2}}, WRONG),
+        ("null", {"equals": None}, RIGHT),
+        ("{}", {"schema": {"type": "thing"}}, NOBODY_KNOWS),
+        ("{}", {"schema": {"$ref": "http://127.0.0.1:9/x.json"}}, NOBODY_KNOWS),
+    ],
+)
+def test_json(text, fields, expected):
+    assert score("json", text, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "thinks", "does_not"),
+    [
+        ("<think>\nplan\n</think>\n\nanswer", RIGHT, WRONG),
+        ("\n<think>plan</think>answer", RIGHT, WRONG),
+        ("<think>\n\n</think>\n\nanswer", WRONG, RIGHT),
+        ("<think></think>answer", WRONG, RIGHT),
+        ("answer", WRONG, RIGHT),
+        ("", WRONG, WRONG),
+        ("<think>plan</think>\n", WRONG, WRONG),
+        ("<think>\n\n</think>\n", WRONG, WRONG),
+        ("<think>plan", WRONG, WRONG),
+        ("plan</think>answer", WRONG, WRONG),
+        ("well <think>plan</think>answer", WRONG, WRONG),
+        ("<think>a<think>b</think></think>answer", WRONG, WRONG),
+        ("<think>a</think><think>b</think>answer", WRONG, WRONG),
+        ("<think>a</think>answer</think>", WRONG, WRONG),
+        ("</think>a<think>answer", WRONG, WRONG),
+    ],
+)
+def test_format_of_the_think_block(text, thinks, does_not):
+    assert score("think_format", text, mode="think") == thinks
+    assert score("think_format", text, mode="no_think") == does_not
+
+
+NUMBERS = {"numbers": [3, 7, 25, 50], "target": 75}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "expected"),
+    [
+        ("50 + 25", NUMBERS, RIGHT),
+        ("25 * 3", NUMBERS, RIGHT),
+        ("25 * 3 = 75", NUMBERS, RIGHT),
+        ("So we take\n\n**Answer:** 25 × 3 = 75", NUMBERS, RIGHT),
+        ("\\boxed{25 \\times 3}", NUMBERS, RIGHT),
+        ("\\boxed{\\frac{50}{25} \\cdot 3} ", NUMBERS | {"target": 6}, RIGHT),
+        ("<answer>(50 - 25) * 3</answer>", NUMBERS, RIGHT),
+        ("25 + 50\nno: 25 + 3", NUMBERS, WRONG),
+        ("25 + 25 + 25", NUMBERS, WRONG),
+        ("75", NUMBERS, WRONG),
+        ("50 + 20 + 5", NUMBERS, WRONG),
+        ("50 25 +", NUMBERS, WRONG),
+        ("(50 + 25", NUMBERS, WRONG),
+        ("50 / (3 - 3)", {"numbers": [50, 3, 3], "target": 0}, WRONG),
+        ("3 ** 2", {"numbers": [3, 2], "target": 9}, WRONG),
+        ("9**9**9**9", {"numbers": [9, 9, 9, 9], "target": 9}, WRONG),
+        ("__import__('os').system('id') or 6", {"numbers": [2, 3], "target": 6}, WRONG),
+        ("2 * 3 if True else 0", {"numbers": [2, 3], "target": 6}, WRONG),
+        ("-2 + 8", {"numbers": [2, 8], "target": 6}, RIGHT),
+        ("8 / 3 * 3", {"numbers": [8, 3, 3], "target": 8}, RIGHT),
+        ("50 + 25", NUMBERS | {"all_numbers": True}, WRONG),
+        ("50 + 25 + 7 - 7", NUMBERS | {"numbers": [50, 25, 7, 7], "all_numbers": True}, RIGHT),
+        ("", NUMBERS, WRONG),
+        ("(" * 5000, NUMBERS, WRONG),
+        ("1 + 1", {"numbers": [], "target": 2}, NOBODY_KNOWS),
+    ],
+)
+def test_countdown(text, fields, expected):
+    assert score("countdown", text, **fields) == expected
+
+
+@st.composite
+def expressions(draw):
+    """Numbers, an expression of all of them, and its value as Python counts it."""
+    numbers = draw(st.lists(st.integers(1, 99), min_size=2, max_size=6))
+    parts = [str(number) for number in numbers]
+    while len(parts) > 1:
+        place = draw(st.integers(0, len(parts) - 2))
+        sign = draw(st.sampled_from("+-*"))
+        parts[place : place + 2] = [f"({parts[place]} {sign} {parts[place + 1]})"]
+    return numbers, parts[0], eval(parts[0])
+
+
+@given(expressions(), st.integers(1, 9))
+def test_countdown_counts_as_python_does(made, other):
+    numbers, text, value = made
+    spec = {"numbers": numbers, "target": value, "all_numbers": True}
+    assert score("countdown", text, **spec) == RIGHT
+    assert score("countdown", text, **(spec | {"target": value + other})) == WRONG
+    assert score("countdown", f"{text} + {other}", numbers=numbers, target=value + other) == WRONG
+
+
+def test_thinking_is_no_answer_and_an_answer_that_never_left_it_is_wrong():
+    for answer, expected in [
+        ("<think>\n41\n</think>\n\n42", RIGHT),
+        ("<think>\n42\n</think>\n\n41", WRONG),
+        ("<think>\n42", WRONG),
+        ("41</think>42", RIGHT),
+        ("<think>\n\n</think>\n\n42", RIGHT),
+        ("<think>a</think>42<think>42", WRONG),
+        ("42 <think>", WRONG),
+    ]:
+        assert score("numeric", answer, gold=42) == expected, answer
+
+
+def test_every_spec_of_several_has_to_find_the_answer_right():
+    specs = [{"kind": "language", "language": "en"}, {"kind": "length", "most": 20}]
+    assert score("every", CAPITAL, specs=specs) == RIGHT
+    judged = verdict({"kind": "every", "specs": specs}, CAPITAL * 3)
+    assert judged.score == WRONG and judged.reason.startswith("length: ")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "nummeric", "gold": 1}, "did you mean numeric"),
+        ({"kind": "xyz"}, "valid: .*choice, exact, numeric"),
+        ({}, "kind = None"),
+        ({"kind": ["exact"]}, "is no kind"),
+        ({"kind": "numeric", "gold": 1, "tolerence": 1}, "did you mean tolerance"),
+        ({"kind": "numeric"}, "needs gold"),
+        ({"kind": "numeric", "gold": True}, "valid: a number or a text"),
+        ({"kind": "numeric", "gold": "one"}, "is no number"),
+        ({"kind": "exact", "gold": [1]}, "a list, each of it a text"),
+        ({"kind": "exact", "gold": []}, "empty list"),
+        ({"kind": "choice", "gold": "AB"}, "one letter"),
+        ({"kind": "length", "unit": "tokens"}, '"words" or "characters"'),
+        ({"kind": "length", "least": 1.5}, "a whole number"),
+        ({"kind": "length", "least": 2, "most": 1}, "least <= most"),
+        ({"kind": "language", "language": "xx"}, "known"),
+        ({"kind": "json", "schema": {"type": 3}}, "no JSON Schema"),
+        ({"kind": "countdown", "numbers": [], "target": 3}, "needs numbers"),
+        ({"kind": "countdown", "numbers": [1.5], "target": 3}, "a whole number"),
+        ({"kind": "every", "specs": [{"kind": "exact"}]}, "verifier exact needs gold"),
+    ],
+)
+def test_a_spec_that_nothing_could_be_judged_by_is_refused_in_one_line(spec, message):
+    with pytest.raises(ConfigError) as error:
+        check_spec(spec)
+    assert "\n" not in str(error.value)
+    assert re.search(message, str(error.value)), error.value
+    if spec.get("kind") != "every":
+        assert verdict(spec, "1").score is NOBODY_KNOWS
+
+
+def test_no_text_is_too_strange_to_be_judged():
+    strange = ["", "\0", "\ud800", "é" * 10_000, "{" * 5000, "\\boxed{" * 500, "1" * 5000]
+    strange += ["(" * 3000, "-" * 3000, "1/" * 3000]
+    specs = [
+        {"kind": "exact", "gold": "x"},
+        {"kind": "numeric", "gold": 7},
+        {"kind": "choice", "gold": "A"},
+        {"kind": "length", "least": 10**6},
+        {"kind": "json", "schema": PERSON},
+        {"kind": "think_format", "mode": "think"},
+        {"kind": "countdown", "numbers": [1, 2], "target": 3},
+    ]
+    assert {spec["kind"] for spec in specs} <= set(KINDS)
+    for spec in specs:
+        for text in strange:
+            assert verdict(spec, text).score == WRONG, (spec, text[:20])
