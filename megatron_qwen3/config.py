@@ -9,13 +9,15 @@ would be right. `python -m megatron_qwen3.config` prints every setting (`setting
 default. Nothing here imports torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from megatron_qwen3 import entry
+from megatron_qwen3 import entry, modes
 from megatron_qwen3 import validate as rules
+from megatron_qwen3.fields import Setting, settings_of
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import (
     SETTINGS,
@@ -31,10 +33,8 @@ from megatron_qwen3.settings import (
     OptimConfig,
     ParallelConfig,
     RunConfig,
-    Setting,
     SourceConfig,
     TrainConfig,
-    settings_of,
 )
 from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.toml import as_kind, did_you_mean, emit, parse_value, read_toml
@@ -62,6 +62,7 @@ __all__ = [
 
 
 _LONGEST_SHOWN = 80  # characters of a value
+_PATHS = {"checkpoint.init_from", "sft.teacher.path"}  # in which {dir} is run.dir
 
 
 def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -75,10 +76,11 @@ def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         values |= _read_override(override)
     values = _preset_values(values.get("model.preset", "")) | values
-    config = Config(**{table: kind(**_table(table, values)) for table, kind in TABLES.items()})
-    init_from = config.checkpoint.init_from.replace("{dir}", config.run.dir)
-    config = replace(config, checkpoint=replace(config.checkpoint, init_from=init_from))
-    validate(config)
+    here = values.get("run.dir", SETTINGS["run.dir"].default)
+    for name in _PATHS & set(values):
+        values[name] = values[name].replace("{dir}", here)
+    config = _tables(Config, values)
+    validate(config, values)
     return config
 
 
@@ -95,9 +97,12 @@ def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     return files, pairs
 
 
-def validate(config: Config) -> None:
-    """`ConfigError` with every fault that can be seen without the world size."""
-    if text := "\n".join(rules.faults(config)):
+def validate(config: Config, given: Iterable[str] = ()) -> None:
+    """`ConfigError` with every fault that can be seen without the world size.
+
+    given: names of settings that were set, if only to their defaults.
+    """
+    if text := "\n".join(rules.faults(config, given)):
         raise ConfigError(text)
 
 
@@ -112,9 +117,15 @@ def _preset_values(preset: str) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in PRESETS[preset].items()}
 
 
-def _table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    prefix = table + "."
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+def _tables(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass of the values whose dotted names begin with `prefix`, its tables made alike."""
+    kinds = get_type_hints(kind)
+    content = {
+        name: _tables(kinds[name], values, f"{prefix}{name}.")
+        for name in kinds
+        if is_dataclass(kinds[name])
+    }
+    return kind(**content, **{n: values[prefix + n] for n in kinds if prefix + n in values})
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -123,12 +134,20 @@ def _read_file(path: Path) -> dict[str, Any]:
     for table, content in read_toml(path, "settings").items():
         if table not in TABLES:
             raise ConfigError(f"{path}: {_not_a_setting(table)}")
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: {table} is a table; write [{table}] and its settings below")
-        for key, value in content.items():
-            name = f"{table}.{key}"
-            values[name] = as_kind(value, _setting(name, str(path)).kind, path, name)
+        values |= dict(_read_table(path, table, content))
     return values
+
+
+def _read_table(path: Path, table: str, content: Any) -> Iterator[tuple[str, Any]]:
+    """The settings of a table, and of those nested in it."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: {table} is a table; write [{table}] and its settings below")
+    for key, value in content.items():
+        name = f"{table}.{key}"
+        if name in TABLES:
+            yield from _read_table(path, name, value)
+        else:
+            yield name, as_kind(value, _setting(name, str(path)).kind, path, name)
 
 
 def _read_override(override: str) -> dict[str, Any]:
@@ -170,15 +189,18 @@ def changes(before: Config, now: Config) -> list[str]:
     """A line for each setting that differs: `optim.lr: 0.001 → 0.002`."""
     lines = []
     for name in SETTINGS:
-        table, _, field = name.partition(".")
-        old, new = (getattr(getattr(c, table), field) for c in (before, now))
+        old, new = (attrgetter(name)(config) for config in (before, now))
         if old != new:
-            values = [
-                emit([vars(source) for source in value] if field == "sources" else value)
-                for value in (old, new)
-            ]
+            values = [emit(_plain(value)) for value in (old, new)]
             lines.append(shown(f"{name}: {' → '.join(map(_cut, values))}"))
     return lines
+
+
+def _plain(value: Any) -> Any:
+    """A value without dataclasses: their fields by name."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return vars(value) if is_dataclass(value) else value
 
 
 def _cut(text: str) -> str:
@@ -186,13 +208,14 @@ def _cut(text: str) -> str:
 
 
 def to_toml(config: Config) -> str:
-    """The whole configuration as TOML; `load` of it gives an equal one."""
+    """The configuration, as far as its mode knows it, as TOML; `load` of it gives an equal one."""
     blocks = []
-    for table in TABLES:
-        content = vars(getattr(config, table))
-        sources = content.get("sources", ())
-        rows = {name: value for name, value in content.items() if name != "sources"}
-        blocks.append(_emit_rows(f"[{table}]", rows))
+    for table, kind in TABLES.items():
+        names = [n for n in settings_of(kind, f"{table}.") if modes.belongs(n, config.run.mode)]
+        values = {name.rpartition(".")[2]: attrgetter(name)(config) for name in names}
+        sources = values.pop("sources", ())
+        if values:
+            blocks.append(_emit_rows(f"[{table}]", values))
         blocks += [_emit_rows(f"[[{table}.sources]]", vars(source)) for source in sources]
     return "\n".join(blocks)
 

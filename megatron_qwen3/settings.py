@@ -2,34 +2,27 @@
 
 This is the only place where a setting is named, described and given its default; the command line,
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
-them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. Nothing
-here imports torch.
+them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. The
+tables of post-training stand in `settings_posttrain.py`; `modes.py` says which mode has which.
+Nothing here imports torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, get_type_hints
+from typing import Final
 
-
-class ConfigError(ValueError):
-    """Settings that are wrong, or do not go together; the text is for the person who wrote them."""
-
-
-REQUIRED: Final = MISSING  # the default of a setting that must be given
-
-
-def setting(default: object, help: str, **rule: object) -> Any:
-    """A dataclass field with one line of help; `rule` is of choices, at_least, above, below."""
-    return field(default=default, metadata={"help": help, **rule})
+from megatron_qwen3.fields import REQUIRED, setting, settings_of, tables_of
+from megatron_qwen3.fields import ConfigError as ConfigError
+from megatron_qwen3.modes import MODES
+from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What is run, and where its folder is."""
 
-    mode: str = setting("pretrain", "which training loop runs", choices=("pretrain",))
+    mode: str = setting("pretrain", "which training loop runs", choices=MODES)
     name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
     dir: str = setting("runs", "folder of all runs")
     # torch takes 64 bits, and steps and ranks are added to it
@@ -268,6 +261,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -285,24 +280,8 @@ class Config:
         return self.train.global_batch * self.data.sequence_length
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One row of the table of settings: the dotted name, its type, default and rules."""
-
-    name: str
-    kind: Any
-    default: Any
-    rule: Mapping[str, Any]
-
-
-def settings_of(table: type, prefix: str = "") -> dict[str, Setting]:
-    """The settings of one dataclass by dotted name."""
-    kinds = get_type_hints(table)
-    rows = (Setting(prefix + f.name, kinds[f.name], f.default, f.metadata) for f in fields(table))
-    return {row.name: row for row in rows}
-
-
-TABLES: Final[dict[str, type]] = get_type_hints(Config)
+TABLES: Final[dict[str, type]] = tables_of(Config)
+"""Every table by its name in TOML, a nested one after the table that it stands in: sft.teacher."""
 SETTINGS: Final = MappingProxyType(
     {name: row for t in TABLES for name, row in settings_of(TABLES[t], f"{t}.").items()}
 )

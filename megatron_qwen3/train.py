@@ -7,6 +7,7 @@ training/engine.py `train_step`, then model/layer.py.
 
 import argparse
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -51,6 +52,13 @@ exit status:
   1   anything else: stderr says what, and mostly what to change; also where another run is at work
       in the folder
 """
+# The loop of each mode, imported for the chosen one alone. Each has check(config), which gives its
+# inputs or raises ConfigError before any rank starts, and run(config, layout, inputs).
+MODES = {
+    "pretrain": "megatron_qwen3.pretrain.loop",
+    "sft": "megatron_qwen3.posttrain.sft",
+    "reward": "megatron_qwen3.posttrain.reward",
+}
 # For what a killed run left behind to end: torchrun gives its ranks 30 s, a hung one speaks first.
 _PATIENCE_SECONDS = 60.0
 _QUIET_SECONDS = 2.0  # of it
@@ -105,13 +113,12 @@ def train(config: Config) -> bool:
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.cpu import memory
     from megatron_qwen3.parallel import runtime
-    from megatron_qwen3.pretrain import loop as pretrain
     from megatron_qwen3.training.bad_batch import BadBatch
     from megatron_qwen3.training.run import EvaluationFailed
     from megatron_qwen3.training.saver import SaveFailed
     from megatron_qwen3.training.shared_folder import check_shared
 
-    mode = {"pretrain": pretrain}[config.run.mode]
+    mode = importlib.import_module(MODES[config.run.mode])
     runtime.check(config)
     check_memory(config, launcher.world_size(), memory.of_rank(config))
     inputs = mode.check(config)

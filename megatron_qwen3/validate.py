@@ -8,20 +8,25 @@ a pipeline split leaves over are silently dropped there.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
+from megatron_qwen3 import modes, validate_posttrain
+from megatron_qwen3.fields import settings_of
 from megatron_qwen3.parallel.layout import near
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
+_SOURCES = ("data.sources", "sft.sources", "reward.sources")
 _MOST_EXPERTS = 1 << 20  # of all layers; what is larger is a broken file, and would take all memory
 
 
-def faults(config: Config) -> list[str]:
+def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
     """Every fault that can be seen without the world size.
 
-    Rules about pairs of settings are looked at only where each setting is sound by itself.
+    given: names of settings that were set; those of other modes are faults. Rules about pairs of
+    settings are looked at only where each setting is sound by itself.
     """
     if not config.model.preset and not config.model.num_layers:
         return [f"no model: set model.preset to one of {', '.join(PRESETS)}, or every model.* size"]
@@ -39,6 +44,8 @@ def faults(config: Config) -> list[str]:
         *_data_faults(config),
         *(gpu_faults(config) if config.run.device == "cuda" else ()),
         *_time_faults(config),
+        *_mode_faults(config, given),
+        *validate_posttrain.faults(config),
     ]
 
 
@@ -70,11 +77,12 @@ def _grouped_product_faults(config: Config) -> Iterator[str]:
 
 def _single_setting_faults(config: Config) -> Iterator[str]:
     for row in SETTINGS.values():
-        table, _, name = row.name.partition(".")
-        yield from _rule_faults(row.name, getattr(getattr(config, table), name), row.rule)
-    for source in config.data.sources:
-        if not (source.weight > 0 and math.isfinite(source.weight)):
-            yield f"data.sources: weight = {source.weight} of {source.name!r} must be above 0"
+        yield from _rule_faults(row.name, attrgetter(row.name)(config), row.rule)
+    for name in _SOURCES:
+        for source in attrgetter(name)(config):
+            for row in settings_of(type(source)).values():
+                value = getattr(source, row.name)
+                yield from _rule_faults(f"{name}: {row.name} of {source.name!r}", value, row.rule)
     for name in ("run.name", "run.dir"):
         if not getattr(config.run, name.removeprefix("run.")):
             yield f"{name} must not be empty"
@@ -244,15 +252,21 @@ def _optim_faults(config: Config) -> Iterator[str]:
 
 
 def _source_faults(config: Config) -> Iterator[str]:
-    names = Counter(source.name for source in config.data.sources)
-    for name, count in names.items():
-        if count > 1:
-            yield f"data.sources: {count} sources are named {name!r}; each name must be its own"
-        if not name:
-            yield "data.sources: a source has an empty name"
-    for source in config.data.sources:
-        if not source.path:
-            yield f"data.sources: {source.name!r} has an empty path"
+    for table in _SOURCES:
+        sources = attrgetter(table)(config)
+        for name, count in Counter(source.name for source in sources).items():
+            if count > 1:
+                yield f"{table}: {count} sources are named {name!r}; each name must be its own"
+            if not name:
+                yield f"{table}: a source has an empty name"
+        for source in sources:
+            if not source.path:
+                yield f"{table}: {source.name!r} has an empty path"
+
+
+def _mode_faults(config: Config, given: Iterable[str]) -> Iterator[str]:
+    changed = (n for n, row in SETTINGS.items() if attrgetter(n)(config) != row.default)
+    yield from modes.faults(config.run.mode, (*given, *changed))
 
 
 def _data_faults(config: Config) -> Iterator[str]:

@@ -7,15 +7,14 @@ A stage is a TOML file, not a class: stage 2 is this loop with stage 1's weights
 from functools import partial
 from typing import NamedTuple
 
-from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.config import Config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
 from megatron_qwen3.pretrain.rows import token_batch
-from megatron_qwen3.storage import folder
-from megatron_qwen3.training import boards, checkpoint, objectives, stop
+from megatron_qwen3.training import objectives, origin
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -34,28 +33,11 @@ class Inputs(NamedTuple):
 
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
-    folder.check_writable(config.run_dir)
-    stop.check(config)
-    boards.check(config)
-    saved, before = checkpoint.newest(config.run_dir), None
-    if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
-        source = checkpoint.find(config.checkpoint.init_from)
-        checkpoint.check_same_model(config, source)
-        if source.name.startswith("step_") and not folder.is_hf(source):
-            before = (source.parents[1], checkpoint.step_of(source))
-    if saved and not config.checkpoint.resume:
-        raise ConfigError(
-            f"checkpoint.resume = false, but {config.run_dir} holds {saved.name}; "
-            "delete the folder or choose another run.name"
-        )
-    if saved:
-        checkpoint.check_same_model(config, saved)
-        checkpoint.check_same_precision(config, saved)
-    step = checkpoint.step_of(saved) if saved else 0
-    history = record.prepare(config, step, before)
+    begins = origin.check(config)
+    history = record.prepare(config, begins.step, begins.before)
     mixture = Mixture(history.parts[-1])
     check_inputs(config, mixture)
-    return Inputs(step, mixture, history)
+    return Inputs(begins.step, mixture, history)
 
 
 def run(config: Config, layout: Layout, inputs: Inputs) -> bool:

@@ -1,19 +1,55 @@
 """Where a run begins: from its newest checkpoint, from another run's weights, or from its seed.
 
+begins = check(config)                      # of every mode, before any rank starts
 progress, told = load_origin(engine, config)
 prepare_folder(config, progress)            # one rank, before the first step
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_qwen3.config import Config, changes, to_toml
+from megatron_qwen3.config import Config, ConfigError, changes, to_toml
 from megatron_qwen3.config import load as load_settings
 from megatron_qwen3.storage import folder
-from megatron_qwen3.training import boards, checkpoint
+from megatron_qwen3.training import boards, checkpoint, stop
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import FILE_NAME as LEFT_OUT_FILE
 from megatron_qwen3.training.optim import learning_rate
 from megatron_qwen3.training.progress import Progress
+
+
+class Beginning(NamedTuple):
+    """step: steps that the run has behind it, as its newest checkpoint says;
+    before: run folder and steps done of the stage that a fresh run goes on from, if it is one."""
+
+    step: int
+    before: tuple[Path, int] | None
+
+
+def check(config: Config) -> Beginning:
+    """Everything that can be wrong with the run folder and with what the run goes on from.
+
+    ConfigError, before any rank starts. A checkpoint may prove damaged only when it is read: then
+    `Run.start.step` is another one than the beginning's.
+    """
+    folder.check_writable(config.run_dir)
+    stop.check(config)
+    boards.check(config)
+    saved, before = checkpoint.newest(config.run_dir), None
+    if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
+        source = checkpoint.find(config.checkpoint.init_from)
+        checkpoint.check_same_model(config, source)
+        if source.name.startswith("step_") and not folder.is_hf(source):
+            before = (source.parents[1], checkpoint.step_of(source))
+    if saved and not config.checkpoint.resume:
+        raise ConfigError(
+            f"checkpoint.resume = false, but {config.run_dir} holds {saved.name}; "
+            "delete the folder or choose another run.name"
+        )
+    if saved:
+        checkpoint.check_same_model(config, saved)
+        checkpoint.check_same_precision(config, saved)
+    return Beginning(checkpoint.step_of(saved) if saved else 0, before)
 
 
 def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import tomllib
 from itertools import product
 from pathlib import Path
 
@@ -327,7 +326,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             [*TINY, "data.sources=[{name='a', path='p'}, {name='a', path='q'}]"],
             "data.sources: 2 sources are named 'a'",
         ),
-        ([*TINY, "data.sources=[{name='a', path='p', weight=0}]"], "weight = 0.0 of 'a'"),
+        ([*TINY, "data.sources=[{name='a', path='p', weight=0}]"], "weight of 'a' = 0.0 must be"),
         ([*TINY, "data.sources=[{name='a', path=''}]"], "'a' has an empty path"),
         ([*TINY, "data.sources=[{name='', path='p'}]"], "a source has an empty name"),
     ],
@@ -380,12 +379,6 @@ def test_resolved_configuration_reads_back_equal(tmp_path_factory, name, tokeniz
     assert load([path]) == config
 
 
-def test_the_resolved_configuration_names_every_setting():
-    tree = tomllib.loads(to_toml(load([], TINY)))
-    named = {f"{table}.{key}" for table, content in tree.items() for key in content}
-    assert named == set(SETTINGS) - {"data.sources"}
-
-
 def test_the_printed_settings_name_each_with_its_help():
     text = config_module.describe()
     assert all(row.rule["help"] in text for row in SETTINGS.values())
@@ -398,14 +391,17 @@ def test_the_printed_settings_name_each_with_its_help():
 def test_every_stage_composes_with_every_model_in_either_order(stage, model):
     config = load([stage, model])
     assert config == load([model, stage])
-    assert str(config.run_dir).startswith("runs/") and config.data.sources
+    sources = {"pretrain": config.data.sources, "sft": config.sft.sources}
+    sources["reward"] = config.reward.sources
+    assert str(config.run_dir).startswith("runs/") and sources[config.run.mode]
     for ranks in GPUS[model.stem]:
         layout = Layout.of(config, ranks)
         assert sum(layout.stage_layers) == config.model.num_layers
 
 
 def test_each_stage_starts_from_the_stage_before():
-    runs = [load([stage, MODELS[0]]) for stage in STAGES]
+    stages = [stage for stage in STAGES if stage.stem.startswith("pretrain")]
+    runs = [load([stage, MODELS[0]]) for stage in stages]
     starts = [run.checkpoint.init_from for run in runs]
     assert starts == ["", *(str(run.run_dir) for run in runs[:-1])]
 

@@ -1,0 +1,57 @@
+"""Which settings belong to which mode, so that none is read by a loop that does not know it.
+
+    belongs("sft.loss", "pretrain")          # False
+    faults("sft", ["data.curriculum"])       # one line, with the way out
+
+`config.load` asks of everything that files and the command line set. No torch here.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+MODES: Final = ("pretrain", "sft", "reward")
+
+# A table or setting that one mode alone has; all others are every mode's.
+_MODE_OF: Final = {
+    "sft": "sft",
+    "reward": "reward",
+    "data.sources": "pretrain",
+    "data.curriculum": "pretrain",
+    "data.stage": "pretrain",
+    "data.held_out": "pretrain",
+    "data.reset_at_documents": "pretrain",
+}
+# In place of a setting of another mode.
+_INSTEAD: Final = {
+    "data.sources": "it trains on [[{mode}.sources]]",
+    "data.curriculum": "it trains on [[{mode}.sources]]",
+    "data.stage": "it trains on [[{mode}.sources]]",
+    "data.held_out": "set {mode}.held_out",
+    "data.reset_at_documents": "texts that share a row never see each other there",
+}
+
+
+def belongs(name: str, mode: str) -> bool:
+    """Whether a loop of `mode` knows the setting of this dotted name."""
+    alone = _alone(name)
+    return not alone or _MODE_OF[alone] == mode
+
+
+def faults(mode: str, names: Iterable[str]) -> Iterator[str]:
+    """A line for each table or setting of another mode among the names."""
+    told = set()
+    for name in names:
+        alone = _alone(name)
+        if belongs(name, mode) or alone in told:
+            continue
+        told.add(alone)
+        whose = _MODE_OF[alone]
+        way_out = f'leave [{alone}] out, or set run.mode = "{whose}"'
+        if alone in _INSTEAD:
+            way_out = f"leave it out: {_INSTEAD[alone].format(mode=mode)}"
+        yield (f'{name} is a setting of run.mode = "{whose}", but run.mode = "{mode}"; {way_out}')
+
+
+def _alone(name: str) -> str:
+    """The entry of _MODE_OF that a setting stands in; empty where every mode has it."""
+    return next((entry for entry in _MODE_OF if f"{name}.".startswith(f"{entry}.")), "")

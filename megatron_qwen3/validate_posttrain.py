@@ -1,0 +1,48 @@
+"""What settings of post-training must keep: one line per fault, as `validate.py` has the others."""
+
+from collections.abc import Iterator
+
+from megatron_qwen3.fields import settings_of
+from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_posttrain import SftConfig, TeacherConfig
+
+TAUGHT = ("soft_targets", "both")  # objectives that have a teacher
+
+
+def faults(config: Config) -> Iterator[str]:
+    """Faults of the tables of `run.mode`."""
+    if config.run.mode == "sft":
+        yield from _mixture_faults(config.sft)
+        yield from _teacher_faults(config)
+
+
+def _mixture_faults(sft: SftConfig) -> Iterator[str]:
+    by_epochs = [source.name for source in sft.sources if source.epochs]
+    by_weight = [source.name for source in sft.sources if not source.epochs]
+    if by_epochs and by_weight:
+        yield (
+            f"sft.sources: {by_epochs[0]!r} has epochs and {by_weight[0]!r} has none; give epochs "
+            "to every source, or weights"
+        )
+    for source in sft.sources:
+        if source.epochs and source.weight != 1.0:
+            yield (
+                f"sft.sources: {source.name!r} has weight = {source.weight} and epochs = "
+                f"{source.epochs}, which both say how much of it is trained; leave one out"
+            )
+
+
+def _teacher_faults(config: Config) -> Iterator[str]:
+    sft, teacher = config.sft, config.sft.teacher
+    if sft.objective not in TAUGHT:
+        for name in settings_of(TeacherConfig):
+            if getattr(teacher, name) != getattr(TeacherConfig(), name):
+                yield (
+                    f"sft.teacher.{name} = {getattr(teacher, name)} goes with sft.objective = "
+                    f'"{TAUGHT[0]}" or "{TAUGHT[1]}", not "{sft.objective}"'
+                )
+    elif teacher.top_k > config.model.vocab_size:
+        yield (
+            f"sft.teacher.top_k = {teacher.top_k} exceeds model.vocab_size = "
+            f"{config.model.vocab_size}"
+        )
