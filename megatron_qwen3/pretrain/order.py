@@ -12,6 +12,9 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 _FEISTEL_ROUNDS = 6
 _MASK = (1 << 64) - 1
 
@@ -115,6 +118,20 @@ class Shuffle:
             if value < self.size:
                 return value
 
+    def at(self, positions_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The values at many positions at once: as `self[position]` of each."""
+        rows, columns = np.uint64(self._rows), np.uint64(self._columns)
+        value_N = positions_N.astype(np.uint64)
+        walking = np.arange(len(value_N))
+        while len(walking):
+            a, b = np.divmod(value_N[walking], columns)
+            for round in range(0, 2 * _FEISTEL_ROUNDS, 2):
+                a = (a + _mixed_of_many(self.key + round, b) % rows) % rows
+                b = (b + _mixed_of_many(self.key + round + 1, a) % columns) % columns
+            value_N[walking] = a * columns + b
+            walking = walking[value_N[walking] >= self.size]
+        return value_N.astype(np.int64)
+
     def position(self, value: int) -> int:
         """Where `value` stands: the inverse."""
         while True:
@@ -139,6 +156,17 @@ def mixed(key: int, value: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
     return state
+
+
+def _mixed_of_many(key: int, value_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`mixed` of one key and many values; products of uint64 wrap as `_MASK` has them."""
+    state_N = np.full_like(value_N, key & _MASK)
+    for word in (np.uint64(0x9E3779B97F4A7C15), value_N):
+        state_N = state_N + word
+        state_N = (state_N ^ (state_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state_N = (state_N ^ (state_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state_N ^= state_N >> np.uint64(31)
+    return state_N
 
 
 def epoch_key(seed: int, source_name: str, epoch: int) -> int:

@@ -1,0 +1,170 @@
+"""Which samples share a row: best fit, a pure function of the settings and of the row's number.
+
+    packing = Packing([Drawn(lengths_N, "chat:3f2a", quota=len(lengths_N))], 4096, seed=1234)
+    packing.rows(first=step * 8, count=8)       # of each row its samples, as (source, sample)
+
+Samples come in the order of a keyed permutation of their source, epoch after epoch, the sources
+mixed by their quotas as pretraining mixes its corpora. Windows of this stream, of 65,536 samples at
+most, are packed one by one: longest first, each into the row with the least room that it fits in,
+which leaves a few tenths of a percent of the places empty. The rows of a window are shuffled then.
+So memory does not grow with the number of samples but by their lengths, and a run resumes at any
+step: the windows before it are packed again to count their rows. No torch here.
+
+Legend: N samples of a source.
+"""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.pretrain.order import Interleave, Shuffle, apportion, epoch_key, mixed
+
+Int64 = npt.NDArray[np.int64]
+WINDOW_SAMPLES = 1 << 16
+_PERIOD = 1 << 20  # samples after which weights have had exactly their shares
+
+
+class Place(NamedTuple):
+    """A sample in a row."""
+
+    source: int
+    sample: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What is drawn of a source.
+
+    lengths_N: places that each sample takes in a row, at least 1; key: the source's identity, which
+    its order depends on; quota: how many samples are drawn in a period, and in all where the
+    packing ends.
+    """
+
+    lengths_N: Int64
+    key: str
+    quota: int
+
+
+def by_weights(
+    lengths: Sequence[Int64], keys: Sequence[str], weights: Sequence[float]
+) -> list[Drawn]:
+    """Sources that have shares of the places of all rows in proportion to their weights."""
+    rates = [weight / float(N.mean()) for weight, N in zip(weights, lengths, strict=True)]
+    shares = [max(1, round(rate / max(rates) * _PERIOD)) for rate in rates]
+    quotas = apportion(shares, _PERIOD)
+    return [Drawn(*each) for each in zip(lengths, keys, quotas, strict=True)]
+
+
+def by_epochs(
+    lengths: Sequence[Int64], keys: Sequence[str], epochs: Sequence[float]
+) -> list[Drawn]:
+    """Sources of which each sample is drawn as often as told, of a fraction the nearest number."""
+    quotas = [max(1, round(times * len(N))) for times, N in zip(epochs, lengths, strict=True)]
+    return [Drawn(*each) for each in zip(lengths, keys, quotas, strict=True)]
+
+
+class Packing:
+    """Rows 0, 1, 2, … of `length` places. Not for two threads at once.
+
+    ends: whether the rows end with the quotas, or go on as these repeat.
+    """
+
+    def __init__(self, drawn: Sequence[Drawn], length: int, seed: int, ends: bool = False) -> None:
+        self.drawn, self.length, self.seed = tuple(drawn), length, seed
+        self._interleave = Interleave([source.quota for source in drawn])
+        self._samples = self._interleave.total if ends else None
+        # Windows of equal size that end with an epoch where there is one source.
+        one_pass = sum(len(source.lengths_N) for source in drawn)
+        self._window_samples = -(-one_pass // -(-one_pass // WINDOW_SAMPLES))
+        self._ends = [0]  # rows of the first 0, 1, 2, … windows, as far as they are known
+        self._window = functools.lru_cache(maxsize=2)(self._packed)
+
+    def rows(self, first: int, count: int) -> list[list[Place]]:
+        """Rows [first, first + count). IndexError where they end before."""
+        return [self._row(number) for number in range(first, first + count)]
+
+    @functools.cached_property
+    def total_rows(self) -> int:
+        """How many rows there are, of a packing that ends: all of it is packed for this."""
+        assert self._samples is not None
+        for window in range(len(self._ends) - 1, -(-self._samples // self._window_samples)):
+            self._count(window)
+        return self._ends[-1]
+
+    def _row(self, number: int) -> list[Place]:
+        while number >= self._ends[-1]:
+            self._count(len(self._ends) - 1)
+        window = bisect_right(self._ends, number) - 1
+        source_W, sample_W, rows = self._window(window)
+        order = Shuffle(len(rows), mixed(epoch_key(self.seed, "rows", 0), window))
+        members = rows[order[number - self._ends[window]]]
+        return [Place(int(source_W[n]), int(sample_W[n])) for n in members]
+
+    def _count(self, window: int) -> None:
+        self._ends.append(self._ends[window] + len(self._window(window)[2]))
+
+    def _packed(self, window: int) -> tuple[Int64, Int64, list[list[int]]]:
+        """The samples of a window: source and number of each, and which of them share a row."""
+        first = window * self._window_samples
+        last = first + self._window_samples
+        if self._samples is not None:
+            last = min(last, self._samples)
+            if first >= last:
+                raise IndexError(f"the packing has {self._ends[-1]:,} rows")
+        bounds = zip(self._interleave.counts(first), self._interleave.counts(last), strict=True)
+        samples = [self._drawn(n, low, high) for n, (low, high) in enumerate(bounds)]
+        lengths = [s.lengths_N[picked] for s, picked in zip(self.drawn, samples, strict=True)]
+        source_W = np.repeat(np.arange(len(samples)), [len(picked) for picked in samples])
+        rows = best_fit(np.concatenate(lengths), self.length)
+        return source_W, np.concatenate(samples), rows
+
+    def _drawn(self, source: int, first: int, last: int) -> Int64:
+        """The samples of a source that come at places [first, last) of its endless stream."""
+        drawn, size = self.drawn[source], len(self.drawn[source].lengths_N)
+        parts = [np.zeros(0, np.int64)]
+        for epoch in range(first // size, -(-last // size)):
+            low, high = max(first - epoch * size, 0), min(last - epoch * size, size)
+            order = Shuffle(size, epoch_key(self.seed, drawn.key, epoch))
+            parts.append(order.at(np.arange(low, high)))
+        return np.concatenate(parts)
+
+
+def best_fit(lengths_W: Int64, capacity: int) -> list[list[int]]:
+    """Rows of at most `capacity` places: of each the numbers of its samples.
+
+    Longest first, of equals the earlier; each goes into the row with the least room left that is
+    enough, or into a new one. Rows with room r are found by the bits of a whole number.
+    """
+    if not len(lengths_W):
+        return []
+    shortest, longest = int(lengths_W.min()), int(lengths_W.max())
+    if shortest < 1 or longest > capacity:
+        raise ValueError(f"lengths are {shortest} to {longest}; valid: 1 to {capacity}")
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit r: there is a row with room r
+    order = np.argsort(-lengths_W, kind="stable")
+    for sample, length in zip(order.tolist(), lengths_W[order].tolist(), strict=True):
+        enough = rooms >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(sample)
+        room -= length
+        if room >= shortest:
+            if not with_room[room]:
+                rooms |= 1 << room
+            with_room[room].append(row)
+    return rows
