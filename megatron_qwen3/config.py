@@ -79,7 +79,7 @@ def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
     here = values.get("run.dir", SETTINGS["run.dir"].default)
     for name in _PATHS & set(values):
         values[name] = values[name].replace("{dir}", here)
-    config = _tables(Config, values)
+    config: Config = _tables(Config, values)
     validate(config, values)
     return config
 

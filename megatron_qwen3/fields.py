@@ -48,6 +48,6 @@ def tables_of(whole: type) -> dict[str, type]:
 
 def _tables(whole: type, prefix: str) -> Iterator[tuple[str, type]]:
     for name, kind in get_type_hints(whole).items():
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield prefix + name, kind
             yield from _tables(kind, f"{prefix}{name}.")

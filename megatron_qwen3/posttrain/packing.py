@@ -16,6 +16,7 @@ Legend: N samples of a source.
 from __future__ import annotations
 
 import functools
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def by_epochs(
 
 
 class Packing:
-    """Rows 0, 1, 2, … of `length` places. Not for two threads at once.
+    """Rows 0, 1, 2, … of `length` places.
 
     ends: whether the rows end with the quotas, or go on as these repeat.
     """
@@ -84,11 +85,13 @@ class Packing:
         one_pass = sum(len(source.lengths_N) for source in drawn)
         self._window_samples = -(-one_pass // -(-one_pass // WINDOW_SAMPLES))
         self._ends = [0]  # rows of the first 0, 1, 2, … windows, as far as they are known
+        self._lock = threading.Lock()
         self._window = functools.lru_cache(maxsize=2)(self._packed)
 
     def rows(self, first: int, count: int) -> list[list[Place]]:
         """Rows [first, first + count). IndexError where they end before."""
-        return [self._row(number) for number in range(first, first + count)]
+        with self._lock:  # a batch is read ahead in a thread of its own
+            return [self._row(number) for number in range(first, first + count)]
 
     @functools.cached_property
     def total_rows(self) -> int:

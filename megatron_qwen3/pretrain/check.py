@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from pathlib import Path
 
 from data_prep import curriculum
-from data_prep.tokenizer import token_bytes
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.training import tokenizer_check
 
 
 def check_inputs(config: Config, mixture: Mixture) -> None:
     """ConfigError where files are missing or cut short, or ids do not fit model or tokenizer."""
-    vocab_size = config.model.vocab_size
-    size = len(token_bytes(config.data.tokenizer)) if config.data.tokenizer else 0
-    if size > vocab_size:
-        raise ConfigError(
-            f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, more than "
-            f"model.vocab_size = {vocab_size:,}; valid: at least {size:,}"
-        )
+    vocab_size, size = config.model.vocab_size, tokenizer_check.check_size(config)
     if not config.data.curriculum:
         mixture.check_vocabulary(vocab_size)
         if size:
@@ -54,13 +46,6 @@ def _check_curriculum(config: Config) -> None:
             f"data.curriculum: {path} was tokenized with {plan.vocab_size:,} tokens, more than "
             f"model.vocab_size = {config.model.vocab_size:,}; valid: at least {plan.vocab_size:,}"
         )
-    known = plan.tokenizer.get("sha256")
-    if config.data.tokenizer and known:
-        tokenizer = Path(config.data.tokenizer)
-        file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-        if hashlib.sha256(file.read_bytes()).hexdigest() != known:
-            raise ConfigError(
-                f"data.tokenizer = {config.data.tokenizer} is not the tokenizer of "
-                f"data.curriculum = {path}, {plan.tokenizer.get('path')} "
-                f"(sha256 {known[:12]}…): token ids would mean other text"
-            )
+    of = plan.tokenizer
+    known, where = str(of.get("sha256") or ""), str(of.get("path"))
+    tokenizer_check.check_is_of(config, f"data.curriculum = {path}", known, where)

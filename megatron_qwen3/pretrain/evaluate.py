@@ -8,6 +8,8 @@ are those of its languages and domains. Legend: B rows, S positions, K sources.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.pretrain.data import Mixture, Place, Rows
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.held_out import ROWS, share_of_rank
 from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
 from megatron_qwen3.training.model import Model
@@ -27,7 +30,6 @@ from megatron_qwen3.training.run import EvaluationFailed
 
 _GROUPED_FROM = 24  # sources
 _GROUPS = ("domain", "language")
-_ROWS = 8  # of one data rank that are scored at once
 
 
 def evaluate(
@@ -40,12 +42,12 @@ def evaluate(
     """
     byte_counts = token_bytes(config.data.tokenizer) if config.data.tokenizer else None
     sums_K3 = torch.zeros(len(mixture.sources), 3, dtype=torch.float64)
-    for places in _batches(mixture, config, _ROWS * model.layout.data):
+    for places in _batches(mixture, config, ROWS * model.layout.data):
         if not goes_on():
             return None
         _check_ids(mixture.read(places), mixture, config, byte_counts)
-        batch, sources_B = _share_of_rank(model, mixture, places)
-        sums_K3.index_add_(0, sources_B, _sums(model, batch, byte_counts))
+        batch = share_of_rank(model, places, partial(_batch, mixture, config))
+        sums_K3.index_add_(0, batch.extra["source"], _sums(model, batch, byte_counts))
     sums_K3 = model.sum_over_data(sums_K3.to(model.device)).cpu()
     names = _results_of_sources(mixture.sources)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
@@ -113,17 +115,7 @@ def _result(sums_3: Tensor) -> EvalResult:
     return EvalResult(nats / tokens, bits_per_byte, int(tokens))
 
 
-def _share_of_rank(
-    model: Model, mixture: Mixture, places: list[Place]
-) -> tuple[TokenBatch, Tensor]:
-    """Every data rank gets equally many rows, padded by rows of weight 0, and their sources.
-
-    Documents are read as in training: kept apart where they are kept apart there.
-    """
-    count = -(-len(places) // model.layout.data)
-    first = model.data_rank * count
-    mine = places[first : first + count]
-    rows = mixture.read(mine or places[:1], model.config.data.reset_at_documents)
-    batch = token_batch(rows).padded_to(count)
-    batch.weights_BS[len(mine) :] = 0
-    return batch, torch.from_numpy(np.resize(rows.sources_B, count))
+def _batch(mixture: Mixture, config: Config, places: list[Place]) -> TokenBatch:
+    """What stands there, read as in training: documents are kept apart where they are there."""
+    rows = mixture.read(places, config.data.reset_at_documents)
+    return replace(token_batch(rows), extra={"source": torch.from_numpy(rows.sources_B)})

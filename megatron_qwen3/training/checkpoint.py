@@ -5,6 +5,7 @@ folder}/checkpoints, with the run's settings, where it stood and a manifest of c
 tensors. `saver.py` writes it while steps run, `storage/` says what a folder must hold.
 """
 
+from operator import attrgetter
 from pathlib import Path
 
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
-__all__ = ["check_same_model", "check_same_precision", "checkpoints", "find", "load"]
+__all__ = ["check_same_model", "check_same_run", "checkpoints", "find", "load"]
 __all__ += ["load_weights", "newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
@@ -38,15 +39,18 @@ def check_same_model(config: Config, source: Path) -> None:
             )
 
 
-def check_same_precision(config: Config, checkpoint: Path) -> None:
-    """ConfigError where a run would go on from other weights than its optimizer has updated."""
-    saved = settings.load([checkpoint / folder.SETTINGS_FILE]).train.precision
-    if saved != config.train.precision:
-        raise ConfigError(
-            f'train.precision = "{config.train.precision}", but {checkpoint} was saved with '
-            f'"{saved}", which a run keeps; with another run.name, checkpoint.init_from = '
-            f'"{checkpoint.parents[1]}" starts from its weights'
-        )
+def check_same_run(config: Config, checkpoint: Path) -> None:
+    """ConfigError where a run would go on in another mode, or from other weights than its
+    optimizer has updated."""
+    saved = settings.load([checkpoint / folder.SETTINGS_FILE])
+    for name in ("run.mode", "train.precision"):
+        before, now = (attrgetter(name)(c) for c in (saved, config))
+        if before != now:
+            raise ConfigError(
+                f'{name} = "{now}", but {checkpoint} was saved with "{before}", which a run '
+                "keeps; with another run.name, checkpoint.init_from = "
+                f'"{checkpoint.parents[1]}" starts from its weights'
+            )
 
 
 def newest_intact(run_dir: Path, in_full: bool) -> tuple[Path | None, list[str]]:

@@ -48,7 +48,7 @@ def check(config: Config) -> Beginning:
         )
     if saved:
         checkpoint.check_same_model(config, saved)
-        checkpoint.check_same_precision(config, saved)
+        checkpoint.check_same_run(config, saved)
     return Beginning(checkpoint.step_of(saved) if saved else 0, before)
 
 

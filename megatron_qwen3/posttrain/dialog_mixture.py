@@ -1,0 +1,197 @@
+"""The dialog sets of a run of mode sft, what of them is held out, and which samples share a row.
+
+    mixture = DialogMixture(config)                  # ConfigError for all that is wrong with them
+    mixture.rows(step * global_batch, count)         # of each row its samples, as (source, sample)
+    mixture.held_out(config.eval.tokens)             # rows, alike, of what is never trained on
+    mixture.sample(place)                            # ids, and which of them are trained
+
+A row has sequence_length places, and a sample of L tokens takes L - 1 of them: each place has a
+token and the one after it as its label. Whole dialogs are held out, so that no part of one is
+trained that another is judged by: those with the lowest hash of their number, the same in every run
+and stage. No torch here.
+
+Legend: N samples of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample
+from megatron_qwen3.posttrain.packing import Packing, Place, best_fit, by_epochs, by_weights
+from megatron_qwen3.pretrain.order import Shuffle
+from megatron_qwen3.settings_posttrain import DialogSourceConfig
+from megatron_qwen3.training import tokenizer_check
+
+Int64 = npt.NDArray[np.int64]
+_HELD_OUT_KEY = 0x6865_6C64  # of the order in which dialogs are held out
+
+
+@dataclass(frozen=True, eq=False)
+class DialogSource:
+    """A set and its samples that are trained, and those that are not, by their numbers in it."""
+
+    name: str
+    dialogs: DialogSet
+    trained_M: Int64
+    held_out_M: Int64
+
+
+class DialogMixture:
+    """Rows 0, 1, 2, … of a run, each a pure function of the settings and its number."""
+
+    def __init__(self, config: Config) -> None:
+        if not config.sft.sources:
+            raise ConfigError(
+                "sft.sources is empty: a run of mode sft needs at least one [[sft.sources]]"
+            )
+        self.sources = tuple(_source(each, config) for each in config.sft.sources)
+        self._length = config.data.sequence_length
+        self._packing = _packing(self.sources, config)
+        self.facts = _facts(self.sources, config)
+        if config.sft.sources[0].epochs:
+            _check_steps(config, self._packing.total_rows)
+
+    def rows(self, first: int, count: int) -> list[list[Place]]:
+        """Rows [first, first + count) of the run."""
+        packed = self._packing.rows(first, count)
+        return [[Place(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed]
+
+    def held_out(self, max_tokens: int) -> list[list[Place]]:
+        """Rows of held-out samples: of each source `max_tokens` places at most, but one sample."""
+        places = []
+        for number, source in enumerate(self.sources):
+            used_M = np.cumsum(source.dialogs.lengths_N[source.held_out_M] - 1)
+            count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
+            places += [Place(number, int(n)) for n in source.held_out_M[:count]]
+        lengths = [self.sources[k].dialogs.lengths_N[n] - 1 for k, n in places]
+        rows = best_fit(np.array(lengths, np.int64), self._length)
+        return [[places[n] for n in row] for row in rows]
+
+    def sample(self, place: Place) -> Sample:
+        """What stands there."""
+        return self.sources[place.source].dialogs.read(place.sample)
+
+    def places(self, place: Place) -> int:
+        """How many places of a row it takes."""
+        return int(self.sources[place.source].dialogs.lengths_N[place.sample]) - 1
+
+    def weight(self, place: Place) -> float:
+        """Of each of its trained tokens."""
+        return float(self.sources[place.source].dialogs.weights_N[place.sample])
+
+    def mode(self, place: Place) -> int:
+        """The number, in dialog_set.MODES, of how its last answer was asked for."""
+        return int(self.sources[place.source].dialogs.modes_N[place.sample])
+
+    def describe(self, rows: Iterable[Iterable[Place]]) -> str:
+        """Which dialogs rows hold, by source, as numbers of lines of its input, from 1."""
+        lines: dict[int, set[int]] = {}
+        for source, sample in (place for row in rows for place in row):
+            line = int(self.sources[source].dialogs.dialogs_N[sample]) + 1
+            lines.setdefault(source, set()).add(line)
+        return "; ".join(
+            f"{self.sources[source].name}: {', '.join(map(str, sorted(numbers)))}"
+            for source, numbers in sorted(lines.items())
+        )
+
+    def news(self) -> Iterator[str]:
+        """A line on each source for who starts the run."""
+        for source in self.sources:
+            lengths_N = source.dialogs.lengths_N
+            yield (
+                f"dialogs of {source.name}: {len(source.trained_M):,} samples of "
+                f"{int(lengths_N[source.trained_M].sum()):,} tokens, {len(source.held_out_M):,} "
+                "more are held out"
+            )
+
+
+def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
+    where = f"sft.sources.{settings.name}"
+    dialogs = DialogSet(settings.path)
+    if dialogs.kind != "dialogs":
+        raise ConfigError(
+            f"{where}: {settings.path} holds {dialogs.kind}; valid: dialogs, as "
+            "tools/tokenize_dialogs.py writes them of messages"
+        )
+    if dialogs.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"{where}: {settings.path} was tokenized with {dialogs.vocab_size:,} tokens, more than "
+            f"model.vocab_size = {config.model.vocab_size:,}; valid: at least "
+            f"{dialogs.vocab_size:,}"
+        )
+    tokenizer_check.check_is_of(config, f"{where} = {settings.path}", dialogs.tokenizer)
+    _check_lengths(where, dialogs, config.data.sequence_length)
+    is_held_out_N = _held_out(dialogs.dialogs_N, config.sft.held_out)
+    trained_M, held_out_M = (np.flatnonzero(which) for which in (~is_held_out_N, is_held_out_N))
+    if not len(trained_M):
+        raise ConfigError(f"{where}: {settings.path} has no dialog to train on")
+    return DialogSource(settings.name, dialogs, trained_M, held_out_M)
+
+
+def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
+    lengths_N = dialogs.lengths_N
+    if len(lengths_N) and lengths_N.min() < 2:
+        raise ConfigError(
+            f"{where}: sample {int(lengths_N.argmin())} of {dialogs.prefix} has one token, which "
+            "nothing can be trained of"
+        )
+    if len(lengths_N) and lengths_N.max() - 1 > length:
+        longer, longest = int((lengths_N - 1 > length).sum()), int(lengths_N.max())
+        raise ConfigError(
+            f"{where}: {longer:,} of {len(lengths_N):,} samples of {dialogs.prefix} are longer "
+            f"than data.sequence_length = {length:,}; valid: at least {longest - 1:,}, or tokenize "
+            "the dialogs again with that as their greatest length"
+        )
+
+
+def _held_out(dialogs_N: Int64, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which samples are of held-out dialogs: the nearest number of them to the fraction."""
+    dialogs = np.unique(dialogs_N)
+    count = round(fraction * len(dialogs))
+    if not count:
+        return np.zeros(len(dialogs_N), np.bool_)
+    order = Shuffle(len(dialogs), _HELD_OUT_KEY).at(np.arange(count))
+    return np.isin(dialogs_N, dialogs[order])
+
+
+def _packing(sources: tuple[DialogSource, ...], config: Config) -> Packing:
+    lengths = [source.dialogs.lengths_N[source.trained_M] - 1 for source in sources]
+    keys = [source.dialogs.fingerprint for source in sources]
+    settings, length, seed = config.sft.sources, config.data.sequence_length, config.run.seed
+    if settings[0].epochs:
+        drawn = by_epochs(lengths, keys, [each.epochs for each in settings])
+        return Packing(drawn, length, seed, ends=True)
+    drawn = by_weights(lengths, keys, [each.weight for each in settings])
+    return Packing(drawn, length, seed)
+
+
+def _check_steps(config: Config, rows: int) -> None:
+    batch = config.train.global_batch
+    if config.steps * batch > rows:
+        asked = "train.tokens" if config.train.tokens else "train.steps"
+        raise ConfigError(
+            f"{asked} asks for {config.steps:,} steps of {batch:,} rows, but the epochs of "
+            f"[[sft.sources]] fill {rows:,} rows of {config.data.sequence_length:,} tokens; valid: "
+            f"train.steps of at most {rows // batch:,}, or more epochs"
+        )
+
+
+def _facts(sources: tuple[DialogSource, ...], config: Config) -> dict[str, Any]:
+    """Everything that rows depend on, by the setting that says it."""
+    return {
+        "run.seed": config.run.seed,
+        "data.sequence_length": config.data.sequence_length,
+        "train.global_batch": config.train.global_batch,
+        "sft.held_out": config.sft.held_out,
+        "sft.sources": [
+            [source.dialogs.fingerprint, each.weight, each.epochs]
+            for source, each in zip(sources, config.sft.sources, strict=True)
+        ],
+    }

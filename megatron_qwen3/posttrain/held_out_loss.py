@@ -1,0 +1,81 @@
+"""Loss on held-out dialogs: of each source, and of each mode that answers were asked for in.
+
+A model may learn one mode and lose the other while their mean falls: so both are told. What counts
+is each trained token, whatever its dialog weighs. Legend: B rows, S places, K sources, M modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.dialog_set import MODES
+from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.held_out import ROWS, share_of_rank
+from megatron_qwen3.training.history import ALL_SOURCES
+from megatron_qwen3.training.metrics import EvalResult
+from megatron_qwen3.training.model import Model
+
+
+def evaluate(
+    model: Model, mixture: DialogMixture, config: Config, goes_on: Callable[[], bool]
+) -> dict[str, EvalResult] | None:
+    """Results of each source, of "mode thinking" and "mode non-thinking" where the sets know modes,
+    and of all together; equal on all ranks; {} where nothing is held out.
+
+    `goes_on` is asked on all ranks before every batch; None where it says no.
+    """
+    rows = mixture.held_out(config.eval.tokens)
+    at_once = ROWS * model.layout.data
+    sums_KM2 = torch.zeros(len(mixture.sources), len(MODES), 2, dtype=torch.float64)
+    for first in range(0, len(rows), at_once):
+        if not goes_on():
+            return None
+        batch_of = partial(_batch, mixture, config)
+        batch = share_of_rank(model, rows[first : first + at_once], batch_of)
+        group_N = batch.extra["group"].flatten()
+        sums_KM2.view(-1, 2).index_add_(0, group_N, _sums(model, batch))
+    sums_KM2 = model.sum_over_data(sums_KM2.to(model.device)).cpu()
+    of_sources = {s.name: sums_KM2[k].sum(0) for k, s in enumerate(mixture.sources)}
+    of_modes = {f"mode {name}": sums_KM2[:, m].sum(0) for m, name in enumerate(MODES) if m}
+    whole = {ALL_SOURCES: sums_KM2.sum((0, 1))}
+    named = [*of_sources.items(), *of_modes.items(), *whole.items()]
+    return {name: _result(sums_2) for name, sums_2 in named if sums_2[1]}
+
+
+def _batch(mixture: DialogMixture, config: Config, rows: Sequence[Sequence[Place]]) -> TokenBatch:
+    """The rows, each trained token of weight 1, and of each place the number of its source and
+    mode."""
+    length = config.data.sequence_length
+    batch = token_batch(rows, mixture, length, "token")
+    batch.weights_BS[batch.weights_BS != 0] = 1
+    group_BS = torch.zeros(len(rows), length, dtype=torch.int64)
+    for group_S, places in zip(group_BS, rows, strict=True):
+        end = 0
+        for place in places:
+            first, end = end, end + mixture.places(place)
+            group_S[first:end] = place.source * len(MODES) + mixture.mode(place)
+    return replace(batch, extra={"group": group_BS})
+
+
+def _sums(model: Model, batch: TokenBatch) -> Tensor:
+    """Nats and tokens of each place, float64 [B·S, 2]."""
+    weights_N = batch.weights_BS.double().flatten()
+    log_prob_BS = model.score(batch, log_probs)["log_prob"]
+    # What has no weight may even be infinite.
+    nats_N = torch.where(weights_N != 0, -log_prob_BS.cpu().double().flatten(), 0.0)
+    return torch.stack([nats_N, weights_N], dim=1)
+
+
+def _result(sums_2: Tensor) -> EvalResult:
+    nats, tokens = sums_2.tolist()
+    return EvalResult(nats / tokens, None, int(tokens))

@@ -1,0 +1,58 @@
+"""What the order of a run's rows depends on, kept in its folder: rows.json.
+
+    row_order.check(config.run_dir, step, facts)     # ConfigError where a run would go on otherwise
+    row_order.write(config.run_dir, facts)           # once, by the rank that writes
+
+Rows are a function of settings and data, and of their number. With others of these a run that goes
+on would train some dialogs twice and others never, and nobody would see it. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.storage.inside import parse_json, read_small
+from megatron_qwen3.storage.whole import write_whole
+
+FILE_NAME = "rows.json"
+_VERSION = 1
+
+
+def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
+    """ConfigError where the run has done `step` steps, above 0, by other facts, or unknown ones."""
+    if not step:
+        return
+    path = run_dir / FILE_NAME
+    way_out = (
+        "with another run.name, checkpoint.init_from goes on from its weights with the rows that "
+        "are asked for now"
+    )
+    try:
+        content = parse_json(read_small(path))
+        if content["version"] != _VERSION:
+            raise ConfigError(f"{path} is of version {content['version']!r:.40}; known: {_VERSION}")
+        before = content["facts"]
+        changed = [name for name, now in facts.items() if before[name] != now]
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing, which says how rows are made; {way_out}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} does not say how rows are made: {error!r}; {way_out}") from None
+    if changed:
+        name = changed[0]
+        then, now = before[name], facts[name]
+        what = "is not as it was" if isinstance(now, list) else f"= {now}, but was {then}"
+        raise ConfigError(
+            f"{name} {what} when {run_dir} was begun, and a run keeps its rows; set it back, or "
+            f"{way_out}"
+        )
+
+
+def write(run_dir: Path, facts: Mapping[str, Any]) -> None:
+    """Keep the facts of a run, in place of those that the folder has."""
+    write_whole(run_dir / FILE_NAME, [json.dumps({"version": _VERSION, "facts": facts}).encode()])

@@ -1,0 +1,59 @@
+"""Rows of samples as the engine takes them: `token_batch(rows, mixture, config)`.
+
+Each sample is a stretch of its own: it sees no other, and counts positions from 0. What is left of
+a row at its end is one more, which is padding. Weights are prepared so that the mean over the
+global batch, the sum of weighted losses by the sum of weights, is that of sft.loss:
+
+- token: each trained token weighs what its sample does;
+- dialog: the trained tokens of a sample weigh together what the sample does.
+
+Legend: B rows, S places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.training.batch import TokenBatch
+
+
+def token_batch(
+    rows: Sequence[Sequence[Place]], mixture: DialogMixture, length: int, loss: str
+) -> TokenBatch:
+    """Rows of `length` places. loss: as sft.loss."""
+    tokens_BS = np.zeros((len(rows), length), np.int64)
+    labels_BS = np.zeros_like(tokens_BS)
+    weights_BS = np.zeros(tokens_BS.shape, np.float32)
+    valid_BS = np.zeros(tokens_BS.shape, np.bool_)
+    starts: list[list[int]] = []
+    for row, places in enumerate(rows):
+        begins, end = [], 0
+        for place in places:
+            ids, trained = mixture.sample(place)
+            begins.append(end)
+            here = slice(end, end + len(ids) - 1)
+            tokens_BS[row, here], labels_BS[row, here] = ids[:-1], ids[1:]
+            weights_BS[row, here] = _weights(trained[1:], mixture.weight(place), loss)
+            end = here.stop
+        valid_BS[row, :end] = True
+        starts.append([*begins, end] if end < length else begins)
+    return TokenBatch(
+        torch.from_numpy(tokens_BS),
+        torch.from_numpy(labels_BS),
+        torch.from_numpy(weights_BS),
+        Stretches.of(starts, length),
+        torch.from_numpy(valid_BS),
+    )
+
+
+def _weights(trained_S: npt.NDArray[Any], weight: float, loss: str) -> npt.NDArray[np.float32]:
+    together = max(1, int(np.count_nonzero(trained_S))) if loss == "dialog" else 1
+    return trained_S.astype(np.float32) * np.float32(weight / together)

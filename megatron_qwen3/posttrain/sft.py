@@ -1,0 +1,136 @@
+"""Supervised fine-tuning: rows of dialogs, of which the assistant's own tokens are trained.
+
+    python -m megatron_qwen3.train examples/stages/post_1_cold_start.toml MODEL.toml
+
+The loop is pretraining's with other rows (`dialog_mixture.py`, `rows.py`): samples packed by best
+fit, a function of the step, so that a run resumes to the bit. Cold start, fusion of the two modes
+and off-policy distillation are stages of it: other data, another objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_qwen3.model.outputs import Outputs, log_probs
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import row_order
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.held_out_loss import evaluate
+from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training import origin, tokenizer_check
+from megatron_qwen3.training.bad_batch import BadBatch
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import Mean, Objective, Values, per_token
+from megatron_qwen3.training.progress import steps_of
+from megatron_qwen3.training.reader import Reader
+from megatron_qwen3.training.run import Run
+
+
+class Inputs(NamedTuple):
+    """The rows that a run is fed, of which it has `step` steps behind it."""
+
+    step: int
+    mixture: DialogMixture
+
+
+def check(config: Config) -> Inputs:
+    """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+    step = origin.check(config).step
+    tokenizer_check.check_size(config)
+    mixture = DialogMixture(config)
+    row_order.check(config.run_dir, step, mixture.facts)
+    return Inputs(step, mixture)
+
+
+def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
+    """Train a stage on this rank; False where it stopped early, to be continued.
+
+    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
+    stopped, and a person must look.
+    """
+    mixture = inputs.mixture
+    with Run(config, layout) as run:
+        if run.engine.is_first_rank:
+            row_order.write(config.run_dir, mixture.facts)
+        for line in mixture.news():
+            run.log.note(line)
+        trained, read = objective(config), partial(_batch, mixture, config, run.engine)
+        with Reader(read, config.steps, run.engine.device) as reader:
+            for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
+                batch = reader.batch(step, then=run.next_step(step + 1))
+                skipped = sum(n <= step for n in steps_of(run.left_out))
+                tokens = (step + 1 - skipped) * config.step_tokens
+                try:
+                    run.train(step, batch, trained, tokens)
+                except BadBatch as error:
+                    run.leave_out(step, _describe(error, mixture, config, step))
+    return run.is_done
+
+
+def objective(config: Config) -> Objective:
+    """What sft.objective trains, optim.z_loss with it; the mean is that of sft.loss by the weights
+    of the rows.
+
+    dft weighs the cross-entropy of each token by its probability, which is not differentiated
+    (arXiv 2508.05629). Metrics: trained_tokens of the global batch, and `filled`, the share of its
+    places that is no padding.
+    """
+    coefficient, name = config.optim.z_loss, config.sft.objective
+
+    def values(outputs: Outputs, batch: TokenBatch) -> Values:
+        nats_BS = -outputs["log_prob"]
+        if name == "dft":
+            nats_BS = nats_BS * outputs["log_prob"].detach().exp()
+        found = {name: nats_BS, **_counted(batch)}
+        if coefficient:
+            found["z_loss"] = coefficient * outputs["log_z"].square()
+        return found
+
+    losses = {name: per_token, **({"z_loss": per_token} if coefficient else {})}
+    return Objective(log_probs, values, losses, COUNTS)
+
+
+def _counted(batch: TokenBatch) -> dict[str, Tensor]:
+    valid_BS = batch.valid_BS
+    ones_BS = torch.ones_like(batch.weights_BS)
+    return {"trained_tokens": ones_BS, "filled": ones_BS if valid_BS is None else valid_BS.float()}
+
+
+def _is_trained(batch: TokenBatch) -> Tensor:
+    return (batch.weights_BS != 0).float()
+
+
+def _in_rows(batch: TokenBatch) -> Tensor:
+    """All places of rows, but not of those that fill a schedule."""
+    if batch.valid_BS is None:
+        return torch.ones_like(batch.weights_BS)
+    return batch.valid_BS.any(1, keepdim=True).expand_as(batch.valid_BS).float()
+
+
+COUNTS: Mapping[str, Mean] = {
+    "trained_tokens": Mean(_is_trained, count=1.0),
+    "filled": Mean(_in_rows),
+}
+
+
+def _batch(mixture: DialogMixture, config: Config, engine: Engine, step: int) -> TokenBatch:
+    """This data rank's rows of the global batch of a step."""
+    count = config.train.global_batch // engine.layout.data
+    first = step * config.train.global_batch + engine.data_rank * count
+    rows = mixture.rows(first, count)
+    return token_batch(rows, mixture, config.data.sequence_length, config.sft.loss)
+
+
+def _describe(error: BadBatch, mixture: DialogMixture, config: Config, step: int) -> str:
+    rows = mixture.rows(step * config.train.global_batch, config.train.global_batch)
+    return (
+        f"{error}; the batch is of dialogs, by the lines of what was tokenized, "
+        f"{mixture.describe(rows)}"
+    )

@@ -1,0 +1,41 @@
+"""Whether data.tokenizer is that of the model and of the data: asked before any rank starts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from data_prep.tokenizer import token_bytes
+from megatron_qwen3.config import Config, ConfigError
+
+
+def check_size(config: Config) -> int:
+    """The number of tokens of data.tokenizer, 0 where none is set.
+
+    ConfigError where the model has fewer.
+    """
+    vocab_size = config.model.vocab_size
+    size = len(token_bytes(config.data.tokenizer)) if config.data.tokenizer else 0
+    if size > vocab_size:
+        raise ConfigError(
+            f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, more than "
+            f"model.vocab_size = {vocab_size:,}; valid: at least {size:,}"
+        )
+    return size
+
+
+def check_is_of(config: Config, data: str, sha256: str, path: str = "") -> None:
+    """ConfigError where data.tokenizer is another than the one that `data` was made with.
+
+    data: as "data.curriculum = x.json"; sha256: of that one's tokenizer.json, "" where it is not
+    known; path: where it lay.
+    """
+    if not config.data.tokenizer or not sha256:
+        return
+    tokenizer = Path(config.data.tokenizer)
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(
+            f"data.tokenizer = {config.data.tokenizer} is not the tokenizer of {data}"
+            f"{path and f', {path}'} (sha256 {sha256[:12]}…): token ids would mean other text"
+        )
