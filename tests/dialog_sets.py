@@ -1,40 +1,50 @@
-"""Small sets of dialogs, written without a tokenizer."""
+"""Small sets of tokenized dialogs for tests: random ids, the end of each sample trained."""
 
 import numpy as np
 
-from megatron_qwen3.posttrain.dialog_set import MODES, SAMPLE, DialogSet, DialogSetWriter
+from megatron_qwen3.posttrain.dialog_set import SAMPLE, DialogSetWriter
 
+VOCABULARY = 512
 TOKENIZER = "0" * 64
 
 
-def write_set(prefix, samples, *, kind="dialogs", vocab_size=100, tokenizer=TOKENIZER, **columns):
-    """A set of [(ids, trained)], and its reader.
+def write(prefix, lengths, seed=0, kind="dialogs", **columns):
+    """A set of samples with `lengths` tokens each; ids and masks of a seed.
 
-    Columns may be given, a value for each sample: `weight` (1), `mode`, a name ("none"), `source`,
-    a name ("web"), `dialog` (of its own; of pairs one for two), `margin` (0).
+    columns: of SAMPLE, in place of weight 1, modes in turn, source 0 and a dialog for each sample.
     """
-    count = len(samples)
-    rows = np.zeros(count, SAMPLE)
-    rows["weight"] = columns.get("weight", 1.0)
-    rows["margin"] = columns.get("margin", 0.0)
-    rows["mode"] = [MODES.index(mode) for mode in columns.get("mode", ["none"] * count)]
-    rows["dialog"] = columns.get("dialog", np.arange(count) // (2 if kind == "pairs" else 1))
-    names = columns.get("source", ["web"] * count)
-    sources = list(dict.fromkeys(names))
-    rows["source"] = [sources.index(name) for name in names]
-    with DialogSetWriter(prefix, kind, vocab_size, tokenizer) as writer:
-        writer.sources += sources
-        for (ids, trained), row in zip(samples, rows, strict=True):
-            writer.add(np.array(ids), np.array([len(ids)]), np.array(trained, bool), row[None])
-    return DialogSet(prefix)
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, VOCABULARY, sum(lengths))
+    ends = np.cumsum(lengths)
+    trained = random.random(len(tokens)) < 0.4
+    trained[ends - lengths] = False  # nothing predicts a first token
+    trained[ends - 1] = True
+    rows = np.zeros(len(lengths), SAMPLE)
+    rows["weight"], rows["mode"] = 1, np.arange(len(lengths)) % 3
+    rows["dialog"] = np.arange(len(lengths))
+    for name, values in columns.items():
+        rows[name] = values
+    with DialogSetWriter(prefix, kind, VOCABULARY, TOKENIZER) as writer:
+        writer.add(tokens, np.array(lengths), trained, rows)
+        writer.sources.append("made up")
+    return str(prefix)
 
 
-def random_samples(count, *, seed=0, vocab_size=100, shortest=2, longest=40):
-    """[(ids, trained)] of lengths between the two, the last token of each trained."""
-    chance = np.random.default_rng(seed)
-    samples = []
-    for length in chance.integers(shortest, longest + 1, count):
-        trained = chance.random(length) < 0.5
-        trained[-1] = True
-        samples.append((chance.integers(0, vocab_size, length), trained))
-    return samples
+def settings(*sources, length=32, batch=4):
+    """Of a small run on CPUs that trains on {name, path, …} of each source."""
+    written = ", ".join(
+        "{" + ", ".join(f"{key} = {value!r}" for key, value in each.items()) + "}"
+        for each in sources
+    )
+    return [
+        "run.mode=sft",
+        "model.preset=tiny-moe",
+        f"model.vocab_size={VOCABULARY}",
+        "train.precision=fp32",
+        f"train.global_batch={batch}",
+        f"data.sequence_length={length}",
+        f"sft.sources=[{written}]",
+        "optim.schedule=constant",
+        "log.tensorboard=false",
+        "run.device=cpu",
+    ]

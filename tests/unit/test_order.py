@@ -137,3 +137,14 @@ def test_a_single_source_and_a_single_sample_need_no_tree() -> None:
     assert [order.locate(i) for i in range(3)] == [(0, 0), (0, 1), (0, 2)]
     assert order.bound == pytest.approx(0)
     assert list(accumulate(order.counts(7))) == [7]
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 5000), key=st.integers(0, (1 << 64) - 1), data=st.data())
+def test_many_positions_at_once_have_the_values_that_each_has(
+    size: int, key: int, data: st.DataObject
+) -> None:
+    order = Shuffle(size, key)
+    positions = data.draw(st.lists(st.integers(0, size - 1), max_size=50))
+    values = order.at(np.array(positions, np.int64))
+    assert values.tolist() == [order[position] for position in positions]
