@@ -1,6 +1,7 @@
 """Packed dialogs train and score as each does alone, however rows and ranks share them."""
 
 import functools
+import itertools
 
 import dialog_sets
 import numpy as np
@@ -47,23 +48,20 @@ def config_of(folder, *more):
 
 def stepped(folder, packed, *settings):
     """Of each loss and objective: metrics and gradients of a step on the packed rows."""
-    results = []
-    engine = None
-    for loss in LOSSES:
-        for name in OBJECTIVES:
-            more = (f"sft.loss={loss}", f"sft.objective={name}")
-            config = config_of(folder, *settings, *more)
-            engine = engine or Engine(config, start(config))
-            mixture = DialogMixture(config)
-            rows = mixture.rows(0, ROWS)
-            if not packed:
-                rows = [[place] for row in rows for place in row]
-            count = len(rows) // engine.layout.data
-            mine = rows[engine.data_rank * count : (engine.data_rank + 1) * count]
-            batch = token_batch(mine, mixture, LENGTH, loss)
-            metrics = engine.train_step(batch, objective(config), 0.0)
-            gradients = local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
-            results.append((metrics, gradients))
+    results, engine = [], None
+    for loss, name in itertools.product(LOSSES, OBJECTIVES):
+        config = config_of(folder, *settings, f"sft.loss={loss}", f"sft.objective={name}")
+        engine = engine or Engine(config, start(config))
+        mixture = DialogMixture(config)
+        rows = mixture.rows(0, ROWS)
+        if not packed:
+            rows = [[place] for row in rows for place in row]
+        count = len(rows) // engine.layout.data
+        mine = rows[engine.data_rank * count : (engine.data_rank + 1) * count]
+        batch = token_batch(mine, mixture, LENGTH, loss)
+        metrics = engine.train_step(batch, objective(config), 0.0)
+        gradients = local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
+        results.append((metrics, gradients))
     return results
 
 
@@ -73,29 +71,34 @@ def one_by_one(folder, *settings):
     mixture = DialogMixture(config)
     (model,) = Model(config, start(config)).chunks
     places = [place for row in mixture.rows(0, ROWS) for place in row]
+    filled = sum(map(mixture.places, places)) / (ROWS * LENGTH)
     results = []
-    for loss in LOSSES:
-        for name in OBJECTIVES:
-            nats, count, trained_tokens = 0.0, 0.0, 0
-            for place in places:
-                ids, trained = mixture.sample(place)
-                if not trained.any():
-                    continue
-                log_prob_S = alone(model, ids)
-                nats_S = -log_prob_S[torch.from_numpy(trained[1:])].double()
-                if name == "dft":
-                    nats_S = nats_S * (-nats_S.detach()).exp()
-                weight, of_sample = mixture.weight(place), len(nats_S)
-                nats = nats + weight * (nats_S.sum() if loss == "token" else nats_S.mean())
-                count += weight * (of_sample if loss == "token" else 1)
-                trained_tokens += of_sample
-            gradients = torch.autograd.grad(nats / count, list(model.parameters()))
-            named = dict(zip(map(id, model.parameters()), gradients, strict=True))
-            filled = sum(map(mixture.places, places)) / (ROWS * LENGTH)
-            metrics = {"loss": (nats / count).item(), "trained_tokens": trained_tokens}
-            metrics["filled"] = filled
-            results.append((metrics, local_shards([model], lambda p: named.get(id(p)))))
+    for loss, name in itertools.product(LOSSES, OBJECTIVES):
+        mean, trained_tokens = by_definition(model, mixture, places, loss, name)
+        gradients = torch.autograd.grad(mean, list(model.parameters()))
+        metrics = {"loss": mean.item(), "trained_tokens": trained_tokens, "filled": filled}
+        results.append((metrics, of_parameters(model, gradients)))
     return results
+
+
+def of_parameters(model, gradients):
+    named = dict(zip(map(id, model.parameters()), gradients, strict=True))
+    return local_shards([model], lambda p: named.get(id(p)))
+
+
+def by_definition(model, mixture, places, loss, name):
+    """The loss as a mean over tokens or dialogs, and how many tokens are trained."""
+    nats, count, trained_tokens = 0.0, 0.0, 0
+    for place in places:
+        ids, trained = mixture.sample(place)
+        nats_S = -alone(model, ids)[torch.from_numpy(trained[1:])].double()
+        if name == "dft":
+            nats_S = nats_S * (-nats_S.detach()).exp()
+        weight = mixture.weight(place)
+        nats = nats + weight * (nats_S.sum() if loss == "token" else nats_S.mean())
+        count += weight * (len(nats_S) if loss == "token" else 1)
+        trained_tokens += len(nats_S)
+    return nats / count, trained_tokens
 
 
 def alone(model, ids):
