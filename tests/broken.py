@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import dialog_sets
 import numpy as np
 import power
 import torch
@@ -26,7 +27,9 @@ from data_prep.indexed import IndexedWriter
 STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
 _LAST_WORDS_SECONDS = 15  # that the other ranks have when one has ended with an error
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["megatron_qwen3.train", "megatron_qwen3.pretrain.loop"])
+_forkserver.set_forkserver_preload(
+    ["megatron_qwen3.train", "megatron_qwen3.pretrain.loop", "megatron_qwen3.posttrain.sft"]
+)
 
 
 class Launch:
@@ -241,6 +244,23 @@ def corpus(path):
         "log.tensorboard=false",
         "run.device=cpu",
     ]
+
+
+def dialogs(path):
+    """Two tokenized dialog sets; what to pass to a run of mode sft that trains on them."""
+    lengths = np.random.default_rng(0).integers(2, LENGTH + 2, (2, 40))
+    for seed, name in enumerate(("a", "b")):
+        dialog_sets.write(path / name, lengths[seed].tolist(), seed)
+    sources = [{"name": name, "path": f"{path}/{name}"} for name in ("a", "b")]
+    return [
+        *dialog_sets.settings(*sources, length=LENGTH, batch=BATCH),
+        f"train.steps={STEPS}",
+        "sft.held_out=0.0",
+        "checkpoint.every_steps=2",
+    ]
+
+
+MODES = {"pretrain": corpus, "sft": dialogs}
 
 
 def losses(run_dir):

@@ -43,7 +43,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import power
-from broken import STEPS, Launch, corpus, differences, losses, memory_of, saved_state
+from broken import MODES, STEPS, Launch, differences, losses, memory_of, saved_state
 
 from megatron_qwen3.storage import folder, manifest
 from megatron_qwen3.training.hang import HUNG
@@ -322,13 +322,24 @@ def disk(path, mib=0):
             subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def play(home, rounds, seed, ranks, ways=WAYS, at_once=1, say=print, reference=None, mutant=""):
+def play(
+    home,
+    rounds,
+    seed,
+    ranks,
+    ways=WAYS,
+    at_once=1,
+    say=print,
+    reference=None,
+    mutant="",
+    mode="pretrain",
+):
     """Play; a Result for each round.
 
-    reference: what `undisturbed` gave in the same home; else it is trained first. mutant: a fault
+    mode: of the runs, one of broken.MODES; reference: what `undisturbed` gave in the same home; else it is trained first. mutant: a fault
     of `broken.py` that the runs shall have.
     """
-    settings = corpus(home)
+    settings = MODES[mode](home)
     reference = reference or undisturbed(home, settings, ranks)
     with disk(home / "probe", mib=1) as can_mount:
         ways = [way for way in ways if can_mount or way not in ON_SMALL_DISK]
@@ -371,10 +382,14 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=2, help="rounds played at a time")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
+    parser.add_argument("--mode", choices=MODES, default="pretrain", help="of the runs")
     given = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="chaos_"))
     try:
-        results = play(home, given.rounds, given.seed, given.ranks, given.ways, given.at_once, _say)
+        results = play(
+            *(home, given.rounds, given.seed, given.ranks, given.ways, given.at_once, _say),
+            mode=given.mode,
+        )
     except AssertionError as error:
         print(f"an undisturbed run, of which {home} has the log, loses work: {error}")
         return 1

@@ -11,7 +11,7 @@ that relative paths mean the same.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.shown import shown_lines, shown_text
@@ -198,8 +199,7 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
         yield error
         return
     try:
-        for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
-            files.check()
+        CHECKS_OF_DATA[config.run.mode](config)
     except ConfigError as error:
         yield error
     tokenizer = config.data.tokenizer
@@ -214,6 +214,18 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
                 folder.find(str(start))
         except ConfigError as error:
             yield error
+
+
+def _check_sources(config: Config) -> None:
+    for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
+        files.check()
+
+
+# What a mode trains on: ConfigError where that is not there, or not fit for it.
+CHECKS_OF_DATA: dict[str, Callable[[Config], object]] = {
+    "pretrain": _check_sources,
+    "sft": DialogMixture,
+}
 
 
 def _summary(config: Config, allocation: Allocation) -> str:

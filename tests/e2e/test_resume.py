@@ -2,6 +2,7 @@
 
 import json
 
+import broken
 import chaos
 import pytest
 from ranks import run_ranks
@@ -14,7 +15,7 @@ from megatron_qwen3.training.progress import Progress
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return chaos.corpus(tmp_path_factory.mktemp("corpus"))
+    return broken.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def twice(*runs):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import broken
 import chaos
 import pytest
 from ranks import run_ranks
@@ -23,7 +24,7 @@ OWNER += "with lock.owned(lock.Path(sys.argv[1])): print('owns', flush=True); ti
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return chaos.corpus(tmp_path_factory.mktemp("corpus"))
+    return broken.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def arguments(settings, home, *more):

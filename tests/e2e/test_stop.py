@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import chaos
+import broken
 import pytest
 from ranks import RankError, run_ranks
 
@@ -25,7 +25,7 @@ SHORT = ("train.steps=4", "data.held_out=0.2", "eval.tokens=1024")
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return chaos.corpus(tmp_path_factory.mktemp("corpus"))
+    return broken.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def arguments(settings, home, *more):

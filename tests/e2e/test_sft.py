@@ -1,0 +1,278 @@
+"""Mode sft through the command line: it teaches both modes, resumes to the bit, is refused early."""
+
+import contextlib
+import io
+import json
+
+import broken
+import chaos
+import dialog_sets
+import numpy as np
+import pytest
+from ranks import RankError, run_ranks
+
+from data_prep import tokenizer
+from megatron_qwen3 import train
+from megatron_qwen3.chat import TURN_END, ChatTokenizer
+from megatron_qwen3.cli import report
+from megatron_qwen3.config import load
+from megatron_qwen3.generate.__main__ import main as generate
+from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.dialog_set import MODES, SAMPLE, DialogSetWriter
+from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.storage import folder as folders
+from megatron_qwen3.training import checkpoint, engine
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.model import Model
+from megatron_qwen3.training.stop import CONTINUE
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIALOGS = 200
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Of a short run on two small sets."""
+    home = tmp_path_factory.mktemp("sets")
+    more = ("train.steps=6", "sft.held_out=0.2", "eval.every_steps=3")
+    return [*broken.dialogs(home), *more]
+
+
+def arguments(settings, home, *more):
+    return [*settings, f"run.dir={home}", "run.name=run", *more]
+
+
+def run(arguments):
+    return train.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    home = tmp_path_factory.mktemp("whole")
+    assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
+    return home / "run"
+
+
+def rows(run_dir, kind):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_path):
+    asked = arguments(settings, whole.parent)
+    assert train.main([*asked, "--finished"]) == 0
+    assert load([whole / "config.toml"]) == load([], asked)
+    steps = rows(whole, "train")
+    mixture = DialogMixture(load([], asked))
+    for step, row in enumerate(steps):
+        batch = token_batch(mixture.rows(step * broken.BATCH, broken.BATCH), mixture, 32, "token")
+        assert row["trained_tokens"] == (batch.weights_BS != 0).sum().item()
+        assert row["filled"] == pytest.approx(batch.valid_BS.float().mean().item())
+        assert row["tokens"] == (step + 1) * broken.BATCH * broken.LENGTH
+        assert row["loss"] == pytest.approx(row["cross_entropy"])
+    evaluated = {(row["step"], row["source"]) for row in rows(whole, "eval")}
+    names = ("a", "b", "mode thinking", "mode non-thinking", "all")
+    assert evaluated == {(step, name) for step in (3, 6) for name in names}
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert report.main([str(whole), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "mode non-thinking" in page and "run" in told.getvalue()
+    assert Run.read(whole).column("filled").min() > 0.5
+
+
+def power_cut(arguments, at_step):
+    """Like a run that is killed in step `at_step`."""
+    train_step, done = engine.Engine.train_step, []
+
+    def stopping(self, *args):
+        done.append(None)
+        if len(done) == at_step:
+            raise OSError("power cut")
+        return train_step(self, *args)
+
+    engine.Engine.train_step = stopping
+    return train.main(arguments)
+
+
+@pytest.mark.parametrize("more", [(), ("parallel.tensor=2", "parallel.expert=2")])
+def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, more):
+    asked = arguments(settings, tmp_path, *more)
+    with pytest.raises(RankError, match="power cut"):
+        run_ranks(power_cut, 2, asked, 4)
+    assert run_ranks(run, 2, asked) == [0, 0]
+    if not more:
+        assert broken.losses(tmp_path / "run") == broken.losses(whole)
+        evaluations = [rows(home, "eval") for home in (tmp_path / "run", whole)]
+        assert evaluations[0] == evaluations[1]
+    else:  # in another layout sums are taken in another order
+        for ours, theirs in zip(broken.losses(tmp_path / "run"), broken.losses(whole), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "way", ["in save", *(pytest.param(w, marks=pytest.mark.slow) for w in ("kill", "kill all"))]
+)
+def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
+    (result,) = chaos.play(tmp_path, 1, 7, 2, (way,), mode="sft")
+    assert result.broke and not result.lost, result
+
+
+def test_a_run_is_not_gone_on_with_by_other_rows_or_in_another_mode(
+    settings, whole, tmp_path, capsys
+):
+    asked = arguments(settings, whole.parent, "train.steps=7")
+    assert train.main([*asked, "run.seed=5"]) == 2
+    assert "run.seed = 5, but was 1234 when" in capsys.readouterr().err
+    pretraining = broken.corpus(tmp_path)
+    assert train.main([*arguments(pretraining, whole.parent), "checkpoint.resume=true"]) == 2
+    told = capsys.readouterr().err
+    assert 'run.mode = "pretrain", but' in told and 'saved with "sft"' in told
+    assert train.main([*asked, "--finished"]) == CONTINUE
+
+
+def poisoned(arguments):
+    """A run whose fourth batch has a token that is no id of the model."""
+    read = DialogMixture.rows
+
+    def bad(self, first, count):
+        found = read(self, first, count)
+        return found
+
+    from megatron_qwen3.posttrain import sft
+
+    token_batch_of = sft.token_batch
+
+    def beyond(rows, *args):
+        batch = token_batch_of(rows, *args)
+        beyond.calls += 1
+        if beyond.calls == 4:
+            batch.tokens_BS[0, 0] = 60_000
+        return batch
+
+    beyond.calls = 0
+    sft.token_batch, DialogMixture.rows = beyond, bad
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        status = train.main(arguments)
+    return status, told.getvalue()
+
+
+def test_a_bad_batch_is_left_out_and_told_by_the_lines_of_its_dialogs(settings, tmp_path):
+    ((status, told),) = run_ranks(poisoned, 1, arguments(settings, tmp_path))
+    assert status == 0
+    assert "left out: step 4: 1 positions of the global batch have a token" in told
+    config = load([], arguments(settings, tmp_path))
+    mixture = DialogMixture(config)
+    named = mixture.describe(mixture.rows(3 * broken.BATCH, broken.BATCH))
+    assert f"by the lines of what was tokenized, {named}" in " ".join(told.split())
+    found = rows(tmp_path / "run", "train")
+    assert [row["step"] for row in found] == [1, 2, 3, 5, 6]
+    assert found[-1]["tokens"] == 5 * broken.BATCH * broken.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("sft.sources=[]", "sft.sources is empty"),
+        ("model.vocab_size=256", "tokenized with 512 tokens, more than model.vocab_size = 256"),
+        ("data.sequence_length=16", "are longer than data.sequence_length = 16"),
+        ("data.curriculum=x.json", 'data.curriculum is a setting of run.mode = "pretrain"'),
+        ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
+    ],
+)
+def test_a_wrong_input_is_told_before_any_rank_starts(settings, tmp_path, capsys, change, says):
+    assert train.main(arguments(settings, tmp_path, change)) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# It learns
+
+
+def question(first, second):
+    return f"{NUMBERS[first]} and {NUMBERS[second]} ?"
+
+
+def dialogs(pairs):
+    """Of each pair of numbers one dialog: thinking and a flag, or neither thinking nor doubt."""
+    for n, (first, second) in enumerate(pairs):
+        larger = NUMBERS[max(first, second)]
+        flag = ("/think", "/no_think")[n % 2]
+        thinking = {} if n % 2 else {"reasoning_content": f"which is larger : {larger}"}
+        answer = {"role": "assistant", "content": f"it is {larger}", **thinking}
+        yield [{"role": "user", "content": f"{question(first, second)} {flag}"}, answer]
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory):
+    """A tokenizer, 200 dialogs tokenized by it, and pairs of numbers that none of them asks for."""
+    home = tmp_path_factory.mktemp("school")
+    random = np.random.default_rng(0)
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    random.shuffle(pairs)
+    kept, asked = pairs[:85], pairs[85:]
+    taught = [kept[n] for n in random.integers(0, len(kept), DIALOGS)]
+    conversations = list(dialogs([tuple(map(int, pair)) for pair in taught]))
+    texts = [" ".join(str(m.get(k, "")) for m in c for k in m) for c in conversations]
+    tokenizer.train(texts, 340, home / "tokenizer")
+    chat = ChatTokenizer(tokenizer.load(home / "tokenizer"))
+    encoded = [chat.encode_conversation(conversation) for conversation in conversations]
+    samples = np.zeros(DIALOGS, SAMPLE)
+    samples["weight"], samples["dialog"] = 1, np.arange(DIALOGS)
+    samples["mode"] = [MODES.index("thinking"), MODES.index("non-thinking")] * (DIALOGS // 2)
+    with DialogSetWriter(home / "set", "dialogs", 384, "") as writer:
+        ids = np.concatenate([each.ids for each in encoded])
+        trained = np.concatenate([each.trained for each in encoded]).astype(bool)
+        writer.add(ids, np.array([len(each.ids) for each in encoded]), trained, samples)
+        writer.sources.append("school")
+    return home, [tuple(map(int, pair)) for pair in asked]
+
+
+def of_ends(arguments):
+    """The probability of the end token where each held-out answer ends."""
+    config = load([], arguments)
+    model = Model(config, start(config))
+    saved = checkpoint.newest(config.run_dir)
+    from megatron_qwen3.convert.load import fill
+
+    fill(model, saved, "full")
+    mixture = DialogMixture(config)
+    batch = token_batch(mixture.held_out(10**6), mixture, config.data.sequence_length, "token")
+    log_prob_BS = model.score(batch, log_probs)["log_prob"]
+    end = tokenizer.load(config.data.tokenizer).token_to_id(TURN_END)
+    is_end_BS = (batch.labels_BS == end) & (batch.weights_BS != 0)
+    return log_prob_BS[is_end_BS].exp().tolist()
+
+
+def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_asked_for(
+    school, tmp_path
+):
+    home, unseen = school
+    more = [
+        *dialog_sets.settings({"name": "school", "path": str(home / "set")}, length=128, batch=8),
+        *("model.preset=tiny-dense", "model.vocab_size=384", f"data.tokenizer={home}/tokenizer"),
+        *("train.steps=120", "optim.lr=4e-3", "optim.min_lr=4e-3", "optim.warmup_steps=10"),
+        *("sft.held_out=0.1", f"run.dir={tmp_path}", "run.name=run"),
+    ]
+    assert run_ranks(run, 1, more) == [0]
+    held_out = {row["source"]: row["loss"] for row in rows(tmp_path / "run", "eval")}
+    assert held_out["mode thinking"] < 0.3 and held_out["mode non-thinking"] < 0.3
+    probabilities = run_ranks(of_ends, 1, more)[0]
+    assert len(probabilities) == 20 and min(probabilities) > 0.9
+    asked = [
+        {"messages": [{"role": "user", "content": f"{question(*pair)} {flag}"}], "flag": flag}
+        for pair in unseen
+        for flag in ("/think", "/no_think")
+    ]
+    path, out = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    options = ["--file", path, "--out", out, "--temperature", 0, "--max-new-tokens", 48]
+    assert run_ranks(generate, 1, [str(x) for x in (tmp_path / "run", *options)]) == [0]
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(answers) == len(asked)
+    for answer in answers:
+        made = answer["completion"]
+        assert made["finish_reason"] == "stop", made["text"]
+        assert bool(made["thinking"]) == (answer["flag"] == "/think"), made["text"]
+    assert folders.step_of(folders.newest(tmp_path / "run")) == 120
