@@ -336,8 +336,8 @@ def play(
 ):
     """Play; a Result for each round.
 
-    mode: of the runs, one of broken.MODES; reference: what `undisturbed` gave in the same home; else it is trained first. mutant: a fault
-    of `broken.py` that the runs shall have.
+    mode: of the runs, one of broken.MODES. reference: what `undisturbed` gave in the same home;
+    else it is trained first. mutant: a fault of `broken.py` that the runs shall have.
     """
     settings = MODES[mode](home)
     reference = reference or undisturbed(home, settings, ranks)

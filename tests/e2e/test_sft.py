@@ -1,4 +1,4 @@
-"""Mode sft through the command line: it teaches both modes, resumes to the bit, is refused early."""
+"""Mode sft through the command line: it teaches both modes and resumes to the bit."""
 
 import contextlib
 import io
@@ -16,9 +16,11 @@ from megatron_qwen3 import train
 from megatron_qwen3.chat import TURN_END, ChatTokenizer
 from megatron_qwen3.cli import report
 from megatron_qwen3.config import load
+from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain import sft
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.dialog_set import MODES, SAMPLE, DialogSetWriter
 from megatron_qwen3.posttrain.rows import token_batch
@@ -134,25 +136,16 @@ def test_a_run_is_not_gone_on_with_by_other_rows_or_in_another_mode(
 
 def poisoned(arguments):
     """A run whose fourth batch has a token that is no id of the model."""
-    read = DialogMixture.rows
+    token_batch_of, calls = sft.token_batch, []
 
-    def bad(self, first, count):
-        found = read(self, first, count)
-        return found
-
-    from megatron_qwen3.posttrain import sft
-
-    token_batch_of = sft.token_batch
-
-    def beyond(rows, *args):
-        batch = token_batch_of(rows, *args)
-        beyond.calls += 1
-        if beyond.calls == 4:
+    def beyond(*args):
+        batch = token_batch_of(*args)
+        calls.append(None)
+        if len(calls) == 4:
             batch.tokens_BS[0, 0] = 60_000
         return batch
 
-    beyond.calls = 0
-    sft.token_batch, DialogMixture.rows = beyond, bad
+    sft.token_batch = beyond
     with contextlib.redirect_stdout(io.StringIO()) as told:
         status = train.main(arguments)
     return status, told.getvalue()
@@ -234,8 +227,6 @@ def of_ends(arguments):
     config = load([], arguments)
     model = Model(config, start(config))
     saved = checkpoint.newest(config.run_dir)
-    from megatron_qwen3.convert.load import fill
-
     fill(model, saved, "full")
     mixture = DialogMixture(config)
     batch = token_batch(mixture.held_out(10**6), mixture, config.data.sequence_length, "token")
