@@ -65,6 +65,7 @@ setup(
             "reasoning-gym>=0.1.25,<0.2",  # a hundred generators of tasks with verifiers
             "lm-eval>=0.4.13,<0.5",  # the field's harness, which runs exported models
         ],
+        "benchmarks": ["trl==1.16.0"],  # whose SFTTrainer benchmarks/sft.py is timed against
         "wandb": ["wandb"],  # only where log.wandb_project is set
     },
 )
