@@ -250,16 +250,15 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, list[float
 
 
 def print_rates(name: str, config: Config, rates: dict[str, list[float]]) -> None:
-    best = max(
-        (side for side in rates if side != "ours"), key=lambda s: statistics.median(rates[s])
-    )
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    best = max((side for side in rates if side != "ours"), key=medians.__getitem__)
     print(
         f"\n{name}: {config.train.global_batch} rows of {config.data.sequence_length} a step\n"
         f"{'':<24}{'trained tokens/s':>18}{'ours is faster by':>20}"
     )
     for side, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], values, strict=True))
-        print(f"{side:<24}{statistics.median(values):18,.0f}{ratio:20.2f}")
+        print(f"{side:<24}{medians[side]:18,.0f}{ratio:20.2f}")
     print(f"the faster of TRL's: {best}")
 
 
@@ -269,9 +268,8 @@ def print_packing(prefix: str) -> None:
     from megatron_qwen3.posttrain.packing import Packing, by_epochs
 
     lengths = DialogSet(prefix).lengths_N - 1
-    print(
-        f"{len(lengths):,} dialogs of {lengths.mean():,.0f} tokens, the longest {lengths.max():,}"
-    )
+    mean, longest = lengths.mean(), lengths.max()
+    print(f"{len(lengths):,} dialogs of {mean:,.0f} tokens, the longest {longest:,}")
     print(f"{'row':>8}{'dialogs':>12}{'rows':>10}{'full':>9}{'lengths/s':>13}")
     for count in (len(lengths), 2_000_000):
         whole = np.resize(lengths, count)
@@ -282,9 +280,8 @@ def print_packing(prefix: str) -> None:
             begin = time.perf_counter()
             rows = packing.total_rows
             rate = count / (time.perf_counter() - begin)
-            print(
-                f"{length:>8}{count:>12,}{rows:>10,}{whole.sum() / rows / length:>9.2%}{rate:>13,.0f}"
-            )
+            full = whole.sum() / rows / length
+            print(f"{length:>8}{count:>12,}{rows:>10,}{full:>9.2%}{rate:>13,.0f}")
 
 
 def main() -> None:

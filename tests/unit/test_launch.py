@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import dialog_sets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -298,3 +299,19 @@ def test_a_run_folder_that_cannot_be_is_told_before_a_job_waits(slurm, capsys):
     words = ["train", STAGE, "examples/models/qwen3_8b.toml", "--nodes=4"]
     assert launch.main([*words, f"run.dir={slurm}/runs"]) == 2
     assert "runs is a link to nowhere, which is not there" in capsys.readouterr().err
+
+
+def test_a_stage_of_dialogs_is_submitted_once_its_sets_are_there(slurm, tmp_path, capsys):
+    stage, model = "examples/stages/post_1_cold_start.toml", "examples/models/tiny_moe.toml"
+    words = ["train", stage, model, "--nodes=1", f"run.dir={tmp_path}/runs", "data.tokenizer="]
+    words += ["checkpoint.init_from=", "data.sequence_length=64", "train.steps=3"]
+    words += ["train.global_batch=8", "optim.warmup_steps=0"]
+    sources = 'sft.sources=[{{name="a", path="{}", epochs={}}}]'
+    assert launch.main([*words, sources.format(tmp_path / "none", 1)]) == 2
+    assert "none.json" in capsys.readouterr().err
+    dialog_sets.write(tmp_path / "a", [64] * 20)
+    assert launch.main([*words, sources.format(tmp_path / "a", 1)]) == 2
+    assert "the epochs of [[sft.sources]] fill 20 rows" in capsys.readouterr().err
+    assert launch.main([*words, sources.format(tmp_path / "a", 2)]) == 0
+    (test, call) = calls(slurm)
+    assert stage in call and sources.format(tmp_path / "a", 2) in call

@@ -81,3 +81,11 @@ def test_training_asks_before_it_starts(capsys, tmp_path):
     assert train.main(arguments) == 2
     assert "of the 0.5 GB of run.memory_gb" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_of_dialogs_needs_as_much_memory_as_pretraining_in_the_same_rows():
+    dialogs = ["run.mode=sft", "sft.sources=[{name='a', path='p'}]", "sft.loss=dialog"]
+    more = ["train.micro_batch=4"]
+    assert memory_fault(config_of(*more, *dialogs), 8, H100) == memory_fault(
+        config_of(*more), 8, H100
+    )
