@@ -25,11 +25,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_qwen3.pretrain.order import Interleave, Shuffle, apportion, epoch_key, mixed
+from megatron_qwen3.pretrain.order import Interleave, Shuffle, epoch_key, mixed
 
 Int64 = npt.NDArray[np.int64]
 WINDOW_SAMPLES = 1 << 16
-_PERIOD = 1 << 20  # samples after which weights have had exactly their shares
+_MOST_DRAWN = 1 << 20  # of a source, until all have had exactly the shares of their weights
 
 
 class Place(NamedTuple):
@@ -58,8 +58,7 @@ def by_weights(
 ) -> list[Drawn]:
     """Sources that have shares of the places of all rows in proportion to their weights."""
     rates = [weight / float(N.mean()) for weight, N in zip(weights, lengths, strict=True)]
-    shares = [max(1, round(rate / max(rates) * _PERIOD)) for rate in rates]
-    quotas = apportion(shares, _PERIOD)
+    quotas = [max(1, round(rate / max(rates) * _MOST_DRAWN)) for rate in rates]
     return [Drawn(*each) for each in zip(lengths, keys, quotas, strict=True)]
 
 

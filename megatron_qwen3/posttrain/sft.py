@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from megatron_qwen3.posttrain import row_order
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.held_out_loss import evaluate
 from megatron_qwen3.posttrain.rows import token_batch
-from megatron_qwen3.settings import Config
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.training import origin, tokenizer_check
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
@@ -31,31 +30,30 @@ from megatron_qwen3.training.objectives import Mean, Objective, Values, per_toke
 from megatron_qwen3.training.progress import steps_of
 from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Run
+from megatron_qwen3.validate_posttrain import TAUGHT
 
 
-class Inputs(NamedTuple):
-    """The rows that a run is fed, of which it has `step` steps behind it."""
-
-    step: int
-    mixture: DialogMixture
-
-
-def check(config: Config) -> Inputs:
-    """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+def check(config: Config) -> DialogMixture:
+    """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
+    with them."""
+    if config.sft.objective in TAUGHT:
+        raise ConfigError(
+            f'sft.objective = "{config.sft.objective}" is not there yet; valid: cross_entropy, dft'
+        )
     step = origin.check(config).step
     tokenizer_check.check_size(config)
     mixture = DialogMixture(config)
     row_order.check(config.run_dir, step, mixture.facts)
-    return Inputs(step, mixture)
+    return mixture
 
 
-def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
+def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
     stopped, and a person must look.
     """
-    mixture = inputs.mixture
+    mixture = inputs
     with Run(config, layout) as run:
         if run.engine.is_first_rank:
             row_order.write(config.run_dir, mixture.facts)
