@@ -9,8 +9,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-MODES: Final = ("pretrain", "sft", "reward")
-
 # A table or setting that one mode alone has; all others are every mode's.
 _MODE_OF: Final = {
     "sft": "sft",

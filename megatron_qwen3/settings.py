@@ -14,7 +14,6 @@ from typing import Final
 
 from megatron_qwen3.fields import REQUIRED, setting, settings_of, tables_of
 from megatron_qwen3.fields import ConfigError as ConfigError
-from megatron_qwen3.modes import MODES
 from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 
 
@@ -22,7 +21,9 @@ from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 class RunConfig:
     """What is run, and where its folder is."""
 
-    mode: str = setting("pretrain", "which training loop runs", choices=MODES)
+    mode: str = setting(
+        "pretrain", "which training loop runs", choices=("pretrain", "sft", "reward")
+    )
     name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
     dir: str = setting("runs", "folder of all runs")
     # torch takes 64 bits, and steps and ranks are added to it

@@ -11,10 +11,11 @@ import pytest
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, changes, describe, load, to_toml, validate
 from megatron_qwen3.fields import settings_of
-from megatron_qwen3.modes import MODES, belongs
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import SETTINGS, TABLES
 from megatron_qwen3.toml import emit
 
+MODES = SETTINGS["run.mode"].rule["choices"]
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["model.preset=tiny-dense", "train.steps=10"]
 SFT = [*TINY, "run.mode=sft"]
