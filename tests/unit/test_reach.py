@@ -52,7 +52,7 @@ def reached(*modules):
     ("modules", "most"),
     [
         (("megatron_qwen3.training.engine",), 5000),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 14300),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 14700),
     ],
 )
 def test_a_reader_meets_few_lines_from(modules, most):
