@@ -55,6 +55,7 @@ class Generator:
         on_token: OnToken | None = None,
         first_row: int = 0,
         samples: int = 1,
+        seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
         """`samples` completions for each prompt, those of one prompt after each other.
 
@@ -62,9 +63,12 @@ class Generator:
         prompt. `max_new_tokens` is one limit, or one for each prompt. Row i, which is sample
         i % samples of prompt i // samples, draws from the random sequence of (sampling.seed,
         first_row + i), whatever else is in the batch; a prompt is read once for all its samples.
+        With `seeds`, one for each prompt, its sample k draws from (its seed, k) instead: what it
+        gets does not depend on where it stands among others.
         `on_token` is called on every rank as tokens come. ValueError for what is out of range.
         """
         limits = _limits(prompts, max_new_tokens, samples)
+        draws = _draws(prompts, samples, seeds)
         if not prompts and not self.data_ranks_share_experts:
             return []
         self.model.synchronize()
@@ -76,7 +80,8 @@ class Generator:
         ]
         completions = [row.completion for row in rows]
         with self.model.groups.current():
-            batch = _Batch(self, prompts, sampling, first_row, max(limits, default=0), samples)
+            room = max(limits, default=0)
+            batch = _Batch(self, prompts, sampling, first_row, room, samples, draws)
             while self._any_rank(not all(row.is_done for row in rows)):
                 rows = batch.without_done(rows)
                 logits_BV = batch.of_all_samples(self._forward(batch))
@@ -153,8 +158,9 @@ class _Batch:
         first_row: int,
         room: int,
         samples: int,
+        draws: Sequence[tuple[int, int]] | None,
     ) -> None:
-        """`room`: tokens expected after a prompt."""
+        """`room`: tokens expected after a prompt; `draws`: a seed and a number for each row."""
         prompts = prompts or [[0]]  # a rank without prompts keeps step with one of no use
         self.generator, self.samples = generator, samples
         self.sampling, device = sampling, generator.device
@@ -169,7 +175,7 @@ class _Batch:
         if generator.chooses:
             rows = [prompt for prompt in prompts for _ in range(samples)]
             vocabulary = generator.config.model.vocab_size
-            self.sampler = Sampler(sampling, rows, first_row, vocabulary, device)
+            self.sampler = Sampler(sampling, rows, first_row, vocabulary, device, draws or None)
 
     def of_all_samples(self, logits_BV: Tensor | None) -> Tensor | None:
         """After the prompts: each one's caches and logits, once for every sample of it."""
@@ -236,6 +242,17 @@ def _limits(
     if any(limit < 0 for limit in limits):
         raise ValueError(f"max_new_tokens = {max_new_tokens}; valid: at least 0")
     return limits
+
+
+def _draws(
+    prompts: Sequence[Sequence[int]], samples: int, seeds: Sequence[int] | None
+) -> list[tuple[int, int]] | None:
+    """Seed and number of each row; None where one seed is for all."""
+    if seeds is None:
+        return None
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; valid: one for each")
+    return [(seed, number) for seed in seeds for number in range(samples)]
 
 
 def _thinking(budget: ThinkingBudget | None, prompt: Sequence[int]) -> Thinking | None:

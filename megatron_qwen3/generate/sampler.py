@@ -29,12 +29,15 @@ class Sampler:
         first_row: int,
         vocabulary: int,
         device: torch.device,
+        draws: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """Row i draws with the number `first_row` + i."""
+        """Row i draws with the seed of `sampling` and the number `first_row` + i, or as `draws`
+        has it: a seed and a number for each row."""
         self.sampling = sampling
         rows = range(first_row, first_row + len(prompts))
+        draws = [(sampling.seed, row) for row in rows] if draws is None else draws
         # Seeded by a text: Python hashes it, so that neighbouring rows have nothing in common.
-        self.randoms = [random.Random(f"{sampling.seed}/{row}") for row in rows]
+        self.randoms = [random.Random(f"{seed}/{number}") for seed, number in draws]
         shape = (len(prompts), vocabulary)
         self.seen_BV = self.written_BV = None
         if sampling.repetition_penalty != 1:

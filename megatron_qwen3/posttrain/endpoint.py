@@ -1,0 +1,224 @@
+"""An endpoint that speaks OpenAI's protocol, as a generator: `Endpoint(address, limits)`.
+
+    with Endpoint("http://localhost:8000/v1#qwen3", Limits(concurrency=32)) as endpoint:
+        for number, answers in endpoint.answers(requests): ...
+
+Nothing of what comes back is taken on trust: replies have a size and a time at most, are JSON of
+the right form or an error, and every error becomes answers that say it, after as many tries as may
+help. Redirections are not followed, because the key would go with them. The key itself stands in an
+environment variable alone; where an error repeats it, it is taken out. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed
+from megatron_qwen3.posttrain.replies import Refused, answers_of, models_of
+from megatron_qwen3.posttrain.wire import Failure, Wire
+
+# Of a request's body, what an endpoint may not know, with what that does to the answers.
+_OPTIONAL = {
+    "top_k": "answers are drawn without top_k",
+    "chat_template_kwargs": "whether to think is left to the endpoint",
+    "thinking_token_budget": "thinking has no budget",
+    "seed": "another run gets other answers",
+    "n": "samples are asked for one by one",
+    "top_p": "answers are drawn without top_p",
+    "temperature": "the endpoint draws at a temperature of its own",
+}
+
+
+class Endpoint:
+    """A generator; `model` is the name that requests ask for."""
+
+    leads = True
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        """`name`: the address, and after # a model's name. ConfigError where it is no address."""
+        address, _, self.model = name.partition("#")
+        self.address = _checked(address)
+        self.limits = limits
+        self.notes: list[str] = []
+        self._left_out: set[str] = set()
+        self._renamed = False  # max_tokens is called max_completion_tokens
+        self._lock = threading.Lock()
+        self._wire = Wire(self.address, limits, _key(limits.key_variable))
+
+    def __enter__(self) -> Self:
+        """ConfigError where the model is not named and the endpoint does not serve one alone."""
+        if not self.model:
+            self.model = self._only_model()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._wire.stop()
+
+    def follow(self) -> None:
+        raise AssertionError("an endpoint has no other ranks")
+
+    def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """(number, answers) as they come; no more requests are read than are under way."""
+        done: queue.Queue[tuple[int, list[Answer]]] = queue.Queue()
+        todo: queue.Queue[tuple[int, Request] | None] = queue.Queue()
+        threads = [
+            threading.Thread(target=self._work, args=(todo, done), daemon=True)
+            for _ in range(self.limits.concurrency)
+        ]
+        under_way = 0
+        try:
+            for numbered in enumerate(requests):
+                if under_way < len(threads):
+                    threads[under_way].start()
+                    under_way += 1
+                else:
+                    yield done.get()
+                todo.put(numbered)
+            for _ in range(under_way):
+                yield done.get()
+        finally:
+            for _ in threads:
+                todo.put(None)
+
+    def _work(
+        self,
+        todo: queue.Queue[tuple[int, Request] | None],
+        done: queue.Queue[tuple[int, list[Answer]]],
+    ) -> None:
+        while (numbered := todo.get()) is not None:
+            number, request = numbered
+            try:
+                answers = self._samples(request)
+            except Exception as error:  # whatever it is, whoever waits is told
+                answers = failed(request, f"{type(error).__name__}: {error}")
+            done.put((number, answers))
+
+    def _samples(self, request: Request) -> list[Answer]:
+        """Samples together where the endpoint gives several, else one after the other."""
+        found: list[Answer] = []
+        while (left := request.samples - len(found)) > 0:
+            try:
+                found += self._several(request, left, request.seed + len(found))[:left]
+            except (Failure, Refused) as error:
+                return found + failed(replace(request, samples=left), str(error))
+        return found
+
+    def _several(self, request: Request, samples: int, seed: int) -> list[Answer]:
+        """At least one answer: endpoints may refuse to give several, in words of their own."""
+        try:
+            return self._ask(request, samples, seed)
+        except Refused:
+            if samples == 1 or "n" in self._left_out:
+                raise
+        answers = self._ask(request, 1, seed)
+        self._forget("n")
+        return answers
+
+    def _ask(self, request: Request, samples: int, seed: int) -> list[Answer]:
+        """At least one answer, or Failure."""
+        while True:
+            body = self._body(request, samples, seed)
+            try:
+                return self._wire.ask("/chat/completions", body, answers_of)
+            except Refused as error:
+                if not self._leave_out(str(error), body):
+                    raise
+
+    def _leave_out(self, message: str, body: dict[str, Any]) -> bool:
+        """Whether the endpoint may take what it refused without what its message names."""
+        with self._lock:
+            if "max_completion_tokens" in message and "max_tokens" in body:
+                self._renamed = True
+                return True
+        named = [name for name in _OPTIONAL if name in body and _names(message, name)]
+        for name in named:
+            self._forget(name)
+        return bool(named)
+
+    def _forget(self, name: str) -> None:
+        """Leave a field out from now on, and say so once."""
+        with self._lock:
+            if name not in self._left_out:
+                self._left_out.add(name)
+                self.notes.append(f"{self.address} does not take {name}: {_OPTIONAL[name]}")
+
+    def _body(self, request: Request, samples: int, seed: int) -> dict[str, Any]:
+        length = "max_completion_tokens" if self._renamed else "max_tokens"
+        body = {
+            "model": self.model,
+            "messages": [dict(message) for message in request.messages],
+            length: request.max_tokens,
+            "seed": seed,
+        }
+        if samples > 1:
+            body["n"] = samples
+        if request.tools:
+            body["tools"] = list(request.tools)
+        if not request.enable_thinking:
+            body["chat_template_kwargs"] = {"enable_thinking": False}
+        if request.thinking_budget is not None:
+            body["thinking_token_budget"] = request.thinking_budget
+        body |= request.given()
+        with self._lock:
+            return {name: value for name, value in body.items() if name not in self._left_out}
+
+    def _only_model(self) -> str:
+        try:
+            names = self._wire.ask("/models", None, models_of)
+        except (Failure, Refused) as error:
+            raise ConfigError(
+                f"{self.address}: which models it serves is not to be known ({error}); name one, "
+                f"as {self.address}#MODEL"
+            ) from None
+        if len(names) != 1:
+            listed = ", ".join(names[:20]) or "none"
+            raise ConfigError(
+                f"{self.address} serves {len(names)} models ({listed}); name one, as "
+                f"{self.address}#MODEL"
+            )
+        return str(names[0])
+
+
+def _names(message: str, name: str) -> bool:
+    """Whether an error names a field; one letter is named only where it stands in quotes."""
+    if len(name) > 1:
+        return name in message
+    return any(f"{quote}{name}{quote}" in message for quote in "'\"`")
+
+
+def _key(variable: str) -> str:
+    """ConfigError where it holds what no header can, which would be repeated in an error."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {variable} has characters that no key has")
+    return key
+
+
+def _checked(address: str) -> str:
+    """The address without a slash at its end. ConfigError, which does not repeat a password."""
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"an endpoint's address makes no sense ({error})") from None
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise ConfigError(
+            f"the address of {host} has a user, a password or a query in it; a key belongs into "
+            "an environment variable (OPENAI_API_KEY)"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(f"{address} is no address of an endpoint; valid: http(s)://HOST/v1")
+    return address.rstrip("/")

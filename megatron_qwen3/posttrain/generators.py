@@ -1,0 +1,187 @@
+"""Who answers: a model of ours, or any endpoint that speaks OpenAI's protocol, behind one call.
+
+    with open_generator("runs/post_2_reasoning") as generator:          # a run, checkpoint, folder
+        for number, answers in generator.answers(requests):             # as they finish
+            ...
+    open_generator("http://localhost:8000/v1")                          # the model that is served
+    open_generator("https://api.example.com/v1#qwen3-32b")              # one of several
+
+A request that fails, after all retries, has answers that say why: whoever works through many goes
+on, and asks again later. Endpoints are strangers: their texts are to be shown by `shown`, and what
+they answer is nothing to rely on. The key of an endpoint stands in an environment variable.
+
+Under a launcher with several ranks, those of a model of ours other than the first do nothing but
+their share: `if not generator.leads: generator.follow()`, and then leave the block.
+
+Nothing here imports torch; a model of ours does when it is opened (`own_generator.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from megatron_qwen3.chat import EMPTY_THINKING, split_thinking
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.settings import setting
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation to go on with, and how. ConfigError where a value is out of range.
+
+    samples            answers, drawn with the same settings
+    enable_thinking    False: the answer begins after an empty think block
+    thinking_budget    tokens of thinking at most; None is no limit of its own
+    temperature, …     None: Qwen3's own for the mode, at an endpoint what it takes by itself
+    max_tokens         of an answer, thinking included
+    seed               sample k draws from (seed, k), wherever else the request stands
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    samples: int = 1
+    enable_thinking: bool = True
+    thinking_budget: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; valid: at least 1")
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise ConfigError(f"thinking_budget = {self.thinking_budget}; valid: at least 0")
+        Sampling(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """What is said of sampling."""
+        said = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sample.
+
+    text: as the model wrote it, with its think block; from an endpoint that hands thinking over
+    apart, put together as the model would write it. finish: "stop", or "length" where the limit cut
+    it, or "error", with the reason in `error` and nothing in `text`. ids: the tokens of the text,
+    the stop token included, where the generator tells them.
+    """
+
+    text: str
+    finish: Literal["stop", "length", "error"]
+    ids: tuple[int, ...] | None = None
+    error: str = ""
+
+    @property
+    def thinking(self) -> str:
+        return split_thinking(self.text)[0]
+
+    @property
+    def content(self) -> str:
+        """What comes after the thinking; "" where thinking was cut off."""
+        return split_thinking(self.text)[1]
+
+
+def failed(request: Request, reason: str) -> list[Answer]:
+    """The answers of a request that has none."""
+    return [Answer("", "error", None, reason)] * request.samples
+
+
+def written(thinking: str, content: str, is_closed: bool = True) -> str:
+    """The text of an answer whose thinking came apart, as Qwen3 writes it.
+
+    is_closed: False where the limit of tokens cut the thinking.
+    """
+    if not thinking:
+        return content
+    if not is_closed and not content:
+        return f"<think>\n{thinking}"
+    opening, closing = EMPTY_THINKING.split("\n\n", 1)
+    inner = thinking.strip("\n")
+    return f"{opening}\n{inner}\n{closing}{content}"
+
+
+class AnyGenerator(Protocol):
+    """What `open_generator` gives: to be entered, asked, and left.
+
+    leads: whether this rank is the one that asks. notes: what a person should know, such as a
+    setting that an endpoint does not take.
+    """
+
+    leads: bool
+    notes: list[str]
+
+    def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """(number of the request, its `samples` answers), as they finish, in any order."""
+
+    def follow(self) -> None:
+        """The other ranks' share, until the first one leaves."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an endpoint is asked for at a time, and how long it is waited for."""
+
+    concurrency: int = setting(16, "requests that wait for answers at a time", at_least=1)
+    tries: int = setting(6, "times that a request is sent before it counts as failed", at_least=1)
+    seconds: float = setting(600.0, "that an answer may take, each time", above=0)
+    first_wait: float = setting(
+        1.0, "seconds before the second try; then twice as long", at_least=0
+    )
+    longest_wait: float = setting(60.0, "seconds between two tries, at most", at_least=0)
+    per_minute: float = setting(0.0, "requests a minute, at most; 0 is any number", at_least=0)
+    most_bytes: int = setting(32 << 20, "of a reply; a longer one is refused", at_least=1)
+    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the key")
+
+    def __post_init__(self) -> None:
+        for row in fields(self):
+            value, rule = getattr(self, row.name), row.metadata
+            if "at_least" in rule and not rule["at_least"] <= value < math.inf:
+                raise ConfigError(f"{row.name} = {value}; valid: at least {rule['at_least']}")
+            if "above" in rule and not rule["above"] < value < math.inf:
+                raise ConfigError(f"{row.name} = {value}; valid: above {rule['above']}")
+
+
+@dataclass(frozen=True)
+class Local:
+    """How a model of ours is run: rows of a batch, and settings such as parallel.tensor=2."""
+
+    rows: int = 64
+    settings: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ConfigError(f"rows = {self.rows}; valid: at least 1")
+
+
+def open_generator(
+    name: str, limits: Limits | None = None, local: Local | None = None
+) -> AbstractContextManager[AnyGenerator]:
+    """A generator by its name: an address ending in /v1, maybe with #MODEL, else a model's folder.
+
+    ConfigError, at once or on entering, where there is none of that name or several models are
+    served. A folder is a run of ours, a checkpoint, or one of Hugging Face's format.
+    """
+    if "://" in name:
+        from megatron_qwen3.posttrain.endpoint import Endpoint
+
+        return Endpoint(name, limits or Limits())
+    if not Path(name).is_dir():
+        raise ConfigError(
+            f"{name} is neither a folder with a model nor an address such as "
+            "http://localhost:8000/v1"
+        )
+    from megatron_qwen3.posttrain.own_generator import OwnGenerator
+
+    return OwnGenerator(Path(name), local or Local())

@@ -1,0 +1,185 @@
+"""A model of ours as a generator: its prompts are read once for all their samples.
+
+    with OwnGenerator(Path("runs/post_2_reasoning"), Local(rows=64)) as generator: ...
+
+The first rank asks and gets the answers. The others `follow`: whatever it generates, they do their
+share of, in any layout. What a request is answered with depends on its own seed, not on the
+requests beside it. torch is imported on entering.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.chat import ChatError, ChatTokenizer, thinks
+from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
+from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed
+
+if TYPE_CHECKING:
+    from megatron_qwen3.generate.completion import Completion
+
+_BATCHES_READ = 8  # at a time, so that neighbours of a batch are about equally long
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all ranks do at once: one pass over prompts that are sampled alike."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Sequence[int]
+    seeds: Sequence[int]
+    sampling: Sampling
+    samples: int
+    budget: int | None
+
+
+class OwnGenerator:
+    """A generator; ConfigError where the folder has no model, or the layout does not fit."""
+
+    def __init__(self, path: Path, local: Local) -> None:
+        launcher.check()
+        self.notes: list[str] = []
+        self.leads = launcher.rank() == 0
+        self._rows, self._source = local.rows, Source(path)
+        world_size = launcher.world_size()
+        # Followers wait for as long as the first rank is busy with other things.
+        overrides = ["guard.hang_seconds=0", *local.settings]
+        self._config = self._source.config(overrides, world_size)
+        check_world_size(self._config, world_size)
+        self._tokenizer = tokenizer_of(self._config)
+        self._chat = ChatTokenizer(self._tokenizer)
+        self._ends = stop_ids(self._source, self._config, self._tokenizer)
+
+    def __enter__(self) -> Self:
+        if self._config.run.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        warnings.filterwarnings("ignore", module=r"torch|megatron")
+        from megatron_qwen3.generate.engine import Generator
+        from megatron_qwen3.parallel import runtime
+
+        layout = runtime.start(self._config)
+        self._generator = Generator(load(self._source, self._config, layout))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from megatron_qwen3.parallel import runtime
+
+        if self.leads and kind is None:
+            self._tell(None)
+        runtime.stop()
+
+    def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """(number, answers), batch by batch; requests of the next batches are read ahead."""
+        numbered = enumerate(requests)
+        while part := list(islice(numbered, _BATCHES_READ * self._rows)):
+            encoded: list[tuple[int, Request, list[int]]] = []
+            for number, request in part:
+                try:
+                    encoded.append((number, request, self._encoded(request)))
+                except ChatError as error:
+                    yield number, failed(request, str(error))
+            for batch in self._batches(encoded):
+                yield from self._answered(batch)
+
+    def follow(self) -> None:
+        """Share in what the first rank generates, until it leaves."""
+        while (task := self._tell(None)) is not None:
+            self._complete(task)
+
+    def _encoded(self, request: Request) -> list[int]:
+        return self._chat.encode_prompt(
+            request.messages, request.tools, enable_thinking=request.enable_thinking
+        )
+
+    def _batches(
+        self, encoded: list[tuple[int, Request, list[int]]]
+    ) -> Iterator[list[tuple[int, Request, list[int]]]]:
+        """Requests that one pass can answer, short ones together."""
+        encoded.sort(key=lambda row: (repr(_alike(row[1])), len(row[2]), row[0]))
+        for _, group in groupby(encoded, key=lambda row: _alike(row[1])):
+            alike = list(group)
+            size = max(1, self._rows // alike[0][1].samples)
+            for start in range(0, len(alike), size):
+                yield alike[start : start + size]
+
+    def _answered(
+        self, batch: list[tuple[int, Request, list[int]]]
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        sampling, samples, budget = _alike(batch[0][1])
+        task = _Task(
+            [prompt for _, _, prompt in batch],
+            [request.max_tokens for _, request, _ in batch],
+            [request.seed for _, request, _ in batch],
+            sampling,
+            samples,
+            budget,
+        )
+        self._tell(task)
+        answers = [self._answer(completion) for completion in self._complete(task)]
+        for place, (number, _, _) in enumerate(batch):
+            yield number, answers[place * samples : (place + 1) * samples]
+
+    def _tell(self, task: _Task | None) -> _Task | None:
+        """The first rank's task, on every rank."""
+        import torch.distributed as dist
+
+        told: list[Any] = [task]
+        if launcher.world_size() > 1:
+            dist.broadcast_object_list(told, src=0)
+        found: _Task | None = told[0]
+        return found
+
+    def _complete(self, task: _Task) -> list[Completion]:
+        """The completions of all prompts, on every rank; data ranks share the prompts."""
+        import torch.distributed as dist
+
+        generator, budget = self._generator, None
+        share = -(-len(task.prompts) // generator.layout.data)
+        start = generator.model.data_rank * share
+        mine = slice(start, start + share)
+        if task.budget is not None:
+            budget = ThinkingBudget.of(self._tokenizer, task.budget)
+        made = generator.generate(
+            task.prompts[mine],
+            task.sampling,
+            task.limits[mine],
+            self._ends,
+            budget,
+            samples=task.samples,
+            seeds=task.seeds[mine],
+        )
+        gathered: list[Any] = [None] * generator.layout.data
+        dist.all_gather_object(gathered, made, group=generator.model.groups.ranks.dp)
+        return [completion for completions in gathered for completion in completions]
+
+    def _answer(self, completion: Completion) -> Answer:
+        """Its text without the token that ended it; other control tokens stand in it as text."""
+        tokens = completion.tokens
+        is_whole = completion.finish_reason == "stop"
+        text = self._tokenizer.decode(
+            tokens[:-1] if is_whole else tokens, skip_special_tokens=False
+        )
+        return Answer(text, "stop" if is_whole else "length", tuple(tokens))
+
+
+def _alike(request: Request) -> tuple[Sampling, int, int | None]:
+    """What requests of one pass have in common: sampling without its seed, samples, budget."""
+    thinking = thinks(request.messages, request.enable_thinking)
+    sampling = replace(THINKING if thinking else NOT_THINKING, **request.given())
+    return sampling, request.samples, request.thinking_budget

@@ -1,0 +1,205 @@
+"""One request over HTTP, tried as often as may help: `Wire(address, limits, key).ask(…)`.
+
+A time-out is of the whole exchange: who sends a byte a minute is cut off, too. Tried again are
+connections that fail, time-outs, 408, 409, 425, 429 and 5xx, and replies that make no sense; other
+statuses are refusals. Between tries it waits twice as long each time, or as long as the endpoint's
+Retry-After says. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import random
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.replies import Malformed, Refused, error_text, parsed
+
+_T = TypeVar("_T")
+_AGAIN = (408, 409, 425, 429)
+_PIECE_BYTES = 1 << 16
+_ERROR_BYTES = 1 << 16  # of the page that comes with a status that is none
+
+
+class Failure(Exception):
+    """A request had no answer after all tries; the text is the reason of the last."""
+
+
+class _Transient(Exception):
+    """What may go away by itself. wait: seconds that the endpoint asks for."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections that can be cut from outside: `request.cut()`."""
+
+    def http_open(self, request: Any) -> Any:
+        return self.do_open(functools.partial(request.opened, http.client.HTTPConnection), request)
+
+    def https_open(self, request: Any) -> Any:
+        secure = functools.partial(http.client.HTTPSConnection, context=self.certificates)
+        return self.do_open(functools.partial(request.opened, secure), request)
+
+    @functools.cached_property
+    def certificates(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+class _Exchange(urllib.request.Request):
+    """A request that knows its connection."""
+
+    connection: http.client.HTTPConnection | None = None
+
+    def opened(
+        self, kind: Callable[..., http.client.HTTPConnection], host: str, **more: Any
+    ) -> http.client.HTTPConnection:
+        self.connection = kind(host, **more)
+        return self.connection
+
+    def cut(self) -> None:
+        """End the exchange, in whichever thread it is."""
+        socket = self.connection.sock if self.connection else None
+        if socket is not None:
+            try:
+                socket.shutdown(2)
+            except (OSError, ValueError):
+                return  # it has ended already
+
+
+class _NoRedirections(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Wire:
+    """Requests to one address; any thread may ask."""
+
+    def __init__(self, address: str, limits: Limits, key: str) -> None:
+        self._address, self._limits, self._key = address, limits, key
+        self._opener = urllib.request.build_opener(_Handler, _NoRedirections)
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._next_time = 0.0
+        self._under_way: set[_Exchange] = set()
+
+    def stop(self) -> None:
+        """Nothing is waited for any more."""
+        self._stopped.set()
+        with self._lock:
+            for exchange in self._under_way:
+                exchange.cut()
+
+    def ask(self, path: str, body: dict[str, Any] | None, take: Callable[[Any], _T]) -> _T:
+        """What `take` makes of the reply to a POST of `body`, or a GET where it is None.
+
+        Failure after the last try, Refused where trying again is of no use.
+        """
+        waits = random.Random(json.dumps(body, sort_keys=True, default=str))
+        for number in range(self._limits.tries):
+            try:
+                return take(parsed(self._exchange(path, body)))
+            except (_Transient, Malformed) as error:
+                reason, asked = self._without_key(str(error)), getattr(error, "wait", 0.0)
+            except Refused as error:
+                raise Refused(self._without_key(str(error))) from None
+            if number + 1 < self._limits.tries:
+                doubled = self._limits.first_wait * 2**number * waits.uniform(0.75, 1.25)
+                if self._stopped.wait(min(max(doubled, asked), self._limits.longest_wait)):
+                    raise Failure("stopped")
+        tries = f" ({self._limits.tries} tries)" if self._limits.tries > 1 else ""
+        raise Failure(reason + tries)
+
+    def _exchange(self, path: str, body: dict[str, Any] | None) -> bytes:
+        self._await_turn()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        data = None if body is None else json.dumps(body).encode()
+        exchange = _Exchange(self._address + path, data, headers)
+        timer = threading.Timer(self._limits.seconds, exchange.cut)
+        timer.daemon = True
+        deadline = time.monotonic() + self._limits.seconds
+        with self._lock:
+            self._under_way.add(exchange)
+        try:
+            timer.start()
+            return self._reply(exchange, deadline)
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._under_way.discard(exchange)
+
+    def _reply(self, exchange: _Exchange, deadline: float) -> bytes:
+        try:
+            with self._opener.open(exchange, timeout=self._limits.seconds) as response:
+                return self._read(response, deadline)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._status(error) from None
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            # http.client fails in ways of its own where its socket is closed meanwhile.
+            if time.monotonic() >= deadline or isinstance(error, TimeoutError):
+                raise _Transient(f"no reply within {self._limits.seconds:g} s") from None
+            reason = getattr(error, "reason", None) or error
+            raise _Transient(f"{type(reason).__name__}: {reason}") from None
+
+    def _read(self, response: Any, deadline: float) -> bytes:
+        """The whole body, no longer than it may be and in time."""
+        most, body = self._limits.most_bytes, bytearray()
+        while piece := response.read1(_PIECE_BYTES):
+            body += piece
+            if len(body) > most:
+                raise Refused(f"the reply has more than {most:,} bytes")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        missing = response.length
+        if missing:
+            raise _Transient(f"the connection was cut {missing:,} bytes before the reply's end")
+        return bytes(body)
+
+    def _status(self, error: urllib.error.HTTPError) -> Exception:
+        """What a status that is no success means for the request."""
+        try:
+            page = error.read1(_ERROR_BYTES) if error.fp else b""
+        except (OSError, http.client.HTTPException, ValueError):
+            page = b""
+        try:
+            text = error_text(parsed(page)) if page else ""
+        except Malformed:
+            text = page[:200].decode("utf-8", "replace")
+        reason = f"status {error.code}: {text or error.reason}"
+        if error.code in _AGAIN or error.code >= 500:
+            return _Transient(reason, _seconds(error.headers.get("Retry-After", "")))
+        if 300 <= error.code < 400:
+            where = error.headers.get("Location", "nowhere")
+            return Refused(f"status {error.code}: sends on to {where}; give that address, if meant")
+        return Refused(reason)
+
+    def _await_turn(self) -> None:
+        """Wait until one more request is within the limit of each minute."""
+        if not self._limits.per_minute:
+            return
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next_time)
+            self._next_time = at + 60 / self._limits.per_minute
+        self._stopped.wait(at - now)
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _seconds(text: str) -> float:
+    """A Retry-After of seconds; 0 for a date or anything else."""
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0.0
