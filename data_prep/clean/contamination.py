@@ -1,182 +1,32 @@
 """Passages of evaluation sets within documents: such documents are dropped, and all hits reported.
 
-A passage is a run of 13 units (Brown et al. 2020, appendix C), 26 in items written without spaces.
-Units leave out case, punctuation and spacing, so a question is found however it was typeset, and
-whatever tokenizer comes later. With a tokenizer, runs of 13 of its tokens count instead: exact to
-the character, and blind to a changed capital letter or blank.
-
     sets = EvaluationSets(settings)
     sets(document)       # "contaminated" or None; the hits are in document.metadata["_hits"]
+
+`data_prep/passages.py` says what a passage is.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
-import numpy as np
-import numpy.typing as npt
 from datatrove.data import Document
 
-from data_prep import documents
 from data_prep.clean.settings import CleanSettings
-from data_prep.lines import DamagedFile, blocks
-from data_prep.parquet import LongRow, Table
-from data_prep.units import Hashes, mix, shingles, split
-from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import shown
-
-_LONGEST_ITEM_BYTES = 1 << 26
-_MOST_ITEMS_REPORTED = 20  # of one document
-
-
-class Item(NamedTuple):
-    """A record of an evaluation set: its file, and its line from 1."""
-
-    file: str
-    line: int
-
-
-class Index(NamedTuple):
-    """Passages of one length. hashes: uint64 [N], ascending; items: int64 [N], which it is of."""
-
-    size: int
-    hashes: Hashes
-    items: npt.NDArray[np.int64]
+from data_prep.passages import Passages
 
 
 class EvaluationSets:
     """All passages of the evaluation files, read at the first document of each process."""
 
     def __init__(self, settings: CleanSettings) -> None:
-        self._settings = settings
+        self.passages = Passages(
+            settings.evaluation, settings.contamination_run, settings.tokenizer
+        )
 
     def __call__(self, document: Document) -> str | None:
-        hits = self._hits(document)
+        hits = self.passages.hits(document.text, document.metadata.get("_units"))
         if not hits:
             return None
         document.metadata["_hits"] = [
             {"document": document.id, "file": document.metadata["file"], **hit} for hit in hits
         ]
         return "contaminated"
-
-    def _hits(self, document: Document) -> list[dict[str, Any]]:
-        """The items whose passages the document has, those with most passages first."""
-        units = self._units(document.text, document.metadata.get("_units"))
-        found: list[npt.NDArray[np.int64]] = []
-        for index in self._indices:
-            runs = np.unique(shingles(units, index.size)) if len(units) >= index.size else units[:0]
-            first = np.searchsorted(index.hashes, runs, "left")
-            past = np.searchsorted(index.hashes, runs, "right")
-            hits = np.flatnonzero(first < past)
-            found += [index.items[first[k] : past[k]] for k in hits]
-        if not found:
-            return []
-        items, counts = np.unique(np.concatenate(found), return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:_MOST_ITEMS_REPORTED].tolist()
-        return [
-            {"item": f"{item.file}:{item.line}", "passages": int(counts[k])}
-            for k in order
-            for item in [self.items[items[k]]]
-        ]
-
-    @cached_property
-    def items(self) -> list[Item]:
-        return [item for item, _ in self._records]
-
-    @cached_property
-    def _records(self) -> list[tuple[Item, list[str]]]:
-        return [record for file in self._settings.evaluation for record in _read(file)]
-
-    @cached_property
-    def _indices(self) -> list[Index]:
-        runs: dict[int, list[Hashes]] = {}
-        owners: dict[int, list[npt.NDArray[np.int64]]] = {}
-        for number, (_, texts) in enumerate(self._records):
-            for text in texts:
-                units, size = self._units(text), self._size(text)
-                if len(units) >= size:
-                    passages = np.unique(shingles(units, size))
-                    runs.setdefault(size, []).append(passages)
-                    owners.setdefault(size, []).append(np.full(len(passages), number))
-        return [_index(size, runs[size], owners[size]) for size in sorted(runs)]
-
-    def _size(self, text: str) -> int:
-        run = self._settings.contamination_run
-        return 2 * run if not self._tokenizer and split(text).without_spaces else run
-
-    def _units(self, text: str, known: Any = None) -> Hashes:
-        if self._tokenizer:
-            ids = self._tokenizer.encode_document(text)[:-1]  # the last ends the document
-            return mix(np.asarray(ids, np.uint64) + np.uint64(1))
-        return (known or split(text)).hashes
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from data_prep.tokenizer import DocumentTokenizer
-
-        return DocumentTokenizer(self._settings.tokenizer) if self._settings.tokenizer else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_settings": self._settings}
-
-
-def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -> Index:
-    hashes, items = np.concatenate(runs), np.concatenate(owners)
-    order = np.argsort(hashes, kind="stable")
-    return Index(size, hashes[order], items[order])
-
-
-def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
-    """The texts of each record; ConfigError where the file is not whole: it must be."""
-    done = 0
-    try:
-        for number, record in enumerate(_records(file), 1):
-            if record is not None:
-                yield Item(file, number), list(_texts(record))
-                done = number
-    except (DamagedFile, LongRow, ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"evaluation set {shown(file)}, line {done + 1}: {why}") from None
-
-
-def _records(file: str) -> Iterator[Any]:
-    """The rows of Parquet, the lines of JSONL, None for a blank one, or the whole of a text."""
-    if file.endswith(documents.PARQUET):
-        with Table(file, _LONGEST_ITEM_BYTES) as table:
-            for rows in table.rows(table.texts()):
-                yield from rows
-    elif file.endswith(documents.SUFFIXES):
-        for lines, _ in blocks(file, 0, os.path.getsize(file), _LONGEST_ITEM_BYTES):
-            for line in lines:
-                yield _decoded(line) if line.strip() else None
-    else:
-        yield Path(file).read_text(encoding="utf-8")
-
-
-def _decoded(line: bytes) -> Any:
-    if len(line) > _LONGEST_ITEM_BYTES:
-        raise ValueError(f"over {_LONGEST_ITEM_BYTES >> 20} MiB")
-    try:
-        return msgspec.json.decode(line)
-    except msgspec.DecodeError:
-        return json.loads(line)  # takes NaN besides, as Python writes it
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings within a record, however deep."""
-    if isinstance(value, Exception):
-        raise value
-    if isinstance(value, str):
-        yield value.encode("utf-8", "replace").decode()
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
