@@ -38,13 +38,14 @@ _OPTIONAL = {
 
 
 class Endpoint:
-    """A generator; `model` is the name that requests ask for."""
+    """A generator; `model` and `label`: the name that requests ask for."""
 
     leads = True
 
     def __init__(self, name: str, limits: Limits) -> None:
         """`name`: the address, and after # a model's name. ConfigError where it is no address."""
-        address, _, self.model = name.partition("#")
+        address, _, model = name.partition("#")
+        self.label = self.model = model
         self.address = _checked(address)
         self.limits = limits
         self.notes: list[str] = []
@@ -56,7 +57,7 @@ class Endpoint:
     def __enter__(self) -> Self:
         """ConfigError where the model is not named and the endpoint does not serve one alone."""
         if not self.model:
-            self.model = self._only_model()
+            self.label = self.model = self._only_model()
         return self
 
     def __exit__(

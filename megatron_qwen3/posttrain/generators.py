@@ -18,16 +18,16 @@ Nothing here imports torch; a model of ours does when it is opened (`own_generat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from megatron_qwen3.chat import EMPTY_THINKING, split_thinking
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.posttrain import options
 from megatron_qwen3.settings import setting
 
 
@@ -115,10 +115,11 @@ def written(thinking: str, content: str, is_closed: bool = True) -> str:
 class AnyGenerator(Protocol):
     """What `open_generator` gives: to be entered, asked, and left.
 
-    leads: whether this rank is the one that asks. notes: what a person should know, such as a
-    setting that an endpoint does not take.
+    label: which model it is, wherever that runs. leads: whether this rank is the one that asks.
+    notes: what a person should know, such as a setting that an endpoint does not take.
     """
 
+    label: str
     leads: bool
     notes: list[str]
 
@@ -145,24 +146,20 @@ class Limits:
     key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the key")
 
     def __post_init__(self) -> None:
-        for row in fields(self):
-            value, rule = getattr(self, row.name), row.metadata
-            if "at_least" in rule and not rule["at_least"] <= value < math.inf:
-                raise ConfigError(f"{row.name} = {value}; valid: at least {rule['at_least']}")
-            if "above" in rule and not rule["above"] < value < math.inf:
-                raise ConfigError(f"{row.name} = {value}; valid: above {rule['above']}")
+        options.check(self)
 
 
 @dataclass(frozen=True)
 class Local:
-    """How a model of ours is run: rows of a batch, and settings such as parallel.tensor=2."""
+    """How a model of ours is run."""
 
-    rows: int = 64
-    settings: Sequence[str] = ()
+    rows: int = setting(64, "answers that a model of ours writes at a time", at_least=1)
+    local: tuple[str, ...] = setting(
+        (), "settings of a model of ours, such as parallel.tensor=2", metavar="KEY=VALUE"
+    )
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ConfigError(f"rows = {self.rows}; valid: at least 1")
+        options.check(self)
 
 
 def open_generator(

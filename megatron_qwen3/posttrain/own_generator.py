@@ -49,12 +49,12 @@ class OwnGenerator:
 
     def __init__(self, path: Path, local: Local) -> None:
         launcher.check()
-        self.notes: list[str] = []
+        self.label, self.notes = str(path), list[str]()
         self.leads = launcher.rank() == 0
         self._rows, self._source = local.rows, Source(path)
         world_size = launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
-        overrides = ["guard.hang_seconds=0", *local.settings]
+        overrides = ["guard.hang_seconds=0", *local.local]
         self._config = self._source.config(overrides, world_size)
         check_world_size(self._config, world_size)
         self._tokenizer = tokenizer_of(self._config)

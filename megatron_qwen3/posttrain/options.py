@@ -1,0 +1,72 @@
+"""Tables of settings as options of a command: each is named, described and bounded in one place.
+
+    options.add(parser, CandidateSettings, "candidates")      # --samples, --temperature, …
+    settings = options.taken(CandidateSettings, parser.parse_args())
+
+A table is a frozen dataclass whose fields are made by `setting`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from megatron_qwen3.settings import REQUIRED, ConfigError
+
+_Table = TypeVar("_Table")
+
+
+def add(parser: argparse.ArgumentParser, table: type, title: str) -> None:
+    """One option for each setting of the table, under a heading of the help."""
+    group = parser.add_argument_group(title)
+    kinds = get_type_hints(table)
+    for row in fields(table):
+        option, kind = f"--{row.name.replace('_', '-')}", kinds[row.name]
+        text = row.metadata["help"].replace("%", "%%")
+        more: dict[str, Any] = {"default": row.default}
+        if row.default is REQUIRED:
+            more = {"required": True}
+        elif row.default not in ("", ()):
+            text += " (%(default)s)"
+        if kind is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, help=text, **more)
+        elif get_origin(kind) is tuple:
+            more |= {"nargs": "+", "type": get_args(kind)[0]}
+            group.add_argument(option, help=text, metavar=_metavar(row), **more)
+        else:
+            more |= {"type": kind, "choices": row.metadata.get("choices")}
+            metavar = None if more["choices"] else _metavar(row)
+            group.add_argument(option, help=text, metavar=metavar, **more)
+
+
+def taken(table: type[_Table], given: argparse.Namespace) -> _Table:
+    """The settings of the table that were given. ConfigError where one is out of range."""
+    values = {row.name: getattr(given, row.name) for row in fields(table)}  # type: ignore[arg-type]
+    named = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return table(**named)
+
+
+def check(settings: Any) -> None:
+    """ConfigError where a setting breaks its rule; a table calls it when it is made."""
+    for fault in _faults(settings):
+        raise ConfigError(fault)
+
+
+def _faults(settings: Any) -> Iterator[str]:
+    for row in fields(settings):
+        value, rule = getattr(settings, row.name), row.metadata
+        if "choices" in rule and value not in rule["choices"]:
+            yield f"{row.name} = {value}; valid: {', '.join(rule['choices'])}"
+        if "at_least" in rule and not rule["at_least"] <= value < math.inf:
+            yield f"{row.name} = {value}; valid: at least {rule['at_least']:g}"
+        if "above" in rule and not rule["above"] < value < math.inf:
+            yield f"{row.name} = {value}; valid: above {rule['above']:g}"
+        if "at_most" in rule and not value <= rule["at_most"]:
+            yield f"{row.name} = {value}; valid: at most {rule['at_most']:g}"
+
+
+def _metavar(row: Any) -> str:
+    return str(row.metadata.get("metavar", "X"))
