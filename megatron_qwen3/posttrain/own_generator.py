@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron_qwen3 import launcher
-from megatron_qwen3.chat import ChatError, ChatTokenizer, thinks
+from megatron_qwen3.chat import ChatTokenizer, thinks
+from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
