@@ -26,9 +26,9 @@ from typing import Any, Literal, Protocol
 
 from megatron_qwen3.chat import EMPTY_THINKING, split_thinking
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.posttrain import options
-from megatron_qwen3.settings import setting
 
 
 @dataclass(frozen=True)

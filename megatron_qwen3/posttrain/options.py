@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from megatron_qwen3.settings import REQUIRED, ConfigError
+from megatron_qwen3.fields import REQUIRED, ConfigError
 
 _Table = TypeVar("_Table")
 
