@@ -148,30 +148,34 @@ def _count(text: str, unit: str) -> int:
 
 def sentences(text: str) -> int:
     """How many sentences a text has, by what ends them; a rest without an end is one, too."""
-    ends = [match for match in _SENTENCE_END.finditer(text) if not _is_short_form(text, match)]
+    ends = [match for match in _SENTENCE_END.finditer(text) if not _is_within(text, match)]
     rest = text[ends[-1].end() :] if ends else text
     return len(ends) + bool(re.search(r"\w", rest))
 
 
-_SHORT_FORMS = (
-    "mr mrs ms dr prof st sr jr vs etc e.g i.e cf fig no vol inc ltd co corp dept gen col lt sgt "
-    "capt rev hon approx est jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k p.s a.m p.m "
-    "ph.d b.a m.a b.sc m.sc"
-)
+# Short forms that a full stop belongs to: always, before a number, but not before a capital.
+_ALWAYS = "mr mrs ms dr prof st vs e.g i.e cf dept gen lt sgt capt rev hon approx b.a m.a b.sc m.sc"
+_BEFORE_NUMBERS = "no fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec"
+_BUT_BEFORE_CAPITALS = "etc inc ltd co corp jr sr u.s u.k a.m p.m ph.d"
 
 
-def _is_short_form(text: str, end: re.Match[str]) -> bool:
-    """Whether a full stop belongs to a word: `Dr. Who`, `J. Doe`, `1. first`."""
-    if end.group()[0] != "." or end.group().startswith(".."):
+def _is_within(text: str, end: re.Match[str]) -> bool:
+    """Whether the sentence goes on: `Dr. Who`, `J. Doe`, `1. first`, `Well... no`."""
+    rest = text[end.end() :].lstrip()
+    if rest[:1].islower() and (end.group().startswith("..") or end.group()[-1] in "\"'”’"):
+        return True  # "Why?" he said
+    if end.group()[0] != "." or end.group().startswith("..") or not rest:
         return False
     before = re.search(r"(?:^|[\s(\"'“])([^\s(\"'“]+)$", text[: end.start()][-30:])
     word = before.group(1) if before else ""
-    goes_on = bool(text[end.end() :].strip())
-    is_number_of_a_list = word.isdecimal() and bool(
-        re.search(r"(?:^|\n)\s*$", text[: end.start() - len(word)])
-    )
+    if word.isdecimal():  # the number of an item of a list
+        return bool(re.search(r"(?:^|\n)\s*$", text[: end.start() - len(word)]))
     is_initial = len(word) == 1 and word.isupper() and word != "I"
-    return goes_on and (word.lower() in _SHORT_FORMS.split() or is_initial or is_number_of_a_list)
+    return is_initial or (
+        word.lower() in _ALWAYS.split()
+        or (word.lower() in _BEFORE_NUMBERS.split() and rest[0].isdecimal())
+        or (word.lower() in _BUT_BEFORE_CAPITALS.split() and not rest[0].isupper())
+    )
 
 
 def language(answer: str, *, language: str) -> str:
