@@ -242,8 +242,13 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
     home, unseen = school
     more = [
         *dialog_sets.settings({"name": "school", "path": str(home / "set")}, length=128, batch=8),
-        *("model.preset=tiny-dense", "model.vocab_size=384", f"data.tokenizer={home}/tokenizer"),
-        *("train.steps=120", "optim.lr=4e-3", "optim.min_lr=4e-3", "optim.warmup_steps=10"),
+        *(
+            "model.preset=tiny-dense",
+            "model.num_layers=2",
+            "model.vocab_size=384",
+            f"data.tokenizer={home}/tokenizer",
+        ),
+        *("train.steps=100", "optim.lr=4e-3", "optim.min_lr=4e-3", "optim.warmup_steps=10"),
         *("sft.held_out=0.1", f"run.dir={tmp_path}", "run.name=run"),
     ]
     assert run_ranks(run, 1, more) == [0]
@@ -266,4 +271,4 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
         made = answer["completion"]
         assert made["finish_reason"] == "stop", made["text"]
         assert bool(made["thinking"]) == (answer["flag"] == "/think"), made["text"]
-    assert folders.step_of(folders.newest(tmp_path / "run")) == 120
+    assert folders.step_of(folders.newest(tmp_path / "run")) == 100
