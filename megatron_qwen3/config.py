@@ -76,6 +76,7 @@ def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         values |= _read_override(override)
     values = _preset_values(values.get("model.preset", "")) | values
+    values = {"model.head": modes.head_of(values.get("run.mode", ""))} | values
     here = values.get("run.dir", SETTINGS["run.dir"].default)
     for name in _PATHS & set(values):
         values[name] = values[name].replace("{dir}", here)

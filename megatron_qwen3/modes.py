@@ -2,6 +2,7 @@
 
     belongs("sft.loss", "pretrain")          # False
     faults("sft", ["data.curriculum"])       # one line, with the way out
+    head_of("reward")                        # "scalar"
 
 `config.load` asks of everything that files and the command line set. No torch here.
 """
@@ -27,6 +28,11 @@ _INSTEAD: Final = {
     "data.held_out": "set {mode}.held_out",
     "data.reset_at_documents": "texts that share a row never see each other there",
 }
+
+
+def head_of(mode: str) -> str:
+    """model.head of the model that a mode trains."""
+    return "scalar" if mode == "reward" else "vocabulary"
 
 
 def belongs(name: str, mode: str) -> bool:

@@ -65,6 +65,12 @@ class ModelConfig:
     head_dim: int = setting(128, "size of one head", at_least=1, below=1 << 16)
     vocab_size: int = setting(151936, "rows of the embedding", at_least=1, below=1 << 28)
     tie_embeddings: bool = setting(False, "the output layer is the embedding")
+    head: str = setting(
+        "vocabulary",
+        "what the last layer gives of each position: logits of all tokens, or one number, as a "
+        "reward model does; run.mode decides",
+        choices=("vocabulary", "scalar"),
+    )
     num_experts: int = setting(
         0, "experts of every layer; 0 is a dense model", at_least=0, below=1 << 16
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_qwen3.fields import settings_of
+from megatron_qwen3.modes import MODES, head_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig, TeacherConfig
 
@@ -14,6 +15,22 @@ def faults(config: Config) -> Iterator[str]:
     if config.run.mode == "sft":
         yield from _mixture_faults(config.sft)
         yield from _teacher_faults(config)
+    yield from _head_faults(config)
+
+
+def _head_faults(config: Config) -> Iterator[str]:
+    mode, head = config.run.mode, config.model.head
+    if head != head_of(mode):
+        others = ", ".join(f'"{name}"' for name in MODES if head_of(name) == head)
+        yield (
+            f'model.head = "{head}", but run.mode = "{mode}" trains "{head_of(mode)}"; leave '
+            f"model.head out, or set run.mode to {others}"
+        )
+    if head == "scalar" and config.optim.z_loss:
+        yield (
+            f'optim.z_loss = {config.optim.z_loss} is of logits, which model.head = "scalar" does '
+            "not make; set it to 0"
+        )
 
 
 def _mixture_faults(sft: SftConfig) -> Iterator[str]:

@@ -15,8 +15,10 @@ from ranks import run_ranks
 from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import load
-from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.model.outputs import log_probs, scalar
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED, over_pairs
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import cross_entropy
@@ -29,6 +31,8 @@ MODELS = {
     "dense-8-layers": ("model.preset=tiny-dense", "model.num_layers=8"),
     "moe": ("model.preset=tiny-moe",),
     "moe-tied": ("model.preset=tiny-moe", "model.tie_embeddings=true"),
+    "dense-scalar": ("model.preset=tiny-dense", "run.mode=reward"),
+    "moe-scalar": ("model.preset=tiny-moe", "run.mode=reward"),
 }
 # A balance loss large enough that its part of the gradient cannot hide behind cross-entropy's.
 PLAIN = ("optim.distributed=false", "optim.clip_grad=0.0", "model.router_aux_loss=0.1")
@@ -101,6 +105,22 @@ SLOW_CASES = (
     Case("moe", "pp2-ep2-recompute-full", 4, "pipeline=2 expert=2 recompute=full"),
     Case("moe-tied", "pp2-vpp2-tp2", 4, "tensor=2 pipeline=2 virtual_pipeline=2"),
 )
+SCALAR_CASES = (
+    Case("dense-scalar", "dp2", 2, micro_batch=2),
+    Case("dense-scalar", "tp2", 2, "tensor=2", 2),
+    Case("dense-scalar", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
+    Case("dense-scalar", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("moe-scalar", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
+    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective"),
+)
+SLOW_SCALAR_CASES = (
+    Case("dense-scalar", "dp4", 4),
+    Case("dense-scalar", "one-micro-batch", 1, micro_batch=8),
+    Case("dense-scalar", "tp2-pp2-dp2", 8, "tensor=2 pipeline=2"),
+    Case("moe-scalar", "ep2-dp2", 4, "expert=2"),
+    Case("moe-scalar", "etp2-ep2", 4, "tensor=2 expert=2 expert_tensor=2", 2),
+    Case("moe-scalar", "tp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2"),
+)
 
 
 def cases(quick, slow=()):
@@ -133,22 +153,23 @@ def tiny(*settings):
 def train_once(config, layout):
     engine = Engine(config, layout)
     rows = SEQUENCES // layout.data
-    mine = slice(engine.data_rank * rows, (engine.data_rank + 1) * rows)
     whole_gradients = not config.optim.distributed
-    batches = [
-        TokenBatch(*(x[mine] for x in batch)) for batch in global_batches(ragged=whole_gradients)
-    ]
+    is_scalar = config.model.head == "scalar"
+    make = pair_batches if is_scalar else global_batches
+    objective = over_pairs(centering=0.1) if is_scalar else cross_entropy
+    head, name = (scalar, "scalar") if is_scalar else (log_probs, "log_prob")
+    batches = [list(b.split(rows))[engine.data_rank] for b in make(ragged=whole_gradients)]
     # Fewer sequences than in a step, so that the last micro-batch is not full.
     first = max(1, rows - 1)
     scored = TokenBatch.of(batches[0].tokens_BS[:first], batches[0].labels_BS[:first])
     result = {
-        "first_row": mine.start,
-        "scores": engine.model.score(scored, log_probs)["log_prob"].cpu(),
+        "first_row": engine.data_rank * rows,
+        "scores": engine.model.score(scored, head)[name].cpu(),
         "gradients": [],
     }
     result["metrics"] = []
     for batch in batches:
-        result["metrics"].append(engine.train_step(batch, cross_entropy, RATE))
+        result["metrics"].append(engine.train_step(batch, objective, RATE))
         if whole_gradients:
             result["gradients"].append(
                 local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
@@ -158,7 +179,7 @@ def train_once(config, layout):
 
 
 def global_batches(ragged):
-    """(tokens, labels, weights) of each step; ragged rows train differently many positions."""
+    """The batch of each step; ragged rows train differently many positions."""
     random = torch.Generator().manual_seed(7)
     for _ in range(STEPS):
         ids = torch.randint(0, VOCABULARY, (SEQUENCES, POSITIONS + 1), generator=random)
@@ -168,7 +189,30 @@ def global_batches(ragged):
             left_out_of_row = torch.rand((SEQUENCES, 1), generator=random)
             weights[torch.rand(weights.shape, generator=random) < left_out_of_row] = 0
             weights[5] = 0
-        yield ids[:, :-1], ids[:, 1:], weights
+        yield TokenBatch(ids[:, :-1], ids[:, 1:], weights)
+
+
+def pair_batches(ragged):
+    """Rows of two pairs of answers each; ragged rows have padding, and one row has no pair."""
+    random = torch.Generator().manual_seed(8)
+    for _ in range(STEPS):
+        ids = torch.randint(0, VOCABULARY, (SEQUENCES, POSITIONS), generator=random)
+        weights, margins = torch.zeros(2, SEQUENCES, POSITIONS)
+        rejected = torch.zeros(SEQUENCES, POSITIONS, dtype=torch.int64)
+        starts = []
+        for row in range(SEQUENCES):
+            cuts = 1 + torch.randperm(POSITIONS - 1, generator=random)[:4].sort().values
+            starts.append([0, *cuts.tolist()])  # the fifth stretch is padding
+            for chosen_end, rejected_end in (cuts[:2] - 1, cuts[2:] - 1):
+                weights[row, chosen_end] = 1 if not ragged else torch.rand((), generator=random)
+                margins[row, chosen_end] = torch.rand((), generator=random)
+                rejected[row, chosen_end] = rejected_end
+        valid = torch.ones(SEQUENCES, POSITIONS, dtype=torch.bool)
+        if ragged:
+            weights[5] = 0
+            valid = torch.arange(POSITIONS) < torch.tensor([row[-1] for row in starts])[:, None]
+        extra = {REJECTED: rejected, MARGIN: margins}
+        yield TokenBatch(ids, ids, weights, Stretches.of(starts, POSITIONS), valid, extra)
 
 
 def trained(case):

@@ -18,6 +18,7 @@ from megatron_qwen3.model import specs
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.rope import RotaryTables
+from megatron_qwen3.model.scalars import ScalarLayer, Scalars
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
@@ -26,15 +27,23 @@ from megatron_qwen3.settings import Config
 
 
 class Qwen3(GPTModel):
-    """GPTModel that is told how to read its rows, and whose last stage leaves logits to heads."""
+    """GPTModel that is told how to read its rows, and whose last stage leaves the rest to heads.
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+    head: model.head, which says whether these get logits or scalars.
+    """
+
+    def __init__(self, config: TransformerConfig, *args: Any, head: str, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if self.post_process:
+        self.is_scalar = head == "scalar"
+        if self.post_process and self.is_scalar:
+            self.output_layer = ScalarLayer(config, self.output_layer.tp_group)
+        elif self.post_process:
             self.output_layer = OutputLayer(config, self.output_layer)
 
-    def forward(self, tokens_BS: Tensor, sequences: Sequences | None = None) -> Tensor | Logits:
-        """Hidden states [S, B, H] for the next stage, or the last one's logits."""
+    def forward(
+        self, tokens_BS: Tensor, sequences: Sequences | None = None
+    ) -> Tensor | Logits | Scalars:
+        """Hidden states [S, B, H] for the next stage, or the last one's logits or scalars."""
         if sequences is None:
             return super().forward(tokens_BS, None, None)
         length = tokens_BS.shape[1]
@@ -42,9 +51,14 @@ class Qwen3(GPTModel):
         sequences = sequences.rotated(self.rotary_pos_emb)
         return super().forward(tokens_BS, None, None, packed_seq_params=sequences)
 
-    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | Logits:
+    def _postprocess(
+        self, hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor | Logits | Scalars:
         if not self.post_process:
             return hidden_states
+        if self.is_scalar:
+            scalars: Scalars = self.output_layer(hidden_states)
+            return scalars
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         logits: Logits = self.output_layer(hidden_states, weight)
@@ -57,7 +71,8 @@ def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[
     `groups` are the run's own, unless others are given.
     """
     groups = groups or Groups.of_run()
-    transformer, tied = transformer_config(config, layout), config.model.tie_embeddings
+    model, transformer = config.model, transformer_config(config, layout)
+    tied = model.tie_embeddings and model.head == "vocabulary"
     with groups.current():
         chunks = [
             _chunk(config, layout, groups, transformer, index, tied)
@@ -65,7 +80,7 @@ def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[
         ]
         for chunk in chunks:
             chunk.to(torch.cuda.current_device())
-            initialize(chunk, config.run.seed, config.model.init_std)
+            initialize(chunk, config.run.seed, model.init_std)
     return chunks
 
 
@@ -115,6 +130,7 @@ def _chunk(
         pre_process=pipeline.rank() == 0 and index == 0,
         post_process=pipeline.rank() == layout.pipeline - 1 and index == layout.virtual - 1,
         share_embeddings_and_output_weights=tied,
+        head=config.model.head,
         position_embedding_type="rope",
         rotary_base=config.model.rope_theta,
         pg_collection=groups.ranks,

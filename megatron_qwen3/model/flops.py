@@ -24,7 +24,8 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     """Floating point operations of forward and backward for one trained token of a causal sequence.
 
     6 [ L (2 h a + 2 h k + 3 h ffn) + h V ] + 6 S a L: two operations per multiply-add, forward
-    once and backward twice; ffn is that of the experts a token is sent to. The second term is
+    once and backward twice; ffn is that of the experts a token is sent to; a reward model's V is 1,
+    the outputs of its head. The second term is
     attention over S / 2 positions on average (the count of Megatron-LM, arXiv 2104.04473 appendix,
     halved for the causal mask). Logits count; the embedding look-up, the router and recomputation
     do not: this is the work that the model needs, not what a run does.
@@ -32,7 +33,7 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     attention_width = model.num_attention_heads * model.head_dim
     active_mlp = _mlp_weights(model, max(model.experts_per_token, 1))
     weights = model.num_layers * (_attention_weights(model) + active_mlp)
-    weights += model.hidden_size * model.vocab_size
+    weights += model.hidden_size * _outputs(model)
     return 6.0 * weights + 6.0 * sequence_length * attention_width * model.num_layers
 
 
@@ -42,8 +43,14 @@ def _parameters(model: ModelConfig, experts: int) -> int:
     )  # before attention and MLP; of queries and keys
     router = model.hidden_size * model.num_experts
     layer = _attention_weights(model) + _mlp_weights(model, experts) + router + norms
-    embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden_size
-    return model.num_layers * layer + embeddings + model.hidden_size  # + the last norm
+    is_tied = model.tie_embeddings and model.head == "vocabulary"
+    rows = model.vocab_size + (0 if is_tied else _outputs(model))
+    return model.num_layers * layer + (rows + 1) * model.hidden_size  # 1 is the last norm
+
+
+def _outputs(model: ModelConfig) -> int:
+    """Numbers that the last layer gives of each position."""
+    return model.vocab_size if model.head == "vocabulary" else 1
 
 
 def _attention_weights(model: ModelConfig) -> int:

@@ -1,23 +1,26 @@
-"""What is asked of the model's last layer: heads, functions of logits that never leave the stage.
+"""What is asked of the model's last layer: heads, functions of what never leaves the last stage.
 
     outputs = log_probs.compute(logits, batch)     # {"log_prob": [B, S], "log_z": [B, S]}
 
 The last pipeline stage hands out `Logits`: hidden states and the matrix that would make logits of
 them. A head says which few numbers of each position are wanted, so that nothing as wide as the
-vocabulary is kept, sent to another stage or gathered from the tensor ranks.
+vocabulary is kept, sent to another stage or gathered from the tensor ranks. With model.head =
+"scalar" it hands out `Scalars`, of which the head `scalar` alone can be asked.
 
 Legend: B rows, S positions, V vocabulary, k or K ids of each position.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.scalars import Scalars
 
 Outputs = dict[str, Tensor]
+LastStage = Logits | Scalars
 
 
 class Labelled(Protocol):
@@ -31,10 +34,11 @@ class Labelled(Protocol):
 
 
 class Head(NamedTuple):
-    """compute: float32 or int64 tensors of what `shapes` names, each [B, S, …];
+    """compute: of Logits, or of Scalars, float32 or int64 tensors of what `shapes` names, each
+    [B, S, …];
     shapes: what follows B and S, and the dtype, known without computing."""
 
-    compute: Callable[[Logits, Labelled], Outputs]
+    compute: Callable[[Any, Labelled], Outputs]
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
     def empty(self, B: int, S: int, device: torch.device) -> Outputs:
@@ -60,6 +64,10 @@ def _log_probs_and_entropy(logits: Logits, batch: Labelled) -> Outputs:
     }
 
 
+def _scalar(scalars: Scalars, batch: Labelled) -> Outputs:
+    return {"scalar": scalars.values().t()}
+
+
 _NUMBER: tuple[tuple[int, ...], torch.dtype] = ((), torch.float32)
 
 log_probs = Head(_log_probs, {"log_prob": _NUMBER, "log_z": _NUMBER})
@@ -69,6 +77,9 @@ log_probs_and_entropy = Head(
     _log_probs_and_entropy, {"log_prob": _NUMBER, "log_z": _NUMBER, "entropy": _NUMBER}
 )
 """As `log_probs`, and -Σ p log p over the vocabulary, in nats."""
+
+scalar = Head(_scalar, {"scalar": _NUMBER})
+"""The number that a model whose model.head is "scalar" gives of each position."""
 
 
 def top_k(k: int, temperature: float = 1.0) -> Head:

@@ -92,7 +92,12 @@ def expert_bytes(job: Job) -> float:
 
 
 def logits_bytes(job: Job) -> float:
-    """Logits and the float32 softmax that the loss keeps, on the last stage."""
+    """Logits and the float32 softmax that the loss keeps, on the last stage.
+
+    A scalar head keeps its input, in float32.
+    """
+    if job.model.scalar_head:
+        return 4 * _shared(job) * job.model.hidden_size
     local_vocab = job.model.vocab_size / job.layout.tensor
     times = 1 + job.model.predicted_layers
     return times * job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)

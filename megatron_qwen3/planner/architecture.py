@@ -47,6 +47,7 @@ class Architecture:
     window, window_every  each n-th layer attends to the last `window` positions only
     routed_groups       most groups of experts that a token is sent to (the same, section 2.1.2)
     predicted_layers    multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2)
+    scalar_head         the last layer gives one number of each position, as a reward model does
     """
 
     name: str
@@ -73,6 +74,12 @@ class Architecture:
     window_every: int = 1
     routed_groups: int = 0
     predicted_layers: int = 0
+    scalar_head: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the last layer gives of each position."""
+        return 1 if self.scalar_head else self.vocab_size
 
     def is_sparse(self, layer: int) -> bool:
         """Whether `layer`, counted from 0, has experts."""
@@ -101,7 +108,7 @@ class Architecture:
         """Forward and backward of one trained token, counted as model/flops.py counts."""
         layers = range(self.num_layers + self.predicted_layers)
         weights = sum(self._active_weights(min(i, self.num_layers - 1)) for i in layers)
-        weights += (1 + self.predicted_layers) * self.hidden_size * self.vocab_size
+        weights += (1 + self.predicted_layers) * self.hidden_size * self.outputs
         width = self.num_attention_heads * (self.head_dim + self.latent_rope_dim / 2)
         pairs = 0.0
         for layer in layers:
@@ -218,6 +225,7 @@ def of(model: ModelConfig) -> Architecture:
         num_experts=model.num_experts,
         experts_per_token=model.experts_per_token,
         expert_ffn_hidden_size=model.expert_ffn_hidden_size,
-        tie_embeddings=model.tie_embeddings,
+        tie_embeddings=model.tie_embeddings and model.head == "vocabulary",
         qk_norm=True,
+        scalar_head=model.head == "scalar",
     )

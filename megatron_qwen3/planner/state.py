@@ -100,7 +100,9 @@ def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[Weight
             matrices = model.layer_matrices(model.num_layers - 1)
             weights += [_local(job, matrix) for matrix in (*matrices, model.prediction_matrix)]
         weights.append((Weight("final_layernorm", model.hidden_size), False))
-        if not model.tie_embeddings or stage > 0:
+        if model.scalar_head:
+            weights.append((Weight("output_layer", model.hidden_size), False))
+        elif not model.tie_embeddings or stage > 0:
             weights.append((_embedding(job, "output_layer"), False))
     return weights
 

@@ -23,7 +23,7 @@ from megatron_qwen3.cpu import device
 from megatron_qwen3.cpu.clock import ComputeClock
 from megatron_qwen3.cpu.memory import gpu_memory
 from megatron_qwen3.model.build import Qwen3
-from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.outputs import LastStage
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import (
     DistributedDataParallel,
@@ -187,9 +187,9 @@ class Engine:
 def _weighing(objective: Objective, counts: Mapping[str, float]) -> Finish:
     """Of a micro-batch: its share of the loss, and of all means, [K]."""
 
-    def finish(logits: Tensor | Logits, micro: TokenBatch) -> tuple[Tensor, Tensor]:
-        assert isinstance(logits, Logits)
-        values = objective.values(objective.head.compute(logits, micro), micro)
+    def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Tensor]:
+        assert not isinstance(output, Tensor)
+        values = objective.values(objective.head.compute(output, micro), micro)
         shares = []
         for name, mean in objective.means.items():
             weights = mean.weights(micro)

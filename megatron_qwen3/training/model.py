@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.model.build import build
-from megatron_qwen3.model.logits import Logits
-from megatron_qwen3.model.outputs import Head, Outputs
+from megatron_qwen3.model.outputs import Head, LastStage, Outputs
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import get_forward_backward_func
@@ -24,7 +23,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 
 # Of a micro-batch on the last stage: what is trained, and what is reported of it.
-Finish = Callable[[Tensor | Logits, TokenBatch], tuple[Tensor, Any]]
+Finish = Callable[[Tensor | LastStage, TokenBatch], tuple[Tensor, Any]]
 
 
 class Model:
@@ -59,10 +58,10 @@ class Model:
         """
         rows, padded = batch.rows, self.filled(batch).to(self.device)
 
-        def finish(logits: Tensor | Logits, micro: TokenBatch) -> tuple[Tensor, Outputs]:
-            assert isinstance(logits, Logits)
-            outputs = head.compute(logits, micro)
-            return logits.hidden_SBH.sum(), outputs
+        def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Outputs]:
+            assert not isinstance(output, Tensor)
+            outputs = head.compute(output, micro)
+            return output.hidden_SBH.sum(), outputs
 
         micro = self._evaluate(padded, finish)
         outputs = head.empty(padded.rows, padded.length, self.device)
@@ -76,9 +75,9 @@ class Model:
     def read(self, batch: TokenBatch) -> None:
         """Let all layers see the batch, for what they note of it: no logits, no gradients."""
 
-        def finish(logits: Tensor | Logits, _: TokenBatch) -> tuple[Tensor, None]:
-            assert isinstance(logits, Logits)
-            return logits.hidden_SBH.sum(), None
+        def finish(output: Tensor | LastStage, _: TokenBatch) -> tuple[Tensor, None]:
+            assert not isinstance(output, Tensor)
+            return output.hidden_SBH.sum(), None
 
         self._evaluate(batch, finish)
 
@@ -95,7 +94,7 @@ class Model:
         def forward(micro_batches: Iterator[TokenBatch], chunk: Any) -> tuple[Any, Any]:
             micro = next(micro_batches)
 
-            def told(output: Tensor | Logits) -> tuple[Tensor, Tensor, Any]:
+            def told(output: Tensor | LastStage) -> tuple[Tensor, Tensor, Any]:
                 trained, report = finish(output, micro)
                 return trained, self._one, report
 

@@ -1,12 +1,28 @@
 """Every layout equals one rank in loss, gradients, updated weights and scores, on real ranks."""
 
 import pytest
-from layouts import CASES, SHARDED, SLOW_CASES, assert_same_runs, cases, one_rank, train, trained
+from layouts import (
+    CASES,
+    SCALAR_CASES,
+    SHARDED,
+    SLOW_CASES,
+    SLOW_SCALAR_CASES,
+    assert_same_runs,
+    cases,
+    one_rank,
+    train,
+    trained,
+)
 from ranks import run_ranks
 
 
 @cases(CASES, SLOW_CASES)
 def test_loss_and_grads_and_weights_and_scores_do_not_depend_on_layout(case):
+    assert_same_runs(trained(case), one_rank(case.model))
+
+
+@cases(SCALAR_CASES, SLOW_SCALAR_CASES)
+def test_a_reward_models_loss_and_grads_and_weights_do_not_depend_on_layout(case):
     assert_same_runs(trained(case), one_rank(case.model))
 
 

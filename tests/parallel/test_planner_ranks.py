@@ -76,6 +76,10 @@ LAYOUTS = {
         4,
         [DENSE, "parallel.pipeline=2", "parallel.pipeline_layers=[3, 1]"],
     ),
+    "reward-tp2-pp2": (
+        4,
+        [DENSE, "run.mode=reward", "parallel.tensor=2", "parallel.pipeline=2"],
+    ),
     "dense-without-distributed-optimizer": (2, [DENSE, "optim.distributed=false"]),
     "dense-without-overlap": (4, [DENSE, "parallel.tensor=2", "parallel.overlap=false"]),
 }

@@ -100,7 +100,8 @@ def test_sources_can_be_given_on_the_command_line():
 
 def test_every_preset_fills_every_model_field():
     for preset in PRESETS.values():
-        assert {"preset", *preset} == {f.name for f in dataclasses.fields(ModelConfig)}
+        names = {f.name for f in dataclasses.fields(ModelConfig)}
+        assert {"preset", "head", *preset} == names  # run.mode decides the head
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("qwen3")])
@@ -474,3 +475,13 @@ def test_a_time_limit_within_its_own_margin_is_refused(minutes):
     told = error_of([*base, f"run.time_limit_minutes={minutes}"])
     assert "run.stop_early_seconds = 120 before its end the run saves" in told
     load([], [*base, "run.time_limit_minutes=2.1"])
+
+
+def test_a_mode_says_which_head_its_model_has_and_old_settings_have_the_vocabularys():
+    before, reward = load([], TINY), load([], [*TINY, "run.mode=reward"])
+    assert (reward.model.head, before.model.head) == ("scalar", "vocabulary")
+    assert 'model.head: "vocabulary" → "scalar"' in changes(before, reward)
+    assert error_of([*TINY, "model.head=scalar"]) == (
+        'model.head = "scalar", but run.mode = "pretrain" trains "vocabulary"; leave model.head '
+        'out, or set run.mode to "reward"'
+    )

@@ -51,6 +51,17 @@ def test_parameter_count_is_the_sum_over_all_weights(name):
     assert parameter_count(model(name)) == sum(map(math.prod, weight_shapes(model(name))))
 
 
+@pytest.mark.parametrize("name", ["tiny-dense", "tiny-moe", "qwen3-0.6b"])
+def test_a_reward_model_has_one_row_in_place_of_the_output_layer(name):
+    language_model, (embedding, *_) = model(name), weight_shapes(model(name))
+    of = dataclasses.replace(language_model, head="scalar")
+    rows = 1 if language_model.tie_embeddings else 1 - embedding[0]
+    more = rows * of.hidden_size
+    assert parameter_count(of) == parameter_count(language_model) + more
+    fewer = 6 * of.hidden_size * (of.vocab_size - 1)
+    assert flops_per_token(of, 64) == flops_per_token(language_model, 64) - fewer
+
+
 @pytest.mark.parametrize(
     ("name", "billions"), [("qwen3-30b-a3b", 3.353), ("qwen3-235b-a22b", 22.191)]
 )

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_qwen3.config import load
-from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.model.flops import flops_per_token, parameter_count
+from megatron_qwen3.planner.activations import logits_bytes
 from megatron_qwen3.planner.buffers import Buffer, Weight
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.state import State
@@ -33,6 +34,19 @@ def test_one_rank_holds_every_parameter_and_eighteen_bytes_for_each(name):
     assert state.parameters == count
     bytes_held = (state.weight_bytes, state.gradient_bytes, state.optimizer_bytes)
     assert bytes_held == (2 * count, 4 * count, 12 * count)
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("pipeline", [1, 4])
+def test_a_reward_models_stages_hold_its_parameters_once_and_no_logits(name, pipeline):
+    settings = [f"model.preset={name}", "train.steps=1", "run.mode=reward"]
+    of = load([], settings).model
+    job = job_of(name, pipeline, "run.mode=reward", f"parallel.pipeline={pipeline}")
+    held = sum(State.of(job, rank).parameters for rank in range(pipeline))
+    assert held == parameter_count(of)
+    assert job.model.flops_per_token(4096) == pytest.approx(flops_per_token(of, 4096))
+    positions, in_float32 = job.micro_batch_tokens, 4
+    assert logits_bytes(job) == in_float32 * positions * of.hidden_size
 
 
 @pytest.mark.parametrize("name", SIZES)
