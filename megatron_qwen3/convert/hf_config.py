@@ -15,7 +15,14 @@ from typing import Any, Final
 
 from megatron_qwen3 import chat
 from megatron_qwen3 import config as settings
-from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from megatron_qwen3.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_qwen3.convert.foreign import refuse_code
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.storage.inside import check_links, inside, parse_json, read_small
@@ -75,7 +82,10 @@ _FIXED_SPARSE: Final[dict[str, tuple[Any, ...]]] = {
     "mlp_only_layers": ([], None),
 }
 Ids = dict[str, int | list[int]]  # of the roles "bos", "eos" and "pad"
-_KINDS: Final = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+_KINDS: Final = {"qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
+_HEADS: Final = {"ForCausalLM": "vocabulary", "ForSequenceClassification": "scalar"}
+# transformers counts them by these names alone, and takes two where it has none.
+_ONE_LABEL: Final = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
@@ -87,18 +97,35 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"{path}: model_type = {kind!r} is not Qwen3; valid: {', '.join(_KINDS)}")
-    architectures = config.get("architectures") or [_KINDS[kind]]
-    if architectures != [_KINDS[kind]]:
-        raise ConfigError(f"{path}: architectures = {architectures}; valid: {[_KINDS[kind]]}")
+    head = _head(path, config, _KINDS[kind])
     sparse = kind == "qwen3_moe"
     _check_fixed(path, config, _FIXED | (_FIXED_SPARSE if sparse else {}))
     fields = _FIELDS + (_SPARSE_FIELDS if sparse else ())
     values = {ours: _field(path, config, names) for ours, names in fields}
     values |= {ours: config.get(names[0], default) for ours, names, default in _OPTIONAL}
     values["rope_theta"] = _rope_theta(path, config)
+    values["head"] = head
     if sparse:
         values["router_aux_loss"] = config.get("router_aux_loss_coef", 0.001)
     return config, _model(path, values)
+
+
+def _head(path: Path, config: dict[str, Any], kind: str) -> str:
+    """model.head of an architecture. ConfigError where a reward model has not one label."""
+    heads = {kind + task: head for task, head in _HEADS.items()}
+    architectures = config.get("architectures") or [next(iter(heads))]
+    if architectures not in [[name] for name in heads]:
+        valid = " or ".join(str([name]) for name in heads)
+        raise ConfigError(f"{path}: architectures = {architectures}; valid: {valid}")
+    (name,) = architectures
+    labels = config.get("id2label") or {}
+    count = len(labels) if labels and isinstance(labels, dict) else config.get("num_labels", 2)
+    if heads[name] == "scalar" and count != 1:
+        raise ConfigError(
+            f"{path}: architectures = {architectures} with {count} labels (id2label, num_labels); "
+            "a reward model has 1"
+        )
+    return heads[name]
 
 
 def settings_of(
@@ -106,7 +133,9 @@ def settings_of(
 ) -> Config:
     """The settings of a checkpoint that was not trained here, but converted."""
     length = config.get("max_position_embeddings") or 32768
+    mode = "reward" if model.head == "scalar" else "pretrain"
     return Config(
+        run=RunConfig(mode=mode),
         model=model,
         data=DataConfig(sequence_length=length, tokenizer=tokenizer),
         train=TrainConfig(steps=1, precision=precision),
@@ -114,10 +143,14 @@ def settings_of(
 
 
 def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, ids: Ids) -> None:
-    """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `token_ids`."""
+    """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `token_ids`.
+
+    ConfigError for a reward model without "pad": transformers finds the last token by it.
+    """
     kind = "qwen3_moe" if model.num_experts else "qwen3"
     fields = _FIELDS + (_SPARSE_FIELDS if model.num_experts else ())
-    config: dict[str, Any] = {"architectures": [_KINDS[kind]], "model_type": kind}
+    task = next(task for task, head in _HEADS.items() if head == model.head)
+    config: dict[str, Any] = {"architectures": [_KINDS[kind] + task], "model_type": kind}
     config |= {name: getattr(model, ours) for ours, names in fields for name in names}
     config |= {names[0]: getattr(model, ours) for ours, names, _ in _OPTIONAL}
     config |= {
@@ -139,6 +172,13 @@ def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, i
     }
     if "pad" in ids:
         config["pad_token_id"] = ids["pad"]
+    if model.head == "scalar":
+        config |= _ONE_LABEL
+        if "pad" not in ids:
+            raise ConfigError(
+                f"{folder}: the id of the padding token is not known, by which transformers finds "
+                "the last token of an answer; --tokenizer FOLDER names a tokenizer that has one"
+            )
     if model.num_experts:
         config |= {
             "decoder_sparse_step": 1,
@@ -350,7 +390,9 @@ def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
 
 def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
     """Checked like the settings of a run, types included."""
+    mode = "reward" if values["head"] == "scalar" else "pretrain"
     lines = [f"model.{name}={emit(value)}" for name, value in values.items()]
+    lines.append(f"run.mode={mode}")
     sparse = bool(values.get("num_experts"))
     defaults = [] if sparse else ["model.num_experts=0"]
     try:
@@ -360,7 +402,8 @@ def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
         raise ConfigError(f"{path}: {text}") from None
     for name, preset in PRESETS.items():
         if all(getattr(model, key) == value for key, value in preset.items()):
-            return settings.load([], [f"model.preset={name}", "train.steps=1"]).model
+            lines = [f"model.preset={name}", f"model.head={model.head}", f"run.mode={mode}"]
+            return settings.load([], [*lines, "train.steps=1"]).model
     return model
 
 

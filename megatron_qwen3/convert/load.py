@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.convert import hf
-from megatron_qwen3.convert.mapping import EXPERT_SHARE, Weight, weights
+from megatron_qwen3.convert.mapping import EXPERT_SHARE, SCALAR_HEAD, Weight, weights
 from megatron_qwen3.settings import ConfigError, ModelConfig
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage.load import faults, load
@@ -43,23 +44,29 @@ def model_of(source: Path) -> ModelConfig:
     return settings.load([source / folders.SETTINGS_FILE]).model
 
 
-def fill(model: Model, source: Path, verify: str, preferred: str = "") -> None:
+def begins_head(model: ModelConfig, source: Path) -> bool:
+    """Whether a reward model begins with a language model's weights, and so with a fresh head."""
+    return model.head == "scalar" and model_of(source).head == "vocabulary"
+
+
+def fill(
+    model: Model, source: Path, verify: str, preferred: str = "", fresh_head: bool = False
+) -> None:
     """Read a source's weights into a model; all ranks call it.
 
     verify: checkpoint.verify: a checkpoint's files must have their sizes, with "full" their
     checksums, too; "" asks for no manifest. Hugging Face's files have no checksums: their tables
     and sizes are looked at.
-    preferred: see `storage/load.py`.
+    preferred: see `storage/load.py`; fresh_head: see `begins_head`: the head stays as it is.
     ConfigError, on all ranks, where one of them finds the source damaged or of another shape.
     """
-    template: dict[str, Any] = model.weights()
-    buffers: dict[str, Any] = {}
-    if folders.is_hf(source):
-        template, buffers = _without_buffers(template)
-    elif verify:
+    is_hf = folders.is_hf(source)
+    if verify and not is_hf:
         check_intact(source, verify == "full")
+    lacking = {EXPERT_SHARE} if is_hf else set()
+    template, others = _without(model.weights(), lacking | ({SCALAR_HEAD} if fresh_head else set()))
     loaded = load(template, source, preferred, read=read_weights)
-    model.take_weights({name: part | buffers.get(name, {}) for name, part in loaded.items()})
+    model.take_weights({name: part | others[name] for name, part in loaded.items()})
 
 
 def check_intact(checkpoint: Path, in_full: bool) -> None:
@@ -107,17 +114,23 @@ def _chunks(source: hf.Source, weight: Weight) -> Iterator[_Rows]:
             )
 
 
-def _without_buffers(described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Hugging Face's format has of our chunks, and what it lacks, as it is at the start.
+def _without(described: dict[str, Any], lacking: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a source has of our chunks, and what it lacks, as it is at the start.
 
-    That is each expert's share of the last step's tokens, which is even before the first.
+    That is each expert's share of the last step's tokens, which is even before the first, and the
+    head of a reward model, which stays as it is.
     """
     template: dict[str, Any] = {}
-    buffers: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, chunk in described.items():
-        own = {key for key, entry in chunk.items() if entry.key == EXPERT_SHARE}
+        own = {key: entry for key, entry in chunk.items() if entry.key in lacking}
         template[name] = {key: entry for key, entry in chunk.items() if key not in own}
-        buffers[name] = {
-            key: torch.full_like(chunk[key].data, 1 / chunk[key].data.shape[-1]) for key in own
-        }
-    return template, buffers
+        others[name] = {key: _at_the_start(entry) for key, entry in own.items()}
+    return template, others
+
+
+def _at_the_start(entry: Any) -> Tensor:
+    tensor: Tensor = entry.data.detach()
+    if entry.key == EXPERT_SHARE:
+        return torch.full_like(tensor, 1 / tensor.shape[-1])
+    return tensor

@@ -19,6 +19,7 @@ from itertools import product
 from megatron_qwen3.model import gate_and_up
 from megatron_qwen3.settings import ModelConfig
 
+SCALAR_HEAD = "scalar_head.weight"  # of a reward model, in place of the output layer
 EXPERT_SHARE = "decoder.layers.mlp.router.expert_share"  # a buffer of ours, not a weight
 Index = tuple[int, ...]  # (), (layer,) or (layer, expert)
 
@@ -92,10 +93,17 @@ def weights(model: ModelConfig) -> tuple[Weight, ...]:
         model.hidden_size,
     )
     final = _vector(("decoder.final_layernorm.weight",), "model.norm.weight", model.hidden_size)
-    output = _matrix("output_layer.weight", "lm_head.weight", model.vocab_size, model.hidden_size)
     mlp = _experts(model) if model.num_experts else _dense_mlp(model)
-    head = () if model.tie_embeddings else (output,)
-    return (embedding, *_attention(model), *mlp, final, *head)
+    return (embedding, *_attention(model), *mlp, final, *_head(model))
+
+
+def _head(model: ModelConfig) -> tuple[Weight, ...]:
+    hidden = model.hidden_size
+    if model.head == "scalar":
+        return (_matrix(SCALAR_HEAD, "score.weight", 1, hidden),)
+    if model.tie_embeddings:
+        return ()
+    return (_matrix("output_layer.weight", "lm_head.weight", model.vocab_size, hidden),)
 
 
 _OURS, _THEIRS = "decoder.layers.", "model.layers.{layer}."

@@ -25,6 +25,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "USE_HUB_KERNELS
 def logits(folder: Path, ids_BS: Tensor, dtype: str) -> Tensor:
     """Float32 [B, S, V] of the model in `folder`, computed in `dtype` ("float32", "bfloat16").
 
+    Of a reward model [B, S, 1], the number of each position.
     ConfigError with the last words of transformers where it cannot load the folder.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,16 +50,23 @@ def _main(folder: str, ids_file: str, logits_file: str, dtype: str) -> None:
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    options = {"local_files_only": True, "trust_remote_code": False}
+    architectures = transformers.AutoConfig.from_pretrained(folder, **options).architectures
+    is_scorer = any("ForSequenceClassification" in name for name in architectures or ())
+    kind = "AutoModelForSequenceClassification" if is_scorer else "AutoModelForCausalLM"
+    model = getattr(transformers, kind).from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        local_files_only=True,
-        trust_remote_code=False,
         use_safetensors=True,
         attn_implementation="sdpa",
+        **options,
     )
+    model = model.eval().to(device)
     ids_BS = torch.from_numpy(np.load(ids_file, allow_pickle=False)).to(device)
-    logits_BSV = model.eval().to(device)(ids_BS).logits
+    if is_scorer:  # its own forward pass keeps the last position alone
+        logits_BSV = model.score(model.model(ids_BS).last_hidden_state)
+    else:
+        logits_BSV = model(ids_BS).logits
     np.save(logits_file, logits_BSV.float().cpu().numpy())
 
 

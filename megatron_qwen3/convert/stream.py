@@ -124,7 +124,8 @@ def to_hf(
         if (own := folder / "tokenizer").is_dir():
             hf_config.copy_generation(own, beside)
         ids = hf_config.token_ids(beside, chat_model) | _said_ids(tokenizer, own)
-        hf_config.write_generation(beside, chat_model, ids)
+        if model.head == "vocabulary":
+            hf_config.write_generation(beside, chat_model, ids)
         kind = dtype or checkpoint.dtypes["embedding.word_embeddings.weight"]
         hf_config.write_config(beside, model, positions, str(kind).removeprefix("torch."), ids)
         sync_tree(beside)

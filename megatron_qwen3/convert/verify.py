@@ -1,5 +1,7 @@
 """Do two models compute the same? `compare(a, b)`, each an HF folder or a checkpoint of ours.
 
+Of language models logits are compared, of reward models the numbers of all positions.
+
 Ours is a `Model` of this process alone, loaded as a run would load it, whatever layout wrote it;
 the other is transformers'. They are in memory one after the other, so the larger of them must fit.
 """
@@ -10,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_qwen3.config import Config, ConfigError, ParallelConfig
+from megatron_qwen3.config import Config, ConfigError, ModelConfig, ParallelConfig
 from megatron_qwen3.convert import hf, reference
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.load import fill
+from megatron_qwen3.model.scalars import Scalars
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.training.model import Model
@@ -31,7 +34,8 @@ class Comparison:
 
     cosine: similarity of two positions' logits, on average and at worst; largest_difference: in
     units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions
-    with the same likeliest token.
+    with the same likeliest token. Of reward models the numbers of a sequence's positions are the
+    one vector that is compared, and what agrees is the position with the largest.
     """
 
     cosine: float
@@ -48,12 +52,15 @@ class Comparison:
 
 def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Comparison:
     """Both models in `precision` on the same tokens. ConfigError where one cannot be read."""
-    if vocabulary(a) != vocabulary(b):
-        raise ConfigError(
-            f"{a} has a vocabulary of {vocabulary(a)} tokens, {b} one of {vocabulary(b)}"
-        )
+    models = model_of(a), model_of(b)
+    sizes, heads = [m.vocab_size for m in models], [m.head for m in models]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"{a} has a vocabulary of {sizes[0]} tokens, {b} one of {sizes[1]}")
+    if heads[0] != heads[1]:
+        names = [(a, b)[heads.index(head)] for head in ("scalar", "vocabulary")]
+        raise ConfigError(f"{names[0]} is a reward model, {names[1]} a language model")
     random = torch.Generator().manual_seed(seed)
-    ids_BS = torch.randint(vocabulary(a), (SEQUENCES, POSITIONS), generator=random)
+    ids_BS = torch.randint(sizes[0], (SEQUENCES, POSITIONS), generator=random)
     first_BSV, second_BSV = logits(a, ids_BS, precision), logits(b, ids_BS, precision)
     cosine_BS = torch.nn.functional.cosine_similarity(
         first_BSV.double(), second_BSV.double(), dim=-1
@@ -73,17 +80,21 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "config.toml").is_file()
 
 
-def vocabulary(path: Path) -> int:
+def model_of(path: Path) -> ModelConfig:
     if is_checkpoint(path):
-        return Checkpoint(path).config.model.vocab_size
-    return hf.Source(path).model.vocab_size  # all files looked at before transformers sees them
+        return Checkpoint(path).config.model
+    return hf.Source(path).model  # all files looked at before transformers sees them
 
 
 def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
-    """Float32 [B, S, V] on the CPU, of an HF folder or of a checkpoint of ours."""
+    """Float32 [B, S, V] on the CPU, of an HF folder or of a checkpoint of ours.
+
+    [B, 1, S] of a reward model.
+    """
     if is_checkpoint(path):
         return _logits_of_ours(path, ids_BS, precision)
-    return reference.logits(path, ids_BS, _DTYPES[precision])
+    x_BSV = reference.logits(path, ids_BS, _DTYPES[precision])
+    return x_BSV.transpose(1, 2) if hf.Source(path).model.head == "scalar" else x_BSV
 
 
 @torch.no_grad()
@@ -94,7 +105,10 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
         sealed = (path / manifest.FILE_NAME).is_file()  # another program's checkpoint is not
         fill(model, path, config.checkpoint.verify if sealed else "")
         (chunk,) = model.chunks
-        return chunk.eval()(ids_BS.to(model.device)).whole().transpose(0, 1).float().cpu()
+        output = chunk.eval()(ids_BS.to(model.device))
+        if isinstance(output, Scalars):
+            return output.values().t().unsqueeze(1).cpu()
+        return output.whole().transpose(0, 1).float().cpu()
     finally:
         runtime.stop()
 

@@ -20,6 +20,12 @@ from megatron_qwen3.storage.folder import checkpoints, find, is_hf
 from megatron_qwen3.toml import emit
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
+_MODE_OF = {"vocabulary": "pretrain", "scalar": "reward"}
+_USE_OF = {
+    "vocabulary": "a language model, which writes text (mq3 generate); answers are scored by a "
+    'reward model, of run.mode = "reward" or transformers\' Qwen3ForSequenceClassification',
+    "scalar": "a reward model, which writes no text: mq3 score-answers scores answers with it",
+}
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.model import Model
@@ -43,14 +49,18 @@ class Source:
             )
         self.path = find(str(path))
 
-    def config(self, overrides: list[str], world_size: int) -> Config:
+    def config(self, overrides: list[str], world_size: int, head: str = "vocabulary") -> Config:
         """Settings to generate with: the model's own, one rank per part unless overrides say more.
 
         What the model was trained with, but its precision and tokenizer, has no part in it.
+        head: "scalar" to score answers. ConfigError where the model has the other one.
         """
         model, precision, tokenizer = self._read()
+        if model.head != head:
+            raise ConfigError(f"{self.path} is {_USE_OF[model.head]}")
         values = {f"model.{field.name}": getattr(model, field.name) for field in fields(model)}
         values |= {
+            "run.mode": _MODE_OF[head],
             "train.steps": 1,
             "train.global_batch": world_size,
             "train.precision": precision,

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.convert.load import fill, find, model_of, read_weights
+from megatron_qwen3.convert.load import begins_head, fill, find, model_of, read_weights
+from megatron_qwen3.convert.mapping import SCALAR_HEAD
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage import folder
 from megatron_qwen3.storage.folder import checkpoints, newest, step_of
@@ -21,7 +22,7 @@ from megatron_qwen3.training import optim, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import Progress
 
-__all__ = ["check_same_model", "check_same_run", "checkpoints", "find", "load"]
+__all__ = ["begins_head", "check_same_model", "check_same_run", "checkpoints", "find", "load"]
 __all__ += ["load_weights", "newest", "newest_intact", "step_of"]
 
 # Settings of the model that say how weights are used or made, not which shapes they have.
@@ -29,10 +30,14 @@ _FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss", "rou
 
 
 def check_same_model(config: Config, source: Path) -> None:
-    """ConfigError where a source's model has other shapes than the configuration's."""
+    """ConfigError where a source's model has other shapes than the configuration's.
+
+    A reward model may begin with a language model, and has no output layer to be tied.
+    """
     saved, wanted = model_of(source), config.model
+    free = (*_FREE, "head", "tie_embeddings") if wanted.head == "scalar" else _FREE
     for name, value in vars(wanted).items():
-        if name not in _FREE and value != getattr(saved, name):
+        if name not in free and value != getattr(saved, name):
             raise ConfigError(
                 f"model.{name} = {value}, but {source} was saved with {getattr(saved, name)}; "
                 "a stage goes on with the model of the stage before"
@@ -99,13 +104,18 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 def load_weights(engine: Engine, source: Path) -> None:
     """Weights alone, of a checkpoint or of Hugging Face's format: a fresh optimizer goes on.
 
+    A reward model takes all but its head of a language model.
     Verified as checkpoint.verify says; ConfigError as in `load`. They come in float32 wherever the
     source has them so: a run in bf16 saved what its optimizer updates beside the weights that it
     computes with, which are those rounded.
     """
     is_wide = engine.config.train.precision == "fp32"
     verify = engine.config.checkpoint.verify
-    fill(engine.model, source, verify, preferred=shards.MASTER if is_wide else "")
+    fresh_head = begins_head(engine.config.model, source)
+    fill(engine.model, source, verify, shards.MASTER if is_wide else "", fresh_head)
     engine.optimizer.reload_model_params()
-    if masters := shards.master_template(engine):
+    masters = shards.master_template(engine)
+    if fresh_head:
+        masters = {n: entry for n, entry in masters.items() if entry.key != SCALAR_HEAD}
+    if masters:
         filled({"masters": masters}, source, preferred=shards.MASTER, read=read_weights)

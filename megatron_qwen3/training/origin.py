@@ -65,7 +65,10 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.load_weights(engine, source)
-        return Progress(), [f"weights from {source}"]
+        head = ""
+        if checkpoint.begins_head(config.model, source):
+            head = f", a language model's; the scalar head is fresh, from seed {config.run.seed}"
+        return Progress(), [f"weights from {source}{head}"]
     return Progress(), [f"fresh weights from seed {config.run.seed}"]
 
 

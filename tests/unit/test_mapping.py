@@ -31,6 +31,18 @@ def test_the_table_has_every_parameter_once(preset, tied):
     assert in_parts == parameter_count(of)
 
 
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_a_reward_models_table_ends_with_its_head_and_has_no_output_layer(preset):
+    of = load([], ["train.steps=1", f"model.preset={preset}", "run.mode=reward"]).model
+    table = weights(of)
+    assert sum(prod(w.stacked_shape) for w in table) == parameter_count(of)
+    head = table[-1]
+    assert (head.names, head.parts) == (("scalar_head.weight",), ("score.weight",))
+    assert head.shape == (1, of.hidden_size)
+    assert [*in_order(of)][-1] == (head, ())
+    assert not any("output_layer" in name for w in table for name in w.names)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_pieces_cover_every_row_of_ours_and_of_each_part_once(preset):
     for w in weights(model(f"preset={preset}")):
