@@ -28,7 +28,12 @@ STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
 _LAST_WORDS_SECONDS = 15  # that the other ranks have when one has ended with an error
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
-    ["megatron_qwen3.train", "megatron_qwen3.pretrain.loop", "megatron_qwen3.posttrain.sft"]
+    [
+        "megatron_qwen3.train",
+        "megatron_qwen3.pretrain.loop",
+        "megatron_qwen3.posttrain.sft",
+        "megatron_qwen3.posttrain.reward",
+    ]
 )
 
 
@@ -260,7 +265,20 @@ def dialogs(path):
     ]
 
 
-MODES = {"pretrain": corpus, "sft": dialogs}
+def pairs(path):
+    """A tokenized set of pairs; what to pass to a run of mode reward that trains on it."""
+    lengths = np.random.default_rng(0).integers(2, LENGTH // 2, 80).tolist()
+    source = {"name": "pairs", "path": dialog_sets.write_pairs(path / "pairs", lengths)}
+    return [
+        *dialog_sets.settings(source, length=LENGTH, batch=BATCH, mode="reward"),
+        f"train.steps={STEPS}",
+        "reward.held_out=0.0",
+        "reward.centering=0.01",
+        "checkpoint.every_steps=2",
+    ]
+
+
+MODES = {"pretrain": corpus, "sft": dialogs, "reward": pairs}
 
 
 def losses(run_dir):

@@ -31,20 +31,20 @@ def write(prefix, lengths, seed=0, kind="dialogs", **columns):
     return str(prefix)
 
 
-def settings(*sources, length=32, batch=4):
+def settings(*sources, length=32, batch=4, mode="sft"):
     """Of a small run on CPUs that trains on {name, path, …} of each source."""
     written = ", ".join(
         "{" + ", ".join(f"{key} = {value!r}" for key, value in each.items()) + "}"
         for each in sources
     )
     return [
-        "run.mode=sft",
+        f"run.mode={mode}",
         "model.preset=tiny-moe",
         f"model.vocab_size={VOCABULARY}",
         "train.precision=fp32",
         f"train.global_batch={batch}",
         f"data.sequence_length={length}",
-        f"sft.sources=[{written}]",
+        f"{mode}.sources=[{written}]",
         "optim.schedule=constant",
         "log.tensorboard=false",
         "run.device=cpu",
@@ -82,3 +82,16 @@ def random_samples(count, *, seed=0, vocab_size=100, shortest=2, longest=40):
         trained[-1] = True
         samples.append((chance.integers(0, vocab_size, length), trained))
     return samples
+
+
+def write_pairs(prefix, lengths, seed=0):
+    """A set of kind "pairs": of each two lengths the better and the worse answer."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for length in lengths:
+        ends = [False] * length
+        ends[-2 if length > 2 else -1] = True  # a line end follows the token that ends an answer
+        samples.append((random.integers(0, VOCABULARY, length), ends))
+    margins = np.repeat(random.random(len(samples) // 2), 2)
+    write_set(prefix, samples, kind="pairs", vocab_size=VOCABULARY, margin=margins)
+    return str(prefix)

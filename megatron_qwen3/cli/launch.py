@@ -28,6 +28,7 @@ from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.shown import shown_lines, shown_text
@@ -225,6 +226,7 @@ def _check_sources(config: Config) -> None:
 CHECKS_OF_DATA: dict[str, Callable[[Config], object]] = {
     "pretrain": _check_sources,
     "sft": DialogMixture,
+    "reward": PairMixture,
 }
 
 

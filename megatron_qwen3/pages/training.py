@@ -15,6 +15,8 @@ from megatron_qwen3.pages import page
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import ALL_SOURCES, Run
 
+_OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
+
 
 def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
     """A line of headers and one line per stage; columns that no stage has numbers for are left out.
@@ -22,7 +24,7 @@ def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
     The last loss is the mean of the last 2 % of steps, since that of one step is mostly noise.
     """
     header = ["stage", "steps", "tokens", "first loss", "last loss", "held-out loss"]
-    header += ["bits per byte", "tok/s", "MFU", "time"]
+    header += ["bits per byte", "ranked as given", "tok/s", "MFU", "time"]
     lines = []
     for number, run in enumerate(runs, 1):
         loss, held_out = run.column("loss"), run.held_out().get(ALL_SOURCES, {})
@@ -36,6 +38,7 @@ def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
                 f"{loss[-max(1, len(loss) // 50) :].mean():.3f}",
                 _number(held_out.get("loss"), 3),
                 _number(held_out.get("bits_per_byte"), 3),
+                _number(held_out.get("accuracy"), 3),
                 "" if rate is None else count(rate),
                 "" if mfu is None else f"{100 * mfu:.1f}%",
                 duration(float(run.column("step_seconds").sum())),
@@ -56,7 +59,7 @@ def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list
     groups, header, lines = [("", 1)], ["source"], [[source] for source in sources]
     for run, rows in zip(runs, newest, strict=True):
         columns = 0
-        for key, name in (("loss", "loss"), ("bits_per_byte", "bits per byte")):
+        for key, name in _OF_SOURCES.items():
             cells = [_number(rows.get(source, {}).get(key)) for source in sources]
             if any(cells):
                 columns += 1
@@ -92,6 +95,7 @@ def _key_numbers(runs: Sequence[Run]) -> Markup:
         (count(sum(run.tokens for run in runs)), "tokens trained on"),
         (f"{first_loss} → {last['last loss']}", "training loss, first to last"),
         (last.get("bits per byte", ""), "held-out bits per byte"),
+        (last.get("ranked as given", ""), "of held-out pairs ranked as given"),
         (last.get("tok/s", ""), "tokens per second, last stage"),
         (duration(seconds), "training time"),
     ]

@@ -42,6 +42,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
     yield _curve(runs, "loss", "loss", "Training loss", bold, "nats per token", is_wide=True)
     yield from _held_out(runs, "loss", "Held-out loss", "nats per token")
     yield from _held_out(runs, "bits_per_byte", "Held-out bits per byte", "bits per byte")
+    yield from _held_out(runs, "accuracy", "Held-out pairs", "share ranked as given")
     clip = "before clipping"
     yield _curve(runs, "gradient_norm", "grad_norm", "Gradient norm", clip, "L2 norm")
     yield _curve(runs, "learning_rate", "lr", "Learning rate", "", "learning rate")

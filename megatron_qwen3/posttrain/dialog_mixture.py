@@ -128,7 +128,7 @@ def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
         )
     tokenizer_check.check_is_of(config, f"{where} = {settings.path}", dialogs.tokenizer)
     _check_lengths(where, dialogs, config.data.sequence_length)
-    is_held_out_N = _held_out(dialogs.dialogs_N, config.sft.held_out)
+    is_held_out_N = held_out(dialogs.dialogs_N, config.sft.held_out)
     trained_M, held_out_M = (np.flatnonzero(which) for which in (~is_held_out_N, is_held_out_N))
     if not len(trained_M):
         raise ConfigError(f"{where}: {settings.path} has no dialog to train on")
@@ -151,7 +151,7 @@ def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
         )
 
 
-def _held_out(dialogs_N: Int64, fraction: float) -> npt.NDArray[np.bool_]:
+def held_out(dialogs_N: Int64, fraction: float) -> npt.NDArray[np.bool_]:
     """Which samples are of held-out dialogs: the nearest number of them to the fraction."""
     dialogs = np.unique(dialogs_N)
     count = round(fraction * len(dialogs))

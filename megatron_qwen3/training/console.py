@@ -112,7 +112,14 @@ def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
 
 def source_line(source: str, width: int, row: Mapping[str, float | None]) -> Text:
     """The evaluation of one source for people; `width` aligns the names."""
-    fields = [(f"  {source:<{width}} ", f"{row['loss']:.4f}", "nats/token")]
+    name = f"  {source:<{width}} "
+    if row.get("pairs") is not None:
+        ranked = f"{100 * (row['accuracy'] or 0):.1f} %"
+        loss = (name, f"{row['loss']:.4f}", "nats/pair")
+        return _labelled(
+            [loss, ("", ranked, "ranked as given"), ("over", count(row["pairs"] or 0), "pairs")]
+        )
+    fields = [(name, f"{row['loss']:.4f}", "nats/token")]
     if row["bits_per_byte"] is not None:
         fields.append(("", f"{row['bits_per_byte']:.4f}", "bits/byte"))
     fields.append(("over", count(row["tokens"] or 0), "tokens"))

@@ -13,7 +13,8 @@ be made from again; `history.py` reads it. One row a step:
      "memory_peak_bytes", "memory_reserved_bytes" (of the fullest GPU; absent on CPUs)}
 
 and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "bits_per_byte" (null
-without a tokenizer), "tokens"}; the source "all" is all of them together.
+without a tokenizer), "tokens"}, of pairs "accuracy" and "pairs", too; the source "all" is all of
+them together.
 """
 
 import json
@@ -37,11 +38,22 @@ from megatron_qwen3.training.row_file import RowFile
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Held-out text of one source: nats per token, bits per byte where known, tokens scored."""
+    """Held-out text of one source: nats per token, bits per byte where known, tokens scored.
+
+    Of pairs of answers: nats per pair, the share of pairs ranked as given, and how many pairs.
+    """
 
     loss: float
     bits_per_byte: float | None
     tokens: int
+    accuracy: float | None = None
+    pairs: int | None = None
+
+    @property
+    def row(self) -> dict[str, float | None]:
+        """As a row of metrics has it: what is of pairs stands there for pairs alone."""
+        of_pairs = ("accuracy", "pairs")
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in of_pairs}
 
 
 class RunLog:
@@ -86,7 +98,7 @@ class RunLog:
         width = max(map(len, results))
         self.console.say(f"held out after step {step}")
         for source, result in results.items():
-            row = asdict(result)
+            row = result.row
             self._write("eval", {"step": step, "source": source, **row})
             known = {name: value for name, value in row.items() if value is not None}
             self.boards.plot(step, {f"eval/{source}/{name}": known[name] for name in known})

@@ -1,0 +1,134 @@
+"""The sets of pairs of a run of mode reward, what of them is held out, and which share a row.
+
+    mixture = PairMixture(config)                    # ConfigError for all that is wrong with them
+    mixture.rows(step * global_batch, count)         # of each row its pairs, as (source, pair)
+    mixture.held_out(config.eval.tokens)             # rows, alike, of what is never trained on
+
+Both answers to a conversation lie in one row, so a row needs room for both: a pair takes as many
+places as its answers have tokens, each with the conversation before it. Every pair of every set is
+drawn once before any is drawn again. No torch here.
+
+Legend: N pairs of a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.posttrain import dialog_mixture
+from megatron_qwen3.posttrain.dialog_set import DialogSet
+from megatron_qwen3.posttrain.packing import Drawn, Packing, Place, best_fit
+from megatron_qwen3.settings_posttrain import PairSourceConfig
+from megatron_qwen3.training import tokenizer_check
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Pairs:
+    """The pairs of a set that fit into rows of `length` places.
+
+    trained_M, held_out_M: their numbers in the set; fraction: of all pairs that are held out, as of
+    dialogs (`dialog_mixture.py`). too_long: pairs that do not fit, and are left out.
+    ConfigError where the set holds no pairs, or none of those to be trained fits.
+    """
+
+    def __init__(self, dialogs: DialogSet, name: str, length: int, fraction: float) -> None:
+        self.dialogs, self.name = dialogs, name
+        if dialogs.kind != "pairs":
+            raise ConfigError(
+                f"reward.sources.{name}: {dialogs.prefix} holds {dialogs.kind}; valid: pairs, as "
+                "tools/tokenize_dialogs.py writes them of chosen and rejected"
+            )
+        self.lengths_N: Int64 = dialogs.lengths_N.reshape(-1, 2).sum(1)
+        fits_N = self.lengths_N <= length
+        is_held_out_N = dialog_mixture.held_out(dialogs.dialogs_N[::2], fraction)
+        self.trained_M = np.flatnonzero(fits_N & ~is_held_out_N)
+        self.held_out_M = np.flatnonzero(fits_N & is_held_out_N)
+        self.too_long = int(np.count_nonzero(~fits_N))
+        if not len(self.trained_M):
+            raise ConfigError(
+                f"reward.sources.{name}: of the {len(fits_N):,} pairs of {dialogs.prefix} "
+                f"{np.count_nonzero(is_held_out_N):,} are held out, and none of the others fits "
+                f"into data.sequence_length = {length:,}, which needs room for both answers; the "
+                f"longest pair has {self.lengths_N.max(initial=0):,} tokens"
+            )
+
+
+class PairMixture:
+    """Rows 0, 1, 2, … of a run, each a pure function of the settings and its number."""
+
+    def __init__(self, config: Config) -> None:
+        if not config.reward.sources:
+            raise ConfigError(
+                "reward.sources is empty: a run of mode reward needs at least one "
+                "[[reward.sources]]"
+            )
+        self.sources = tuple(_source(each, config) for each in config.reward.sources)
+        self._length = config.data.sequence_length
+        drawn = [
+            Drawn(s.lengths_N[s.trained_M], s.dialogs.fingerprint, len(s.trained_M))
+            for s in self.sources
+        ]
+        self._packing = Packing(drawn, self._length, config.run.seed)
+        self.facts = {
+            "run.seed": config.run.seed,
+            "data.sequence_length": config.data.sequence_length,
+            "train.global_batch": config.train.global_batch,
+            "reward.held_out": config.reward.held_out,
+            "reward.sources": [source.dialogs.fingerprint for source in self.sources],
+        }
+
+    def rows(self, first: int, count: int) -> list[list[Place]]:
+        """Rows [first, first + count) of the run."""
+        packed = self._packing.rows(first, count)
+        return [[Place(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed]
+
+    def held_out(self, max_tokens: int) -> list[list[Place]]:
+        """Rows of held-out pairs: of each source `max_tokens` places at most, but one pair."""
+        places = []
+        for number, source in enumerate(self.sources):
+            used_M = np.cumsum(source.lengths_N[source.held_out_M])
+            count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
+            places += [Place(number, int(n)) for n in source.held_out_M[:count]]
+        rows = best_fit(np.array([self.tokens(p) for p in places], np.int64), self._length)
+        return [[places[n] for n in row] for row in rows]
+
+    def tokens(self, place: Place) -> int:
+        """Of both answers of a pair, each with its conversation."""
+        return int(self.sources[place.source].lengths_N[place.sample])
+
+    def describe(self, rows: Iterable[Iterable[Place]]) -> str:
+        """Which pairs rows hold, by source, as numbers of lines of its input, from 1."""
+        lines: dict[int, set[int]] = {}
+        for source, pair in (place for row in rows for place in row):
+            line = int(self.sources[source].dialogs.dialogs_N[2 * pair]) + 1
+            lines.setdefault(source, set()).add(line)
+        return "; ".join(
+            f"{self.sources[source].name}: {', '.join(map(str, sorted(numbers)))}"
+            for source, numbers in sorted(lines.items())
+        )
+
+    def news(self) -> Iterator[str]:
+        """A line on each source for who starts the run."""
+        for s in self.sources:
+            text = f"pairs of {s.name}: {len(s.trained_M):,} to train, {len(s.held_out_M):,} more "
+            text += "are held out"
+            if s.too_long:
+                text += f", {s.too_long:,} are longer than data.sequence_length and left out"
+            yield text
+
+
+def _source(settings: PairSourceConfig, config: Config) -> Pairs:
+    dialogs, where = DialogSet(settings.path), f"reward.sources.{settings.name}"
+    if dialogs.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"{where}: {settings.path} was tokenized with {dialogs.vocab_size:,} tokens, more than "
+            f"model.vocab_size = {config.model.vocab_size:,}; valid: at least "
+            f"{dialogs.vocab_size:,}"
+        )
+    tokenizer_check.check_is_of(config, f"{where} = {settings.path}", dialogs.tokenizer)
+    return Pairs(dialogs, settings.name, config.data.sequence_length, config.reward.held_out)

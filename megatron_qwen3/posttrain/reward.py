@@ -1,0 +1,79 @@
+"""A reward model: which of two answers would be chosen, from one number for each.
+
+    python -m megatron_qwen3.train examples/stages/reward_model.toml MODEL.toml
+
+The run begins with a language model (checkpoint.init_from), whose output layer a fresh scalar head
+replaces, and trains it on pairs (`pair_mixture.py`, `pair_rows.py`, `bradley_terry.py`). The loop
+is that of pretraining; `tools/score_answers.py` scores answers with what it saves.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import row_order
+from megatron_qwen3.posttrain.bradley_terry import over_pairs
+from megatron_qwen3.posttrain.held_out_pairs import evaluate
+from megatron_qwen3.posttrain.pair_mixture import PairMixture
+from megatron_qwen3.posttrain.pair_rows import pair_batch
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training import origin, tokenizer_check
+from megatron_qwen3.training.bad_batch import BadBatch
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.progress import steps_of
+from megatron_qwen3.training.reader import Reader
+from megatron_qwen3.training.run import Run
+
+
+def check(config: Config) -> PairMixture:
+    """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
+    with them."""
+    step = origin.check(config).step
+    tokenizer_check.check_size(config)
+    mixture = PairMixture(config)
+    row_order.check(config.run_dir, step, mixture.facts)
+    return mixture
+
+
+def run(config: Config, layout: Layout, inputs: PairMixture) -> bool:
+    """Train a reward model on this rank; False where it stopped early, to be continued.
+
+    Raises ConfigError where no checkpoint is intact; BadBatch, SaveFailed, EvaluationFailed: it
+    stopped, and a person must look.
+    """
+    mixture = inputs
+    with Run(config, layout) as run:
+        if run.engine.is_first_rank:
+            row_order.write(config.run_dir, mixture.facts)
+        for line in mixture.news():
+            run.log.note(line)
+        objective = over_pairs(config.reward.centering)
+        read = partial(_batch, mixture, config, run.engine)
+        with Reader(read, config.steps, run.engine.device) as reader:
+            for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
+                batch = reader.batch(step, then=run.next_step(step + 1))
+                skipped = sum(n <= step for n in steps_of(run.left_out))
+                tokens = (step + 1 - skipped) * config.step_tokens
+                try:
+                    run.train(step, batch, objective, tokens)
+                except BadBatch as error:
+                    run.leave_out(step, _describe(error, mixture, config, step))
+    return run.is_done
+
+
+def _batch(mixture: PairMixture, config: Config, engine: Engine, step: int) -> TokenBatch:
+    """This data rank's rows of the global batch of a step."""
+    count = config.train.global_batch // engine.layout.data
+    first = step * config.train.global_batch + engine.data_rank * count
+    rows = mixture.rows(first, count)
+    return pair_batch(rows, mixture, config.data.sequence_length, config.reward.margin)
+
+
+def _describe(error: BadBatch, mixture: PairMixture, config: Config, step: int) -> str:
+    rows = mixture.rows(step * config.train.global_batch, config.train.global_batch)
+    return (
+        f"{error}; the batch is of pairs, by the lines of what was tokenized, "
+        f"{mixture.describe(rows)}"
+    )
