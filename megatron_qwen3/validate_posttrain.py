@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_qwen3.fields import settings_of
-from megatron_qwen3.modes import MODES, head_of
+from megatron_qwen3.modes import head_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig, TeacherConfig
 
@@ -21,10 +21,10 @@ def faults(config: Config) -> Iterator[str]:
 def _head_faults(config: Config) -> Iterator[str]:
     mode, head = config.run.mode, config.model.head
     if head != head_of(mode):
-        others = ", ".join(f'"{name}"' for name in MODES if head_of(name) == head)
+        other = ', or set run.mode = "reward"' if head == "scalar" else ""
         yield (
             f'model.head = "{head}", but run.mode = "{mode}" trains "{head_of(mode)}"; leave '
-            f"model.head out, or set run.mode to {others}"
+            f"model.head out{other}"
         )
     if head == "scalar" and config.optim.z_loss:
         yield (

@@ -60,6 +60,9 @@ COMMANDS = {
     "generate": Command(
         "megatron_qwen3.generate.__main__", "text, chats, files of prompts", prints_results=True
     ),
+    "score-answers": Command(
+        "megatron_qwen3.cli.score_answers", "answers, with a reward model", prints_results=True
+    ),
     "study": Command(
         "megatron_qwen3.cli.scaling_study",
         "plan, weigh and measure runs; scaling laws",

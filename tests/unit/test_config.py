@@ -483,5 +483,5 @@ def test_a_mode_says_which_head_its_model_has_and_old_settings_have_the_vocabula
     assert 'model.head: "vocabulary" → "scalar"' in changes(before, reward)
     assert error_of([*TINY, "model.head=scalar"]) == (
         'model.head = "scalar", but run.mode = "pretrain" trains "vocabulary"; leave model.head '
-        'out, or set run.mode to "reward"'
+        'out, or set run.mode = "reward"'
     )

@@ -1,0 +1,160 @@
+"""Score answers with a reward model: a checkpoint, a run folder, or a folder of HF's format.
+
+    python tools/score_answers.py runs/reward_model answers.jsonl --out scored.jsonl
+    python tools/score_answers.py export/reward pairs.jsonl > scored.jsonl
+    torchrun --nproc-per-node 8 tools/score_answers.py runs/reward_model answers.jsonl \\
+        --out scored.jsonl parallel.tensor=2
+
+A line is {"messages": […, assistant]}, or {"messages", "answer"}, {"messages", "answers": […]} or
+{"messages", "chosen", "rejected"}; an answer is a text, a message or a list of messages. Each line
+comes back with its "score", or "scores" in the answers' order. Of pairs the share that is ranked as
+given is told at the end, too. All lines are looked at before the first is scored.
+"""
+
+import argparse
+import codecs
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.chat import ChatError, ChatTokenizer
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.posttrain.answer_lines import Asked, read_answers
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.whole import whole_file
+
+_ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something that was given is wrong."""
+    given = _parser(prog).parse_intermixed_args(arguments)
+    try:
+        _run(given)
+    except (ConfigError, ChatError) as error:
+        launcher.tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("answers", type=Path, metavar="ANSWERS.jsonl")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="such as parallel.tensor=2"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="JSONL",
+        help="written when it is whole; default: standard output",
+    )
+    parser.add_argument(
+        "--row-tokens",
+        type=_positive,
+        default=8192,
+        metavar="N",
+        help="that are scored at once, of one data rank; a longer answer takes more",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
+    return number
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Check all that was given, load the model, and score, on this rank."""
+    launcher.check()
+    world_size, is_first = launcher.world_size(), launcher.rank() == 0
+    if given.out and is_first and not os.access(given.out.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {given.out}: no file can be written there")
+    source = Source(given.model)
+    config = source.config(given.settings, world_size, head="scalar")
+    check_world_size(config, world_size)
+    chat = ChatTokenizer(tokenizer_of(config))
+    total = sum(len(asked.answers) for asked in read_answers(given.answers, chat))
+    if config.run.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    # torch and megatron-core are imported only now: something wrong costs no seconds.
+    from megatron_qwen3.parallel import runtime
+    from megatron_qwen3.posttrain.scoring import scores
+
+    model = load(source, config, runtime.start(config))
+    at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
+    ranked: list[bool] = []
+    with _target(given.out, is_first) as target, _progress(total, is_first) as advance:
+        # What is no UTF-8 is no JSON, unless its characters are written as numbers.
+        as_numbers = codecs.lookup(target.encoding).name != "utf-8"
+        for batch in _batches(read_answers(given.answers, chat), at_once):
+            answers = [ids for asked in batch for ids in asked.answers]
+            left = iter(scores(model, answers, given.row_tokens))
+            for asked in batch:
+                mine = [next(left) for _ in asked.answers]
+                if asked.is_pair:
+                    ranked.append(mine[0] > mine[1])
+                if is_first:
+                    record = asked.scored([round(score, 6) for score in mine])
+                    target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
+            target.flush()
+            advance(len(answers))
+    if ranked and is_first:
+        share = sum(ranked) / len(ranked)
+        print(f"{len(ranked):,} pairs, {share:.2%} ranked as given", file=sys.stderr)
+    runtime.stop()
+
+
+def _batches(lines: Iterable[Asked], tokens: int) -> Iterator[list[Asked]]:
+    """Neighbours that have so many tokens together, one line at least."""
+    batch: list[Asked] = []
+    count = 0
+    for asked in lines:
+        size = sum(map(len, asked.answers))
+        if batch and count + size > tokens:
+            yield batch
+            batch, count = [], 0
+        batch.append(asked)
+        count += size
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _target(out: Path | None, is_first: bool) -> Iterator[Any]:
+    """Where lines go. A file of that name is whole: it is written beside and renamed."""
+    if out is None or not is_first:
+        yield sys.stdout
+        return
+    with whole_file(out) as file:
+        target = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield target
+        target.flush()
+        target.detach()
+
+
+@contextlib.contextmanager
+def _progress(total: int, is_first: bool) -> Iterator[Any]:
+    """A bar on standard error, where that is a terminal: what moves it on."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    is_seen = is_first and console.is_terminal
+    with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
+        task = bar.add_task(shown("answers"), total=total)
+        yield lambda count: bar.advance(task, count)
