@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3 import launcher
-from megatron_qwen3.chat import ChatError, ChatTokenizer
+from megatron_qwen3.chat import ChatTokenizer
+from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of

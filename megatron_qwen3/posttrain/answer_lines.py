@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_qwen3.chat import ChatError, ChatTokenizer
+from megatron_qwen3.chat import ChatTokenizer
+from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.inside import parse_json
 
