@@ -142,7 +142,7 @@ def best_fit(lengths_W: Int64, capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` places: of each the numbers of its samples.
 
     Longest first, of equals the earlier; each goes into the row with the least room left that is
-    enough, or into a new one. Rows with room r are found by the bits of a whole number.
+    enough, or into a new one. ValueError where a sample has no place or more than a row.
     """
     if not len(lengths_W):
         return []
@@ -150,23 +150,58 @@ def best_fit(lengths_W: Int64, capacity: int) -> list[list[int]]:
     if shortest < 1 or longest > capacity:
         raise ValueError(f"lengths are {shortest} to {longest}; valid: 1 to {capacity}")
     rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    rooms = 0  # bit r: there is a row with room r
+    rooms = _Rooms(capacity)
     order = np.argsort(-lengths_W, kind="stable")
     for sample, length in zip(order.tolist(), lengths_W[order].tolist(), strict=True):
-        enough = rooms >> length
-        if enough:
-            room = length + (enough & -enough).bit_length() - 1
-            row = with_room[room].pop()
-            if not with_room[room]:
-                rooms ^= 1 << room
+        room = rooms.least(length)
+        if room:
+            row = rooms.take(room)
         else:
             room, row = capacity, len(rows)
             rows.append([])
         rows[row].append(sample)
-        room -= length
-        if room >= shortest:
-            if not with_room[room]:
-                rooms |= 1 << room
-            with_room[room].append(row)
+        if room - length >= shortest:  # else nothing fits in any more
+            rooms.put(room - length, row)
     return rows
+
+
+class _Rooms:
+    """Rows by the room that they have left, the least that is enough found by bits.
+
+    Bit r of word w stands for room 64 w + r, bit w of `_any` for a word that is not 0.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._rows: list[list[int]] = [[] for _ in range(capacity + 1)]
+        self._words, self._any = [0] * (capacity // 64 + 1), 0
+
+    def least(self, length: int) -> int:
+        """The least room of a row that is at least `length`; 0 where there is none."""
+        word = length >> 6
+        bits = self._words[word] >> (length & 63)
+        if bits:
+            return length + (bits & -bits).bit_length() - 1
+        words = self._any >> (word + 1)
+        if not words:
+            return 0
+        word += (words & -words).bit_length()
+        bits = self._words[word]
+        return 64 * word + (bits & -bits).bit_length() - 1
+
+    def take(self, room: int) -> int:
+        """A row with that room, which is not among the others any more."""
+        rows = self._rows[room]
+        row = rows.pop()
+        if not rows:
+            word = room >> 6
+            self._words[word] ^= 1 << (room & 63)
+            if not self._words[word]:
+                self._any ^= 1 << word
+        return row
+
+    def put(self, room: int, row: int) -> None:
+        """A row has that room."""
+        if not self._rows[room]:
+            self._words[room >> 6] |= 1 << (room & 63)
+            self._any |= 1 << (room >> 6)
+        self._rows[room].append(row)

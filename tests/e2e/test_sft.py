@@ -3,18 +3,18 @@
 import contextlib
 import io
 import json
+import random
 
 import broken
 import chaos
 import dialog_sets
-import numpy as np
 import pytest
 from ranks import RankError, run_ranks
 
 from data_prep import tokenizer
 from megatron_qwen3 import train
-from megatron_qwen3.chat import TURN_END, ChatTokenizer
-from megatron_qwen3.cli import report
+from megatron_qwen3.chat import TURN_END
+from megatron_qwen3.cli import report, tokenize_dialogs
 from megatron_qwen3.config import load
 from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.__main__ import main as generate
@@ -22,7 +22,6 @@ from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain import sft
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.dialog_set import MODES, SAMPLE, DialogSetWriter
 from megatron_qwen3.posttrain.rows import token_batch
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.training import checkpoint, engine
@@ -187,39 +186,32 @@ def question(first, second):
     return f"{NUMBERS[first]} and {NUMBERS[second]} ?"
 
 
-def dialogs(pairs):
-    """Of each pair of numbers one dialog: thinking and a flag, or neither thinking nor doubt."""
-    for n, (first, second) in enumerate(pairs):
-        larger = NUMBERS[max(first, second)]
-        flag = ("/think", "/no_think")[n % 2]
-        thinking = {} if n % 2 else {"reasoning_content": f"which is larger : {larger}"}
-        answer = {"role": "assistant", "content": f"it is {larger}", **thinking}
-        yield [{"role": "user", "content": f"{question(first, second)} {flag}"}, answer]
+def dialog(number, pair):
+    """A line of JSON: every other dialog thinks and says so, the rest neither."""
+    larger, thinks = NUMBERS[max(pair)], number % 2 == 0
+    answer = {"role": "assistant", "content": f"it is {larger}"}
+    if thinks:
+        answer["reasoning_content"] = f"which is larger : {larger}"
+    flag = "/think" if thinks else "/no_think"
+    asked = {"role": "user", "content": f"{question(*pair)} {flag}"}
+    return {"messages": [asked, answer], "mode": "thinking" if thinks else "non-thinking"}
 
 
 @pytest.fixture(scope="module")
 def school(tmp_path_factory):
     """A tokenizer, 200 dialogs tokenized by it, and pairs of numbers that none of them asks for."""
     home = tmp_path_factory.mktemp("school")
-    random = np.random.default_rng(0)
+    luck = random.Random(0)
     pairs = [(a, b) for a in range(10) for b in range(10)]
-    random.shuffle(pairs)
-    kept, asked = pairs[:85], pairs[85:]
-    taught = [kept[n] for n in random.integers(0, len(kept), DIALOGS)]
-    conversations = list(dialogs([tuple(map(int, pair)) for pair in taught]))
-    texts = [" ".join(str(m.get(k, "")) for m in c for k in m) for c in conversations]
-    tokenizer.train(texts, 340, home / "tokenizer")
-    chat = ChatTokenizer(tokenizer.load(home / "tokenizer"))
-    encoded = [chat.encode_conversation(conversation) for conversation in conversations]
-    samples = np.zeros(DIALOGS, SAMPLE)
-    samples["weight"], samples["dialog"] = 1, np.arange(DIALOGS)
-    samples["mode"] = [MODES.index("thinking"), MODES.index("non-thinking")] * (DIALOGS // 2)
-    with DialogSetWriter(home / "set", "dialogs", 384, "") as writer:
-        ids = np.concatenate([each.ids for each in encoded])
-        trained = np.concatenate([each.trained for each in encoded]).astype(bool)
-        writer.add(ids, np.array([len(each.ids) for each in encoded]), trained, samples)
-        writer.sources.append("school")
-    return home, [tuple(map(int, pair)) for pair in asked]
+    luck.shuffle(pairs)
+    kept, unseen = pairs[:85], pairs[85:]
+    lines = [json.dumps(dialog(n, pair)) for n, pair in enumerate(luck.choices(kept, k=DIALOGS))]
+    tokenizer.train(lines, 340, home / "tokenizer")
+    (home / "dialogs.jsonl").write_text("\n".join(lines))
+    words = [home / "dialogs.jsonl", "--out", home / "set", "--tokenizer", home / "tokenizer"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert tokenize_dialogs.main([*map(str, words), "--workers=1"]) == 0
+    return home, unseen
 
 
 def of_ends(arguments):
