@@ -147,13 +147,13 @@ def write(path: Path, texts: Iterator[str], megabytes: float) -> tuple[float, in
 
 
 def english() -> Iterator[str]:
-    books = [row["text"] for name in ("books_pepys", "state_union") for row in _rows(name)]
+    books = [row["text"] for name in ("books_pepys", "state_union") for row in rows(name)]
     pages = [
         text[at : at + DOCUMENT_CHARACTERS]
         for text in books
         for at in range(0, len(text), DOCUMENT_CHARACTERS)
     ]
-    return _again_and_again(pages)
+    return again_and_again(pages)
 
 
 def languages() -> Iterator[str]:
@@ -166,13 +166,13 @@ def languages() -> Iterator[str]:
                 pages.append("\n".join(page))
                 page = []
     random.Random(0).shuffle(pages)
-    return _again_and_again(pages)
+    return again_and_again(pages)
 
 
 def sentences() -> Iterator[str]:
     texts = [text for some in _by_language().values() for text in some]
     random.Random(0).shuffle(texts)
-    return _again_and_again(texts)
+    return again_and_again(texts)
 
 
 def code() -> Iterator[str]:
@@ -186,17 +186,18 @@ def code() -> Iterator[str]:
 
 def _by_language() -> dict[str, list[str]]:
     texts: dict[str, list[str]] = {}
-    for row in _rows("sib200_119"):
+    for row in rows("sib200_119"):
         texts.setdefault(row["lang"], []).append(row["text"])
     return texts
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def rows(name: str) -> list[dict[str, str]]:
+    """The rows of a file of texts."""
     with gzip.open(SHARED / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def _again_and_again(texts: list[str]) -> Iterator[str]:
+def again_and_again(texts: list[str]) -> Iterator[str]:
     """The texts as they are, then with new words among theirs."""
     yield from texts
     chance = random.Random(0)
