@@ -184,7 +184,8 @@ def soft_switch(messages: Sequence[Message]) -> bool | None:
     They count in what system and users say, and not in tools' results.
     """
     texts = [_content(m) for m in messages if m.get("role") == "system" or _is_query(m)]
-    flags = SOFT_SWITCH.findall("\n".join(texts))
+    text = "\n".join(texts)
+    flags = SOFT_SWITCH.findall(text) if "think" in text else []
     return flags[-1] == "/think" if flags else None
 
 

@@ -19,6 +19,7 @@ _FIELDS = {
     "assistant": {"role", "content", "reasoning_content", "reasoning", "tool_calls"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
+_PLAIN = {"role", "content"}
 ROLES = tuple(_FIELDS)
 REASONING = ("reasoning_content", "reasoning")
 
@@ -32,6 +33,8 @@ def check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     if tools and not (_is_list(tools) and all(isinstance(tool, Mapping) for tool in tools)):
         raise ChatError(f"tools are not a list of tables: {tools!r:.80}")
     for k, message in enumerate(messages):
+        if _is_plain(message):
+            continue
         if not isinstance(message, Mapping):
             raise ChatError(f"message {k} is not a table with role and content: {message!r:.80}")
         role, content = message.get("role"), message.get("content")
@@ -55,6 +58,16 @@ def check(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
             )
         if (calls := message.get("tool_calls")) and not _is_list(calls):
             raise ChatError(f"message {k} ({role}) has tool_calls that are no list: {calls!r:.80}")
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether it is a message as most are, of which nothing more need be asked: that is fast."""
+    return (
+        type(message) is dict
+        and message.keys() == _PLAIN
+        and message["role"] in ROLES
+        and type(message["content"]) is str
+    )
 
 
 def _is_list(value: Any) -> bool:

@@ -271,7 +271,7 @@ def _check_thinking(k: int, message: Message, content: str) -> None:
     """One think block at most, closed, at the beginning: rendering would drop or nest the rest."""
     named = [message[name] for name in REASONING if message.get(name) is not None]
     texts = [*named, content]
-    if not named and (thought := _THOUGHT.fullmatch(content)):
+    if not named and END_THINK in content and (thought := _THOUGHT.fullmatch(content)):
         texts = list(thought.groups())
     if any(tag in text for tag in (THINK, END_THINK) for text in texts):
         raise Refused(

@@ -77,6 +77,7 @@ class ChatEncoder:
         self._turn_start, self._turn_end = ids[TURN_START], ids[TURN_END]
         self._after_turn = self.documents.encode_texts(["\n"]).tokens.tolist()
         self._cuts_change_nothing = _is_qwens(spec)
+        self._given: dict[str, list[int]] = {}
 
     @cached_property
     def chat(self) -> ChatTokenizer:
@@ -94,15 +95,25 @@ class ChatEncoder:
 
     def _add_turn(self, pieces: _Pieces, turn: Turn) -> None:
         learnt = turn.emitted is not None and not turn.history
-        given, emitted = (turn.given, turn.emitted or "") if learnt else (turn.body, "")
+        emitted = (turn.emitted or "") if learnt else ""
         if not self._cuts_change_nothing or _continues_line_ends(emitted):
             self._add_whole(pieces, turn, learnt)
-            return
-        pieces.add_ids((self._turn_start,), False)
-        self._add_text(pieces, given, False)
-        self._add_text(pieces, emitted, True)
-        pieces.add_ids((self._turn_end,), learnt)
-        pieces.add_ids(self._after_turn, False)
+        elif learnt:
+            pieces.add_ids(self._begun(turn.given), False)
+            self._add_text(pieces, emitted, True)
+            pieces.add_ids((self._turn_end,), True)
+            pieces.add_ids(self._after_turn, False)
+        else:
+            pieces.add_ids((self._turn_start,), False)
+            self._add_text(pieces, turn.body, False)
+            pieces.add_ids((self._turn_end, *self._after_turn), False)
+
+    def _begun(self, given: str) -> list[int]:
+        """Ids of a turn up to where the model goes on, which are always the same few."""
+        if (known := self._given.get(given)) is None:
+            ids = self.encode([[Turn(given)]]).tokens.tolist()
+            known = self._given[given] = ids[: -1 - len(self._after_turn)]
+        return known
 
     def _add_text(self, pieces: _Pieces, text: str, trained: bool) -> None:
         if "<" not in text:
