@@ -3,9 +3,11 @@
     python tools/inspect_shards.py table data/tokens --by language length
     python tools/inspect_shards.py show data/tokens/source=web/…/00000-00000 17
     python tools/inspect_shards.py verify data/tokens
+    python tools/inspect_shards.py show data/post/chat 17 --tokenizer data/tokenizer
 
 table adds up the inventory by one or more labels. show prints a document's input file, line and id,
-and its text, from its tokens. verify reads every shard and compares it with its checksums.
+and its text, from its tokens; of a set of dialogs a sample, in which ⟦ and ⟧ enclose what is
+trained. verify reads every shard, or the files of a set, and compares them with their checksums.
 """
 
 from __future__ import annotations
@@ -14,16 +16,22 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tokenizers
+
 from data_prep.indexed import IndexedReader
 from data_prep.labels import Labels
-from data_prep.shards import Shard, faults, folder_of, origin, read_inventory
+from data_prep.shards import Shard, faults, file_sha256, folder_of, origin, read_inventory
 from data_prep.tokenizer import load
+from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
 ROWS_SHOWN = 200
@@ -56,11 +64,12 @@ def _parser(prog: str | None) -> Parser:
     )
     table.set_defaults(run=_table)
     show = commands.add_parser("show", help="a document: where it came from, and its text", **text)
-    show.add_argument("prefix", type=Path, help="a shard, without .bin or .idx")
+    show.add_argument("prefix", type=Path, help="a shard or set, without .bin or .idx")
     show.add_argument("document", type=int, help="its number there, from 0")
+    show.add_argument("--tokenizer", help="of a set of dialogs: its folder or tokenizer.json")
     show.set_defaults(run=_show)
     verify = commands.add_parser("verify", help="compare all shards with their checksums", **text)
-    verify.add_argument("folder", type=Path)
+    verify.add_argument("folder", type=Path, help="of shards; or a set, without .bin or .idx")
     verify.set_defaults(run=_verify)
     return parser
 
@@ -71,6 +80,8 @@ def _table(given: argparse.Namespace) -> int:
 
 
 def _show(given: argparse.Namespace) -> int:
+    if _is_dialogs(given.prefix):
+        return _show_sample(given)
     place = origin(given.prefix, given.document)
     reader = IndexedReader(given.prefix)
     start, end = reader.document_offsets[given.document : given.document + 2]
@@ -82,7 +93,46 @@ def _show(given: argparse.Namespace) -> int:
     return 0
 
 
+def _is_dialogs(prefix: Path) -> bool:
+    return Path(f"{prefix}.samples.npy").exists()
+
+
+def _show_sample(given: argparse.Namespace) -> int:
+    dialogs, n = DialogSet(given.prefix), given.document
+    if not 0 <= n < len(dialogs):
+        raise ConfigError(f"{given.prefix} has samples 0 to {len(dialogs) - 1}, not {n}")
+    if given.tokenizer is None:
+        raise ConfigError(f"{given.prefix} is a set of dialogs: --tokenizer names its tokenizer")
+    digest = file_sha256(str(tokenizer_json(given.tokenizer)))
+    if digest != dialogs.tokenizer:
+        raise ConfigError(
+            f"{given.tokenizer} is not the tokenizer of {given.prefix}: its sha256 is {digest}, "
+            f"not {dialogs.tokenizer}"
+        )
+    file, line = dialogs.origin(n)
+    ids, trained = dialogs.read(n)
+    source, mode = dialogs.sources[dialogs.sources_N[n]], MODES[dialogs.modes_N[n]]
+    counts = f"{len(ids):,} tokens, {np.count_nonzero(trained):,} of them trained"
+    print(shown(f"{file}:{line}  {source}, {mode}, weight {dialogs.weights_N[n]:g}  {counts}"))
+    print(f"\n{shown_text(_marked(load(given.tokenizer), ids, trained))}")
+    return 0
+
+
+def _marked(tokenizer: tokenizers.Tokenizer, ids: Any, trained: Any) -> str:
+    """The text of a sample, what is trained between ⟦ and ⟧."""
+    borders = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
+    runs = [(ids[a:b].tolist(), trained[a]) for a, b in pairwise(borders)]
+    texts = [(tokenizer.decode(run, skip_special_tokens=False), learnt) for run, learnt in runs]
+    return "".join(f"⟦{text}⟧" if learnt else text for text, learnt in texts)
+
+
 def _verify(given: argparse.Namespace) -> int:
+    if _is_dialogs(given.folder):
+        faults_of_set = list(DialogSet(given.folder).faults())
+        for fault in faults_of_set:
+            print(shown(fault))
+        print(f"1 set, {len(faults_of_set):,} faults")
+        return 1 if faults_of_set else 0
     inventory, wrong = read_inventory(given.folder), 0
     for shard in inventory.shards:
         for fault in faults(inventory.folder, shard):

@@ -191,6 +191,21 @@ class DialogSet:
         trained = np.asarray(self._trained[start:end]) != 0
         return Sample(self._reader.tokens[start:end].astype(np.int64), trained)
 
+    def origin(self, n: int) -> tuple[str, int]:
+        """The input file of sample n, and its line there, from 1; ("", 0) where it is not known."""
+        line = int(self.dialogs_N[n])
+        for name, count in self.about.get("inputs", []):
+            if line < count:
+                return name, line + 1
+            line -= count
+        return "", 0
+
+    def faults(self) -> Iterator[str]:
+        """Files that are not as they were written; reads all of them."""
+        for suffix, expected in self._content()["sha256"].items():
+            if file_sha256(f"{self.prefix}.{suffix}") != expected:
+                yield f"{self.prefix}.{suffix} is not what was written: its sha256 differs"
+
     def stretches(self, tokens: int) -> Iterator[Stretch]:
         """All samples in order, as many at a time as hold about so many tokens."""
         first = 0
@@ -216,7 +231,7 @@ class DialogSet:
     def _content(self) -> dict[str, Any]:
         otherwise = "the set of dialogs is not whole, or no set"
         content = read_json(Path(f"{self.prefix}.json"), otherwise, VERSION)
-        names = {"tokenizer", "vocab_size", "samples", "tokens", "sources", "about"}
+        names = {"tokenizer", "vocab_size", "samples", "tokens", "sources", "about", "sha256"}
         if content.get("kind") not in KINDS or not names <= content.keys():
             kinds = " or ".join(KINDS)
             raise self._wrong("json", f"is of kind {content.get('kind')!r}, not {kinds}", "")

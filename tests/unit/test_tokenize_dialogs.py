@@ -19,8 +19,8 @@ import pytest
 
 from data_prep.tokenization import plan
 from data_prep.tokenizer import load, train
-from megatron_qwen3.chat import ChatTokenizer, split_by_query, turns_to_train
-from megatron_qwen3.cli import tokenize_dialogs
+from megatron_qwen3.chat import ChatTokenizer, render, split_by_query, turns_to_train
+from megatron_qwen3.cli import inspect_shards, tokenize_dialogs
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import tokenizing
 from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
@@ -351,3 +351,29 @@ def test_the_command_says_what_was_done(
     assert "--default: mod is unknown; valid: source, mode" in capsys.readouterr().err
     assert tokenize_dialogs.main([*words, "--max-tokens", "1"]) == 2
     assert "error: max_tokens = 1" in capsys.readouterr().err
+
+
+def test_a_sample_is_shown_with_what_is_trained_and_a_set_is_verified(
+    corpus: Path, tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = tmp_path / "set/chat"
+    tokenize([corpus], prefix, tokenizer, Choices(), ONE)
+    found = DialogSet(prefix)
+    n = int(np.flatnonzero(found.dialogs_N == 120)[0])  # of the second file, 100 lines before it
+    assert found.origin(n) == ("b.jsonl.gz", 21)
+    show = ["show", str(prefix), str(n), "--tokenizer", tokenizer]
+    assert inspect_shards.main(show) == 0
+    head, _, text = capsys.readouterr().out.partition("\n\n")
+    row = dialogs(*FILES["b.jsonl.gz"])[20]
+    first = render(row["messages"][:2])
+    start = first.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")
+    assert text == f"{first[:start]}⟦{first[start:-1]}⟧\n\n"
+    assert head.startswith(f"b.jsonl.gz:21  {row['source']}, ")
+    assert inspect_shards.main(show[:3]) == 2
+    assert "--tokenizer names its tokenizer" in capsys.readouterr().err
+    assert inspect_shards.main([*show[:2], "9999", *show[3:]]) == 2
+    assert inspect_shards.main(["verify", str(prefix)]) == 0
+    with open(f"{prefix}.trained", "r+b") as file:
+        file.write(b"\1")
+    assert inspect_shards.main(["verify", str(prefix)]) == 1
+    assert "chat.trained is not what was written" in capsys.readouterr().out
