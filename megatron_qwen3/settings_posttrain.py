@@ -37,9 +37,8 @@ class TeacherConfig:
     expert: int = setting(1, "ranks that split its experts", at_least=1)
     top_k: int = setting(
         64,
-        "its most probable tokens that are compared; the others are one bin together; 0 is the "
-        "whole vocabulary",
-        at_least=0,
+        "its most probable tokens that are compared; all others are one bin together",
+        at_least=1,
     )
     temperature: float = setting(1.0, "that both distributions are taken at", above=0)
     share: float = setting(

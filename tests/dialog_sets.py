@@ -9,7 +9,7 @@ VOCABULARY = 512
 TOKENIZER = "0" * 64
 
 
-def write(prefix, lengths, seed=0, kind="dialogs", **columns):
+def write(prefix, lengths, seed=0, kind="dialogs", tokenizer=TOKENIZER, **columns):
     """A set of samples with `lengths` tokens each; ids and masks of a seed.
 
     columns: of SAMPLE, in place of weight 1, modes in turn, source 0 and a dialog for each sample.
@@ -25,7 +25,7 @@ def write(prefix, lengths, seed=0, kind="dialogs", **columns):
     rows["dialog"] = np.arange(len(lengths))
     for name, values in columns.items():
         rows[name] = values
-    with DialogSetWriter(prefix, kind, VOCABULARY, TOKENIZER) as writer:
+    with DialogSetWriter(prefix, kind, VOCABULARY, tokenizer) as writer:
         writer.add(tokens, np.array(lengths), trained, rows)
         writer.sources.append("made up")
     return str(prefix)

@@ -14,14 +14,18 @@ from typing import NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
+from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import hardware, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.state import State
+from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.toml import emit
 
 _PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
+_ID_BYTES, _NUMBER_BYTES = 8, 4  # of soft targets on their device
 _LEAST_SHOWN = 0.01  # share of the memory below which a part is not named
 
 
@@ -35,18 +39,32 @@ class Device(NamedTuple):
 
 def memory_fault(config: Config, world_size: int, device: Device) -> str:
     """Why the run does not fit, and what would; empty where it fits."""
-    memory = Memory.of(Job.of(config, world_size))
-    needed = _needed(memory, device)
+    memory, teacher = Memory.of(Job.of(config, world_size)), teacher_bytes(config, world_size)
+    needed = _needed(memory, device) + teacher
     if needed <= device.bytes:
         return ""
-    parts = sorted(memory.parts().items(), key=lambda item: -item[1])
-    named = ", ".join(
-        f"{name} {_gb(size)}" for name, size in parts if size > _LEAST_SHOWN * memory.total
-    )
+    parts = sorted((memory.parts() | {"teacher": teacher}).items(), key=lambda item: -item[1])
+    named = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size > _LEAST_SHOWN * needed)
+    beside = device._replace(bytes=device.bytes - teacher)  # its layout stays as it was set
     return (
         f"memory: pipeline rank {memory.pipeline_rank} needs about {_gb(needed)} GB of the "
-        f"{_gb(device.bytes)} GB of {device.name} ({named}); {_way_out(config, world_size, device)}"
+        f"{_gb(device.bytes)} GB of {device.name} ({named}); {_way_out(config, world_size, beside)}"
     )
+
+
+def teacher_bytes(config: Config, world_size: int) -> float:
+    """What a teacher in memory takes of the fullest rank: its weights, and the targets of a step.
+
+    Its activations are one layer's at a time, and gone before the student's are there.
+    """
+    asked = config.sft.teacher
+    if config.run.mode != "sft" or not asked.path:
+        return 0.0
+    job = Job.of(teacher_settings.settings_of(config), world_size)
+    weights = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
+    rows = config.train.global_batch // Layout.of(config, world_size).data
+    of_label = asked.top_k * (_ID_BYTES + _NUMBER_BYTES) + _NUMBER_BYTES
+    return weights * job.weight_bytes + rows * config.data.sequence_length * of_label
 
 
 def _needed(memory: Memory, device: Device) -> float:

@@ -52,7 +52,7 @@ class Endpoint:
         self._left_out: set[str] = set()
         self._renamed = False  # max_tokens is called max_completion_tokens
         self._lock = threading.Lock()
-        self._wire = Wire(self.address, limits, _key(limits.key_variable))
+        self.wire = Wire(self.address, limits, _key(limits.key_variable))
 
     def __enter__(self) -> Self:
         """ConfigError where the model is not named and the endpoint does not serve one alone."""
@@ -66,7 +66,7 @@ class Endpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._wire.stop()
+        self.wire.stop()
 
     def follow(self) -> None:
         raise AssertionError("an endpoint has no other ranks")
@@ -133,7 +133,7 @@ class Endpoint:
         while True:
             body = self._body(request, samples, seed)
             try:
-                return self._wire.ask("/chat/completions", body, answers_of)
+                return self.wire.ask("/chat/completions", body, answers_of)
             except Refused as error:
                 if not self._leave_out(str(error), body):
                     raise
@@ -178,7 +178,7 @@ class Endpoint:
 
     def _only_model(self) -> str:
         try:
-            names = self._wire.ask("/models", None, models_of)
+            names = self.wire.ask("/models", None, models_of)
         except (Failure, Refused) as error:
             raise ConfigError(
                 f"{self.address}: which models it serves is not to be known ({error}); name one, "

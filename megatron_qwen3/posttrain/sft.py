@@ -17,11 +17,13 @@ from torch import Tensor
 
 from megatron_qwen3.model.outputs import Outputs, log_probs
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import row_order
+from megatron_qwen3.posttrain import distill, row_order, soft_targets
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.held_out_loss import evaluate
 from megatron_qwen3.posttrain.rows import token_batch
-from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_posttrain import SftConfig
 from megatron_qwen3.training import origin, tokenizer_check
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
@@ -36,14 +38,12 @@ from megatron_qwen3.validate_posttrain import TAUGHT
 def check(config: Config) -> DialogMixture:
     """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
     with them."""
-    if config.sft.objective in TAUGHT:
-        raise ConfigError(
-            f'sft.objective = "{config.sft.objective}" is not there yet; valid: cross_entropy, dft'
-        )
     step = origin.check(config).step
     tokenizer_check.check_size(config)
     mixture = DialogMixture(config)
     row_order.check(config.run_dir, step, mixture.facts)
+    if config.sft.objective in TAUGHT:
+        soft_targets.check(config, mixture)
     return mixture
 
 
@@ -59,12 +59,15 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
             row_order.write(config.run_dir, mixture.facts)
         for line in mixture.news():
             run.log.note(line)
-        trained, read = objective(config), partial(_batch, mixture, config, run.engine)
+        stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
+        trained, read = objective(config), partial(_batch, mixture, config, run.engine, stored)
         with Reader(read, config.steps, run.engine.device) as reader:
             for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
                 batch = reader.batch(step, then=run.next_step(step + 1))
                 skipped = sum(n <= step for n in steps_of(run.left_out))
                 tokens = (step + 1 - skipped) * config.step_tokens
+                if teacher:
+                    batch = teacher.with_targets(batch, partial(_rows, mixture, config, step))
                 try:
                     run.train(step, batch, trained, tokens)
                 except BadBatch as error:
@@ -76,23 +79,36 @@ def objective(config: Config) -> Objective:
     """What sft.objective trains, optim.z_loss with it; the mean is that of sft.loss by the weights
     of the rows.
 
-    dft weighs the cross-entropy of each token by its probability, which is not differentiated
-    (arXiv 2508.05629). Metrics: trained_tokens of the global batch, and `filled`, the share of its
-    places that is no padding.
+    Metrics: trained_tokens of the global batch, and `filled`, the share of its places that is no
+    padding; with a teacher those of `distill.distilled`.
     """
-    coefficient, name = config.optim.z_loss, config.sft.objective
+    base, coefficient = _of_tokens(config.sft), config.optim.z_loss
 
     def values(outputs: Outputs, batch: TokenBatch) -> Values:
-        nats_BS = -outputs["log_prob"]
-        if name == "dft":
-            nats_BS = nats_BS * outputs["log_prob"].detach().exp()
-        found = {name: nats_BS, **_counted(batch)}
+        found = {**base.values(outputs, batch), **_counted(batch)}
         if coefficient:
             found["z_loss"] = coefficient * outputs["log_z"].square()
         return found
 
-    losses = {name: per_token, **({"z_loss": per_token} if coefficient else {})}
-    return Objective(log_probs, values, losses, COUNTS)
+    losses = {**base.losses, **({"z_loss": per_token} if coefficient else {})}
+    return Objective(base.head, values, losses, {**base.metrics, **COUNTS})
+
+
+def _of_tokens(sft: SftConfig) -> Objective:
+    """What sft.objective says of each token.
+
+    dft weighs its cross-entropy by its probability, which is not differentiated (arXiv 2508.05629).
+    """
+    name, teacher = sft.objective, sft.teacher
+    if name in TAUGHT:
+        share = teacher.share if name == "both" else 1.0
+        return distill.distilled(teacher.top_k, teacher.temperature, share)
+
+    def values(outputs: Outputs, _: TokenBatch) -> Values:
+        nats_BS = -outputs["log_prob"]
+        return {name: nats_BS * outputs["log_prob"].detach().exp() if name == "dft" else nats_BS}
+
+    return Objective(log_probs, values, {name: per_token})
 
 
 def _counted(batch: TokenBatch) -> dict[str, Tensor]:
@@ -118,11 +134,26 @@ COUNTS: Mapping[str, Mean] = {
 }
 
 
-def _batch(mixture: DialogMixture, config: Config, engine: Engine, step: int) -> TokenBatch:
-    """This data rank's rows of the global batch of a step."""
+def _batch(
+    mixture: DialogMixture,
+    config: Config,
+    engine: Engine,
+    stored: StoredTargets | None,
+    step: int,
+) -> TokenBatch:
+    """This data rank's rows of the global batch of a step, with targets where they are stored."""
     count = config.train.global_batch // engine.layout.data
-    first = step * config.train.global_batch + engine.data_rank * count
-    rows = mixture.rows(first, count)
+    first = engine.data_rank * count
+    batch = _rows(mixture, config, step, first, count)
+    if stored is None:
+        return batch
+    first += step * config.train.global_batch
+    return stored.with_targets(batch, mixture.rows(first, count))
+
+
+def _rows(mixture: DialogMixture, config: Config, step: int, first: int, count: int) -> TokenBatch:
+    """Rows [first, first + count) of the global batch of a step."""
+    rows = mixture.rows(step * config.train.global_batch + first, count)
     return token_batch(rows, mixture, config.data.sequence_length, config.sft.loss)
 
 

@@ -61,6 +61,14 @@ def folder_of(prefix: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(prefix)}.teacher")
 
 
+def check_absent(dialogs: DialogSet) -> Path:
+    """Where targets of the set will be. ConfigError where there are some."""
+    target = folder_of(dialogs.prefix)
+    if target.exists():
+        raise ConfigError(f"{target} exists; remove it to have the set scored anew")
+    return target
+
+
 def write(
     dialogs: DialogSet,
     about: Mapping[str, Any],
@@ -73,9 +81,7 @@ def write(
     about: of the teacher: what would make other targets. done: told of samples that are stored.
     ConfigError where there are targets of this set already, or begun ones of something else.
     """
-    target = folder_of(dialogs.prefix)
-    if target.exists():
-        raise ConfigError(f"{target} exists; remove it to have the set scored anew")
+    target = check_absent(dialogs)
     work = target.with_name(target.name + SUFFIX)
     with owned(work):
         _begin(work, {"fingerprint": dialogs.fingerprint, "top_k": top_k, **about})

@@ -7,8 +7,14 @@ import pytest
 
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.convert import hf_config
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.launch_check import Device, memory_fault, nearest_layout
+from megatron_qwen3.planner.launch_check import (
+    Device,
+    memory_fault,
+    nearest_layout,
+    teacher_bytes,
+)
 from megatron_qwen3.planner.memory import Memory
 
 H100 = Device("a H100", 80e9, is_gpu=True)
@@ -89,3 +95,23 @@ def test_a_stage_of_dialogs_needs_as_much_memory_as_pretraining_in_the_same_rows
     assert memory_fault(config_of(*more, *dialogs), 8, H100) == memory_fault(
         config_of(*more), 8, H100
     )
+
+
+def test_a_teacher_in_memory_takes_its_weights_and_targets_of_what_there_is(tmp_path):
+    """A teacher of 8e9 parameters in bf16, cut in two, beside a student that fits alone."""
+    teacher = config_of(preset="qwen3-8b").model
+    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    student = ["run.mode=sft", "sft.sources=[{name='a', path='p'}]", "sft.objective=both"]
+    asked = [*student, f"sft.teacher.path={tmp_path}", "sft.teacher.top_k=8"]
+    alone = config_of(*student, preset="qwen3-1.7b")
+    whole = config_of(*asked, preset="qwen3-1.7b")
+    halved = config_of(*asked, "sft.teacher.tensor=2", preset="qwen3-1.7b")
+    rows = 64 // 8 * 4096 * (8 * 12 + 4)
+    weights = 2 * 8.19e9
+    assert teacher_bytes(alone, 8) == 0
+    assert teacher_bytes(whole, 8) == pytest.approx(weights + rows, rel=0.01)
+    assert teacher_bytes(halved, 8) == pytest.approx(weights / 2 + rows, rel=0.01)
+    fits = Device("a GPU", Memory.of(Job.of(alone, 8)).total + 1e9, is_gpu=True)
+    assert not memory_fault(alone, 8, fits)
+    assert "teacher 16.4" in memory_fault(whole, 8, fits)
+    assert not memory_fault(whole, 8, fits._replace(bytes=fits.bytes + weights + rows))

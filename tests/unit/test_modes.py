@@ -63,7 +63,7 @@ def test_nested_tables_are_read_from_files_and_from_the_command_line(tmp_path):
         ("sft.teacher.paht=x", "sft.teacher.paht is not a setting; did you mean sft.teacher.path?"),
         ("sft.teacher=x", "sft.teacher is a table of settings, not a setting"),
         ("sft.loss=dialogs", 'sft.loss = "dialogs" is not one of token, dialog'),
-        ("sft.teacher.top_k=-1", "sft.teacher.top_k = -1 must be at least 0"),
+        ("sft.teacher.top_k=-1", "sft.teacher.top_k = -1 must be at least 1"),
         ("sft.sources=[{name='a'}]", "sft.sources[0].path is missing"),
         (
             "sft.sources=[{name='a', path='p', epochs=-1}]",

@@ -1,0 +1,146 @@
+"""vLLM as a teacher: what it says of given ids, by its `/v1/completions` with `prompt_logprobs`.
+
+    with EndpointTeacher("http://localhost:8000/v1", tokenizer, 20, Limits()) as teacher:
+        write(dialogs, teacher.about, 20, teacher.score)
+
+A sample is sent as ids, never as text, and each reply must be about these very ids. The server must
+allow so many log-probabilities (`--max-logprobs`, 20 by default), and one token more than a sample
+has. Its log-probabilities are those at temperature 1. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy as np
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.endpoint import Endpoint
+from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.replies import Malformed, Refused
+from megatron_qwen3.posttrain.teacher_set import Targets, none, trained_labels
+from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
+from megatron_qwen3.posttrain.wire import Failure
+
+_LEAST_REST = float(np.finfo(np.float32).eps)  # what is below it is rounding of the sum
+
+
+class EndpointTeacher:
+    """A scorer. ConfigError, when it is entered, where the endpoint does not say what it serves.
+
+    tokenizer_path: of the served model's tokenizer, whose sha256 is `tokenizer`. vocab_size: above
+    all ids that it may answer with.
+    """
+
+    leads = True
+
+    def __init__(
+        self, name: str, tokenizer_path: str, vocab_size: int, top_k: int, limits: Limits
+    ) -> None:
+        self._endpoint, self._limits = Endpoint(name, limits), limits
+        self._top_k, self._vocab_size = top_k, vocab_size
+        self.tokenizer = tokenizer_sha256(tokenizer_path)
+
+    def __enter__(self) -> Self:
+        self._endpoint.__enter__()
+        self.about = {
+            "teacher": f"{self._endpoint.address}#{self._endpoint.model}",
+            "vocab_size": self._vocab_size,
+            "temperature": 1.0,
+        }
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._endpoint.__exit__(None, None, None)
+
+    def follow(self) -> None:
+        raise AssertionError("an endpoint has no other ranks")
+
+    def score(self, samples: Sequence[Sample]) -> list[Targets]:
+        """Targets of the trained labels of each sample; ConfigError where it has no answer."""
+        with ThreadPoolExecutor(self._limits.concurrency) as pool:
+            try:
+                return list(pool.map(self._one, samples))
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._endpoint.wire.stop()  # nobody waits for what is under way
+                if not isinstance(error, Failure | Refused):
+                    raise
+                raise ConfigError(
+                    f"{self._endpoint.address} does not score a sample: {error}; what it scored "
+                    "before is kept: start again, and it goes on"
+                ) from None
+
+    def _one(self, sample: Sample) -> Targets:
+        ids, labels = sample.ids.tolist(), trained_labels(sample) + 1
+        if not len(labels):
+            return none(self._top_k)
+        body = {
+            "model": self._endpoint.model,
+            "prompt": ids,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": self._top_k,
+            "return_token_ids": True,
+        }
+        return self._endpoint.wire.ask(
+            "/completions", body, lambda reply: self._targets(reply, ids, labels.tolist())
+        )
+
+    def _targets(self, reply: Any, ids: list[int], labels: list[int]) -> Targets:
+        """Malformed where the reply is not about these ids, or has too few of each label."""
+        rows = _rows_of(reply, ids)
+        found = [self._most_probable(rows[place], ids[place], place) for place in labels]
+        shape = len(labels), self._top_k
+        ids_TK = np.array([row[0] for row in found], np.int32).reshape(shape)
+        log_probs_TK = np.array([row[1] for row in found], np.float64).reshape(shape)
+        rest_T = np.maximum(1 - np.exp(log_probs_TK).sum(1), _LEAST_REST)
+        return Targets(ids_TK, log_probs_TK.astype(np.float32), np.log(rest_T).astype(np.float32))
+
+    def _most_probable(self, row: Any, sent: int, place: int) -> tuple[list[int], list[float]]:
+        """The first K of a position; the token that was sent may be one more."""
+        if not isinstance(row, Mapping) or str(sent) not in row:
+            raise Malformed(f"prompt_logprobs of token {place} say nothing of {sent}, its id")
+        pairs = sorted((-_log_prob(said), _id(token)) for token, said in row.items())
+        if len(pairs) < self._top_k:
+            raise Malformed(
+                f"prompt_logprobs of token {place} are {len(pairs)}, {self._top_k} were asked for"
+            )
+        best = pairs[: self._top_k]
+        if beyond := [token for _, token in best if not 0 <= token < self._vocab_size]:
+            raise Refused(
+                f"it answers with id {beyond[0]}, of a vocabulary of {self._vocab_size:,}"
+            )
+        return [token for _, token in best], [-negative for negative, _ in best]
+
+
+def _rows_of(reply: Any, ids: list[int]) -> list[Any]:
+    """Of each id that was sent, what the reply says of it."""
+    choices = reply.get("choices") if isinstance(reply, Mapping) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    rows = choice.get("prompt_logprobs") if isinstance(choice, Mapping) else None
+    if not isinstance(rows, list):
+        raise Refused("the reply has no prompt_logprobs: the endpoint is no vLLM, or too old")
+    back = choice.get("prompt_token_ids") if isinstance(choice, Mapping) else None
+    if len(rows) != len(ids) or (back is not None and back != ids):
+        raise Refused(
+            f"{len(ids)} ids were sent and {len(rows)} came back, or others: it tokenizes anew"
+        )
+    return rows
+
+
+def _id(token: str) -> int:
+    if not token.isdecimal():
+        raise Malformed(f"prompt_logprobs name {token!r}, which is no id")
+    return int(token)
+
+
+def _log_prob(said: Any) -> float:
+    value = said.get("logprob") if isinstance(said, Mapping) else None
+    if not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
+        raise Malformed(f"a log-probability is {value!r}")
+    return float(value)

@@ -1,0 +1,165 @@
+"""A model of ours, or of Hugging Face's format, that scores samples for `teacher_set.write`.
+
+    with OwnTeacher(Path("Qwen3-32B"), 64, 1.0, Scoring(rows=16)) as teacher:
+        if teacher.leads:
+            write(dialogs, teacher.about, 64, teacher.score)
+        else:
+            teacher.follow()
+
+The first rank asks and gets the targets; the others `follow`: whatever it scores, they do their
+share of, in any layout. torch is imported on entering.
+
+Legend: R rows, S positions, K ids of each.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
+from megatron_qwen3.generate.load import Source, load
+from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.teacher_set import Targets, trained_labels
+from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
+
+_Ids = Sequence[npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a model of ours is run."""
+
+    rows: int = setting(
+        8, "samples that each data rank of the teacher scores at a time", at_least=1
+    )
+    local: tuple[str, ...] = setting(
+        (), "settings of a model of ours, such as parallel.tensor=2", metavar="KEY=VALUE"
+    )
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+class OwnTeacher:
+    """A scorer; ConfigError where the folder has no model, or the layout does not fit.
+
+    about: what `TeacherSet` tells of it. tokenizer: the sha256 of its tokenizer.json, "" where it
+    has none. leads: whether this rank is the one that asks.
+    """
+
+    def __init__(self, path: Path, top_k: int, temperature: float, scoring: Scoring) -> None:
+        launcher.check()
+        self.leads = launcher.rank() == 0
+        self._source, self._rows, world_size = Source(path), scoring.rows, launcher.world_size()
+        # Followers wait for as long as the first rank is busy with other things.
+        overrides = ["guard.hang_seconds=0", *scoring.local]
+        self._config = self._source.config(overrides, world_size)
+        check_world_size(self._config, world_size)
+        vocab_size = self._config.model.vocab_size
+        if not 0 < top_k <= vocab_size:
+            raise ConfigError(f"top_k = {top_k}; valid: 1 to the {vocab_size:,} tokens of {path}")
+        self._top_k, self._temperature = top_k, temperature
+        self.tokenizer = tokenizer_sha256(self._config.data.tokenizer)
+        self.about = {
+            "teacher": str(self._source.path),
+            "vocab_size": vocab_size,
+            "temperature": temperature,
+        }
+
+    def __enter__(self) -> Self:
+        if self._config.run.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        warnings.filterwarnings("ignore", module=r"torch|megatron")
+        from megatron_qwen3.model.outputs import top_k
+        from megatron_qwen3.parallel import runtime
+
+        layout = runtime.start(self._config)
+        self._model = load(self._source, self._config, layout)
+        self._head = top_k(self._top_k, self._temperature)
+        self._unit = layout.tensor  # with sequence parallelism its ranks share the positions
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from megatron_qwen3.parallel import runtime
+
+        if self.leads and kind is None:
+            self._tell(None)
+        runtime.stop()
+
+    def score(self, samples: Sequence[Sample]) -> list[Targets]:
+        """Targets of the trained labels of each sample."""
+        found: dict[int, Targets] = {}
+        for numbers in self._batches(samples):
+            batch = [samples[n].ids for n in numbers]
+            self._tell(batch)
+            for n, outputs in zip(numbers, self._scored(batch), strict=True):
+                labels = trained_labels(samples[n])
+                top, log_probs, log_rest = (x[labels] for x in outputs)
+                found[n] = Targets(top.astype(np.int32), log_probs, log_rest)
+        return [found[n] for n in range(len(samples))]
+
+    def follow(self) -> None:
+        """Share in what the first rank scores, until it leaves."""
+        while (batch := self._tell(None)) is not None:
+            self._scored(batch)
+
+    def _batches(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
+        """Numbers of samples that are scored at once, about equally long."""
+        order = sorted(range(len(samples)), key=lambda n: (len(samples[n].ids), n))
+        size = self._rows * self._model.layout.data
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    def _tell(self, batch: _Ids | None) -> _Ids | None:
+        """What the first rank says, on every rank."""
+        import torch.distributed as dist
+
+        told: list[_Ids | None] = [batch]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def _scored(self, ids: _Ids) -> list[tuple[npt.NDArray[Any], ...]]:
+        """Ids [S, K], log p [S, K] and log of the rest [S] of each sample, on every rank."""
+        share = -(-len(ids) // self._model.layout.data)
+        first = self._model.data_rank * share
+        rows = ids[first : first + share] or ids[:1]
+        length = -(-(max(map(len, ids)) - 1) // self._unit) * self._unit
+        batch = _batch(rows, max(length, self._unit)).padded_to(share)
+        outputs = self._model.score(batch, self._head)
+        every = [
+            self._model.gather_over_data(outputs[name])[: len(ids)].cpu().numpy()
+            for name in ("ids", "log_probs", "log_rest")
+        ]
+        return [tuple(x[n] for x in every) for n in range(len(ids))]
+
+
+def _batch(ids: _Ids, length: int) -> Any:
+    """Rows of `length` positions; what a sample lacks of them is padding."""
+    import torch
+
+    from megatron_qwen3.training.batch import TokenBatch
+
+    tokens_RS = torch.zeros(len(ids), length, dtype=torch.int64)
+    valid_RS = torch.zeros(len(ids), length, dtype=torch.bool)
+    for row, of_row in enumerate(ids):
+        count = len(of_row) - 1
+        tokens_RS[row, :count], valid_RS[row, :count] = torch.from_numpy(of_row[:-1]), True
+    return TokenBatch(tokens_RS, tokens_RS, valid_RS.float(), valid_BS=valid_RS)

@@ -1,0 +1,37 @@
+"""Where a run's soft targets come from: beside its dialog sets, or from a teacher in memory.
+
+    soft_targets.check(config, mixture)                       # before any rank starts
+    stored, teacher = soft_targets.sources(config, layout, mixture, engine.data_rank)
+
+With sft.teacher.path the teacher is a model that scores each batch before its step; without it,
+what `tools/build_dialogs.py teacher` left beside each set is read with the rows.
+"""
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.config import Config
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import teacher_settings
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.teacher import Teacher
+from megatron_qwen3.validate_posttrain import TAUGHT
+
+
+def check(config: Config, mixture: DialogMixture) -> None:
+    """ConfigError where there is no teacher, or none that fits sets, student or ranks."""
+    if not config.sft.teacher.path:
+        StoredTargets(config, mixture)
+        return
+    tokenizers = {source.dialogs.prefix: source.dialogs.tokenizer for source in mixture.sources}
+    teacher_settings.check(config, launcher.world_size(), tokenizers)
+
+
+def sources(
+    config: Config, layout: Layout, mixture: DialogMixture, data_rank: int
+) -> tuple[StoredTargets | None, Teacher | None]:
+    """The one of both that the run has; neither where its objective has no teacher."""
+    if config.sft.objective not in TAUGHT:
+        return None, None
+    if config.sft.teacher.path:
+        return None, Teacher(config, layout, data_rank)
+    return StoredTargets(config, mixture), None

@@ -1,0 +1,68 @@
+"""Targets that a teacher left beside the dialog sets, for rows of samples as they are trained.
+
+    stored = StoredTargets(config, mixture)           # ConfigError where a set has none that fit
+    batch = stored.with_targets(token_batch(rows, …), rows)
+
+Places that are not trained have targets, too, of no meaning: even ones.
+Legend: B rows, S places, K ids of each.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.posttrain import distill
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels
+from megatron_qwen3.training.batch import TokenBatch
+
+
+class StoredTargets:
+    """Of all sets of a run."""
+
+    def __init__(self, config: Config, mixture: DialogMixture) -> None:
+        self._mixture, self._top_k = mixture, config.sft.teacher.top_k
+        self._sets = [TeacherSet(source.dialogs) for source in mixture.sources]
+        for found in self._sets:
+            _check(config, found)
+
+    def with_targets(self, batch: TokenBatch, rows: Sequence[Sequence[Place]]) -> TokenBatch:
+        """The batch that was made of these rows."""
+        B, S, K = *batch.tokens_BS.shape, self._top_k
+        ids_BSK = np.broadcast_to(np.arange(K), (B, S, K)).copy()
+        even = -math.log(K + 1)
+        log_probs_BSK, log_rest_BS = np.full((B, S, K), even, "f4"), np.full((B, S), even, "f4")
+        for row, places in enumerate(rows):
+            start = 0
+            for place in places:
+                here = start + trained_labels(self._mixture.sample(place))
+                targets = self._sets[place.source].read(place.sample, K)
+                ids_BSK[row, here], log_probs_BSK[row, here] = targets.ids, targets.log_probs
+                log_rest_BS[row, here] = targets.log_rest
+                start += self._mixture.places(place)
+        return distill.with_targets(
+            batch, *map(torch.from_numpy, (ids_BSK, log_probs_BSK, log_rest_BS))
+        )
+
+
+def _check(config: Config, found: TeacherSet) -> None:
+    asked = config.sft.teacher
+    if asked.top_k > found.top_k:
+        raise ConfigError(
+            f"sft.teacher.top_k = {asked.top_k}, but {found.folder} holds {found.top_k} ids of "
+            f"each token; valid: at most {found.top_k}, or score the set again"
+        )
+    if asked.temperature != found.temperature:
+        raise ConfigError(
+            f"sft.teacher.temperature = {asked.temperature:g}, but {found.folder} was scored at "
+            f"{found.temperature:g}; valid: that, or score the set again"
+        )
+    if found.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"{found.folder} is of a teacher of {found.vocab_size:,} tokens, more than "
+            f"model.vocab_size = {config.model.vocab_size:,}, so that the student cannot follow it"
+        )

@@ -1,0 +1,78 @@
+"""What a teacher in memory is built with, and whether student and teacher can share a vocabulary.
+
+    theirs = settings_of(config)              # a Config of the teacher, in its own layout
+    check(config, world_size, {"web": dialogs.tokenizer})
+
+Asked before any rank starts, and by the check of memory. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.shards import file_sha256
+from data_prep.tokenizer_file import tokenizer_json
+from megatron_qwen3 import config as settings
+from megatron_qwen3.generate.load import Source
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
+
+
+def settings_of(config: Config) -> Config:
+    """ConfigError where sft.teacher.path has no model, or its layout does not fit that model."""
+    asked = config.sft.teacher
+    layout = ParallelConfig(asked.tensor, asked.pipeline, expert=asked.expert)
+    try:
+        model = Source(Path(asked.path)).config([], 1).model
+        theirs = replace(config, model=model, parallel=layout)
+        settings.validate(theirs)
+    except ConfigError as error:
+        raise ConfigError(f"sft.teacher: {error}") from None
+    if model.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"sft.teacher.path = {asked.path} has {model.vocab_size:,} tokens, more than "
+            f"model.vocab_size = {config.model.vocab_size:,}, so that the student cannot follow it"
+        )
+    return theirs
+
+
+def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> None:
+    """ConfigError where the teacher does not fit the run's ranks, or has another vocabulary.
+
+    tokenizers: of each dialog set, by its name, the sha256 of its tokenizer.json.
+    """
+    path = config.sft.teacher.path
+    theirs = settings_of(config)
+    try:
+        Layout.of(theirs, world_size)
+    except ConfigError as error:
+        raise ConfigError(f"sft.teacher: {error}") from None
+    own = tokenizer_sha256(Source(Path(path)).config([], 1).data.tokenizer)
+    for name, of_set in tokenizers.items():
+        check_tokenizer(f"sft.teacher.path = {path}", own, name, of_set)
+
+
+def tokenizer_sha256(path: str) -> str:
+    """Of a folder's tokenizer.json, or such a file; "" where there is none."""
+    file = tokenizer_json(path) if path else None
+    return file_sha256(str(file)) if file is not None and file.is_file() else ""
+
+
+def check_tokenizer(teacher: str, own: str, name: str, of_set: str) -> None:
+    """ConfigError where ids mean other text to a teacher than in a set of dialogs.
+
+    teacher, name: for the text; own, of_set: the sha256 of each one's tokenizer.json.
+    """
+    if not own:
+        raise ConfigError(
+            f"{teacher}: which tokenizer it has is not known; put the tokenizer.json that it was "
+            "trained with into its folder"
+        )
+    if own != of_set:
+        raise ConfigError(
+            f"{teacher} has another tokenizer (sha256 {own[:12]}…) than {name} was tokenized with "
+            f"({of_set[:12]}…); valid: a teacher with the student's vocabulary, or its answers as "
+            "plain dialogs"
+        )

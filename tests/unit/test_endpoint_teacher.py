@@ -1,0 +1,181 @@
+"""vLLM as a teacher, over real HTTP: the ids that were sent are those that are scored."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
+from megatron_qwen3.posttrain.generators import Limits
+
+VOCABULARY, K = 30, 3
+SOON = Limits(concurrency=2, tries=2, seconds=5.0, first_wait=0.01)
+
+
+def log_p_after(ids):
+    """What the served model says after these ids, [V]."""
+    logits = np.random.default_rng([7, *ids]).normal(size=VOCABULARY) * 2
+    return logits - np.log(np.exp(logits).sum())
+
+
+def reply_to(body):
+    """As vLLM 0.32 replies: of each id the K most probable, and the id itself, in any order."""
+    ids, rows = body["prompt"], [None]
+    for place in range(1, len(ids)):
+        log_p = log_p_after(ids[:place])
+        order = np.argsort(-log_p)
+        named = {*order[: body["prompt_logprobs"]].tolist(), ids[place]}
+        rows.append(
+            {
+                str(token): {
+                    "logprob": float(log_p[token]),
+                    "rank": int(np.flatnonzero(order == token)[0]) + 1,
+                    "decoded_token": "?",
+                }
+                for token in sorted(named)
+            }
+        )
+    choice = {"index": 0, "text": "", "prompt_logprobs": rows, "prompt_token_ids": ids}
+    return {"object": "text_completion", "choices": [choice]}
+
+
+@contextmanager
+def served(change=lambda reply, body: reply):
+    """The address of a server whose replies `change` spoils, and the bodies that came."""
+    bodies = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._send({"object": "list", "data": [{"id": "big"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append((self.path, body))
+            self._send(change(reply_to(body), body))
+
+        def _send(self, content):
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", bodies
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    return str(path)
+
+
+def samples():
+    random = np.random.default_rng(3)
+    for length in (2, 9, 5, 1):
+        ids = random.integers(0, VOCABULARY, length)
+        yield Sample(ids, random.random(length) < 0.6)
+
+
+def test_targets_are_what_the_server_says_of_the_trained_labels(tokenizer):
+    with (
+        served() as (address, bodies),
+        EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher,
+    ):
+        given = list(samples())
+        found = teacher.score(given)
+        assert teacher.about["teacher"] == f"{address}#big"
+    for sample, targets in zip(given, found, strict=True):
+        labels = np.flatnonzero(sample.trained[1:]) + 1
+        assert targets.ids.shape == (len(labels), K) and targets.ids.dtype == np.int32
+        for row, place in enumerate(labels):
+            log_p = log_p_after(sample.ids[:place].tolist())
+            order = np.argsort(-log_p)
+            assert targets.ids[row].tolist() == order[:K].tolist()
+            np.testing.assert_allclose(targets.log_probs[row], log_p[order[:K]], rtol=1e-6)
+            rest = np.log(np.exp(log_p[order[K:]]).sum())
+            np.testing.assert_allclose(targets.log_rest[row], rest, rtol=1e-5)
+    sent = sorted(body["prompt"] for _, body in bodies)
+    assert sent == sorted(sample.ids.tolist() for sample in given if sample.trained[1:].any())
+    path, body = bodies[0]
+    assert path == "/v1/completions" and body["model"] == "big" and body["max_tokens"] == 1
+    assert body["prompt_logprobs"] == K and body["return_token_ids"] is True
+
+
+def without(reply, name):
+    del reply["choices"][0][name]
+    return reply
+
+
+def with_row(reply, row):
+    reply["choices"][0]["prompt_logprobs"][1] = row
+    return reply
+
+
+def other_ids(reply, body):
+    reply["choices"][0]["prompt_token_ids"] = [0, *body["prompt"]]
+    return reply
+
+
+SPOILED = {
+    "none": (lambda reply, body: None, "the reply has no prompt_logprobs"),
+    "html": (lambda reply, body: b"<html>busy</html>", "no JSON"),
+    "no-prompt-logprobs": (lambda r, b: without(r, "prompt_logprobs"), "the endpoint is no vLLM"),
+    "other-ids": (other_ids, "came back, or others: it tokenizes anew"),
+    "another-id-there": (
+        lambda r, b: with_row(r, {"29": {"logprob": -1.0}}),
+        "prompt_logprobs of token 1 say nothing of",
+    ),
+    "too-few": (
+        lambda r, b: with_row(r, {str(b["prompt"][1]): {"logprob": -1.0}}),
+        "prompt_logprobs of token 1 are 1, 3 were asked for",
+    ),
+    "no-number": (
+        lambda r, b: with_row(r, {str(b["prompt"][1]): {"logprob": None}}),
+        "a log-probability is None",
+    ),
+    "positive": (
+        lambda r, b: with_row(r, {str(b["prompt"][1]): {"logprob": 0.5}}),
+        "a log-probability is 0.5",
+    ),
+    "beyond": (
+        lambda r, b: with_row(
+            r, {str(n): {"logprob": -1.0} for n in (b["prompt"][1], 998, 999, 1000)}
+        ),
+        "it answers with id 9.*, of a vocabulary of 30",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_reply_that_is_none_or_of_other_ids_stops_with_its_reason(name, tokenizer):
+    change, reason = SPOILED[name]
+    ids = np.array([5, 7, 9])
+    with (
+        served(change) as (address, _),
+        EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher,
+        pytest.raises(ConfigError, match=f"{reason}.*start again, and it goes on"),
+    ):
+        teacher.score([Sample(ids, np.array([False, True, True]))])
+
+
+def test_a_server_that_is_gone_is_said(tokenizer):
+    with served() as (address, _):
+        teacher = EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON).__enter__()
+    with pytest.raises(ConfigError, match=r"does not score a sample: .*2 tries"):
+        teacher.score(list(samples()))
