@@ -40,7 +40,7 @@ MODES = ("none", "thinking", "non-thinking")  # of a sample's last answer, by th
 SAMPLE = np.dtype(
     [("weight", "<f4"), ("mode", "u1"), ("source", "<u2"), ("dialog", "<i8"), ("margin", "<f4")]
 )
-SUFFIXES = ("bin", "idx", "trained", "samples.npy")
+FILES = ("bin", "idx", "trained", "samples.npy")  # what they end with, beside the .json
 _AGAIN = "tokenize the dialogs again"
 
 
@@ -84,7 +84,7 @@ class DialogSetWriter:
         self._files.push(self._tokens_writer)
         self._trained, self._rows = (
             self._files.enter_context(whole_file(Path(f"{self._prefix}.{suffix}")))
-            for suffix in SUFFIXES[2:]
+            for suffix in FILES[2:]
         )
         self._rows.write(_header(0))
 
@@ -118,7 +118,7 @@ class DialogSetWriter:
         self._files.close()
         counts = {"samples": self._samples, "tokens": self._tokens}
         counts["trained_tokens"] = self._trained_tokens
-        digests = {suffix: file_sha256(f"{self._prefix}.{suffix}") for suffix in SUFFIXES}
+        digests = {suffix: file_sha256(f"{self._prefix}.{suffix}") for suffix in FILES}
         named = {"sources": self.sources, "about": self.about, "sha256": digests}
         write_json(mark, {"version": VERSION, **self._content, **counts, **named})
 

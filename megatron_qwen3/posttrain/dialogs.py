@@ -296,13 +296,17 @@ def _check_call(k: int, call: Any) -> None:
 
 def _object(k: int, text: str) -> Any:
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
         detail = f"message {k} has a tool call that is not JSON ({error}): {text!r:.80}"
         raise Refused("broken tool call", detail) from None
     if not isinstance(found, dict):
         raise Refused("broken tool call", f"message {k}: {text!r:.80} is no object of JSON")
     return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _shown(turn: Turn) -> str:

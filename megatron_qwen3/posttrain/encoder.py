@@ -57,7 +57,8 @@ class EncodedDialogs(NamedTuple):
 class ChatEncoder:
     """Of a folder or tokenizer.json. engine, compare: as of data_prep.tokenizer.DocumentTokenizer.
 
-    ConfigError where it cannot be read, or has no tokens for chat.
+    note: why it is slow with this tokenizer, or "". ConfigError where it cannot be read, or has no
+    tokens for chat.
     """
 
     def __init__(
@@ -78,6 +79,12 @@ class ChatEncoder:
         self._after_turn = self.documents.encode_texts(["\n"]).tokens.tolist()
         self._cuts_change_nothing = _is_qwens(spec)
         self._given: dict[str, list[int]] = {}
+        self.note = ""
+        if not self._cuts_change_nothing:
+            self.note = (
+                f"{tokenizer_json(path)} does not split texts as Qwen's: dialogs are encoded by "
+                "Hugging Face's tokenizers, turn by turn, which is slower"
+            )
 
     @cached_property
     def chat(self) -> ChatTokenizer:

@@ -33,6 +33,7 @@ from data_prep.tokenization.work import Problems, Tick, ticking
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import (
+    FILES,
     MODES,
     SAMPLE,
     VERSION,
@@ -120,6 +121,8 @@ def tokenize(
         path = tokenizer_json(tokenizer)
         encoder = ChatEncoder(path, options.engine)
         say_notes(encoder.documents, path, progress)
+        if encoder.note:
+            progress.say(encoder.note)
         job = DialogJob(
             prefix,
             inputs,
@@ -131,6 +134,7 @@ def tokenize(
         )
         if is_done(job):
             return report_of(prefix)
+        _check_free(job)
         with owned(job.work):
             _settle(job)
             _tokenize_units(job, options.workers, progress)
@@ -162,11 +166,24 @@ def _identity(job: DialogJob) -> dict[str, Any]:
     return {"version": VERSION, "settings": settings, "inputs": plan.identity_of(job.inputs)}
 
 
+def _check_free(job: DialogJob) -> None:
+    """ConfigError where somebody else's files have the names of the set's."""
+    names = [f"{job.prefix}.{suffix}" for suffix in FILES]
+    if (job.work / plan.PLAN).exists():  # ours, of a run that was stopped
+        return
+    if others := [name for name in names if Path(name).exists()]:
+        raise ConfigError(
+            f"{', '.join(others)}: there without {job.prefix}.json, and would be written over; "
+            "choose another name, or remove them"
+        )
+
+
 def _settle(job: DialogJob) -> None:
     """What is in the work folder belongs to this run."""
     path = job.work / plan.PLAN
     if path.exists():
-        plan.check_same(job.work, read_json(path, "it was removed just now"), _identity(job))
+        before = read_json(path, "it was removed just now", VERSION)
+        plan.check_same(job.work, before, _identity(job))
     else:
         write_json(path, _identity(job))
 

@@ -199,6 +199,7 @@ def tokenizer(trained: Path) -> tokenizers.Tokenizer:
 
 
 def test_no_dialogs_are_no_tokens(proof: ChatEncoder) -> None:
+    assert not proof.note
     encoded = proof.encode([])
     assert [len(part) for part in encoded] == [0, 0, 0]
 
@@ -215,6 +216,7 @@ def test_a_tokenizer_of_another_pattern_has_the_references_ids_too(tmp_path: Pat
     tokenizer.train_from_iterator(CORPUS, trainer)
     write(tokenizer, tmp_path)
     encoder = ChatEncoder(tmp_path)
+    assert "does not split texts as Qwen's" in encoder.note
     messages = [user("q\n\n"), assistant("  \n a", tool_calls=[{"name": "f", "arguments": {}}])]
     check_same(encoder, [(messages, None), ([user("q"), assistant(" \na")], None)], True)
     check_same(encoder, [(messages, None), ([user("q"), assistant(" \na")], None)], False)

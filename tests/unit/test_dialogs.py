@@ -149,6 +149,7 @@ def test_lines_that_cannot_be_trained_on_are_refused(messages: Any, kind: str, d
         {"name": "f", "arguments": "{"},
         {"name": "f", "arguments": "[1]"},
         {"name": "f", "arguments": "{} {}"},
+        {"name": "f", "arguments": '{"a": NaN}'},
         {"name": "f", "arguments": None},
         {"name": "f", "arguments": [1]},
         {"name": "f"},

@@ -243,6 +243,16 @@ def test_a_set_within_its_input_is_refused(corpus: Path, tokenizer: str) -> None
         tokenize([corpus], corpus / "chat", tokenizer, Choices(), ONE)
 
 
+@pytest.mark.parametrize("name", ["chat.bin", "chat.json"])
+def test_files_of_somebody_else_are_not_written_over(
+    corpus: Path, tmp_path: Path, tokenizer: str, name: str
+) -> None:
+    (tmp_path / name).write_text('{"version": 1}')
+    with pytest.raises(ConfigError, match=f"{name}: there without|{name} was begun with other"):
+        tokenize([corpus], tmp_path / "chat", tokenizer, Choices(), ONE)
+    assert (tmp_path / name).read_text() == '{"version": 1}'
+
+
 def lengths_of(rows: list[Any], tokenizer: str) -> list[int]:
     chat = ChatTokenizer(load(tokenizer))
     return [len(chat.encode_conversation(row["messages"]).ids) for row in rows]
