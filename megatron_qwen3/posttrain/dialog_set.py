@@ -18,6 +18,7 @@ and 2n + 1 the worse one, and the one token marked is the last that a reward is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader, IndexedWriter, token_dtype
-from data_prep.shards import file_sha256, read_json, write_json
+from data_prep.shards import file_sha256, json_bytes, read_json, write_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file
 
@@ -179,9 +180,11 @@ class DialogSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ where any byte of two sets does; what is made from a set, as a
-        teacher's probabilities, says by it from which."""
-        return file_sha256(f"{self.prefix}.json")[:16]
+        """16 hex digits that differ where the samples of two sets do, not where and when they were
+        made; what is made from a set, as a teacher's probabilities, says by it from which."""
+        content = self._content()
+        names = ("kind", "tokenizer", "vocab_size", "sources", "sha256")
+        return hashlib.sha256(json_bytes([content[name] for name in names])).hexdigest()[:16]
 
     def read(self, n: int) -> Sample:
         """Sample n, of 0 … N - 1."""

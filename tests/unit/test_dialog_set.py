@@ -68,10 +68,20 @@ def test_ids_that_do_not_fit_16_bits_are_kept(tmp_path):
     assert dialogs.read(0).ids.tolist() == [151_645, 3]
 
 
-def test_the_fingerprint_differs_where_a_token_does(tmp_path):
-    sets = [write_set(tmp_path / f"{k}", [([1, 2, 3 + k // 2], [0, 0, 1])]) for k in range(3)]
-    first, same, other = (one.fingerprint for one in sets)
-    assert first == same != other and len(first) == 16
+def test_the_fingerprint_is_that_of_the_samples_and_not_of_how_they_were_made(tmp_path):
+    samples = [([1, 2, 3], [0, 0, 1])]
+    first = write_set(tmp_path / "a", samples).fingerprint
+    say(about={"made": "later"})(tmp_path / "a")
+    assert DialogSet(tmp_path / "a").fingerprint == first and len(first) == 16
+    others = [
+        write_set(tmp_path / "b", [([1, 2, 4], [0, 0, 1])]),
+        write_set(tmp_path / "c", [([1, 2, 3], [0, 1, 1])]),
+        write_set(tmp_path / "d", samples, weight=[2.0]),
+        write_set(tmp_path / "e", samples, source=["code"]),
+        write_set(tmp_path / "f", samples, tokenizer="1" * 64),
+    ]
+    assert first not in {one.fingerprint for one in others}
+    assert len({one.fingerprint for one in others}) == 5
 
 
 def cut(suffix, count):
