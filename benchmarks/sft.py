@@ -29,10 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_step import MODELS, RATE, Worker, hugging_face_model
+from train_step import RATE, Worker, hugging_face_model
 
 from megatron_qwen3.config import Config, load
 
+DENSE = {
+    "num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 768, "num_attention_heads": 4,
+    "num_query_groups": 2, "head_dim": 64, "vocab_size": 8192,
+}  # fmt: skip
+MOE = DENSE | {"num_experts": 16, "experts_per_token": 4, "expert_ffn_hidden_size": 192}
+MODELS = {"dense": DENSE, "moe": MOE}
 Report = Callable[[list[float], int], int]
 
 
@@ -60,7 +66,7 @@ def tokenized(home: Path, options: argparse.Namespace) -> str:
     from megatron_qwen3.chat import ChatTokenizer
     from megatron_qwen3.posttrain.dialog_set import SAMPLE, DialogSetWriter
 
-    conversations = list(dialogs(Path(options.data), options.long))
+    conversations = list(dialogs(Path(options.data), options.long))[: options.dialogs]
     texts = (message["content"] for messages in conversations for message in messages)
     tokenizer.train(texts, MODELS["dense"]["vocab_size"] - 64, home / "tokenizer")
     chat = ChatTokenizer(tokenizer.load(home / "tokenizer"))
@@ -235,10 +241,11 @@ def work(side: str, config: Config, threads: int, pipe: Connection) -> None:
 
 def measure(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:
     """Trained tokens a second of each side in each turn."""
-    workers = {name: Worker(work, name, config, options.threads) for name in SIDES}
-    for worker in workers.values():
-        worker.pipe.recv()
-        worker.ask(1)  # one more before timing: the optimizer's state exists only now
+    workers = {}
+    for name in SIDES:
+        workers[name] = Worker(work, name, config, options.threads)
+        workers[name].pipe.recv()
+        workers[name].ask(1)  # one more before timing: the optimizer's state exists only now
     rates: dict[str, list[float]] = {name: [] for name in SIDES}
     for turn in range(options.rounds):
         for name in list(SIDES) if turn % 2 == 0 else reversed(list(SIDES)):
@@ -288,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="JSON lines with question and answer, or .gz")
     parser.add_argument("--long", type=float, default=0.1, help="share of dialogs of many turns")
+    parser.add_argument("--dialogs", type=int, help="only so many of them")
     parser.add_argument("--model", choices=[*MODELS, "both"], default="both")
     parser.add_argument("--packing", action="store_true", help="how full rows are, no training")
     parser.add_argument("--threads", type=int, default=2)
