@@ -7,15 +7,27 @@ from megatron_qwen3.modes import head_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig, TeacherConfig
 
+RESULTS = ("all", "mode thinking", "mode non-thinking")  # held-out ones of several sources
 TAUGHT = ("soft_targets", "both")  # objectives that have a teacher
 
 
 def faults(config: Config) -> Iterator[str]:
     """Faults of the tables of `run.mode`."""
+    yield from _name_faults(config)
     if config.run.mode == "sft":
         yield from _mixture_faults(config.sft)
         yield from _teacher_faults(config)
     yield from _head_faults(config)
+
+
+def _name_faults(config: Config) -> Iterator[str]:
+    for table, sources in (("sft", config.sft.sources), ("reward", config.reward.sources)):
+        for source in sources:
+            if source.name in RESULTS:
+                yield (
+                    f"{table}.sources: a source is named {source.name!r}, as held-out results of "
+                    "several sources are; give it another name"
+                )
 
 
 def _head_faults(config: Config) -> Iterator[str]:

@@ -7,15 +7,15 @@
 
 A row has sequence_length places, and a sample of L tokens takes L - 1 of them: each place has a
 token and the one after it as its label. Whole dialogs are held out, so that no part of one is
-trained that another is judged by: those with the lowest hash of their number, the same in every run
-and stage. No torch here.
+trained that another is judged by: the first of an order that is the same for every run and stage.
+No torch here.
 
 Legend: N samples of a set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
 Int64 = npt.NDArray[np.int64]
+_LINES_TOLD = 40  # of one source
 _HELD_OUT_KEY = 0x6865_6C64  # of the order in which dialogs are held out
 
 
@@ -96,10 +97,7 @@ class DialogMixture:
         for source, sample in (place for row in rows for place in row):
             line = int(self.sources[source].dialogs.dialogs_N[sample]) + 1
             lines.setdefault(source, set()).add(line)
-        return "; ".join(
-            f"{self.sources[source].name}: {', '.join(map(str, sorted(numbers)))}"
-            for source, numbers in sorted(lines.items())
-        )
+        return told({self.sources[k].name: numbers for k, numbers in sorted(lines.items())})
 
     def news(self) -> Iterator[str]:
         """A line on each source for who starts the run."""
@@ -159,6 +157,16 @@ def held_out(dialogs_N: Int64, fraction: float) -> npt.NDArray[np.bool_]:
         return np.zeros(len(dialogs_N), np.bool_)
     order = Shuffle(len(dialogs), _HELD_OUT_KEY).at(np.arange(count))
     return np.isin(dialogs_N, dialogs[order])
+
+
+def told(lines: Mapping[str, Collection[int]]) -> str:
+    """Numbers of lines by source, as text; of many the first ones, and how many more there are."""
+    texts = []
+    for name, numbers in lines.items():
+        shown = ", ".join(map(str, sorted(numbers)[:_LINES_TOLD]))
+        more = len(numbers) - _LINES_TOLD
+        texts.append(f"{name}: {shown}" + (f" and {more:,} more" if more > 0 else ""))
+    return "; ".join(texts)
 
 
 def _packing(sources: tuple[DialogSource, ...], config: Config) -> Packing:

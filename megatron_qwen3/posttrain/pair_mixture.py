@@ -107,10 +107,8 @@ class PairMixture:
         for source, pair in (place for row in rows for place in row):
             line = int(self.sources[source].dialogs.dialogs_N[2 * pair]) + 1
             lines.setdefault(source, set()).add(line)
-        return "; ".join(
-            f"{self.sources[source].name}: {', '.join(map(str, sorted(numbers)))}"
-            for source, numbers in sorted(lines.items())
-        )
+        names = {self.sources[k].name: numbers for k, numbers in sorted(lines.items())}
+        return dialog_mixture.told(names)
 
     def news(self) -> Iterator[str]:
         """A line on each source for who starts the run."""

@@ -19,7 +19,7 @@ from megatron_qwen3.storage.inside import parse_json, read_small
 from megatron_qwen3.storage.whole import write_whole
 
 FILE_NAME = "rows.json"
-_VERSION = 1
+_VERSION = 1  # also of how rows are made of the facts: another packing is another version
 
 
 def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:

@@ -148,6 +148,17 @@ def test_loss_and_gradient_depend_neither_on_packing_nor_on_micro_batches(model,
         assert_same(results, expected(model, folder), () if packed else ("filled",))
 
 
+def test_the_balance_of_experts_does_not_depend_on_packing_either(folder):
+    """The router's loss is of all tokens that are no padding, and those are the same."""
+    balanced = ("model.router_aux_loss=0.5", "model.router_balance=this_batch")
+    settings = (*MODELS["moe"], *balanced)
+    packed = run_ranks(stepped, 2, folder, True, *settings, "train.micro_batch=2")
+    apart = run_ranks(stepped, 1, folder, False, *settings)
+    plain = run_ranks(stepped, 1, folder, False, *MODELS["moe"])
+    assert_same(packed, apart[0], ("filled",))
+    assert packed[0][0][0]["grad_norm"] != pytest.approx(plain[0][0][0]["grad_norm"], rel=1e-3)
+
+
 def scored(folder, *settings):
     config = config_of(folder, *settings)
     model = Model(config, start(config))

@@ -11,7 +11,7 @@ import torch
 from data_prep import tokenizer
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture, told
 from megatron_qwen3.posttrain.rows import token_batch
 from megatron_qwen3.training import tokenizer_check
 
@@ -98,6 +98,7 @@ def test_rows_are_described_by_lines_of_the_input(folder):
     mixture = DialogMixture(config_of(folder, "sft.held_out=0"))
     places = [[(0, 4), (1, 2)], [(0, 0), (0, 5)]]
     assert mixture.describe(places) == "a: 1, 3; b: 3"
+    assert told({"a": range(1, 1042)}).endswith("39, 40 and 1,001 more")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, changes, describe, load, to_toml, validate
 from megatron_qwen3.fields import settings_of
 from megatron_qwen3.modes import belongs
+from megatron_qwen3.posttrain.dialog_set import MODES as MODES_OF_DIALOGS
 from megatron_qwen3.settings import SETTINGS, TABLES
 from megatron_qwen3.toml import emit
+from megatron_qwen3.training.history import ALL_SOURCES
+from megatron_qwen3.validate_posttrain import RESULTS
 
 MODES = SETTINGS["run.mode"].rule["choices"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +78,10 @@ def test_nested_tables_are_read_from_files_and_from_the_command_line(tmp_path):
             "sft.sources: 2 sources are named 'a'",
         ),
         (
+            "sft.sources=[{name='mode thinking', path='p'}]",
+            "a source is named 'mode thinking', as held-out results of several sources are",
+        ),
+        (
             "sft.sources=[{name='a', path='p', epochs=1}, {name='b', path='q'}]",
             "'a' has epochs and 'b' has none; give epochs to every source, or weights",
         ),
@@ -95,6 +102,12 @@ def test_wrong_settings_of_a_mode_are_refused_by_name(override, says):
 def test_a_teacher_has_no_more_tokens_to_compare_than_the_vocabulary():
     told = error_of([*SFT, "sft.objective=both", "sft.teacher.top_k=513"])
     assert "sft.teacher.top_k = 513 exceeds model.vocab_size = 512" in told
+
+
+def test_no_source_has_the_name_of_a_result_of_several():
+    assert set(RESULTS) == {ALL_SOURCES, *(f"mode {mode}" for mode in MODES_OF_DIALOGS[1:])}
+    told = error_of([*TINY, "run.mode=reward", 'reward.sources=[{name="all", path="p"}]'])
+    assert "reward.sources: a source is named 'all'" in told
 
 
 @pytest.mark.parametrize("mode", MODES)
