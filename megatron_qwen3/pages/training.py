@@ -23,17 +23,19 @@ def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
 
     The last loss is the mean of the last 2 % of steps, since that of one step is mostly noise.
     """
-    header = ["stage", "steps", "tokens", "first loss", "last loss", "held-out loss"]
-    header += ["bits per byte", "ranked as given", "tok/s", "MFU", "time"]
+    header = ["stage", "steps", "tokens", "trained tokens", "first loss", "last loss"]
+    header += ["held-out loss", "bits per byte", "ranked as given", "tok/s", "MFU", "time"]
     lines = []
     for number, run in enumerate(runs, 1):
         loss, held_out = run.column("loss"), run.held_out().get(ALL_SOURCES, {})
         mfu, rate = run.median("mfu"), run.median("tokens_per_second")
+        trained = run.total("trained_tokens")  # of dialogs, where the rest is given
         lines.append(
             [
                 f"{number} {run.name}" if len(runs) > 1 else run.name,
                 f"{run.steps:,}",
                 count(run.tokens),
+                "" if trained is None else count(trained),
                 f"{loss[0]:.3f}",
                 f"{loss[-max(1, len(loss) // 50) :].mean():.3f}",
                 _number(held_out.get("loss"), 3),

@@ -99,6 +99,10 @@ class Run:
         """None for a metric that the run does not have."""
         return float(np.nanmedian(self.columns[name])) if name in self.columns else None
 
+    def total(self, name: str) -> float | None:
+        """Over all steps; None for a metric that the run does not have."""
+        return float(np.nansum(self.columns[name])) if name in self.columns else None
+
     @property
     def steps(self) -> int:
         """Steps done."""

@@ -79,7 +79,9 @@ def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_p
     with contextlib.redirect_stdout(io.StringIO()) as told:
         assert report.main([str(whole), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "mode non-thinking" in page and "run" in told.getvalue()
+    assert "mode non-thinking" in page
+    trained = sum(row["trained_tokens"] for row in steps)
+    assert "trained tokens" in page and f"{trained:.0f}" in page and told.getvalue()
     assert Run.read(whole).column("filled").min() > 0.5
 
 
