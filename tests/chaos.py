@@ -2,6 +2,7 @@
 
     python tests/chaos.py                      # 60 rounds; a table at the end, status 0 if all held
     python tests/chaos.py --rounds 10 --seed 3 --ranks 4 --at-once 1
+    python tests/chaos.py --mode sft           # runs that train on dialogs
 
 Every round starts a small real run of its own (ranks over gloo, a save every second step, written
 while steps run), breaks it at a random moment, and starts it again until it is done. It holds if
