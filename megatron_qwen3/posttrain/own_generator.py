@@ -50,9 +50,10 @@ class OwnGenerator:
 
     def __init__(self, path: Path, local: Local) -> None:
         launcher.check()
-        self.label, self.notes = str(path), list[str]()
+        self.notes: list[str] = []
         self.leads = launcher.rank() == 0
         self._rows, self._source = local.rows, Source(path)
+        self.label = str(self._source.path)  # of a run its checkpoint: a later one is another model
         world_size = launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
         overrides = ["guard.hang_seconds=0", *local.local]

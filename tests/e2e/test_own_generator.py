@@ -1,5 +1,7 @@
 """A model of ours as a generator, on real ranks: what it answers, in which layout it may be."""
 
+import shutil
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -10,6 +12,7 @@ from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.load import Source, stop_ids
 from megatron_qwen3.generate.thinking import CUT_TEXT
 from megatron_qwen3.posttrain.generators import Local, Request, open_generator
+from megatron_qwen3.posttrain.own_generator import OwnGenerator
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,6 +83,16 @@ def test_a_request_has_its_own_answers_in_every_layout_and_every_batch(
     for rows, settings in ((64, ()), (4, ("parallel.tensor=2",))):
         first, second = run_ranks(ask, 2, str(tmp_path / "checkpoint"), rows, settings, False)
         assert second is None and first[0] == expected
+
+
+def test_a_run_is_another_model_with_each_checkpoint(folder, tmp_path):
+    """Answers that are kept for one are not those of the next."""
+    labels = []
+    from_hf(folder, tmp_path / "checkpoints" / "step_00000001")
+    labels.append(OwnGenerator(tmp_path, Local()).label)
+    shutil.copytree(tmp_path / "checkpoints/step_00000001", tmp_path / "checkpoints/step_00000002")
+    labels.append(OwnGenerator(tmp_path, Local()).label)
+    assert labels == [str(tmp_path / f"checkpoints/step_0000000{step}") for step in (1, 2)]
 
 
 def test_the_likeliest_tokens_are_those_of_transformers(folder, on_one_rank):

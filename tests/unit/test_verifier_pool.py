@@ -85,6 +85,23 @@ def test_a_worker_that_dies_is_an_error_of_one_answer():
     assert verdicts[0].reason.startswith("error: the worker ended with status -9")
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="no such limits here")
+def test_a_worker_may_have_4_gib_of_memory():
+    with Verifiers(workers=1) as verifiers:
+        verifiers.judge([(SEVEN, "7")])
+        (worker,) = our_workers()
+        assert worker.rlimit(psutil.RLIMIT_DATA)[0] == 4 << 30
+    program = """
+import resource
+from megatron_qwen3.posttrain.verifiers.worker import _set_limit
+_set_limit(resource.RLIMIT_DATA, 1 << 30)
+bytearray(1 << 31)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=isolated(), capture_output=True, text=True)
+    assert done.stderr.endswith("MemoryError\n")
+
+
 def test_leaving_kills_a_worker_that_hangs():
     hung = []
     with Verifiers(workers=1, seconds=500) as verifiers:

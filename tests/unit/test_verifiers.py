@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.verifiers import KINDS, check_spec, verdict
+from megatron_qwen3.posttrain.verifiers import KINDS, check_spec, final, verdict
 
 RIGHT, WRONG, NOBODY_KNOWS = 1.0, 0.0, None
 CAPITAL = "The capital of this country is a large city by the river."
@@ -327,6 +327,30 @@ def test_a_spec_that_nothing_could_be_judged_by_is_refused_in_one_line(spec, mes
     assert re.search(message, str(error.value)), error.value
     if spec.get("kind") != "every":
         assert verdict(spec, "1").score is NOBODY_KNOWS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "is_open"),
+    [
+        (r"\boxed{a} \fbox{b}", ["a", "b"], False),
+        (r"\boxed{\boxed{a} b}", [r"\boxed{a} b"], False),
+        (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"], False),
+        (r"\boxed{\{1,2\}}", [r"\{1,2\}"], False),
+        (r"\boxed{a \boxed{b}", ["b"], False),
+        (r"\boxed{b} \boxed{a", ["b"], True),
+        (r"} { \boxed {b} }", ["b"], False),
+        (r"\boxed{\}", [], True),
+        ("", [], False),
+    ],
+)
+def test_boxes_are_the_outermost_closed_ones(text, expected, is_open):
+    assert final.boxes(text) == expected and final.has_open_box(text) == is_open
+
+
+def test_boxes_of_a_long_text_are_found_in_one_pass():
+    """Quadratic time would be minutes."""
+    text = "\\boxed{" * 100_000 + "5}" + "{" * 100_000
+    assert final.boxes(text) == ["5"] and not final.has_open_box(text)
 
 
 def test_no_text_is_too_strange_to_be_judged():

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from megatron_qwen3.chat import END_THINK, THINK, split_thinking
 
-_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.S)
 _THIN_SPACE = re.compile(r"\\[,;:! ]|~|\{,\}|[\u00a0\u2009\u202f]|\\thinspace(?![A-Za-z])")
 _GROUPS = re.compile(
     r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)"
@@ -45,34 +45,46 @@ def boxes(text: str) -> list[str]:
 
 def box_spans(text: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of each box."""
-    found, place = [], 0
-    while opening := _BOX.search(text, place):
-        end = closing_brace(text, opening.end())
-        place = opening.end() if end is None else end + 1
-        if end is not None:
-            found.append((opening.start(), place, text[opening.end() : end].strip()))
-    return found
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    """Where the brace closes that was opened before `start`; None where none does."""
-    depth, place = 1, start
-    while place < len(text):
-        character = text[place]
-        if character == "\\":
-            place += 1
-        elif character in "{}":
-            depth += 1 if character == "{" else -1
-            if not depth:
-                return place
-        place += 1
-    return None
+    outer: list[tuple[int, int, str]] = []
+    for start, inside, end in _all_boxes(text):
+        if end is None:
+            continue
+        while outer and outer[-1][0] > start:  # they are within this one
+            outer.pop()
+        outer.append((start, end, text[inside : end - 1].strip()))
+    return outer
 
 
 def has_open_box(text: str) -> bool:
     """Whether the last box is never closed, as where an answer was cut."""
-    openings = list(_BOX.finditer(text))
-    return bool(openings) and closing_brace(text, openings[-1].end()) is None
+    return any(end is None for *_, end in [max(_all_boxes(text), default=(0, 0, 0))])
+
+
+def _all_boxes(text: str) -> list[tuple[int, int, int | None]]:
+    """(start, where its content begins, end) of each box, in the order in which they are closed;
+    those that are not have no end. One pass, however many braces are open."""
+    found: list[tuple[int, int, int | None]] = []
+    opened: list[tuple[int, int] | None] = []
+    for match in _BRACE.finditer(text):
+        if match.group().endswith("}") and len(match.group()) == 1:
+            box = opened.pop() if opened else None
+            found += [(*box, match.end())] if box else []
+        elif match.group() == "{":
+            opened.append(None)
+        elif match.group().endswith("{") and len(match.group()) > 2:
+            opened.append((match.start(), match.end()))
+    return found + [(*box, None) for box in opened if box]
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """Where the brace closes that was opened before `start`; None where none does."""
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        if match.group()[0] != "\\" or len(match.group()) > 2:
+            depth += 1 if match.group().endswith("{") else -1
+            if not depth:
+                return match.start()
+    return None
 
 
 def number(text: str) -> Fraction | None:

@@ -24,6 +24,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.verifiers import (
     algebra,
     countdown,
+    gym,
     ifeval,
     mathematics,
     simple,
@@ -78,6 +79,7 @@ KINDS: dict[str, Check] = {
     "json": structure.json_document,
     "think_format": structure.think_format,
     "countdown": countdown.countdown,
+    "reasoning_gym": gym.reasoning_gym,
     "every": every,
     "ifeval": every_instruction,
     **{f"ifeval/{name}": check for name, check in ifeval.INSTRUCTIONS.items()},
@@ -148,6 +150,7 @@ def prepare(spec: Spec) -> None:
 
 _LOADS: dict[str, Callable[[], object]] = {
     "math": algebra.load,
+    "reasoning_gym": gym.load,
     "language": simple.load_languages,
     "ifeval/language:response_language": simple.load_languages,
     "ifeval/change_case:english_capital": simple.load_languages,

@@ -27,6 +27,7 @@ from megatron_qwen3.posttrain.verifiers import algebra, final, notation
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _MOST_CHARACTERS = 4000  # of a final answer
+_TAIL = 10_000  # characters at the end, where an answer without a box is looked for
 _MOST_ITEMS = 200  # of a set or list
 
 
@@ -67,9 +68,10 @@ def is_readable(gold: str) -> bool:
 
 _JOINT = re.compile(r"[\s$*)(]*(?:,?\s*(?:and|or)\b|,)[\s$*)(]*")
 _SAID = re.compile(
-    r"(?i:\b(?:answer|result|solution|value|total|sum|probability)s?\b[^.\n:=$]{0,60}?"
-    r"(?:\bis\b|\bare\b|\bequals\b|:|=)(?:\s*:)?)[\s*]*(?=\S)([^\n]+)"
+    r"(?i:\b(?:answer|result|solution)s?\b[^.\n:=$]{0,60}?(?:\bis\b|\bare\b|:|=)(?:\s*:)?)"
+    r"[\s*]*(?=\S)([^\n]+)"
 )
+_MARKED = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.M)  # as in GSM8K
 _FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)|\$ ([^$\n]+) \$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.S,
@@ -84,6 +86,9 @@ def settled(answer: str) -> str | None:
         return None
     if spans := final.box_spans(answer):
         return _joined(answer, spans) or None
+    answer = answer[-_TAIL:]
+    if marked := _MARKED.findall(answer):
+        return str(marked[-1]).strip()
     said = _SAID.findall(answer)
     found = _first_formula(said[-1]) if said else _last_formula(answer)
     return found or None
@@ -121,20 +126,29 @@ def _last_formula(text: str) -> str:
     environments = list(_FORMULA.finditer(text))
     if environments and not re.search(r"\d", text[environments[-1].end() :]):
         return _inside(environments[-1])
+    runs: list[list[str]] = []
+    for line in re.sub(r"\*\*|#|<<[^<>]*>>", " ", text).splitlines():
+        runs += _runs(line)
+    with_numbers = [" ".join(run) for run in runs if re.search(r"\d|\\", " ".join(run))]
+    if not with_numbers:
+        return ""
+    run = re.sub(r"^(?:(?:and|or)\b\s*)+", "", with_numbers[-1].rstrip(".,;:!?"))
+    before, equals, after = run.rpartition("=")
+    return after.strip() if equals and not re.search(r"[A-Za-z\\<>]", before) else run
+
+
+def _runs(line: str) -> list[list[str]]:
+    """The words of a line that may belong to formulas, where other words divide it."""
     runs: list[list[str]] = [[]]
-    for token in text.replace("**", "").split():
+    for token in line.split():
         if _WORD.search(token) and token.lower() not in _FUNCTIONS and "\\" not in token:
+            runs[-1] += re.findall(r"^\$?\d[\d.,]*", token)  # 25ml
             runs.append([])
         else:
             runs[-1].append(token)
         if token[-1] in ".:;!?" and runs[-1]:
             runs.append([])
-    with_numbers = [" ".join(run) for run in runs if re.search(r"\d|\\", " ".join(run))]
-    if not with_numbers:
-        return ""
-    run = with_numbers[-1].rstrip(".,;:!?")
-    before, equals, after = run.rpartition("=")
-    return after.strip() if equals and not re.search(r"[A-Za-z\\<>]", before) else run
+    return runs
 
 
 # -- the comparison ---------------------------------------------------------------------------
@@ -163,6 +177,7 @@ def _words(gold: str, given: str) -> bool | None:
     if wanted is not None:
         return bare == wanted
     if re.fullmatch(r"\(?(?:\\text\{\(?)?([A-Z])\)?\}?\)?", gold):
+        bare = re.sub(r"^([a-z])\s*[).:].*$", r"\1", bare, flags=re.S)  # a choice with its text
         return True if bare == notation.unwrap(gold).strip("(). ").casefold() else None
     return None
 

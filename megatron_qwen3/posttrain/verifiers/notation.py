@@ -59,6 +59,10 @@ def plain(text: str) -> str:
     text = re.sub(r"\\\$", "", text)  # dollars are a unit that nobody else has
     if text.count("$") == 1:
         text = text.strip().removeprefix("$")
+    if re.search(r"\d", text) and (whole := _WRAPPER.match(text)):
+        inside = text[whole.end() : -1]
+        is_whole = final.closing_brace(text, whole.end()) == len(text) - 1
+        text = inside if is_whole and "\\" not in inside else text
     return re.sub(r"^\((?:[A-Za-z],)+[A-Za-z]\)=", "", _squeezed(text))
 
 
@@ -152,6 +156,17 @@ _OTHERS += "units unit mph kmh km/h m/s cm/s ft/s m/s^2 percent people square cu
 _OTHERS += "j kj n w kw v a mol k hz khz mhz gb mb kb bytes bits points meters metres meter metre "
 _OTHERS += "centimeters centimeter centimetres kilometers kilometer kilometres millimeters"
 _UNITS = frozenset(f"{_LENGTHS} {_WEIGHTS} {_TIMES} {_OTHERS}".split())
+_COUNTS = (
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+    "trillion",
+    "dozen",
+    "half",
+    "plus",
+    "minus",
+)
 _SAME = {
     **dict.fromkeys(("meter", "meters", "metre", "metres"), "m"),
     **dict.fromkeys(("centimeter", "centimeters", "centimetres"), "cm"),
@@ -198,9 +213,15 @@ def without_unit(text: str) -> tuple[str, str]:
         if re.fullmatch(r"[A-Za-z/^0-9\s.µμΩ²³-]*", unit) and not _joins(unit):
             return value.strip(), _unit(unit)
     match = _PLAIN_UNIT.match(text)
-    if match and all(word in _UNITS for word in re.split(r"[ ]+", _without_powers(match.group(2)))):
+    words = re.split(r" +", _without_powers(match.group(2))) if match else []
+    if match and all(word in _UNITS or _is_counted(word) for word in words):
         return match.group(1).strip(), _unit(match.group(2))
     return text, ""
+
+
+def _is_counted(word: str) -> bool:
+    """Whether it is a thing that can be counted, and neither variables nor a number."""
+    return len(word) > 3 and word.isalpha() and word not in _COUNTS
 
 
 def _joins(unit: str) -> bool:

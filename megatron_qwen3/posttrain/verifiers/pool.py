@@ -30,6 +30,7 @@ from megatron_qwen3.processes import isolated
 
 ALARM_FRACTION = 0.01  # of verdicts without a score
 TIME_OUT = "time-out"  # how the reason of such a verdict begins
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 _START_SECONDS = 300.0  # to import what a kind needs, on a machine that is busy
 
 
@@ -160,7 +161,7 @@ class _Worker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env=isolated() | {"OMP_NUM_THREADS": "1"},
+                    env=isolated() | _ONE_THREAD,
                     start_new_session=True,  # Ctrl-C is for the parent
                 )
             return self._process

@@ -20,7 +20,7 @@ from typing import IO
 from megatron_qwen3 import entry
 from megatron_qwen3.posttrain.verifiers.kinds import prepare, verdict
 
-_MEMORY_BYTES = 4 << 30  # of address space: what grows beyond is an error, not the machine's end
+_MEMORY_BYTES = 4 << 30  # what grows beyond is an error, and not the machine's end
 _RECURSION = 20_000  # calls: brackets within brackets are parsed by calls within calls
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     seconds = int(float(sys.argv[1])) + 1
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no verdict
-    _set_limit(resource.RLIMIT_AS, _MEMORY_BYTES)
+    _set_limit(resource.RLIMIT_DATA, _MEMORY_BYTES)
     _set_limit(resource.RLIMIT_CORE, 0)
     sys.setrecursionlimit(_RECURSION)
     threading.Thread(target=_read, args=(sys.stdin.buffer, jobs), daemon=True).start()

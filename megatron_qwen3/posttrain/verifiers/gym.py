@@ -1,0 +1,115 @@
+"""Tasks of reasoning-gym: generated from a name, a seed and settings, judged by its own scorers.
+
+    spec = {"kind": "reasoning_gym", "dataset": "chain_sum", "seed": 1, "size": 50, "index": 3}
+    question("chain_sum", 1, 50, 3, {})       # the text of that task
+
+The answer is what stands between the last <answer> tags, else in the last box, else the whole text.
+Only a score of 1.0 counts: its scorers give parts of a point to texts that merely contain the
+answer. A scorer that raises on an answer, but takes the task's own for right, cannot read the
+answer, which is wrong then; where it does not know the right one either, nobody can judge.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+from megatron_qwen3.toml import did_you_mean
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.S)
+
+
+def reasoning_gym(
+    answer: str,
+    *,
+    dataset: str,
+    index: int,
+    seed: int,
+    size: int,
+    settings: dict[str, Any] | None = None,
+) -> str:
+    """The answer solves task `index` of `size` that the generator makes from seed and settings."""
+    if not 0 <= index < size:
+        raise CannotJudge(f"index = {index}; valid: 0 to {size - 1}")
+    check_name(dataset)
+    key = dataset, seed, size, json.dumps(settings or {}, sort_keys=True)
+    made = _generator(*key)
+    if not answer.strip():
+        return "the answer is empty"
+    entry = _entry(*key, index)
+    given = final_part(answer)
+    try:
+        score = float(made.score_answer(given, entry))
+    except Exception as error:
+        gold = entry.get("answer")
+        if not isinstance(gold, str) or _score_of(made, gold, entry) != 1:
+            raise
+        return f"the scorer cannot read it: {type(error).__name__}: {error}"[:200]
+    return "" if score == 1 else f"scored {score:g}, not 1"
+
+
+def _score_of(made: Any, answer: str, entry: dict[str, Any]) -> float:
+    try:
+        return float(made.score_answer(answer, entry))
+    except Exception:
+        return 0.0
+
+
+def final_part(answer: str) -> str:
+    """What of an answer is scored."""
+    tagged = _TAGGED.findall(answer) or final.boxes(answer)
+    return str(tagged[-1]).strip() if tagged else answer.strip()
+
+
+def question(dataset: str, seed: int, size: int, index: int, settings: dict[str, Any]) -> str:
+    """The text of a task."""
+    return str(task(dataset, seed, size, index, settings)[1]["question"])
+
+
+def task(
+    dataset: str, seed: int, size: int, index: int, settings: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """(generator, the entry of one task). CannotJudge where there is no such generator."""
+    key = dataset, seed, size, json.dumps(settings, sort_keys=True)
+    return _generator(*key), _entry(*key, index)
+
+
+def check_name(dataset: str) -> None:
+    """CannotJudge where reasoning-gym is missing or has no generator of that name."""
+    names = load()
+    if dataset not in names:
+        guess = did_you_mean(dataset, names) or f"; it has {len(names)}, such as chain_sum"
+        raise CannotJudge(f"reasoning-gym has no generator {dataset!r:.60}{guess}")
+
+
+@lru_cache(1)
+def load() -> list[str]:
+    """The names of all generators; importing them takes seconds."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise CannotJudge(
+            "tasks of reasoning-gym need it, and it is not installed: "
+            "python -m pip install reasoning-gym"
+        ) from None
+    return sorted(set(DATASETS) - {"composite"})  # a mixture of others, which names them
+
+
+@lru_cache(64)
+def _generator(dataset: str, seed: int, size: int, settings: str) -> Any:
+    from reasoning_gym.factory import create_dataset
+
+    try:
+        return create_dataset(dataset, seed=seed, size=size, **json.loads(settings))
+    except (TypeError, AssertionError, ValueError) as error:
+        raise CannotJudge(f"{dataset} with {settings}: {error}"[:300]) from None
+
+
+@lru_cache(4096)
+def _entry(dataset: str, seed: int, size: int, settings: str, index: int) -> dict[str, Any]:
+    entry: dict[str, Any] = _generator(dataset, seed, size, settings)[index]
+    return entry
