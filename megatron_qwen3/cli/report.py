@@ -13,7 +13,8 @@ from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.pages.training import stage_rows, write_report
 from megatron_qwen3.shown import shown, shown_lines
 from megatron_qwen3.tables import console, table
-from megatron_qwen3.training.history import MetricsError, Run
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import MetricsError
 
 _EXAMPLES = """examples:
   python tools/report.py runs/tiny-dense/pretrain_1_general

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from megatron_qwen3.pages import page
 from megatron_qwen3.training.console import count, duration
-from megatron_qwen3.training.history import ALL_SOURCES, Run
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
 

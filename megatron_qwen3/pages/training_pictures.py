@@ -25,7 +25,8 @@ from megatron_qwen3.pages.pictures import (
     spread,
     style,
 )
-from megatron_qwen3.training.history import ALL_SOURCES, Run
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
 _LETTER_POINTS = 5.0  # roughly

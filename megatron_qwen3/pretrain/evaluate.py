@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from data_prep.curriculum import Source
-from data_prep.tokenizer import token_bytes
+from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.pretrain.data import Mixture, Place, Rows
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
-from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.run import EvaluationFailed
 

@@ -28,7 +28,7 @@ from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor, Reading, Stream
 from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.storage.whole import write_whole
-from megatron_qwen3.training.history import ALL_SOURCES
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 FILE_NAME = "data.json"
 _VERSION, _READ = 2, (1, 2)

@@ -28,7 +28,8 @@ from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.console import duration
-from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, Run, read_rows
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, read_rows
 
 _POLL_SECONDS = 1.0
 

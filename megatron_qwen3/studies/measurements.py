@@ -21,7 +21,8 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.studies.levels import levels
-from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, MetricsError, Run
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, MetricsError
 
 _REQUIRED = ("parameters", "tokens", "loss")
 _COLUMNS = (*_REQUIRED, "compute", "lr", "batch_tokens", "name", "stage")

@@ -10,40 +10,14 @@ under way, with numpy alone. Columns and not dicts, since a long stage has milli
 import contextlib
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown
-from megatron_qwen3.storage.inside import parse_json
-
-FILE_NAME = "metrics.jsonl"
-ALL_SOURCES = "all"  # the source of an evaluation row over all sources together
-
-
-class MetricsError(ConfigError):
-    """Metrics that are missing or cannot be read; the text names the file or folder."""
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file; a last line that is not whole is left out.
-
-    A run that is killed while it writes leaves such a line. MetricsError: another line is no row.
-    """
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = parse_json(line)
-                row["kind"], row["step"]
-            except (ValueError, TypeError, KeyError):
-                if next(file, None) is None:
-                    return
-                raise MetricsError(f"{path}, line {number}: not a row of metrics") from None
-            yield row
+from megatron_qwen3.training.metrics_file import FILE_NAME, MetricsError, read_rows
 
 
 @dataclass(frozen=True)

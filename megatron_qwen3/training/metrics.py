@@ -6,7 +6,7 @@
         log.note("checkpoint of step 100 saved")
 
 `step` counts steps done, from 1. metrics.jsonl in the run folder is the record that the rest can
-be made from again; `history.py` reads it. One row a step:
+be made from again; `history.py` reads it back. One row a step:
 
     {"kind": "train", "step", "tokens" (so far), "loss", "grad_norm", …, "lr", "step_seconds",
      "tokens_per_second", "tflops_per_rank", "mfu" (a fraction; absent without log.peak_tflops),
@@ -32,7 +32,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.boards import Boards
 from megatron_qwen3.training.console import Console, source_line
-from megatron_qwen3.training.history import ALL_SOURCES, FILE_NAME, read_rows
+from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, read_rows
 from megatron_qwen3.training.row_file import RowFile
 
 

@@ -17,8 +17,9 @@ from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import boards, row_file
 from megatron_qwen3.training.console import Clock, count, duration
-from megatron_qwen3.training.history import MetricsError, Run
+from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics import EvalResult, RunLog, combine, speed
+from megatron_qwen3.training.metrics_file import MetricsError
 
 STEP = {"loss": 2.5, "grad_norm": 0.8}
 

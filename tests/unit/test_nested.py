@@ -10,7 +10,8 @@ from megatron_qwen3.planner import hardware
 from megatron_qwen3.pretrain.record import Record
 from megatron_qwen3.studies import files
 from megatron_qwen3.training import guard
-from megatron_qwen3.training.history import MetricsError, Run, read_rows
+from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.metrics_file import MetricsError, read_rows
 
 DEEP = "[" * 100_000
 READERS = {
