@@ -90,7 +90,7 @@ def make_model(model: ModelConfig, folder: Path) -> Path:
     import numpy as np
     import torch
 
-    from megatron_qwen3.convert import hf, hf_config
+    from megatron_qwen3.convert import hf_config, hf_writer
     from megatron_qwen3.convert.mapping import in_order
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,7 @@ def make_model(model: ModelConfig, folder: Path) -> Path:
         for weight, index in in_order(model)
         for part in range(len(weight.parts))
     ]
-    sink = hf.Sink(folder, shapes)
+    sink = hf_writer.Sink(folder, shapes)
     noise = np.frombuffer(os.urandom(1 << 20), np.uint8)
     for name, shape, _ in shapes:
         total = 2 * int(np.prod(shape))

@@ -1,4 +1,4 @@
-"""Qwen's kind of tokenizer: trained on any corpus, applied to documents, measured in bytes.
+"""Qwen's kind of tokenizer: trained on any corpus, applied to documents.
 
 Byte-level BPE as in Qwen2 and Qwen3 (NFC, Qwen's split pattern, no prefix space, 26 control tokens
 after the BPE ids), so that a small tokenizer trained here and the published one share all the code.
@@ -6,7 +6,6 @@ after the BPE ids), so that a small tokenizer trained here and the published one
     train(texts, 2048, "runs/quickstart/data/tokenizer")  # writes a folder that transformers loads
     tokenizer = DocumentTokenizer("runs/quickstart/data/tokenizer")
     tokenizer.encode_documents(texts)  # ids, each document ending in <|endoftext|>
-    token_bytes("runs/quickstart/data/tokenizer")  # UTF-8 bytes per id, for bits per byte
 """
 
 from __future__ import annotations
@@ -24,13 +23,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_prep.engines import AUTO, Encoded, choose, without_panics
-from data_prep.tokenizer_file import (
-    SPLIT_PATTERN,
-    check_byte_level,
-    ids_by_token,
-    read,
-    tokenizer_json,
-)
+from data_prep.tokenizer_file import check_byte_level, ids_by_token, tokenizer_json
+from data_prep.tokenizer_trust import SPLIT_PATTERN, read
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -168,21 +162,6 @@ class DocumentTokenizer:
 
     def encode_document(self, text: str) -> npt.NDArray[np.uint32]:
         return self.encode_documents([text])[0]
-
-
-def token_bytes(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes that each id stands for, [vocabulary size]; 0 for control tokens and unused ids.
-
-    Over an encoded document they sum to the bytes of its text in NFC.
-    """
-    spec = read(path, is_trusted=True)
-    check_byte_level(spec, path)
-    vocabulary, added = ids_by_token(spec, path)
-    count = np.zeros(1 + max([*vocabulary.values(), *added.values()]), np.int64)
-    for token, index in vocabulary.items():
-        count[index] = len(token)  # byte-level BPE writes each byte as one character
-    count[sorted(added.values())] = 0
-    return count
 
 
 def untrained() -> tokenizers.Tokenizer:

@@ -1,6 +1,6 @@
 """What a model's own files may not ask for: code to run, or weights and kernels to fetch.
 
-    refuse_code(path, content)   # of config.json, generation_config.json, tokenizer_config.json
+    read_json(path, "no model")  # config.json, generation_config.json, tokenizer_config.json
 
 transformers follows what these files name: modules of Python beside them, kernels of the hub. A
 converted model would carry that on to whoever loads it.
@@ -12,7 +12,10 @@ from typing import Any
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
+# Files that may ask for code to run.
+MAY_ASK = ("config.json", "generation_config.json", "tokenizer_config.json")
 _NEVER = {
     "auto_map": "code of its own",
     "custom_generate": "code of its own",
@@ -28,7 +31,7 @@ _NEVER = {
 _PLAIN = re.compile(r"[a-z0-9_]*")  # sdpa, flash_attention_2; kernels of the hub have a / or more
 
 
-def refuse_code(path: Path, content: dict[str, Any]) -> None:
+def _refuse_code(path: Path, content: dict[str, Any]) -> None:
     """ConfigError where the content of a file of a model, at any depth, asks for such a thing."""
     todo: list[Any] = [content]
     while todo:
@@ -54,3 +57,19 @@ def _refuse(path: Path, name: str, value: Any) -> None:
             f"{shown(path)}: {name} = {shown(repr(value))[:80]} asks for {asked}; "
             "such models are not read"
         )
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A table of a model's folder. ConfigError, `otherwise` said, where it is none or asks."""
+    try:
+        inside(path.parent, path.name)
+        content = parse_json(read_small(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): {otherwise}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}): {otherwise}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a table in JSON: {otherwise}")
+    if path.name in MAY_ASK:
+        _refuse_code(path, content)
+    return content

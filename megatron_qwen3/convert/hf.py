@@ -1,18 +1,14 @@
-"""Hugging Face folders as files: tensors by name and place, read and written without a library.
+"""Hugging Face folders as files: tensors by name and place, read without a library.
 
     source = Source(folder)       # every tensor of a Qwen3, where it lies, in its right shape
-    sink = Sink(folder, tensors)  # room for tensors in shards; sink.write(name, start, data)
 
 A safetensors file is a length, a table of names, types, shapes and places in JSON, and the bytes.
-Knowing all shapes beforehand, we write the table first and then the bytes in any order: shards of
-5 GB need no 5 GB of memory. Configuration and tokenizer files are `hf_config.py`'s.
+`hf_writer.py` writes them; configuration and tokenizer files are `hf_config.py`'s and
+`hf_files.py`'s.
 """
 
-import json
-import os
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,7 +24,6 @@ from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
-SHARD_BYTES = 5_000_000_000  # transformers' own limit
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Weights that transformers would load too, or instead.
@@ -78,58 +73,6 @@ class Source:
         if faults:
             more = f"\n… and {len(faults) - 20} more" if len(faults) > 20 else ""
             raise ConfigError("\n".join(f"{folder}: {fault}" for fault in faults[:20]) + more)
-
-
-class Sink:
-    """Shards with room for `tensors` (name, shape, dtype), in this order."""
-
-    def __init__(
-        self,
-        folder: Path,
-        tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]],
-        shard_bytes: int = SHARD_BYTES,
-    ) -> None:
-        self.stored: dict[str, Stored] = {}
-        self._stack = ExitStack()
-        shards = _shards(list(tensors), shard_bytes)
-        names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
-        paths = [folder / name for name in (names if len(shards) > 1 else [SINGLE_FILE])]
-        self._files = {path: self._stack.enter_context(path.open("wb", 0)) for path in paths}
-        for path, shard in zip(paths, shards, strict=True):
-            self._begin(path, shard)
-        if len(shards) > 1:
-            _write_index(folder, self.stored)
-
-    def write(self, name: str, start: int, data: np.ndarray) -> None:
-        """Put bytes into a tensor, from its byte `start`; any thread may."""
-        stored = self.stored[name]
-        write_exactly(self._files[stored.path].fileno(), stored.start + start, data)
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def _begin(self, path: Path, shard: list[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
-        table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end, places = 0, []
-        for name, shape, dtype in shard:
-            start, end = end, end + prod(shape) * dtype.itemsize
-            offsets = [start, end]
-            table[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": offsets}
-            places.append((name, start, shape, dtype))
-        header = json.dumps(table, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        self._files[path].write(struct.pack("<Q", len(header)) + header)
-        self._files[path].truncate(8 + len(header) + end)
-        for name, start, shape, dtype in places:
-            self.stored[name] = Stored(path, 8 + len(header) + start, shape, dtype)
-
-
-def write_exactly(file: int, start: int, data: np.ndarray) -> None:
-    """Put contiguous bytes into an open file from byte `start`."""
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(file, view, start)
-        view, start = view[written:], start + written
 
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -243,22 +186,3 @@ def _check_equal(head: Stored, embedding: Stored | None) -> None:
         f"{head.path}: lm_head.weight is not model.embed_tokens.weight, but config.json says "
         "tie_word_embeddings = true"
     )
-
-
-def _shards(tensors: list[Any], limit: int) -> list[list[Any]]:
-    shards, room = [[]], limit
-    for name, shape, dtype in tensors:
-        size = prod(shape) * dtype.itemsize
-        if size > room and shards[-1]:
-            shards.append([])
-            room = limit
-        shards[-1].append((name, shape, dtype))
-        room -= size
-    return shards
-
-
-def _write_index(folder: Path, stored: dict[str, Stored]) -> None:
-    total = sum(prod(s.shape) * s.dtype.itemsize for s in stored.values())
-    listed = {name: s.path.name for name, s in stored.items()}
-    index = {"metadata": {"total_size": total}, "weight_map": listed}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

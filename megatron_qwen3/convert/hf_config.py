@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's Qwen3 and our model settings, and the small files beside them.
+"""config.json of Hugging Face's Qwen3 and our model settings.
 
     config, model = read_config(folder)
     write_config(folder, model, …)
@@ -9,11 +9,9 @@ side by side, because each silently falls back to its defaults where it meets on
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from megatron_qwen3 import chat
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import (
     Config,
@@ -23,24 +21,12 @@ from megatron_qwen3.config import (
     RunConfig,
     TrainConfig,
 )
-from megatron_qwen3.convert.foreign import refuse_code
+from megatron_qwen3.convert.foreign import read_json
 from megatron_qwen3.presets import PRESETS
-from megatron_qwen3.storage.inside import check_links, inside, parse_json, read_small
+from megatron_qwen3.storage.inside import check_links
 from megatron_qwen3.toml import emit
 
-GENERATION_FILE: Final = "generation_config.json"
 _MOST_POSITIONS: Final = 1 << 31
-_MAY_ASK: Final = ("config.json", GENERATION_FILE, "tokenizer_config.json")  # for code to run
-IDS_FILE: Final = "token_ids.json"  # in a checkpoint's tokenizer folder: what config.json said
-TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 # Our setting, the names of its field in config.json. A field that must be there has no default.
 _FIELDS: Final = (
@@ -93,7 +79,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     path = folder / "config.json"
     if folder.is_dir():
         check_links(folder)
-    config = _read_json(path, "no model of Hugging Face's format")
+    config = read_json(path, "no model of Hugging Face's format")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"{path}: model_type = {kind!r} is not Qwen3; valid: {', '.join(_KINDS)}")
@@ -143,7 +129,7 @@ def settings_of(
 
 
 def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, ids: Ids) -> None:
-    """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `token_ids`.
+    """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `hf_files.py`.
 
     ConfigError for a reward model without "pad": transformers finds the last token by it.
     """
@@ -187,160 +173,7 @@ def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, i
             "output_router_logits": False,
             "router_aux_loss_coef": model.router_aux_loss,
         }
-    _write_json(folder / "config.json", dict(sorted(config.items())))
-
-
-def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copy what belongs to a tokenizer, and never code; False where there is none."""
-    source = _folder(source)
-    if not has_tokenizer(source):
-        return False
-    target.mkdir(exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            _copy(source, target, name)
-    copy_generation(source, target)
-    return True
-
-
-def copy_generation(source: Path, target: Path) -> None:
-    """Copy generation_config.json, unless the target has one already."""
-    source = _folder(source)
-    if (source / GENERATION_FILE).is_file() and not (target / GENERATION_FILE).exists():
-        target.mkdir(exist_ok=True)
-        _copy(source, target, GENERATION_FILE)
-
-
-def _copy(source: Path, target: Path, name: str) -> None:
-    """Copy a file that may go on to others: no code, and nothing from outside its folder."""
-    if name in _MAY_ASK:
-        _read_json(source / name, "no table")
-    shutil.copyfile(inside(source, name), target / name)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-
-
-def check_tokenizer(folder: Path, rows: int) -> None:
-    """ConfigError where a folder's tokenizer has an id for which the embedding has no row."""
-    folder = _folder(folder)
-    if (size := _vocabulary(folder)) > rows:
-        raise ConfigError(
-            f"{folder}: its tokenizer has {size:,} tokens, more than the model's vocab_size = "
-            f"{rows:,}; valid: the tokenizer that the model was trained with"
-        )
-
-
-def _vocabulary(folder: Path) -> int:
-    """One more than the largest id of any file that gives a token one; 0 without such a file."""
-    spec, config = _table(folder, "tokenizer.json"), _table(folder, "tokenizer_config.json")
-    model = spec.get("model")
-    known = model.get("vocab") if isinstance(model, dict) else None
-    ids: list[Any] = list(range(len(known))) if isinstance(known, list) else []
-    for names in (known, _table(folder, "vocab.json"), _table(folder, "added_tokens.json")):
-        ids += names.values() if isinstance(names, dict) else ()
-    ids += _added_tokens(folder).values()
-    more = config.get("added_tokens_decoder")
-    ids += (int(n) for n in more if n.isascii() and n.isdigit()) if isinstance(more, dict) else ()
-    return 1 + max((number for number in ids if type(number) is int), default=-1)
-
-
-def add_chat_template(folder: Path) -> None:
-    """Give a tokenizer that has Qwen3's turns, but no template, the one that we train with."""
-    config_file = folder / "tokenizer_config.json"
-    if (folder / "chat_template.jinja").exists() or not config_file.is_file():
-        return
-    has_one = "chat_template" in _read_json(config_file, "no tokenizer")
-    if not has_one and "<|im_end|>" in _added_tokens(folder):
-        chat.write_chat_template(folder)
-
-
-def config_ids(folder: Path) -> Ids:
-    """ "bos", "eos" and "pad" as the folder's config.json says, one id or several; {} without one.
-
-    Of a checkpoint's tokenizer folder: what `keep_ids` kept. ConfigError where one is no id.
-    """
-    folder = _folder(folder)
-    name = IDS_FILE if (folder / IDS_FILE).is_file() else "config.json"
-    return _ids(folder / name, _table(folder, name))
-
-
-def keep_ids(source: Path, target: Path) -> None:
-    """Keep what config.json and generation_config.json of `source` say about ids in `target`."""
-    copy_generation(source, target)
-    if ids := config_ids(source):
-        target.mkdir(exist_ok=True)
-        _write_json(target / IDS_FILE, {f"{role}_token_id": n for role, n in ids.items()})
-
-
-def end_ids(folder: Path) -> list[int]:
-    """Every id that ends a text, by the folder's config.json and generation_config.json."""
-    folder = _folder(folder)
-    generation = _ids(folder / GENERATION_FILE, _table(folder, GENERATION_FILE))
-    said = (ids.get("eos", []) for ids in (config_ids(folder), generation))
-    return sorted({number for ids in said for number in ([ids] if isinstance(ids, int) else ids)})
-
-
-def token_ids(folder: Path, chat_model: bool) -> Ids:
-    """ "bos", "eos" and "pad": of generation_config.json, else of the tokenizer; {} without both.
-
-    A chat model ends its turn with <|im_end|>, a base model its document with <|endoftext|>.
-    """
-    if (folder / GENERATION_FILE).is_file():
-        given = _ids(folder / GENERATION_FILE, _table(folder, GENERATION_FILE))
-        firsts = {role: n[0] if isinstance(n, list) else n for role, n in given.items()}
-        return dict(firsts)
-    tokens = _added_tokens(folder)
-    end = "<|im_end|>" if chat_model else "<|endoftext|>"
-    wanted = {"bos": "<|endoftext|>", "eos": end, "pad": "<|endoftext|>"}
-    return {role: tokens[token] for role, token in wanted.items() if token in tokens}
-
-
-def _ids(path: Path, said: dict[str, Any]) -> Ids:
-    ids = {role: said.get(f"{role}_token_id") for role in ("bos", "eos", "pad")}
-    for role, value in ids.items():
-        for number in value if isinstance(value, list) else [value]:
-            if value is not None and (type(number) is not int or number < 0):
-                raise ConfigError(
-                    f"{path}: {role}_token_id = {value!r:.80}; valid: an id, or a list of ids"
-                )
-    return {role: value for role, value in ids.items() if value is not None and value != []}
-
-
-def _added_tokens(folder: Path) -> dict[str, int]:
-    added = _table(folder, "tokenizer.json").get("added_tokens")
-    try:
-        return {str(token["content"]): int(token["id"]) for token in added or ()}
-    except (LookupError, TypeError, ValueError):
-        raise ConfigError(
-            f"{folder / 'tokenizer.json'}: added_tokens is not a list of tokens with ids"
-        ) from None
-
-
-def _table(folder: Path, name: str) -> dict[str, Any]:
-    """A file of JSON; {} where it is not there."""
-    return _read_json(folder / name, "no table") if (folder / name).is_file() else {}
-
-
-def _folder(path: Path) -> Path:
-    """A tokenizer is named by its folder or by a file in it."""
-    return path.parent if path.is_file() else path
-
-
-def write_generation(folder: Path, chat_model: bool, ids: Ids) -> None:
-    """generation_config.json, unless the tokenizer's folder brought one: Qwen3's sampling."""
-    if (folder / GENERATION_FILE).exists():
-        return
-    generation: dict[str, Any] = {f"{role}_token_id": number for role, number in ids.items()}
-    generation["do_sample"] = chat_model
-    if chat_model:
-        generation |= {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-        if isinstance(ids.get("eos"), int) and "bos" in ids:
-            generation["eos_token_id"] = [ids["eos"], ids["bos"]]
-    else:
-        generation["max_new_tokens"] = 2048
-    _write_json(folder / GENERATION_FILE, generation)
+    write_json(folder / "config.json", dict(sorted(config.items())))
 
 
 def _check_fixed(path: Path, config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> None:
@@ -407,20 +240,5 @@ def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
     return model
 
 
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        inside(path.parent, path.name)
-        content = parse_json(read_small(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}): {otherwise}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}): {otherwise}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a table in JSON: {otherwise}")
-    if path.name in _MAY_ASK:
-        refuse_code(path, content)
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.convert import hf, hf_config
+from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer
 from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
@@ -65,8 +65,8 @@ def fill_from_hf(
 ) -> None:
     """`from_hf` into an empty folder that will be called `named`; it need not outlive a crash."""
     source, named = hf.Source(folder), named or out
-    hf_config.check_tokenizer(folder, source.model.vocab_size)
-    hf_config.end_ids(folder)  # what is no id is told before any byte is moved
+    hf_files.check_tokenizer(folder, source.model.vocab_size)
+    hf_files.end_ids(folder)  # what is no id is told before any byte is moved
     dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
     writer = Writer(out)
     moves = [
@@ -78,8 +78,8 @@ def fill_from_hf(
     ]
     _run(moves, f"{folder} → {named}", workers)
     _add_buffers(writer, source.model)
-    has_tokenizer = hf_config.copy_tokenizer(folder, out / "tokenizer")
-    hf_config.keep_ids(folder, out / "tokenizer")
+    has_tokenizer = hf_files.copy_tokenizer(folder, out / "tokenizer")
+    hf_files.keep_ids(folder, out / "tokenizer")
     tokenizer = str(named / "tokenizer") if has_tokenizer else ""
     precision = _PRECISIONS[dtypes["embedding.word_embeddings.weight"]]
     writer.finish(hf_config.settings_of(source.config, source.model, precision, tokenizer))
@@ -90,7 +90,7 @@ def to_hf(
     out: Path,
     tokenizer: Path | None = None,
     workers: int | None = None,
-    shard_bytes: int = hf.SHARD_BYTES,
+    shard_bytes: int = hf_writer.SHARD_BYTES,
     dtype: torch.dtype | None = None,
 ) -> bool:
     """A checkpoint that any layout wrote -> a folder that transformers loads.
@@ -104,12 +104,12 @@ def to_hf(
     model, positions = checkpoint.config.model, checkpoint.config.data.sequence_length
     tokenizer = tokenizer or _tokenizer_of(checkpoint)
     if tokenizer:
-        hf_config.check_tokenizer(tokenizer, model.vocab_size)
+        hf_files.check_tokenizer(tokenizer, model.vocab_size)
     with whole_folder(out) as beside:
-        has_tokenizer = bool(tokenizer) and hf_config.copy_tokenizer(tokenizer, beside)
+        has_tokenizer = bool(tokenizer) and hf_files.copy_tokenizer(tokenizer, beside)
         if tokenizer and not has_tokenizer:
             raise ConfigError(f"{tokenizer}: no tokenizer.json or vocab.json; see --tokenizer")
-        sink = hf.Sink(beside, _hf_tensors(checkpoint, dtype), shard_bytes)
+        sink = hf_writer.Sink(beside, _hf_tensors(checkpoint, dtype), shard_bytes)
         moves = [
             (weight.rows * checkpoint.row_bytes(weight), move)
             for weight, index in in_order(model)
@@ -119,13 +119,13 @@ def to_hf(
             _run(moves, f"{folder} → {out}", workers)
         finally:
             sink.close()
-        hf_config.add_chat_template(beside)
+        hf_files.add_chat_template(beside)
         chat_model = checkpoint.config.run.mode != "pretrain"
         if (own := folder / "tokenizer").is_dir():
-            hf_config.copy_generation(own, beside)
-        ids = hf_config.token_ids(beside, chat_model) | _said_ids(tokenizer, own)
+            hf_files.copy_generation(own, beside)
+        ids = hf_files.token_ids(beside, chat_model) | _said_ids(tokenizer, own)
         if model.head == "vocabulary":
-            hf_config.write_generation(beside, chat_model, ids)
+            hf_files.write_generation(beside, chat_model, ids)
         kind = dtype or checkpoint.dtypes["embedding.word_embeddings.weight"]
         hf_config.write_config(beside, model, positions, str(kind).removeprefix("torch."), ids)
         sync_tree(beside)
@@ -169,7 +169,7 @@ def _fill(source: hf.Source, weight: Weight, slot: Slot, dtype: torch.dtype) -> 
                 to = (number * slot.rows + low - start) * weight.columns * dtype.itemsize
                 count = (high - low) * weight.columns
                 for at, data in _read(stored, first, count, dtype, buffer):
-                    hf.write_exactly(file.fileno(), slot.data_start + to + at, data)
+                    hf_writer.write_exactly(file.fileno(), slot.data_start + to + at, data)
 
 
 def _read(
@@ -191,7 +191,7 @@ def _converted(data: np.ndarray, given: torch.dtype, wanted: torch.dtype) -> np.
     return torch.from_numpy(data.reshape(-1)).view(given).to(wanted).view(torch.uint8).numpy()
 
 
-def _send(checkpoint: Checkpoint, weight: Weight, index: Index, sink: hf.Sink) -> None:
+def _send(checkpoint: Checkpoint, weight: Weight, index: Index, sink: hf_writer.Sink) -> None:
     """Copy one tensor of ours into the HF tensors whose rows it holds."""
     row_bytes, given = checkpoint.row_bytes(weight), checkpoint.dtypes[weight.names[0]]
     batch = max(1, BATCH_BYTES // row_bytes)
@@ -230,7 +230,7 @@ def _add_buffers(writer: Writer, model: ModelConfig) -> None:
                 (1, experts),
             )
             with (writer.folder / f"__{layer}_0.distcp").open("r+b", buffering=0) as file:
-                hf.write_exactly(file.fileno(), start, share)
+                hf_writer.write_exactly(file.fileno(), start, share)
     for module in _EXTRA_STATES + (() if experts else _EXTRA_STATES_DENSE):
         for layer in range(layers):
             key = f"decoder.layers.{module}._extra_state/shard_{layer}_{layers}"
@@ -240,12 +240,12 @@ def _add_buffers(writer: Writer, model: ModelConfig) -> None:
 def _tokenizer_of(checkpoint: Checkpoint) -> Path | None:
     own = checkpoint.folder / "tokenizer"
     named = checkpoint.config.data.tokenizer
-    return own if hf_config.has_tokenizer(own) else Path(named) if named else None
+    return own if hf_files.has_tokenizer(own) else Path(named) if named else None
 
 
 def _said_ids(tokenizer: Path | None, own: Path) -> hf_config.Ids:
     """Ids that config.json had beside the tokenizer, else beside the model before from-hf."""
-    return (hf_config.config_ids(tokenizer) if tokenizer else {}) or hf_config.config_ids(own)
+    return (hf_files.config_ids(tokenizer) if tokenizer else {}) or hf_files.config_ids(own)
 
 
 def _run(moves: list[Move], title: str, workers: int | None) -> None:

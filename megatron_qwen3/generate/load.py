@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.convert.hf_config import end_ids, has_tokenizer, read_config
+from megatron_qwen3.convert.hf_config import read_config
+from megatron_qwen3.convert.hf_files import end_ids, has_tokenizer
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.folder import checkpoints, find, is_hf

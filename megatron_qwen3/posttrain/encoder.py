@@ -31,7 +31,8 @@ import numpy.typing as npt
 
 from data_prep.engines import AUTO
 from data_prep.tokenizer import DocumentTokenizer, load, untrained
-from data_prep.tokenizer_file import ids_by_token, read, tokenizer_json
+from data_prep.tokenizer_file import ids_by_token, tokenizer_json
+from data_prep.tokenizer_trust import read
 from megatron_qwen3.chat import (
     END_THINK,
     MARKUP,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from data_prep.tokenizer import token_bytes
+from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config, ConfigError
 
 

@@ -11,7 +11,7 @@ from theirs import as_theirs, randomize, theirs
 from data_prep import tokenizer
 from data_prep.curriculum import ShardFile, Source
 from data_prep.indexed import IndexedWriter
-from data_prep.tokenizer import token_bytes
+from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.pretrain.data import Mixture

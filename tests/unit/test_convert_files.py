@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_qwen3.cli import convert_checkpoint
 from megatron_qwen3.config import ConfigError, load
-from megatron_qwen3.convert import hf, hf_config, stream
+from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
@@ -283,7 +283,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, ours, monkeypatch, d
     def interrupted(*_):
         raise error("in between")
 
-    monkeypatch.setattr(hf, "write_exactly", interrupted)
+    monkeypatch.setattr(hf_writer, "write_exactly", interrupted)
     source = tmp_path / ("hf" if direction == "from_hf" else "ours")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error, match="in between"):
@@ -293,8 +293,8 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, ours, monkeypatch, d
 
 def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path, moe):
     script = (
-        "import sys, time; from megatron_qwen3.convert import hf, stream\n"
-        "hf.write_exactly = lambda *_: time.sleep(60)\n"
+        "import sys, time; from megatron_qwen3.convert import hf_writer, stream\n"
+        "hf_writer.write_exactly = lambda *_: time.sleep(60)\n"
         f"stream.from_hf(stream.Path({str(moe)!r}), stream.Path({str(tmp_path / 'out')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -466,13 +466,13 @@ def test_dtype_rounds_every_tensor_to_the_nearest_in_both_directions(tmp_path, g
             assert actual[name].dtype == wanted and torch.equal(actual[name], tensor), name
 
 
-def test_the_command_converts_types_and_names_them(tmp_path):
+def test_the_command_converts_types_and_names_them(tmp_path, capsys):
     folder = random_hf(tmp_path / "hf", model("tiny-dense"), torch.float16)
-    command = ["tools/convert_checkpoint.py", "from-hf", str(folder), str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "is F16; valid: BF16, F32; --dtype bfloat16" in done.stderr
-    command += ["--dtype", "bfloat16"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    command = ["from-hf", str(folder), str(tmp_path / "out")]
+    assert convert_checkpoint.main(command) == 2
+    assert "is F16; valid: BF16, F32; --dtype bfloat16" in capsys.readouterr().err
+    tool = [sys.executable, "tools/convert_checkpoint.py", *command, "--dtype", "bfloat16"]
+    subprocess.run(tool, cwd=ROOT, check=True, capture_output=True)
     assert set(Checkpoint(tmp_path / "out").dtypes.values()) == {torch.bfloat16}
 
 
@@ -504,8 +504,8 @@ def test_ids_of_both_configs_come_back_as_they_were(
     for role in roles if generation else ():
         assert said.get(role) == generation.get(role)
     every = {500, *(n for said in (config, generation or {}) for n in ids_of(said))}
-    assert set(hf_config.end_ids(moe)) | {500} == every
-    assert hf_config.end_ids(tmp_path / "ours" / "tokenizer") == hf_config.end_ids(moe)
+    assert set(hf_files.end_ids(moe)) | {500} == every
+    assert hf_files.end_ids(tmp_path / "ours" / "tokenizer") == hf_files.end_ids(moe)
 
 
 def ids_of(said):
@@ -539,17 +539,16 @@ def test_inspect_says_what_a_folder_is(moe, ours):
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])
-def test_a_number_of_threads_that_is_none_is_refused(moe, workers):
-    command = ["tools/convert_checkpoint.py", "from-hf", str(moe), "out", "--workers", workers]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "argument --workers: " in done.stderr
+def test_a_number_of_threads_that_is_none_is_refused(moe, capsys, workers):
+    with pytest.raises(SystemExit) as ended:
+        convert_checkpoint.main(["from-hf", str(moe), "out", "--workers", workers])
+    assert ended.value.code == 2 and "argument --workers: " in capsys.readouterr().err
 
 
-def test_a_disk_that_cannot_be_written_is_told_in_one_line(moe):
-    command = [sys.executable, "tools/convert_checkpoint.py", "from-hf", str(moe), "/proc/nowhere"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and "/proc/nowhere" in done.stderr, done.stderr
+def test_a_disk_that_cannot_be_written_is_told_in_one_line(moe, capsys):
+    assert convert_checkpoint.main(["from-hf", str(moe), "/proc/nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "/proc/nowhere" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["from-hf", "to-hf", "verify", "inspect"])

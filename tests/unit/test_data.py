@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.indexed import IndexedWriter
-from data_prep.tokenizer import token_bytes, train
+from data_prep.tokenizer import train
+from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, SourceConfig
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain.check import check_inputs

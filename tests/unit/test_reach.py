@@ -51,8 +51,10 @@ def reached(*modules):
 @pytest.mark.parametrize(
     ("modules", "most"),
     [
-        (("megatron_qwen3.training.engine",), 5300),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 15100),
+        (("megatron_qwen3.training.engine",), 5100),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 13600),
+        (("megatron_qwen3.train", train.MODES["sft"]), 14000),
+        (("megatron_qwen3.train", train.MODES["reward"]), 14000),
     ],
 )
 def test_a_reader_meets_few_lines_from(modules, most):

@@ -16,9 +16,9 @@ from data_prep.tokenizer import (
     SMALLEST_VOCABULARY,
     DocumentTokenizer,
     load,
-    token_bytes,
     train,
 )
+from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import ConfigError
 
 CORPUS = [
