@@ -8,7 +8,6 @@ A mutant is a product that loses work. chaos.py must find out; test_chaos.py has
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,34 +19,26 @@ import numpy as np
 import power
 import torch
 import torch.distributed as dist
+from ranks import forkserver
 from torch.distributed import checkpoint as dcp
 
 from data_prep.indexed import IndexedWriter
 
 STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
 _LAST_WORDS_SECONDS = 15  # that the other ranks have when one has ended with an error
-_forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(
-    [
-        "megatron_qwen3.train",
-        "megatron_qwen3.pretrain.loop",
-        "megatron_qwen3.posttrain.sft",
-        "megatron_qwen3.posttrain.reward",
-    ]
-)
 
 
 class Launch:
     """The ranks of a run, started.
 
     journal, memory: folders for power.py's record, and for the state at the end (`memory_of`).
-    change: what is other than in the product, a mutant or "impatient".
+    change: what is other than in the product, a mutant or one of `_OTHERWISE`.
     """
 
     def __init__(self, arguments, ranks, log, journal=None, memory=None, change=""):
         self.store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self.processes = [
-            _forkserver.Process(
+            forkserver.Process(
                 target=_rank,
                 args=(rank, ranks, self.store.port, arguments, log, journal, memory, change),
             )
@@ -99,7 +90,7 @@ def _rank(rank, ranks, port, arguments, log, journal, memory, change):
     if memory:
         _keep_memory(memory, rank)
     if change:
-        (MUTANTS | {"impatient": _lose_patience})[change]()
+        (MUTANTS | _OTHERWISE)[change]()
     sys.exit(train.main(arguments))
 
 
@@ -224,6 +215,22 @@ def _lose_patience():
     train._PATIENCE_SECONDS = 3.0
 
 
+def _hang():
+    """In step 3 rank 1 never comes to the collectives that the others wait in."""
+    from megatron_qwen3.training import engine
+
+    train_step, done = engine.Engine.train_step, []
+
+    def hanging(self, *args):
+        done.append(None)
+        if len(done) == 3 and os.environ["RANK"] == "1":
+            time.sleep(100)
+        return train_step(self, *args)
+
+    engine.Engine.train_step = hanging
+
+
+_OTHERWISE = {"impatient": _lose_patience, "hanging": _hang}
 MUTANTS = {"weights zeroed": _zero_last_weights, "moments x 1.0001": _change_moments}
 
 

@@ -2,8 +2,8 @@
 
 `function` is a module-level function; every rank calls it with the same arguments and a launcher's
 environment, so that `parallel.runtime.start(config)` works as it does under torchrun. Ranks are
-forked from a server that has imported torch, megatron-core and the engine once per session: eight
-of them start in about a second. Their results come back as a list in rank order.
+forked from a server that has imported what they need once per session (`preloaded.py`): eight of
+them start in about a second. Their results come back as a list in rank order.
 """
 
 import contextlib
@@ -19,11 +19,8 @@ from multiprocessing.connection import Connection, wait
 import torch
 import torch.distributed as dist
 
-_forkserver = multiprocessing.get_context("forkserver")
-# pytest, because a function lives in a test module that imports it.
-_forkserver.set_forkserver_preload(
-    ["megatron_qwen3.parallel.runtime", "megatron_qwen3.training.engine", "pytest"]
-)
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["tests.preloaded"])
 
 
 class RankError(AssertionError):
@@ -41,10 +38,10 @@ def run_ranks(function, world_size, *args, timeout_seconds=120):
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     pipes, processes = [], []
     for rank in range(world_size):
-        ours, theirs = _forkserver.Pipe()
+        ours, theirs = forkserver.Pipe()
         environment = _environment(rank, world_size, store.port)
         target_args = (theirs, environment, timeout_seconds, function, args)
-        processes.append(_forkserver.Process(target=_rank_main, args=target_args))
+        processes.append(forkserver.Process(target=_rank_main, args=target_args))
         processes[-1].start()
         theirs.close()
         pipes.append(ours)
