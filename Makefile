@@ -1,5 +1,6 @@
 # make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
+# make test-slow    the tests that take too long for that: further layouts, more ways to break
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
@@ -35,18 +36,16 @@ PYTHON312 ?= python3.12
 CUDA_TORCH ?= 2.11.0
 CUDA_VENV := .venv-cuda
 
-.PHONY: quickstart test test-slurm test-fake-cuda test-machines chaos full lint clean
+.PHONY: quickstart test test-slow test-slurm test-fake-cuda test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
 # Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
 test: $(INSTALLED)
-ifeq ($(TESTS),tests)
-	$(RUN) -m pytest -n 2 tests/unit
-	$(RUN) -m pytest -n 2 --dist loadfile tests --ignore=tests/unit
-else
-	$(RUN) -m pytest $(TESTS)
-endif
+	$(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-slow: $(INSTALLED)
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm' $(TESTS)
 
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
 test-slurm: $(INSTALLED)
@@ -67,7 +66,7 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-full: test-machines chaos
+full: test-slow test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

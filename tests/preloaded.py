@@ -12,6 +12,7 @@ for _name in (
     "megatron_qwen3.train",
     "megatron_qwen3.pretrain.loop",
     "megatron_qwen3.posttrain.sft",
+    "megatron_qwen3.posttrain.reward",
     "megatron_qwen3.generate.__main__",
     "megatron_qwen3.generate.session",
     "megatron_qwen3.convert.verify",

@@ -20,8 +20,8 @@ from megatron_qwen3.posttrain.pair_rows import SOURCE, pair_batch
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
-from megatron_qwen3.training.history import ALL_SOURCES
 from megatron_qwen3.training.metrics import EvalResult
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.training.model import Model
 
 

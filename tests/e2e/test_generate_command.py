@@ -1,5 +1,7 @@
 """The command line: from Hugging Face's folder and from our checkpoint, on one rank and on more."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,8 @@ from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.__main__ import main
 
 transformers = pytest.importorskip("transformers")
+
+ROOT = Path(__file__).parents[2]
 
 CHAT = {"messages": [{"role": "user", "content": "a b"}], "id": 5}
 OWN = {"prompt": "c", "id": 7, "answer": "mine", "tokens": 3, "thinking": None, "text": [1]}
@@ -55,13 +59,12 @@ def prompts(tmp_path_factory):
     return path
 
 
-def command(*arguments, stdin=""):
+def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "megatron_qwen3.generate", *map(str, arguments)],
         capture_output=True,
         text=True,
-        input=stdin,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -109,8 +112,8 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
     path = tmp_path / "open.jsonl"
     path.write_text(json.dumps({"prompt": "<think>a"}))
     options = ["--file", path, "--thinking-budget", 3, "--max-new-tokens", 300, "--seed", 1]
-    (line,) = command(folder, *options).stdout.splitlines()
-    record = json.loads(line)["completion"]
+    ((text,),) = run_ranks(printed, 1, [folder, *options])
+    record = json.loads(text)["completion"]
     assert record["inserted"][0] == 2
     cut = tokenizers.load(folder).decode([record["tokens"][k] for k in record["inserted"]])
     assert cut.startswith("\n\nConsidering the limited time") and cut.endswith("</think>\n\n")
@@ -120,18 +123,38 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_goes_on(folder, tmp_path):
     assert max(record["inserted"]) < len(record["tokens"]) - 1
 
 
+def printed(*runs):
+    """On a rank: what the command prints with each of these arguments."""
+    texts = []
+    for arguments in runs:
+        out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        with contextlib.redirect_stdout(out):
+            assert main([str(argument) for argument in arguments]) == 0
+        out.seek(0)
+        texts.append(out.read())
+    return texts
+
+
 def test_one_prompt_is_streamed_and_a_seed_gives_the_same_text(folder):
-    options = ["--prompt", "a b", "--max-new-tokens", 9, "--seed"]
-    first, again, other = (command(folder, *options, seed) for seed in (1, 1, 2))
-    assert first.stdout == again.stdout != other.stdout
-    assert "tokens/s" in first.stderr
+    options = [folder, "--prompt", "a b", "--max-new-tokens", 9, "--seed"]
+    done = command(*options, 1)
+    ((again, other),) = run_ranks(printed, 1, [*options, 1], [*options, 2])
+    assert done.stdout == again != other
+    assert "tokens/s" in done.stderr
+
+
+def talk(arguments, typed):
+    """On a rank: the exit status of a conversation, and what it told of itself."""
+    sys.stdin = io.StringIO(typed)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        status = main(arguments)
+    return status, told.getvalue()
 
 
 def test_a_conversation_goes_on_until_standard_input_ends(folder):
-    options = ["--chat", "--no-think", "--max-new-tokens", 4]
-    done = command(folder, *options, stdin="a b\n\nc\n")
-    assert done.returncode == 0
-    assert done.stderr.count("tokens/s") == 2
+    options = [str(folder), "--chat", "--no-think", "--max-new-tokens", "4"]
+    ((status, told),) = run_ranks(talk, 1, options, "a b\n\nc\n")
+    assert status == 0 and told.count("tokens/s") == 2
 
 
 @pytest.mark.parametrize(
@@ -152,10 +175,16 @@ def test_a_conversation_goes_on_until_standard_input_ends(folder):
         (["HF", "--file", "gone.jsonl"], "gone.jsonl: cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(folder, arguments, message):
-    done = command(*[folder if word == "HF" else word for word in arguments])
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+def test_what_is_wrong_is_told_in_one_line(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(ROOT)
+    assert main([str(folder) if word == "HF" else word for word in arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and message in told, told
+
+
+def test_what_is_wrong_ends_the_command_with_its_status():
+    done = command("nowhere", "--prompt", "a")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_a_damaged_checkpoint_is_named_and_no_earlier_step_is_taken(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -119,10 +120,21 @@ def test_a_run_killed_in_its_last_evaluation_has_saved_and_evaluates_at_the_next
     assert run_ranks(count_batches, 1, asked) == [(0, 0, 0)]
 
 
+@pytest.fixture(scope="module")
+def two_steps(settings, tmp_path_factory):
+    """A run folder of two steps."""
+    home = tmp_path_factory.mktemp("two_steps")
+    asked = arguments(settings, home, "checkpoint.every_steps=0", "train.steps=2")
+    assert run_ranks(count_batches, 1, asked)[0][0] == 0
+    return home / "run"
+
+
 @pytest.mark.parametrize("last", [3, 9])
-def test_a_run_whose_last_steps_are_left_out_ends_saved_and_evaluated(settings, tmp_path, last):
+def test_a_run_whose_last_steps_are_left_out_ends_saved_and_evaluated(
+    settings, two_steps, tmp_path, last
+):
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=0")
-    assert run_ranks(count_batches, 1, [*asked, "train.steps=2"])[0][0] == 0
+    shutil.copytree(two_steps, tmp_path / "run")
     left_out = {"first": 2, "last": last, "reason": "bad"}
     (tmp_path / "run" / "left_out.jsonl").write_text(json.dumps(left_out) + "\n")
     status, batches, trained = run_ranks(count_batches, 1, asked)[0]

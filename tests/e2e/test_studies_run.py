@@ -83,17 +83,19 @@ def sweep(folder, gpus, capfd):
     return curve, err
 
 
-def test_a_sweep_runs_real_ranks_once_and_is_reported(folder, capfd):
-    curve, err = sweep(folder, [1, 2], capfd)
-    assert [row["gpus"] for row in curve["rows"]] == [1, 2]
-    assert [row["global_batch"] for row in curve["rows"]] == [2, 4]
+@pytest.mark.parametrize("gpus", [[1], pytest.param([1, 2], marks=pytest.mark.slow)])
+def test_a_sweep_runs_real_ranks_once_and_is_reported(folder, capfd, gpus):
+    curve, err = sweep(folder, gpus, capfd)
+    assert [row["gpus"] for row in curve["rows"]] == gpus
+    assert [row["global_batch"] for row in curve["rows"]] == [2 * count for count in gpus]
     assert curve["rows"][0]["efficiency"] == 1.0
-    assert "2/2  dense-data-2gpu-4" in err
+    points = len(gpus)
+    assert f"{points}/{points}  dense-data-{gpus[-1]}gpu-{2 * gpus[-1]}" in err
     assert (folder / "sweep" / "scaling.html").exists()
     assert not list((folder / "sweep").rglob("checkpoints"))  # steps are measured, nothing is kept
-    again, err = sweep(folder, [1, 2], capfd)
+    again, err = sweep(folder, gpus, capfd)
     assert again == curve
-    assert "2 points, 2 of them done before" in err
+    assert f"{points} point" in err and f"{points} of them done before" in err
 
 
 @pytest.mark.slow

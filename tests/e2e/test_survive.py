@@ -107,6 +107,15 @@ def bad_steps(arguments, *bad, stop_at=None):
         return "cut"
 
 
+@pytest.fixture(scope="module")
+def skipped(settings, tmp_path_factory):
+    """The folder of a run that left out its bad seventh step alone."""
+    home = tmp_path_factory.mktemp("skipped")
+    asked = arguments(settings, home, "guard.bad_batch=skip")
+    assert run_ranks(run_bad_7, 2, asked) == [0, 0]
+    return home / "run"
+
+
 @pytest.mark.parametrize(
     ("action", "trained"),
     [
@@ -115,31 +124,29 @@ def bad_steps(arguments, *bad, stop_at=None):
     ],
 )
 def test_a_bad_batch_is_left_out_alike_by_a_run_that_is_killed_and_one_that_is_not(
-    settings, undisturbed, tmp_path, action, trained
+    settings, undisturbed, skipped, tmp_path, action, trained
 ):
     """Saved after step 4: rollback undoes 5 and 6, leaves out 5 to 7, and goes on with 8."""
-    losses = {}
-    every = f"checkpoint.every_steps={4 if action == 'rollback' else 2}"
-    for name, cut in (("whole", None), ("cut", 8)):
-        asked = arguments(settings, tmp_path / name, f"guard.bad_batch={action}", every)
-        if cut:
-            assert run_ranks(killed_after_bad, 2, asked) == ["cut", "cut"]
+    first = 4 if action == "rollback" else 6
+    more = (f"guard.bad_batch={action}", f"checkpoint.every_steps={4 if first == 4 else 2}")
+    whole, cut = skipped if action == "skip" else tmp_path / "whole" / "run", tmp_path / "run"
+    if action == "rollback":
+        asked = arguments(settings, tmp_path / "whole", *more)
         assert run_ranks(run_bad_7, 2, asked) == [0, 0]
-        losses[name] = dict(broken.losses(tmp_path / name / "run"))
-        (left_out,) = map(
-            json.loads, (tmp_path / name / "run" / "left_out.jsonl").read_text().splitlines()
-        )
-        first = 4 if action == "rollback" else 6
+    asked = arguments(settings, tmp_path, *more)
+    assert run_ranks(killed_after_bad, 2, asked) == ["cut", "cut"]
+    assert run_ranks(run_bad_7, 2, asked) == [0, 0]
+    losses = {run_dir: dict(broken.losses(run_dir)) for run_dir in (whole, cut)}
+    for run_dir in (whole, cut):
+        (left_out,) = map(json.loads, (run_dir / "left_out.jsonl").read_text().splitlines())
         assert (left_out["first"], left_out["last"]) == (first, 6)
         assert "step 7: the loss is not finite" in left_out["reason"]
     later = [step for step in trained if step > 7]
-    assert [losses["cut"][s] for s in later] == [losses["whole"][s] for s in later]
-    assert list(losses["whole"]) == trained
-    assert losses["whole"][8] != dict(undisturbed)[8]
-    whole = Run.read(tmp_path / "whole" / "run")
-    assert (
-        whole.tokens == (16 - (7 - first)) * broken.BATCH * broken.LENGTH
-    )  # as the report has it, too
+    assert [losses[cut][s] for s in later] == [losses[whole][s] for s in later]
+    assert list(losses[whole]) == trained
+    assert losses[whole][8] != dict(undisturbed)[8]
+    tokens = (16 - (7 - first)) * broken.BATCH * broken.LENGTH
+    assert Run.read(whole).tokens == tokens  # as the report has it, too
 
 
 def killed_after_bad(arguments):
@@ -150,53 +157,23 @@ def run_bad_7(arguments):
     return bad_steps(arguments, 7)
 
 
-def test_left_out_batches_are_stepped_over_exactly(settings, tmp_path):
+def test_left_out_batches_are_stepped_over_exactly(settings, skipped, tmp_path):
     """The step after a rollback is what the checkpoint's weights make of the batch after."""
     asked = arguments(settings, tmp_path, "guard.bad_batch=rollback", "checkpoint.every_steps=6")
-    assert run_ranks(run_bad_7, 2, asked) == [0, 0]
-    skip = arguments(settings, tmp_path / "skip", "guard.bad_batch=skip")
-    assert run_ranks(run_bad_7, 2, skip) == [0, 0]  # both leave out step 7 alone
-    assert broken.losses(tmp_path / "run") == broken.losses(tmp_path / "skip" / "run")
-
-
-def run_and_hang(arguments):
-    """In step 3 rank 1 never comes to the collectives that rank 0 waits in."""
-    train_step, done = engine.Engine.train_step, []
-
-    def hanging(self, *args):
-        done.append(None)
-        if len(done) == 3 and os.environ["RANK"] == "1":
-            time.sleep(100)
-        return train_step(self, *args)
-
-    engine.Engine.train_step = hanging
-    return train.main(arguments)
+    assert run_ranks(run_bad_7, 2, asked) == [0, 0]  # both leave out step 7 alone
+    assert broken.losses(tmp_path / "run") == broken.losses(skipped)
 
 
 def test_a_hang_ends_with_every_ranks_place_and_collective(settings, tmp_path):
-    code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/e2e']\n"
-        "from megatron_qwen3 import entry\n"
-        "from test_survive import run_and_hang\n"
-        "entry.run(lambda: run_and_hang(sys.argv[1:]))"
-    )
-    (tmp_path / "hanging.py").write_text(code)
+    log = tmp_path / "log.txt"
     asked = arguments(settings, tmp_path, "guard.hang_seconds=3")
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    ended = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", tmp_path / "hanging.py", *asked],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )
-    hung = sorted(line for line in ended.stderr.splitlines() if line.startswith("hung: "))
-    assert len(hung) == 2, ended.stderr
+    assert broken.Launch(asked, 2, log, change="hanging").wait() == [HUNG, HUNG], log.read_text()
+    hung = sorted(line for line in log.read_text().splitlines() if line.startswith("hung: "))
+    assert len(hung) == 2, log.read_text()
     assert "rank 0" in hung[0] and "nothing for 3 s since step 2" in hung[0]
     assert "waits for all_reduce number" in hung[0] and "model.py" in hung[0]
     assert "rank 1" in hung[1] and "time.sleep(100)" in hung[1]
     assert hung[1].endswith("in no collective")
-    assert f"exitcode  : {HUNG}" in ended.stderr.replace("exitcode : ", "exitcode  : ")
     stacks = (tmp_path / "run" / "hang" / "rank_0.txt").read_text()
     assert "train_step" in stacks and "gloo:all_reduce" in stacks
 

@@ -101,8 +101,25 @@ def run_stage(arguments):
     return train.main(arguments)
 
 
+@pytest.fixture(scope="module")
+def two_steps(folder, tmp_path_factory):
+    """A run folder: stage one after two steps, done, in float32 on one rank."""
+    home = tmp_path_factory.mktemp("two_steps")
+    assert run_ranks(run_stage, 1, arguments(folder, "one", home, "train.steps=2")) == [0]
+    return home / "one"
+
+
+@pytest.fixture(scope="module")
+def three_steps(folder, tmp_path_factory):
+    """A run folder: stage two from a seed, done after its three steps."""
+    home = tmp_path_factory.mktemp("three_steps")
+    asked = arguments(folder, "two", home, "checkpoint.init_from=")
+    assert run_ranks(run_stage, 1, asked) == [0]
+    return home / "two"
+
+
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(1, ()), (4, ("parallel.tensor=2", "parallel.expert=2"))]
+    ("ranks", "layout"), [(1, ()), (2, ("parallel.tensor=2", "parallel.expert=2"))]
 )
 def test_three_stages_chain(folder, tmp_path, ranks, layout):
     for stage in ("one", "two", "three"):
@@ -123,8 +140,8 @@ def test_three_stages_chain(folder, tmp_path, ranks, layout):
     assert [row["tokens"] for row in rows(tmp_path, "three", "train")] == [512, 1024]
 
 
-def test_a_stage_does_not_start_from_weights_with_a_flipped_bit(folder, tmp_path):
-    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path)) == [0]
+def test_a_stage_does_not_start_from_weights_with_a_flipped_bit(folder, two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "one")
     weights = checkpoint.find(str(tmp_path / "one")) / "__0_0.distcp"
     content = bytearray(weights.read_bytes())
     content[len(content) // 3] ^= 0x40
@@ -134,16 +151,18 @@ def test_a_stage_does_not_start_from_weights_with_a_flipped_bit(folder, tmp_path
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["lock"]
 
 
-def test_a_stage_that_has_begun_goes_on_without_the_run_that_it_started_from(folder, tmp_path):
-    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path, "train.steps=1")) == [0]
+def test_a_stage_that_has_begun_goes_on_without_the_run_that_it_started_from(
+    folder, two_steps, tmp_path
+):
+    shutil.copytree(two_steps, tmp_path / "one")
     assert run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "train.steps=1")) == [0]
     shutil.rmtree(tmp_path / "one")
     assert run_ranks(run_stage, 1, arguments(folder, "two", tmp_path)) == [0]
     assert len(losses(tmp_path, "two")) == 3
 
 
-def test_metrics_that_are_damaged_are_told_by_file_and_line(folder, tmp_path):
-    assert run_ranks(run_stage, 1, arguments(folder, "one", tmp_path, "train.steps=2")) == [0]
+def test_metrics_that_are_damaged_are_told_by_file_and_line(folder, two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path / "one")
     metrics = tmp_path / "one" / "metrics.jsonl"
     metrics.write_text("no row\n" + metrics.read_text())
     ((status, told),) = run_ranks(refused, 1, arguments(folder, "one", tmp_path))
@@ -159,10 +178,13 @@ def refused(arguments):
 
 @pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
 def test_a_run_keeps_its_precision_and_another_may_start_from_its_weights(
-    folder, tmp_path, capsys, before, after
+    folder, two_steps, tmp_path, capsys, before, after
 ):
-    asked = arguments(folder, "one", tmp_path, f"train.precision={before}", "train.steps=2")
-    assert run_ranks(run_stage, 1, asked) == [0]
+    if before == "fp32":
+        shutil.copytree(two_steps, tmp_path / "one")
+    else:
+        asked = arguments(folder, "one", tmp_path, f"train.precision={before}", "train.steps=2")
+        assert run_ranks(run_stage, 1, asked) == [0]
     more = arguments(folder, "one", tmp_path, f"train.precision={after}", "train.steps=4")
     assert train.main(more) == 2
     assert f'"{after}", but' in (told := capsys.readouterr().err) and f'with "{before}"' in told
@@ -174,10 +196,11 @@ def test_a_run_keeps_its_precision_and_another_may_start_from_its_weights(
         assert loaded["loss"] == pytest.approx(saved["loss"], rel=3e-3)  # bf16 has 8 bits
 
 
-def test_held_out_loss_does_not_depend_on_the_layout(folder, tmp_path):
-    found = []
-    for name, ranks, layout in (("a", 1, ()), ("b", 2, ()), ("c", 2, ("parallel.pipeline=2",))):
-        run_ranks(run_stage, ranks, arguments(folder, "one", tmp_path / name, *layout))
+def test_held_out_loss_does_not_depend_on_the_layout(folder, two_steps, tmp_path):
+    found = [{r["source"]: r["loss"] for r in rows(two_steps.parent, "one", "eval")}]
+    for name, layout in (("data", ()), ("pipeline", ("parallel.pipeline=2",))):
+        asked = arguments(folder, "one", tmp_path / name, "train.steps=2", *layout)
+        assert run_ranks(run_stage, 2, asked) == [0, 0]
         found.append({r["source"]: r["loss"] for r in rows(tmp_path / name, "one", "eval")})
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
@@ -304,15 +327,15 @@ def test_a_missing_and_a_truncated_data_file_are_told_by_path(folder, tmp_path, 
     assert "words.bin" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_not_trained_again(folder, tmp_path, capsys):
-    run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "checkpoint.init_from="))
+def test_a_finished_run_is_not_trained_again(folder, three_steps, tmp_path):
+    shutil.copytree(three_steps, tmp_path / "two")
     before = losses(tmp_path, "two")
-    run_ranks(run_stage, 1, arguments(folder, "two", tmp_path, "checkpoint.init_from="))
+    asked = arguments(folder, "two", tmp_path, "checkpoint.init_from=")
+    assert run_ranks(run_stage, 1, asked) == [0]
     assert losses(tmp_path, "two") == before
 
 
 @pytest.mark.parametrize(("steps", "status"), [(2, 0), (3, 0), (4, CONTINUE)])
-def test_finished_agrees_with_what_training_again_would_do(folder, tmp_path, steps, status):
-    asked = arguments(folder, "two", tmp_path, "checkpoint.init_from=")
-    assert run_ranks(run_stage, 1, asked) == [0]
+def test_finished_agrees_with_what_training_again_would_do(folder, three_steps, steps, status):
+    asked = arguments(folder, "two", three_steps.parent, "checkpoint.init_from=")
     assert train.main([*asked, f"train.steps={steps}", "--finished"]) == status

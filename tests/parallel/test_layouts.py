@@ -26,7 +26,14 @@ def test_a_reward_models_loss_and_grads_and_weights_do_not_depend_on_layout(case
     assert_same_runs(trained(case), one_rank(case.model))
 
 
-@cases([case for case in CASES if case.name in ("tp2", "pp2-vpp2", "tp2-ep2")])
+BF16 = [case for case in CASES if case.name in ("tp2", "pp2-vpp2", "tp2-ep2")]
+QUICK = [("dense", "tp2"), ("moe", "pp2-vpp2"), ("moe", "tp2-ep2")]
+
+
+@cases(
+    [case for case in BF16 if (case.model, case.name) in QUICK],
+    [case for case in BF16 if (case.model, case.name) not in QUICK],
+)
 def test_bf16_trains_in_every_layout_with_the_loss_of_fp32(case):
     settings = (*case.settings, *SHARDED, "train.precision=bf16")
     expected = [step["loss"] for step in one_rank(case.model)[1]["metrics"]]

@@ -74,7 +74,13 @@ def undisturbed():
     return [metrics for metrics, _, _ in run_ranks(steps_with, 4, ())]
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "tp2-pp2-too" else [])
+        for name in READ
+    ],
+)
 def test_a_second_model_scores_while_the_first_trains_and_neither_notices(name, undisturbed):
     results = run_ranks(steps_with, 4, READ[name])
     assert [metrics for metrics, _, _ in results] == undisturbed  # to the bit

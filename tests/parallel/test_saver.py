@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,9 +59,19 @@ def test_what_is_saved_is_the_moment_at_which_saving_began(tmp_path, preset, lay
         assert torch.equal(values, ended[name]), name
 
 
-def failing(config, failing_rank, where):
-    """Save steps 1 to 3; in the second something fails on one rank. What is left, and was told."""
+FAILURES = [(1, "a part"), (0, "a part"), (0, "the table")]
+
+
+def failing_each(config):
+    """Names of the checkpoints that are left, and what was told, of each of FAILURES."""
     engine = Engine(config, start(config))
+    return [failing(engine, config, *failure) for failure in FAILURES]
+
+
+def failing(engine, config, failing_rank, where):
+    """Save steps 1 to 3; in the second something fails on one rank. What is left, and was told."""
+    named = "_".join([str(failing_rank), *where.split()])
+    config = replace(config, run=replace(config.run, name=named))
     background, told = Saver(engine, config), ""
     broken = {
         "a part": (torch_dist.ChunkFile, "add_tensor"),
@@ -82,12 +93,21 @@ def failing(config, failing_rank, where):
     return [c.name for c in (config.run_dir / "checkpoints").iterdir()], told
 
 
-@pytest.mark.parametrize(("rank", "where"), [(1, "a part"), (0, "a part"), (0, "the table")])
-def test_a_save_that_fails_leaves_the_older_one_and_the_next_succeeds(tmp_path, rank, where):
-    config = settings(tmp_path, "tiny-dense", "dp2", "checkpoint.keep=9")
-    for names, told in run_ranks(failing, 2, config, rank, where):
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """What `failing_each` gives on two ranks, by failure."""
+    home = tmp_path_factory.mktemp("failures")
+    of_ranks = run_ranks(failing_each, 2, settings(home, "tiny-dense", "dp2", "checkpoint.keep=9"))
+    return dict(zip(FAILURES, zip(*of_ranks, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: f"{failure[1]}-{failure[0]}")
+def test_a_save_that_fails_leaves_the_older_one_and_the_next_succeeds(failures, failure):
+    for names, told in failures[failure]:
         assert sorted(names) == ["step_00000001", "step_00000003"]
-        assert told.startswith(f"step 2 could not be saved (rank {rank}: OSError: [Errno 28] No sp")
+        assert told.startswith(
+            f"step 2 could not be saved (rank {failure[0]}: OSError: [Errno 28] No sp"
+        )
         assert told.endswith("step_00000001 is intact")
 
 

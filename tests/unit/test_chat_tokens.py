@@ -12,7 +12,6 @@ import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep import published
 from data_prep.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS, load, train
 from megatron_qwen3.chat import (
     MARKUP,
@@ -23,7 +22,6 @@ from megatron_qwen3.chat import (
     split_by_query,
     turns_to_train,
 )
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.encoder import ChatEncoder
 from tests.conversations import (
     DIALOGS,
@@ -46,21 +44,13 @@ CALL = {"name": "add", "arguments": {"a": 1}}
 CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
-def save_published(folder: Path) -> None:
-    try:
-        ranks = published.ranks_file()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    published.save(ranks, folder)
-
-
 @pytest.fixture(scope="module", params=["trained", "published"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
     if request.param == "published":
-        save_published(folder)
-    else:
-        train(CORPUS, 350, folder)
+        made: Path = request.getfixturevalue("published_folder")
+        return made
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train(CORPUS, 350, folder)
     return folder
 
 

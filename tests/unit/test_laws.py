@@ -51,7 +51,7 @@ def test_resampled_laws_hold_the_true_one_in_their_spread():
     for seed in range(8):
         loss = noisy(CHINCHILLA, 0.003, seed)
         found = parametric.fit(N, D, loss)
-        drawn = parametric.bootstrap(found, N, D, loss, draws=40, seed=seed)
+        drawn = parametric.bootstrap(found, N, D, loss, draws=20, seed=seed)
         low, high = np.percentile([law.beta for law in drawn], [5, 95])
         inside += low <= CHINCHILLA.beta <= high
     assert inside >= 5  # of 8; a 90 % interval should hold 7.2 of them
