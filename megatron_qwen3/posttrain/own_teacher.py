@@ -83,7 +83,7 @@ class OwnTeacher:
         if self._config.run.device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         warnings.filterwarnings("ignore", module=r"torch|megatron")
-        from megatron_qwen3.model.outputs import top_k
+        from megatron_qwen3.model.distributions import top_k
         from megatron_qwen3.parallel import runtime
 
         layout = runtime.start(self._config)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.convert import load
-from megatron_qwen3.model.outputs import top_k
+from megatron_qwen3.model.distributions import top_k
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout

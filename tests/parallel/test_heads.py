@@ -5,7 +5,8 @@ import torch
 from layouts import tiny
 from ranks import run_ranks
 
-from megatron_qwen3.model.outputs import at_ids, log_probs, log_probs_and_entropy, top_k
+from megatron_qwen3.model.distributions import at_ids, log_probs_and_entropy, top_k
+from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
