@@ -1,7 +1,6 @@
 """How every command of this project begins, so that no terminal, pipe or log file can end it.
 
     given = entry.parse(parser, arguments)      # where settings may stand after options
-    entry.tell(f"error: {error}")               # one rank of each machine says what is wrong there
     if __name__ == "__main__":
         entry.run(main)                         # exits with the status that main returns
 
@@ -19,12 +18,11 @@ import errno
 import io
 import os
 import select
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.shown import shown
 
 _READER_LEFT = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
 _PATIENCE_SECONDS = 10.0  # for a reader that does not read, where the stream does not wait
@@ -64,17 +62,6 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if rest:
         given.settings += rest
     return given
-
-
-def tell(message: str) -> None:
-    """Print an error: rank 0's as it is, with its host from the first rank of another machine.
-
-    What is wrong may be wrong on one machine alone. It may be the environment itself.
-    """
-    if os.environ.get("RANK", "0") == "0":
-        print(shown_lines(message), file=sys.stderr)
-    elif os.environ.get("LOCAL_RANK") == "0":
-        print(shown_lines(f"{socket.gethostname()}: {message}"), file=sys.stderr)
 
 
 def _open_closed_descriptors() -> None:

@@ -2,13 +2,17 @@
 
     launcher.check()                       # ConfigError where the environment says half of it
     launcher.rank(), launcher.local_rank(), launcher.world_size()  # 0, 0 and 1 without a launcher
+    launcher.tell(f"error: {error}")       # one rank of each machine says what is wrong there
 
 Nothing here imports torch.
 """
 
 import os
+import socket
+import sys
 
 from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.shown import shown_lines
 
 _WHO = "torchrun sets them, as does examples/slurm/rank.sh under srun"
 
@@ -24,6 +28,17 @@ def world_size() -> int:
 def local_rank() -> int:
     """Among the ranks of this machine: the number of its GPU, too."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def tell(message: str) -> None:
+    """Print an error: rank 0's as it is, with its host from the first rank of another machine.
+
+    What is wrong may be wrong on one machine alone. It may be the environment itself.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(shown_lines(message), file=sys.stderr)
+    elif os.environ.get("LOCAL_RANK") == "0":
+        print(shown_lines(f"{socket.gethostname()}: {message}"), file=sys.stderr)
 
 
 def check() -> None:

@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwe
     except lock.InUse as error:
         return _fail(f"stopped: {error}", status=1)
     except ConfigError as error:
-        entry.tell(f"error: {error}")
+        launcher.tell(f"error: {error}")
         return 2
     return 0 if finished or "TORCHELASTIC_RUN_ID" in os.environ else CONTINUE
 

@@ -46,7 +46,7 @@ def main(
     try:
         run(given)
     except (ConfigError, ChatError) as error:
-        entry.tell(f"error: {error}")
+        launcher.tell(f"error: {error}")
         return 2
     return 0
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from megatron_qwen3 import entry, generate, launcher, train
+from megatron_qwen3 import generate, launcher, train
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate import __main__ as generate_command
 
@@ -59,5 +59,5 @@ def test_train_and_generate_tell_it_in_a_line(monkeypatch, capsys, tmp_path):
 )
 def test_one_rank_of_each_machine_says_what_is_wrong_there(monkeypatch, capsys, rank, local, told):
     environment(monkeypatch, RANK=rank, LOCAL_RANK=local)
-    entry.tell("error: x")
+    launcher.tell("error: x")
     assert capsys.readouterr().err == told

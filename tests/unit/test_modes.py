@@ -15,7 +15,7 @@ from megatron_qwen3.modes import belongs
 from megatron_qwen3.posttrain.dialog_set import MODES as MODES_OF_DIALOGS
 from megatron_qwen3.settings import SETTINGS, TABLES
 from megatron_qwen3.toml import emit
-from megatron_qwen3.training.history import ALL_SOURCES
+from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.validate_posttrain import RESULTS
 
 MODES = SETTINGS["run.mode"].rule["choices"]

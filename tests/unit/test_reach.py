@@ -51,8 +51,8 @@ def reached(*modules):
 @pytest.mark.parametrize(
     ("modules", "most"),
     [
-        (("megatron_qwen3.training.engine",), 5100),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 13700),
+        (("megatron_qwen3.training.engine",), 5200),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 13800),
         (("megatron_qwen3.train", train.MODES["sft"]), 15500),
         (("megatron_qwen3.train", train.MODES["reward"]), 14000),
     ],
