@@ -33,6 +33,7 @@ from megatron_qwen3.chat import (
     EMPTY_THINKING,
     END_THINK,
     END_TOOL_CALL,
+    MARKUP,
     THINK,
     TOOL_CALL,
     Turn,
@@ -289,9 +290,13 @@ def _check_call(k: int, call: Any) -> None:
     if not isinstance(name, str) or not name or json.dumps(name, ensure_ascii=False)[1:-1] != name:
         raise Refused("broken tool call", f"message {k} calls {name!r:.80}, which is no plain name")
     if isinstance(arguments, str):
-        arguments = _object(k, arguments)
+        text, arguments = arguments, _object(k, arguments)
+    else:
+        text = json.dumps(arguments, ensure_ascii=False)
     if not isinstance(arguments, Mapping):
         raise Refused("broken tool call", f"message {k} has arguments that are no object of JSON")
+    if tags := [tag for tag in MARKUP if tag in text or tag in name]:
+        raise Refused("broken tool call", f"message {k} has {tags[0]} within a call, as a token")
 
 
 def _object(k: int, text: str) -> Any:

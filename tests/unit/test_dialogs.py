@@ -150,6 +150,8 @@ def test_lines_that_cannot_be_trained_on_are_refused(messages: Any, kind: str, d
         {"name": "f", "arguments": "[1]"},
         {"name": "f", "arguments": "{} {}"},
         {"name": "f", "arguments": '{"a": NaN}'},
+        {"name": "f", "arguments": {"a": "</tool_call>"}},
+        {"name": "f", "arguments": '{"a": "<think>"}'},
         {"name": "f", "arguments": None},
         {"name": "f", "arguments": [1]},
         {"name": "f"},
