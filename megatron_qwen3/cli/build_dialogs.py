@@ -1,0 +1,294 @@
+"""Make dialogs to train on, from queries and somebody's answers, and say what was dropped and why.
+
+    python tools/build_dialogs.py cold-start --queries tasks.jsonl \\
+        --generator http://localhost:8000/v1 --out data/cold_start \\
+        --validation aime24.jsonl --tokenizer Qwen3-0.6B
+    python tools/build_dialogs.py fusion --queries tasks.jsonl --plain-queries talks.jsonl \\
+        --generator runs/post_2_reasoning --judge https://api.example.com/v1#qwen3-32b \\
+        --out data/fusion --thinking-share 0.5
+    python tools/build_dialogs.py distill --queries tasks.jsonl \\
+        --generator http://teacher:8000/v1 --out data/distill --modes both
+
+A query is a line of JSON with "messages", the last a user's, and maybe "id", "domain", "source",
+"verifier" (cold-start needs it: {"kind": "math", "gold": "42"}), "tools" and "checklist". Who
+answers is a folder of ours (run, checkpoint, Hugging Face's format) or any endpoint of OpenAI's
+protocol; its key stands in the environment variable OPENAI_API_KEY.
+
+OUT/dialogs.jsonl is for tools/tokenize_dialogs.py; OUT/report.html and report.json tell what was
+dropped, why, with examples, OUT/dropped.jsonl of each query and answer. Answers are kept as they
+come (OUT/answers.jsonl): killed, stopped or with a dead endpoint, the same command goes on, and
+other filters work on the answers that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from data_prep.lifetime import Stopped, ended_by_signals
+from data_prep.passages import Passages
+from megatron_qwen3 import launcher
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building import cold_start, distill, fusion
+from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
+from megatron_qwen3.posttrain.building.candidates import NOT_ANSWERED, DrawSettings
+from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
+from megatron_qwen3.posttrain.building.flags import FlagSettings
+from megatron_qwen3.posttrain.building.judges import Judge
+from megatron_qwen3.posttrain.building.queries import Problem, Query, read
+from megatron_qwen3.posttrain.building.work import LOCK, PAGE, REPORT, Work, write_result
+from megatron_qwen3.posttrain.generators import AnyGenerator, Limits, Local, open_generator
+from megatron_qwen3.posttrain.verifiers import Verifiers
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.lock import owned
+
+_T = TypeVar("_T")
+Made = tuple[Iterator[dict[str, Any]], dict[str, Any]]
+_PASSAGE_TOKENS = 13
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """How final answers are verified."""
+
+    verify_workers: int = setting(os.cpu_count() or 1, "processes that verify", at_least=1)
+    verify_seconds: float = setting(30.0, "that one answer may take", above=0)
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+COMMON = {
+    DrawSettings: "how answers are drawn",
+    AnswerSettings: "what an answer may be",
+    VerifySettings: "verifying",
+    Limits: "endpoints",
+    Local: "models of ours",
+}
+
+
+class Job(NamedTuple):
+    """All that a build is made of."""
+
+    work: Work
+    tables: Mapping[type, Any]
+    queries: Sequence[Query]
+    plain: Sequence[Query]
+    opened: Mapping[str, AnyGenerator]
+    passages: Passages | None
+
+    def of(self, table: type[_T]) -> _T:
+        """The settings of a table."""
+        found: _T = self.tables[table]
+        return found
+
+    def judge(self) -> Judge | None:
+        judge = self.opened.get("judge")
+        return Judge(judge, self.work.log, self.work.steps) if judge else None
+
+
+class Build(NamedTuple):
+    """A subcommand. tables: of settings, each with a heading; roles: who is asked besides
+    --generator, and what for."""
+
+    purpose: str
+    tables: Mapping[type, str]
+    roles: Mapping[str, str]
+    make: Callable[[Job], Made]
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong, or nothing was kept."""
+    given = _parser(prog).parse_args(arguments)
+    try:
+        with ended_by_signals():
+            return run(given)
+    except ConfigError as error:
+        launcher.tell(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Stopped) else 130
+    except OSError as error:
+        launcher.tell(f"error: {given.out}: {error}; the same command goes on")
+    return 2
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check all that was given, open who is asked, and build; the exit status."""
+    build = BUILDS[given.build]
+    kinds = (*build.tables, *COMMON)
+    tables: dict[type, Any] = {kind: options.taken(kind, given) for kind in kinds}
+    passages = _passages(given)
+    queries, problems = read(given.queries, given.on_error == "stop")
+    plain = getattr(given, "plain_queries", None)
+    more, more_problems = read(plain, given.on_error == "stop") if plain else ([], [])
+    with ExitStack() as stack:
+        opened = _opened(stack, _names(given, build), tables[Limits], tables[Local])
+        if followers := [generator for generator in opened.values() if not generator.leads]:
+            followers[0].follow()
+            return 0
+        stack.enter_context(owned(given.out, LOCK))
+        verify = tables[VerifySettings]
+        verifiers = Verifiers(verify.verify_workers, verify.verify_seconds)
+        rules = AnswerRules(tables[AnswerSettings], passages)
+        work = Work(given.out, stack.enter_context(verifiers), rules)
+        stack.enter_context(work)
+        job = Job(work, tables, queries, more, opened, passages)
+        return _build(job, given, [*problems, *more_problems])
+
+
+def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> int:
+    from megatron_qwen3.pages import dialogs as pages
+    from megatron_qwen3.tables import console
+
+    rows, about = BUILDS[given.build].make(job)
+    content = write_result(job.work, rows, problems, _about(job, given) | about)
+    pages.write(content, given.out / PAGE)
+    for table in pages.tables(content):
+        console().print(table)
+    if not content["dialogs"]["count"]:
+        raise ConfigError(f"{given.out}: not one dialog was made; {REPORT} says why")
+    if unanswered := job.work.outcomes.reasons("query")[NOT_ANSWERED]:
+        told = f"note: {unanswered:,} queries have no answer; the same command asks them again"
+        print(shown(told), file=sys.stderr)
+    print(shown(f"{given.out / PAGE}: {content['dialogs']['count']:,} dialogs, and why not more"))
+    return 0
+
+
+def _about(job: Job, given: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, without what only the machine is concerned with."""
+    machine = (VerifySettings, Limits, Local)
+    settings: dict[str, Any] = {}
+    for table, values in job.tables.items():
+        settings |= {} if table in machine else asdict(values)
+    models = dict.fromkeys(generator.label for generator in job.opened.values())
+    return {
+        "command": given.build,
+        "models": list(models),
+        "queries": [str(path) for path in given.queries],
+        "validation": list(given.validation),
+        "settings": settings,
+    }
+
+
+def _passages(given: argparse.Namespace) -> Passages | None:
+    """Of the validation items: ConfigError where they cannot be read, before anything is asked."""
+    if not given.validation:
+        return None
+    if not given.tokenizer:
+        raise ConfigError("--validation needs --tokenizer: passages are runs of 13 of its tokens")
+    made = Passages(
+        given.validation, _PASSAGE_TOKENS, given.tokenizer, most_in_common=given.most_in_common
+    )
+    if not made.indices:
+        raise ConfigError(
+            f"{', '.join(given.validation)}: no item has {_PASSAGE_TOKENS} tokens of its own"
+        )
+    return made
+
+
+def _names(given: argparse.Namespace, build: Build) -> dict[str, str]:
+    """Who is asked, by role. ConfigError where two models of ours would be open at a time."""
+    names = {"generator": given.generator}
+    for role in build.roles:
+        if name := getattr(given, role):
+            names[role] = name
+    folders = {name for name in names.values() if "://" not in name}
+    if len(folders) > 1:
+        raise ConfigError(
+            f"{' and '.join(sorted(folders))} are models of ours, of which one is open at a time; "
+            "serve the others, and give their addresses"
+        )
+    return names
+
+
+def _opened(
+    stack: ExitStack, names: Mapping[str, str], limits: Limits, local: Local
+) -> dict[str, AnyGenerator]:
+    """Each name once, whatever roles it has."""
+    by_name = {
+        name: stack.enter_context(open_generator(name, limits, local))
+        for name in dict.fromkeys(names.values())
+    }
+    return {role: by_name[name] for role, name in names.items()}
+
+
+def _cold_start(job: Job) -> Made:
+    generator = job.opened["generator"]
+    asked = cold_start.Asked(generator, job.opened.get("direct", generator), job.judge())
+    settings = (
+        job.of(cold_start.QuerySettings),
+        job.of(DrawSettings),
+        job.of(ChoiceSettings),
+    )
+    return cold_start.build(job.work, job.queries, asked, settings, job.passages)
+
+
+def _fusion(job: Job) -> Made:
+    generator = job.opened["generator"]
+    asked = fusion.Asked(generator, job.opened.get("plain_generator", generator), job.judge())
+    settings = (job.of(fusion.FusionSettings), job.of(DrawSettings), job.of(FlagSettings))
+    return fusion.build(job.work, job.queries, job.plain, asked, settings, job.passages)
+
+
+def _distill(job: Job) -> Made:
+    settings = (job.of(distill.DistillSettings), job.of(DrawSettings), job.of(FlagSettings))
+    return distill.build(job.work, job.queries, job.opened["generator"], settings, job.passages)
+
+
+BUILDS = {
+    "cold-start": Build(
+        "few queries that need thinking, with verified answers",
+        {cold_start.QuerySettings: "queries", ChoiceSettings: "how many are taken"},
+        {"direct": "answers without thinking", "judge": "says whether queries can be verified"},
+        _cold_start,
+    ),
+    "fusion": Build(
+        "answers in both modes, with flags",
+        {fusion.FusionSettings: "how much of what", FlagSettings: "flags"},
+        {"plain_generator": "answers without thinking", "judge": "grades by checklists"},
+        _fusion,
+    ),
+    "distill": Build(
+        "a teacher's answers in both modes, with flags",
+        {distill.DistillSettings: "the teacher", FlagSettings: "flags"},
+        {},
+        _distill,
+    ),
+}
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="build")
+    for name, build in BUILDS.items():
+        command = commands.add_parser(name, help=build.purpose, description=__doc__)
+        add = command.add_argument
+        add("--queries", nargs="+", type=Path, required=True, metavar="JSONL")
+        if name == "fusion":
+            add("--plain-queries", nargs="+", type=Path, required=True, metavar="JSONL",
+                help="that are answered without thinking")  # fmt: skip
+        add("--generator", required=True, metavar="MODEL", help="who answers: a folder or address")
+        for role, what in build.roles.items():
+            option, text = f"--{role.replace('_', '-')}", what
+            text += "" if role == "judge" else "; default: the generator"
+            add(option, default="", metavar="MODEL", help=text)
+        add("--out", type=Path, required=True, metavar="FOLDER", help="is made, or gone on with")
+        add("--validation", nargs="+", default=[], metavar="FILE",
+            help="items that no query and no answer may resemble")  # fmt: skip
+        add("--tokenizer", default="", metavar="FOLDER", help="whose tokens --validation counts")
+        add("--most-in-common", type=int, default=8, metavar="N",
+            help="items that may share a passage before it counts as nobody's (8)")  # fmt: skip
+        add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
+        for table, title in {**build.tables, **COMMON}.items():
+            options.add(command, table, title)
+    return parser

@@ -1,0 +1,122 @@
+"""Answers that were paid for, on the disk as they come: `AnswerLog(path)`.
+
+    with AnswerLog(out / "answers.jsonl") as log:
+        key = key_of(generator.label, request)
+        missing = request.samples - log.count(key)
+        log.add(key, answers)               # on the disk when this returns
+        log.answers(key)[: request.samples]
+
+A line is one request's answers, or some of them. A line that a kill cut short is taken away when
+the file is opened; a damaged one is passed over, counted, and its request asked again. Where a
+request stands among others, what asks for it and where the model runs have no part in its key, so
+that what was answered stays answered under other filters, more samples or another address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from megatron_qwen3.posttrain.generators import Answer, Request
+from megatron_qwen3.storage.whole import sync
+
+
+class _Line(NamedTuple):
+    start: int
+    size: int
+    answers: int
+
+
+class AnswerLog:
+    """One file; `damaged` lines could not be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.damaged = path, 0
+        self._lines: dict[str, list[_Line]] = defaultdict(list)
+
+    def __enter__(self) -> Self:
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        sync(self.path.parent)
+        self._read()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def count(self, key: str) -> int:
+        """Answers that are there."""
+        return sum(line.answers for line in self._lines.get(key, ()))
+
+    def answers(self, key: str) -> list[Answer]:
+        """All of a request, in the order in which they came."""
+        found: list[Answer] = []
+        for line in self._lines.get(key, ()):
+            data = os.pread(self._file.fileno(), line.size, line.start)
+            found += [Answer(text, finish) for text, finish in json.loads(data)["answers"]]
+        return found
+
+    def add(self, key: str, answers: Sequence[Answer]) -> None:
+        """Keep answers; errors are none. OSError where the disk does not take them: then nothing
+        of them is there."""
+        kept = [(answer.text, answer.finish) for answer in answers if answer.finish != "error"]
+        if not kept:
+            return
+        content = json.dumps({"key": key, "answers": kept}, ensure_ascii=False)
+        data = content.encode("utf-8", "replace") + b"\n"
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), start)
+            raise
+        self._lines[key].append(_Line(start, len(data), len(kept)))
+
+    def _read(self) -> None:
+        start = 0
+        self._file.seek(0)
+        with open(self.path, "rb") as lines:
+            for data in lines:
+                if not data.endswith(b"\n"):
+                    os.ftruncate(self._file.fileno(), start)
+                    break
+                if known := _known(data):
+                    key, answers = known
+                    self._lines[key].append(_Line(start, len(data), answers))
+                else:
+                    self.damaged += 1
+                start += len(data)
+
+
+def key_of(label: str, request: Request) -> str:
+    """What an answer is to: the model, and all of the request but how many samples."""
+    asked = asdict(request) | {"samples": 0, "model": label}
+    content = json.dumps(asked, sort_keys=True, default=dict)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _known(data: bytes) -> tuple[str, int] | None:
+    """Key and number of answers of a line that is whole."""
+    try:
+        row: Any = json.loads(data)
+        answers = row["answers"]
+        for text, finish in answers:
+            if not isinstance(text, str) or finish not in ("stop", "length"):
+                return None
+        return str(row["key"]), len(answers)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None

@@ -1,0 +1,179 @@
+"""Which answers are fit to learn from: one function for each rule of Qwen3's cold start.
+
+    rules = AnswerRules(settings, passages)
+    judged = rules.judge(query, answer)
+    judged.faults, judged.numbers          # [("repetition", "…")], {"repeated": 0.41}
+
+A fault is (reason, detail); the reason is one of few. The rules are those of the Qwen3 technical
+report, section 4.1 (arXiv 2505.09388): answers that are wrong, repeat themselves substantially,
+guess without deriving, contradict their thinking, mix languages or resemble validation items.
+Whether the final answer is right a verifier says, in another process (`checking.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.languages import UNKNOWN
+from data_prep.passages import Passages
+from data_prep.units import Units, shingles, split
+from megatron_qwen3.chat import END_THINK, THINK
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.languages import LanguageUse, Use
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.generators import Answer
+
+Fault = tuple[str, str]
+Numbers = dict[str, float]
+_RUN = 16  # units, or twice as many characters, that are no coincidence
+_GUESSES = re.compile(
+    r"\b(?:i(?:'ll| will| would| can|'d)? (?:just |have to |only )*guess"
+    r"|(?:just|random|wild|lucky) guess|guess(?:ing)? (?:randomly|at random|that the answer)"
+    r"|pick (?:one )?at random)\b|瞎猜|随便猜|猜一个",
+    re.IGNORECASE,
+)
+_END_CHARACTERS = 600  # of thinking, where a guess would be the conclusion
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """Bounds of what an answer may be."""
+
+    most_repeated: float = setting(
+        0.3, "share of an answer that may be passages that stood in it before", above=0
+    )
+    most_loops: int = setting(8, "times that one passage may stand in an answer", at_least=1)
+    fewest_steps: int = setting(24, "words of thinking below which nothing is derived", at_least=0)
+    most_foreign: float = setting(
+        0.1, "share of an answer's letters in another language or script", at_least=0, at_most=1
+    )
+    multilingual: tuple[str, ...] = setting(
+        ("translation", "language"), "domains whose answers may mix languages", metavar="DOMAIN"
+    )
+    most_passages: int = setting(
+        0, "passages of 13 tokens that an answer may share with a validation item", at_least=0
+    )
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+class Judged(NamedTuple):
+    """faults: all that an answer has; language: of its thinking, or of the answer without any."""
+
+    faults: list[Fault]
+    numbers: Numbers
+    language: str = UNKNOWN
+
+
+class AnswerRules:
+    """The rules that need the answer alone; passages: of validation items, None without any."""
+
+    def __init__(self, settings: AnswerSettings, passages: Passages | None) -> None:
+        self._settings, self._passages = settings, passages
+
+    @cached_property
+    def _languages(self) -> LanguageUse:
+        return LanguageUse()  # loads the models of 220 languages
+
+    def judge(self, query: Query, answer: Answer, thinks: bool = True) -> Judged:
+        """thinks: whether the answer is to have thinking, or to have none."""
+        numbers: Numbers = {
+            "characters of thinking": len(answer.thinking),
+            "characters of the answer": len(answer.content),
+        }
+        if form := list(_form(answer, thinks)):
+            return Judged(form, numbers)
+        faults = [
+            *self._repetition(answer, numbers),
+            *(self._derivation(answer, numbers) if thinks else ()),
+        ]
+        uses = {
+            "thinking": self._languages.of(answer.thinking, query.text),
+            "answer": self._languages.of(answer.content, query.text),
+        }
+        faults += self._language(query, uses, numbers)
+        faults += self._resemblance(answer, numbers)
+        return Judged(faults, numbers, uses["thinking" if thinks else "answer"].main)
+
+    def _repetition(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
+        shares, loops = zip(
+            *(repetition(split(part)) for part in (answer.thinking, answer.content)), strict=True
+        )
+        numbers["repeated"], numbers["loops"] = max(shares), max(loops)
+        if max(shares) > self._settings.most_repeated:
+            yield "repetition", f"{max(shares):.0%} stood there before"
+        elif max(loops) > self._settings.most_loops:
+            yield "repetition", f"one passage stands there {max(loops)} times"
+
+    def _derivation(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
+        units = split(answer.thinking)
+        steps = len(units) / (2 if units.without_spaces else 1)
+        numbers["words of thinking"] = steps
+        if steps < self._settings.fewest_steps:
+            yield "no derivation", f"{steps:g} words of thinking"
+        elif guess := _GUESSES.search(answer.thinking[-_END_CHARACTERS:]):
+            yield "no derivation", f"ends with {guess.group()!r}"
+
+    def _language(self, query: Query, uses: Mapping[str, Use], numbers: Numbers) -> Iterator[Fault]:
+        if query.domain in self._settings.multilingual:
+            return
+        for name, use in uses.items():
+            numbers[f"foreign in {name}"] = use.foreign
+            numbers[f"script changes in {name}"] = use.changes
+        for name, use in uses.items():
+            if use.foreign > self._settings.most_foreign:
+                others = ", ".join(use.others)
+                yield "languages mixed", f"{name} has {use.main} and {others} ({use.foreign:.0%})"
+                return
+
+    def _resemblance(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
+        if self._passages is None:
+            return
+        hits = self._passages.hits(f"{answer.thinking}\n\n{answer.content}")
+        most = max((hit["passages"] for hit in hits), default=0)
+        numbers["passages of a validation item"] = most
+        if most > self._settings.most_passages:
+            yield "like a validation item", f"{most} passages of {hits[0]['item']}"
+
+
+def _form(answer: Answer, thinks: bool) -> Iterator[Fault]:
+    """Faults with which the other rules make no sense."""
+    if answer.finish == "length":
+        yield "cut off", "the limit of tokens came first"
+        return
+    if not answer.content.strip():
+        yield "no answer", "nothing stands after the thinking"
+        return
+    opened, closed = answer.text.count(THINK), answer.text.count(END_THINK)
+    if thinks and not answer.thinking.strip():
+        yield "no thinking", ""
+    elif opened > 1 or closed != int(thinks or opened):
+        yield "think block broken", f"{opened} times {THINK}, {closed} times {END_THINK}"
+    elif not thinks and answer.thinking.strip():
+        yield "thinking where none was asked for", ""
+    elif "<|im_" in answer.text or "<|endoftext|>" in answer.text:
+        yield "control tokens", ""
+
+
+def repetition(units: Units) -> tuple[float, int]:
+    """The share of units in runs of 16 that stood there before, and how often one run stands there.
+
+    Of scripts without spaces a run has 32 characters.
+    """
+    size = 2 * _RUN if units.without_spaces else _RUN
+    if len(units) <= size:
+        return 0.0, 0
+    runs = shingles(units.hashes, size)
+    _, first, counts = np.unique(runs, return_index=True, return_counts=True)
+    again = np.ones(len(runs), np.int64)
+    again[first] = 0
+    covered = np.convolve(again, np.ones(size, np.int64)) > 0
+    return float(covered.mean()), int(counts.max())

@@ -1,0 +1,75 @@
+"""Have requests answered that are not yet: `ask(generator, log, requests, steps)`.
+
+What is answered is in the log when the next answer is waited for, so that a run that ends, for
+whatever reason, has lost nothing. Where one request after the other fails, the endpoint is dead:
+the run ends and says so, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
+from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+
+MOST_FAILURES = 32  # in a row
+
+
+class Dead(ConfigError):
+    """A generator that answers nothing any more; the text has its reason."""
+
+
+class Failures(dict[int, str]):
+    """Why requests, by number, have fewer answers than samples."""
+
+
+def ask(
+    generator: AnyGenerator, log: AnswerLog, requests: Sequence[Request], steps: Steps, title: str
+) -> Failures:
+    """Have every request answered as often as it has samples; why some are not.
+
+    Dead after MOST_FAILURES failures without an answer between them.
+    """
+    keys = [key_of(generator.label, request) for request in requests]
+    missing = [n for n, (k, r) in enumerate(zip(keys, requests, strict=True)) if _left(log, k, r)]
+    failures, in_a_row = Failures(), 0
+    with steps.bar(title, len(requests), done=len(requests) - len(missing)) as bar:
+        for place, answers in generator.answers(_rest(log, keys, requests, missing)):
+            number = missing[place]
+            log.add(keys[number], answers)
+            if errors := [answer.error for answer in answers if answer.finish == "error"]:
+                failures[number] = errors[0]
+            in_a_row = in_a_row + 1 if len(errors) == len(answers) else 0
+            bar.advance()
+            if in_a_row >= MOST_FAILURES:
+                raise Dead(
+                    f"{generator.label}: {in_a_row} requests in a row failed, the last with: "
+                    f"{errors[0]}; what was answered is kept in {log.path}, and the same command "
+                    "goes on"
+                )
+    for note in generator.notes:
+        steps.say(f"note: {note}")
+    generator.notes.clear()
+    return failures
+
+
+def answers_to(generator: AnyGenerator, log: AnswerLog, request: Request) -> list[Answer]:
+    """As many as the request has samples, or as there are."""
+    return log.answers(key_of(generator.label, request))[: request.samples]
+
+
+def _left(log: AnswerLog, key: str, request: Request) -> int:
+    return max(0, request.samples - log.count(key))
+
+
+def _rest(
+    log: AnswerLog, keys: Sequence[str], requests: Sequence[Request], missing: Sequence[int]
+) -> Iterator[Request]:
+    """What is missing of each, drawn otherwise than what is there."""
+    for number in missing:
+        request = requests[number]
+        left = _left(log, keys[number], request)
+        yield replace(request, samples=left, seed=request.seed + request.samples - left)

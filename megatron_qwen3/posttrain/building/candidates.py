@@ -1,0 +1,183 @@
+"""Answers of a generator, drawn, judged and verified, query by query: rejection sampling.
+
+    passed = draw(work, generator, queries, request_of, "candidates")
+    for sample in passed: ...           # Passed(query, number, answer's lengths, pass rate)
+
+Every answer is counted in `work.outcomes` with its reason and its numbers, the first fault that it
+has; the others are in dropped.jsonl. Texts stay in the log: only numbers are in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.answer_rules import Fault, Numbers
+from megatron_qwen3.posttrain.building.asking import answers_to, ask
+from megatron_qwen3.posttrain.building.checking import Checked
+from megatron_qwen3.posttrain.building.choosing import Sample
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+
+_AT_A_TIME = 64  # queries whose answers are verified together
+NOT_ANSWERED = "not answered"
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How answers are drawn."""
+
+    samples: int = setting(8, "answers to each query", at_least=1)
+    max_tokens: int = setting(32768, "tokens of an answer, thinking included", at_least=1)
+    temperature: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_most=1)
+    top_k: int = setting(-1, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    draw_seed: int = setting(0, "of the answers", at_least=0)
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+    def seed_of(self, query: Query) -> int:
+        """Of each query its own, so that no two are drawn with the same luck."""
+        digest = hashlib.sha256(f"{self.draw_seed}/{query.id}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def request(self, query: Query, samples: int, thinks: bool) -> Request:
+        """What a query's answers are asked for with."""
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        return Request(
+            query.messages,
+            query.tools or None,
+            samples=samples,
+            enable_thinking=thinks,
+            max_tokens=self.max_tokens,
+            seed=self.seed_of(query),
+            **{name: value for name, value in given.items() if value >= 0},
+        )
+
+
+def answered(
+    work: Work,
+    generator: AnyGenerator,
+    queries: Sequence[Query],
+    request_of: Callable[[Query], Request],
+    title: str,
+) -> list[Query]:
+    """The queries that have answers now; those without are dropped, for the generator's reason."""
+    failures = ask(generator, work.log, [request_of(q) for q in queries], work.steps, title)
+    there = []
+    for number, query in enumerate(queries):
+        if answers_to(generator, work.log, request_of(query)):
+            there.append(query)
+        else:
+            work.drop_query(query, NOT_ANSWERED, failures.get(number, ""))
+    return there
+
+
+def draw(
+    work: Work,
+    generator: AnyGenerator,
+    queries: Sequence[Query],
+    request_of: Callable[[Query], Request],
+    title: str,
+    is_final: bool = True,
+) -> list[Sample]:
+    """The answers that pass all rules, and the verifier of queries that have one.
+
+    is_final: they are counted as kept; else the caller grades and counts them.
+    """
+    there = answered(work, generator, queries, request_of, title)
+    passed: list[Sample] = []
+    with work.steps.bar(f"{title}: judged", len(there)) as bar:
+        for start in range(0, len(there), _AT_A_TIME):
+            part = there[start : start + _AT_A_TIME]
+            passed += _passing(work, generator, part, request_of)
+            for _ in part:
+                bar.advance()
+    for sample in passed if is_final else ():
+        work.outcomes.keep("answer", sample.query, sample.numbers)
+    return passed
+
+
+def _passing(
+    work: Work,
+    generator: AnyGenerator,
+    queries: Sequence[Query],
+    request_of: Callable[[Query], Request],
+) -> list[Sample]:
+    requests = {query.id: request_of(query) for query in queries}
+    answers = [
+        (query, number, answer)
+        for query in queries
+        for number, answer in enumerate(answers_to(generator, work.log, requests[query.id]))
+    ]
+    verified = iter(work.checker.check([(q, answer) for q, _, answer in answers if q.verifier]))
+    checked = [next(verified) if q.verifier else None for q, _, _ in answers]
+    right: dict[str, list[bool]] = {}
+    for (query, _, _), verdict in zip(answers, checked, strict=True):
+        right.setdefault(query.id, []).append(verdict is None or verdict.score == 1)
+    passed: list[Sample] = []
+    texts: set[tuple[str, str]] = set()
+    for (query, number, answer), verdict in zip(answers, checked, strict=True):
+        judged = work.rules.judge(query, answer, requests[query.id].enable_thinking)
+        faults = [*judged.faults, *_verdict_faults(verdict)]
+        if not faults and (query.id, answer.text) in texts:
+            faults.append(("same as another answer", ""))
+        texts.add((query.id, answer.text))
+        rate = sum(right[query.id]) / len(right[query.id])
+        numbers = judged.numbers | {"pass rate": rate}
+        if faults:
+            drop_answer(work, query, answer, faults, numbers)
+            continue
+        size = len(answer.thinking) + len(answer.content)
+        sample = Sample(query, number, size, rate, judged.language, numbers=numbers)
+        passed.append(sample)
+    return passed
+
+
+def drop_answer(
+    work: Work, query: Query, answer: Answer, faults: Sequence[Fault], numbers: Numbers
+) -> None:
+    """Count an answer that is left out under its first fault, and write down all of them."""
+    told = [f"{name}: {detail}" if detail else name for name, detail in faults]
+    work.outcomes.drop(
+        "answer", query, _first(faults), numbers, answer.text, detail="; ".join(told)
+    )
+
+
+_WEIGHTIEST = ("wrong answer", "verifier failed")
+
+
+def _first(faults: Sequence[Fault]) -> str:
+    """A wrong answer is told as that, whatever else it is, but for one that was never finished."""
+    names = [name for name, _ in faults]
+    if names[0] in ("cut off", "no answer"):
+        return names[0]
+    return next((name for name in _WEIGHTIEST if name in names), names[0])
+
+
+def _verdict_faults(verdict: Checked | None) -> list[Fault]:
+    if verdict is None:
+        return []
+    if verdict.score is None:
+        return [("verifier failed", verdict.reason)]
+    if verdict.score < 1:
+        return [("wrong answer", verdict.reason)]
+    if verdict.agrees is False:
+        return [("thinking and answer disagree", "the thinking comes to another result")]
+    return []
+
+
+def taken_of(samples: Sequence[Sample], chosen: Sequence[int]) -> dict[str, dict[str, int]]:
+    """By domain: answers that passed, and those that were taken."""
+    counts: dict[str, dict[str, int]] = {}
+    is_taken = set(chosen)
+    for number, sample in enumerate(samples):
+        row = counts.setdefault(sample.query.domain or "none", {"passed": 0, "taken": 0})
+        row["passed"] += 1
+        row["taken"] += number in is_taken
+    return dict(sorted(counts.items()))

@@ -1,0 +1,111 @@
+"""Final answers judged by verifiers, and whether the thinking came to the same one.
+
+    checker = Checker(verifiers)
+    checker.check([(query, answer), …])       # a Checked for each, in order
+
+The thinking agrees with the answer where it states a result that the verifier takes for right, as
+the answer's is; what it states is its last box, or without one what follows "the answer is" and the
+right sides of its last equations, or the answer's own words. Of kinds without a short final answer,
+and of thinking that states nothing, nothing can be said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.verifiers import Verdict
+from megatron_qwen3.posttrain.verifiers.final import boxes
+
+SHORT_KINDS = ("math", "numeric", "choice", "exact")
+_SAID = re.compile(
+    r"answer(?: is|:|\s*=)\s*([^\n]{1,200}?)(?:\.\s|\.?$|\n)", re.IGNORECASE | re.MULTILINE
+)
+_EQUALS = re.compile(r"=\s*([^=\n]{1,60}?)\s*(?=[.,;\n]|$)", re.MULTILINE)
+_LAST = 5  # results that are looked at
+_LONGEST = 40  # characters of an answer whose words are looked for
+
+
+Spec = Mapping[str, Any]
+
+
+class Judges(Protocol):
+    """What `Verifiers` is."""
+
+    def judge(self, pairs: Iterable[tuple[Any, str]]) -> list[Verdict]: ...
+
+
+class Checked(NamedTuple):
+    """score: the verifier's, None where it failed; agrees: None where nothing can be said."""
+
+    score: float | None
+    reason: str
+    agrees: bool | None
+
+
+class Checker:
+    """verifiers: `posttrain.verifiers.Verifiers`, entered."""
+
+    def __init__(self, verifiers: Judges) -> None:
+        self._verifiers = verifiers
+
+    def check(self, asked: Sequence[tuple[Query, Answer]]) -> list[Checked]:
+        """Queries have a verifier; of right answers the thinking is compared."""
+        verdicts = self._verifiers.judge([(query.verifier, answer.text) for query, answer in asked])
+        right = [n for n, verdict in enumerate(verdicts) if verdict.score == 1]
+        agreeing = dict(zip(right, self._agreements([asked[n] for n in right]), strict=True))
+        return [
+            Checked(verdict.score, verdict.reason, agreeing.get(n))
+            for n, verdict in enumerate(verdicts)
+        ]
+
+    def _agreements(self, asked: Sequence[tuple[Query, Answer]]) -> list[bool | None]:
+        """Of each right answer; what the thinking states goes to the verifiers in one call."""
+        results = [_results(query, answer) for query, answer in asked]
+        specs = [
+            (query.verifier, f"\\boxed{{{result}}}")
+            for (query, _), stated in zip(asked, results, strict=True)
+            for result in stated or ()
+        ]
+        verdicts = iter(self._verifiers.judge(specs))
+        agreements: list[bool | None] = []
+        for (_, answer), stated in zip(asked, results, strict=True):
+            scores = [next(verdicts).score for _ in stated or ()]
+            if not stated:
+                agreements.append(None)
+            elif any(score == 1 for score in scores) or _is_said(answer):
+                agreements.append(True)
+            else:
+                agreements.append(None if None in scores else False)
+        return agreements
+
+
+def _results(query: Query, answer: Answer) -> list[str]:
+    """What the thinking states, the last first; nothing for kinds without a short answer."""
+    if (query.verifier or {}).get("kind") not in SHORT_KINDS:
+        return []
+    thinking = answer.thinking
+    if boxed := boxes(thinking):
+        return boxed[-1:]  # a box is the conclusion, whatever else was tried
+    said = [match.group(1).strip(" *$`") for match in _SAID.finditer(thinking)]
+    equal = [match.group(1).strip(" *$`") for match in _EQUALS.finditer(thinking)]
+    found = [text for text in [*said[::-1][:_LAST], *equal[::-1][:_LAST]] if text]
+    return list(dict.fromkeys(found))
+
+
+def _is_said(answer: Answer) -> bool:
+    """Whether the answer's box stands in thinking that has none, but for blanks and formatting."""
+    stated = boxes(answer.content)
+    final = _bare(stated[-1]) if stated else ""
+    if not final or len(final) > _LONGEST or boxes(answer.thinking):
+        return False
+    found = re.search(rf"(?<![\w.]){re.escape(final)}(?![\w]|\.\d)", _bare(answer.thinking))
+    return found is not None
+
+
+def _bare(text: str) -> str:
+    """Blanks stay between words; dollars, braces and spacing of formulas go."""
+    return re.sub(r"\s+", " ", re.sub(r"\\[,;! ]|[${}*`]|\\(?:left|right|text|mathrm)\b", "", text))

@@ -1,0 +1,168 @@
+"""Data of a cold start: few queries that need thinking, with answers that are worth learning from.
+
+    rows, about = build(work, queries, Asked(generator, direct, judge), settings, choice)
+
+After section 4.1 of the Qwen3 technical report (arXiv 2505.09388). Queries are dropped that cannot
+be verified, ask several things, resemble validation items, or are answered rightly without
+thinking. Of each that is left, answers are drawn with thinking, and dropped by `answer_rules.py`
+and the query's verifier. What is taken is the least that covers (`choosing.py`): the stage is there
+to show how one thinks, and what is right is learned after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.passages import Passages
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.asking import answers_to
+from megatron_qwen3.posttrain.building.candidates import DrawSettings, answered, draw, taken_of
+from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, choose
+from megatron_qwen3.posttrain.building.fitting import fit
+from megatron_qwen3.posttrain.building.flags import message_of
+from megatron_qwen3.posttrain.building.judges import QUESTIONS, Judge
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.generators import AnyGenerator, Request
+
+_VERIFIED_AT_A_TIME = 512
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Which queries are worth thinking about."""
+
+    direct_tries: int = setting(
+        4, "answers without thinking, of which none may be right; 0 asks for none", at_least=0
+    )
+    direct_tokens: int = setting(4096, "tokens of such an answer", at_least=1)
+    several_questions: bool = setting(False, "keep queries that ask several things")
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """generator: thinks; direct: answers without thinking; judge: None where nobody judges."""
+
+    generator: AnyGenerator
+    direct: AnyGenerator
+    judge: Judge | None = None
+
+
+def build(
+    work: Work,
+    queries: Sequence[Query],
+    asked: Asked,
+    settings: tuple[QuerySettings, DrawSettings, ChoiceSettings],
+    passages: Passages | None,
+) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
+    """The rows of dialogs, and what to report besides `work.outcomes`."""
+    of_queries, of_draws, of_choice = settings
+    left = fit(work, queries, passages, is_verified=True, is_one=not of_queries.several_questions)
+    left = _judged(work, left, asked.judge)
+    left = _needing_thought(work, left, asked.direct, of_queries, of_draws)
+    for query in left:
+        work.outcomes.keep("query", query)
+
+    def request(query: Query) -> Request:
+        return of_draws.request(query, of_draws.samples, thinks=True)
+
+    passed = draw(work, asked.generator, left, request, "answers with thinking")
+    chosen = choose(passed, of_choice)
+    rows = (_row(work, asked.generator, passed[number], request) for number in chosen)
+    return rows, {"taken": taken_of(passed, chosen), "judge": failures_of(asked.judge)}
+
+
+def _judged(work: Work, queries: Sequence[Query], judge: Judge | None) -> list[Query]:
+    """The queries of which a judge says that they are one question with one answer."""
+    if judge is None:
+        return list(queries)
+    kept, rulings = [], judge.questions(queries)
+    for query in queries:
+        ruling = rulings[query.id]
+        if ruling.verdicts is None:
+            work.drop_query(query, "judge failed", ruling.reason)
+        elif not all(ruling.verdicts):
+            noes = [q for q, yes in zip(QUESTIONS, ruling.verdicts, strict=True) if not yes]
+            work.drop_query(query, "judged unfit", f"not so: {' '.join(noes)}")
+        else:
+            kept.append(query)
+    return kept
+
+
+def _needing_thought(
+    work: Work,
+    queries: Sequence[Query],
+    direct: AnyGenerator,
+    settings: QuerySettings,
+    of_draws: DrawSettings,
+) -> list[Query]:
+    """The queries to which no answer without thinking is right, in as many tries."""
+    if not settings.direct_tries:
+        return list(queries)
+
+    def request(query: Query) -> Request:
+        return Request(
+            query.messages,
+            query.tools or None,
+            samples=settings.direct_tries,
+            enable_thinking=False,
+            max_tokens=settings.direct_tokens,
+            seed=of_draws.seed_of(query),
+        )
+
+    there = answered(work, direct, queries, request, "answers without thinking")
+    kept = []
+    for query, solved, tries in _solved(work, direct, there, request):
+        if solved:
+            work.drop_query(query, "solved without thinking", "", solved=solved, tries=tries)
+        else:
+            kept.append(query)
+    return kept
+
+
+def _solved(
+    work: Work,
+    direct: AnyGenerator,
+    queries: Sequence[Query],
+    request_of: Callable[[Query], Request],
+) -> list[tuple[Query, int, int]]:
+    """Of each query how many answers are right, and of how many."""
+    found: list[tuple[Query, int, int]] = []
+    with work.steps.bar("answers without thinking: verified", len(queries)) as bar:
+        for start in range(0, len(queries), _VERIFIED_AT_A_TIME):
+            part = queries[start : start + _VERIFIED_AT_A_TIME]
+            answers = [answers_to(direct, work.log, request_of(query)) for query in part]
+            asked = [
+                (q.verifier, a.text) for q, own in zip(part, answers, strict=True) for a in own
+            ]
+            verdicts = iter(work.verifiers.judge(asked))
+            for query, own in zip(part, answers, strict=True):
+                right = sum(next(verdicts).score == 1 for _ in own)
+                found.append((query, right, len(own)))
+                bar.advance()
+    return found
+
+
+def _row(
+    work: Work, generator: AnyGenerator, sample: Sample, request_of: Callable[[Query], Request]
+) -> dict[str, Any]:
+    query = sample.query
+    answer = answers_to(generator, work.log, request_of(query))[sample.number]
+    row = {
+        "id": f"{query.id}/{sample.number}",
+        "source": query.source,
+        "domain": query.domain,
+        "mode": "thinking",
+        "messages": [*query.messages, message_of(answer, "thinking")],
+    }
+    return row | ({"tools": list(query.tools)} if query.tools else {})
+
+
+def failures_of(judge: Judge | None) -> dict[str, int]:
+    return dict(sorted(judge.failures.items())) if judge else {}

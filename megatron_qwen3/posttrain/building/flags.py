@@ -1,0 +1,159 @@
+"""Dialogs with `/think` and `/no_think`, made of answered queries: `fused(samples, settings)`.
+
+Each sample is a conversation and an answer in one mode. Its flag stands in the user's text or in a
+system message; some thinking samples have none, since thinking is what a model does unasked. Some
+samples become turns of one dialog: the modes change from turn to turn, turns that go on in the same
+mode may leave the flag out, and where several flags stand in a turn the last wins. Every turn is
+held to `chat.soft_switch` here.
+
+All of it is a function of the samples, the settings and the seed. Whether a sample stands alone and
+where its flag is are drawn for it alone, whatever else is in the set.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_qwen3.chat import soft_switch, thinks
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.generators import Answer
+
+Mode = Literal["thinking", "non-thinking"]  # as tokenized sets name them
+THINK_FLAG, NO_THINK_FLAG = "/think", "/no_think"
+
+
+@dataclass(frozen=True)
+class FlagSettings:
+    """Where flags stand, and how many dialogs have several turns."""
+
+    flagged_thinking: float = setting(
+        0.5, "share of thinking samples that have a flag", at_least=0, at_most=1
+    )
+    system_flags: float = setting(
+        0.15, "share of flags that stand in a system message", at_least=0, at_most=1
+    )
+    joined: float = setting(
+        0.2, "share of samples that become turns of dialogs of several", at_least=0, at_most=1
+    )
+    most_turns: int = setting(4, "queries of such a dialog", at_least=2)
+    several_flags: float = setting(
+        0.2,
+        "share of flagged turns with other flags before the one that counts",
+        at_least=0,
+        at_most=1,
+    )
+    seed: int = setting(0, "of all that is drawn", at_least=0)
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A query and its `number`-th answer in a mode; `answer()` reads it from where it is kept."""
+
+    query: Query
+    mode: Mode
+    answer: Callable[[], Answer]
+    number: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.query.id}/{self.mode}/{self.number}"
+
+
+def fused(samples: Sequence[Answered], settings: FlagSettings) -> Iterator[dict[str, Any]]:
+    """Rows of dialogs: every sample once, in an order of its own."""
+    order = sorted(samples, key=lambda sample: _draws(settings, sample.key, "order").random())
+    can_join = [s for s in order if _joins(s, settings)]
+    alone = [s for s in order if not _joins(s, settings)]
+    for sample in alone:
+        yield _dialog([sample], settings)
+    while can_join:
+        size = _draws(settings, can_join[0].key, "turns").randint(2, settings.most_turns)
+        yield _dialog(can_join[:size], settings)
+        can_join = can_join[size:]
+
+
+def _joins(sample: Answered, settings: FlagSettings) -> bool:
+    """Whether a sample may be a turn among others: one user's message and nothing around it."""
+    is_simple = len(sample.query.messages) == 1 and not sample.query.tools
+    return is_simple and _draws(settings, sample.key, "joined").random() < settings.joined
+
+
+def _dialog(samples: Sequence[Answered], settings: FlagSettings) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    for sample in samples:
+        random_of_it = _draws(settings, sample.key, "flags")
+        messages += [dict(message) for message in sample.query.messages]
+        _flag(messages, sample.mode, random_of_it, settings)
+        assert thinks(messages) == (sample.mode == "thinking"), sample.key
+        messages.append(message_of(sample.answer(), sample.mode))
+    last = samples[-1]
+    row = {
+        "id": "+".join(sample.key for sample in samples),
+        "source": last.query.source,
+        "domain": last.query.domain,
+        "messages": messages,
+    }
+    if len({sample.mode for sample in samples}) == 1:  # else each turn has its own
+        row["mode"] = last.mode
+    if last.query.tools:
+        row["tools"] = list(last.query.tools)
+    return row
+
+
+def message_of(answer: Answer, mode: Mode) -> dict[str, Any]:
+    """The assistant's message, thinking and answer apart; no thinking is "", which is rendered as
+    the empty think block that the model has to write."""
+    thinking = answer.thinking if mode == "thinking" else ""
+    return {"role": "assistant", "reasoning_content": thinking, "content": answer.content}
+
+
+def _flag(
+    messages: list[dict[str, Any]], mode: Mode, draws: random.Random, settings: FlagSettings
+) -> None:
+    """Put flags into the last user's message, or before all into the system's, as the mode needs.
+
+    A flag may be left out where what is in force already gives the mode: nothing said, or the last
+    flag of an earlier turn.
+    """
+    flag = THINK_FLAG if mode == "thinking" else NO_THINK_FLAG
+    in_force = thinks(messages) == (mode == "thinking")
+    is_flagged, in_system, several = (draws.random() for _ in range(3))
+    if in_force and is_flagged >= settings.flagged_thinking:
+        return
+    is_first = not any(message["role"] == "assistant" for message in messages)
+    if is_first and in_system < settings.system_flags:
+        _flag_system(messages, flag)
+        return
+    user = messages[-1]
+    if several < settings.several_flags:
+        user["content"] = _with(user["content"], draws.choice((THINK_FLAG, NO_THINK_FLAG)), draws)
+    user["content"] = f"{user['content']}{draws.choice((' ', chr(10)))}{flag}"
+
+
+def _flag_system(messages: list[dict[str, Any]], flag: str) -> None:
+    if messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": flag})
+    else:
+        messages[0]["content"] = f"{messages[0]['content']}\n{flag}".lstrip("\n")
+
+
+def _with(text: str, flag: str, draws: random.Random) -> str:
+    """A flag that another one overrules, before the text or after it."""
+    return f"{flag} {text}" if draws.random() < 0.5 else f"{text} {flag}"
+
+
+def has_flag(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a query says itself how it is to be answered."""
+    return soft_switch(messages) is not None
+
+
+def _draws(settings: FlagSettings, key: str, what: str) -> random.Random:
+    return random.Random(f"{settings.seed}/{what}/{key}")

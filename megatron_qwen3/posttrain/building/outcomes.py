@@ -1,0 +1,113 @@
+"""What became of queries and answers, and why: counted, written down, with examples.
+
+    outcomes = Outcomes()
+    outcomes.drop("query", query, "several questions", {"questions": 2})
+    outcomes.drop("answer", query, "wrong answer", numbers, text)
+    outcomes.keep("answer", query, numbers)
+    outcomes.table()                    # rows for people
+    outcomes.content()                  # for report.json
+
+Nothing here trusts the texts: they are cut to a length, and shown or written by who can escape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from megatron_qwen3.posttrain.building.queries import Query
+
+Level = Literal["query", "answer"]
+Numbers = Mapping[str, float]
+KEPT = "kept"
+_EXAMPLES = 3  # of each reason
+_EXAMPLE_CHARACTERS = 1200
+
+
+class Outcomes:
+    """Counts by level, reason and domain; `dropped`: a row for each thing that was left out."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.examples: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        self.dropped: list[dict[str, Any]] = []
+        self.numbers: dict[str, list[float]] = defaultdict(list)
+
+    def drop(
+        self,
+        level: Level,
+        query: Query,
+        reason: str,
+        numbers: Numbers | None = None,
+        text: str = "",
+        detail: str = "",
+    ) -> None:
+        """One that is left out for a reason, of few; detail: more of it, of this one alone."""
+        self._count(level, query, reason, numbers)
+        row = {
+            "level": level,
+            "id": query.id,
+            "place": query.place,
+            "domain": query.domain,
+            "reason": reason,
+            "detail": detail,
+            "numbers": dict(numbers or {}),
+        }
+        self.dropped.append(row)
+        examples = self.examples[level, reason]
+        if len(examples) < _EXAMPLES:
+            examples.append(row | {"query": _excerpt(query.text), "answer": _excerpt(text)})
+
+    def keep(self, level: Level, query: Query, numbers: Numbers | None = None) -> None:
+        self._count(level, query, KEPT, numbers)
+
+    def total(self, level: Level) -> int:
+        return sum(count for (of, _, _), count in self.counts.items() if of == level)
+
+    def reasons(self, level: Level) -> Counter[str]:
+        """How many of a level had each reason, KEPT among them."""
+        found: Counter[str] = Counter()
+        for (of, reason, _), count in self.counts.items():
+            if of == level:
+                found[reason] += count
+        return found
+
+    def table(self) -> list[list[str]]:
+        """What became of queries and of answers, most first, below the names of columns."""
+        rows = [["what", "reason", "count", "share"]]
+        for level in ("query", "answer"):
+            total = self.total(level)
+            for reason, count in sorted(self.reasons(level).items(), key=lambda r: (-r[1], r[0])):
+                rows.append([level, reason, f"{count:,}", f"{count / total:.1%}"])
+        return rows
+
+    def content(self) -> dict[str, Any]:
+        """All counts and examples, in an order of their own."""
+        examples: list[dict[str, Any]] = []
+        for level, reason in sorted(self.examples):
+            examples += self.examples[level, reason]
+        return {
+            "counts": [[*key, count] for key, count in sorted(self.counts.items())],
+            "numbers": {name: _summary(self.numbers[name]) for name in sorted(self.numbers)},
+            "examples": examples,
+        }
+
+    def _count(self, level: Level, query: Query, reason: str, numbers: Numbers | None) -> None:
+        self.counts[level, reason, query.domain] += 1
+        for name, value in (numbers or {}).items():
+            self.numbers[f"{level}: {name}"].append(float(value))
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    places = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
+    found = {name: ordered[round(p * (len(ordered) - 1))] for name, p in places.items()}
+    return {"count": len(ordered), **{name: round(value, 4) for name, value in found.items()}}
+
+
+def _excerpt(text: str) -> str:
+    if len(text) <= _EXAMPLE_CHARACTERS:
+        return text
+    half = _EXAMPLE_CHARACTERS // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters …\n{text[-half:]}"

@@ -1,0 +1,140 @@
+"""What a build works with, and the folder that it leaves: `with Work(out, …) as work`.
+
+    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py
+    OUT/report.json, .html  what was dropped and why, with pictures in OUT/report
+    OUT/dropped.jsonl       each query and answer that was left out, with its numbers
+    OUT/problems.jsonl      lines of the input that could not be read
+    OUT/answers.jsonl       all answers, which the same command goes on from
+
+The first four are functions of the queries, the settings and the answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from megatron_qwen3.chat import SOFT_SWITCH
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.answer_rules import AnswerRules
+from megatron_qwen3.posttrain.building.checking import Checker, Judges
+from megatron_qwen3.posttrain.building.outcomes import Outcomes
+from megatron_qwen3.posttrain.building.queries import Problem, Query
+from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.storage.whole import write_whole
+
+DIALOGS, REPORT, PAGE = "dialogs.jsonl", "report.json", "report.html"
+DROPPED, PROBLEMS, ANSWERS, LOCK = "dropped.jsonl", "problems.jsonl", "answers.jsonl", "lock"
+_PROBLEMS_REPORTED = 10
+
+
+@dataclass
+class Work:
+    """To be entered; the folder is there already, and owned by this run."""
+
+    out: Path
+    verifiers: Judges
+    rules: AnswerRules
+    steps: Steps = field(default_factory=Steps)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+    def __post_init__(self) -> None:
+        self.log = AnswerLog(self.out / ANSWERS)
+        self.checker = Checker(self.verifiers)
+
+    def __enter__(self) -> Self:
+        self.log.__enter__()
+        if self.log.damaged:
+            self.steps.say(f"{self.log.path}: {self.log.damaged:,} damaged lines are asked again")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.__exit__(None, None, None)
+
+    def drop_query(self, query: Query, reason: str, detail: str = "", **numbers: float) -> None:
+        self.outcomes.drop("query", query, reason, numbers, detail=detail)
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """JSON lines, whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for row in rows)
+    write_whole(path, lines)
+
+
+def write_result(
+    work: Work,
+    rows: Iterable[dict[str, Any]],
+    problems: Sequence[Problem],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """All files but the page; the content of report.json, which is written last."""
+    found = Summary()
+    write_lines(work.out / DIALOGS, map(found.add, rows))
+    write_lines(work.out / DROPPED, work.outcomes.dropped)
+    write_lines(work.out / PROBLEMS, (problem._asdict() for problem in problems))
+    content = {
+        "version": 1,
+        **about,
+        **work.outcomes.content(),
+        "problems": dict(sorted(Counter(problem.kind for problem in problems).items())),
+        "first_problems": [problem._asdict() for problem in problems[:_PROBLEMS_REPORTED]],
+        "dialogs": found.content(),
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_whole(work.out / REPORT, [text.encode("utf-8", "replace"), b"\n"])
+    return content
+
+
+class Summary:
+    """Numbers of dialogs: how many by mode, domain, source and flags, and how long they are.
+
+    Lengths are characters of thinking and of answers, of each assistant's turn, by powers of two.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._by: dict[str, Counter[str]] = {n: Counter() for n in ("mode", "domain", "source")}
+        self._by["flags"] = Counter()
+        self._lengths: dict[str, Counter[int]] = {"thinking": Counter(), "answer": Counter()}
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Count a row, and give it back."""
+        self.count += 1
+        self._by["mode"][row.get("mode", "mixed")] += 1
+        self._by["domain"][row.get("domain") or "none"] += 1
+        self._by["source"][row["source"]] += 1
+        self._by["flags"][_flags(row["messages"])] += 1
+        for message in row["messages"]:
+            if message["role"] == "assistant":
+                self._lengths["thinking"][_low(message.get("reasoning_content"))] += 1
+                self._lengths["answer"][_low(message.get("content"))] += 1
+        return row
+
+    def content(self) -> dict[str, Any]:
+        """lengths: the lower bound of a range, up to twice that, and how many lie in it."""
+        return {
+            "count": self.count,
+            "turns": self._lengths["answer"].total(),
+            "by": {name: dict(sorted(found.items())) for name, found in self._by.items()},
+            "lengths": {name: sorted(found.items()) for name, found in self._lengths.items()},
+        }
+
+
+def _low(text: str | None) -> int:
+    return 1 << (len(text).bit_length() - 1) if text else 0
+
+
+def _flags(messages: Sequence[dict[str, Any]]) -> str:
+    """Which flags a dialog has: "/no_think", "both", "in system", "none"."""
+    texts = {
+        role: "\n".join(m["content"] for m in messages if m["role"] == role and m.get("content"))
+        for role in ("system", "user")
+    }
+    found = set(SOFT_SWITCH.findall("\n".join(texts.values())))
+    if SOFT_SWITCH.search(texts["system"]):
+        return "in system"
+    return "none" if not found else "both" if len(found) > 1 else found.pop()

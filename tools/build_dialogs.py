@@ -1,0 +1,9 @@
+"""Dialogs from queries: python tools/build_dialogs.py --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+from megatron_qwen3.cli.commands import run
+
+run("build-dialogs", __name__)
