@@ -40,7 +40,11 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
-from megatron_qwen3.posttrain.building.candidates import NOT_ANSWERED, DrawSettings
+from megatron_qwen3.posttrain.building.candidates import (
+    NOT_ANSWERED,
+    VERIFIER_FAILED,
+    DrawSettings,
+)
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
 from megatron_qwen3.posttrain.building.flags import FlagSettings
 from megatron_qwen3.posttrain.building.judges import Judge
@@ -111,14 +115,15 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     given = _parser(prog).parse_args(arguments)
     try:
         with ended_by_signals():
-            return run(given)
+            status: int = given.run(given)
+            return status
     except ConfigError as error:
         launcher.tell(f"error: {error}")
     except KeyboardInterrupt as stop:
         print("stopped; the same command goes on", file=sys.stderr)
         return stop.exit_status if isinstance(stop, Stopped) else 130
     except OSError as error:
-        launcher.tell(f"error: {given.out}: {error}; the same command goes on")
+        launcher.tell(f"error: {error}; when that is mended, the same command goes on")
     return 2
 
 
@@ -157,6 +162,8 @@ def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> 
         console().print(table)
     if not content["dialogs"]["count"]:
         raise ConfigError(f"{given.out}: not one dialog was made; {REPORT} says why")
+    if failed := job.work.outcomes.reasons("answer")[VERIFIER_FAILED]:
+        print(f"note: {failed:,} answers could not be verified", file=sys.stderr)
     if unanswered := job.work.outcomes.reasons("query")[NOT_ANSWERED]:
         told = f"note: {unanswered:,} queries have no answer; the same command asks them again"
         print(shown(told), file=sys.stderr)
@@ -272,6 +279,7 @@ def _parser(prog: str | None) -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="build")
     for name, build in BUILDS.items():
         command = commands.add_parser(name, help=build.purpose, description=__doc__)
+        command.set_defaults(run=run)
         add = command.add_argument
         add("--queries", nargs="+", type=Path, required=True, metavar="JSONL")
         if name == "fusion":

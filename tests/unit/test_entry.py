@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from megatron_qwen3 import train
-from megatron_qwen3.cli import clean_corpus, inspect_shards, mix_curriculum, scaling_study
+from megatron_qwen3.cli import (
+    build_dialogs,
+    clean_corpus,
+    inspect_shards,
+    mix_curriculum,
+    scaling_study,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -156,6 +162,7 @@ COMMANDS = [
     *((clean_corpus, name) for name in ("run", "show")),
     *((inspect_shards, name) for name in ("table", "show", "verify")),
     *((mix_curriculum, name) for name in ("mix", "show", "locate")),
+    *((build_dialogs, name) for name in ("cold-start", "fusion", "distill")),
 ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
@@ -24,7 +25,7 @@ from megatron_qwen3.posttrain.building.work import Work
 from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
 
 _AT_A_TIME = 64  # queries whose answers are verified together
-NOT_ANSWERED = "not answered"
+NOT_ANSWERED, VERIFIER_FAILED = "not answered", "verifier failed"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,17 @@ class DrawSettings:
     samples: int = setting(8, "answers to each query", at_least=1)
     max_tokens: int = setting(32768, "tokens of an answer, thinking included", at_least=1)
     temperature: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1)
-    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_most=1)
+    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1, at_most=1)
     top_k: int = setting(-1, "-1: Qwen3's, or the endpoint's own", at_least=-1)
     draw_seed: int = setting(0, "of the answers", at_least=0)
 
     def __post_init__(self) -> None:
         options.check(self)
+        Request((), samples=self.samples, max_tokens=self.max_tokens, **self._given())
+
+    def _given(self) -> dict[str, Any]:
+        said = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        return {name: value for name, value in said.items() if value != -1}
 
     def seed_of(self, query: Query) -> int:
         """Of each query its own, so that no two are drawn with the same luck."""
@@ -48,7 +54,6 @@ class DrawSettings:
 
     def request(self, query: Query, samples: int, thinks: bool) -> Request:
         """What a query's answers are asked for with."""
-        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         return Request(
             query.messages,
             query.tools or None,
@@ -56,7 +61,7 @@ class DrawSettings:
             enable_thinking=thinks,
             max_tokens=self.max_tokens,
             seed=self.seed_of(query),
-            **{name: value for name, value in given.items() if value >= 0},
+            **self._given(),
         )
 
 
@@ -149,7 +154,7 @@ def drop_answer(
     )
 
 
-_WEIGHTIEST = ("wrong answer", "verifier failed")
+_WEIGHTIEST = ("wrong answer", VERIFIER_FAILED)
 
 
 def _first(faults: Sequence[Fault]) -> str:
@@ -164,7 +169,7 @@ def _verdict_faults(verdict: Checked | None) -> list[Fault]:
     if verdict is None:
         return []
     if verdict.score is None:
-        return [("verifier failed", verdict.reason)]
+        return [(VERIFIER_FAILED, verdict.reason)]
     if verdict.score < 1:
         return [("wrong answer", verdict.reason)]
     if verdict.agrees is False:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.passages import Passages
 from megatron_qwen3.fields import setting
@@ -118,35 +118,46 @@ def _needing_thought(
 
     there = answered(work, direct, queries, request, "answers without thinking")
     kept = []
-    for query, solved, tries in _solved(work, direct, there, request):
-        if solved:
-            work.drop_query(query, "solved without thinking", "", solved=solved, tries=tries)
+    for query, tries in _tried(work, direct, there, request):
+        if tries.right:
+            numbers = {"solved": tries.right, "tries": tries.answers}
+            work.drop_query(query, "solved without thinking", "", **numbers)
         else:
             kept.append(query)
     return kept
 
 
-def _solved(
+class _Tries(NamedTuple):
+    """Of one query's answers without thinking: how many, how many right."""
+
+    answers: int
+    right: int
+
+
+def _tried(
     work: Work,
     direct: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
-) -> list[tuple[Query, int, int]]:
-    """Of each query how many answers are right, and of how many."""
-    found: list[tuple[Query, int, int]] = []
+) -> Iterator[tuple[Query, _Tries]]:
+    thought = failed = 0
     with work.steps.bar("answers without thinking: verified", len(queries)) as bar:
         for start in range(0, len(queries), _VERIFIED_AT_A_TIME):
             part = queries[start : start + _VERIFIED_AT_A_TIME]
-            answers = [answers_to(direct, work.log, request_of(query)) for query in part]
-            asked = [
-                (q.verifier, a.text) for q, own in zip(part, answers, strict=True) for a in own
-            ]
+            both = [(query, answers_to(direct, work.log, request_of(query))) for query in part]
+            asked = [(query.verifier, answer.text) for query, own in both for answer in own]
             verdicts = iter(work.verifiers.judge(asked))
-            for query, own in zip(part, answers, strict=True):
-                right = sum(next(verdicts).score == 1 for _ in own)
-                found.append((query, right, len(own)))
+            for query, own in both:
+                scores = [(next(verdicts).score, answer.thinking.strip()) for answer in own]
+                # A model may think although it is asked not to: that solves nothing without.
+                yield query, _Tries(len(own), sum(s == 1 and not t for s, t in scores))
+                thought += sum(bool(thinking) for _, thinking in scores)
+                failed += sum(score is None for score, _ in scores)
                 bar.advance()
-    return found
+    if thought:
+        work.steps.say(f"note: {thought:,} answers have thinking although none was asked for")
+    if failed:
+        work.steps.say(f"note: {failed:,} answers without thinking could not be verified")
 
 
 def _row(

@@ -82,6 +82,11 @@ def build(
     counts = {"thinking": len(thought), "plain": len(answered)}
     answered = _shared(answered, shares_of(of_fusion.plain_shares), of_flags.seed)
     thought, answered = _in_ratio(thought, answered, of_fusion.thinking_share, of_flags.seed)
+    if not (thought and answered) and of_fusion.thinking_share < 1:
+        work.steps.say(
+            f"note: {counts['thinking']:,} answers with thinking and {counts['plain']:,} without "
+            f"it passed, so thinking_share = {of_fusion.thinking_share:g} leaves none"
+        )
     about = {
         "there were": counts,
         "taken": {"thinking": len(thought), "plain": len(answered)},

@@ -12,8 +12,10 @@ Nothing here trusts the texts: they are cut to a length, and shown or written by
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from megatron_qwen3.posttrain.building.queries import Query
@@ -26,13 +28,13 @@ _EXAMPLE_CHARACTERS = 1200
 
 
 class Outcomes:
-    """Counts by level, reason and domain; `dropped`: a row for each thing that was left out."""
+    """Counts by level, reason and domain; `dropped`: a line for each thing that was left out."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.examples: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        self.dropped: list[dict[str, Any]] = []
-        self.numbers: dict[str, list[float]] = defaultdict(list)
+        self.dropped: list[bytes] = []
+        self.numbers: dict[str, array[float]] = defaultdict(lambda: array("d"))
 
     def drop(
         self,
@@ -54,7 +56,7 @@ class Outcomes:
             "detail": detail,
             "numbers": dict(numbers or {}),
         }
-        self.dropped.append(row)
+        self.dropped.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         examples = self.examples[level, reason]
         if len(examples) < _EXAMPLES:
             examples.append(row | {"query": _excerpt(query.text), "answer": _excerpt(text)})
@@ -99,7 +101,7 @@ class Outcomes:
             self.numbers[f"{level}: {name}"].append(float(value))
 
 
-def _summary(values: list[float]) -> dict[str, float]:
+def _summary(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     places = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
     found = {name: ordered[round(p * (len(ordered) - 1))] for name, p in places.items()}

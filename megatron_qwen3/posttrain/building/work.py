@@ -74,7 +74,7 @@ def write_result(
     """All files but the page; the content of report.json, which is written last."""
     found = Summary()
     write_lines(work.out / DIALOGS, map(found.add, rows))
-    write_lines(work.out / DROPPED, work.outcomes.dropped)
+    write_whole(work.out / DROPPED, work.outcomes.dropped)
     write_lines(work.out / PROBLEMS, (problem._asdict() for problem in problems))
     content = {
         "version": 1,
