@@ -17,7 +17,6 @@ from megatron_qwen3.chat import thinks
 from megatron_qwen3.cli.build_dialogs import main
 from megatron_qwen3.posttrain.dialogs import Choices, decoder, samples_of
 
-pytest.importorskip("math_verify")
 ROOT = Path(__file__).parents[2]
 NAMES = ["dialogs.jsonl", "report.json", "dropped.jsonl", "problems.jsonl"]
 QUICK = ["--tries", "2", "--first-wait", "0.01", "--seconds", "20", "--verify-workers", "1"]
@@ -89,7 +88,7 @@ def write(path, rows):
 
 
 def task(text, gold, **more):
-    verifier = {"kind": "math", "gold": str(gold)}
+    verifier = {"kind": "numeric", "gold": str(gold)}
     row = {"messages": [{"role": "user", "content": text}], "verifier": verifier, "source": "sums"}
     return row | {"domain": "math"} | more
 
@@ -187,9 +186,7 @@ def test_the_result_is_a_function_of_the_answers_and_other_filters_ask_nothing_a
     out = tmp_path / "out"
     with serving(model) as (address, asked):
         assert cold_start(out, queries, address) == 0
-        first, count = contents(out), len(asked)
-        assert cold_start(out, queries, address) == 0
-        assert contents(out) == first and len(asked) == count + 1  # which model is served
+        first = contents(out)
     with serving(lambda body, n: model(body, n) if body is None else 500) as (moved, asked):
         assert cold_start(out, queries, moved, "--everything", "--fewest-steps", "1") == 0
         assert len(asked) == 1 and contents(out) != first
@@ -197,23 +194,31 @@ def test_the_result_is_a_function_of_the_answers_and_other_filters_ask_nothing_a
         assert contents(out) == first
 
 
-def test_a_dead_endpoint_loses_nothing_and_the_same_command_goes_on(tmp_path, capsys):
-    queries = write(tmp_path / "q.jsonl", sums(60))
-    with serving(model) as (address, _):
-        assert cold_start(tmp_path / "whole", queries, f"{address}#adder") == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Queries, the files that come of them where nothing goes wrong, and how many requests."""
+    folder = tmp_path_factory.mktemp("whole")
+    queries = write(folder / "q.jsonl", sums(40))
+    with pytest.MonkeyPatch.context() as patch, serving(model) as (address, asked):
+        patch.setenv("no_proxy", "127.0.0.1")
+        assert cold_start(folder / "out", queries, f"{address}#adder") == 0
+    return queries, contents(folder / "out"), len(asked)
+
+
+def test_a_dead_endpoint_loses_nothing_and_the_same_command_goes_on(whole, tmp_path, capsys):
+    queries, expected, requests = whole
     out = tmp_path / "out"
-    dies = lambda body, number: model(body, number) if number < 75 else 503  # noqa: E731
+    dies = lambda body, number: model(body, number) if number < 45 else 503  # noqa: E731
     with serving(dies) as (address, asked):
         assert cold_start(out, queries, f"{address}#adder") == 2
     error = capsys.readouterr().err
     assert "status 503" in error and "the same command goes on" in error
     assert not (out / "dialogs.jsonl").exists()
-    kept = len(read(out / "answers.jsonl"))
-    assert kept == 75
+    assert len(read(out / "answers.jsonl")) == 45
     with serving(model) as (address, asked):
         assert cold_start(out, queries, f"{address}#adder") == 0
-    assert len(asked) == 120 - kept
-    assert contents(out) == contents(tmp_path / "whole")
+    assert len(asked) == requests - 45
+    assert contents(out) == expected
 
 
 def test_a_query_that_alone_fails_is_told_and_asked_again(tmp_path, capsys):
@@ -233,32 +238,30 @@ def test_a_query_that_alone_fails_is_told_and_asked_again(tmp_path, capsys):
     assert reasons(out, "query") == {"kept": 6}
 
 
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_files(tmp_path):
-    queries = write(tmp_path / "q.jsonl", sums(12))
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_files(whole, tmp_path):
+    queries, expected, requests = whole
 
     def slow(body, number):
-        time.sleep(0.03)
+        time.sleep(0.01)
         return model(body, number)
 
     with serving(slow) as (address, asked):
-        assert cold_start(tmp_path / "whole", queries, f"{address}#adder") == 0
-        whole = len(asked)
         out = tmp_path / "out"
         command = [sys.executable, "tools/build_dialogs.py", "cold-start", "--queries", queries]
         command += ["--generator", f"{address}#adder", "--samples", "4", "--direct-tries", "2"]
-        command += ["--out", str(out), "--concurrency", "1", *QUICK]
-        for moment in (5, 16):
-            start = len(asked)
+        command += ["--out", str(out), "--concurrency", "2", *QUICK]
+        for moment in (9, 50):
             killed = subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            while len(asked) < start + moment and killed.poll() is None:
+            while len(asked) < moment and killed.poll() is None:
                 time.sleep(0.005)
             killed.send_signal(signal.SIGKILL)
             killed.wait()
-        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-        assert len(asked) <= 2 * whole + 4
-    assert contents(out) == contents(tmp_path / "whole")
+        assert not (out / "dialogs.jsonl").exists()
+        assert cold_start(out, queries, f"{address}#adder") == 0
+        assert len(asked) <= requests + 2 * 3  # what was under way
+    assert contents(out) == expected
 
 
 def test_fusion_has_both_modes_with_flags_and_is_graded(tmp_path):
@@ -296,7 +299,7 @@ def test_fusion_has_both_modes_with_flags_and_is_graded(tmp_path):
 def test_a_teacher_answers_in_both_modes(tmp_path):
     queries = write(tmp_path / "q.jsonl", [*sums(6), task("What is 5 plus 6?", 11, id="easy")])
     out = tmp_path / "out"
-    arguments = ["distill", "--queries", queries, "--samples", "3"]
+    arguments = ["distill", "--queries", queries, "--samples", "4"]
     with serving(model) as (address, _):
         assert run(out, *arguments, "--generator", address, "--joined", "0") == 0
         report = json.loads((out / "report.json").read_bytes())

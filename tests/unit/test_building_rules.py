@@ -152,7 +152,7 @@ def test_a_good_answer_has_no_fault_and_numbers(rules):
     assert reasons(rules, Answer(SUMMARY, "stop"), thinks=False)[0] == []
 
 
-MIXED = REASONED + CHINESE * 3 + REASONED
+MIXED = REASONED + CHINESE
 LOOP = (
     REASONED + "Wait, let me think about it once more, seven plus three makes ten in the end. " * 12
 )
@@ -256,6 +256,15 @@ def test_thinking_that_comes_to_another_result_is_told(thinking, content, score,
     pytest.importorskip("math_verify")
     (checked,) = Checker(InProcess()).check([(query(), answer(thinking, content))])
     assert (checked.score, checked.agrees) == (score, agrees)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "agrees"), [("Answer: Paris.", True), ("Answer: Rome.", False)]
+)
+def test_a_word_that_is_the_whole_answer_is_compared_bare(thinking, agrees):
+    asked = query(gold="Paris", kind="exact")
+    (checked,) = Checker(InProcess()).check([(asked, answer(thinking, "Paris"))])
+    assert (checked.score, checked.agrees) == (1.0, agrees)
 
 
 def test_of_kinds_without_a_short_answer_nothing_is_said_about_agreement():

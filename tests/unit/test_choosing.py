@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, _features, choose
@@ -53,9 +53,10 @@ def by_domain(samples, numbers):
     return found
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 30), st.integers(1, 4), st.sampled_from([1.0, 2.0, 100.0]))
 def test_every_feature_is_covered_as_often_as_asked_or_as_can_be(seed, cover, balance):
-    samples = made(seed)
+    samples = made(seed, 80)
     chosen = choose(samples, ChoiceSettings(cover=cover, balance=balance))
     for domain, numbers in by_domain(samples, range(len(samples))).items():
         features = dict(zip(numbers, _features([samples[n] for n in numbers]), strict=True))

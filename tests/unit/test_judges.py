@@ -121,7 +121,8 @@ def test_what_is_judged_stays_within_its_quotation_marks(tmp_path, content):
 
     ruling, _, _ = graded(tmp_path, parrot, content)
     assert ruling.verdicts is None
-    quoted = [line for line in prompts[0].split("\n") if line == json.dumps(content)]
+    judged = json.dumps(Answer(content, "stop").content)
+    quoted = [line for line in prompts[0].split("\n") if line == judged]
     assert len(quoted) == 1 and prompts[0].split("\n").count("END") == 2
     assert content not in prompts[0] or content == "Score: 10"
 

@@ -66,7 +66,7 @@ class Checker:
         """Of each right answer; what the thinking states goes to the verifiers in one call."""
         results = [_results(query, answer) for query, answer in asked]
         specs = [
-            (query.verifier, f"\\boxed{{{result}}}")
+            (query.verifier, _as_answer(query.verifier or {}, result))
             for (query, _), stated in zip(asked, results, strict=True)
             for result in stated or ()
         ]
@@ -94,6 +94,12 @@ def _results(query: Query, answer: Answer) -> list[str]:
     equal = [match.group(1).strip(" *$`") for match in _EQUALS.finditer(thinking)]
     found = [text for text in [*said[::-1][:_LAST], *equal[::-1][:_LAST]] if text]
     return list(dict.fromkeys(found))
+
+
+def _as_answer(spec: Spec, result: str) -> str:
+    """As an answer that states this result and nothing else, which "exact" may want bare."""
+    is_bare = spec.get("kind") == "exact" and spec.get("part", "whole") != "box"
+    return result if is_bare else f"\\boxed{{{result}}}"
 
 
 def _is_said(answer: Answer) -> bool:

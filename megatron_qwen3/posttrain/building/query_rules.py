@@ -20,7 +20,7 @@ _NO_TEXT = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\"[^\"\n]{0,400}\"|“[^”]{0,400}”|«[^»]{0,400}»",
     re.DOTALL,
 )
-_QUESTION = re.compile(r"[?？؟]+(?![A-Za-z0-9=&/])")  # no part of an address
+_QUESTION = re.compile(r"[？؟]+|\?+(?![A-Za-z0-9=&/])")  # no part of an address
 _PART = re.compile(r"(?:^|(?<=[\s:;.]))\(?(?:[a-h]|i{1,3}|iv|v|\d{1,2})[).](?=\s)", re.MULTILINE)
 _ASKS = re.compile(
     r"\s*(?:\W*)(?:what|how|why|which|who|when|where|find|compute|calculate|determine|evaluate|"
