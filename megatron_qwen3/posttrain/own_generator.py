@@ -53,6 +53,7 @@ class OwnGenerator:
         self.notes: list[str] = []
         self.leads = launcher.rank() == 0
         self._rows, self._source = local.rows, Source(path)
+        self._is_under_way = False  # a task that all ranks are at
         self.label = str(self._source.path)  # of a run its checkpoint: a later one is another model
         world_size = launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
@@ -82,8 +83,8 @@ class OwnGenerator:
     ) -> None:
         from megatron_qwen3.parallel import runtime
 
-        if self.leads and kind is None:
-            self._tell(None)
+        if self.leads and not self._is_under_way:
+            self._tell(None)  # the others wait for the next task, and not within one
         runtime.stop()
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
@@ -132,8 +133,11 @@ class OwnGenerator:
             samples,
             budget,
         )
+        self._is_under_way = True
         self._tell(task)
-        answers = [self._answer(completion) for completion in self._complete(task)]
+        completions = self._complete(task)
+        self._is_under_way = False
+        answers = [self._answer(completion) for completion in completions]
         for place, (number, _, _) in enumerate(batch):
             yield number, answers[place * samples : (place + 1) * samples]
 

@@ -1,5 +1,6 @@
 """A model of ours as a generator, on real ranks: what it answers, in which layout it may be."""
 
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from ranks import run_ranks
 
 from data_prep import tokenizer as tokenizers
 from megatron_qwen3.chat import ChatTokenizer
+from megatron_qwen3.cli import build_dialogs
 from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.load import Source, stop_ids
 from megatron_qwen3.generate.thinking import CUT_TEXT
@@ -115,3 +117,16 @@ def test_a_budget_ends_the_thinking(on_one_rank):
     assert after
     for text in after:  # the limit of tokens may cut it
         assert text.startswith(CUT_TEXT) or CUT_TEXT.startswith(text)
+
+
+def test_a_model_of_ours_on_several_ranks_answers_for_the_command_line(folder, tmp_path):
+    """Random weights say nothing worth keeping: what counts is that both ranks come to the end."""
+    queries = tmp_path / "q.jsonl"
+    queries.write_text(json.dumps({"messages": ASKED}) + "\n")
+    arguments = ["distill", "--queries", queries, "--generator", folder, "--out", tmp_path / "out"]
+    arguments += ["--samples", 3, "--max-tokens", 8, "--local", "parallel.tensor=2"]
+    statuses = run_ranks(build_dialogs.main, 2, [str(word) for word in arguments])
+    assert statuses == [2, 0]  # not one dialog
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["answers"]) for line in lines] == [3, 3]  # in both modes
+    assert (tmp_path / "out" / "report.html").exists()
