@@ -8,6 +8,7 @@
         --out data/fusion --thinking-share 0.5
     python tools/build_dialogs.py distill --queries tasks.jsonl \\
         --generator http://teacher:8000/v1 --out data/distill --modes both
+    python tools/build_dialogs.py teacher data/post/chat --teacher Qwen3-32B --top-k 64
 
 A query is a line of JSON with "messages", the last a user's, and maybe "id", "domain", "source",
 "verifier" (cold-start needs it: {"kind": "math", "gold": "42"}), "tools" and "checklist". Who
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple, TypeVar
 from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.passages import Passages
 from megatron_qwen3 import launcher
+from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
@@ -48,8 +50,9 @@ from megatron_qwen3.posttrain.building.candidates import (
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
 from megatron_qwen3.posttrain.building.flags import FlagSettings
 from megatron_qwen3.posttrain.building.judges import Judge
+from megatron_qwen3.posttrain.building.outcomes import LEVELS
 from megatron_qwen3.posttrain.building.queries import Problem, Query, read
-from megatron_qwen3.posttrain.building.work import LOCK, PAGE, REPORT, Work, write_result
+from megatron_qwen3.posttrain.building.work import LOCK, PAGE, Work, write_result
 from megatron_qwen3.posttrain.generators import AnyGenerator, Limits, Local, open_generator
 from megatron_qwen3.posttrain.verifiers import Verifiers
 from megatron_qwen3.shown import shown
@@ -134,6 +137,8 @@ def run(given: argparse.Namespace) -> int:
     tables: dict[type, Any] = {kind: options.taken(kind, given) for kind in kinds}
     passages = _passages(given)
     queries, problems = read(given.queries, given.on_error == "stop")
+    rules = AnswerRules(tables[AnswerSettings], passages)
+    rules.prepare()
     plain = getattr(given, "plain_queries", None)
     more, more_problems = read(plain, given.on_error == "stop") if plain else ([], [])
     with ExitStack() as stack:
@@ -144,7 +149,6 @@ def run(given: argparse.Namespace) -> int:
         stack.enter_context(owned(given.out, LOCK))
         verify = tables[VerifySettings]
         verifiers = Verifiers(verify.verify_workers, verify.verify_seconds)
-        rules = AnswerRules(tables[AnswerSettings], passages)
         work = Work(given.out, stack.enter_context(verifiers), rules)
         stack.enter_context(work)
         job = Job(work, tables, queries, more, opened, passages)
@@ -161,11 +165,12 @@ def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> 
     for table in pages.tables(content):
         console().print(table)
     if not content["dialogs"]["count"]:
-        raise ConfigError(f"{given.out}: not one dialog was made; {REPORT} says why")
+        why = job.work.outcomes.commonest()
+        raise ConfigError(f"{given.out}: not one dialog was made; {why}; {PAGE} says more")
     if failed := job.work.outcomes.reasons("answer")[VERIFIER_FAILED]:
         print(f"note: {failed:,} answers could not be verified", file=sys.stderr)
-    if unanswered := job.work.outcomes.reasons("query")[NOT_ANSWERED]:
-        told = f"note: {unanswered:,} queries have no answer; the same command asks them again"
+    if unanswered := sum(job.work.outcomes.reasons(level)[NOT_ANSWERED] for level in LEVELS):
+        told = f"note: {unanswered:,} queries lack answers; the same command asks them again"
         print(shown(told), file=sys.stderr)
     print(shown(f"{given.out / PAGE}: {content['dialogs']['count']:,} dialogs, and why not more"))
     return 0
@@ -299,4 +304,11 @@ def _parser(prog: str | None) -> Parser:
         add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
         for table, title in {**build.tables, **COMMON}.items():
             options.add(command, table, title)
+    teacher = commands.add_parser(
+        "teacher",
+        help="what a teacher thinks of each trained token of tokenized dialogs",
+        description=teacher_targets.__doc__,
+    )
+    teacher_targets.add_arguments(teacher)
+    teacher.set_defaults(run=teacher_targets.run)
     return parser

@@ -24,22 +24,22 @@ def add(parser: argparse.ArgumentParser, table: type, title: str) -> None:
     group = parser.add_argument_group(title)
     kinds = get_type_hints(table)
     for row in fields(table):
-        option, kind = f"--{row.name.replace('_', '-')}", kinds[row.name]
-        text = row.metadata["help"].replace("%", "%%")
+        kind, text = kinds[row.name], row.metadata["help"].replace("%", "%%")
         more: dict[str, Any] = {"default": row.default}
         if row.default is REQUIRED:
             more = {"required": True}
-        elif row.default not in ("", ()):
-            text += " (%(default)s)"
+        elif row.default not in ("", (), False):
+            text += f" ({_shown(row.default)})"
         if kind is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, help=text, **more)
+            more |= {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is tuple:
-            more |= {"nargs": "+", "type": get_args(kind)[0]}
-            group.add_argument(option, help=text, metavar=_metavar(row), **more)
+            of = get_args(kind)[0]
+            more |= {"nargs": "+", "type": of, "metavar": _metavar(row, of)}
         else:
-            more |= {"type": kind, "choices": row.metadata.get("choices")}
-            metavar = None if more["choices"] else _metavar(row)
-            group.add_argument(option, help=text, metavar=metavar, **more)
+            choices = row.metadata.get("choices")
+            more |= {"type": kind, "choices": choices}
+            more |= {} if choices else {"metavar": _metavar(row, kind)}
+        group.add_argument(f"--{row.name.replace('_', '-')}", help=text, **more)
 
 
 def taken(table: type[_Table], given: argparse.Namespace) -> _Table:
@@ -68,5 +68,11 @@ def _faults(settings: Any) -> Iterator[str]:
             yield f"{row.name} = {value}; valid: at most {rule['at_most']:g}"
 
 
-def _metavar(row: Any) -> str:
-    return str(row.metadata.get("metavar", "X"))
+def _metavar(row: Any, kind: type) -> str:
+    return str(row.metadata.get("metavar", {int: "N", float: "X"}.get(kind, "TEXT")))
+
+
+def _shown(default: Any) -> str:
+    """A default in the help, where a % would begin a field."""
+    text = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    return text.replace("%", "%%")

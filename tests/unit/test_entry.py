@@ -162,7 +162,7 @@ COMMANDS = [
     *((clean_corpus, name) for name in ("run", "show")),
     *((inspect_shards, name) for name in ("table", "show", "verify")),
     *((mix_curriculum, name) for name in ("mix", "show", "locate")),
-    *((build_dialogs, name) for name in ("cold-start", "fusion", "distill")),
+    *((build_dialogs, name) for name in ("cold-start", "fusion", "distill", "teacher")),
 ]
 
 

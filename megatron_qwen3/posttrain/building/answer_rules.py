@@ -50,7 +50,7 @@ class AnswerSettings:
         0.3, "share of an answer that may be passages that stood in it before", above=0
     )
     most_loops: int = setting(8, "times that one passage may stand in an answer", at_least=1)
-    fewest_steps: int = setting(24, "words of thinking below which nothing is derived", at_least=0)
+    fewest_steps: int = setting(12, "words of thinking below which nothing is derived", at_least=0)
     most_foreign: float = setting(
         0.1, "share of an answer's letters in another language or script", at_least=0, at_most=1
     )
@@ -81,7 +81,11 @@ class AnswerRules:
 
     @cached_property
     def _languages(self) -> LanguageUse:
-        return LanguageUse()  # loads the models of 220 languages
+        return LanguageUse()
+
+    def prepare(self) -> None:
+        """Load the models of languages. ConfigError where they are not installed."""
+        self._languages.of("the models of languages are loaded with the first text " * 4)
 
     def judge(self, query: Query, answer: Answer, thinks: bool = True) -> Judged:
         """thinks: whether the answer is to have thinking, or to have none."""

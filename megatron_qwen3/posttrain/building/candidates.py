@@ -1,7 +1,7 @@
 """Answers of a generator, drawn, judged and verified, query by query: rejection sampling.
 
-    passed = draw(work, generator, queries, request_of, "candidates")
-    for sample in passed: ...           # Passed(query, number, answer's lengths, pass rate)
+    passed = draw(work, generator, queries, request_of, "answers with thinking")
+    passed[0].query, passed[0].number, passed[0].pass_rate
 
 Every answer is counted in `work.outcomes` with its reason and its numbers, the first fault that it
 has; the others are in dropped.jsonl. Texts stay in the log: only numbers are in memory.
@@ -65,22 +65,17 @@ class DrawSettings:
         )
 
 
-def answered(
+def answers_there(
     work: Work,
     generator: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
     title: str,
-) -> list[Query]:
-    """The queries that have answers now; those without are dropped, for the generator's reason."""
-    failures = ask(generator, work.log, [request_of(q) for q in queries], work.steps, title)
-    there = []
-    for number, query in enumerate(queries):
-        if answers_to(generator, work.log, request_of(query)):
-            there.append(query)
-        else:
-            work.drop_query(query, NOT_ANSWERED, failures.get(number, ""))
-    return there
+) -> tuple[list[int], dict[int, str]]:
+    """How many answers each query has now, and of those with fewer than asked for the reason."""
+    requests = [request_of(query) for query in queries]
+    failures = ask(generator, work.log, requests, work.steps, title)
+    return [len(answers_to(generator, work.log, request)) for request in requests], failures
 
 
 def draw(
@@ -95,7 +90,10 @@ def draw(
 
     is_final: they are counted as kept; else the caller grades and counts them.
     """
-    there = answered(work, generator, queries, request_of, title)
+    counts, failures = answers_there(work, generator, queries, request_of, title)
+    for number, reason in sorted(failures.items()):
+        work.outcomes.drop("answer", queries[number], NOT_ANSWERED, detail=reason)
+    there = [query for query, count in zip(queries, counts, strict=True) if count]
     passed: list[Sample] = []
     with work.steps.bar(f"{title}: judged", len(there)) as bar:
         for start in range(0, len(there), _AT_A_TIME):

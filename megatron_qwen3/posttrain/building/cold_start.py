@@ -19,7 +19,13 @@ from data_prep.passages import Passages
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.asking import answers_to
-from megatron_qwen3.posttrain.building.candidates import DrawSettings, answered, draw, taken_of
+from megatron_qwen3.posttrain.building.candidates import (
+    NOT_ANSWERED,
+    DrawSettings,
+    answers_there,
+    draw,
+    taken_of,
+)
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, choose
 from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import message_of
@@ -116,7 +122,11 @@ def _needing_thought(
             seed=of_draws.seed_of(query),
         )
 
-    there = answered(work, direct, queries, request, "answers without thinking")
+    title = "answers without thinking"
+    counts, failures = answers_there(work, direct, queries, request, title)
+    there = [q for q, n in zip(queries, counts, strict=True) if n == settings.direct_tries]
+    for number in sorted(failures):
+        work.drop_query(queries[number], NOT_ANSWERED, failures[number])
     kept = []
     for query, tries in _tried(work, direct, there, request):
         if tries.right:

@@ -225,15 +225,16 @@ def _shared(samples: list[Answered], shares: Mapping[str, float], seed: int) -> 
     """As many as can be with each domain that is named having its share; the others the rest."""
     if not shares:
         return samples
+    wanted = {**shares, "": 1 - sum(shares.values())}
     of_domain: dict[str, list[Answered]] = defaultdict(list)
     for sample in samples:
         domain = sample.query.domain
         of_domain[domain if domain in shares else ""].append(sample)
-    wanted = {**shares, "": 1 - sum(shares.values())}
-    if lacking := [name for name, share in shares.items() if share and not of_domain[name]]:
+    if lacking := [n for n, share in wanted.items() if share > 1e-9 and not of_domain[n]]:
+        named = ", ".join(name or "any that is not named" for name in lacking)
         raise ConfigError(
-            f"plain_shares: no answer of domain {', '.join(lacking)} passed; leave it out, or give "
-            "more queries of it"
+            f"plain_shares give {', '.join(f'{wanted[n]:g}' for n in lacking)} to domain {named}, "
+            "of which no answer passed; leave it out, or give more queries of it"
         )
     there = {name: len(of_domain[name]) for name in wanted}
     total = min((there[n] / share for n, share in wanted.items() if share > 1e-9), default=0)

@@ -4,7 +4,7 @@
     outcomes.drop("query", query, "several questions", {"questions": 2})
     outcomes.drop("answer", query, "wrong answer", numbers, text)
     outcomes.keep("answer", query, numbers)
-    outcomes.table()                    # rows for people
+    outcomes.commonest()                # a line for people
     outcomes.content()                  # for report.json
 
 Nothing here trusts the texts: they are cut to a length, and shown or written by who can escape.
@@ -21,6 +21,8 @@ from typing import Any, Literal
 from megatron_qwen3.posttrain.building.queries import Query
 
 Level = Literal["query", "answer"]
+LEVELS: tuple[Level, ...] = ("query", "answer")
+PLURALS = {"query": "queries", "answer": "answers"}
 Numbers = Mapping[str, float]
 KEPT = "kept"
 _EXAMPLES = 3  # of each reason
@@ -64,9 +66,6 @@ class Outcomes:
     def keep(self, level: Level, query: Query, numbers: Numbers | None = None) -> None:
         self._count(level, query, KEPT, numbers)
 
-    def total(self, level: Level) -> int:
-        return sum(count for (of, _, _), count in self.counts.items() if of == level)
-
     def reasons(self, level: Level) -> Counter[str]:
         """How many of a level had each reason, KEPT among them."""
         found: Counter[str] = Counter()
@@ -75,14 +74,14 @@ class Outcomes:
                 found[reason] += count
         return found
 
-    def table(self) -> list[list[str]]:
-        """What became of queries and of answers, most first, below the names of columns."""
-        rows = [["what", "reason", "count", "share"]]
-        for level in ("query", "answer"):
-            total = self.total(level)
-            for reason, count in sorted(self.reasons(level).items(), key=lambda r: (-r[1], r[0])):
-                rows.append([level, reason, f"{count:,}", f"{count / total:.1%}"])
-        return rows
+    def commonest(self) -> str:
+        """Why most queries, or answers where all queries were asked, were left out."""
+        for level in LEVELS:
+            for reason, _ in self.reasons(level).most_common():
+                if reason != KEPT:
+                    detail = self.examples[level, reason][0]["detail"]
+                    return f"most {PLURALS[level]}: {reason}" + (f" ({detail})" if detail else "")
+        return ""
 
     def content(self) -> dict[str, Any]:
         """All counts and examples, in an order of their own."""
