@@ -1,0 +1,262 @@
+"""Cold start, fusion and distillation with scripted models: what each keeps, drops and counts."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from scripted import InProcess, Scripted, Silent, thought
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pages import dialogs as pages
+from megatron_qwen3.posttrain.building import cold_start, distill, fusion
+from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
+from megatron_qwen3.posttrain.building.candidates import DrawSettings
+from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
+from megatron_qwen3.posttrain.building.flags import FlagSettings
+from megatron_qwen3.posttrain.building.judges import Judge
+from megatron_qwen3.posttrain.building.queries import Problem, Query
+from megatron_qwen3.posttrain.building.work import Work, write_result
+from megatron_qwen3.posttrain.verifiers import Verdict
+from megatron_qwen3.tables import console
+
+DRAWS = DrawSettings(samples=2)
+THINKING = (
+    "The two numbers have to be added. Take the larger one first and count up by the smaller one, "
+    "digit by digit, with the carry in mind, and then check the sum once more: it is right."
+)
+
+
+@pytest.fixture
+def work(tmp_path):
+    made = Work(tmp_path, InProcess(), AnswerRules(AnswerSettings(), None), Silent())
+    with made:
+        yield made
+
+
+def query(name, text="What is 2 plus 2?", domain="math", gold="4", checklist=()):
+    spec = {"kind": "numeric", "gold": gold} if gold else None
+    messages = ({"role": "user", "content": f"{text} ({name})"},)
+    return Query(name, messages, f"f:{name}", domain, "s", spec, checklist=checklist)
+
+
+def says(thinking=THINKING, content="It is \\boxed{4}.", direct="It is \\boxed{5}."):
+    def say(request, sample):
+        return thought(thinking, f"{content} {sample}") if request.enable_thinking else direct
+
+    return say
+
+
+def counted(work, level):
+    return dict(work.outcomes.reasons(level))
+
+
+def start(work, queries, say=None, direct=None, judge=None, tries=2):
+    generator = Scripted(say or says(), "g")
+    asked = cold_start.Asked(generator, Scripted(direct, "d") if direct else generator, judge)
+    settings = (cold_start.QuerySettings(direct_tries=tries), DRAWS, ChoiceSettings())
+    rows, about = cold_start.build(work, queries, asked, settings, None)
+    return list(rows), about
+
+
+def word(request):
+    return re.search(r'"word": "(\w+)"', request.messages[1]["content"].rsplit("END", 1)[1])[1]
+
+
+def judge(work, say):
+    return Judge(Scripted(say, "j"), work.log, work.steps)
+
+
+def test_a_query_that_a_judge_finds_unfit_or_fails_at_is_dropped(work):
+    def rules(request, sample):
+        text = request.messages[1]["content"]
+        if "(failed)" in text:
+            return "Score: 10"
+        verdicts = ["yes", "no" if "(unfit)" in text else "yes", "yes"]
+        return json.dumps({"word": word(request), "verdicts": verdicts})
+
+    queries = [query("good"), query("unfit"), query("failed")]
+    rows, about = start(work, queries, judge=judge(work, rules))
+    assert counted(work, "query") == {"kept": 1, "judged unfit": 1, "judge failed": 1}
+    assert [row["id"].split("/")[0] for row in rows] == ["good"]
+    assert about["judge"] == {"the reply is no JSON object": 1}
+
+
+def test_answers_that_think_although_they_should_not_solve_nothing_and_it_is_told(work):
+    stubborn = lambda request, sample: thought(THINKING, "It is \\boxed{4}.")  # noqa: E731
+    rows, _ = start(work, [query("q")], direct=stubborn)
+    assert len(rows) == 1 and "2 answers have thinking although none" in work.steps.said[0]
+
+
+def test_a_query_with_fewer_tries_than_asked_for_is_not_taken_for_unsolved(work):
+    def direct(request, sample):
+        if sample == 1:
+            raise ValueError("no luck")
+        return "It is \\boxed{5}."
+
+    rows, _ = start(work, [query("q")], direct=direct)
+    assert not rows and counted(work, "query") == {"not answered": 1}
+    rows, _ = start(work, [query("q")], direct=says())
+    assert len(rows) == 1 and counted(work, "query") == {"not answered": 1, "kept": 1}
+
+
+def test_missing_candidates_are_counted_among_answers_and_the_others_used(work):
+    def say(request, sample):
+        if request.enable_thinking and sample == 1:
+            raise ValueError("no luck")
+        return says()(request, sample)
+
+    rows, _ = start(work, [query("q")], say)
+    assert len(rows) == 1
+    assert counted(work, "answer") == {"not answered": 1, "kept": 1}
+    assert counted(work, "query") == {"kept": 1}
+
+
+def test_without_tries_nobody_is_asked_for_answers_without_thinking(work):
+    direct = Scripted(says(), "d")
+    settings = (cold_start.QuerySettings(direct_tries=0), DRAWS, ChoiceSettings())
+    asked = cold_start.Asked(Scripted(says(), "g"), direct)
+    rows, _ = cold_start.build(work, [query("q")], asked, settings, None)
+    assert len(list(rows)) == 1 and not direct.asked
+
+
+def test_equal_answers_count_once_and_wrong_ones_as_wrong_whatever_else_they_are(work):
+    equal = lambda request, sample: thought(THINKING, "It is \\boxed{4}.")  # noqa: E731
+    start(work, [query("q")], equal, tries=0)
+    assert counted(work, "answer") == {"kept": 1, "same as another answer": 1}
+    start(work, [query("r")], says("Just a guess.", "It is \\boxed{7}."), tries=0)
+    assert counted(work, "answer")["wrong answer"] == 2
+    row = json.loads(work.outcomes.dropped[-1])
+    assert row["detail"].startswith("no derivation: 3 words of thinking; wrong answer: 7 is not 4")
+
+
+def test_a_verifier_that_fails_is_counted_as_that_and_passes_nothing(work):
+    class Fails(InProcess):
+        def judge(self, pairs):
+            return [
+                Verdict(None, "time-out") if "boxed{4}" in text else Verdict(0.0, "wrong")
+                for _, text in pairs
+            ]
+
+    work.verifiers = work.checker._verifiers = Fails()
+    rows, _ = start(work, [query("q")])
+    assert not rows and counted(work, "answer") == {"verifier failed": 2}
+
+
+def fuse(work, thinking, plain, say=None, ruler=None, **settings):
+    generator = Scripted(say or says(direct="It is \\boxed{4}. Done."), "g")
+    asked = fusion.Asked(generator, generator, judge(work, ruler) if ruler else None)
+    tables = (fusion.FusionSettings(plain_samples=2, **settings), DRAWS, FlagSettings())
+    rows, about = fusion.build(work, thinking, plain, asked, tables, None)
+    return list(rows), about
+
+
+def many(count, prefix, domain="math", **more):
+    return [query(f"{prefix}{k}", domain=domain, **more) for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("share", "there", "taken"),
+    [(0.5, (6, 4), (4, 4)), (0.25, (6, 6), (2, 6)), (0.75, (6, 6), (6, 2)), (1.0, (6, 4), (6, 0))],
+)
+def test_both_modes_have_their_shares_where_there_are_enough(work, share, there, taken):
+    thinking, plain = many(there[0], "t"), many(there[1], "p")
+    _, about = fuse(work, thinking, plain, thinking_share=share)
+    assert about["there were"] == {"thinking": there[0], "plain": there[1]}
+    assert about["taken"] == {"thinking": taken[0], "plain": taken[1]}
+
+
+def test_a_mode_without_an_answer_is_told(work):
+    rows, _ = fuse(work, many(3, "t"), many(2, "p", gold="9"))
+    assert rows == [] and "thinking_share = 0.5 leaves none" in work.steps.said[-1]
+
+
+def test_domains_have_their_shares_and_one_without_answers_is_an_error(work):
+    plain = [*many(8, "c", "code"), *many(8, "w", "writing"), *many(4, "x", "roles")]
+    shares = {"plain_shares": ("code=0.25", "writing=0.25"), "thinking_share": 0.5}
+    rows, _ = fuse(work, many(30, "t"), plain, **shares)
+    names = [part.split("/")[0] for row in rows for part in row["id"].split("+")]
+    assert [sum(n[0] == letter for n in names) for letter in "cwx"] == [2, 2, 4]
+    with pytest.raises(ConfigError, match="give 0.5 to domain law, of which no answer passed"):
+        fuse(work, many(3, "t"), plain, plain_shares=("law=0.5",))
+    with pytest.raises(ConfigError, match="0.5 to domain any that is not named"):
+        fuse(work, many(3, "t"), many(3, "c", "code"), plain_shares=("code=0.5",))
+
+
+@pytest.mark.parametrize("words", [("code",), ("code=x",), ("=0.5",), ("a=2",), ("a=0.6", "b=0.6")])
+def test_shares_that_make_no_sense_are_refused(words):
+    with pytest.raises(ConfigError, match="plain_shares"):
+        fusion.FusionSettings(plain_shares=words)
+
+
+def ruler(request, sample):
+    text = request.messages[1]["content"]
+    if '"checklist": [' in text:
+        return json.dumps({"word": word(request), "checklist": ["It rhymes.", "It is short."]})
+    verdicts = ["yes", "yes" if "poem 1" in text or "(free)" in text else "no"]
+    return json.dumps({"word": word(request), "verdicts": verdicts})
+
+
+def test_the_answer_that_does_its_checklist_is_taken_and_one_that_does_not_is_dropped(work):
+    say = lambda r, k: thought(THINKING, "\\boxed{4}") if r.enable_thinking else f"A poem {k}."  # noqa: E731
+    plain = [query("own", gold="", domain="writing", checklist=("It is good.", "It is long."))]
+    plain.append(query("made", gold="", domain="writing"))
+    rows, about = fuse(work, many(4, "t"), plain, say, ruler)
+    assert about["taken"] == {"thinking": 2, "plain": 2}
+    texts = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
+    assert texts.count("A poem 1.") == 2 and "A poem 0." not in texts
+    assert counted(work, "answer")["checklist not met"] == 2
+    missed = [json.loads(line) for line in work.outcomes.dropped if b"checklist not met" in line]
+    assert "It is long." in missed[0]["detail"] and missed[0]["numbers"]["checklist"] == 0.5
+
+
+def test_what_nobody_grades_is_kept_only_where_that_is_asked_for(work):
+    plain = many(2, "w", "writing", gold="")
+    _, about = fuse(work, many(2, "t"), plain)
+    assert counted(work, "query")["nothing grades it"] == 2 and about["taken"]["plain"] == 0
+    _, about = fuse(work, many(2, "t"), plain, rules_alone=True)
+    assert about["taken"]["plain"] == 2
+
+
+def test_a_teachers_wrong_answers_are_left_out_unless_they_are_asked_for(work):
+    tables = (distill.DistillSettings(), DRAWS, FlagSettings())
+    _, about = distill.build(work, many(3, "q"), Scripted(says(), "t"), tables, None)
+    assert about["taken"] == {"thinking": 3, "non-thinking": 0}
+    tables = (distill.DistillSettings(unverified=True, per_query=2), DRAWS, FlagSettings())
+    rows, about = distill.build(work, many(3, "q"), Scripted(says(), "t"), tables, None)
+    assert about["taken"] == {"thinking": 6, "non-thinking": 3}  # which are equal
+    rows = list(rows)
+    assert len({row["id"] for row in rows}) == len(rows) > 5
+
+
+HOSTILE = "<script>alert('x')</script>\x1b[2J\u202e$\\frac$ {{ 7 * 7 }}"
+
+
+def test_a_report_shows_hostile_texts_as_text(work, tmp_path, capsys):
+    bad = dataclasses.replace(query(HOSTILE, domain=HOSTILE), source=HOSTILE)
+    rows, about = start(work, [query("good"), bad], says(content=f"{HOSTILE} \\boxed{{9}}"))
+    problems = [Problem(HOSTILE, 3, HOSTILE, HOSTILE)] * 12
+    head = {"command": "cold-start", "models": [HOSTILE], "settings": {"a": HOSTILE}}
+    content = write_result(work, rows, problems, head | about)
+    assert json.loads((tmp_path / "report.json").read_bytes()) == json.loads(json.dumps(content))
+    pages.write(content, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+    assert "{{ 7 * 7 }}" in page and "and 2 more" in page
+    for table in pages.tables(content):
+        console().print(table)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\u202e" not in shown and "and 2 more" in shown
+
+
+def test_dropped_lines_numbers_and_examples_are_written(work, tmp_path):
+    rows, about = start(work, many(6, "q"), says(content="It is \\boxed{9}."))
+    head = {"command": "cold-start", "models": ["g"], "settings": {}}
+    content = write_result(work, rows, [], head | about)
+    dropped = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_bytes().splitlines()]
+    assert len(dropped) == 12 and all(row["reason"] == "wrong answer" for row in dropped)
+    assert all(row["numbers"]["words of thinking"] > 12 for row in dropped)
+    examples = [row for row in content["examples"] if row["reason"] == "wrong answer"]
+    assert len(examples) == 3 and "\\boxed{9}" in examples[0]["answer"]
+    assert content["numbers"]["answer: pass rate"]["most"] == 0
+    assert content["dialogs"]["count"] == 0
