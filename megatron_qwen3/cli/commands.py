@@ -66,6 +66,9 @@ COMMANDS = {
     "score-answers": Command(
         "megatron_qwen3.cli.score_answers", "answers, with a reward model", prints_results=True
     ),
+    "evaluate-model": Command(
+        "megatron_qwen3.cli.evaluate_model", "verified tasks, in both modes; a page"
+    ),
     "study": Command(
         "megatron_qwen3.cli.scaling_study",
         "plan, weigh and measure runs; scaling laws",

@@ -1,0 +1,168 @@
+"""How good a model is at tasks whose answers are verified, with and without thinking.
+
+    python tools/evaluate_model.py runs/post_3_fusion --tasks math.jsonl --out runs/eval/fusion
+    python tools/evaluate_model.py runs/export --tasks gym:chain_sum,size=100 gym:gcd --samples 8 \\
+        --modes thinking --budgets 128 512 2048 --out runs/eval/budgets
+    python tools/evaluate_model.py http://localhost:8000/v1 --tasks math.jsonl ifeval.jsonl \\
+        --obedience 200 --tokenizer Qwen3-0.6B --out runs/eval/served
+
+A task is a line of JSON with "messages", the last a user's, and "verifier", as
+{"kind": "math", "gold": "42"}; maybe "id" and "tools". gym:NAME is a generator of reasoning-gym,
+with its settings after commas. Kinds of verifiers: see megatron_qwen3/posttrain/verifiers.
+
+OUT/report.html shows pass@k (Chen et al. 2021) with 95 % intervals over tasks, in each mode and by
+thinking budget, lengths of thinking, how many answers were cut, and how often the last /think or
+/no_think of a dialog decides (--obedience). OUT/results.json has all numbers, OUT/samples.jsonl
+each answer with its score and the reason. Answers are kept as they come (OUT/answers.jsonl): the
+same command goes on, also after a stop or with a dead endpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.lifetime import Stopped, ended_by_signals
+from megatron_qwen3 import launcher
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings, Found
+from megatron_qwen3.posttrain.evaluation.tasks import read
+from megatron_qwen3.posttrain.generators import Limits, Local, open_generator
+from megatron_qwen3.posttrain.verifiers import Verifiers
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.lock import owned
+from megatron_qwen3.storage.whole import write_whole
+
+RESULTS, PAGE, SAMPLES, ANSWERS = "results.json", "report.html", "samples.jsonl", "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """How answers are verified."""
+
+    verify_workers: int = setting(os.cpu_count() or 1, "processes that verify", at_least=1)
+    verify_seconds: float = setting(30.0, "that one answer may take", above=0)
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+TABLES = {
+    EvaluationSettings: "what is asked",
+    VerifySettings: "verifying",
+    Limits: "endpoints",
+    Local: "models of ours",
+}
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 1 done, but more than 1 % of the answers could not be judged, 130 or
+    143 stopped, 2 something is wrong, or there is no answer."""
+    given = _parser(prog).parse_args(arguments)
+    try:
+        with ended_by_signals():
+            return run(given)
+    except ConfigError as error:
+        launcher.tell(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Stopped) else 130
+    except OSError as error:
+        launcher.tell(f"error: {given.out}: {error}; the same command goes on")
+    return 2
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check all that was given, ask, verify, and write what was found; the exit status."""
+    settings = options.taken(EvaluationSettings, given)
+    verify = options.taken(VerifySettings, given)
+    tasks, problems = read(given.tasks, given.most, given.on_error == "stop")
+    generator = open_generator(
+        given.model, options.taken(Limits, given), options.taken(Local, given)
+    )
+    count, unit = _counter(given)
+    with generator as opened:
+        if not opened.leads:
+            opened.follow()
+            return 0
+        with (
+            owned(given.out, "lock"),
+            AnswerLog(given.out / ANSWERS) as log,
+            Verifiers(verify.verify_workers, verify.verify_seconds) as verifiers,
+        ):
+            evaluation = Evaluation(opened, log, verifiers, Steps(), count, unit)
+            found = evaluation.run(tasks, settings)
+            found.content["settings"] = asdict(settings)
+            found.content["problems"] = [problem._asdict() for problem in problems]
+            return _write(given.out, found)
+
+
+def _write(out: Path, found: Found) -> int:
+    from megatron_qwen3.pages import evaluation as pages
+    from megatron_qwen3.tables import console
+
+    content = found.content
+    write_whole(out / SAMPLES, _lines(map(asdict, found.samples)))
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_whole(out / RESULTS, [text.encode("utf-8", "replace"), b"\n"])
+    pages.write(content, [*found.examples[False], *found.examples[True]], out / PAGE)
+    for table in pages.tables(content):
+        console().print(table)
+    for line in filter(None, (content["alarm"], *content["notes"])):
+        print(shown(f"note: {line}"), file=sys.stderr)
+    missing = sum(content["failures"].values())
+    if missing:
+        told = f"note: {missing:,} requests have no answer; the same command asks them again"
+        print(shown(told), file=sys.stderr)
+    if not found.samples:
+        raise ConfigError(f"{out}: not one answer; {RESULTS} says why")
+    print(shown(f"{out / PAGE}: {len(found.samples):,} answers"))
+    return 1 if content["alarm"] else 0
+
+
+def _lines(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
+    """How long a text is: in tokens where the model is a folder, or --tokenizer names one."""
+    from data_prep import tokenizer
+
+    folder = given.tokenizer
+    if not folder and "://" not in given.model and Path(given.model).is_dir():
+        from megatron_qwen3.generate.load import Source
+
+        folder = Source(Path(given.model)).config([], launcher.world_size()).data.tokenizer
+    if not folder:
+        return len, "characters"
+    file = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+    if not file.is_file():
+        raise ConfigError(f"--tokenizer {folder}: {file} does not exist")
+    loaded = tokenizer.load(file)
+    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids), "tokens"
+
+
+def _parser(prog: str | None) -> Parser:
+    parser = Parser(prog=prog, description=__doc__)
+    add = parser.add_argument
+    add("model", help="a run, a checkpoint, a folder of Hugging Face's format, or an address")
+    add("--tasks", nargs="+", required=True, metavar="TASKS", help="JSON lines, or gym:NAME")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="is made, or gone on with")
+    add("--most", type=int, metavar="N", help="tasks of each set (all)")
+    add("--tokenizer", default="", metavar="FOLDER", help="that counts lengths; default: its own")
+    add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
+    for table, title in TABLES.items():
+        options.add(parser, table, title)
+    return parser

@@ -1,0 +1,313 @@
+"""Ask a model every task under every condition, verify what it says, and count.
+
+    with AnswerLog(out / "answers.jsonl") as log, Verifiers() as verifiers:
+        found = Evaluation(generator, log, verifiers, steps, count_tokens).run(tasks, settings)
+    found.content            # for results.json; found.samples: one row for each answer
+
+Answers are kept as they come, so that the same command goes on after a stop; verdicts are given
+again, which costs little. An answer that could not be judged is counted and has no part in pass@k;
+a request that failed after all retries is asked again by the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from megatron_qwen3.chat import split_thinking
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
+from megatron_qwen3.posttrain import options
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.asking import answers_to, ask
+from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.posttrain.evaluation import conditions, estimates
+from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
+from megatron_qwen3.posttrain.evaluation.tasks import Task
+from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+from megatron_qwen3.posttrain.verifiers import Verdict, verdict
+
+ALL = "all"  # tasks of every set
+_EXAMPLES = 8
+_AT_A_TIME = 256  # answers that are verified together
+TRUNCATED_ALARM = 0.05  # of answers that the limit of tokens cut
+_OF_FLAGS = "flags"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is drawn of each task, and how."""
+
+    samples: int = setting(1, "answers to each task in each mode", at_least=1)
+    modes: tuple[str, ...] = setting(MODES, f"of {' and '.join(MODES)}", metavar="MODE")
+    budgets: tuple[int, ...] = setting(
+        (), "tokens of thinking at most: thinking is asked again with each", metavar="N"
+    )
+    obedience: int = setting(0, "dialogs with random flags, to see whether they count", at_least=0)
+    max_tokens: int = setting(4096, "tokens of an answer, thinking included", at_least=1)
+    temperature: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_most=1)
+    top_k: int = setting(-1, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    seed: int = setting(0, "of the answers and the dialogs", at_least=0)
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        if unknown := set(self.modes) - set(MODES):
+            raise ConfigError(f"modes = {sorted(unknown)[0]}; valid: {', '.join(MODES)}")
+        if any(budget < 0 for budget in self.budgets):
+            raise ConfigError(f"budgets = {min(self.budgets)}; valid: at least 0")
+
+    def request(self, messages: Sequence[Mapping[str, Any]], name: str, **more: Any) -> Request:
+        """What is asked; each name has luck of its own."""
+        given = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k")}
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "replace")).digest()
+        return Request(
+            messages,
+            max_tokens=self.max_tokens,
+            seed=int.from_bytes(digest[:4], "big") >> 1,
+            **{key: value for key, value in given.items() if value >= 0},
+            **more,
+        )
+
+
+class Judges(Protocol):
+    """What `Verifiers` is."""
+
+    def judge(self, pairs: Iterable[tuple[Any, str]]) -> list[Verdict]: ...
+
+    def alarm(self) -> str: ...
+
+
+@dataclass
+class Sample:
+    """One answer. lengths: of thinking and of the rest, in the unit of the evaluation."""
+
+    condition: str
+    set: str
+    task: str
+    number: int
+    score: float | None
+    reason: str
+    is_cut: bool
+    thinking_length: int
+    answer_length: int
+
+
+@dataclass
+class Found:
+    """content: of results.json. samples: every answer, for samples.jsonl. examples: a few that are
+    not right, with what was asked and answered, by whether they could be judged."""
+
+    content: dict[str, Any] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    examples: dict[bool, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, sample: Sample, task: Task, text: str) -> None:
+        self.samples.append(sample)
+        examples = self.examples[sample.score is not None]
+        if sample.score != 1 and len(examples) < _EXAMPLES:
+            name = f"{sample.condition}, {sample.set}, {sample.task}: {sample.reason}"
+            asked = str(task.messages[-1]["content"])
+            examples.append({"name": name, "asked": asked, "text": text})
+
+
+@dataclass
+class Evaluation:
+    """count: how long a text is, in `unit`."""
+
+    generator: AnyGenerator
+    log: AnswerLog
+    verifiers: Judges
+    steps: Steps
+    count: Callable[[str], int] = len
+    unit: str = "characters"
+
+    def run(self, tasks: Sequence[Task], settings: EvaluationSettings) -> Found:
+        """All conditions, then dialogs with flags where they are asked for."""
+        found, failed = Found(), Counter[str]()
+        rows: list[dict[str, Any]] = []
+        for condition in conditions.conditions(settings.modes, settings.budgets):
+            before = len(found.samples)
+            failed.update(self._condition(condition, tasks, settings, found))
+            rows += _rows(condition, tasks, found.samples[before:], settings.samples)
+        obedience = self._obedience(tasks, settings, failed) if settings.obedience else None
+        found.content = {
+            "version": 1,
+            "model": self.generator.label,
+            "tasks": dict(Counter(task.set for task in tasks)),
+            "conditions": rows,
+            "obedience": obedience,
+            "failures": dict(failed),
+            "alarm": self.verifiers.alarm(),
+            "notes": list(_cut(rows)),
+            "unit": self.unit,
+        }
+        return found
+
+    def _condition(
+        self,
+        condition: Condition,
+        tasks: Sequence[Task],
+        settings: EvaluationSettings,
+        found: Found,
+    ) -> Counter[str]:
+        """Ask and verify; why requests have no answer."""
+        requests = [
+            settings.request(
+                task.messages,
+                f"{task.set}/{task.id}",
+                tools=task.tools or None,
+                samples=settings.samples,
+                enable_thinking=condition.thinks,
+                thinking_budget=condition.budget,
+            )
+            for task in tasks
+        ]
+        failures = ask(self.generator, self.log, requests, self.steps, condition.name)
+        size = max(1, _AT_A_TIME // settings.samples)
+        for start in range(0, len(tasks), size):
+            part = slice(start, start + size)
+            self._judge(condition, tasks[part], requests[part], found)
+        return Counter(failures.values())
+
+    def _judge(
+        self,
+        condition: Condition,
+        tasks: Sequence[Task],
+        requests: Sequence[Request],
+        found: Found,
+    ) -> None:
+        answered = [
+            (task, number, answer)
+            for task, request in zip(tasks, requests, strict=True)
+            for number, answer in enumerate(answers_to(self.generator, self.log, request))
+        ]
+        pairs = [(task.verifier, answer.text) for task, _, answer in answered]
+        verdicts = self.verifiers.judge(pairs)
+        for (task, number, answer), judged in zip(answered, verdicts, strict=True):
+            thinking, rest = split_thinking(answer.text)
+            sample = Sample(
+                condition.name,
+                task.set,
+                task.id,
+                number,
+                judged.score,
+                judged.reason,
+                answer.finish == "length",
+                self.count(thinking) if thinking else 0,
+                self.count(rest) if rest else 0,
+            )
+            found.add(sample, task, answer.text)
+
+    def _obedience(
+        self, tasks: Sequence[Task], settings: EvaluationSettings, failed: Counter[str]
+    ) -> dict[str, Any]:
+        """Whether the last flag decided: rates by mode asked for and by number of queries."""
+        made = conditions.dialogs(tasks, settings.obedience, settings.seed)
+        requests = [
+            settings.request(dialog.messages, f"{_OF_FLAGS}/{number}")
+            for number, dialog in enumerate(made)
+        ]
+        failures = ask(self.generator, self.log, requests, self.steps, _OF_FLAGS)
+        failed.update(failures.values())
+        answers = [answers_to(self.generator, self.log, request) for request in requests]
+        pairs = [(dialog, one[0]) for dialog, one in zip(made, answers, strict=True) if one]
+        groups: dict[str, list[tuple[FlaggedDialog, Answer]]] = defaultdict(list)
+        for pair in pairs:
+            mode = conditions.THINKING if pair[0].thinks else conditions.NOT_THINKING
+            for name in (ALL, mode, f"{pair[0].turns} queries"):
+                groups[name].append(pair)
+        names = sorted(groups, key=lambda name: (name != ALL, name))
+        rows = {name: _obeyed(groups[name]) for name in names}
+        return {"dialogs": len(made), "answered": len(pairs), "groups": rows}
+
+
+def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
+    """obeys: there is thinking where it is asked for, and none where not; well_formed: the block
+    of thinking is besides closed, single and followed by an answer."""
+    obeys, formed = [], []
+    for dialog, answer in pairs:
+        has_thinking = bool(split_thinking(answer.text)[0].strip())
+        obeys.append(float(has_thinking == dialog.thinks))
+        mode = "think" if dialog.thinks else "no_think"
+        formed.append(verdict({"kind": "think_format", "mode": mode}, answer.text).score or 0.0)
+    return {"obeys": _interval(obeys), "well_formed": _interval(formed)}
+
+
+def _rows(
+    condition: Condition, tasks: Sequence[Task], samples: Sequence[Sample], asked: int
+) -> Iterator[dict[str, Any]]:
+    """What is told of a condition: all sets together, and where there are several, each."""
+    sets = list(dict.fromkeys(task.set for task in tasks))
+    for name in [ALL, *(sets if len(sets) > 1 else [])]:
+        ids = {(task.set, task.id) for task in tasks if name in (ALL, task.set)}
+        mine = [sample for sample in samples if (sample.set, sample.task) in ids]
+        yield {
+            "condition": condition.name,
+            "mode": condition.mode,
+            "budget": condition.budget,
+            "set": name,
+            "tasks": len(ids),
+            "samples": len(mine),
+            "unanswered": len(ids) * asked - len(mine),
+            "not_judged": sum(sample.score is None for sample in mine),
+            "pass": _passes(mine, asked),
+            "truncated": _share(sample.is_cut for sample in mine),
+            "thinking": _lengths([sample.thinking_length for sample in mine]),
+            "answer": _lengths([sample.answer_length for sample in mine]),
+        }
+
+
+def _passes(samples: Sequence[Sample], asked: int) -> dict[str, Any]:
+    """pass@k for k = 1, 2, 4, … and as many as were asked for; tasks with fewer judged samples
+    have no part in it."""
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample.score is not None:
+            scores[sample.set, sample.task].append(sample.score)
+    found: dict[str, Any] = {}
+    for k in sorted({asked, *(1 << power for power in range(asked.bit_length()))}):
+        values = [
+            estimates.pass_at_k(len(row), sum(score == 1 for score in row), k)
+            for row in scores.values()
+            if len(row) >= k
+        ]
+        if k <= asked and values:
+            found[str(k)] = _interval(values)
+    return found
+
+
+def _interval(values: Sequence[float]) -> dict[str, float] | None:
+    found = estimates.estimate(values)
+    return None if found is None else found._asdict()
+
+
+def _share(flags: Iterable[bool]) -> dict[str, float] | None:
+    return _interval([float(flag) for flag in flags])
+
+
+def _lengths(lengths: Sequence[int]) -> dict[str, Any] | None:
+    """Mean and quantiles, and how many lie in each range from a power of two up to the next."""
+    if not lengths:
+        return None
+    low, middle, high = np.quantile(lengths, (0.1, 0.5, 0.9))
+    ranges = Counter(1 << (length.bit_length() - 1) if length else 0 for length in lengths)
+    return {
+        "mean": float(np.mean(lengths)),
+        "p10": float(low),
+        "median": float(middle),
+        "p90": float(high),
+        "ranges": sorted(ranges.items()),
+    }
+
+
+def _cut(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        share = row["truncated"]["value"] if row["truncated"] else 0.0
+        if row["set"] == ALL and share > TRUNCATED_ALARM:
+            yield f"{row['condition']}: {100 * share:.1f} % of the answers were cut by max_tokens"
