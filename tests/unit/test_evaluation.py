@@ -200,6 +200,11 @@ def test_lines_that_are_no_tasks_are_told_with_file_and_line(tmp_path):
         read([str(path)], stop_at_problem=True)
 
 
+def test_no_set_has_the_name_of_all_together(tmp_path):
+    with pytest.raises(ConfigError, match="what all sets together are called"):
+        read([write_tasks(tmp_path / "all")])
+
+
 def test_tasks_of_generators_are_asked_and_judged(tmp_path):
     pytest.importorskip("reasoning_gym")
     tasks, _ = read(["gym:chain_sum,size=3,seed=2,min_terms=2,max_terms=2", "gym:gcd"], most=3)

@@ -28,11 +28,10 @@ from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.evaluation import conditions, estimates
 from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
-from megatron_qwen3.posttrain.evaluation.tasks import Task
+from megatron_qwen3.posttrain.evaluation.tasks import ALL, Task
 from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
 from megatron_qwen3.posttrain.verifiers import Verdict, verdict
 
-ALL = "all"  # tasks of every set
 _EXAMPLES = 8
 _AT_A_TIME = 256  # answers that are verified together
 TRUNCATED_ALARM = 0.05  # of answers that the limit of tokens cut
@@ -235,7 +234,8 @@ def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
         has_thinking = bool(split_thinking(answer.text)[0].strip())
         obeys.append(float(has_thinking == dialog.thinks))
         mode = "think" if dialog.thinks else "no_think"
-        formed.append(verdict({"kind": "think_format", "mode": mode}, answer.text).score or 0.0)
+        judged = verdict({"kind": "think_format", "mode": mode}, answer.text)
+        formed.append(float(judged.score == 1))
     return {"obeys": _interval(obeys), "well_formed": _interval(formed)}
 
 

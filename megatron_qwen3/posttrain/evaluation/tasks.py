@@ -23,6 +23,7 @@ from megatron_qwen3.posttrain.verifiers import check_spec, gym
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 GYM = "gym:"
+ALL = "all"  # what results of every set together are called
 _ASKED = "\n\nGive the final answer, and nothing else, between <answer> and </answer>."
 
 
@@ -53,6 +54,8 @@ def read(
             raise ConfigError(f"{faults[0].file}:{faults[0].line}: {faults[0].detail}")
         problems += faults
         for task in found[:most]:
+            if task.set == ALL:
+                raise ConfigError(f"--tasks {name}: {ALL} is what all sets together are called")
             if sets.setdefault(task.set, name) != name:
                 raise ConfigError(f"--tasks {name} and {sets[task.set]} are both called {task.set}")
             tasks.append(task)
