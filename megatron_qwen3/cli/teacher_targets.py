@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for table, title in TABLES.items():
         options.add(parser, table, title)
-    parser.set_defaults(most_bytes=_REPLY_BYTES, concurrency=_CONCURRENCY)
+    parser.set_defaults(run=run, most_bytes=_REPLY_BYTES, concurrency=_CONCURRENCY)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ def compared(outputs: Outputs, targets: Mapping[str, Tensor]) -> dict[str, Tenso
         "kl": forward_kl(student, teacher),
         "cross_entropy": -outputs["log_prob"],
         "teacher_mass": log_p_BSK.exp().sum(-1),
-        "student_mass": log_q_BSK.exp().sum(-1),
+        "student_mass": log_q_BSK.detach().exp().sum(-1),
     }
 
 

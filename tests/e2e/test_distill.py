@@ -97,7 +97,7 @@ def in_memory(school):
 def same(ours, theirs, rel):
     for mine, other in zip(ours, theirs, strict=True):
         for name in METRICS:
-            assert mine[name] == pytest.approx(other[name], rel=rel), (mine["step"], name)
+            assert mine[name] == pytest.approx(other[name], rel=rel, abs=1e-6), (mine["step"], name)
 
 
 def test_the_students_kl_to_its_teacher_falls(in_memory):
@@ -138,6 +138,23 @@ def test_neither_layout_changes_what_is_learnt(school, in_memory, name):
     asked = school.student(name, "both", "train.steps=5", *settings)
     assert run_ranks(run, ranks, asked) == [0] * ranks
     same(rows(school.home / "runs" / name), in_memory[:5], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sparse_teacher_teaches_alike_with_its_experts_on_two_ranks(school):
+    sparse = school.arguments(
+        "sparse", "model.preset=tiny-moe", "train.steps=6", "optim.lr=2e-2", "optim.min_lr=2e-2"
+    )
+    assert run_ranks(run, 1, sparse) == [0]
+    more = ("train.steps=4", "sft.teacher.temperature=2", "optim.z_loss=1e-4")
+    for name, ranks, layout in (("whole", 1, ()), ("apart", 2, ("sft.teacher.expert=2",))):
+        asked = school.student(name, "both", *more, *layout, path="{dir}/sparse")
+        assert run_ranks(run, ranks, asked) == [0] * ranks
+    apart, whole = (rows(school.home / "runs" / name) for name in ("apart", "whole"))
+    same(apart, whole, rel=1e-4)
+    for row in whole:
+        parts = 0.5 * row["kl"] + 0.5 * row["cross_entropy"]
+        assert row["loss"] == pytest.approx(parts + row["z_loss"], rel=1e-5) and row["z_loss"] > 0
 
 
 def power_cut(arguments, at_step):

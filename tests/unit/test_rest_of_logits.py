@@ -1,10 +1,14 @@
 """What some ids leave to all others: its value and slope are exact also where it is next to 0."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from test_logits import Alone, near
+from live_memory import LiveMemory
+from test_logits import Alone, Products, near
 
 from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.outputs import at_ids_and_label
 from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
 from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
 
@@ -126,3 +130,38 @@ def test_tempered_logits_are_divided_and_so_are_their_gradients(tile_bytes):
         strict=True,
     ):
         near(mine, true, 2e-6)
+
+
+def soft_targets(hidden, weight, ids, tile_bytes):
+    """Soft targets and labels of `at_ids_and_label`, forward and backward."""
+    positions = len(hidden)
+    rows = torch.zeros(1, positions, dtype=torch.int64)
+    batch = SimpleNamespace(labels_BS=rows, extra={"ids": ids[None]})
+    outputs = at_ids_and_label(K).compute(Logits(hidden, weight, Alone(), tile_bytes), batch)
+    even = torch.full((1, positions, K + 1), 1 / (K + 1)).log()
+    kl = forward_kl(with_rest(outputs["log_probs"], outputs["log_rest"]), even)
+    (kl - outputs["log_prob"]).sum().backward()
+
+
+def test_soft_targets_and_labels_take_one_pass_over_the_logits():
+    for tile_bytes, passes in ((TILE_BYTES, 3), (1024, 4)):  # what fits is kept for backward
+        hidden = torch.randn(21, 1, H, requires_grad=True)
+        weight = torch.randn(V, H, requires_grad=True)
+        with Products() as products:
+            soft_targets(hidden, weight, torch.arange(K).expand(21, K), tile_bytes)
+        assert products.multiplications == passes * 21 * V * H
+
+
+def test_memory_of_soft_targets_grows_by_their_ids_and_not_by_the_vocabulary():
+    columns, tile_bytes, peaks = 1024, 1 << 19, []
+    for positions in (512, 1024, 2048):
+        hidden = torch.randn(positions, 1, 8, requires_grad=True)
+        weight = torch.randn(columns, 8, requires_grad=True)
+        ids = torch.arange(K).expand(positions, K).contiguous()
+        with LiveMemory() as memory:
+            soft_targets(hidden, weight, ids, tile_bytes)
+        peaks.append(memory.peak_bytes - 4 * hidden.numel())
+    # Of each position: some twenty numbers, and of each id as many. Its logits are 4 KiB.
+    per_position = 160 + 100 * (K + 1)
+    assert peaks[1] - peaks[0] <= 512 * per_position
+    assert peaks[2] - peaks[1] <= 1024 * per_position
