@@ -32,19 +32,20 @@ from megatron_qwen3.generate.load import Source, load
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
-from megatron_qwen3.posttrain.teacher_set import Targets, trained_labels
+from megatron_qwen3.posttrain.packing import best_fit
+from megatron_qwen3.posttrain.teacher_set import Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 
-_Ids = Sequence[npt.NDArray[np.int64]]
+_ROW_TOKENS = 8192  # places of a row that samples share; as many as the longest sample, if more
+_Rows = Sequence[Sequence[npt.NDArray[np.int64]]]  # of each row the ids of its samples
+_Task = tuple[int, _Rows]
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How a model of ours is run."""
 
-    rows: int = setting(
-        8, "samples that each data rank of the teacher scores at a time", at_least=1
-    )
+    rows: int = setting(8, "rows that each data rank of the teacher scores at a time", at_least=1)
     local: tuple[str, ...] = setting(
         (), "settings of a model of ours, such as parallel.tensor=2", metavar="KEY=VALUE"
     )
@@ -106,60 +107,74 @@ class OwnTeacher:
 
     def score(self, samples: Sequence[Sample]) -> list[Targets]:
         """Targets of the trained labels of each sample."""
-        found: dict[int, Targets] = {}
-        for numbers in self._batches(samples):
-            batch = [samples[n].ids for n in numbers]
-            self._tell(batch)
-            for n, outputs in zip(numbers, self._scored(batch), strict=True):
-                labels = trained_labels(samples[n])
-                top, log_probs, log_rest = (x[labels] for x in outputs)
-                found[n] = Targets(top.astype(np.int32), log_probs, log_rest)
+        labels = [trained_labels(sample) for sample in samples]
+        found = {n: none(self._top_k) for n in range(len(samples)) if not len(labels[n])}
+        asked = [n for n in range(len(samples)) if len(labels[n])]
+        for length, rows in self._packed([len(samples[n].ids) - 1 for n in asked]):
+            numbers = [[asked[k] for k in row] for row in rows]
+            task = length, [[samples[n].ids for n in row] for row in numbers]
+            self._tell(task)
+            for row, outputs in zip(numbers, self._scored(*task), strict=True):
+                begin = 0
+                for n in row:
+                    ids, log_probs, log_rest = (x[begin + labels[n]] for x in outputs)
+                    found[n] = Targets(ids.astype(np.int32), log_probs, log_rest)
+                    begin += len(samples[n].ids) - 1
         return [found[n] for n in range(len(samples))]
 
     def follow(self) -> None:
         """Share in what the first rank scores, until it leaves."""
-        while (batch := self._tell(None)) is not None:
-            self._scored(batch)
+        while (task := self._tell(None)) is not None:
+            self._scored(*task)
 
-    def _batches(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
-        """Numbers of samples that are scored at once, about equally long."""
-        order = sorted(range(len(samples)), key=lambda n: (len(samples[n].ids), n))
-        size = self._rows * self._model.layout.data
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
+    def _packed(self, lengths: list[int]) -> Iterator[tuple[int, list[list[int]]]]:
+        """(positions of a row, rows of numbers of samples) that are scored at once."""
+        if not lengths:
+            return
+        length = max(max(lengths), min(sum(lengths), _ROW_TOKENS))
+        length = -(-length // self._unit) * self._unit
+        rows, size = best_fit(np.array(lengths), length), self._rows * self._model.layout.data
+        for start in range(0, len(rows), size):
+            yield length, rows[start : start + size]
 
-    def _tell(self, batch: _Ids | None) -> _Ids | None:
+    def _tell(self, task: _Task | None) -> _Task | None:
         """What the first rank says, on every rank."""
         import torch.distributed as dist
 
-        told: list[_Ids | None] = [batch]
+        told: list[_Task | None] = [task]
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
-    def _scored(self, ids: _Ids) -> list[tuple[npt.NDArray[Any], ...]]:
-        """Ids [S, K], log p [S, K] and log of the rest [S] of each sample, on every rank."""
-        share = -(-len(ids) // self._model.layout.data)
+    def _scored(self, length: int, rows: _Rows) -> list[tuple[npt.NDArray[Any], ...]]:
+        """Ids [S, K], log p [S, K] and log of the rest [S] of each row, on every rank."""
+        share = -(-len(rows) // self._model.layout.data)
         first = self._model.data_rank * share
-        rows = ids[first : first + share] or ids[:1]
-        length = -(-(max(map(len, ids)) - 1) // self._unit) * self._unit
-        batch = _batch(rows, max(length, self._unit)).padded_to(share)
+        batch = _batch(rows[first : first + share] or rows[:1], length).padded_to(share)
         outputs = self._model.score(batch, self._head)
         every = [
-            self._model.gather_over_data(outputs[name])[: len(ids)].cpu().numpy()
+            self._model.gather_over_data(outputs[name])[: len(rows)].cpu().numpy()
             for name in ("ids", "log_probs", "log_rest")
         ]
-        return [tuple(x[n] for x in every) for n in range(len(ids))]
+        return [tuple(x[n] for x in every) for n in range(len(rows))]
 
 
-def _batch(ids: _Ids, length: int) -> Any:
-    """Rows of `length` positions; what a sample lacks of them is padding."""
+def _batch(rows: _Rows, length: int) -> Any:
+    """Rows of `length` positions: samples that do not see each other, then padding."""
     import torch
 
+    from megatron_qwen3.model.stretches import Stretches
     from megatron_qwen3.training.batch import TokenBatch
 
-    tokens_RS = torch.zeros(len(ids), length, dtype=torch.int64)
-    valid_RS = torch.zeros(len(ids), length, dtype=torch.bool)
-    for row, of_row in enumerate(ids):
-        count = len(of_row) - 1
-        tokens_RS[row, :count], valid_RS[row, :count] = torch.from_numpy(of_row[:-1]), True
-    return TokenBatch(tokens_RS, tokens_RS, valid_RS.float(), valid_BS=valid_RS)
+    tokens_RS = torch.zeros(len(rows), length, dtype=torch.int64)
+    valid_RS = torch.zeros(len(rows), length, dtype=torch.bool)
+    starts: list[list[int]] = []
+    for row, samples in enumerate(rows):
+        begins, end = [], 0
+        for ids in samples:
+            begins.append(end)
+            tokens_RS[row, end : end + len(ids) - 1] = torch.from_numpy(ids[:-1])
+            end += len(ids) - 1
+        valid_RS[row, :end] = True
+        starts.append([*begins, end] if end < length else begins)
+    stretches = Stretches.of(starts, length)
+    return TokenBatch(tokens_RS, tokens_RS, valid_RS.float(), stretches, valid_RS)
