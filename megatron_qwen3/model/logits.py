@@ -85,8 +85,8 @@ class Logits:
     def scores(self, ids: Tensor, with_entropy: bool = False, rest_of: int = 0) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.
 
-        rest_of: asks for log Σ p over all but the first so many of the K ids, which are distinct
-        where this is used; at least LEAST_LOG_REST.
+        rest_of: asks for log Σ p over all but the first so many of the K ids, at least
+        LEAST_LOG_REST; its gradient is right where they are distinct, and finite everywhere.
         All have gradients. log p is NaN where an id is below 0 or not below V: whoever takes
         labels from outside checks them, or leaves such positions out by torch.where.
         """

@@ -178,18 +178,20 @@ def part_and_exps(
     if rest_of:
         column_nR, taken_nR = _take_out(exps_nv, local_nK[:, :rest_of])
         rest_n = exps_nv.sum(-1)
-        exps_nv.scatter_add_(1, column_nR, taken_nR)
+        exps_nv.scatter_reduce_(1, column_nR, taken_nR, "amax")
     return Part(peak_n1.squeeze(1), total_n, moment_n, rest_n, above_nK, is_mine_nK), exps_nv
 
 
 def _take_out(exps_nw: Tensor, local_nR: Tensor) -> tuple[Tensor, Tensor]:
-    """Make e of distinct ids exactly 0, in place: their columns, and what stood there.
+    """Make e of some ids exactly 0, in place: their columns, and what stood there.
 
-    Of an id that is not of these columns, column 0 and 0.
+    Of an id that is not of these columns, column 0 and 0. An id may be there twice, as padding may
+    have it, which has no weight: e is 0 then as well, and never below it.
     """
     column_nR, is_mine_nR = _columns(local_nR, exps_nw.shape[1])
     taken_nR = exps_nw.gather(1, column_nR).masked_fill_(~is_mine_nR, 0.0)
-    exps_nw.scatter_add_(1, column_nR, -taken_nR)
+    most_nR = torch.zeros_like(taken_nR).masked_fill_(~is_mine_nR, torch.inf)
+    exps_nw.scatter_reduce_(1, column_nR, most_nR, "amin")
     return column_nR, taken_nR
 
 

@@ -117,6 +117,23 @@ def test_where_nothing_is_left_the_rest_has_its_least_value_and_no_slope(tile_by
     assert gradient.isfinite().all()
 
 
+@TILES
+def test_an_id_that_stands_twice_where_nothing_has_a_weight_harms_no_gradient(tile_bytes):
+    hidden, weight, _ = inputs()
+    with torch.no_grad():
+        hidden[3] = 4 * weight[0]  # padding, of which the model is sure that it is token 0
+    ids = Logits(hidden, weight, Alone(), tile_bytes).top_k(K).ids
+    place = torch.arange(S) == 3
+    twice = torch.where(place[:, None, None], 0, ids)
+    grads = []
+    for asked in (ids, twice):
+        scores = Logits(hidden, weight, Alone(), tile_bytes).scores(asked, rest_of=K)
+        loss = torch.where(place[:, None], 0.0, scores.log_rest + scores.log_p.sum(-1)).sum()
+        grads.append(torch.autograd.grad(loss, (hidden, weight)))
+    for mine, expected in zip(*grads, strict=True):
+        assert torch.equal(mine, expected)
+
+
 @pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 1024])
 def test_tempered_logits_are_divided_and_so_are_their_gradients(tile_bytes):
     hidden, weight, labels = inputs()
