@@ -12,7 +12,7 @@ the nearest, of two equally near to the even one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,12 @@ from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.model import Model
+
+
+# Settings that say how a model is made and trained, not what it computes.
+_OF_TRAINING = ("preset", "init_std", "router_aux_loss", "router_balance")
+CHANGEABLE = ("rope_theta", "norm_eps")
+"""What a stage, or whoever generates, may change on purpose; shapes do not depend on it."""
 
 
 def find(path: str) -> Path:
@@ -49,17 +55,39 @@ def begins_head(model: ModelConfig, source: Path) -> bool:
     return model.head == "scalar" and model_of(source).head == "vocabulary"
 
 
+def check_model(wanted: ModelConfig, source: Path, free: Sequence[str] = ()) -> None:
+    """ConfigError where a source's weights are of a model that computes something else.
+
+    free: settings that may differ. A reward model has no output layer to be tied.
+    """
+    saved = model_of(source)
+    free = (*free, *_OF_TRAINING, *(("tie_embeddings",) if wanted.head == "scalar" else ()))
+    for name, value in vars(wanted).items():
+        if name not in free and value != getattr(saved, name):
+            raise ConfigError(
+                f"model.{name} = {value}, but {source} was saved with {getattr(saved, name)}; "
+                "weights stay in the model that they were trained in"
+            )
+
+
 def fill(
-    model: Model, source: Path, verify: str, preferred: str = "", fresh_head: bool = False
+    model: Model,
+    source: Path,
+    verify: str,
+    preferred: str = "",
+    fresh_head: bool = False,
+    free: Sequence[str] = (),
 ) -> None:
     """Read a source's weights into a model; all ranks call it.
 
     verify: checkpoint.verify: a checkpoint's files must have their sizes, with "full" their
     checksums, too; "" asks for no manifest. Hugging Face's files have no checksums: their tables
     and sizes are looked at.
-    preferred: see `storage/load.py`; fresh_head: see `begins_head`: the head stays as it is.
-    ConfigError, on all ranks, where one of them finds the source damaged or of another shape.
+    preferred: see `storage/load.py`; fresh_head: see `begins_head`: the head stays as it is;
+    free: settings of the model that may be others than the source's, as CHANGEABLE.
+    ConfigError, on all ranks, where one of them finds the source damaged or of another model.
     """
+    check_model(model.config.model, source, (*free, "head") if fresh_head else free)
     is_hf = folders.is_hf(source)
     if verify and not is_hf:
         check_intact(source, verify == "full")

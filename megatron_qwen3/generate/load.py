@@ -130,9 +130,9 @@ def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
 
 def load(source: Source, config: Config, layout: Layout) -> "Model":
     """The model of this rank with the source's weights, verified; all ranks call it."""
-    from megatron_qwen3.convert.load import fill
+    from megatron_qwen3.convert.load import CHANGEABLE, fill
     from megatron_qwen3.training.model import Model
 
     model = Model(config, layout)
-    fill(model, source.path, config.checkpoint.verify)
+    fill(model, source.path, config.checkpoint.verify, free=CHANGEABLE)
     return model

@@ -11,7 +11,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.convert.load import begins_head, fill, find, model_of, read_weights
+from megatron_qwen3.convert.load import (
+    CHANGEABLE,
+    begins_head,
+    check_model,
+    fill,
+    find,
+    read_weights,
+)
 from megatron_qwen3.convert.mapping import SCALAR_HEAD
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage import folder
@@ -25,23 +32,14 @@ from megatron_qwen3.training.progress import Progress
 __all__ = ["begins_head", "check_same_model", "check_same_run", "checkpoints", "find", "load"]
 __all__ += ["load_weights", "newest", "newest_intact", "step_of"]
 
-# Settings of the model that say how weights are used or made, not which shapes they have.
-_FREE = ("preset", "rope_theta", "norm_eps", "init_std", "router_aux_loss", "router_balance")
-
 
 def check_same_model(config: Config, source: Path) -> None:
     """ConfigError where a source's model has other shapes than the configuration's.
 
-    A reward model may begin with a language model, and has no output layer to be tied.
+    A reward model may begin with a language model.
     """
-    saved, wanted = model_of(source), config.model
-    free = (*_FREE, "head", "tie_embeddings") if wanted.head == "scalar" else _FREE
-    for name, value in vars(wanted).items():
-        if name not in free and value != getattr(saved, name):
-            raise ConfigError(
-                f"model.{name} = {value}, but {source} was saved with {getattr(saved, name)}; "
-                "a stage goes on with the model of the stage before"
-            )
+    is_reward_model = config.model.head == "scalar"
+    check_model(config.model, source, (*CHANGEABLE, "head") if is_reward_model else CHANGEABLE)
 
 
 def check_same_run(config: Config, checkpoint: Path) -> None:
@@ -97,7 +95,8 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
     engine.model.take_weights(filled(template, checkpoint))
     progress = Progress.read(checkpoint)
     optim.set_step(engine.optimizer, progress.updates)
-    engine.model.weights_version = progress.updates
+    model = engine.model
+    model.weights_version = max(model.weights_version, progress.updates)
     return progress
 
 
@@ -112,7 +111,8 @@ def load_weights(engine: Engine, source: Path) -> None:
     is_wide = engine.config.train.precision == "fp32"
     verify = engine.config.checkpoint.verify
     fresh_head = begins_head(engine.config.model, source)
-    fill(engine.model, source, verify, shards.MASTER if is_wide else "", fresh_head)
+    preferred = shards.MASTER if is_wide else ""
+    fill(engine.model, source, verify, preferred, fresh_head, CHANGEABLE)
     engine.optimizer.reload_model_params()
     masters = shards.master_template(engine)
     if fresh_head:

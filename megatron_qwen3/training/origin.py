@@ -39,6 +39,7 @@ def check(config: Config) -> Beginning:
     if config.checkpoint.init_from and not saved:  # what was begun needs its start no more
         source = checkpoint.find(config.checkpoint.init_from)
         checkpoint.check_same_model(config, source)
+        source = source.resolve()  # "." has neither a name nor parents
         if source.name.startswith("step_") and not folder.is_hf(source):
             before = (source.parents[1], checkpoint.step_of(source))
     if saved and not config.checkpoint.resume:

@@ -9,7 +9,7 @@ from shards import assemble, difference, local_shards
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.training import checkpoint, optim, saver
+from megatron_qwen3.training import checkpoint, optim, origin, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import cross_entropy
@@ -70,6 +70,8 @@ def resumed(config, path):
     engine = Engine(config, start(config))
     assert checkpoint.load(engine, path).step == 2
     assert engine.model.weights_version == 2
+    checkpoint.load(engine, path)  # a run that goes back never has a version twice
+    assert engine.model.weights_version == 3
     return steps(engine, 2, 5), weights_of(engine)
 
 
@@ -230,7 +232,7 @@ def test_a_half_written_checkpoint_is_not_found(tmp_path):
         checkpoint.find(str(tmp_path))
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path, monkeypatch):
     config = settings(tmp_path, "tiny-dense", "one")
     run_ranks(save_three, 1, config)
     path = checkpoint.find(str(Path(config.run_dir)))
@@ -239,3 +241,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
         checkpoint.check_same_model(wider, path)
     for free in ("model.rope_theta=5", "model.router_balance=this_batch"):
         checkpoint.check_same_model(settings(tmp_path, "tiny-dense", "one", free), path)
+    for folder, source in ((path.parent, path.name), (path, ".")):
+        monkeypatch.chdir(folder)
+        stage = (f"checkpoint.init_from={source}", "run.name=next")
+        before = origin.check(settings(tmp_path, "tiny-dense", "one", *stage)).before
+        assert before == (Path(config.run_dir), 3)

@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import RankError, run_ranks
 from theirs import randomize
 
 from megatron_qwen3 import train
-from megatron_qwen3.config import load
+from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config
+from megatron_qwen3.convert.load import CHANGEABLE, check_model, fill, model_of
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training import objectives, optim
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.origin import load_origin
 
 transformers = pytest.importorskip("transformers")
@@ -93,6 +95,36 @@ def test_a_run_in_bf16_updates_the_float32_weights_of_the_folder(theirs, tmp_pat
     stored = torch.cat([tensor.flatten() for file in files for tensor in file.values()])
     assert torch.equal(ours.sort().values, stored.sort().values)
     assert not torch.equal(ours, ours.bfloat16().float())
+
+
+def filled(folder, arguments):
+    config = load([], arguments)
+    fill(Model(config, start(config)), folder, verify="")
+
+
+OTHERS = {
+    "rope_theta": lambda model: 123.0,
+    "norm_eps": lambda model: 0.01,
+    "tie_embeddings": lambda model: str(not model.tie_embeddings).lower(),
+    "experts_per_token": lambda model: model.experts_per_token + 1,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_are_not_read_into_a_model_that_computes_something_else(theirs, tmp_path, name):
+    preset, folder = theirs
+    stored = model_of(folder)
+    if name == "experts_per_token" and not stored.num_experts:
+        pytest.skip("a dense model has no experts")
+    arguments = settings(preset, tmp_path, f"model.{name}={OTHERS[name](stored)}")
+    told = f"model.{name} = .*, but .* was saved with {getattr(stored, name)}"
+    with pytest.raises(ConfigError, match=told):
+        check_model(load([], arguments).model, folder)
+    if name in CHANGEABLE:
+        check_model(load([], arguments).model, folder, CHANGEABLE)
+    if name == "norm_eps":
+        with pytest.raises(RankError, match=told):
+            run_ranks(filled, 1, folder, arguments)
 
 
 def truncate(folder):
