@@ -42,7 +42,6 @@ class Generator:
         # The last pipeline stage has the logits; its first tensor rank chooses.
         self.is_last_stage = self.pipeline.rank() == layout.pipeline - 1
         self.chooses = self.is_last_stage and self.tensor.rank() == 0
-        self.data_ranks_share_experts = layout.expert * layout.expert_tensor > layout.tensor
 
     @torch.no_grad()
     def generate(
@@ -59,19 +58,22 @@ class Generator:
     ) -> list[Completion]:
         """`samples` completions for each prompt, those of one prompt after each other.
 
-        Prompts are ids, one at least in each; where data ranks share experts a rank may have no
-        prompt. `max_new_tokens` is one limit, or one for each prompt. Row i, which is sample
-        i % samples of prompt i // samples, draws from the random sequence of (sampling.seed,
-        first_row + i), whatever else is in the batch; a prompt is read once for all its samples.
-        With `seeds`, one for each prompt, its sample k draws from (its seed, k) instead: what it
-        gets does not depend on where it stands among others.
-        `on_token` is called on every rank as tokens come. ValueError for what is out of range.
+        Prompts are ids, one at least in each; a data rank may have no prompt. `max_new_tokens` is
+        one limit, or one for each prompt. Row i, which is sample i % samples of prompt i //
+        samples, draws from the random sequence of (sampling.seed, first_row + i), whatever else is
+        in the batch; a prompt is read once for all its samples. With `seeds`, one for each prompt,
+        its sample k draws from (its seed, k) instead: what it gets does not depend on where it
+        stands among others.
+        `on_token` is called on every rank as tokens come. ValueError, on all ranks, where one was
+        given what is out of range.
         """
-        limits = _limits(prompts, max_new_tokens, samples)
-        draws = _draws(prompts, samples, seeds)
-        if not prompts and not self.data_ranks_share_experts:
+        self.model.synchronize()  # all data ranks take part, also one without prompts
+        with self.model.together():
+            limits = _limits(prompts, max_new_tokens, samples)
+            draws = _draws(prompts, samples, seeds)
+            _check_ids(prompts, self.config.model.vocab_size)
+        if not prompts and not self.layout.data_ranks_share_experts:
             return []
-        self.model.synchronize()
         version = self.model.weights_version
         of_rows = [asked for asked in zip(prompts, limits, strict=True) for _ in range(samples)]
         rows = [
@@ -140,7 +142,7 @@ class Generator:
 
     def _any_rank(self, mine: bool) -> bool:
         """Whether it is so on one of the data ranks that have to keep step."""
-        if not self.data_ranks_share_experts:
+        if not self.layout.data_ranks_share_experts:
             return mine
         flag = torch.tensor([int(mine)], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.model.groups.ranks.dp)
@@ -242,6 +244,16 @@ def _limits(
     if any(limit < 0 for limit in limits):
         raise ValueError(f"max_new_tokens = {max_new_tokens}; valid: at least 0")
     return limits
+
+
+def _check_ids(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:
+    for place, prompt in enumerate(prompts):
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocabulary:
+                raise ValueError(
+                    f"prompt {place} has token {token:,}, which is no id of a vocabulary of "
+                    f"{vocabulary:,}"
+                )
 
 
 def _draws(

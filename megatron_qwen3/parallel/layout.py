@@ -59,6 +59,14 @@ class Layout:
             or even_stages(config.model.num_layers, p.pipeline * p.virtual_pipeline),
         )
 
+    @property
+    def data_ranks_share_experts(self) -> bool:
+        """Whether ranks that split the experts of a layer are of several data ranks.
+
+        Both are neighbours: a data rank's tensor ranks, and those that hold all experts together.
+        """
+        return self.tensor * self.context % (self.expert * self.expert_tensor) != 0
+
     def counts(self) -> dict[str, int]:
         """The sizes by name, without `stage_layers`."""
         sizes = dataclasses.asdict(self)

@@ -8,6 +8,7 @@ the process groups of a second one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from megatron_qwen3.parallel.mcore import get_forward_backward_func
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 
+ANOTHER = "another data rank was given what cannot be computed: its own error says what"
 # Of a micro-batch on the last stage: what is trained, and what is reported of it.
 Finish = Callable[[Tensor | LastStage, TokenBatch], tuple[Tensor, Any]]
 
@@ -30,8 +32,8 @@ class Model:
     """A model and the ranks that hold it.
 
     chunks: this rank's, one for each virtual pipeline stage; groups: of the model's ranks;
-    weights_version: updates that made the weights, which texts generated with them are marked with:
-    whoever loads or replaces weights may set it.
+    weights_version: marks texts with the weights that wrote them: updates that made these, or a
+    number above it, since it grows with every update and every weights that are loaded.
     """
 
     def __init__(self, config: Config, layout: Layout, groups: Groups | None = None) -> None:
@@ -55,8 +57,16 @@ class Model:
         """The head's outputs of every position, on every rank of the data rank.
 
         All data ranks call it with equally many sequences, one at least: they share experts.
+        ValueError, on all of them, before any pass, where one was given what cannot be computed.
         """
-        rows, padded = batch.rows, self.filled(batch).to(self.device)
+        with self.together():
+            head.check(batch, self.config.model)
+            if beyond := int(batch.beyond(self.config.model.vocab_size)):
+                raise ValueError(
+                    f"{beyond:,} positions have a token or label that is no id of a vocabulary of "
+                    f"{self.config.model.vocab_size:,}"
+                )
+            rows, padded = batch.rows, self.filled(batch).to(self.device)
 
         def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Outputs]:
             assert not isinstance(output, Tensor)
@@ -114,7 +124,16 @@ class Model:
         return reports
 
     def filled(self, batch: TokenBatch) -> TokenBatch:
-        """With padding at its end, if that is needed: the schedule takes multiples of rows."""
+        """With padding at its end, if that is needed: the schedule takes multiples of rows.
+
+        ValueError where tensor ranks are to share rows that they do not divide.
+        """
+        tensor = self.layout.tensor
+        if self.chunks[0].config.sequence_parallel and batch.length % tensor:
+            raise ValueError(
+                f"rows of {batch.length} positions are no multiple of parallel.tensor = {tensor}, "
+                "as parallel.sequence = true needs"
+            )
         stages = self.layout.pipeline if self.layout.virtual > 1 else 1
         unit = self.config.train.micro_batch * stages
         return batch.padded_to(-(-batch.rows // unit) * unit)
@@ -136,6 +155,7 @@ class Model:
         """Have these weights and buffers: the tensors of all that `weights` describes."""
         for index, chunk in enumerate(self.chunks):
             chunk.load_state_dict(weights[f"chunk{index}"])
+        self.count_update()
 
     def synchronize(self) -> None:
         """Make the weights of every rank those of the last step.
@@ -146,6 +166,24 @@ class Model:
         for replica in self.replicas:
             if replica.ddp_config.overlap_param_gather:
                 replica.start_param_sync(force_sync=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is raised within is raised on all data ranks: none is left waiting for another.
+
+        Those that have no fault of their own raise ValueError. All data ranks enter.
+        """
+        fault: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            fault = error
+        if self.layout.data > 1:
+            flag = torch.tensor(int(fault is not None), device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.groups.ranks.dp)
+            fault = fault or (ValueError(ANOTHER) if flag.item() else None)
+        if fault:
+            raise fault
 
     def sum_over_data(self, x: Tensor) -> Tensor:
         """`x`, one number or more per data rank, added up over the data ranks in place."""
@@ -170,7 +208,8 @@ class Model:
         was_training = self.chunks[0].training
         for chunk in self.chunks:
             chunk.eval()
-        reports = self.run_schedule(self.chunks, batch, finish, forward_only=True)
-        for chunk in self.chunks:
-            chunk.train(was_training)
-        return reports
+        try:
+            return self.run_schedule(self.chunks, batch, finish, forward_only=True)
+        finally:
+            for chunk in self.chunks:
+                chunk.train(was_training)

@@ -114,3 +114,26 @@ def test_completions_say_which_weights_wrote_them(name):
     for facts in facts_of(name):
         versions = [{c.weights_version for c in facts[k]} for k in ("first", "second", "anew")]
         assert versions == [{0}, {2}, {40}]
+
+
+def without_prompts(parallel):
+    """Between two steps: what each data rank gets, one having no prompts, and then a wrong id."""
+    engine = engine_of("model.preset=tiny-dense", "model.tie_embeddings=true", parallel)
+    rank, generator = engine.data_rank, Generator(engine.model)
+    ids = torch.arange(66).view(2, 33)[rank : rank + 1]
+    engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), cross_entropy, 0.05)
+    made = generator.generate([[], PROMPTS][rank], GREEDY, NEW)
+    with pytest.raises(ValueError) as raised:
+        generator.generate([PROMPTS, [[1, 2], [3, 512]]][rank], GREEDY, NEW)
+    loss = engine.train_step(TokenBatch.of(ids[:, :-1], ids[:, 1:]), cross_entropy, 0.05)["loss"]
+    return rank, [c.tokens for c in made], str(raised.value), loss
+
+
+@pytest.mark.parametrize("parallel", ["overlap=true", "overlap=false"])
+def test_data_ranks_without_prompts_or_with_wrong_ones_leave_no_other_waiting(parallel):
+    (_, none, another, loss), (_, made, own, same) = run_ranks(
+        without_prompts, 2, parallel, timeout_seconds=60
+    )
+    assert none == [] and [len(tokens) for tokens in made] == [NEW] * len(PROMPTS)
+    assert own == "prompt 1 has token 512, which is no id of a vocabulary of 512"
+    assert another.startswith("another data rank") and loss == same

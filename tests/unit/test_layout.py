@@ -1,5 +1,8 @@
 """The counts of ranks, micro-batches and layers that a configuration and a world size give."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,25 @@ from megatron_qwen3.parallel.layout import Layout, even_stages
 
 def tiny(*overrides):
     return load([], ["model.preset=tiny-moe", "train.steps=1", *overrides])
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+def test_data_ranks_share_experts_where_megatron_cores_groups_say_so(tensor, expert, expert_tensor):
+    from megatron_qwen3.parallel.mcore import parallel_state
+
+    world = math.lcm(tensor, expert * expert_tensor)
+
+    def groups(names, **sizes):
+        given = {"tp": 1, "ep": 1, "pp": 1, "cp": 1} | sizes
+        given["dp"] = world // math.prod(given.values())
+        return parallel_state.RankGenerator(**given, order="tp-cp-ep-dp-pp").get_ranks(names)
+
+    data_rank = {rank: n for n, group in enumerate(groups("tp", tp=tensor)) for rank in group}
+    spread = groups("tp-ep", tp=expert_tensor, ep=expert)
+    shared = any(len({data_rank[rank] for rank in group}) > 1 for group in spread)
+    sizes = {"tensor": tensor, "expert": expert, "expert_tensor": expert_tensor}
+    layout = replace(Layout.of(tiny(), 1), **sizes)
+    assert layout.data_ranks_share_experts == shared
 
 
 @given(st.integers(1, 200), st.integers(1, 32))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import megatron_qwen3
-from megatron_qwen3.model.linear import Products
+from megatron_qwen3.model.linear import Products, _is_packable
 
 
 @pytest.mark.parametrize("places", [1, 3])
@@ -29,6 +29,11 @@ def test_the_products_of_one_generation_know_nothing_of_the_weights_of_another()
         before = Products().of(x, weight)
         weight.mul_(2)
         torch.testing.assert_close(Products().of(x, weight), 2 * before)
+
+
+def test_weights_in_bf16_are_never_packed_which_few_processors_can():
+    large = torch.nn.Parameter(torch.randn(2048, 513))
+    assert _is_packable(large) and not _is_packable(large.bfloat16())
 
 
 @pytest.mark.parametrize("folder", ["cpu", "generate", "model", "parallel", "training"])
