@@ -2,9 +2,9 @@
 
 megatron-core asks torch.cuda for its device, streams and random states. Where there is no GPU,
 importing this module answers those calls with the CPU, once, for the whole process; where there
-is one it does nothing. Every module of ours that imports megatron-core imports this one first.
-The few constructors that megatron-core calls with the literal "cuda" are wrapped rather than
-watched by a TorchFunctionMode, which would tax every operation of the step.
+is one it does nothing. `parallel/mcore.py`, which all others have megatron-core from, imports this
+one first. The few constructors that megatron-core calls with the literal "cuda" are wrapped rather
+than watched by a TorchFunctionMode, which would tax every operation of the step.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
 megatron-core adds weight gradients to its buffer, zeroed before each step, within the matrix
 product if a CUDA extension of apex is there, and reduces gradients over a data-parallel group of
 one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is
-imported, `skip_lone_ranks` after: `cpu.py` calls both. `fuse_weight_gradients` is for models that
-have gradient buffers.
+imported, `skip_lone_ranks` after: `redirect.py` calls both. `fuse_weight_gradients` is for models
+that have gradient buffers, `check_written` comes after their passes.
 """
 
 import sys
@@ -58,13 +58,19 @@ def fuse_weight_gradients(chunk: Any) -> None:
 def _begin_step(buffer: Any, written: set[Any]) -> None:
     """In place of zeroing the whole of megatron-core's gradient buffer."""
     for parameter in written:
-        assert not getattr(parameter.main_grad, "is_old", False), "a step left a gradient out"
         parameter.main_grad.is_old = True
     end = 0
     for start, next_end in sorted(buffer.param_index_map[p][:2] for p in written):
         buffer.grad_data[end:start].zero_()
         end = next_end
     buffer.grad_data[end:].zero_()
+
+
+def check_written(chunk: Any) -> None:
+    """RuntimeError where the passes of a step have not written the gradient of a parameter."""
+    for name, parameter in chunk.module.named_parameters():
+        if getattr(getattr(parameter, "main_grad", None), "is_old", False):
+            raise RuntimeError(f"{name} has got no gradient in this step")
 
 
 def skip_lone_ranks() -> None:

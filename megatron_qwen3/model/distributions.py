@@ -42,7 +42,7 @@ def top_k(k: int, temperature: float = 1.0) -> Head:
         }
 
     shapes = {"log_probs": ((k,), torch.float32), "ids": ((k,), torch.int64), "log_rest": NUMBER}
-    return Head(compute, shapes)
+    return Head(compute, shapes, least_vocabulary=k)
 
 
 def at_ids(k: int) -> Head:
@@ -52,7 +52,8 @@ def at_ids(k: int) -> Head:
         scores = logits.scores(batch.extra["ids"].transpose(0, 1))
         return {"log_probs": scores.log_p.transpose(0, 1), "log_z": scores.log_z.t()}
 
-    return Head(compute, {"log_probs": ((k,), torch.float32), "log_z": NUMBER})
+    shapes = {"log_probs": ((k,), torch.float32), "log_z": NUMBER}
+    return Head(compute, shapes, needs={"ids": (k,)})
 
 
 def at_ids_and_label(k: int, temperature: float = 1.0) -> Head:
@@ -80,4 +81,5 @@ def at_ids_and_label(k: int, temperature: float = 1.0) -> Head:
         }
 
     numbers = dict.fromkeys(("log_rest", "log_prob", "log_z"), NUMBER)
-    return Head(compute, {"log_probs": ((k,), torch.float32), **numbers})
+    shapes = {"log_probs": ((k,), torch.float32), **numbers}
+    return Head(compute, shapes, needs={"ids": (k,)})

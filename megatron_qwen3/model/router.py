@@ -80,8 +80,12 @@ class Router(MegatronModule):
         self.sums.zero_()
 
     def end_step(self, sums_2E: Tensor) -> None:
-        """`sums_2E`: `self.sums` added up over all ranks that routed this layer's tokens."""
-        self.expert_share.copy_(sums_2E[0] / sums_2E[0].sum())
+        """`sums_2E`: `self.sums` added up over all ranks that routed this layer's tokens.
+
+        A step that routed none leaves the share as it is.
+        """
+        total = sums_2E[0].sum()
+        self.expert_share.copy_(torch.where(total > 0, sums_2E[0] / total, self.expert_share))
 
     def forward(self, hidden_TH: Tensor, valid_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Probabilities (float32, each row adds up to one) and experts (int64), both [T, K].

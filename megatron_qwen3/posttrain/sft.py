@@ -121,16 +121,13 @@ def _is_trained(batch: TokenBatch) -> Tensor:
     return (batch.weights_BS != 0).float()
 
 
-def _in_rows(batch: TokenBatch) -> Tensor:
-    """All places of rows, but not of those that fill a schedule."""
-    if batch.valid_BS is None:
-        return torch.ones_like(batch.weights_BS)
-    return batch.valid_BS.any(1, keepdim=True).expand_as(batch.valid_BS).float()
+def _all(batch: TokenBatch) -> Tensor:
+    return torch.ones_like(batch.weights_BS)
 
 
 COUNTS: Mapping[str, Mean] = {
     "trained_tokens": Mean(_is_trained, count=1.0),
-    "filled": Mean(_in_rows),
+    "filled": Mean(_all),
 }
 
 

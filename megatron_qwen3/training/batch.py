@@ -21,7 +21,8 @@ class TokenBatch:
     from 0. None is a row that is read as one text;
     valid_BS: bool, False where a position is padding, which is not trained and which no router
     counts. None is a batch without padding;
-    extra: what else an objective needs, [B, …] each, by name.
+    extra: what else an objective needs, [B, …] each, by name;
+    filling: how many rows at the end are there for a schedule's sake, and count in no mean.
     """
 
     tokens_BS: Tensor
@@ -30,6 +31,7 @@ class TokenBatch:
     stretches: Stretches | None = None
     valid_BS: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    filling: int = 0
 
     def __post_init__(self) -> None:
         shape = self.tokens_BS.shape
@@ -82,28 +84,34 @@ class TokenBatch:
         count = float(self.tokens_BS.numel())
         return torch.full((), count, dtype=torch.float64, device=self.tokens_BS.device)
 
-    def within(self, vocabulary: int) -> Tensor:
-        """How many positions have ids below `vocabulary`, their labels too if they are trained."""
+    def beyond(self, vocabulary: int) -> Tensor:
+        """How many positions have no id of a vocabulary as token, or as a label that is trained;
+        float64. What fills is not counted."""
         tokens_BS, labels_BS = self.tokens_BS, self.labels_BS
-        fits_BS = (tokens_BS >= 0) & (tokens_BS < vocabulary)
-        label_fits_BS = (labels_BS >= 0) & (labels_BS < vocabulary) | (self.weights_BS == 0)
-        return (fits_BS & label_fits_BS).sum(dtype=torch.float64)
+        is_no_id_BS = (tokens_BS < 0) | (tokens_BS >= vocabulary)
+        is_no_label_BS = (labels_BS < 0) | (labels_BS >= vocabulary)
+        found_BS = is_no_id_BS | is_no_label_BS & (self.weights_BS != 0)
+        return found_BS[: self.rows - self.filling].sum(dtype=torch.float64)
 
     def to(self, device: torch.device) -> "TokenBatch":
-        return self._map(lambda x: x.to(device, non_blocking=True), lambda x: x.to(device))
+        filling = self.filling
+        return self._map(lambda x: x.to(device, non_blocking=True), lambda x: x.to(device), filling)
 
     def pinned(self) -> "TokenBatch":
         """A copy in memory that stays where it is, which a GPU reads by itself."""
-        return self._map(lambda x: x.pin_memory(), lambda x: x.pinned())
+        return self._map(lambda x: x.pin_memory(), lambda x: x.pinned(), self.filling)
 
     def split(self, rows: int) -> Iterator["TokenBatch"]:
         """Micro-batches of `rows` sequences, in order."""
+        first_filling = self.rows - self.filling
         for start in range(0, self.rows, rows):
-            part = slice(start, start + rows)
-            yield self._map(itemgetter(part), methodcaller("of_rows", start, start + rows))
+            end = min(start + rows, self.rows)
+            filling = max(0, end - max(start, first_filling))
+            part = methodcaller("of_rows", start, end)
+            yield self._map(itemgetter(slice(start, end)), part, filling)
 
     def padded_to(self, rows: int) -> "TokenBatch":
-        """`rows` sequences: the first one repeated, as padding of weight 0, fills the end."""
+        """`rows` sequences: the first one repeated, as padding, is the filling at the end."""
         missing = rows - self.rows
         if not missing:
             return self
@@ -114,7 +122,8 @@ class TokenBatch:
         def pad(x: Tensor) -> Tensor:
             return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
-        padded = replace(self, valid_BS=valid_BS)._map(pad, lambda x: x.padded_to(rows))
+        filling = self.filling + missing
+        padded = replace(self, valid_BS=valid_BS)._map(pad, lambda x: x.padded_to(rows), filling)
         assert padded.valid_BS is not None
         for counted_BS in (padded.weights_BS, padded.valid_BS):
             counted_BS[self.rows :] = 0
@@ -124,6 +133,7 @@ class TokenBatch:
         self,
         change: Callable[[Tensor], Tensor],
         change_stretches: Callable[[Stretches], Stretches],
+        filling: int,
     ) -> "TokenBatch":
         """Every tensor changed alike, and the stretches as they are."""
         return TokenBatch(
@@ -133,4 +143,5 @@ class TokenBatch:
             None if self.stretches is None else change_stretches(self.stretches),
             None if self.valid_BS is None else change(self.valid_BS),
             {name: change(x) for name, x in self.extra.items()},
+            filling,
         )

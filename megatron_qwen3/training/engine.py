@@ -34,7 +34,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.balance import Balance
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.model import Finish, Model
+from megatron_qwen3.training.model import ANOTHER, Finish, Model
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update
 
@@ -77,14 +77,14 @@ class Engine:
         Raises BadBatch, on every rank, before anything is updated, where loss or norm is above its
         limit, and NonFiniteLoss where it is NaN or infinite; before the first forward pass BadBatch
         where no position is trained or one is no id of the vocabulary, and ValueError where data
-        ranks bring differently many sequences or lengths, or the objective values of another shape.
+        ranks bring differently many sequences or lengths, or what a batch and an objective are
+        made of does not fit; a rank where all does says that another one's does not.
         Rows that the schedule needs beyond them count for nothing.
         """
+        assert self.model.chunks[0].training, "the model is in evaluation mode"
         self.clock.restart()
-        objective.check(batch)
         rows = batch.rows
-        batch = self.model.filled(batch).to(self.device)
-        counts, positions = self._counts(batch, objective)
+        batch, counts, positions = self._counts(batch, objective)
         self.balance.begin(batch, positions)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -106,32 +106,56 @@ class Engine:
         self.balance.end()
         return metrics
 
-    def _counts(self, batch: TokenBatch, objective: Objective) -> tuple[dict[str, float], float]:
-        """What each mean divides by, and how many positions of the global batch are no padding.
+    def _counts(
+        self, batch: TokenBatch, objective: Objective
+    ) -> tuple[TokenBatch, dict[str, float], float]:
+        """The batch as the schedule takes it; what each mean divides by; and how many positions of
+        the global batch are no padding.
 
         BadBatch or ValueError, on all ranks, for batches that cannot be trained.
         """
-        means, vocabulary = objective.means, self.config.model.vocab_size
-        weights = [mean.weights(batch).sum(dtype=torch.float64) for mean in means.values()]
-        rows, length = batch.tokens_BS.shape
-        alike = [torch.full_like(batch.positions, n) for n in (rows, length, rows**2, length**2)]
-        local = torch.stack([*weights, batch.positions, batch.within(vocabulary), *alike])
+        means, fault = objective.means, None
+        local = torch.zeros(len(means) + 8, dtype=torch.float64, device=self.device)
+        try:
+            filled, local = self._local_counts(batch, objective)
+        except Exception as error:  # the others would wait for this rank
+            fault = error
         read = self.model.sum_over_data(local).tolist()
-        *sums, positions, within, rows, length, rows_2, length_2 = read
+        *sums, positions, within, apart, rows, length, rows_2, length_2, sound_ranks = read
         ranks = self.layout.data * self.layout.context
+        if sound_ranks != ranks:
+            raise fault or ValueError(ANOTHER)
         if ranks * rows_2 != rows**2 or ranks * length_2 != length**2:
             raise ValueError("data ranks bring differently many sequences, or of several lengths")
-        if beyond := rows * length / ranks - within:
+        size = rows * length / ranks
+        if beyond := size - within:
             raise BadBatch(
                 f"{beyond:,.0f} positions of the global batch have a token or label that is no id "
-                f"of a vocabulary of {vocabulary:,}"
+                f"of a vocabulary of {self.config.model.vocab_size:,}"
             )
+        if astray := size - apart:
+            raise ValueError(f"{astray:,.0f} positions have a weight in the loss and are padding")
         sum_of = dict(zip(means, sums, strict=True))
         if not any(sum_of[name] for name in objective.losses):
             raise BadBatch("no position of the global batch has a weight in the loss")
         # Where all weights of a mean are 0 its sum is 0 as well, whatever it is divided by.
         counts = {name: mean.count or sum_of[name] or 1.0 for name, mean in means.items()}
-        return counts, positions
+        return filled, counts, positions
+
+    def _local_counts(self, batch: TokenBatch, objective: Objective) -> tuple[TokenBatch, Tensor]:
+        """This rank's batch as the schedule takes it, and its part of the counts: weights, what is
+        no padding, what has ids of the vocabulary, what is not trained as padding, and its shape;
+        the last one is 1, of a rank that found no fault."""
+        objective.head.check(batch, self.config.model)
+        filled = self.model.filled(batch).to(self.device)
+        objective.check(filled)
+        weights = [mean.of(filled).sum(dtype=torch.float64) for mean in objective.means.values()]
+        rows, length, positions = batch.rows, batch.length, filled.positions
+        within = rows * length - filled.beyond(self.config.model.vocab_size)
+        apart = rows * length - objective.weights_on_padding(filled)
+        known = (rows, length, rows**2, length**2, 1)
+        alike = [torch.full_like(positions, n) for n in known]
+        return filled, torch.stack([*weights, positions, within, apart, *alike])
 
     def _with_gradients(self, chunk: Qwen3, index: int) -> DistributedDataParallel:
         settings = DistributedDataParallelConfig(
@@ -189,15 +213,9 @@ def _weighing(objective: Objective, counts: Mapping[str, float]) -> Finish:
 
     def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Tensor]:
         assert not isinstance(output, Tensor)
-        values = objective.values(objective.head.compute(output, micro), micro)
-        shares = []
-        for name, mean in objective.means.items():
-            weights = mean.weights(micro)
-            # What has no weight may even be NaN.
-            weighted = torch.where(weights != 0, values[name] * weights, 0.0)
-            shares.append(weighted.sum() / counts[name])
-        trained = torch.stack(shares[: len(objective.losses)]).sum()
-        return trained, torch.stack(shares).detach()
+        sums = objective.sums(objective.head.compute(output, micro), micro)
+        shares_K = torch.stack([x / counts[name] for name, x in sums.items()])
+        return shares_K[: len(objective.losses)].sum(), shares_K.detach()
 
     return finish
 
@@ -213,6 +231,8 @@ def _report(objective: Objective, sums_DMK: Tensor) -> dict[str, Tensor]:
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
     """Reduce gradients over all ranks that share a parameter; the count is not divided by again."""
+    for chunk in models:
+        device.check_gradients(chunk)
     finalize_model_grads(models, None, **kwargs)
 
 

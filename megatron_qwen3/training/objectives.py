@@ -12,13 +12,22 @@ Legend: B rows, S positions.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
+import torch
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import Head, Outputs, log_probs
 from megatron_qwen3.training.batch import TokenBatch
 
 Values = Mapping[str, Tensor]
+
+_OF_STEP = ("loss", "grad_norm", "memory_peak_bytes", "memory_reserved_bytes")
+_OF_ROUTERS = ("aux_loss", "aux_loss_last_step", "expert_balance", "idle_experts")
+_OF_ROW = ("kind", "step", "tokens", "lr")
+_OF_SPEED = ("step_seconds", "tokens_per_second", "tflops_per_rank", "mfu")
+RESERVED: Final = frozenset((*_OF_STEP, *_OF_ROUTERS, *_OF_ROW, *_OF_SPEED))
+"""What stands in the row of a step beside an objective's means."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,14 @@ class Mean:
         if self.count is not None and not self.count > 0:
             raise ValueError(f"a mean divides by count = {self.count}; valid: above 0")
 
+    def of(self, batch: TokenBatch) -> Tensor:
+        """The weights of a batch: 0 in rows that fill a schedule, whatever they are made of."""
+        weights = self.weights(batch)
+        if batch.filling:
+            weights = weights.clone()
+            weights[batch.rows - batch.filling :] = 0
+        return weights
+
 
 def _weights_of_positions(batch: TokenBatch) -> Tensor:
     return batch.weights_BS
@@ -54,37 +71,73 @@ per_sequence = Mean(_weights_of_rows)
 @dataclass(frozen=True)
 class Objective:
     """values: of each position [B, S] or row [B], by name, from the head's outputs;
-    losses: which of them are trained: their means add up to the loss;
-    metrics: which are only reported."""
+    losses: which of them are trained, one at least: their means add up to the loss;
+    metrics: which are only reported.
+
+    ValueError for a name that is given twice, or is RESERVED.
+    """
 
     head: Head
     values: Callable[[Outputs, TokenBatch], Values]
     losses: Mapping[str, Mean]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.losses:
+            raise ValueError("an objective without losses trains nothing")
+        if twice := self.losses.keys() & self.metrics.keys():
+            raise ValueError(f"{', '.join(sorted(twice))}: among the losses and the metrics")
+        if taken := RESERVED & self.means.keys():
+            raise ValueError(f"a mean is named {', '.join(sorted(taken))}, as what a step reports")
+
     @property
     def means(self) -> dict[str, Mean]:
         """Losses, then metrics."""
         return {**self.losses, **self.metrics}
 
+    def sums(self, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
+        """Σ weight · value of each mean over a batch.
+
+        ValueError where a value is not there, or is not of the shape of its weights.
+        """
+        values, sums = self.values(outputs, batch), {}
+        for name, mean in self.means.items():
+            if name not in values:
+                raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")
+            value, weights = values[name], mean.of(batch)
+            if value.shape != weights.shape:
+                raise ValueError(
+                    f"the objective's {name} has shape {[*value.shape]} for {batch.rows} rows of "
+                    f"{batch.length} positions, and its weights have {[*weights.shape]}"
+                )
+            # What has no weight may even be NaN.
+            sums[name] = torch.where(weights != 0, value * weights, 0.0).sum()
+        return sums
+
     def check(self, batch: TokenBatch) -> None:
-        """ValueError where the values are not of the shape of their weights; on one row, of zeros.
+        """ValueError where the values are not of the shape of their weights, or a loss has no
+        gradient; on two rows, of zeros.
 
         A step asks before its first forward pass: a fault in the middle of a schedule would leave
         other stages waiting.
         """
-        row = next(batch.split(1))
-        outputs = self.head.empty(1, row.length, row.tokens_BS.device)
-        values = self.values(outputs, row)
-        for name, mean in self.means.items():
-            if name not in values:
-                raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")
-            wanted, got = mean.weights(row).shape, values[name].shape
-            if wanted != got:
-                raise ValueError(
-                    f"the objective's {name} has shape {[*got]} for one row of {row.length} "
-                    f"positions, and its weights have {[*wanted]}"
-                )
+        rows = next(batch.split(2))
+        outputs = self.head.empty(rows.rows, rows.length, rows.tokens_BS.device)
+        for x in outputs.values():
+            x.requires_grad_(x.is_floating_point())
+        sums = self.sums(outputs, rows)
+        for name in self.losses:
+            if not sums[name].requires_grad:
+                raise ValueError(f"the objective's {name} has no gradient: no output is part of it")
+
+    def weights_on_padding(self, batch: TokenBatch) -> Tensor:
+        """How many positions that are padding a loss has a weight for, float64."""
+        weights = [mean.of(batch) for mean in self.losses.values()]
+        is_trained = [x != 0 for x in weights if x.shape == batch.tokens_BS.shape]
+        if batch.valid_BS is None or not is_trained:
+            return torch.zeros_like(batch.positions)
+        found_BS = torch.stack(is_trained).any(0) & ~batch.valid_BS
+        return found_BS.sum(dtype=torch.float64)
 
 
 def _cross_entropy(outputs: Outputs, batch: TokenBatch) -> Values:

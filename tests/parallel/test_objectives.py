@@ -8,13 +8,17 @@ from layouts import assert_same, local_shards
 from ranks import run_ranks
 
 from megatron_qwen3.config import load
-from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.model.distributions import at_ids, top_k
+from megatron_qwen3.model.outputs import log_probs, scalar
+from megatron_qwen3.model.router import balance_metrics
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.metrics import speed
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.objectives import (
+    RESERVED,
     Mean,
     Objective,
     cross_entropy,
@@ -101,6 +105,7 @@ def by_autograd():
 LAYOUTS = {
     "one-rank": (1, ()),
     "micro-batches": (1, ("train.micro_batch=4",)),
+    "not-full": (1, ("train.micro_batch=5", "train.global_batch=10")),
     "dp4": (4, ("train.micro_batch=2",)),
     "tp2-pp2": (4, ("parallel.tensor=2", "parallel.pipeline=2", "train.micro_batch=2")),
 }
@@ -137,11 +142,21 @@ def refused():
     beyond, behind = good.labels_BS.clone(), good.tokens_BS.clone()
     trained = good.weights_BS.nonzero()[0]
     beyond[tuple(trained)], behind[0, 0] = VOCABULARY, -1
-    fewer = good if engine.data_rank else next(good.split(good.rows // 2))
     shorter = good.tokens_BS[:, :-1]
+    valid = torch.ones_like(good.tokens_BS, dtype=torch.bool)
+    valid[tuple(trained)] = False
 
     def rows_of(outputs, batch):
         return {"row": outputs["log_prob"].sum(1)}
+
+    def of_all(outputs, batch):
+        return {"all": outputs["log_prob"].mean().view(1)}
+
+    def constant(outputs, batch):
+        return {"constant": -outputs["log_prob"].detach()}
+
+    def ignored(outputs, batch):
+        return {"x": outputs["log_z"]}
 
     messages = [
         told(BadBatch, labels_BS=beyond),
@@ -151,11 +166,13 @@ def refused():
         told(ValueError, extra={"kept": good.weights_BS[:-1]}),
         told(ValueError, objective=Objective(log_probs, rows_of, {"row": per_token})),
         told(ValueError, objective=Objective(log_probs, rows_of, {"rank": per_sequence})),
+        told(ValueError, objective=Objective(log_probs, of_all, {"all": per_sequence})),
+        told(ValueError, objective=Objective(log_probs, constant, {"constant": per_token})),
+        told(ValueError, objective=Objective(at_ids(4), ignored, {"x": per_token})),
+        told(ValueError, objective=Objective(top_k(513), ignored, {"x": per_token})),
+        told(ValueError, objective=Objective(scalar, ignored, {"x": per_token})),
+        told(ValueError, valid_BS=valid),
     ]
-    if engine.layout.data > 1:
-        with pytest.raises(ValueError) as raised:
-            engine.train_step(fewer, MIXED, 0)
-        messages.append(str(raised.value))
     engine.model.run_schedule = schedule
     return messages, engine.train_step(good, MIXED, 0.0)["loss"]
 
@@ -164,15 +181,132 @@ def refused():
 def test_what_cannot_be_trained_is_named_on_every_rank_before_any_pass(ranks, expected):
     results = run_ranks(refused, ranks)
     for messages, loss in results:
-        beyond, behind, untrained, shorter, fewer, shape, name, *ranks_apart = messages
+        beyond, behind, untrained, shorter, fewer, shape, name, *others = messages
         assert "token or label that is no id of a vocabulary of 512" in beyond
         assert beyond.startswith(f"{ranks:,} positions") and behind.startswith(f"{ranks:,} pos")
         assert untrained == "no position of the global batch has a weight in the loss"
         assert "labels_BS has shape" in shorter and "extra kept has shape" in fewer
-        assert "the objective's row has shape [1] for one row of 16 positions" in shape
+        assert "the objective's row has shape [2] for 2 rows of 16 positions" in shape
         assert name == "the objective gives no rank; it gives row"
-        assert all("differently many sequences" in text for text in ranks_apart)
+        constant_shape, without_gradient, needed, too_many, head, padding = others
+        assert "the objective's all has shape [1] for 2 rows" in constant_shape
+        assert without_gradient.startswith("the objective's constant has no gradient")
+        assert needed == f"extra ids is not there; the head needs [{ROWS // ranks}, 16, 4]"
+        assert too_many.startswith("the 513 most probable of 512 tokens")
+        assert 'scalar: of a model with model.head = "scalar"' in head
+        assert padding == f"{ranks} positions have a weight in the loss and are padding"
         assert loss == pytest.approx(expected[0]["loss"], rel=1e-5)
+
+
+def refused_by_one():
+    """What each rank is told where the second data rank alone brings what cannot be computed."""
+    config = tiny("train.micro_batch=4", "parallel.pipeline=2")
+    engine = Engine(config, start(config))
+    good = list(whole_batch().split(4))[engine.data_rank]
+    bad_ids = good.tokens_BS + VOCABULARY
+
+    def told(call, *args):
+        with pytest.raises((ValueError, KeyError)) as raised:
+            call(*args)
+        return str(raised.value)
+
+    def of_second(**changes):
+        return replace(good, **changes) if engine.data_rank else good
+
+    def train(batch):
+        engine.train_step(batch, MIXED, 0.0)
+
+    messages = {
+        "fewer": told(train, next(good.split(3)) if engine.data_rank else good),
+        "lacking": told(train, of_second(extra={"theirs": good.extra["theirs"]})),
+        "ids": told(engine.model.score, of_second(tokens_BS=bad_ids), log_probs),
+        "needs": told(engine.model.score, of_second(extra={"ids": bad_ids[..., None]}), at_ids(1)),
+    }
+    return engine.data_rank, messages
+
+
+def test_what_one_data_rank_cannot_compute_stops_all_before_any_pass():
+    for data_rank, told in run_ranks(refused_by_one, 4, timeout_seconds=60):
+        another = "another data rank was given what cannot be computed: its own error says what"
+        assert "differently many sequences" in told["fewer"]
+        assert ("kept" in told["lacking"]) if data_rank else (told["lacking"] == another)
+        assert told["ids"] == (OUTSIDE if data_rank else another)
+        assert told["needs"] == (another if data_rank else LACKING)
+
+
+OUTSIDE = "64 positions have a token or label that is no id of a vocabulary of 512"
+LACKING = "extra ids is not there; the head needs [4, 16, 1]"
+
+
+def odd_lengths(parallel):
+    """What both ways through a model say of rows that two tensor ranks do not divide."""
+    config = tiny("train.micro_batch=4", *parallel)
+    engine, batch = Engine(config, start(config)), whole_batch()
+    odd = replace(
+        batch,
+        **{name: getattr(batch, name)[:, 1:] for name in ("tokens_BS", "labels_BS", "weights_BS")},
+    )
+    messages = []
+    for call in (engine.train_step, engine.model.score):
+        with pytest.raises(ValueError) as raised:
+            call(odd, *((cross_entropy, 0.0) if call == engine.train_step else (log_probs,)))
+        messages.append(str(raised.value))
+    return messages
+
+
+def test_rows_that_tensor_ranks_do_not_divide_are_refused_before_any_pass():
+    results = run_ranks(odd_lengths, 4, ("parallel.tensor=2", "parallel.pipeline=2"))
+    for messages in results:
+        assert all(
+            "rows of 15 positions are no multiple of parallel.tensor = 2" in m for m in messages
+        )
+
+
+def after_an_exception(preset):
+    """Metrics of a step, what an exception in the middle of others said, and of the step again."""
+    config = tiny(f"model.preset={preset}", "train.micro_batch=4", "model.router_aux_loss=0.5")
+    engine, batch = Engine(config, start(config)), whole_batch()
+    steps = [engine.train_step(batch, cross_entropy, 0.0) for _ in range(2)]
+
+    def broken(outputs, batch):
+        if outputs["log_z"].any():
+            raise OSError("in the middle")
+        return {"x": -outputs["log_prob"]}
+
+    def compute(logits, batch):
+        raise OSError("in the middle")
+
+    with pytest.raises(OSError):
+        engine.train_step(batch, Objective(log_probs, broken, {"x": per_token}), 0.0)
+    with pytest.raises(OSError):
+        engine.model.score(batch, log_probs._replace(compute=compute))
+    return [*steps, *(engine.train_step(batch, cross_entropy, 0.0) for _ in range(2))]
+
+
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_an_exception_in_a_step_or_a_score_leaves_the_next_step_as_it_was(preset):
+    ((_, before, *after),) = run_ranks(after_an_exception, 1, preset)
+    assert after == [before, before]
+
+
+def without_a_gradient():
+    """Weights before and after a step whose loss has no gradient, though an output has."""
+    config = tiny()
+    engine, batch = Engine(config, start(config)), whole_batch()
+    engine.train_step(batch, cross_entropy, 1e-3)
+    before = [p.clone() for p in engine.model.chunks[0].parameters()]
+
+    def values(outputs, batch):
+        return {"x": outputs["log_rest"]}  # no autograd: known after the pass alone
+
+    with pytest.raises(RuntimeError) as raised:
+        engine.train_step(batch, Objective(top_k(3), values, {"x": per_token}), 1e-3)
+    return str(raised.value), all(map(torch.equal, before, engine.model.chunks[0].parameters()))
+
+
+def test_a_loss_without_a_gradient_never_trains_the_step_before_again():
+    ((message, same),) = run_ranks(without_a_gradient, 1)
+    assert "has got no gradient in this step" in message and same
 
 
 def with_and_without_z_loss():
@@ -190,6 +324,26 @@ def test_cross_entropy_and_z_loss_are_told_apart_and_add_up_to_the_loss():
     assert apart["cross_entropy"] == pytest.approx(alone["loss"], rel=1e-6)
     assert apart["z_loss"] == pytest.approx(1e-3 * mean_square.item(), rel=1e-5)
     assert apart["loss"] == pytest.approx(apart["cross_entropy"] + apart["z_loss"], rel=1e-6)
+
+
+def test_names_of_means_are_their_own():
+    for wrong, told in (
+        (({}, {"x": per_token}), "without losses"),
+        (({"x": per_token}, {"x": per_sequence}), "x: among the losses and the metrics"),
+        (({"loss": per_token}, {}), "a mean is named loss"),
+        (({"x": per_token}, {"grad_norm": per_token}), "a mean is named grad_norm"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Objective(log_probs, values, *wrong)
+
+
+def test_names_that_a_step_reports_are_reserved():
+    config = replace(tiny(), log=replace(tiny().log, peak_tflops=1.0))
+    reported = {*speed(config, 1, 1.0), *balance_metrics(torch.ones(1, 2, 4), 4, torch.ones(1, 4))}
+    assert reported <= RESERVED
+    means = dict.fromkeys(sorted(RESERVED), per_token)
+    with pytest.raises(ValueError, match="tokens_per_second"):
+        Objective(log_probs, values, means)
 
 
 @pytest.mark.parametrize("count", [0, -1.0, float("nan")])
