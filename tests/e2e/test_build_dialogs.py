@@ -15,9 +15,11 @@ from scripted import thought
 
 from megatron_qwen3.chat import thinks
 from megatron_qwen3.cli.build_dialogs import main
+from megatron_qwen3.pages import dialogs as pages
 from megatron_qwen3.posttrain.dialogs import Choices, decoder, samples_of
 
 ROOT = Path(__file__).parents[2]
+WRITE_PAGE = pages.write
 NAMES = ["dialogs.jsonl", "report.json", "dropped.jsonl", "problems.jsonl"]
 QUICK = ["--tries", "2", "--first-wait", "0.01", "--seconds", "20", "--verify-workers", "1"]
 
@@ -26,6 +28,7 @@ QUICK = ["--tries", "2", "--first-wait", "0.01", "--seconds", "20", "--verify-wo
 def environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setattr(pages, "write", lambda content, out: None)  # a second of drawing each
 
 
 def steps(a, b, result):
@@ -148,7 +151,10 @@ def cold_start(out, queries, address, *more):
     return run(out, "cold-start", *asked, *more)
 
 
-def test_a_cold_start_keeps_what_is_worth_it_and_says_why_not_the_rest(tmp_path, capsys):
+def test_a_cold_start_keeps_what_is_worth_it_and_says_why_not_the_rest(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(pages, "write", WRITE_PAGE)
     queries = write(tmp_path / "q.jsonl", [*sums(16), *BAD])
     out = tmp_path / "out"
     with serving(model) as (address, asked):
@@ -201,6 +207,7 @@ def whole(tmp_path_factory):
     queries = write(folder / "q.jsonl", sums(40))
     with pytest.MonkeyPatch.context() as patch, serving(model) as (address, asked):
         patch.setenv("no_proxy", "127.0.0.1")
+        patch.setattr(pages, "write", lambda content, out: None)
         assert cold_start(folder / "out", queries, f"{address}#adder") == 0
     return queries, contents(folder / "out"), len(asked)
 

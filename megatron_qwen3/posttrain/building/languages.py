@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from data_prep import scripts
 from data_prep.language_id import Identifier
@@ -41,10 +41,10 @@ class Use:
 
 
 class LanguageUse:
-    """One object serves any number of texts."""
+    """Loads the models of languages, once in a process; serves any number of texts."""
 
     def __init__(self) -> None:
-        self._identify = Identifier()
+        self._identify = _identifier()
 
     def of(self, text: str, query: str = "") -> Use:
         words = _WORD.findall(_NO_PROSE.sub(" ", text))
@@ -80,6 +80,12 @@ class LanguageUse:
         return main, {
             name: n for name, n in found.items() if name != main and name.endswith(f"_{script}")
         }
+
+
+@cache
+def _identifier() -> Identifier:
+    """100 MB, and a second to load."""
+    return Identifier()
 
 
 def _parts(words: list[str]) -> list[list[str]]:
