@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +35,7 @@ _OPTIONAL = {
     "top_p": "answers are drawn without top_p",
     "temperature": "the endpoint draws at a temperature of its own",
 }
+_LENGTH = "max_tokens"  # which some endpoints call max_completion_tokens
 
 
 class Endpoint:
@@ -50,7 +51,6 @@ class Endpoint:
         self.limits = limits
         self.notes: list[str] = []
         self._left_out: set[str] = set()
-        self._renamed = False  # max_tokens is called max_completion_tokens
         self._lock = threading.Lock()
         self.wire = Wire(self.address, limits, _key(limits.key_variable))
 
@@ -129,35 +129,38 @@ class Endpoint:
         return answers
 
     def _ask(self, request: Request, samples: int, seed: int) -> list[Answer]:
-        """At least one answer, or Failure."""
-        while True:
-            body = self._body(request, samples, seed)
-            try:
-                return self.wire.ask("/chat/completions", body, answers_of)
-            except Refused as error:
-                if not self._leave_out(str(error), body):
-                    raise
+        """At least one answer, or Failure, or Refused.
 
-    def _leave_out(self, message: str, body: dict[str, Any]) -> bool:
-        """Whether the endpoint may take what it refused without what its message names."""
-        with self._lock:
-            if "max_completion_tokens" in message and "max_tokens" in body:
-                self._renamed = True
-                return True
-        named = [name for name in _OPTIONAL if name in body and _names(message, name)]
-        for name in named:
-            self._forget(name)
-        return bool(named)
+        What a refusal names is left out of this request, and of later ones where that helps: who
+        only quotes a request that is wrong otherwise changes nothing for the others.
+        """
+        without: set[str] = set()
+        while True:
+            body = self._body(request, samples, seed, without)
+            try:
+                answers = self.wire.ask("/chat/completions", body, answers_of)
+            except Refused as error:
+                named = _named(str(error), body)
+                if not named:
+                    raise
+                without |= named
+            else:
+                for name in sorted(without):
+                    self._forget(name)
+                return answers
 
     def _forget(self, name: str) -> None:
         """Leave a field out from now on, and say so once."""
         with self._lock:
             if name not in self._left_out:
                 self._left_out.add(name)
-                self.notes.append(f"{self.address} does not take {name}: {_OPTIONAL[name]}")
+                told = _OPTIONAL.get(name)
+                self.notes += [f"{self.address} does not take {name}: {told}"] if told else []
 
-    def _body(self, request: Request, samples: int, seed: int) -> dict[str, Any]:
-        length = "max_completion_tokens" if self._renamed else "max_tokens"
+    def _body(self, request: Request, samples: int, seed: int, without: set[str]) -> dict[str, Any]:
+        with self._lock:
+            left_out = self._left_out | without
+        length = "max_completion_tokens" if _LENGTH in left_out else _LENGTH
         body = {
             "model": self.model,
             "messages": [dict(message) for message in request.messages],
@@ -173,8 +176,7 @@ class Endpoint:
         if request.thinking_budget is not None:
             body["thinking_token_budget"] = request.thinking_budget
         body |= request.given()
-        with self._lock:
-            return {name: value for name, value in body.items() if name not in self._left_out}
+        return {name: value for name, value in body.items() if name not in left_out}
 
     def _only_model(self) -> str:
         try:
@@ -193,11 +195,15 @@ class Endpoint:
         return str(names[0])
 
 
-def _names(message: str, name: str) -> bool:
-    """Whether an error names a field; one letter is named only where it stands in quotes."""
-    if len(name) > 1:
-        return name in message
-    return any(f"{quote}{name}{quote}" in message for quote in "'\"`")
+def _named(message: str, body: Mapping[str, Any]) -> set[str]:
+    """What an error names of the body that could be left out; a letter counts in quotes alone."""
+    quoted = {f"{quote}n{quote}" for quote in "'\"`"}
+    named = {name for name in _OPTIONAL if len(name) > 1 and name in message}
+    if any(text in message for text in quoted):
+        named.add("n")
+    if "max_completion_tokens" in message:
+        named.add(_LENGTH)
+    return named & set(body)
 
 
 def _key(variable: str) -> str:

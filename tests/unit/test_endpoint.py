@@ -255,13 +255,26 @@ def test_what_an_endpoint_does_not_take_is_left_out_and_told():
         strict, [request, request], dataclasses.replace(QUICK, concurrency=1)
     )
     assert [group[0].text for group in found] == ["a", "a"] and len(asked) == 5
-    assert len(notes) == 2 and "left to the endpoint" in notes[1]
+    assert len(notes) == 2 and "left to the endpoint" in notes[0]
     assert asked[-1][2] == {
         "model": "m",
         "messages": [{"role": "user", "content": "q"}],
         "max_completion_tokens": 4096,
         "seed": 0,
     }
+
+
+def test_a_refusal_that_quotes_a_bad_request_changes_nothing_for_the_others():
+    def quotes(body, number):
+        if body["messages"][0]["content"] == "bad":
+            return lambda h: send(h, 400, json.dumps({"error": f"wrong: {body}"}).encode())
+        return completion(str(body["temperature"]))
+
+    bad = Request([{"role": "user", "content": "bad"}], temperature=0.5, samples=2)
+    good = Request(ASKED.messages, temperature=0.5)
+    found, _, notes = answers(quotes, [bad, good], dataclasses.replace(QUICK, concurrency=1))
+    assert [a.finish for a in found[0]] == ["error", "error"] and found[1][0].text == "0.5"
+    assert not notes
 
 
 def test_as_many_requests_are_under_way_as_may_be_and_no_more_are_read():
