@@ -16,7 +16,7 @@ from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.convert import dcp_writer, hf_config, reference, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
-from megatron_qwen3.convert.verify import POSITIONS, SEQUENCES, compare, logits, vocabulary
+from megatron_qwen3.convert.verify import POSITIONS, SEQUENCES, compare, logits, model_of
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.training import checkpoint, saver
@@ -168,7 +168,7 @@ def test_bf16_weights_pass_through_a_run_unchanged(tmp_path, hf_folder, name):
 def ids_to_compare(folder):
     """[B, S], those that `compare` takes."""
     random = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary(folder), (SEQUENCES, POSITIONS), generator=random)
+    return torch.randint(model_of(folder).vocab_size, (SEQUENCES, POSITIONS), generator=random)
 
 
 @torch.no_grad()
