@@ -63,3 +63,9 @@ def test_megatron_core_is_imported_in_one_module_which_prepares_it():
         if any(module.startswith("megatron.") for module in imported(tree))
     }
     assert importing == {"parallel/mcore.py"}
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their names alone, and refuses the second where it collects both."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
