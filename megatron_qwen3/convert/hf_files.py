@@ -29,6 +29,13 @@ TOKENIZER_FILES: Final = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+TEMPLATE_FILE: Final = TOKENIZER_FILES[-1]
+# Around a chat template.
+_CUT: Final = (
+    "{%- set conversation -%}",
+    "{%- endset -%}\n"
+    "{{- conversation[:-1] if conversation.endswith('<|im_end|>\\n') else conversation -}}\n",
+)
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
@@ -90,11 +97,29 @@ def _vocabulary(folder: Path) -> int:
 def add_chat_template(folder: Path) -> None:
     """Give a tokenizer that has Qwen3's turns, but no template, the one that we train with."""
     config_file = folder / "tokenizer_config.json"
-    if (folder / "chat_template.jinja").exists() or not config_file.is_file():
+    if (folder / TEMPLATE_FILE).exists() or not config_file.is_file():
         return
     has_one = "chat_template" in read_json(config_file, "no tokenizer")
     if not has_one and "<|im_end|>" in _added_tokens(folder):
         chat.write_chat_template(folder)
+
+
+def end_chat_template_at_the_answer(folder: Path) -> None:
+    """Of a reward model's tokenizer: what its template makes of a conversation ends with its last
+    <|im_end|>, and not with the line end after it.
+
+    transformers reads the reward at the last token, and a reward model is trained at <|im_end|>.
+    Whatever the template is, its text is caught and cut; one that was cut before stays.
+    """
+    file, config_file = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
+    config = _table(folder, config_file.name)
+    template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    if not isinstance(template, str) or template.startswith(_CUT[0]):
+        return
+    cut = template.join(_CUT)
+    file.write_text(cut, encoding="utf-8")
+    if "chat_template" in config:
+        write_json(config_file, config | {"chat_template": cut})
 
 
 def config_ids(folder: Path) -> Ids:

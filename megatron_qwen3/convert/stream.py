@@ -126,6 +126,8 @@ def to_hf(
         ids = hf_files.token_ids(beside, chat_model) | _said_ids(tokenizer, own)
         if model.head == "vocabulary":
             hf_files.write_generation(beside, chat_model, ids)
+        else:
+            hf_files.end_chat_template_at_the_answer(beside)
         kind = dtype or checkpoint.dtypes["embedding.word_embeddings.weight"]
         hf_config.write_config(beside, model, positions, str(kind).removeprefix("torch."), ids)
         sync_tree(beside)

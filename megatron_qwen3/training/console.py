@@ -103,6 +103,8 @@ def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
     ]
     if row.get("mfu") is not None:
         fields.append(("MFU", f"{100 * row['mfu']:4.1f} %", ""))
+    if "accuracy" in row:
+        fields.append(("", f"{100 * row['accuracy']:5.1f} %", "ranked as given"))
     if "expert_balance" in row:
         fields.append(("experts", f"{row['expert_balance']:.2f}×", ""))
     if left:

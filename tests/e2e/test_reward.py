@@ -9,18 +9,23 @@ import chaos
 import dialog_sets
 import numpy as np
 import pytest
+import torch
 from ranks import RankError, run_ranks
 
 from data_prep import tokenizer
 from megatron_qwen3 import train
 from megatron_qwen3.chat import ChatTokenizer
-from megatron_qwen3.cli import convert_checkpoint, report, score_answers
+from megatron_qwen3.cli import convert_checkpoint, report, score_answers, tokenize_dialogs
 from megatron_qwen3.config import load
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain import reward
+from megatron_qwen3.posttrain.answer_lines import read_answers
+from megatron_qwen3.posttrain.dialog_set import DialogSet
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.training import engine, saver
+
+transformers = pytest.importorskip("transformers")
 
 STEPS = 6
 
@@ -201,17 +206,9 @@ def made_up(count, seed):
         }
 
 
-def tokenized(lines, folder, prefix):
-    """The lines as a set of pairs."""
-    chat = ChatTokenizer(tokenizer.load(folder))
-    samples = []
-    for line in lines:
-        for name in ("chosen", "rejected"):
-            said = {"role": "assistant", "content": line[name]}
-            ids = np.array(chat.encode_conversation([*line["messages"], said]).ids)
-            ends = np.flatnonzero(ids == chat.turn_end)
-            samples.append((ids, np.arange(len(ids)) == ends[-1]))
-    dialog_sets.write_set(prefix, samples, kind="pairs", vocab_size=384, tokenizer="")
+def written(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +218,10 @@ def school(tmp_path_factory):
     lines = list(made_up(200, seed=1))
     texts = [f"{line['chosen']} {line['rejected']}" for line in lines]
     tokenizer.train([*texts, *ASKED], 340, home / "tokenizer")
-    tokenized(lines, home / "tokenizer", home / "pairs")
+    words = [written(home / "pairs.jsonl", lines), "--out", home / "pairs", "--kind", "pairs"]
+    words += ["--tokenizer", home / "tokenizer", "--workers", 1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert tokenize_dialogs.main([str(word) for word in words]) == 0
     more = [
         *dialog_sets.settings(
             {"name": "manners", "path": f"{home}/pairs"}, length=256, batch=4, mode="reward"
@@ -251,8 +251,7 @@ def test_answers_are_scored_alike_in_our_format_and_transformers_on_one_rank_and
     lines = list(made_up(30, seed=2))
     talks = [{"messages": line["messages"], "answers": [line["chosen"], line["rejected"]]}
              for line in lines[:3]]  # fmt: skip
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *talks]))
+    path = written(tmp_path / "pairs.jsonl", [*lines, *talks])
     assert run_ranks(convert, 1, school, tmp_path / "hf") == [0]
     outs = []
     for model, ranks, more in (
@@ -274,6 +273,42 @@ def test_answers_are_scored_alike_in_our_format_and_transformers_on_one_rank_and
             assert line["scores"] == pytest.approx(expected["scores"], abs=2e-5)
         for line, talk in zip(found, found[len(lines) :], strict=False):
             assert line["scores"] == pytest.approx(talk["scores"], abs=2e-5)
+
+
+def test_an_exported_models_own_template_and_transformers_give_the_scores(school, tmp_path):
+    lines = list(made_up(6, seed=3))
+    path, out = written(tmp_path / "pairs.jsonl", lines), tmp_path / "scored.jsonl"
+    assert run_ranks(convert, 1, school, tmp_path / "hf") == [0]
+    ((status, _),) = run_ranks(scored, 1, [school, path, "--out", out])
+    expected = [json.loads(line)["scores"] for line in out.read_text().splitlines()]
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = [
+        reader.apply_chat_template(
+            [*line["messages"], {"role": "assistant", "content": line[name]}], tokenize=False
+        )
+        for line in lines
+        for name in ("chosen", "rejected")
+    ]
+    batch = reader(texts, padding=True, padding_side="right", return_tensors="pt")
+    assert reader.pad_token_id == network.config.pad_token_id
+    with torch.no_grad():
+        rewards = network.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert rewards.flatten().tolist() == pytest.approx(sum(expected, []), abs=2e-5)
+    assert status == 0
+
+
+def test_what_is_scored_is_what_was_trained(school):
+    home = school.parent
+    chat = ChatTokenizer(tokenizer.load(home / "tokenizer"))
+    dialogs = DialogSet(home / "pairs")
+    asked = read_answers(home / "pairs.jsonl", chat)
+    answers = [ids for each in asked for ids in each.answers]
+    assert len(answers) == len(dialogs) == 400
+    for n, answer in enumerate(answers):
+        ids, marked = dialogs.read(n)
+        assert marked.sum() == 1
+        assert ids[: marked.argmax() + 1].tolist() == answer.tolist()
 
 
 def convert(source, out):
