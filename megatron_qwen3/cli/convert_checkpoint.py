@@ -9,7 +9,9 @@ A checkpoint is a step's folder, or a run's, of which the newest step is taken. 
 GPU, no ranks and little memory, whatever the size of the model; OUT appears when it is complete.
 from-hf's OUT goes into checkpoint.init_from. Without --dtype every bit stays; with it, every tensor
 becomes bfloat16 or float32, rounded to the nearest, ties to even. verify computes logits of both
-and exits with 1 where they differ by more than rounding.
+and exits with 1 where they differ by more than rounding. A reward model (run.mode = "reward") is
+Qwen3ForSequenceClassification or Qwen3MoeForSequenceClassification there, with one label; what its
+chat template makes of a conversation ends at the <|im_end|> where the reward is read.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import codecs
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 import warnings
@@ -31,7 +32,6 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain.answer_lines import Asked, read_answers
-from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import whole_file
 
 _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
@@ -103,13 +103,11 @@ def _run(given: argparse.Namespace) -> None:
         as_numbers = codecs.lookup(target.encoding).name != "utf-8"
         for batch in _batches(read_answers(given.answers, chat), at_once):
             answers = [ids for asked in batch for ids in asked.answers]
-            left = iter(scores(model, answers, given.row_tokens))
-            for asked in batch:
-                mine = [next(left) for _ in asked.answers]
-                if asked.is_pair:
-                    ranked.append(mine[0] > mine[1])
+            made = scores(model, answers, given.row_tokens)
+            _check_finite(made, source.path)
+            for record, is_right in _scored(batch, made):
+                ranked += [] if is_right is None else [is_right]
                 if is_first:
-                    record = asked.scored([round(score, 6) for score in mine])
                     target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
             target.flush()
             advance(len(answers))
@@ -117,6 +115,23 @@ def _run(given: argparse.Namespace) -> None:
         share = sum(ranked) / len(ranked)
         print(f"{len(ranked):,} pairs, {share:.2%} ranked as given", file=sys.stderr)
     runtime.stop()
+
+
+def _scored(batch: Iterable[Asked], made: Iterable[float]) -> Iterator[tuple[Any, bool | None]]:
+    """Each line with its scores, and of a pair whether they rank it as given; a tie is wrong."""
+    left = iter(made)
+    for asked in batch:
+        mine = [next(left) for _ in asked.answers]
+        is_right = mine[0] > mine[1] if asked.is_pair else None
+        yield asked.scored([round(score, 6) for score in mine]), is_right
+
+
+def _check_finite(made: Sequence[float], model: Path) -> None:
+    if broken := [score for score in made if not math.isfinite(score)]:
+        raise ConfigError(
+            f"{model}: {len(broken)} of {len(made)} scores are not finite, the first is "
+            f"{broken[0]}: its weights are broken, or its precision does not hold its activations"
+        )
 
 
 def _batches(lines: Iterable[Asked], tokens: int) -> Iterator[list[Asked]]:
@@ -157,5 +172,5 @@ def _progress(total: int, is_first: bool) -> Iterator[Any]:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     is_seen = is_first and console.is_terminal
     with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
-        task = bar.add_task(shown("answers"), total=total)
+        task = bar.add_task("answers", total=total)
         yield lambda count: bar.advance(task, count)

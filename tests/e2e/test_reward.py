@@ -217,7 +217,7 @@ def school(tmp_path_factory):
     home = tmp_path_factory.mktemp("school")
     lines = list(made_up(200, seed=1))
     texts = [f"{line['chosen']} {line['rejected']}" for line in lines]
-    tokenizer.train([*texts, *ASKED], 340, home / "tokenizer")
+    tokenizer.train([*texts, *ASKED, *["user\n assistant\n"] * 99], 340, home / "tokenizer")
     words = [written(home / "pairs.jsonl", lines), "--out", home / "pairs", "--kind", "pairs"]
     words += ["--tokenizer", home / "tokenizer", "--workers", 1]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -227,7 +227,7 @@ def school(tmp_path_factory):
             {"name": "manners", "path": f"{home}/pairs"}, length=256, batch=4, mode="reward"
         ),
         *("model.preset=tiny-dense", "model.vocab_size=384", f"data.tokenizer={home}/tokenizer"),
-        *("train.steps=30", "optim.lr=2e-3", "optim.min_lr=2e-3", "reward.held_out=0.1"),
+        *("train.steps=60", "optim.lr=2e-3", "optim.min_lr=2e-3", "reward.held_out=0.1"),
         *(f"run.dir={home}", "run.name=run"),
     ]
     assert run_ranks(run, 1, more) == [0]
