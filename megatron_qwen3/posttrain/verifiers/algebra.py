@@ -17,9 +17,11 @@ from typing import Any
 
 from megatron_qwen3.posttrain.verifiers import final
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
+from megatron_qwen3.posttrain.verifiers.notation import ANGLE_OF
 
 _E_NOTATION = re.compile(r"(?<![A-Za-z\\\d.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,4})(?![A-Za-z\d])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _LOG = re.compile(r"\\log(?![A-Za-z_]|\s*_)")
 
 
@@ -65,6 +67,8 @@ def _formula(text: str) -> list[Any]:
     """What math-verify reads in a formula of LaTeX; [] where it reads nothing."""
     text = _E_NOTATION.sub(r"\1 \\times 10^{\2}", final.joined_digits(text))
     text = _REPEATING.sub(_fraction, text)
+    if ANGLE_OF.search(text):
+        text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     read = load().parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None)
     return [_exact(one) for one in read if not isinstance(one, str)]
 

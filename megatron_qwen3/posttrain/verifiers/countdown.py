@@ -35,9 +35,10 @@ def countdown(
     goal = final.number(str(target))
     if not numbers or goal is None:
         raise CannotJudge("countdown needs numbers, and a number as its target")
-    text = expression_of(answer)
-    if text is None:
+    found = expression_of(answer)
+    if found is None:
         return "no expression is given as the answer"
+    text, said = found
     try:
         reader = _Reader(text)
         value = reader.value()
@@ -50,19 +51,21 @@ def countdown(
         return "a number alone is no expression"
     if all_numbers and given - used:
         return f"does not use {', '.join(map(str, (given - used).elements()))}"
+    if wrong := [number for number in said if number != value]:
+        return f"{text!r:.80} is {value}, and is said to be {wrong[0]}"
     return "" if value == goal else f"{text!r:.80} is {value}, not {goal}"
 
 
-def expression_of(answer: str) -> str | None:
-    """The expression that the answer settles on, with plain signs and without `= result`."""
+def expression_of(answer: str) -> tuple[str, list[int]] | None:
+    """The expression that the answer settles on, with plain signs, and what it is said to be."""
     if final.has_open_box(answer):
         return None
     tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.S)
     whole = final.boxes(answer)[-1:] or tagged[-1:]
     if whole:
-        return _without_result(_plain(whole[0]))
-    candidates = (_without_result(one) for one in _candidates(answer))
-    return next((one for one in candidates if _is_expression(one)), None)
+        return _sides(_plain(whole[0]))
+    candidates = (_sides(one) for one in _candidates(answer))
+    return next((one for one in candidates if _is_expression(one[0])), None)
 
 
 def _candidates(answer: str) -> Iterator[str]:
@@ -82,14 +85,18 @@ def _plain(text: str) -> str:
     signs = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
     for _ in range(4):  # fractions within fractions
         text = _FRACTION.sub(r"((\1)/(\2))", text)
+    text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", text)
     text = _LATEX.sub(lambda match: signs.get(match.group(), " "), text)
     return text.translate(_SPELLED).replace("$", " ").strip()
 
 
-def _without_result(text: str) -> str:
-    """`a + b = 75` is `a + b`; with several equals signs nothing is taken away but the last."""
-    before, equals, after = text.rpartition("=")
-    return before.strip() if equals and re.fullmatch(r"\s*-?\d+\s*", after) else text.strip()
+def _sides(text: str) -> tuple[str, list[int]]:
+    """`a + b = 75` is `a + b`, said to be 75; so is `75 = a + b`. Two expressions stay as they are,
+    and are none."""
+    sides = [side.strip() for side in text.split("=")]
+    said = [int(side) for side in sides if re.fullmatch(r"-?\d{1,18}", side)]
+    others = [side for side in sides if not re.fullmatch(r"-?\d{1,18}", side)]
+    return (others[0], said) if len(others) == 1 and said else (text.strip(), [])
 
 
 @dataclass

@@ -13,7 +13,7 @@ from fractions import Fraction
 from megatron_qwen3.chat import END_THINK, THINK, split_thinking
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.S)
-_THIN_SPACE = re.compile(r"\\[,;:! ]|~|\{,\}|[\u00a0\u2009\u202f]|\\thinspace(?![A-Za-z])")
+_THIN_SPACE = re.compile(r"(?<!\\)\\[,;:! ]|~|\{,\}|[\u00a0\u2009\u202f]|\\thinspace(?![A-Za-z])")
 _GROUPS = re.compile(
     r"(?<![\d.])(\d{1,3})((?:,\d{3})+)(?![\d,])|(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)"
 )

@@ -161,14 +161,11 @@ def is_same(gold: str, given: str) -> bool:
         return False
     if ours == theirs:
         return True
-    for rule in (_words, _bases, _units, _names, _numbers, _ratios, _intervals, _collections):
+    for rule in _RULES:
         is_equal = rule(ours, theirs)
         if is_equal is not None:
             return is_equal
     return algebra.is_same(ours, theirs)
-
-
-Rule = Callable[[str, str], bool | None]  # None: this rule does not say
 
 
 def _words(gold: str, given: str) -> bool | None:
@@ -360,3 +357,16 @@ def _is_same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
             return False
         rest = [other for other in rest if other not in same]
     return all(any(is_same(one, other) for one in ours) for other in rest)
+
+
+# In the order in which they are asked; None: the rule does not say, and the next is asked.
+_RULES: tuple[Callable[[str, str], bool | None], ...] = (
+    _words,
+    _bases,
+    _units,
+    _names,
+    _numbers,
+    _ratios,
+    _intervals,
+    _collections,
+)

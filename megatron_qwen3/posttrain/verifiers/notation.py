@@ -36,15 +36,23 @@ _NAMES = (
     (re.compile(r"\\colon(?![A-Za-z])"), ":"),
     (re.compile(r"\\log\s*_\s*(?:e|\{\s*e\s*\})(?![A-Za-z])"), r"\\ln "),
     (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\langle(?![A-Za-z])"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
+    (re.compile(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}|\\bf(?![A-Za-z])"), ""),
+    (re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![A-Za-z]))"), r"\\R "),
 )
+# {x | 0 < x < 1}: what it is that holds.
+_BUILT = re.compile(r"^\\\{[A-Za-z](?:\\in ?\\R)?(?:\\mid|\\vert|\||:) ?(.+)\\\}$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{")
+_MARKED = re.compile(r"\\(?:underline|boldsymbol|bm|boxed|fbox)\s*\{")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
 def plain(text: str) -> str:
     """The same formula without delimiters, sizes, thin spaces and other ways to write a sign."""
     text = text.translate(_SIGNS).strip()
+    text = unwrap(text, _MARKED)
     for _ in range(4):
         text = text.strip().rstrip(".,;").strip() if not text.endswith(r"\}") else text.strip()
         for opening, closing in _DELIMITERS:
@@ -55,7 +63,7 @@ def plain(text: str) -> str:
     text = _SIZES.sub(" ", text)
     for name, to in _NAMES:
         text = name.sub(to, text)
-    text = re.sub(r"\\[,;:! ]|~|\\thinspace(?![A-Za-z])", " ", text)
+    text = re.sub(r"(?<!\\)\\[,;:! ]|~|\\thinspace(?![A-Za-z])", " ", text)
     text = re.sub(r"\\\$", "", text)  # dollars are a unit that nobody else has
     if text.count("$") == 1:
         text = text.strip().removeprefix("$")
@@ -63,7 +71,16 @@ def plain(text: str) -> str:
         inside = text[whole.end() : -1]
         is_whole = final.closing_brace(text, whole.end()) == len(text) - 1
         text = inside if is_whole and "\\" not in inside else text
-    return re.sub(r"^\((?:[A-Za-z],)+[A-Za-z]\)=", "", _squeezed(text))
+    text = re.sub(r"^\((?:[A-Za-z],)+[A-Za-z]\)=", "", _squeezed(text))
+    return _of_reals(_BUILT.sub(r"\1", text))
+
+
+def _of_reals(text: str) -> str:
+    """All real numbers, in words or by their sign, as an interval."""
+    if re.fullmatch(r"(?:[A-Za-z]\\in ?)?\\R|\\text\{all real(?: number)?s\}", text):
+        return r"(-\infty,\infty)"
+    whole = text.startswith("{") and final.closing_brace(text, 1) == len(text) - 1
+    return text[1:-1] if whole else text
 
 
 def _squeezed(text: str) -> str:
@@ -86,10 +103,10 @@ def words_of(text: str) -> str | None:
     return bare.casefold() if is_wrapped or long_enough else None
 
 
-def unwrap(text: str) -> str:
+def unwrap(text: str, wrapper: re.Pattern[str] = _WRAPPER) -> str:
     """`\\text{…}` and its like give way to their content."""
     for _ in range(20):
-        opening = _WRAPPER.search(text)
+        opening = wrapper.search(text)
         end = final.closing_brace(text, opening.end()) if opening else None
         if opening is None or end is None:
             break
@@ -195,6 +212,7 @@ _SAME = {
     **dict.fromkeys(("sq",), "square"),
     **dict.fromkeys(("cu",), "cubic"),
 }
+ANGLE_OF = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"\^(?:\{\\circ\}|\\circ|\{o\})\s*$|\\degree\s*$")
 _WRAPPED_UNIT = re.compile(r"\\(?:text|textrm|mathrm|mbox|textbf|operatorname)\s*\{([^{}]*)\}")
 _PLAIN_UNIT = re.compile(r"^(.*?[\d})])\s+([A-Za-z/^0-9 ]+)$")
@@ -203,7 +221,7 @@ _PLAIN_UNIT = re.compile(r"^(.*?[\d})])\s+([A-Za-z/^0-9 ]+)$")
 def without_unit(text: str) -> tuple[str, str]:
     """(value, unit): unit is "" where the text has none, and written alike for one unit."""
     bare = _DEGREES.sub("", text)
-    if bare != text and bare:
+    if bare != text and bare and not ANGLE_OF.search(text):
         return bare.strip(), "°"
     first = _WRAPPED_UNIT.search(text)
     if first and re.search(r"[\d})]$", text[: first.start()].strip()):
@@ -268,6 +286,7 @@ def in_base(text: str) -> tuple[str, str] | None:
 def intervals(text: str) -> tuple[str, list[str]] | None:
     """(variable, intervals) of `0<x<1`, `x\\ge 2`, `x<0 or x>1`; None for anything else."""
     text = re.sub(r"^[A-Za-z]\\in(?![A-Za-z])", "", text)
+    text = re.sub(r"^\|([A-Za-z])\|(<|\\le ?|<=)([^<>=]+)$", r"-(\3)\2\1\2\3", text)
     parts = split_top(unwrap_or(text), r"\\lor(?![A-Za-z])|\\cup(?![A-Za-z])|\bor\b|,")
     found = [_interval(part) for part in parts]
     whole = [one for one in found if one is not None]
