@@ -1,5 +1,6 @@
 """Off-policy distillation through the command line: a teacher in memory, or what it left stored."""
 
+import argparse
 import json
 import re
 
@@ -11,6 +12,7 @@ from ranks import RankError, run_ranks
 from data_prep import tokenizer
 from data_prep.shards import file_sha256
 from megatron_qwen3 import train
+from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.posttrain.dialog_set import DialogSet
 from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
 from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels, write
@@ -39,6 +41,14 @@ def scored(prefixes, teacher, top_k, temperature, *settings):
         for prefix in prefixes:
             write(DialogSet(prefix), scorer.about, top_k, scorer.score, done.append)
     return sum(done)
+
+
+def commanded(prefix, teacher, *settings):
+    """The same by the command, of one set."""
+    parser = argparse.ArgumentParser()
+    teacher_targets.add_arguments(parser)
+    asked = [str(prefix), "--teacher", str(teacher), "--top-k", str(K), "--rows", "2"]
+    return teacher_targets.run(parser.parse_args([*asked, *settings]))
 
 
 class School:
@@ -183,12 +193,12 @@ def test_a_student_that_was_cut_off_goes_on_to_the_bit(school, in_memory):
 
 def test_what_a_teacher_stores_depends_on_no_layout(school, tmp_path):
     """Records of two ranks that split its matrices equal those of one, whatever they share rows."""
-    for name, settings in (("tp2", ("parallel.tensor=2",)), ("dp2", ())):
+    for name, settings in (("tp2", ("--local", "parallel.tensor=2")), ("dp2", ())):
         prefix = tmp_path / name
         for path in school.home.glob("a.*"):
             if path.is_file():
                 (tmp_path / path.name.replace("a.", f"{name}.", 1)).write_bytes(path.read_bytes())
-        assert run_ranks(scored, 2, [prefix], school.teacher, K, 1.0, *settings) == [40, 0]
+        assert run_ranks(commanded, 2, prefix, school.teacher, *settings) == [0, 0]
         ours, theirs = TeacherSet(DialogSet(prefix)), TeacherSet(DialogSet(school.prefixes[0]))
         for n in range(40):
             mine, other = ours.read(n, K), theirs.read(n, K)
