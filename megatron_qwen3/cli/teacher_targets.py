@@ -33,9 +33,6 @@ from megatron_qwen3.posttrain.teacher_set import check_absent, write
 from megatron_qwen3.posttrain.teacher_settings import check_tokenizer
 from megatron_qwen3.shown import shown
 
-# 32,768 tokens with 64 log-probabilities each are 200 MB of JSON, and ten times that when read.
-_REPLY_BYTES, _CONCURRENCY = 1 << 30, 4
-
 
 @dataclass(frozen=True)
 class TargetSettings:
@@ -50,7 +47,15 @@ class TargetSettings:
         options.check(self)
 
 
-TABLES = {TargetSettings: "targets", Limits: "endpoints", Scoring: "models of ours"}
+@dataclass(frozen=True)
+class ScoringLimits(Limits):
+    """32,768 tokens with 64 log-probabilities each are 200 MB of JSON, ten times that when read."""
+
+    concurrency: int = setting(4, "samples that are scored at a time", at_least=1)
+    most_bytes: int = setting(1 << 30, "of a reply; a longer one is refused", at_least=1)
+
+
+TABLES = {TargetSettings: "targets", ScoringLimits: "endpoints", Scoring: "models of ours"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for table, title in TABLES.items():
         options.add(parser, table, title)
-    parser.set_defaults(run=run, most_bytes=_REPLY_BYTES, concurrency=_CONCURRENCY)
+    parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -114,7 +119,7 @@ def _opened(
                 f"{given.teacher} says nothing of its tokenizer: name the folder that has it, "
                 "--teacher-tokenizer FOLDER"
             )
-        limits = options.taken(Limits, given)
+        limits = options.taken(ScoringLimits, given)
         teacher = EndpointTeacher(
             given.teacher, given.teacher_tokenizer, dialogs.vocab_size, targets.top_k, limits
         )

@@ -78,3 +78,11 @@ def test_pairs_have_no_targets(tmp_path):
     pairs = write_set(tmp_path / "pairs", random_samples(4), kind="pairs")
     with pytest.raises(ConfigError, match="holds pairs; a teacher scores dialogs"):
         run(pairs, "--teacher", "http://x/v1")
+
+
+def test_a_reply_may_be_as_long_as_scores_of_a_long_sample_are(dialogs):
+    parser = argparse.ArgumentParser()
+    teacher_targets.add_arguments(parser)
+    given = parser.parse_args([dialogs.prefix, "--teacher", "http://x/v1"])
+    assert (given.most_bytes, given.concurrency) == (1 << 30, 4)
+    assert f"({1 << 30})" in parser.format_help()
