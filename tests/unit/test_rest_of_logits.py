@@ -7,8 +7,8 @@ import torch
 from live_memory import LiveMemory
 from test_logits import Alone, Products, near
 
+from megatron_qwen3.model.distributions import at_ids_and_label
 from megatron_qwen3.model.logits import Logits
-from megatron_qwen3.model.outputs import at_ids_and_label
 from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
 from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
 
