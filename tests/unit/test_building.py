@@ -120,6 +120,13 @@ def test_without_tries_nobody_is_asked_for_answers_without_thinking(work):
     assert len(list(rows)) == 1 and not direct.asked
 
 
+def test_a_cold_start_asks_nothing_that_was_answered_before(work):
+    before = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    talk = dataclasses.replace(query("talk"), messages=(*before, *query("talk").messages))
+    start(work, [talk, query("q")])
+    assert counted(work, "query") == {"brings answers": 1, "kept": 1}
+
+
 def test_equal_answers_count_once_and_wrong_ones_as_wrong_whatever_else_they_are(work):
     equal = lambda request, sample: thought(THINKING, "It is \\boxed{4}.")  # noqa: E731
     start(work, [query("q")], equal, tries=0)

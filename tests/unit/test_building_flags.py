@@ -6,16 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_qwen3.chat import render, soft_switch, thinks
+from megatron_qwen3.chat import soft_switch, thinks
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, fused
 from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.dialogs import Choices, decoder, samples_of
 from megatron_qwen3.posttrain.generators import Answer
 
 HISTORY = [
     {"role": "user", "content": "before"},
     {"role": "assistant", "content": "yes"},
 ]
+THOUGHT = [
+    {"role": "user", "content": "think first"},
+    {"role": "assistant", "content": "thought", "reasoning_content": "why"},
+]
+DECODE = decoder("dialogs").decode
 
 
 def sample(number, mode, before=(), system="", text=""):
@@ -35,7 +41,7 @@ shares = st.sampled_from([0.0, 0.3, 1.0])
 samples = st.lists(
     st.tuples(
         st.sampled_from(["thinking", "non-thinking"]),
-        st.sampled_from([(), tuple(HISTORY)]),
+        st.sampled_from([(), tuple(HISTORY), tuple(THOUGHT), (*HISTORY, *THOUGHT)]),
         st.sampled_from(["", "You are kind."]),
         st.sampled_from(["", "see /usr/thinker", "ends with a slash /", "a.\n", "http://x/think"]),
     ),
@@ -54,10 +60,13 @@ def test_every_answer_is_in_the_mode_that_the_last_flag_asks_for(
     for row in rows:
         messages, modes = row["messages"], set()
         for place, message in enumerate(messages):
-            if message["role"] != "assistant" or "reasoning_content" not in message:
-                continue  # of the query's own history
+            if message["role"] != "assistant":
+                continue
             mode = "thinking" if thinks(messages[:place]) else "non-thinking"
             modes.add(mode)
+            if not message["content"].startswith("answer"):  # of the query's own history
+                assert mode == ("thinking" if message["content"] == "thought" else "non-thinking")
+                continue
             number = message["content"].removeprefix("answer ")
             seen.append((int(number), mode))
             assert message["reasoning_content"] == (
@@ -65,9 +74,11 @@ def test_every_answer_is_in_the_mode_that_the_last_flag_asks_for(
             )
             if mode == "non-thinking":  # never unasked: thinking is what a model does by itself
                 assert soft_switch(messages[:place]) is False
-        assert row.get("mode") == (modes.pop() if len(modes) == 1 else None)
+        assert row.get("mode") == (next(iter(modes)) if len(modes) == 1 else None)
         assert [m["role"] for m in messages].count("system") <= 1
-        render(messages)
+        trained = samples_of(DECODE(json.dumps(row).encode()), Choices())
+        assert {sample.mode for sample in trained} == modes
+        assert not any(sample.remark for sample in trained)
     assert sorted(seen) == [(k, one[0]) for k, one in enumerate(drawn)]
 
 

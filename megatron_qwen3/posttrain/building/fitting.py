@@ -49,6 +49,8 @@ def fit(
             work.drop_query(query, "not verifiable", fault)
         elif has_flag(query.messages):
             work.drop_query(query, "has a flag of its own")
+        elif is_one and any(message["role"] == "assistant" for message in query.messages):
+            work.drop_query(query, "brings answers")
         elif is_one and is_several(numbers):
             work.drop_query(query, "several questions", "", **numbers)
         elif passages and (hits := passages.hits(query.conversation)):

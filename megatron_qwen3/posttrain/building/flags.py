@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_qwen3.chat import soft_switch, thinks
+from megatron_qwen3.chat import reasoning_and_content, soft_switch, thinks
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
 
 Mode = Literal["thinking", "non-thinking"]  # as tokenized sets name them
-THINK_FLAG, NO_THINK_FLAG = "/think", "/no_think"
+_FLAGS: dict[Mode, str] = {"thinking": "/think", "non-thinking": "/no_think"}
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ def _joins(sample: Answered, settings: FlagSettings) -> bool:
 
 def _dialog(samples: Sequence[Answered], settings: FlagSettings) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
+    modes: set[Mode] = set()
     for sample in samples:
         random_of_it = _draws(settings, sample.key, "flags")
-        messages += [dict(message) for message in sample.query.messages]
+        modes |= {sample.mode, *_add_query(messages, sample.query)}
         _flag(messages, sample.mode, random_of_it, settings)
         assert thinks(messages) == (sample.mode == "thinking"), sample.key
         messages.append(message_of(sample.answer(), sample.mode))
@@ -101,11 +102,24 @@ def _dialog(samples: Sequence[Answered], settings: FlagSettings) -> dict[str, An
         "domain": last.query.domain,
         "messages": messages,
     }
-    if len({sample.mode for sample in samples}) == 1:  # else each turn has its own
+    if len(modes) == 1:  # else each turn has its own
         row["mode"] = last.mode
     if last.query.tools:
         row["tools"] = list(last.query.tools)
     return row
+
+
+def _add_query(messages: list[dict[str, Any]], query: Query) -> Iterator[Mode]:
+    """The query's messages, and the modes of answers that it brings: a flag before each that is in
+    another mode than is in force, so that none is trained to do what nobody asks for."""
+    for message, after in zip(query.messages, [*query.messages[1:], None], strict=True):
+        if after is not None and message["role"] == "assistant" and after["role"] == "user":
+            mode: Mode = "thinking" if reasoning_and_content(message)[0].strip() else "non-thinking"
+            if thinks(messages) != (mode == "thinking"):
+                asked = next(m for m in reversed(messages) if m["role"] == "user")
+                asked["content"] = f"{asked['content']} {_FLAGS[mode]}"
+            yield mode
+        messages.append(dict(message))
 
 
 def message_of(answer: Answer, mode: Mode) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def _flag(
     A flag may be left out where what is in force already gives the mode: nothing said, or the last
     flag of an earlier turn.
     """
-    flag = THINK_FLAG if mode == "thinking" else NO_THINK_FLAG
+    flag = _FLAGS[mode]
     in_force = thinks(messages) == (mode == "thinking")
     is_flagged, in_system, several = (draws.random() for _ in range(3))
     if in_force and is_flagged >= settings.flagged_thinking:
@@ -134,7 +148,7 @@ def _flag(
         return
     user = messages[-1]
     if several < settings.several_flags:
-        user["content"] = _with(user["content"], draws.choice((THINK_FLAG, NO_THINK_FLAG)), draws)
+        user["content"] = _with(user["content"], draws.choice(tuple(_FLAGS.values())), draws)
     user["content"] = f"{user['content']}{draws.choice((' ', chr(10)))}{flag}"
 
 
