@@ -100,16 +100,20 @@ def configuration(name: str, prefix: str, options: argparse.Namespace) -> Config
 
 def ours(config: Config, report: Report) -> None:
     """The engine's step on rows that a thread reads ahead, as the loop of mode sft has them."""
-    from functools import partial
-
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.posttrain import sft
     from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+    from megatron_qwen3.posttrain.rows import token_batch
+    from megatron_qwen3.training.batch import TokenBatch
     from megatron_qwen3.training.engine import Engine
     from megatron_qwen3.training.reader import Reader
 
-    engine = Engine(config, start(config))
-    read = partial(sft._batch, DialogMixture(config), config, engine)
+    engine, mixture = Engine(config, start(config)), DialogMixture(config)
+    rows, length = config.train.global_batch, config.data.sequence_length
+
+    def read(step: int) -> TokenBatch:
+        return token_batch(mixture.rows(step * rows, rows), mixture, length, config.sft.loss)
+
     objective, step = sft.objective(config), 0
     with Reader(read, config.steps, engine.device) as reader:
         count = 1
