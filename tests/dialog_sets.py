@@ -9,7 +9,9 @@ VOCABULARY = 512
 TOKENIZER = "0" * 64
 
 
-def write(prefix, lengths, seed=0, kind="dialogs", tokenizer=TOKENIZER, **columns):
+def write(
+    prefix, lengths, seed=0, kind="dialogs", tokenizer=TOKENIZER, labels=("made up",), **columns
+):
     """A set of samples with `lengths` tokens each; ids and masks of a seed.
 
     columns: of SAMPLE, in place of weight 1, modes in turn, source 0 and a dialog for each sample.
@@ -27,7 +29,7 @@ def write(prefix, lengths, seed=0, kind="dialogs", tokenizer=TOKENIZER, **column
         rows[name] = values
     with DialogSetWriter(prefix, kind, VOCABULARY, tokenizer) as writer:
         writer.add(tokens, np.array(lengths), trained, rows)
-        writer.sources.append("made up")
+        writer.sources += labels
     return str(prefix)
 
 

@@ -91,6 +91,10 @@ class DialogMixture:
         """The number, in dialog_set.MODES, of how its last answer was asked for."""
         return int(self.sources[place.source].dialogs.modes_N[place.sample])
 
+    def label(self, place: Place) -> int:
+        """The number, in its set's `sources`, of what its line says that it is of."""
+        return int(self.sources[place.source].dialogs.sources_N[place.sample])
+
     def describe(self, rows: Iterable[Iterable[Place]]) -> str:
         """Which dialogs rows hold, by source, as numbers of lines of its input, from 1."""
         lines: dict[int, set[int]] = {}

@@ -1,14 +1,18 @@
 """Loss on held-out dialogs: of each source, and of each mode that answers were asked for in.
 
 A model may learn one mode and lose the other while their mean falls: so both are told. What counts
-is each trained token, whatever its dialog weighs. Legend: B rows, S places, K sources, M modes.
+is each trained token, whatever its dialog weighs. A set's lines may name sources of their own, its
+labels: where there are several, and not too many to look at, each is told apart, too.
+
+Legend: B rows, S places, G groups: each label of each source, M modes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,36 +29,51 @@ from megatron_qwen3.training.metrics import EvalResult
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 from megatron_qwen3.training.model import Model
 
+_MOST_LABELS = 24  # of a set that are told apart
+
 
 def evaluate(
     model: Model, mixture: DialogMixture, config: Config, goes_on: Callable[[], bool]
 ) -> dict[str, EvalResult] | None:
-    """Results of each source, of "mode thinking" and "mode non-thinking" where the sets know modes,
-    and of all together; equal on all ranks; {} where nothing is held out.
+    """Results of each source, of its labels as "source: label", of "mode thinking" and "mode
+    non-thinking" where lines say one, and of all together; equal on all ranks; {} where nothing is
+    held out.
 
     `goes_on` is asked on all ranks before every batch; None where it says no.
     """
     rows = mixture.held_out(config.eval.tokens)
     at_once = ROWS * model.layout.data
-    sums_KM2 = torch.zeros(len(mixture.sources), len(MODES), 2, dtype=torch.float64)
+    labels = [source.dialogs.sources for source in mixture.sources]
+    sums_GM2 = torch.zeros(sum(map(len, labels)), len(MODES), 2, dtype=torch.float64)
     for first in range(0, len(rows), at_once):
         if not goes_on():
             return None
         batch_of = partial(_batch, mixture, config)
         batch = share_of_rank(model, rows[first : first + at_once], batch_of)
         group_N = batch.extra["group"].flatten()
-        sums_KM2.view(-1, 2).index_add_(0, group_N, _sums(model, batch))
-    sums_KM2 = model.sum_over_data(sums_KM2.to(model.device)).cpu()
-    of_sources = {s.name: sums_KM2[k].sum(0) for k, s in enumerate(mixture.sources)}
-    of_modes = {f"mode {name}": sums_KM2[:, m].sum(0) for m, name in enumerate(MODES) if m}
-    whole = {ALL_SOURCES: sums_KM2.sum((0, 1))}
-    named = [*of_sources.items(), *of_modes.items(), *whole.items()]
-    return {name: _result(sums_2) for name, sums_2 in named if sums_2[1]}
+        sums_GM2.view(-1, 2).index_add_(0, group_N, _sums(model, batch))
+    sums_GM2 = model.sum_over_data(sums_GM2.to(model.device)).cpu()
+    return {name: _result(sums_2) for name, sums_2 in _named(mixture, sums_GM2) if sums_2[1]}
+
+
+def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Nats and tokens of everything that is told apart."""
+    sizes = [len(source.dialogs.sources) for source in mixture.sources]
+    for source, sums_LM2 in zip(mixture.sources, sums_GM2.split(sizes), strict=True):
+        yield source.name, sums_LM2.sum((0, 1))
+        if 1 < len(sums_LM2) <= _MOST_LABELS:
+            for label, sums_M2 in zip(source.dialogs.sources, sums_LM2, strict=True):
+                yield f"{source.name}: {label}", sums_M2.sum(0)
+    for number, name in enumerate(MODES):
+        if number:  # 0 is none
+            yield f"mode {name}", sums_GM2[:, number].sum(0)
+    yield ALL_SOURCES, sums_GM2.sum((0, 1))
 
 
 def _batch(mixture: DialogMixture, config: Config, rows: Sequence[Sequence[Place]]) -> TokenBatch:
-    """The rows, each trained token of weight 1, and of each place the number of its source and
+    """The rows, each trained token of weight 1, and of each place the number of its group and
     mode."""
+    first_groups = [0, *accumulate(len(source.dialogs.sources) for source in mixture.sources)]
     length = config.data.sequence_length
     batch = token_batch(rows, mixture, length, "token")
     batch.weights_BS[batch.weights_BS != 0] = 1
@@ -63,7 +82,8 @@ def _batch(mixture: DialogMixture, config: Config, rows: Sequence[Sequence[Place
         end = 0
         for place in places:
             first, end = end, end + mixture.places(place)
-            group_S[first:end] = place.source * len(MODES) + mixture.mode(place)
+            group = first_groups[place.source] + mixture.label(place)
+            group_S[first:end] = group * len(MODES) + mixture.mode(place)
     return replace(batch, extra={"group": group_BS})
 
 

@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
     random = np.random.default_rng(4)
     lengths = random.integers(2, LENGTH + 2, 60).tolist()
     dialog_sets.write(folder / "a", lengths, 1, weight=random.integers(1, 4, 60))
-    dialog_sets.write(folder / "b", random.integers(4, 12, 60).tolist(), 2)
+    labels = {"labels": ("x", "y"), "source": np.arange(60) % 2}
+    dialog_sets.write(folder / "b", random.integers(4, 12, 60).tolist(), 2, **labels)
     return str(folder)
 
 
@@ -177,6 +178,7 @@ def scored_one_by_one(folder, *settings):
         ids, trained = mixture.sample(place)
         nats_S = -alone(model, ids)[torch.from_numpy(trained[1:])].double()
         names = ["ab"[place.source], "all"]
+        names += [f"b: {'xy'[place.sample % 2]}"] if place.source else []
         names += [f"mode {MODES[mixture.mode(place)]}"] if mixture.mode(place) else []
         for name in names:
             groups.setdefault(name, []).append(nats_S)
@@ -195,7 +197,8 @@ def scored_one_by_one(folder, *settings):
 )
 def test_held_out_loss_is_that_of_the_trained_tokens_by_source_and_mode(ranks, settings, folder):
     wanted = run_ranks(scored_one_by_one, 1, folder)[0]
-    assert set(wanted) == {"a", "b", "mode thinking", "mode non-thinking", "all"}
+    modes = {"mode thinking", "mode non-thinking"}
+    assert set(wanted) == {"a", "b", "b: x", "b: y", "all", *modes}
     for found in run_ranks(scored, ranks, folder, *settings):
         assert found.keys() == wanted.keys()
         for name, (loss, tokens) in wanted.items():
