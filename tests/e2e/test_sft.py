@@ -242,8 +242,9 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
             "model.vocab_size=384",
             f"data.tokenizer={home}/tokenizer",
         ),
-        *("train.steps=100", "optim.lr=4e-3", "optim.min_lr=4e-3", "optim.warmup_steps=10"),
-        *("sft.held_out=0.1", f"run.dir={tmp_path}", "run.name=run"),
+        *("train.steps=100", "optim.lr=4e-3", "optim.warmup_steps=10"),
+        *("optim.schedule=wsd", "optim.decay_steps=30", "sft.held_out=0.1"),
+        *(f"run.dir={tmp_path}", "run.name=run"),
     ]
     assert run_ranks(run, 1, more) == [0]
     held_out = {row["source"]: row["loss"] for row in rows(tmp_path / "run", "eval")}
