@@ -59,7 +59,7 @@ def evaluate(
 def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Nats and tokens of everything that is told apart."""
     sizes = [len(source.dialogs.sources) for source in mixture.sources]
-    for source, sums_LM2 in zip(mixture.sources, sums_GM2.split(sizes), strict=True):
+    for source, sums_LM2 in zip(mixture.sources, torch.split(sums_GM2, sizes), strict=True):
         yield source.name, sums_LM2.sum((0, 1))
         if 1 < len(sums_LM2) <= _MOST_LABELS:
             for label, sums_M2 in zip(source.dialogs.sources, sums_LM2, strict=True):
