@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from theirs import randomize
 
 from megatron_qwen3.config import load
-from megatron_qwen3.convert import hf_config, stream
+from megatron_qwen3.convert import hf_config, hf_files, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.load import fill, model_of
 from megatron_qwen3.convert.mapping import SCALAR_HEAD
@@ -116,7 +116,7 @@ def test_hf_to_ours_to_hf_keeps_every_bit_and_the_scores(theirs, tmp_path):
     kind = {"dense": "Qwen3", "moe": "Qwen3Moe"}[name]
     assert fields["architectures"] == [f"{kind}ForSequenceClassification"]
     assert (fields["num_labels"], fields["id2label"]) == (1, {"0": "LABEL_0"})
-    assert not (tmp_path / "out" / hf_config.GENERATION_FILE).exists()
+    assert not (tmp_path / "out" / hf_files.GENERATION_FILE).exists()
     if name == "dense":
         assert run_ranks(_agree, 1, folder, tmp_path / "ours") == [True]
 
