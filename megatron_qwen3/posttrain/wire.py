@@ -107,6 +107,8 @@ class Wire:
         """
         waits = random.Random(json.dumps(body, sort_keys=True, default=str))
         for number in range(self._limits.tries):
+            if self._stopped.is_set():
+                raise Failure("stopped")
             try:
                 return take(parsed(self._exchange(path, body)))
             except (_Transient, Malformed) as error:

@@ -308,6 +308,14 @@ def test_leaving_early_waits_for_nobody():
     assert time.monotonic() - start < 1.5
 
 
+def test_after_it_is_left_nothing_is_sent_any_more():
+    with serving(lambda body, number: completion("a")) as (address, asked):
+        with open_generator(f"{address}#m", QUICK) as generator:
+            pass
+        ((_, (answer,)),) = generator.answers([ASKED])
+        assert answer.error == "stopped" and not asked
+
+
 def test_requests_a_minute_are_limited():
     limits = dataclasses.replace(QUICK, per_minute=1200)
     start = time.monotonic()
