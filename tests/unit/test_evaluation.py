@@ -289,6 +289,20 @@ def test_the_command_writes_page_numbers_and_samples(command, tmp_path, capsys):
     assert "pass@2 %" in " ".join(capsys.readouterr().out.split())
 
 
+def test_answers_that_nobody_can_judge_are_an_alarm(command, tmp_path, capsys):
+    """The reference is no formula: status 1, and no rate."""
+    task = {
+        "messages": [{"role": "user", "content": "What is 1 + 1?"}],
+        "verifier": {"kind": "math", "gold": "\\frac{1}{"},
+    }
+    (tmp_path / "sums.jsonl").write_text(json.dumps(task) + "\n")
+    assert command(solver, "--modes", "thinking") == 1
+    assert "note: 1 of 1 answers could not be judged" in capsys.readouterr().err
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert content["conditions"][0]["not_judged"] == 1 and not content["conditions"][0]["pass"]
+    assert "no formula that can be read" in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_command_without_one_answer_fails(command, capsys):
     def fails(request, sample):
         raise ValueError("status 500")
