@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed
-from megatron_qwen3.posttrain.replies import Refused, answers_of, models_of
+from megatron_qwen3.posttrain.replies import Refused, ShutOut, answers_of, models_of
 from megatron_qwen3.posttrain.wire import Failure, Wire
 
-# Of a request's body, what an endpoint may not know, with what that does to the answers.
+# Of a request's body, what an endpoint may not know, with what that does to the answers. A budget
+# of thinking is not among them: answers without it are answers to another question.
 _OPTIONAL = {
     "top_k": "answers are drawn without top_k",
     "chat_template_kwargs": "whether to think is left to the endpoint",
-    "thinking_token_budget": "thinking has no budget",
     "seed": "another run gets other answers",
     "n": "samples are asked for one by one",
     "top_p": "answers are drawn without top_p",
@@ -114,7 +114,8 @@ class Endpoint:
             try:
                 found += self._several(request, left, request.seed + len(found))[:left]
             except (Failure, Refused) as error:
-                return found + failed(replace(request, samples=left), str(error))
+                is_refused = isinstance(error, Refused) and not isinstance(error, ShutOut)
+                return found + failed(replace(request, samples=left), str(error), is_refused)
         return found
 
     def _several(self, request: Request, samples: int, seed: int) -> list[Answer]:

@@ -26,6 +26,8 @@ from megatron_qwen3.posttrain.teacher_set import Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 from megatron_qwen3.posttrain.wire import Failure
 
+_MOST_DIGITS = 18  # of an id
+_LEAST = -1e30  # a float32 holds it; JSON can name whole numbers that no float does
 _LEAST_REST = float(np.finfo(np.float32).eps)  # what is below it is rounding of the sum
 
 
@@ -134,13 +136,14 @@ def _rows_of(reply: Any, ids: list[int]) -> list[Any]:
 
 
 def _id(token: str) -> int:
-    if not token.isdecimal():
-        raise Malformed(f"prompt_logprobs name {token!r}, which is no id")
+    if not token.isdecimal() or len(token) > _MOST_DIGITS:
+        raise Malformed(f"prompt_logprobs name {token[:40]!r}, which is no id")
     return int(token)
 
 
 def _log_prob(said: Any) -> float:
     value = said.get("logprob") if isinstance(said, Mapping) else None
-    if not isinstance(value, int | float) or math.isnan(value) or value > 1e-3:
-        raise Malformed(f"a log-probability is {value!r}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (_LEAST <= value <= 1e-3 or value == -math.inf):
+        raise Malformed(f"a log-probability is {value!r:.40}")
     return float(value)

@@ -75,13 +75,15 @@ class Answer:
     text: as the model wrote it, with its think block; from an endpoint that hands thinking over
     apart, put together as the model would write it. finish: "stop", or "length" where the limit cut
     it, or "error", with the reason in `error` and nothing in `text`. ids: the tokens of the text,
-    the stop token included, where the generator tells them.
+    the stop token included, where the generator tells them. is_refused: the error is of this
+    request, such as one that is too long, and says nothing of the others.
     """
 
     text: str
     finish: Literal["stop", "length", "error"]
     ids: tuple[int, ...] | None = None
     error: str = ""
+    is_refused: bool = False
 
     @property
     def thinking(self) -> str:
@@ -93,9 +95,9 @@ class Answer:
         return split_thinking(self.text)[1]
 
 
-def failed(request: Request, reason: str) -> list[Answer]:
+def failed(request: Request, reason: str, is_refused: bool = False) -> list[Answer]:
     """The answers of a request that has none."""
-    return [Answer("", "error", None, reason)] * request.samples
+    return [Answer("", "error", None, reason, is_refused)] * request.samples
 
 
 def written(thinking: str, content: str, is_closed: bool = True) -> str:

@@ -96,7 +96,7 @@ class OwnGenerator:
                 try:
                     encoded.append((number, request, self._encoded(request)))
                 except ChatError as error:
-                    yield number, failed(request, str(error))
+                    yield number, failed(request, str(error), is_refused=True)
             for batch in self._batches(encoded):
                 yield from self._answered(batch)
 

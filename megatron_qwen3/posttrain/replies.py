@@ -26,6 +26,10 @@ class Refused(Exception):
     """The endpoint does not take a request as it is; asking the same again is of no use."""
 
 
+class ShutOut(Refused):
+    """The endpoint takes no request of ours: its key, address or model is wrong."""
+
+
 def answers_of(reply: Any) -> list[Answer]:
     """The answers of a chat completion, one at least."""
     choices = _field(reply, "choices")

@@ -12,6 +12,7 @@ import functools
 import http.client
 import json
 import random
+import re
 import ssl
 import threading
 import time
@@ -21,10 +22,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from megatron_qwen3.posttrain.generators import Limits
-from megatron_qwen3.posttrain.replies import Malformed, Refused, error_text, parsed
+from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut, error_text, parsed
 
 _T = TypeVar("_T")
 _AGAIN = (408, 409, 425, 429)
+_SHUT_OUT = (401, 402, 404, 405)  # of the key, the bill or the address, whatever is asked
+_LEAST_SHOWN = 3  # first characters of a key, which tell its kind and nothing else
 _PIECE_BYTES = 1 << 16
 _ERROR_BYTES = 1 << 16  # of the page that comes with a status that is none
 
@@ -87,6 +90,7 @@ class Wire:
 
     def __init__(self, address: str, limits: Limits, key: str) -> None:
         self._address, self._limits, self._key = address, limits, key
+        self._key_written = re.compile(b"".join(map(_written, key))) if key else None
         self._opener = urllib.request.build_opener(_Handler, _NoRedirections)
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -110,17 +114,32 @@ class Wire:
             if self._stopped.is_set():
                 raise Failure("stopped")
             try:
-                return take(parsed(self._exchange(path, body)))
+                return self._taken(self._exchange(path, body), take)
             except (_Transient, Malformed) as error:
-                reason, asked = self._without_key(str(error)), getattr(error, "wait", 0.0)
+                reason, asked = self._told(error), getattr(error, "wait", 0.0)
             except Refused as error:
-                raise Refused(self._without_key(str(error))) from None
+                raise type(error)(self._told(error)) from None
             if number + 1 < self._limits.tries:
                 doubled = self._limits.first_wait * 2**number * waits.uniform(0.75, 1.25)
                 if self._stopped.wait(min(max(doubled, asked), self._limits.longest_wait)):
                     raise Failure("stopped")
         tries = f" ({self._limits.tries} tries)" if self._limits.tries > 1 else ""
         raise Failure(reason + tries)
+
+    def _taken(self, data: bytes, take: Callable[[Any], _T]) -> _T:
+        """What `take` makes of a reply. An error of it shows a part of the reply, and is made
+        anew of the reply without the key: of a key that was cut nobody knows what it is."""
+        try:
+            return take(parsed(data))
+        except (Malformed, Refused) as error:
+            kind, told, cleaned = type(error), str(error), self._without_key(data)
+        if cleaned != data:
+            try:
+                take(parsed(cleaned))
+                told = "the reply makes no sense, and has the key in it"
+            except (Malformed, Refused) as error:
+                told = str(error)
+        raise kind(told)
 
     def _exchange(self, path: str, body: dict[str, Any] | None) -> bytes:
         self._await_turn()
@@ -172,10 +191,7 @@ class Wire:
 
     def _status(self, error: urllib.error.HTTPError) -> Exception:
         """What a status that is no success means for the request."""
-        try:
-            page = error.read1(_ERROR_BYTES) if error.fp else b""
-        except (OSError, http.client.HTTPException, ValueError):
-            page = b""
+        page = self._without_key(_page(error))
         try:
             text = error_text(parsed(page)) if page else ""
         except Malformed:
@@ -185,8 +201,8 @@ class Wire:
             return _Transient(reason, _seconds(error.headers.get("Retry-After", "")))
         if 300 <= error.code < 400:
             where = error.headers.get("Location", "nowhere")
-            return Refused(f"status {error.code}: sends on to {where}; give that address, if meant")
-        return Refused(reason)
+            return ShutOut(f"status {error.code}: sends on to {where}; give that address, if meant")
+        return ShutOut(reason) if error.code in _SHUT_OUT else Refused(reason)
 
     def _await_turn(self) -> None:
         """Wait until one more request is within the limit of each minute."""
@@ -198,8 +214,40 @@ class Wire:
             self._next_time = at + 60 / self._limits.per_minute
         self._stopped.wait(at - now)
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+    def _told(self, error: Exception) -> str:
+        return self._without_key(str(error).encode("utf-8", "replace")).decode()
+
+    def _without_key(self, data: bytes) -> bytes:
+        """Without the key, however it is written, and without its beginning where data ends."""
+        if not self._key_written:
+            return data
+        data, key = self._key_written.sub(b"[key]", data), self._key.encode()
+        for size in range(len(key) - 1, _LEAST_SHOWN, -1):
+            if data.endswith(key[:size]):
+                return data[:-size] + b"[key]"
+        return data
+
+
+def _written(character: str) -> bytes:
+    """A pattern of one character as it stands, and as JSON, repr and addresses escape it."""
+    number = ord(character)
+    plain = re.escape(character)
+    pattern = rf"(?:\\{{0,2}}{plain}|\\u(?i:{number:04x})|\\x(?i:{number:02x})|%(?i:{number:02x}))"
+    return pattern.encode()
+
+
+def _page(error: urllib.error.HTTPError) -> bytes:
+    """The first of the page that comes with a status, which may come in pieces."""
+    page = bytearray()
+    try:
+        while error.fp and len(page) < _ERROR_BYTES:
+            piece = error.read1(_ERROR_BYTES - len(page))
+            if not piece:
+                break
+            page += piece
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):
+        pass  # the connection was cut: what came is shown
+    return bytes(page)
 
 
 def _seconds(text: str) -> float:

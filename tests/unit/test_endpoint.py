@@ -204,6 +204,86 @@ def test_the_key_is_sent_and_stands_in_no_error():
     assert found.error == "status 401: wrong key: Bearer [key]"
 
 
+LONG_KEY = "sk-SECRET/0123'4567\\89abcdefghij"
+
+
+def shows_the_key(form):
+    """Replies with the key across whatever place an error is cut at, or at the page's end."""
+    written = {
+        "plain": LONG_KEY,
+        "JSON": json.dumps(LONG_KEY)[1:-1].replace("/", "\\/"),
+        "hexadecimal": "".join(f"\\u{ord(c):04x}" for c in LONG_KEY),
+        "repr": repr(LONG_KEY)[1:-1],
+    }[form]
+
+    def reply(size, body, number):
+        filler, status = "." * size, 401 if number % 2 else 503
+        text = filler + written
+        page = {
+            "page": text,
+            "message": f'{{"error": {{"message": "{text}"}}}}',
+            "key": f'{{"error": {{"{text}": "a"}}}}',
+            "choice": f'{{"choices": [{{"z": "{filler}", "k": "{written}"}}]}}',
+            "finish": f'{{"choices": [{{"finish_reason": "{text}", "message": {{"content": ""}}}}]}}',
+            "body": text,
+        }[body]
+        if body in ("choice", "finish", "body"):
+            return page.encode()
+        return lambda h: send(h, status, page.encode())
+
+    return reply
+
+
+@pytest.mark.parametrize("form", ["plain", "JSON", "hexadecimal", "repr"])
+@pytest.mark.parametrize("body", ["page", "message", "key", "choice", "finish", "body"])
+def test_no_part_of_the_key_stands_in_an_error_wherever_it_is_cut(monkeypatch, form, body):
+    if form == "repr" and body not in ("page", "body"):
+        pytest.skip("no JSON")
+    monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY)
+    reply, once = shows_the_key(form), dataclasses.replace(QUICK, tries=1, concurrency=1)
+    around = {"page": 200, "message": 500, "key": 120, "choice": 120, "finish": 120, "body": 80}
+    sizes = range(max(0, around[body] - 60), around[body] + 4, 6)
+    with (
+        serving(lambda asked, n: reply(sizes[n], body, n)) as (address, _),
+        open_generator(f"{address}#m", once) as generator,
+    ):
+        errors = [found[0].error for _, found in generator.answers([ASKED] * len(sizes))]
+    assert len(errors) == len(sizes) and all(errors)
+    assert not any(part in error for error in errors for part in ("SEC", "sk-S", "u0073", "123"))
+
+
+def test_a_page_that_ends_within_the_key_does_not_show_its_beginning():
+    half = lambda h: send(h, 401, f"wrong key: {KEY[:9]}".encode(), Content_Length=100)  # noqa: E731
+    found, _ = one(lambda body, number: half)
+    assert found.error == "status 401: wrong key: [key]"
+
+
+def test_an_answer_with_the_words_of_the_key_is_left_as_it_is(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    found, _ = one(lambda body, number: completion("EMPTY"))
+    assert found.text == "EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_refused"),
+    [(400, True), (413, True), (422, True), (401, False), (404, False), (302, False), (503, False)],
+)
+def test_a_refusal_of_one_request_is_told_from_an_endpoint_that_answers_nobody(reply, is_refused):
+    found, _ = one(lambda body, number: reply, limits=dataclasses.replace(QUICK, tries=1))
+    assert found.finish == "error" and found.is_refused == is_refused
+
+
+def test_a_budget_that_the_endpoint_does_not_take_is_no_answer_without_one():
+    def strict(body, number):
+        told = b'{"error": {"message": "unknown field thinking_token_budget"}}'
+        return (
+            (lambda h: send(h, 400, told)) if "thinking_token_budget" in body else completion("a")
+        )
+
+    found, _ = one(strict, dataclasses.replace(ASKED, thinking_budget=5))
+    assert found.is_refused and "thinking_token_budget" in found.error
+
+
 @pytest.mark.parametrize("bad", ["sk-\nsecret", "sk-é"])
 def test_a_key_that_no_header_takes_is_refused_and_not_repeated(monkeypatch, bad):
     monkeypatch.setenv("OPENAI_API_KEY", bad)

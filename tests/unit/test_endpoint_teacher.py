@@ -153,6 +153,16 @@ SPOILED = {
         lambda r, b: with_row(r, {str(b["prompt"][1]): {"logprob": 0.5}}),
         "a log-probability is 0.5",
     ),
+    "beyond-all-numbers": (
+        lambda r, b: with_row(r, {str(b["prompt"][1]): {"logprob": -(10**400)}}),
+        "a log-probability is -1000",
+    ),
+    "no-id": (
+        lambda r, b: with_row(
+            r, {str(b["prompt"][1]): {"logprob": -1.0}, "1" * 5000: {"logprob": -1.0}}
+        ),
+        "which is no id",
+    ),
     "beyond": (
         lambda r, b: with_row(
             r, {str(n): {"logprob": -1.0} for n in (b["prompt"][1], 998, 999, 1000)}

@@ -10,6 +10,7 @@ from megatron_qwen3.chat import soft_switch, thinks
 from megatron_qwen3.cli import evaluate_model
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.asking import Dead
 from megatron_qwen3.posttrain.evaluation import conditions
 from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings
 from megatron_qwen3.posttrain.evaluation.tasks import read
@@ -108,6 +109,52 @@ def test_failed_requests_are_told_and_asked_again(tmp_path):
     assert row["pass"]["1"]["tasks"] == 2
     found = evaluate(tmp_path, Scripted(solver), tasks, modes=("thinking",))
     assert not found.content["failures"] and found.content["conditions"][0]["samples"] == 3
+
+
+def test_many_requests_that_are_refused_do_not_keep_the_others_from_being_asked(tmp_path):
+    tasks, _ = read([write_tasks(tmp_path / "sums.jsonl", 45)])
+
+    def too_long(request, sample):
+        if number_of(request) < 40:
+            return Answer("", "error", None, "status 400: too long", is_refused=True)
+        return solver(request, sample)
+
+    found = evaluate(tmp_path, Scripted(too_long), tasks, modes=("thinking",))
+    (row,) = found.content["conditions"]
+    assert row["samples"] == 5 and row["unanswered"] == 40
+    assert found.content["failures"] == {"status 400: too long": 40}
+    gone = Scripted(lambda request, sample: Answer("", "error", None, "status 503"))
+    with pytest.raises(Dead, match="32 requests in a row failed"):
+        evaluate(tmp_path, gone, tasks, modes=("thinking",))
+
+
+def test_what_a_model_does_not_obey_is_told(tmp_path):
+    tasks, _ = read([write_tasks(tmp_path / "sums.jsonl", 4)])
+    deaf = Scripted(lambda request, sample: thought("x" * 2000, "\\boxed{1}"))
+    found = evaluate(tmp_path, deaf, tasks, budgets=(8, 900))
+    assert found.content["notes"] == [
+        "non-thinking: 4 of 4 answers have thinking",
+        "thinking-8: 4 of 4 answers have more thinking than 8 tokens",
+    ]
+    found = evaluate(tmp_path, Scripted(solver, "obeys"), tasks, budgets=(8, 900))
+    assert not found.content["notes"]
+
+
+def test_notes_on_an_endpoint_stand_in_the_results_also_when_its_answers_were_there(tmp_path):
+    tasks, _ = read([write_tasks(tmp_path / "sums.jsonl", 4)])
+
+    class Noted(Scripted):
+        def answers(self, requests):
+            for found in super().answers(requests):
+                self.notes[:] = ["no seed is taken"]
+                yield found
+
+    for model in (Noted(solver), Scripted(solver), Scripted(solver, "another")):
+        found = evaluate(tmp_path, model, tasks, modes=("thinking",))
+        told = [] if model.label == "another" else ["no seed is taken"]
+        assert found.content["notes"] == told
+    with AnswerLog(tmp_path / "answers.jsonl") as log:
+        assert not log.damaged
 
 
 def test_answers_that_nobody_can_judge_are_no_wrong_ones(tmp_path):

@@ -6,10 +6,10 @@
         log.add(key, answers)               # on the disk when this returns
         log.answers(key)[: request.samples]
 
-A line is one request's answers, or some of them. A line that a kill cut short is taken away when
-the file is opened; a damaged one is passed over, counted, and its request asked again. Where a
-request stands among others, what asks for it and where the model runs have no part in its key, so
-that what was answered stays answered under other filters, more samples or another address.
+A line is one request's answers, or some of them, or a note on a model. A line that a kill cut short
+is taken away when the file is opened; a damaged one is passed over, counted, and its request asked
+again. Where a request stands among others, what asks for it and where the model runs have no part
+in its key, so that what was answered stays answered under other filters, more samples or another address.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class AnswerLog:
     def __init__(self, path: Path) -> None:
         self.path, self.damaged = path, 0
         self._lines: dict[str, list[_Line]] = defaultdict(list)
+        self._notes: dict[str, list[str]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
@@ -73,8 +74,23 @@ class AnswerLog:
         kept = [(answer.text, answer.finish) for answer in answers if answer.finish != "error"]
         if not kept:
             return
-        content = json.dumps({"key": key, "answers": kept}, ensure_ascii=False)
-        data = content.encode("utf-8", "replace") + b"\n"
+        start, size = self._append({"key": key, "answers": kept})
+        self._lines[key].append(_Line(start, size, len(kept)))
+
+    def note(self, label: str, notes: Sequence[str]) -> None:
+        """Keep what a person should know of a model's answers, each once."""
+        for note in notes:
+            if note not in self._notes[label]:
+                self._append({"model": label, "note": note})
+                self._notes[label].append(note)
+
+    def notes(self, label: str) -> list[str]:
+        """All that was noted of a model, in this run and those before."""
+        return list(self._notes.get(label, ()))
+
+    def _append(self, row: dict[str, Any]) -> tuple[int, int]:
+        """One line, on the disk when this returns; where it begins and its bytes."""
+        data = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         start = os.fstat(self._file.fileno()).st_size
         try:
             rest = memoryview(data)
@@ -84,7 +100,7 @@ class AnswerLog:
         except OSError:
             os.ftruncate(self._file.fileno(), start)
             raise
-        self._lines[key].append(_Line(start, len(data), len(kept)))
+        return start, len(data)
 
     def _read(self) -> None:
         start = 0
@@ -97,6 +113,8 @@ class AnswerLog:
                 if known := _known(data):
                     key, answers = known
                     self._lines[key].append(_Line(start, len(data), answers))
+                elif noted := _noted(data):
+                    self._notes[noted[0]].append(noted[1])
                 else:
                     self.damaged += 1
                 start += len(data)
@@ -120,3 +138,13 @@ def _known(data: bytes) -> tuple[str, int] | None:
         return str(row["key"]), len(answers)
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
+
+
+def _noted(data: bytes) -> tuple[str, str] | None:
+    """The model and the note of a line that is one."""
+    try:
+        row: Any = json.loads(data)
+        found = row["model"], row["note"]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return found if all(isinstance(text, str) for text in found) else None

@@ -31,7 +31,8 @@ def ask(
 ) -> Failures:
     """Have every request answered as often as it has samples; why some are not.
 
-    Dead after MOST_FAILURES failures without an answer between them.
+    Dead after MOST_FAILURES failures without an answer between them, but for refusals: they are of
+    a request, and the same command would meet them again before it comes to the next.
     """
     keys = [key_of(generator.label, request) for request in requests]
     missing = [n for n, (k, r) in enumerate(zip(keys, requests, strict=True)) if _left(log, k, r)]
@@ -39,16 +40,21 @@ def ask(
     with steps.bar(title, len(requests), done=len(requests) - len(missing)) as bar:
         for place, answers in generator.answers(_rest(log, keys, requests, missing)):
             number = missing[place]
+            log.note(generator.label, generator.notes)
             log.add(keys[number], answers)
-            if errors := [answer.error for answer in answers if answer.finish == "error"]:
-                failures[number] = errors[0]
-            in_a_row = in_a_row + 1 if len(errors) == len(answers) else 0
+            errors = [answer for answer in answers if answer.finish == "error"]
+            if errors:
+                failures[number] = errors[0].error
+            if len(errors) < len(answers):
+                in_a_row = 0
+            elif not errors[0].is_refused:
+                in_a_row += 1
             bar.advance()
             if in_a_row >= MOST_FAILURES:
                 raise Dead(
                     f"{generator.label}: {in_a_row} requests in a row failed, the last with: "
-                    f"{errors[0]}; what was answered is kept in {log.path}, and the same command "
-                    "goes on"
+                    f"{errors[0].error}; what was answered is kept in {log.path}, and the same "
+                    "command goes on"
                 )
     for note in generator.notes:
         steps.say(f"note: {note}")

@@ -35,6 +35,9 @@ from megatron_qwen3.posttrain.verifiers import Verdict, verdict
 _EXAMPLES = 8
 _AT_A_TIME = 256  # answers that are verified together
 TRUNCATED_ALARM = 0.05  # of answers that the limit of tokens cut
+_DISOBEYED = 0.01  # of answers that are in another mode than asked for, or over the budget
+_SLACK = 1.1, 64  # times a budget, and tokens more: the words that end thinking count as well
+_LONG_TOKENS = 10  # characters, more than texts have in a token on the average
 _OF_FLAGS = "flags"
 
 
@@ -143,7 +146,11 @@ class Evaluation:
             "obedience": obedience,
             "failures": dict(failed),
             "alarm": self.verifiers.alarm(),
-            "notes": list(_cut(rows)),
+            "notes": [
+                *_cut(rows),
+                *_disobeyed(rows, found.samples, self.unit),
+                *self.log.notes(self.generator.label),
+            ],
             "unit": self.unit,
         }
         return found
@@ -311,3 +318,29 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         share = row["truncated"]["value"] if row["truncated"] else 0.0
         if row["set"] == ALL and share > TRUNCATED_ALARM:
             yield f"{row['condition']}: {100 * share:.1f} % of the answers were cut by max_tokens"
+
+
+def _disobeyed(
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], unit: str
+) -> Iterator[str]:
+    """Conditions under which the model did not do as it was asked, so that they are not it."""
+    for row in rows:
+        mine = [sample for sample in samples if sample.condition == row["condition"]]
+        if row["set"] != ALL or not mine:
+            continue
+        if row["mode"] == conditions.NOT_THINKING:
+            count, told = sum(sample.thinking_length > 0 for sample in mine), "have thinking"
+        elif row["budget"] is not None:
+            most = _most(row["budget"], unit)
+            count = sum(sample.thinking_length > most for sample in mine)
+            told = f"have more thinking than {row['budget']:,} tokens"
+        else:
+            continue
+        if count > _DISOBEYED * len(mine):
+            yield f"{row['condition']}: {count:,} of {len(mine):,} answers {told}"
+
+
+def _most(budget: int, unit: str) -> float:
+    """How long thinking within a budget of tokens can be."""
+    most = budget * _SLACK[0] + _SLACK[1]
+    return most if unit == "tokens" else most * _LONG_TOKENS
