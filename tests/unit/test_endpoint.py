@@ -219,12 +219,13 @@ def shows_the_key(form):
     def reply(size, body, number):
         filler, status = "." * size, 401 if number % 2 else 503
         text = filler + written
+        said = '"message": {"content": ""}'
         page = {
             "page": text,
             "message": f'{{"error": {{"message": "{text}"}}}}',
             "key": f'{{"error": {{"{text}": "a"}}}}',
             "choice": f'{{"choices": [{{"z": "{filler}", "k": "{written}"}}]}}',
-            "finish": f'{{"choices": [{{"finish_reason": "{text}", "message": {{"content": ""}}}}]}}',
+            "finish": f'{{"choices": [{{"finish_reason": "{text}", {said}}}]}}',
             "body": text,
         }[body]
         if body in ("choice", "finish", "body"):

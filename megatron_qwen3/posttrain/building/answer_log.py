@@ -9,7 +9,8 @@
 A line is one request's answers, or some of them, or a note on a model. A line that a kill cut short
 is taken away when the file is opened; a damaged one is passed over, counted, and its request asked
 again. Where a request stands among others, what asks for it and where the model runs have no part
-in its key, so that what was answered stays answered under other filters, more samples or another address.
+in its key, so that what was answered stays answered under other filters, more samples or another
+address.
 """
 
 from __future__ import annotations
