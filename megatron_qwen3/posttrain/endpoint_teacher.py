@@ -142,8 +142,8 @@ def _id(token: str) -> int:
 
 
 def _log_prob(said: Any) -> float:
-    value = said.get("logprob") if isinstance(said, Mapping) else None
+    value: Any = said.get("logprob") if isinstance(said, Mapping) else None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (_LEAST <= value <= 1e-3 or value == -math.inf):
-        raise Malformed(f"a log-probability is {value!r:.40}")
-    return float(value)
+    if is_number and (_LEAST <= value <= 1e-3 or value == -math.inf):
+        return float(value)
+    raise Malformed(f"a log-probability is {value!r:.40}")
