@@ -9,6 +9,7 @@ requests beside it. torch is imported on entering.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed
 if TYPE_CHECKING:
     from megatron_qwen3.generate.completion import Completion
 
+_OF_A_MODEL = ("*.safetensors", "*.distcp", ".metadata", "*config.*", "tokenizer*", "*.jinja")
 _BATCHES_READ = 8  # at a time, so that neighbours of a batch are about equally long
 
 
@@ -54,7 +56,7 @@ class OwnGenerator:
         self.leads = launcher.rank() == 0
         self._rows, self._source = local.rows, Source(path)
         self._is_under_way = False  # a task that all ranks are at
-        self.label = str(self._source.path)  # of a run its checkpoint: a later one is another model
+        self.label = label_of(self._source.path)  # of a run its checkpoint
         world_size = launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
         overrides = ["guard.hang_seconds=0", *local.local]
@@ -189,3 +191,17 @@ def _alike(request: Request) -> tuple[Sampling, int, int | None]:
     thinking = thinks(request.messages, request.enable_thinking)
     sampling = replace(THINKING if thinking else NOT_THINKING, **request.given())
     return sampling, request.samples, request.thinking_budget
+
+
+def label_of(folder: Path) -> str:
+    """A model's folder, and a digest that another model of the same name does not have.
+
+    Of each file's name, size and time, and of config.json itself: weights are too large to be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for form in _OF_A_MODEL for path in folder.glob(form)}):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    if (config := folder / "config.json").is_file():
+        digest.update(config.read_bytes())
+    return f"{folder} ({digest.hexdigest()[:8]})"

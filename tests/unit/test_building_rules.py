@@ -247,6 +247,14 @@ CHECKS = [
     ("She has 12 - 5 = 7 apples.", SUMMARY, 1.0, False),
     ("Then 7 = 7, so in the end there are 10 of them.", SUMMARY, 1.0, True),
     ("She counts.", SUMMARY, 1.0, None),
+    ("7 + 3 = 10. But no, one is lost. So the answer is 9.", SUMMARY, 1.0, False),
+    ("The answer is 10? No: the answer is 9.", SUMMARY, 1.0, False),
+    ("The answer is 9. Wait, that is wrong: 7 + 3 = 10.", SUMMARY, 1.0, True),
+    ("The answer is 10. Wait, that is wrong. The answer: **9**", SUMMARY, 1.0, False),
+    ("It is 10 apples, is it? So the answer is 9, since one is lost.", SUMMARY, 1.0, False),
+    ("Then 7 + 3 = 10. So the answer is clear.", SUMMARY, 1.0, True),
+    ("So the answer is $10$, as 7 + 3 says.", SUMMARY, 1.0, True),
+    ("The answer is 10 apples. Let me check: 10 - 3 = 7. Good.", SUMMARY, 1.0, True),
     (REASONED, "It is \\boxed{9}.", 0.0, None),
 ]
 

@@ -59,3 +59,28 @@ def test_few_tasks_are_not_sure():
     low = estimate([1.0, 1.0, 1.0]).low
     assert 0.4 < low < 0.5
     assert estimate([0.0]).high > 0.7
+    for values in ([0.75, 0.75, 0.75], [0.5], [0.5, 0.5]):
+        found = estimate(values)
+        assert found.low < found.value - 0.15 and found.high > found.value + 0.1
+        assert found.high - found.low < 1
+    assert estimate([0.5]).low == pytest.approx(wilson(0.5, 1)[0])
+    with pytest.raises(ValueError):
+        estimate([1.5])
+
+
+@pytest.mark.parametrize(("tasks", "samples"), [(3, 4), (10, 4), (10, 64), (30, 8)])
+def test_the_interval_of_few_tasks_with_several_samples_holds_their_mean(tasks, samples):
+    """Tasks whose chances differ as a beta distribution's do, whose mean is 0.4."""
+    chance = np.random.default_rng(tasks * 100 + samples)
+    inside = []
+    for _ in range(400):
+        solved = chance.binomial(samples, chance.beta(0.8, 1.2, tasks)) / samples
+        found = estimate(solved.tolist())
+        inside.append(found.low <= 0.4 <= found.high)
+    assert 0.92 <= np.mean(inside) <= 1
+
+
+def test_equal_values_of_many_tasks_are_surer_than_zeros_and_ones():
+    even, mixed = estimate([0.5] * 100), estimate([0.0, 1.0] * 50)
+    assert even.high - even.low < 0.03 < 0.19 < mixed.high - mixed.low
+    assert (mixed.low, mixed.high) == pytest.approx(wilson(50, 100))

@@ -36,6 +36,9 @@ def ask(
     """
     keys = [key_of(generator.label, request) for request in requests]
     missing = [n for n, (k, r) in enumerate(zip(keys, requests, strict=True)) if _left(log, k, r)]
+    there = sum(r.samples - _left(log, k, r) for k, r in zip(keys, requests, strict=True))
+    if there:
+        steps.say(f"{title}: {there:,} answers of {generator.label} are in {log.path} already")
     failures, in_a_row = Failures(), 0
     with steps.bar(title, len(requests), done=len(requests) - len(missing)) as bar:
         for place, answers in generator.answers(_rest(log, keys, requests, missing)):

@@ -4,9 +4,10 @@
     checker.check([(query, answer), …])       # a Checked for each, in order
 
 The thinking agrees with the answer where it states a result that the verifier takes for right, as
-the answer's is; what it states is its last box, or without one what follows "the answer is" and the
-right sides of its last equations, or the answer's own words. Of kinds without a short final answer,
-and of thinking that states nothing, nothing can be said.
+the answer's is. What it states is its last box; without one what follows its last "the answer is",
+or the right side of an equation after that; without either the right sides of its last equations,
+or the answer's own words. Of kinds without a short final answer, and of thinking that states
+nothing, nothing can be said.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from megatron_qwen3.posttrain.verifiers import Verdict
 from megatron_qwen3.posttrain.verifiers.final import boxes
 
 SHORT_KINDS = ("math", "numeric", "choice", "exact")
-_SAID = re.compile(
-    r"answer(?: is|:|\s*=)\s*([^\n]{1,200}?)(?:\.\s|\.?$|\n)", re.IGNORECASE | re.MULTILINE
-)
+_SAID = re.compile(r"answer(?: is|:|\s*=)\s*", re.IGNORECASE)
+_UP_TO = re.compile(r"[.!?](?=\s|$)|[,;]\s|\s+[-–—]+\s|\n|$")  # where what is said ends
+_STATES = re.compile(r"\d|^\W*(?:[a-z]|\\\w+)\W*$", re.IGNORECASE)  # a number, letter or symbol
 _EQUALS = re.compile(r"=\s*([^=\n]{1,60}?)\s*(?=[.,;\n]|$)", re.MULTILINE)
-_LAST = 5  # results that are looked at
+_AROUND = " *$`:"
+_LAST = 5  # equations that are looked at
+_LONGEST_SAID = 200  # characters
 _LONGEST = 40  # characters of an answer whose words are looked for
 
 
@@ -64,7 +67,8 @@ class Checker:
 
     def _agreements(self, asked: Sequence[tuple[Query, Answer]]) -> list[bool | None]:
         """Of each right answer; what the thinking states goes to the verifiers in one call."""
-        results = [_results(query, answer) for query, answer in asked]
+        stated_by = [_results(query, answer) for query, answer in asked]
+        results = [found for found, _ in stated_by]
         specs = [
             (query.verifier, _as_answer(query.verifier or {}, result))
             for (query, _), stated in zip(asked, results, strict=True)
@@ -72,28 +76,46 @@ class Checker:
         ]
         verdicts = iter(self._verifiers.judge(specs))
         agreements: list[bool | None] = []
-        for (_, answer), stated in zip(asked, results, strict=True):
+        for (_, answer), (stated, is_final) in zip(asked, stated_by, strict=True):
             scores = [next(verdicts).score for _ in stated or ()]
             if not stated:
                 agreements.append(None)
-            elif any(score == 1 for score in scores) or _is_said(answer):
+            elif any(score == 1 for score in scores) or (not is_final and _is_said(answer)):
                 agreements.append(True)
             else:
                 agreements.append(None if None in scores else False)
         return agreements
 
 
-def _results(query: Query, answer: Answer) -> list[str]:
-    """What the thinking states, the last first; nothing for kinds without a short answer."""
+def _results(query: Query, answer: Answer) -> tuple[list[str], bool]:
+    """What the thinking states, the last first, and whether it says that it is the answer.
+
+    Nothing for kinds without a short answer.
+    """
     if (query.verifier or {}).get("kind") not in SHORT_KINDS:
-        return []
+        return [], False
     thinking = answer.thinking
     if boxed := boxes(thinking):
-        return boxed[-1:]  # a box is the conclusion, whatever else was tried
-    said = [match.group(1).strip(" *$`") for match in _SAID.finditer(thinking)]
-    equal = [match.group(1).strip(" *$`") for match in _EQUALS.finditer(thinking)]
-    found = [text for text in [*said[::-1][:_LAST], *equal[::-1][:_LAST]] if text]
-    return list(dict.fromkeys(found))
+        return boxed[-1:], True  # a box is the conclusion, whatever else was tried
+    place, said = _last_said(query, thinking)
+    equal = [match.group(1).strip(_AROUND) for match in _EQUALS.finditer(thinking, place)]
+    found = [text for text in [*said, *equal[::-1][:_LAST]] if text]
+    return list(dict.fromkeys(found)), bool(said)
+
+
+def _last_said(query: Query, thinking: str) -> tuple[int, list[str]]:
+    """What follows the last "the answer is" that states a result, and where it ends.
+
+    Of words, as in "the answer is clear", a verifier of formulas could say only that they are none.
+    """
+    of_words = (query.verifier or {}).get("kind") == "exact"
+    for match in reversed(list(_SAID.finditer(thinking))):
+        end = _UP_TO.search(thinking, match.end())
+        place = end.start() if end else len(thinking)
+        said = thinking[match.end() : place].strip(_AROUND)
+        if len(said) <= _LONGEST_SAID and said and (of_words or _STATES.search(said)):
+            return place, [said]
+    return 0, []
 
 
 def _as_answer(spec: Spec, result: str) -> str:
@@ -103,10 +125,10 @@ def _as_answer(spec: Spec, result: str) -> str:
 
 
 def _is_said(answer: Answer) -> bool:
-    """Whether the answer's box stands in thinking that has none, but for blanks and formatting."""
+    """Whether the answer's box stands in thinking, but for blanks and formatting."""
     stated = boxes(answer.content)
     final = _bare(stated[-1]) if stated else ""
-    if not final or len(final) > _LONGEST or boxes(answer.thinking):
+    if not final or len(final) > _LONGEST:
         return False
     found = re.search(rf"(?<![\w.]){re.escape(final)}(?![\w]|\.\d)", _bare(answer.thinking))
     return found is not None

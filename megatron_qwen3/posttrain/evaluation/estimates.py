@@ -10,14 +10,10 @@ belong together (Miller 2024, arXiv 2411.00640, section 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb, fsum, sqrt
 from typing import NamedTuple
 
-import numpy as np
-
 _Z = 1.959963984540054  # of the normal distribution: 95 % lie within
-_RESAMPLES = 2000
-_SEED = 20210707  # of resampling: the same answers have the same interval
 
 
 class Estimate(NamedTuple):
@@ -41,24 +37,25 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of values, one for each task, and its interval; None for no task.
+    """The mean of values, one for each task and from 0 to 1, and its interval; None for no task.
 
-    Where every value is 0 or 1, Wilson's score interval (1927), which holds for few tasks and at
-    the ends; else the bootstrap's percentiles over tasks (Efron 1979).
+    Wilson's score interval (1927), which holds for few tasks and at the ends, of as many trials as
+    would have the variance that the mean has (Kish 1965, the effective size of a sample). Tasks of
+    which each is solved now and then vary less than those that are solved always or never; as much
+    as one more task of the latter kind is added, so that few equal values are not sure. ValueError
+    where a value is outside.
     """
     if not values:
         return None
-    data = np.asarray(values, np.float64)
-    mean = float(data.mean())
-    if np.isin(data, (0.0, 1.0)).all():
-        low, high = wilson(int(data.sum()), len(data))
-    else:
-        drawn = np.random.default_rng(_SEED).integers(0, len(data), (_RESAMPLES, len(data)))
-        low, high = np.quantile(data[drawn].mean(axis=1), (0.025, 0.975))
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), len(data))
+    count, mean = len(values), fsum(values) / len(values)
+    most = mean * (1 - mean)  # the variance where each value is 0 or 1
+    spread = fsum((value - mean) ** 2 for value in values) + most
+    trials = max(count, count * count * most / spread) if spread > 0 else count
+    low, high = wilson(mean * trials, trials)
+    return Estimate(mean, min(low, mean), max(high, mean), count)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: float) -> tuple[float, float]:
     """The 95 % score interval of a proportion. ValueError without a trial."""
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials}")

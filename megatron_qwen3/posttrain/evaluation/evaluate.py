@@ -264,7 +264,7 @@ def _rows(
             "unanswered": len(ids) * asked - len(mine),
             "not_judged": sum(sample.score is None for sample in mine),
             "pass": _passes(mine, asked),
-            "truncated": _share(sample.is_cut for sample in mine),
+            "truncated": _share_cut(mine),
             "thinking": _lengths([sample.thinking_length for sample in mine]),
             "answer": _lengths([sample.answer_length for sample in mine]),
         }
@@ -294,8 +294,12 @@ def _interval(values: Sequence[float]) -> dict[str, float] | None:
     return None if found is None else found._asdict()
 
 
-def _share(flags: Iterable[bool]) -> dict[str, float] | None:
-    return _interval([float(flag) for flag in flags])
+def _share_cut(samples: Sequence[Sample]) -> dict[str, float] | None:
+    """Of the answers to a task, over tasks: answers to the same belong together."""
+    cut: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for sample in samples:
+        cut[sample.set, sample.task].append(sample.is_cut)
+    return _interval([sum(flags) / len(flags) for flags in cut.values()])
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, Any] | None:
