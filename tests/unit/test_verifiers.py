@@ -111,11 +111,64 @@ def test_every_way_to_write_a_number_is_the_same_number(whole, places):
         ("The answer is Berlin", None),
         ("", None),
         ("\\boxed{B", None),
+        ("\\boxed{A, B}", None),
+        ("\\boxed{A or B}", None),
+        ("\\boxed{\\text{A and B}}", None),
+        ("\\boxed{A} or \\boxed{B}", None),
+        ("\\boxed{a, b}", None),
+        ("\\boxed{B. A cat}", "B"),
+        ("\\boxed{B) 5}", "B"),
+        ("The answer is A or B.", None),
+        ("The answer is A, B, C or D.", None),
+        ("The answer is (A) and (B).", None),
+        ("The answer is either A or B.", None),
+        ("A or B.", None),
+        ("Both (A) and (B)", None),
+        ("The answer is not B.", None),
+        ("The answer isn't B.", None),
+        ("The answer is neither A nor B.", None),
+        ("The answer is B. No, the answer is not B.", None),
+        ("The answer is not A. It is B.", "B"),
+        ("The answer is not A but B.", "B"),
+        ("The answer is A. Wait, actually B is right.", "B"),
+        ("A is not right. B is the correct answer.", "B"),
+        ("Answer: I think it is B.", "B"),
+        ("The answer I believe is B", "B"),
+        ("My answer: I'd go with B", "B"),
+        ("The best answer is clearly B.", "B"),
+        ("Answer: A good question.", None),
+        ("The answer is b.", "B"),
+        ("Answer: (b)", "B"),
+        ("The answer is a, b or c.", None),
+        ("The answer is a city.", None),
+        ("B is the answer.", "B"),
+        ("A or B is the answer.", None),
+        ("I would choose B", "B"),
+        ("Answer: \\textbf{B}", "B"),
+        ("Answer: B. because A is wrong", "B"),
+        ("The answer is B, A is wrong.", "B"),
+        ("The answer is B, I think.", "B"),
+        ("Option A: Rome\nOption B: Paris", None),
+        ("Option A is wrong. Option B is correct.", "B"),
+        ("Answer:\nB", "B"),
+        ("The answer to question 3 is B.", "B"),
     ],
 )
 def test_choice(text, expected):
     for letter in "ABCD":
         assert score("choice", text, gold=letter) == float(letter == expected)
+
+
+def test_the_pronoun_is_no_choice_and_the_letter_is():
+    for text, expected in [
+        ("Answer: I think it is B.", "B"),
+        ("Answer: I am not sure.", None),
+        ("The answer is I.", "I"),
+        ("Answer: I", "I"),
+        ("I is correct.", "I"),
+    ]:
+        for letter in "ABI":
+            assert score("choice", text, gold=letter) == float(letter == expected), text
 
 
 @pytest.mark.parametrize(
@@ -130,6 +183,10 @@ def test_choice(text, expected):
         ("Dr. Who met J. Doe at 3.5 km. He left", {"unit": "sentences", "most": 1}, WRONG),
         ("The answer is no. Cats, dogs, etc. Yes.", {"unit": "sentences", "least": 3}, RIGHT),
         ("No. 5 and the U.S. army, Inc. or not", {"unit": "sentences", "most": 1}, RIGHT),
+        ("It is vitamin C. Then it ended.", {"unit": "sentences", "least": 2}, RIGHT),
+        ("We made Plan B. It failed.", {"unit": "sentences", "least": 2}, RIGHT),
+        ("George W. Bush met J. Doe.", {"unit": "sentences", "most": 1}, RIGHT),
+        ("He went to Washington, D.C. yesterday.", {"unit": "sentences", "most": 1}, RIGHT),
         ("1. One thing\n2. Another thing", {"unit": "sentences", "most": 2}, RIGHT),
         ('"Really?" she asked... "Yes."', {"unit": "sentences", "most": 3}, RIGHT),
         ("一个。两个!三个？", {"unit": "sentences", "least": 2}, RIGHT),
@@ -299,9 +356,29 @@ def test_every_spec_of_several_has_to_find_the_answer_right():
     assert judged.score == WRONG and judged.reason.startswith("length: ")
 
 
+def test_a_part_that_judges_thinking_gets_it_and_the_others_do_not():
+    thinks, plain = "<think>long, yes</think>\n\nno", "no"
+    for mode, text, expected in [
+        ("think", thinks, RIGHT),
+        ("no_think", thinks, WRONG),
+        ("think", plain, WRONG),
+        ("no_think", plain, RIGHT),
+    ]:
+        specs = [{"kind": "think_format", "mode": mode}, {"kind": "exact", "gold": "no"}]
+        for nested in (specs, [{"kind": "every", "specs": specs}]):
+            assert score("every", text, specs=nested) == expected
+    comma = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    assert score("ifeval", thinks, **comma) == RIGHT
+    assert score("ifeval", "<think>no", **comma) == WRONG
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ({"kind": "every", "specs": []}, "empty list"),
+        ({"kind": "ifeval", "instruction_id_list": [], "kwargs": []}, "is empty"),
+        ({"kind": "ifeval/keywords:existence", "keywords": []}, "empty list"),
+        ({"kind": "ifeval/keywords:forbidden_words", "forbidden_words": []}, "empty list"),
         ({"kind": "nummeric", "gold": 1}, "did you mean numeric"),
         ({"kind": "xyz"}, "valid: .*choice, exact, numeric"),
         ({}, "kind = None"),

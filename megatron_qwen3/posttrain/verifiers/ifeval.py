@@ -40,7 +40,7 @@ def _occurrences(word: str, text: str) -> int:
     if not words:
         raise CannotJudge("a keyword is empty")
     pattern = r"\s+".join(map(re.escape, words))
-    separated = rf"[^\W{_RUN_ON}]"
+    separated = rf"[^\W_{_RUN_ON}]"  # `_` is a mark of emphasis
     before = rf"(?<!{separated})" if re.match(separated, words[0]) else ""
     after = rf"(?!{separated})" if re.search(rf"{separated}\Z", words[-1]) else ""
     return len(re.findall(before + pattern + after, text, re.I))
@@ -54,11 +54,15 @@ def _prose(text: str) -> str:
 
 
 def existence(text: str, *, keywords: list[str]) -> str:
+    if not keywords:
+        raise CannotJudge("keywords is an empty list")
     missing = [word for word in keywords if not _occurrences(word, text)]
     return f"without {missing[0]!r:.60}" if missing else ""
 
 
 def forbidden_words(text: str, *, forbidden_words: list[str]) -> str:
+    if not forbidden_words:
+        raise CannotJudge("forbidden_words is an empty list")
     found = [word for word in forbidden_words if _occurrences(word, text)]
     return f"with {found[0]!r:.60}" if found else ""
 

@@ -45,20 +45,24 @@ class Verdict:
     reason: str
 
 
-def every(answer: str, *, specs: list[dict[str, Any]]) -> str:
-    """Right where all specs find the answer right."""
+def every(text: str, *, specs: list[dict[str, Any]]) -> str:
+    """Right where all specs find the text right; each gets its thinking if it judges that."""
+    if not specs:
+        raise CannotJudge("specs is an empty list, which every answer would satisfy")
     for spec in specs:
         _check_fields(spec)
-        if reason := _check(spec, answer):
+        if reason := _judged(spec, text):
             return f"{spec['kind']}: {reason}"
     return ""
 
 
 def every_instruction(
-    answer: str, *, instruction_id_list: list[str], kwargs: list[dict[str, Any]]
+    text: str, *, instruction_id_list: list[str], kwargs: list[dict[str, Any]]
 ) -> str:
     """A row of Google's IFEval: right where all its instructions are followed."""
-    return every(answer, specs=_instructions(instruction_id_list, kwargs))
+    if not instruction_id_list:
+        raise CannotJudge("instruction_id_list is empty, which every answer would satisfy")
+    return every(text, specs=_instructions(instruction_id_list, kwargs))
 
 
 def _instructions(names: list[str], kwargs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,7 +88,8 @@ KINDS: dict[str, Check] = {
     "ifeval": every_instruction,
     **{f"ifeval/{name}": check for name, check in ifeval.INSTRUCTIONS.items()},
 }
-WITH_THINKING = ("think_format",)  # what judges the thinking gets the whole text
+# What judges the thinking gets the whole text, and so does what passes it on to its parts.
+WITH_THINKING = ("think_format", "every", "ifeval")
 
 
 def verdict(spec: Spec, text: str) -> Verdict:
@@ -94,11 +99,7 @@ def verdict(spec: Spec, text: str) -> Verdict:
     """
     try:
         _check_fields(spec)
-        if spec["kind"] in WITH_THINKING:
-            reason = _check(spec, text)
-        else:
-            answer = after_thinking(text)
-            reason = f"{THINK} without {END_THINK}" if answer is None else _check(spec, answer)
+        reason = _judged(spec, text)
     except CannotJudge as error:
         return Verdict(None, f"cannot be judged: {error}")
     except Exception as error:  # of a library, on a text that a stranger wrote
@@ -143,9 +144,10 @@ def _check_fields(spec: Spec) -> None:
 def prepare(spec: Spec) -> None:
     """Load what the kind needs, once, which takes seconds. Errors come with the verdict."""
     with contextlib.suppress(Exception):
-        for one in (spec, *_parts(spec)):
-            if load := _LOADS.get(one["kind"]):
-                load()
+        if load := _LOADS.get(spec["kind"]):
+            load()
+        for one in _parts(spec):
+            prepare(one)
 
 
 _LOADS: dict[str, Callable[[], object]] = {
@@ -163,6 +165,14 @@ def _parts(spec: Spec) -> list[dict[str, Any]]:
     if spec["kind"] == "ifeval":
         return _instructions(spec["instruction_id_list"], spec["kwargs"])
     return list(spec["specs"]) if spec["kind"] == "every" else []
+
+
+def _judged(spec: Spec, text: str) -> str:
+    """The reason against a text with its thinking, which most kinds do not see."""
+    if spec["kind"] in WITH_THINKING:
+        return _check(spec, text)
+    answer = after_thinking(text)
+    return f"{THINK} without {END_THINK}" if answer is None else _check(spec, answer)
 
 
 def _check(spec: Spec, answer: str) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from data_prep.language_id import FEWEST_LETTERS, Identifier
 from data_prep.languages import LANGUAGES, UNKNOWN, code_of
 from data_prep.scripts import count_letters
-from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers import choices, final
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
@@ -87,35 +87,10 @@ def choice(answer: str, *, gold: str, letters: str = "ABCDEFGHIJ") -> str:
     """Multiple choice: the letter that the answer settles on is `gold`."""
     if len(gold) != 1 or gold not in letters:
         raise CannotJudge(f"gold = {gold!r:.80}; valid: one letter of {letters}")
-    given = chosen_letter(answer, letters)
+    given = choices.chosen_letter(answer, letters)
     if given is None:
         return "no letter is given as the answer"
     return "" if given == gold else f"{given} is not {gold}"
-
-
-def chosen_letter(answer: str, letters: str) -> str | None:
-    """The last box; else the last 'answer is (B)'; else the only letter that stands by itself.
-
-    None where there is none, or where several stand there and nothing says which is meant.
-    """
-    if final.has_open_box(answer):
-        return None
-    one = f"[{re.escape(letters)}]"
-    if boxed := final.boxes(answer):
-        inside = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*", "", boxed[-1])
-        match = re.match(rf"\W*({one})(?![A-Za-z])", inside.upper())
-        return match.group(1) if match else None
-    lone = rf"[\s*_(\[\"'`$]*({one})(?=[\s*_)\]\"'`$.,:;!]|$)"
-    said = re.findall(
-        rf"(?i:\b(?:answer|choice|option|choose)\b(?:\s+(?:is|would be|must be|should be))?)"
-        rf"(?i:\s*(?:option|choice))?\s*[:=]?{lone}",
-        answer,
-    )
-    if said:
-        return str(said[-1])
-    alone = set(re.findall(rf"(?<![\w'])\(?\**({one})(?:\**[).:]|\**$|\**\n)", answer))
-    alone |= set(re.findall(rf"\*\*\(?({one})\)?\*\*", answer))
-    return alone.pop() if len(alone) == 1 else None
 
 
 def length(
@@ -156,6 +131,10 @@ def sentences(text: str) -> int:
 # Short forms that a full stop belongs to: always, before a number, but not before a capital.
 _ALWAYS = "mr mrs ms dr prof st vs e.g i.e cf dept gen lt sgt capt rev hon approx b.a m.a b.sc m.sc"
 _BEFORE_NUMBERS = "no fig vol p pp ch sec jan feb mar apr jun jul aug sep sept oct nov dec"
+# Words that begin a sentence rather than a surname: `Plan B. It`, but `J. Doe`.
+_BEGINNERS = "a after all an and as at before but each for from he her here his how however i if in"
+_BEGINNERS += " is it its let my no not now on one our she so some that the their then there these"
+_BEGINNERS += " they this those to we what when where while who why with yes you your"
 _BUT_BEFORE_CAPITALS = "etc inc ltd co corp jr sr u.s u.k a.m p.m ph.d"
 
 
@@ -170,7 +149,11 @@ def _is_within(text: str, end: re.Match[str]) -> bool:
     word = before.group(1) if before else ""
     if word.isdecimal():  # the number of an item of a list
         return bool(re.search(r"(?:^|\n)\s*$", text[: end.start() - len(word)]))
-    is_initial = len(word) == 1 and word.isupper() and word != "I"
+    following = re.match(r"\w+", rest)
+    begins = following is not None and following.group().lower() in _BEGINNERS.split()
+    is_initial = len(word) == 1 and word.isupper() and word != "I" and not begins
+    if re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word) and not rest[0].isupper():
+        return True  # Washington, D.C. yesterday
     return is_initial or (
         word.lower() in _ALWAYS.split()
         or (word.lower() in _BEFORE_NUMBERS.split() and rest[0].isdecimal())
