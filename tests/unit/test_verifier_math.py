@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.verifiers import Verifiers, check_spec, verdict
+from megatron_qwen3.posttrain.verifiers import Verifiers, check_spec, magnitude, verdict
 
 OPEN, CLOSE = "(" * 60, ")" * 60
 RIGHT = [
@@ -454,6 +454,39 @@ def test_a_huge_power_returns_from_any_thread():
     assert [found[0].score, found[2].score] == [1.0, 1.0]
     assert found[1].score in (None, 1.0)
     assert verifiers.judged == 3
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("42", "9^{9^{9}}"),
+        ("42", "2^{1000000000}"),
+        ("42", "10^{10^{10}}"),
+        ("42", "100000000!"),
+        ("42", "1+10^{-10^{10}}"),
+        ("x", "(x+1)^{100000000}"),
+        ("10^{10^{10}}", "1"),
+        ("10^{10^{10}}", r"\frac{1}{2}+x"),
+    ],
+)
+def test_a_huge_power_is_wrong_at_once_where_the_other_side_is_small(gold, answer):
+    assert judge(gold, rf"\boxed{{{answer}}}").score == 0.0
+
+
+def test_powers_are_measured_and_not_computed():
+    huge = ["9**9**9", "(10!)!", r"\frac{1}{10^{5000}}", "(2^{100})^{100}", "3+2^{2^{2^{2^{2^2}}}}"]
+    small = [
+        "2^{2024}",
+        "x^{1000000}",
+        r"10^{\frac{10000}{5000}}",
+        "400!",
+        "2^{1001-1000}",
+        "^",
+        "!",
+    ]
+    small += ["(" * 3000 + "5" + ")" * 3000, r"\sum_{n=1}^{1000000} n", "1^{9999999}", "0^0", "}{"]
+    assert [magnitude.is_huge(text) for text in huge] == [True] * len(huge)
+    assert [magnitude.is_huge(text) for text in small] == [False] * len(small)
 
 
 @pytest.mark.parametrize("gold", [r"\frac{1}{", r"\sqrt", "", "   ", "?!"])

@@ -356,6 +356,12 @@ def test_every_spec_of_several_has_to_find_the_answer_right():
     assert judged.score == WRONG and judged.reason.startswith("length: ")
 
 
+def test_marks_of_emphasis_hide_no_forbidden_word():
+    for text, expected in [("_rain_", WRONG), ("__Rain__", WRONG), ("train", RIGHT)]:
+        words = {"forbidden_words": ["rain"]}
+        assert score("ifeval/keywords:forbidden_words", text, **words) == expected
+
+
 def test_a_part_that_judges_thinking_gets_it_and_the_others_do_not():
     thinks, plain = "<think>long, yes</think>\n\nno", "no"
     for mode, text, expected in [

@@ -11,6 +11,7 @@ with what math-verify (0.9) gets wrong and leaves the algebra to it (algebra.py)
 - 50 and 0.5 are both 50 %; a unit may be left out, but another one is wrong;
 - a pair is no set and no interval of other ends; `0<x<1` is (0,1); a set has no order, a pair has;
 - digits with a base, as 101_2, are right only with that base; log without a base is ln or log_10;
+- a power of more than 1000 digits is no number of fewer, which nothing computes;
 - words are compared without regard to case; a time of day is no ratio, while 6:8 is 3:4.
 
 The comparison runs in a worker process (pool.py), for math-verify hangs on some formulas.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import gcd
 
-from megatron_qwen3.posttrain.verifiers import algebra, final, notation
+from megatron_qwen3.posttrain.verifiers import algebra, final, magnitude, notation
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _MOST_CHARACTERS = 4000  # of a final answer
@@ -61,7 +62,8 @@ def is_readable(gold: str) -> bool:
     if items:
         return all(map(is_readable, items))
     value, _ = notation.without_unit(notation.named(text)[1])
-    return final.number(value) is not None or algebra.is_readable(value)
+    is_number = final.number(value) is not None or magnitude.is_huge(value)
+    return is_number or algebra.is_readable(value)
 
 
 # -- the final answer of a text ---------------------------------------------------------------
@@ -165,6 +167,8 @@ def is_same(gold: str, given: str) -> bool:
         is_equal = rule(ours, theirs)
         if is_equal is not None:
             return is_equal
+    if magnitude.is_huge(ours) != magnitude.is_huge(theirs):
+        return False  # and nothing computes the digits of the larger one
     return algebra.is_same(ours, theirs)
 
 
