@@ -178,6 +178,10 @@ def _setting(name: str, origin: str) -> Setting:
 def _not_a_setting(name: str) -> str:
     if name in TABLES:
         return f"{name} is a table of settings, not a setting"
+    if within := [known for known in SETTINGS if name.startswith((f"{known}.", f"{known}["))]:
+        whole = f', a list that is given whole: \'{within[0]}=[{{name="a",path="…"}}]\''
+        is_list = within[0].endswith(".sources")
+        return f"{name} is not a setting, but {within[0]} is{whole if is_list else ''}"
     leaf = name.rpartition(".")[2]
     same_leaf = [known for known in SETTINGS if known.endswith("." + leaf)]
     if same_leaf:

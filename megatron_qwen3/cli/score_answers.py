@@ -88,6 +88,8 @@ def _run(given: argparse.Namespace) -> None:
     check_world_size(config, world_size)
     chat = ChatTokenizer(tokenizer_of(config))
     total = sum(len(asked.answers) for asked in read_answers(given.answers, chat))
+    if not total:
+        raise ConfigError(f"{given.answers}: there is no answer in it to score")
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     warnings.filterwarnings("ignore", module=r"torch|megatron")

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     except KeyboardInterrupt as stop:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return stop.exit_status if isinstance(stop, Stopped) else 130
-    _print(report, given.out)
+    _print(report, given.out, given.kind)
     print(shown(f"{given.out}.json: done in {clock(time.monotonic() - start)}"))
     return 0
 
@@ -104,21 +104,24 @@ def _defaults(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _print(report: Report, out: Path) -> None:
+def _print(report: Report, out: Path, kind: str) -> None:
     """What the set holds, what was done to lines, and what was left out."""
     rows = sorted(report.table, key=lambda row: -row[3])
     lines = [["source", "mode", "samples", "tokens", "trained tokens", "trained", "mean length"]]
     lines += [_cells(*row) for row in rows[:ROWS_SHOWN]]
     if len(rows) > ROWS_SHOWN:
         lines.append(_cells(f"{len(rows) - ROWS_SHOWN} more", "", *_sums(rows[ROWS_SHOWN:])))
+    last = _cells("all", "", *_sums(rows))
+    if kind == "pairs":  # which have no mode
+        lines, last = [[row[0], *row[2:]] for row in lines], [last[0], *last[2:]]
     table = tables.table(lines, words=("source", "mode"))
     table.add_section()
-    table.add_row(*map(plain, _cells("all", "", *_sums(rows))))
+    table.add_row(*map(plain, last))
     tables.console().print(table)
-    for kind, count in report.counts.most_common():
-        print(shown(f"{count:>12,} {kind}"))
-    for kind, count in report.problems.most_common():
-        print(shown(f"{count:>12,} lines left out: {kind}"))
+    for name, count in report.counts.most_common():
+        print(shown(f"{count:>12,} {name}"))
+    for name, count in report.problems.most_common():
+        print(shown(f"{count:>12,} lines left out: {name}"))
     if report.problems:
         print(shown(f"left out of {report.lines:,} lines; see {out}.problems.jsonl"))
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample, set_of
 from megatron_qwen3.posttrain.packing import Packing, Place, best_fit, by_epochs, by_weights
 from megatron_qwen3.pretrain.order import Shuffle
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
@@ -116,7 +116,7 @@ class DialogMixture:
 
 def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
     where = f"sft.sources.{settings.name}"
-    dialogs = DialogSet(settings.path)
+    dialogs = set_of(where, settings.path)
     if dialogs.kind != "dialogs":
         raise ConfigError(
             f"{where}: {settings.path} holds {dialogs.kind}; valid: dialogs, as "

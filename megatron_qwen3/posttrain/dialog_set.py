@@ -232,7 +232,8 @@ class DialogSet:
         return offsets
 
     def _content(self) -> dict[str, Any]:
-        otherwise = "the set of dialogs is not whole, or no set"
+        otherwise = "the set of dialogs is not whole, or no set; tools/tokenize_dialogs.py --out "
+        otherwise += f"{self.prefix} makes it"
         content = read_json(Path(f"{self.prefix}.json"), otherwise, VERSION)
         names = {"tokenizer", "vocab_size", "samples", "tokens", "sources", "about", "sha256"}
         if content.get("kind") not in KINDS or not names <= content.keys():
@@ -277,6 +278,14 @@ class DialogSet:
 
     def _wrong(self, suffix: str, how: str, advice: str = _AGAIN) -> ConfigError:
         return ConfigError(f"{self.prefix}.{suffix} {how}" + (f"; {advice}" if advice else ""))
+
+
+def set_of(setting: str, path: str) -> DialogSet:
+    """The set at the path that a setting, as sft.sources.web, names. ConfigError names it, too."""
+    try:
+        return DialogSet(path)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def _header(samples: int) -> bytes:

@@ -172,7 +172,9 @@ def _pair(line: PairLine, choices: Choices) -> list[Rendered]:
         _check_messages(messages, line)
         if not split_by_query(messages):
             raise Refused("no query", "no user message but tools' results: nothing is answered")
-        samples.append(_rendered(messages, line, choices)._replace(margin=margin, remark=""))
+        samples.append(
+            _rendered(messages, line, choices)._replace(margin=margin, mode=MODES[0], remark="")
+        )
     return samples
 
 

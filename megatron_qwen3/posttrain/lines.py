@@ -25,6 +25,7 @@ from megatron_qwen3.posttrain.dialogs import (
 )
 
 DIALOGS, SPLIT = "dialogs", "dialogs that became several samples, one for each query"
+IS_PAIR = "; a line with chosen and rejected is one of --kind pairs"
 
 
 class DialogBatch(NamedTuple):
@@ -71,16 +72,22 @@ def _take(
         name = "" if dialog.id is None else f"id {dialog.id!s:.80}: "
         samples = samples_of(dialog, choices)
     except Refused as error:
-        batch.problems.append(Problem(number + 1, error.kind, f"{name}{error}"))
+        hint = IS_PAIR if choices.kind == "dialogs" and _is_pair(line) else ""
+        batch.problems.append(Problem(number + 1, error.kind, f"{name}{error}{hint}"))
         return
     batch.samples.extend(samples)
     batch.lines.extend([number] * len(samples))
-    batch.counts[DIALOGS] += 1
+    batch.counts[choices.kind] += 1
     if choices.kind == "dialogs" and len(samples) > 1:
         batch.counts[SPLIT] += 1
     for sample in samples:
         if sample.remark:
             batch.counts[sample.remark] += 1
+
+
+def _is_pair(line: bytes) -> bool:
+    """Whether it has the fields of one; within a text their quotes would be escaped."""
+    return b'"chosen"' in line and b'"rejected"' in line
 
 
 def _decoded(line: bytes, decode: Callable[[bytes], DialogLine]) -> DialogLine:

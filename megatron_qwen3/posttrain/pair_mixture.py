@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain import dialog_mixture
-from megatron_qwen3.posttrain.dialog_set import DialogSet
+from megatron_qwen3.posttrain.dialog_set import DialogSet, set_of
 from megatron_qwen3.posttrain.packing import Drawn, Packing, Place, best_fit
 from megatron_qwen3.settings_posttrain import PairSourceConfig
 from megatron_qwen3.training import tokenizer_check
@@ -121,7 +121,8 @@ class PairMixture:
 
 
 def _source(settings: PairSourceConfig, config: Config) -> Pairs:
-    dialogs, where = DialogSet(settings.path), f"reward.sources.{settings.name}"
+    where = f"reward.sources.{settings.name}"
+    dialogs = set_of(where, settings.path)
     if dialogs.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"{where}: {settings.path} was tokenized with {dialogs.vocab_size:,} tokens, more than "

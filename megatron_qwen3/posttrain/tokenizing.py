@@ -54,6 +54,7 @@ UNITS_SHARE = 0.95  # of the time; joining takes the rest
 STRETCH_TOKENS = 1 << 22  # that are joined at a time
 MOST_SOURCES = 1 << 16
 LISTED_PROBLEMS = 100_000  # of a set; more are counted only
+_GONE = "it was removed just now"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def is_done(job: DialogJob) -> bool:
     mark = Path(f"{job.prefix}.json")
     if not mark.exists():
         return False
-    before = read_json(mark, "it was removed just now", VERSION).get("about", {})
+    before = read_json(mark, _GONE, VERSION).get("about", {})
     plan.check_same(mark, before.get("identity", {"inputs": []}), _identity(job))
     return True
 
@@ -179,10 +180,16 @@ def _check_free(job: DialogJob) -> None:
 
 
 def _settle(job: DialogJob) -> None:
-    """What is in the work folder belongs to this run."""
+    """What is in the work folder belongs to this run; of one that made no sample nothing is kept,
+    so that files which had none can be mended."""
     path = job.work / plan.PLAN
+    marks = job.work.glob("[0-9]*.json")
+    if not any(read_json(mark, _GONE, VERSION).get("samples") for mark in marks):
+        path.unlink(missing_ok=True)
+        for piece in job.work.glob("[0-9]*"):
+            piece.unlink()
     if path.exists():
-        before = read_json(path, "it was removed just now", VERSION)
+        before = read_json(path, _GONE, VERSION)
         plan.check_same(job.work, before, _identity(job))
     else:
         write_json(path, _identity(job))
@@ -272,10 +279,7 @@ def _join(job: DialogJob, progress: Progress) -> None:
             joined.add(unit, DialogSet(job.piece(unit)), writer)
             progress.advance(1)
         if not joined.samples:
-            raise ConfigError(
-                f"no sample among {joined.lines:,} lines: {dict(joined.problems)}, "
-                f"{dict(joined.counts)}{joined.first_problem}"
-            )
+            raise ConfigError(f"no sample among {joined.lines:,} lines: {joined.reasons()}")
         problems = Path(f"{job.prefix}.problems.jsonl")
         problems.unlink(missing_ok=True)
         if joined.listed:
@@ -312,6 +316,12 @@ class _Joined:
         self.samples += len(piece)
         self.lines += piece.about["lines"]
         self._lines_of[unit.input] += piece.about["lines"]
+
+    def reasons(self) -> str:
+        """Why lines have no samples: their number by kind, and the first of them."""
+        kinds = [*self.problems.most_common(), *self.counts.most_common()]
+        told = ", ".join(f"{count:,} {shown(kind)}" for kind, count in kinds)
+        return f"{told or 'there is no text in them'}{self.first_problem}"
 
     def about(self) -> dict[str, Any]:
         """What PREFIX.json says of how the set came about."""

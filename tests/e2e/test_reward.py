@@ -333,6 +333,14 @@ def language_model(arguments):
     return 0
 
 
+def test_a_file_without_answers_is_an_error(school, tmp_path, capsys):
+    path, out = tmp_path / "answers.jsonl", tmp_path / "out.jsonl"
+    path.write_text("\n")
+    assert score_answers.main([str(school), str(path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: {path}: there is no answer in it to score\n"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("line", ["{", '{"messages": []}'])
 def test_a_wrong_line_is_told_before_the_model_is_loaded(school, tmp_path, capsys, line):
     path, out = tmp_path / "answers.jsonl", tmp_path / "out.jsonl"

@@ -194,6 +194,13 @@ def test_an_unknown_key_names_its_file_and_the_likely_setting(toml):
             "did you mean eval.every_steps or checkpoint.every_steps or log.every_steps?",
         ),
         ("optim=1", "optim is a table of settings, not a setting"),
+        (
+            "sft.sources.path=x",
+            """a list that is given whole: 'sft.sources=[{name="a",path="…"}]'""",
+        ),
+        ("reward.sources.0.path=x", "but reward.sources is, a list that is given whole: "),
+        ("data.sources[0].path=x", "but data.sources is, a list that is given whole: "),
+        ("optim.lr.max=1", "optim.lr.max is not a setting, but optim.lr is"),
         ("zzz=1", "zzz is not a setting; python -m megatron_qwen3.config lists them"),
     ],
 )

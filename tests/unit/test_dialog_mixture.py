@@ -105,7 +105,11 @@ def test_rows_are_described_by_lines_of_the_input(folder):
     ("change", "says"),
     [
         ({"names": ""}, "sft.sources is empty: a run of mode sft needs at least one"),
-        ({"names": ["none"]}, "none.json"),
+        (
+            {"names": ["none"]},
+            "sft.sources.none: {folder}/none.json does not exist: the set of dialogs is not whole, "
+            "or no set; tools/tokenize_dialogs.py --out {folder}/none makes it",
+        ),
         ({"names": ["pairs"]}, "holds pairs; valid: dialogs"),
         ({"more": ["model.vocab_size=500"]}, "tokenized with 512 tokens, more than"),
         (

@@ -16,6 +16,7 @@ from megatron_qwen3.planner.launch_check import (
     teacher_bytes,
 )
 from megatron_qwen3.planner.memory import Memory
+from tests import dialog_sets
 
 H100 = Device("a H100", 80e9, is_gpu=True)
 
@@ -75,10 +76,20 @@ def test_refusing_is_an_error_warning_is_a_line_and_off_is_silent(capsys):
 def test_a_planner_that_cannot_say_is_a_note_and_stops_nothing(capsys):
     config = config_of("run.memory_check=refuse")
     unread = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=0))
-    train.check_memory(unread, 8, H100)
-    told = capsys.readouterr().err
+    told = train.check_memory(unread, 8, H100)
     assert told.startswith('note: run.memory_check = "refuse", but memory was not checked: ')
-    assert "train.steps" in told and told.count("\n") == 1
+    assert "train.steps" in told and "\n" not in told and not capsys.readouterr().err
+    assert train.check_memory(config_of(), 8, H100) == ""
+
+
+def test_a_fault_that_stops_planner_and_run_is_told_once(capsys, tmp_path):
+    """A teacher that is not there: the planner cannot count its weights, the mode refuses it."""
+    source = {"name": "a", "path": dialog_sets.write(tmp_path / "a", [5] * 40)}
+    arguments = [*dialog_sets.settings(source), "train.steps=1", "sft.objective=both"]
+    arguments += [f"run.dir={tmp_path}/runs", f"sft.teacher.path={tmp_path}/none"]
+    assert train.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: sft.teacher: ") and told.count("sft.teacher") == 1
 
 
 def test_training_asks_before_it_starts(capsys, tmp_path):

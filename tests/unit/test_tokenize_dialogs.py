@@ -230,12 +230,43 @@ def test_a_damaged_file_keeps_what_came_before(tmp_path: Path, tokenizer: str) -
 def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path: Path, tokenizer: str) -> None:
     write(tmp_path / "a.jsonl", [{"messages": [user("q")]}] * 3)
     with pytest.raises(
-        ConfigError, match=r"no sample among 3 lines: .*; the first: a.jsonl:1: the last message"
+        ConfigError,
+        match=r"no sample among 3 lines: 3 roles out of order; the first: a.jsonl:1: the last mess",
     ):
         tokenize([tmp_path / "a.jsonl"], tmp_path / "chat", tokenizer, Choices(), ONE)
     write(tmp_path / "b.jsonl", [])
-    with pytest.raises(ConfigError, match="no sample among 0 lines"):
+    with pytest.raises(ConfigError, match="no sample among 0 lines: there is no text"):
         tokenize([tmp_path / "b.jsonl"], tmp_path / "other", tokenizer, Choices(), ONE)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_run_without_a_sample_leaves_the_name_to_mended_files(
+    tmp_path: Path, tokenizer: str, stops: bool
+) -> None:
+    file, out, options = tmp_path / "a.jsonl", tmp_path / "chat", Options(1, "auto", stops)
+    write(file, [{"messages": [user("q")]}] * 3)
+    with pytest.raises(ConfigError, match="the last message"):
+        tokenize([file], out, tokenizer, Choices(), options)
+    write(file, [{"messages": [user("q"), assistant("a")]}] * 4)
+    tokenize([file], out, tokenizer, Choices(source="mended"), options)
+    assert len(DialogSet(out)) == 4 and not Path(f"{out}.work").exists()
+
+
+def test_pairs_taken_for_dialogs_are_told_their_kind(tmp_path: Path, tokenizer: str) -> None:
+    write(tmp_path / "a.jsonl", [{"messages": [user("q")], "chosen": "a", "rejected": "b"}])
+    with pytest.raises(ConfigError, match="is no answer; .* is one of --kind pairs"):
+        tokenize([tmp_path / "a.jsonl"], tmp_path / "chat", tokenizer, Choices(), ONE)
+
+
+def test_the_table_of_pairs_counts_pairs_and_has_no_mode(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "p.jsonl", [{"messages": [user("q")], "chosen": "a", "rejected": "b"}] * 7)
+    words = [str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "p"), "--tokenizer", tokenizer]
+    assert tokenize_dialogs.main([*words, "--kind", "pairs", "--workers", "1"]) == 0
+    told = capsys.readouterr().out
+    assert " 7 pairs" in told and "dialogs" not in told and "thinking" not in told
+    assert "mode" not in told and not DialogSet(tmp_path / "p").modes_N.any()
 
 
 def test_a_set_within_its_input_is_refused(corpus: Path, tokenizer: str) -> None:
