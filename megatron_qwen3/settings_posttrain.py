@@ -58,11 +58,14 @@ class SftConfig:
     )
     loss: str = setting(
         "token",
-        "what weighs the same in a global batch: each trained token, or the mean of each dialog",
+        "what weighs the same: each trained token, or each dialog, its samples together",
         choices=("token", "dialog"),
     )
     held_out: float = setting(
-        0.01, "fraction of each source's dialogs that is never trained on", at_least=0, below=1
+        0.01,
+        "fraction of each source's dialogs, about, that is never trained on",
+        at_least=0,
+        below=1,
     )
     sources: tuple[DialogSourceConfig, ...] = setting(
         (), "tables [[sft.sources]]: name, path, weight or epochs"
@@ -89,6 +92,9 @@ class RewardConfig:
         at_least=0,
     )
     held_out: float = setting(
-        0.01, "fraction of each source's pairs that is never trained on", at_least=0, below=1
+        0.01,
+        "fraction of each source's pairs, about, that is never trained on",
+        at_least=0,
+        below=1,
     )
     sources: tuple[PairSourceConfig, ...] = setting((), "tables [[reward.sources]]: name, path")

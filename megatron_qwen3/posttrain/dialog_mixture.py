@@ -7,10 +7,10 @@
 
 A row has sequence_length places, and a sample of L tokens takes L - 1 of them: each place has a
 token and the one after it as its label. Whole dialogs are held out, so that no part of one is
-trained that another is judged by: the first of an order that is the same for every run and stage.
-No torch here.
+trained that another is judged by. Which ones their own tokens say, so that they are the same for
+every run and stage, and for every set that they stand in. No torch here.
 
-Legend: N samples of a set.
+Legend: N samples of a set, D dialogs.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import numpy.typing as npt
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample, set_of
 from megatron_qwen3.posttrain.packing import Packing, Place, best_fit, by_epochs, by_weights
-from megatron_qwen3.pretrain.order import Shuffle
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
 Int64 = npt.NDArray[np.int64]
 _LINES_TOLD = 40  # of one source
-_HELD_OUT_KEY = 0x6865_6C64  # of the order in which dialogs are held out
 
 
 @dataclass(frozen=True, eq=False)
 class DialogSource:
-    """A set and its samples that are trained, and those that are not, by their numbers in it."""
+    """A set and its samples that are trained, and those that are not, by their numbers in it;
+    siblings_N: how many samples of the set are of the dialog of each, itself one of them."""
 
     name: str
     dialogs: DialogSet
     trained_M: Int64
     held_out_M: Int64
+    siblings_N: Int64
 
 
 class DialogMixture:
@@ -84,8 +84,12 @@ class DialogMixture:
         return int(self.sources[place.source].dialogs.lengths_N[place.sample]) - 1
 
     def weight(self, place: Place) -> float:
-        """Of each of its trained tokens."""
+        """Of each of its trained tokens where each token weighs the same: that of its dialog."""
         return float(self.sources[place.source].dialogs.weights_N[place.sample])
+
+    def siblings(self, place: Place) -> int:
+        """How many samples of its set are of the same dialog, itself one of them."""
+        return int(self.sources[place.source].siblings_N[place.sample])
 
     def mode(self, place: Place) -> int:
         """The number, in dialog_set.MODES, of how its last answer was asked for."""
@@ -130,11 +134,12 @@ def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
         )
     tokenizer_check.check_is_of(config, f"{where} = {settings.path}", dialogs.tokenizer)
     _check_lengths(where, dialogs, config.data.sequence_length)
-    is_held_out_N = held_out(dialogs.dialogs_N, config.sft.held_out)
+    is_held_out_N = held_out(dialogs, config.sft.held_out)
     trained_M, held_out_M = (np.flatnonzero(which) for which in (~is_held_out_N, is_held_out_N))
     if not len(trained_M):
         raise ConfigError(f"{where}: {settings.path} has no dialog to train on")
-    return DialogSource(settings.name, dialogs, trained_M, held_out_M)
+    _, dialog_N, counts = np.unique(dialogs.dialogs_N, return_inverse=True, return_counts=True)
+    return DialogSource(settings.name, dialogs, trained_M, held_out_M, counts[dialog_N])
 
 
 def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
@@ -153,14 +158,22 @@ def _check_lengths(where: str, dialogs: DialogSet, length: int) -> None:
         )
 
 
-def held_out(dialogs_N: Int64, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which samples are of held-out dialogs: the nearest number of them to the fraction."""
-    dialogs = np.unique(dialogs_N)
-    count = round(fraction * len(dialogs))
-    if not count:
-        return np.zeros(len(dialogs_N), np.bool_)
-    order = Shuffle(len(dialogs), _HELD_OUT_KEY).at(np.arange(count))
-    return np.isin(dialogs_N, dialogs[order])
+def held_out(dialogs: DialogSet, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which samples are of held-out dialogs, bool [N].
+
+    A dialog is held out where the digest of its first sample is below `fraction` of the greatest:
+    no other dialog of the set has a part in it, and one that stands there twice goes one way. But
+    of two dialogs or more one at least, that of the least digest, is held out where the fraction is
+    above 0, and one at least, that of the greatest, is trained.
+    """
+    _, first_D, dialog_N = np.unique(dialogs.dialogs_N, return_index=True, return_inverse=True)
+    if not fraction or len(first_D) < 2:
+        return np.zeros(len(dialogs), np.bool_)
+    digest_D = np.array([dialogs.digest(int(n)) for n in first_D], np.uint64)
+    is_held_out_D = digest_D / 2.0**64 < fraction
+    is_held_out_D[digest_D.argmin()] = True
+    is_held_out_D[digest_D.argmax()] = False
+    return is_held_out_D[dialog_N]
 
 
 def told(lines: Mapping[str, Collection[int]]) -> str:

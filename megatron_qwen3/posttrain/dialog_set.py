@@ -42,6 +42,7 @@ SAMPLE = np.dtype(
     [("weight", "<f4"), ("mode", "u1"), ("source", "<u2"), ("dialog", "<i8"), ("margin", "<f4")]
 )
 FILES = ("bin", "idx", "trained", "samples.npy")  # what they end with, beside the .json
+_END = 256  # tokens of each end of a sample that its digest is of
 _AGAIN = "tokenize the dialogs again"
 
 
@@ -193,6 +194,15 @@ class DialogSet:
         start, end = self._offsets[n : n + 2]
         trained = np.asarray(self._trained[start:end]) != 0
         return Sample(self._reader.tokens[start:end].astype(np.int64), trained)
+
+    def digest(self, n: int) -> int:
+        """64 bits of the ids of sample n, whichever set it stands in; of a long one's, its length
+        and both ends, so that a large set need not be read as a whole."""
+        start, end = self._offsets[n : n + 2]
+        ids = self._reader.tokens[start:end]
+        ends = ids if len(ids) <= 2 * _END else np.concatenate([ids[:_END], ids[-_END:]])
+        content = len(ids).to_bytes(8, "little") + ends.astype("<i8").tobytes()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
     def origin(self, n: int) -> tuple[str, int]:
         """The input file of sample n, and its line there, from 1; ("", 0) where it is not known."""

@@ -45,7 +45,7 @@ class Pairs:
             )
         self.lengths_N: Int64 = dialogs.lengths_N.reshape(-1, 2).sum(1)
         fits_N = self.lengths_N <= length
-        is_held_out_N = dialog_mixture.held_out(dialogs.dialogs_N[::2], fraction)
+        is_held_out_N = dialog_mixture.held_out(dialogs, fraction)[::2]
         self.trained_M = np.flatnonzero(fits_N & ~is_held_out_N)
         self.held_out_M = np.flatnonzero(fits_N & is_held_out_N)
         self.too_long = int(np.count_nonzero(~fits_N))

@@ -19,7 +19,7 @@ from megatron_qwen3.storage.inside import parse_json, read_small
 from megatron_qwen3.storage.whole import write_whole
 
 FILE_NAME = "rows.json"
-_VERSION = 1  # also of how rows are made of the facts: another packing is another version
+_VERSION = 2  # also of how rows are made of the facts: another packing is another version
 
 
 def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
@@ -34,7 +34,10 @@ def check(run_dir: Path, step: int, facts: Mapping[str, Any]) -> None:
     try:
         content = parse_json(read_small(path))
         if content["version"] != _VERSION:
-            raise ConfigError(f"{path} is of version {content['version']!r:.40}; known: {_VERSION}")
+            raise ConfigError(
+                f"{path} is of version {content['version']!r:.40}, known: {_VERSION}, and another "
+                f"version holds other dialogs out; {way_out}"
+            )
         before = content["facts"]
         changed = [name for name, now in facts.items() if before[name] != now]
     except FileNotFoundError:

@@ -5,7 +5,8 @@ a row at its end is one more, which is padding. Weights are prepared so that the
 global batch, the sum of weighted losses by the sum of weights, is that of sft.loss:
 
 - token: each trained token weighs what its sample does;
-- dialog: the trained tokens of a sample weigh together what the sample does.
+- dialog: the trained tokens of all samples of a dialog in its set weigh together what the dialog
+  does, each sample alike; so a dialog of many turns weighs no more than another.
 
 Legend: B rows, S places.
 """
@@ -41,7 +42,7 @@ def token_batch(
             begins.append(end)
             here = slice(end, end + len(ids) - 1)
             tokens_BS[row, here], labels_BS[row, here] = ids[:-1], ids[1:]
-            weights_BS[row, here] = _weights(trained[1:], mixture.weight(place), loss)
+            weights_BS[row, here] = _weights(trained[1:], place, mixture, loss)
             end = here.stop
         valid_BS[row, :end] = True
         starts.append([*begins, end] if end < length else begins)
@@ -54,6 +55,10 @@ def token_batch(
     )
 
 
-def _weights(trained_S: npt.NDArray[Any], weight: float, loss: str) -> npt.NDArray[np.float32]:
-    together = max(1, int(np.count_nonzero(trained_S))) if loss == "dialog" else 1
-    return trained_S.astype(np.float32) * np.float32(weight / together)
+def _weights(
+    trained_S: npt.NDArray[Any], place: Place, mixture: DialogMixture, loss: str
+) -> npt.NDArray[np.float32]:
+    weight = mixture.weight(place)
+    if loss == "dialog":
+        weight /= mixture.siblings(place) * max(1, int(np.count_nonzero(trained_S)))
+    return trained_S.astype(np.float32) * np.float32(weight)

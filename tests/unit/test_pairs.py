@@ -8,6 +8,7 @@ from dialog_sets import write_set
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED, over_pairs
+from megatron_qwen3.posttrain.dialog_mixture import held_out
 from megatron_qwen3.posttrain.packing import Place
 from megatron_qwen3.posttrain.pair_mixture import PairMixture, Pairs
 from megatron_qwen3.posttrain.pair_rows import pair_batch
@@ -96,7 +97,8 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted(dialogs):
 
 def test_what_is_held_out_is_not_trained(dialogs):
     pairs = Pairs(dialogs, "web", 64, fraction=0.4)
-    assert len(pairs.held_out_M) == 2
+    assert pairs.held_out_M.tolist() == np.flatnonzero(held_out(dialogs, 0.4)[::2]).tolist()
+    assert 0 < len(pairs.held_out_M) < 5
     assert sorted([*pairs.trained_M, *pairs.held_out_M]) == [0, 1, 2, 3, 4]
 
 
@@ -117,11 +119,13 @@ def test_a_batch_of_pairs_is_one_that_the_engine_splits_and_pads(dialogs):
 def test_every_pair_is_drawn_once_before_any_is_drawn_again_and_held_out_ones_never(dialogs):
     mixture = mixture_of(dialogs, "data.sequence_length=64", "reward.held_out=0.4")
     (pairs,) = mixture.sources
+    size = len(pairs.trained_M)
+    assert 0 < size < 5
     seen = [place.sample for row in mixture.rows(0, 12) for place in row]
     for epoch in range(3):
-        assert sorted(seen[3 * epoch : 3 * epoch + 3]) == pairs.trained_M.tolist()
-    held_out = [place.sample for row in mixture.held_out(10**6) for place in row]
-    assert sorted(held_out) == pairs.held_out_M.tolist()
+        assert sorted(seen[size * epoch : size * (epoch + 1)]) == pairs.trained_M.tolist()
+    left_out = [place.sample for row in mixture.held_out(10**6) for place in row]
+    assert sorted(left_out) == pairs.held_out_M.tolist()
     assert len([place for row in mixture.held_out(1) for place in row]) == 1
 
 
