@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _EACH = "valid: k2, k3"
+_NO_MASS = -1e4  # a log-probability whose exp is 0 in every dtype, and whose differences are finite
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -47,6 +48,9 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
         return forward_kl(student, teacher)
     if beta == 1:
         return reverse_kl(student, teacher)
+    # Where both give no mass, the slope of log (0 + 0) would be NaN, and 0 · NaN is that of all.
+    is_none = torch.isneginf(student) & torch.isneginf(teacher)
+    student, teacher = (x.masked_fill(is_none, _NO_MASS) for x in (student, teacher))
     mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
     of_teacher = _mean_under(teacher, teacher - mixture)
     return beta * of_teacher + (1 - beta) * _mean_under(student, student - mixture)

@@ -242,11 +242,12 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
             "model.vocab_size=384",
             f"data.tokenizer={home}/tokenizer",
         ),
-        *("train.steps=100", "optim.lr=4e-3", "optim.warmup_steps=10"),
-        *("optim.schedule=wsd", "optim.decay_steps=30", "sft.held_out=0.1"),
+        # Long enough that rounding, which differs between processors, decides nothing.
+        *("train.steps=140", "optim.lr=4e-3", "optim.warmup_steps=10"),
+        *("optim.schedule=wsd", "optim.decay_steps=50", "sft.held_out=0.1"),
         *(f"run.dir={tmp_path}", "run.name=run"),
     ]
-    assert run_ranks(run, 1, more) == [0]
+    assert run_ranks(run, 1, more, timeout_seconds=200) == [0]
     held_out = {row["source"]: row["loss"] for row in rows(tmp_path / "run", "eval")}
     assert held_out["mode thinking"] < 0.3 and held_out["mode non-thinking"] < 0.3
     probabilities = run_ranks(of_ends, 1, more)[0]
@@ -266,4 +267,4 @@ def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_aske
         made = answer["completion"]
         assert made["finish_reason"] == "stop", made["text"]
         assert bool(made["thinking"]) == (answer["flag"] == "/think"), made["text"]
-    assert folders.step_of(folders.newest(tmp_path / "run")) == 100
+    assert folders.step_of(folders.newest(tmp_path / "run")) == 140

@@ -1,4 +1,8 @@
-"""The losses of mode sft are TRL's, on golden files: values and gradients in float64."""
+"""The losses of mode sft are TRL's, on golden files: values and gradients in float64.
+
+The logits are those of an output layer whose hidden states they are, by the unit matrix: so values
+and gradients come through the head of the last stage, its tiles and their own backward pass.
+"""
 
 from dataclasses import replace
 
@@ -7,15 +11,29 @@ import pytest
 import torch
 
 from megatron_qwen3.config import load
+from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.model.tiles import TILE_BYTES
 from megatron_qwen3.posttrain.sft import objective
 from megatron_qwen3.training.batch import TokenBatch
 
 IGNORED = -100
 OBJECTIVES = {"nll": "cross_entropy", "dft": "dft"}
+TILES = [TILE_BYTES, 64]  # all logits at once, and 16 of them
 
 
+class Alone:
+    """A group of one rank."""
+
+    def rank(self):
+        return 0
+
+    def size(self):
+        return 1
+
+
+@pytest.mark.parametrize("tile_bytes", TILES)
 @pytest.mark.parametrize("case", golden.cases("rl_losses.json", "sft"))
-def test_loss_and_gradient_are_trls(case):
+def test_loss_and_gradient_are_trls(case, tile_bytes):
     kind = case["hyper"]["loss_type"]
     if kind not in OBJECTIVES:
         pytest.skip(f"no objective is loss_type {kind!r}")
@@ -35,10 +53,9 @@ def test_loss_and_gradient_are_trls(case):
             ],
         )
     )
-    all_log_probs = logits[:, :-1].log_softmax(-1)
-    outputs = {"log_prob": all_log_probs.gather(-1, labels[..., None])[..., 0]}
-    outputs["log_z"] = logits[:, :-1].logsumexp(-1)
-    values = asked.values(outputs, batch)
+    identity = torch.eye(logits.shape[-1], dtype=torch.float64)
+    last_stage = Logits(logits[:, :-1].transpose(0, 1), identity, Alone(), tile_bytes)
+    values = asked.values(asked.head.compute(last_stage, batch), batch)
     loss = 0.0
     for name, mean in asked.losses.items():
         mean = replace(mean, count=case["hyper"].get("num_items_in_batch"))

@@ -140,6 +140,25 @@ def test_a_token_that_the_teacher_rules_out_counts_nothing_in_the_forward_kl():
     torch.testing.assert_close(gradient, student.exp() - teacher.exp(), rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_token_that_both_rule_out_changes_neither_the_loss_nor_the_gradient(beta, dtype):
+    """As padding of the vocabulary, whose logits are -inf on both sides."""
+    padding = torch.full((POSITIONS, 3), -math.inf)
+    found = []
+    for more in (padding[:, :0], padding):
+        student, teacher = (
+            torch.cat([logits(seed).to(dtype), more.to(dtype)], -1).requires_grad_()
+            for seed in (1, 2)
+        )
+        parts = student.log_softmax(-1), teacher.log_softmax(-1)
+        loss = jensen_shannon(*parts, beta)
+        gradients = torch.autograd.grad(loss.sum(), [student, teacher])
+        found.append([loss.detach(), *(x[:, :V] for x in gradients)])
+        assert all(torch.isfinite(x).all() and not x[:, V:].any() for x in gradients)
+    torch.testing.assert_close(*found)
+
+
 def test_the_ends_of_jensen_shannon_are_both_kls_and_its_middle_is_symmetric():
     a, b = (logits(seed).log_softmax(-1) for seed in (9, 10))
     assert jensen_shannon(a, b, 0.0).equal(forward_kl(a, b))
