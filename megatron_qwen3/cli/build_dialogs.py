@@ -24,11 +24,10 @@ other filters work on the answers that are there.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,7 +37,6 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
@@ -54,24 +52,13 @@ from megatron_qwen3.posttrain.building.outcomes import LEVELS
 from megatron_qwen3.posttrain.building.queries import Problem, Query, read
 from megatron_qwen3.posttrain.building.work import LOCK, PAGE, Work, write_result
 from megatron_qwen3.posttrain.generators import AnyGenerator, Limits, Local, open_generator
-from megatron_qwen3.posttrain.verifiers import Verifiers
+from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned
 
 _T = TypeVar("_T")
 Made = tuple[Iterator[dict[str, Any]], dict[str, Any]]
 _PASSAGE_TOKENS = 13
-
-
-@dataclass(frozen=True)
-class VerifySettings:
-    """How final answers are verified."""
-
-    verify_workers: int = setting(os.cpu_count() or 1, "processes that verify", at_least=1)
-    verify_seconds: float = setting(30.0, "that one answer may take", above=0)
-
-    def __post_init__(self) -> None:
-        options.check(self)
 
 
 COMMON = {
@@ -147,8 +134,7 @@ def run(given: argparse.Namespace) -> int:
             followers[0].follow()
             return 0
         stack.enter_context(owned(given.out, LOCK))
-        verify = tables[VerifySettings]
-        verifiers = Verifiers(verify.verify_workers, verify.verify_seconds)
+        verifiers = tables[VerifySettings].verifiers()
         work = Work(given.out, stack.enter_context(verifiers), rules)
         stack.enter_context(work)
         job = Job(work, tables, queries, more, opened, passages)

@@ -21,7 +21,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed
+from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed, said
 from megatron_qwen3.posttrain.replies import Refused, ShutOut, answers_of, models_of
 from megatron_qwen3.posttrain.wire import Failure, Wire
 
@@ -176,7 +176,7 @@ class Endpoint:
             body["chat_template_kwargs"] = {"enable_thinking": False}
         if request.thinking_budget is not None:
             body["thinking_token_budget"] = request.thinking_budget
-        body |= request.given()
+        body |= said(request)
         return {name: value for name, value in body.items() if name not in left_out}
 
     def _only_model(self) -> str:

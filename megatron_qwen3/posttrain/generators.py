@@ -30,6 +30,8 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.posttrain import options
 
+OWN = -1  # a setting of sampling that is left to the model: Qwen3's, or the endpoint's
+
 
 @dataclass(frozen=True)
 class Request:
@@ -60,12 +62,13 @@ class Request:
                 raise ConfigError(f"{name} = {getattr(self, name)}; valid: at least 1")
         if self.thinking_budget is not None and self.thinking_budget < 0:
             raise ConfigError(f"thinking_budget = {self.thinking_budget}; valid: at least 0")
-        Sampling(**self.given())
+        Sampling(**said(self))
 
-    def given(self) -> dict[str, Any]:
-        """What is said of sampling."""
-        said = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
-        return {name: value for name, value in said.items() if value is not None}
+
+def said(settings: Any) -> dict[str, Any]:
+    """What a request or a table of settings says of sampling: neither None nor OWN."""
+    values = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
+    return {name: value for name, value in values.items() if value not in (None, OWN)}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser, table: type, title: str) -> None:
             more |= {"action": argparse.BooleanOptionalAction}
         elif get_origin(kind) is tuple:
             of = get_args(kind)[0]
-            more |= {"nargs": "+", "type": of, "metavar": _metavar(row, of)}
+            more |= {"nargs": "*", "type": of, "metavar": _metavar(row, of)}
         else:
             choices = row.metadata.get("choices")
             more |= {"type": kind, "choices": choices}

@@ -26,7 +26,7 @@ from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.layout import check_world_size
-from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed
+from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed, said
 
 if TYPE_CHECKING:
     from megatron_qwen3.generate.completion import Completion
@@ -189,7 +189,7 @@ class OwnGenerator:
 def _alike(request: Request) -> tuple[Sampling, int, int | None]:
     """What requests of one pass have in common: sampling without its seed, samples, budget."""
     thinking = thinks(request.messages, request.enable_thinking)
-    sampling = replace(THINKING if thinking else NOT_THINKING, **request.given())
+    sampling = replace(THINKING if thinking else NOT_THINKING, **said(request))
     return sampling, request.samples, request.thinking_budget
 
 

@@ -150,6 +150,28 @@ def test_a_verifier_that_fails_is_counted_as_that_and_passes_nothing(work):
     assert not rows and counted(work, "answer") == {"verifier failed": 2}
 
 
+def test_a_query_whose_tries_nobody_could_verify_is_not_taken_for_unsolved(work):
+    class Fails(InProcess):
+        def judge(self, pairs):
+            judged = super().judge(pairs)
+            return [
+                v if "boxed" in text else Verdict(None, "time-out")
+                for v, (_, text) in zip(judged, pairs, strict=True)
+            ]
+
+    work.verifiers = Fails()
+
+    def partly(request, sample):
+        if request.enable_thinking:
+            return thought(THINKING, "It is \\boxed{4}.")
+        is_verified = "(r)" in request.messages[0]["content"] and sample
+        return "It is \\boxed{5}." if is_verified else "Four?"
+
+    rows, _ = start(work, [query("q"), query("r")], partly)
+    assert counted(work, "query") == {"verifier failed": 1, "kept": 1}
+    assert rows and all(row["id"].startswith("r") for row in rows)
+
+
 def fuse(work, thinking, plain, say=None, ruler=None, **settings):
     generator = Scripted(say or says(direct="It is \\boxed{4}. Done."), "g")
     asked = fusion.Asked(generator, generator, judge(work, ruler) if ruler else None)

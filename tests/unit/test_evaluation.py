@@ -11,11 +11,12 @@ from megatron_qwen3.cli import evaluate_model
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import Dead
+from megatron_qwen3.posttrain.building.candidates import DrawSettings
 from megatron_qwen3.posttrain.evaluation import conditions
 from megatron_qwen3.posttrain.evaluation.estimates import wilson
 from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings
 from megatron_qwen3.posttrain.evaluation.tasks import read
-from megatron_qwen3.posttrain.generators import Answer
+from megatron_qwen3.posttrain.generators import Answer, said
 from megatron_qwen3.posttrain.verifiers import Verdict
 
 
@@ -381,6 +382,41 @@ def test_a_command_without_one_answer_fails(command, capsys):
 
     assert command(fails) == 2
     assert "not one answer" in capsys.readouterr().err
+
+
+def test_obedience_alone_is_an_evaluation(command, tmp_path, capsys):
+    says = lambda request, sample: thought("well", "it is")  # noqa: E731
+    assert command(says, "--modes", "--obedience", 5) == 0
+    assert "5 answers" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert not content["conditions"] and content["obedience"]["answered"] == 5
+
+
+@pytest.mark.parametrize("table", [EvaluationSettings, DrawSettings])
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"temperature": -0.5}, "temperature = -0.5"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_p": -0.3}, "top_p = -0.3"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_k": -2}, "top_k = -2"),
+    ],
+)
+def test_only_minus_one_leaves_sampling_to_the_model(table, values, told):
+    with pytest.raises(ConfigError, match=told):
+        table(**values)
+    assert said(table()) == said(table(temperature=-1.0, top_p=-1, top_k=-1)) == {}
+    assert said(table(temperature=0.0, top_k=0)) == {"temperature": 0.0, "top_k": 0}
+
+
+def test_sets_that_are_named_twice_and_numbers_that_are_none_are_refused(tmp_path):
+    path = write_tasks(tmp_path / "sums.jsonl", 3)
+    with pytest.raises(ConfigError, match="sums.jsonl is named twice"):
+        read([path, path])
+    for most in (0, -5):
+        with pytest.raises(ConfigError, match=f"--most {most}; valid: at least 1"):
+            read([path], most=most)
 
 
 def test_wrong_settings_are_refused_before_anything_is_asked(command, capsys):

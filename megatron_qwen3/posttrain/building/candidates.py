@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
@@ -22,7 +21,7 @@ from megatron_qwen3.posttrain.building.checking import Checked
 from megatron_qwen3.posttrain.building.choosing import Sample
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import Work
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
 
 _AT_A_TIME = 64  # queries whose answers are verified together
 NOT_ANSWERED, VERIFIER_FAILED = "not answered", "verifier failed"
@@ -34,18 +33,14 @@ class DrawSettings:
 
     samples: int = setting(8, "answers to each query", at_least=1)
     max_tokens: int = setting(32768, "tokens of an answer, thinking included", at_least=1)
-    temperature: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1)
-    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1, at_most=1)
-    top_k: int = setting(-1, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    temperature: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
+    top_p: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
+    top_k: int = setting(OWN, "-1: Qwen3's, or the endpoint's own")
     draw_seed: int = setting(0, "of the answers", at_least=0)
 
     def __post_init__(self) -> None:
         options.check(self)
-        Request((), samples=self.samples, max_tokens=self.max_tokens, **self._given())
-
-    def _given(self) -> dict[str, Any]:
-        said = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
-        return {name: value for name, value in said.items() if value != -1}
+        Request((), samples=self.samples, max_tokens=self.max_tokens, **said(self))
 
     def seed_of(self, query: Query) -> int:
         """Of each query its own, so that no two are drawn with the same luck."""
@@ -61,7 +56,7 @@ class DrawSettings:
             enable_thinking=thinks,
             max_tokens=self.max_tokens,
             seed=self.seed_of(query),
-            **self._given(),
+            **said(self),
         )
 
 

@@ -13,13 +13,13 @@ nothing, nothing can be said.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.generators import Answer
-from megatron_qwen3.posttrain.verifiers import Verdict
 from megatron_qwen3.posttrain.verifiers.final import boxes
+from megatron_qwen3.posttrain.verifiers.judging import Judges
 
 SHORT_KINDS = ("math", "numeric", "choice", "exact")
 _SAID = re.compile(r"answer(?: is|:|\s*=)\s*", re.IGNORECASE)
@@ -33,12 +33,6 @@ _LONGEST = 40  # characters of an answer whose words are looked for
 
 
 Spec = Mapping[str, Any]
-
-
-class Judges(Protocol):
-    """What `Verifiers` is."""
-
-    def judge(self, pairs: Iterable[tuple[Any, str]]) -> list[Verdict]: ...
 
 
 class Checked(NamedTuple):

@@ -21,6 +21,7 @@ from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.asking import answers_to
 from megatron_qwen3.posttrain.building.candidates import (
     NOT_ANSWERED,
+    VERIFIER_FAILED,
     DrawSettings,
     answers_there,
     draw,
@@ -132,16 +133,20 @@ def _needing_thought(
         if tries.right:
             numbers = {"solved": tries.right, "tries": tries.answers}
             work.drop_query(query, "solved without thinking", "", **numbers)
+        elif tries.failed == tries.answers:
+            reason = f"none of {tries.answers} answers without thinking could be verified"
+            work.drop_query(query, VERIFIER_FAILED, reason)
         else:
             kept.append(query)
     return kept
 
 
 class _Tries(NamedTuple):
-    """Of one query's answers without thinking: how many, how many right."""
+    """Of one query's answers without thinking: how many, how many right, how many not verified."""
 
     answers: int
     right: int
+    failed: int
 
 
 def _tried(
@@ -160,9 +165,11 @@ def _tried(
             for query, own in both:
                 scores = [(next(verdicts).score, answer.thinking.strip()) for answer in own]
                 # A model may think although it is asked not to: that solves nothing without.
-                yield query, _Tries(len(own), sum(s == 1 and not t for s, t in scores))
+                right = sum(score == 1 and not thinking for score, thinking in scores)
+                tries = _Tries(len(own), right, sum(score is None for score, _ in scores))
+                yield query, tries
                 thought += sum(bool(thinking) for _, thinking in scores)
-                failed += sum(score is None for score, _ in scores)
+                failed += tries.failed
                 bar.advance()
     if thought:
         work.steps.say(f"note: {thought:,} answers have thinking although none was asked for")

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.building.checking import Judges, Spec
+from megatron_qwen3.posttrain.building.checking import Spec
 from megatron_qwen3.posttrain.verifiers import check_spec
+from megatron_qwen3.posttrain.verifiers.judging import Judges
 
 _NO_ANSWER = "It is \\boxed{-987654321.125}."
 

@@ -21,10 +21,11 @@ from typing import Any, Self
 from megatron_qwen3.chat import SOFT_SWITCH
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules
-from megatron_qwen3.posttrain.building.checking import Checker, Judges
+from megatron_qwen3.posttrain.building.checking import Checker
 from megatron_qwen3.posttrain.building.outcomes import Outcomes
 from megatron_qwen3.posttrain.building.queries import Problem, Query
 from megatron_qwen3.posttrain.building.steps import Steps
+from megatron_qwen3.posttrain.verifiers.judging import Judges
 from megatron_qwen3.storage.whole import write_whole
 
 DIALOGS, REPORT, PAGE = "dialogs.jsonl", "report.json", "report.html"

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
+from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import answers_to, ask
@@ -29,8 +30,9 @@ from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.evaluation import conditions, estimates
 from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
 from megatron_qwen3.posttrain.evaluation.tasks import ALL, Task
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
-from megatron_qwen3.posttrain.verifiers import Verdict, verdict
+from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
+from megatron_qwen3.posttrain.verifiers import verdict
+from megatron_qwen3.posttrain.verifiers.judging import Judges
 
 _EXAMPLES = 8
 _AT_A_TIME = 256  # answers that are verified together
@@ -52,13 +54,14 @@ class EvaluationSettings:
     )
     obedience: int = setting(0, "dialogs with random flags, to see whether they count", at_least=0)
     max_tokens: int = setting(4096, "tokens of an answer, thinking included", at_least=1)
-    temperature: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_least=-1)
-    top_p: float = setting(-1.0, "-1: Qwen3's, or the endpoint's own", at_most=1)
-    top_k: int = setting(-1, "-1: Qwen3's, or the endpoint's own", at_least=-1)
+    temperature: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
+    top_p: float = setting(OWN, "-1: Qwen3's, or the endpoint's own")
+    top_k: int = setting(OWN, "-1: Qwen3's, or the endpoint's own")
     seed: int = setting(0, "of the answers and the dialogs", at_least=0)
 
     def __post_init__(self) -> None:
         options.check(self)
+        Sampling(**said(self))
         if unknown := set(self.modes) - set(MODES):
             raise ConfigError(f"modes = {sorted(unknown)[0]}; valid: {', '.join(MODES)}")
         if any(budget < 0 for budget in self.budgets):
@@ -66,23 +69,14 @@ class EvaluationSettings:
 
     def request(self, messages: Sequence[Mapping[str, Any]], name: str, **more: Any) -> Request:
         """What is asked; each name has luck of its own."""
-        given = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k")}
         digest = hashlib.sha256(f"{self.seed}/{name}".encode("utf-8", "replace")).digest()
         return Request(
             messages,
             max_tokens=self.max_tokens,
             seed=int.from_bytes(digest[:4], "big") >> 1,
-            **{key: value for key, value in given.items() if value >= 0},
+            **said(self),
             **more,
         )
-
-
-class Judges(Protocol):
-    """What `Verifiers` is."""
-
-    def judge(self, pairs: Iterable[tuple[Any, str]]) -> list[Verdict]: ...
-
-    def alarm(self) -> str: ...
 
 
 @dataclass

@@ -45,6 +45,10 @@ def read(
 
     ConfigError where a name is neither, two sets have one name, or there is no task at all.
     """
+    if most is not None and most < 1:
+        raise ConfigError(f"--most {most}; valid: at least 1")
+    if again := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise ConfigError(f"--tasks {again[0]} is named twice")
     tasks: list[Task] = []
     problems: list[Problem] = []
     sets: dict[str, str] = {}
