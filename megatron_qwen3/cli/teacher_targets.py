@@ -98,6 +98,7 @@ def run(given: argparse.Namespace) -> int:
                 targets.top_k,
                 teacher.score,
                 lambda samples: bar.advance(task, samples),
+                teacher.part_labels,
             )
     print(shown(f"{folder}: {targets.top_k} ids of each trained token of {len(dialogs):,} samples"))
     return 0

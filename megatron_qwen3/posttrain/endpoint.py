@@ -176,7 +176,7 @@ class Endpoint:
             body["chat_template_kwargs"] = {"enable_thinking": False}
         if request.thinking_budget is not None:
             body["thinking_token_budget"] = request.thinking_budget
-        body |= said(request)
+        body |= said(request, None)
         return {name: value for name, value in body.items() if name not in left_out}
 
     def _only_model(self) -> str:

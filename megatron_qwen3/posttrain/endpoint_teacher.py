@@ -21,8 +21,8 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.endpoint import Endpoint
 from megatron_qwen3.posttrain.generators import Limits
-from megatron_qwen3.posttrain.replies import Malformed, Refused
-from megatron_qwen3.posttrain.teacher_set import Targets, none, trained_labels
+from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut
+from megatron_qwen3.posttrain.teacher_set import Targets, Unscored, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 from megatron_qwen3.posttrain.wire import Failure
 
@@ -39,6 +39,7 @@ class EndpointTeacher:
     """
 
     leads = True
+    part_labels = 1 << 15  # they take minutes, and a stop costs no more
 
     def __init__(
         self, name: str, tokenizer_path: str, vocab_size: int, top_k: int, limits: Limits
@@ -63,10 +64,11 @@ class EndpointTeacher:
         raise AssertionError("an endpoint has no other ranks")
 
     def score(self, samples: Sequence[Sample]) -> list[Targets]:
-        """Targets of the trained labels of each sample; ConfigError where it has no answer."""
+        """Targets of the trained labels of each sample. Unscored where it refuses one, such as one
+        that is too long; ConfigError where it answers nothing."""
         with ThreadPoolExecutor(self._limits.concurrency) as pool:
             try:
-                return list(pool.map(self._one, samples))
+                found = list(pool.map(self._one, samples))
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._endpoint.wire.stop()  # nobody waits for what is under way
@@ -76,8 +78,14 @@ class EndpointTeacher:
                     f"{self._endpoint.address} does not score a sample: {error}; what it scored "
                     "before is kept: start again, and it goes on"
                 ) from None
+        refused = [one for one in found if isinstance(one, Refused)]
+        if refused:
+            told = f"{self._endpoint.address} does not score a sample: {refused[0]}"
+            raise Unscored(told, len(refused), len(refused) == len(samples) > 1)
+        return [one for one in found if isinstance(one, Targets)]
 
-    def _one(self, sample: Sample) -> Targets:
+    def _one(self, sample: Sample) -> Targets | Refused:
+        """Its targets, or why it is refused; Failure or ShutOut where all others will fail."""
         ids, labels = sample.ids.tolist(), trained_labels(sample) + 1
         if not len(labels):
             return none(self._top_k)
@@ -89,9 +97,14 @@ class EndpointTeacher:
             "prompt_logprobs": self._top_k,
             "return_token_ids": True,
         }
-        return self._endpoint.wire.ask(
-            "/completions", body, lambda reply: self._targets(reply, ids, labels.tolist())
-        )
+        try:
+            return self._endpoint.wire.ask(
+                "/completions", body, lambda reply: self._targets(reply, ids, labels.tolist())
+            )
+        except ShutOut:
+            raise
+        except Refused as error:
+            return error
 
     def _targets(self, reply: Any, ids: list[int], labels: list[int]) -> Targets:
         """Malformed where the reply is not about these ids, or has too few of each label."""
@@ -114,7 +127,7 @@ class EndpointTeacher:
             )
         best = pairs[: self._top_k]
         if beyond := [token for _, token in best if not 0 <= token < self._vocab_size]:
-            raise Refused(
+            raise ShutOut(
                 f"it answers with id {beyond[0]}, of a vocabulary of {self._vocab_size:,}"
             )
         return [token for _, token in best], [-negative for negative, _ in best]
@@ -126,10 +139,10 @@ def _rows_of(reply: Any, ids: list[int]) -> list[Any]:
     choice = choices[0] if isinstance(choices, list) and choices else None
     rows = choice.get("prompt_logprobs") if isinstance(choice, Mapping) else None
     if not isinstance(rows, list):
-        raise Refused("the reply has no prompt_logprobs: the endpoint is no vLLM, or too old")
+        raise ShutOut("the reply has no prompt_logprobs: the endpoint is no vLLM, or too old")
     back = choice.get("prompt_token_ids") if isinstance(choice, Mapping) else None
     if len(rows) != len(ids) or (back is not None and back != ids):
-        raise Refused(
+        raise ShutOut(
             f"{len(ids)} ids were sent and {len(rows)} came back, or others: it tokenizes anew"
         )
     return rows

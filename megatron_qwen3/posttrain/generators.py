@@ -62,13 +62,13 @@ class Request:
                 raise ConfigError(f"{name} = {getattr(self, name)}; valid: at least 1")
         if self.thinking_budget is not None and self.thinking_budget < 0:
             raise ConfigError(f"thinking_budget = {self.thinking_budget}; valid: at least 0")
-        Sampling(**said(self))
+        Sampling(**said(self, None))
 
 
-def said(settings: Any) -> dict[str, Any]:
-    """What a request or a table of settings says of sampling: neither None nor OWN."""
+def said(settings: Any, unsaid: int | None = OWN) -> dict[str, Any]:
+    """What a table of settings says of sampling, or a request, whose `unsaid` is None."""
     values = {name: getattr(settings, name) for name in ("temperature", "top_p", "top_k")}
-    return {name: value for name, value in values.items() if value not in (None, OWN)}
+    return {name: value for name, value in values.items() if value != unsaid}
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class OwnGenerator:
 def _alike(request: Request) -> tuple[Sampling, int, int | None]:
     """What requests of one pass have in common: sampling without its seed, samples, budget."""
     thinking = thinks(request.messages, request.enable_thinking)
-    sampling = replace(THINKING if thinking else NOT_THINKING, **said(request))
+    sampling = replace(THINKING if thinking else NOT_THINKING, **said(request, None))
     return sampling, request.samples, request.thinking_budget
 
 

@@ -33,7 +33,7 @@ from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.packing import best_fit
-from megatron_qwen3.posttrain.teacher_set import Targets, none, trained_labels
+from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 
 _ROW_TOKENS = 8192  # places of a row that samples share; as many as the longest sample, if more
@@ -60,6 +60,8 @@ class OwnTeacher:
     about: what `TeacherSet` tells of it. tokenizer: the sha256 of its tokenizer.json, "" where it
     has none. leads: whether this rank is the one that asks.
     """
+
+    part_labels = PART_LABELS
 
     def __init__(self, path: Path, top_k: int, temperature: float, scoring: Scoring) -> None:
         launcher.check()

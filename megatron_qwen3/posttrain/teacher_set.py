@@ -10,7 +10,7 @@ would save a quarter of that, since ids take as much, and cost the promise that 
 targets is the step with the teacher in memory.
 
     teacher.json      version, fingerprint, the teacher, top_k, temperature, counts; written first
-    part_00000.npy    records of consecutive samples, PART_LABELS or a few more in each file
+    part_00000.npy    records of consecutive samples, `part_labels` or a few more in each file
     samples.npy       int64 [N + 1]: where each sample's records begin, counted through all parts
     parts.npy         int64 [parts + 1]: where each part's do
 
@@ -48,7 +48,18 @@ class Targets(NamedTuple):
     log_rest: npt.NDArray[np.float32]
 
 
-# Targets of the trained labels of each sample, in their order.
+class Unscored(ConfigError):
+    """A teacher refuses some of the samples that it was given, and may score others.
+
+    count: how many it refuses; is_all: whether it scored none of several.
+    """
+
+    def __init__(self, reason: str, count: int, is_all: bool) -> None:
+        super().__init__(reason)
+        self.count, self.is_all = count, is_all
+
+
+# Targets of the trained labels of each sample, in their order; Unscored where it refuses some.
 Score = Callable[[Sequence[Sample]], Sequence[Targets]]
 
 
@@ -75,22 +86,37 @@ def write(
     top_k: int,
     score: Score,
     done: Callable[[int], None] = lambda samples: None,
+    part_labels: int | None = None,
 ) -> Path:
     """Have a teacher score a whole set; the folder.
 
     about: of the teacher: what would make other targets. done: told of samples that are stored.
-    ConfigError where there are targets of this set already, or begun ones of something else.
+    part_labels: in a part, which is what a stop or a refused sample costs. ConfigError where there
+    are targets of this set already, or begun ones of something else, and, when all others are
+    stored, where the teacher refuses samples.
     """
     target = check_absent(dialogs)
     work = target.with_name(target.name + SUFFIX)
     with owned(work):
-        _begin(work, {"fingerprint": dialogs.fingerprint, "top_k": top_k, **about})
-        samples_N1, parts = _places(dialogs)
+        said = {"fingerprint": dialogs.fingerprint, "top_k": top_k, **about}
+        samples_N1, parts = _places(dialogs, _begin(work, said, part_labels or PART_LABELS))
+        refused: list[Unscored] = []
         for number, (first, last) in enumerate(parts):
             path = work / _part(number)
-            if not path.exists():
-                _write_part(path, dialogs, range(first, last), top_k, score)
+            try:
+                if not path.exists():
+                    _write_part(path, dialogs, range(first, last), top_k, score)
+            except Unscored as error:
+                if error.is_all:  # it is not the samples
+                    raise
+                refused.append(error)
             done(last - first)
+        if refused:
+            count = sum(error.count for error in refused)
+            raise ConfigError(
+                f"{count:,} of {len(dialogs):,} samples are refused, the first: {refused[0]}; the "
+                f"parts without such a one are kept in {work}"
+            )
         _write_array(work / _SAMPLES, samples_N1)
         _write_array(work / _PARTS, samples_N1[[*(first for first, _ in parts), len(dialogs)]])
         sync(work)
@@ -100,24 +126,28 @@ def write(
     return target
 
 
-def _begin(work: Path, said: dict[str, Any]) -> None:
-    """Say what is being written; ConfigError where something else was begun there."""
+def _begin(work: Path, said: dict[str, Any], part_labels: int) -> int:
+    """Say what is being written; the labels of a part, as it was begun. ConfigError where something
+    else was begun there."""
     content = {"version": VERSION, **said}
     if not (work / _NAME).exists():
-        write_json(work / _NAME, content)
+        write_json(work / _NAME, {**content, "part_labels": part_labels})
     begun = read_json(work / _NAME, f"remove {work}", VERSION)
     if others := [name for name in content if begun.get(name) != content[name]]:
         listed = ", ".join(f"{n} = {begun.get(n)!r}, now {content[n]!r}" for n in sorted(others))
         raise ConfigError(f"{work} was begun with {listed}; go on as it was begun, or remove it")
+    return int(begun.get("part_labels", PART_LABELS))
 
 
-def _places(dialogs: DialogSet) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
+def _places(
+    dialogs: DialogSet, part_labels: int
+) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
     """Where each sample's records begin, [N + 1], and the samples of each part."""
     counts = [len(trained_labels(dialogs.read(n))) for n in range(len(dialogs))]
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     borders = [0]
     while borders[-1] < len(dialogs):
-        wanted = starts[borders[-1]] + PART_LABELS
+        wanted = starts[borders[-1]] + part_labels
         borders.append(min(int(np.searchsorted(starts, wanted)), len(dialogs)))
     return starts, list(zip(borders, borders[1:], strict=False))
 

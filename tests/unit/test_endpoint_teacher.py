@@ -12,6 +12,8 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
 from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.teacher_set import TeacherSet, write
+from tests.dialog_sets import write_set
 
 VOCABULARY, K = 30, 3
 SOON = Limits(concurrency=2, tries=2, seconds=5.0, first_wait=0.01)
@@ -59,8 +61,9 @@ def served(change=lambda reply, body: reply):
             self._send(change(reply_to(body), body))
 
         def _send(self, content):
+            status = content if isinstance(content, int) else 200
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -182,6 +185,48 @@ def test_a_reply_that_is_none_or_of_other_ids_stops_with_its_reason(name, tokeni
         pytest.raises(ConfigError, match=f"{reason}.*start again, and it goes on"),
     ):
         teacher.score([Sample(ids, np.array([False, True, True]))])
+
+
+def refuses(first):
+    """Replies of a server that does not take samples that begin with these ids."""
+    return lambda reply, body: 400 if body["prompt"][0] in first else reply
+
+
+def test_samples_that_are_refused_do_not_cost_the_others(tokenizer, tmp_path):
+    random = np.random.default_rng(5)
+    pairs = []
+    for n in range(12):
+        ids = random.integers(0, VOCABULARY, 6)
+        ids[0] = n
+        pairs.append((ids, np.ones(6, bool)))
+    dialogs = write_set(tmp_path / "chat", pairs, vocab_size=VOCABULARY)
+
+    def write_all(address):
+        with EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher:
+            return write(dialogs, teacher.about, K, teacher.score, part_labels=10)
+
+    change = [refuses({3, 8})]
+    with served(lambda reply, body: change[0](reply, body)) as (address, bodies):
+        with pytest.raises(ConfigError, match="2 of 12 samples are refused.*status 400"):
+            write_all(address)
+        assert {body["prompt"][0] for _, body in bodies} == set(range(12))
+        change[0] = refuses(())
+        bodies.clear()
+        write_all(address)
+        assert {body["prompt"][0] for _, body in bodies} == {2, 3, 8, 9}
+        TeacherSet(dialogs).read(3, K)
+
+
+def test_a_server_that_refuses_all_samples_is_asked_for_no_more(tokenizer, tmp_path):
+    pairs = [(np.full(6, n), np.ones(6, bool)) for n in range(12)]
+    dialogs = write_set(tmp_path / "chat", pairs, vocab_size=VOCABULARY)
+    with (
+        served(refuses(set(range(12)))) as (address, bodies),
+        EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher,
+        pytest.raises(ConfigError, match="does not score a sample: status 400"),
+    ):
+        write(dialogs, teacher.about, K, teacher.score, part_labels=10)
+    assert len(bodies) == 2
 
 
 def test_a_server_that_is_gone_is_said(tokenizer):

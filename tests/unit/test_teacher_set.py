@@ -1,6 +1,7 @@
 """A teacher's targets on the disk: whole or not at all, bound to a set, resumed part by part."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +61,29 @@ def test_each_sample_has_the_targets_of_its_trained_labels(tmp_path, small_parts
     assert (found.top_k, found.teacher, found.temperature) == (K, "big", 1.0)
     for n in range(len(dialogs)):
         assert_same(found.read(n, K), targets_of(dialogs.read(n)))
+
+
+def test_what_was_begun_with_other_parts_goes_on_with_them(tmp_path, small_parts):
+    dialogs = make_set(tmp_path / "chat")
+
+    def stops(samples):
+        if len(stopped) == 2:
+            raise KeyboardInterrupt
+        stopped.append(samples)
+        return score(samples)
+
+    for part_labels in (10, None):
+        stopped = []
+        with pytest.raises(KeyboardInterrupt):
+            write(dialogs, ABOUT, K, stops, part_labels=part_labels)
+        begun = tmp_path / "chat.teacher.partial/teacher.json"
+        content = json.loads(begun.read_text())
+        assert content.pop("part_labels") == 10
+        begun.write_text(json.dumps(content))  # as one that says nothing of its parts
+        write(dialogs, ABOUT, K, score, part_labels=7)
+        for n in range(len(dialogs)):
+            assert_same(TeacherSet(dialogs).read(n, K), targets_of(dialogs.read(n)))
+        shutil.rmtree(tmp_path / "chat.teacher")
 
 
 def test_fewer_ids_than_were_stored_leave_more_to_the_rest(tmp_path):
