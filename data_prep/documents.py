@@ -239,12 +239,27 @@ def _take(
     except UnicodeError as error:
         return "invalid UTF-8", str(error)
     except Exception as error:  # whatever a field makes of itself, it is this record's
+        if wrong := not_utf8(line):
+            return "invalid UTF-8", wrong
         broken = "broken JSON" if isinstance(line, bytes) else "missing or wrong field"
         return broken, str(error) or type(error).__name__
     if not document.text:
         return "empty document", "its text has no characters"
     documents.append(document)
     return None
+
+
+def not_utf8(line: Any) -> str:
+    """Why the bytes of a line are no text; "" where they are, and for what is no line's bytes.
+
+    Of a line that msgspec refuses: its releases name this fault by different errors.
+    """
+    try:
+        if isinstance(line, bytes):
+            line.decode()
+    except UnicodeError as error:
+        return str(error)
+    return ""
 
 
 def _decoded(line: Any, decode: Callable[[Any], Any], kind: type[msgspec.Struct]) -> Any:

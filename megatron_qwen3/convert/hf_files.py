@@ -17,6 +17,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert.foreign import MAY_ASK, read_json
 from megatron_qwen3.convert.hf_config import Ids, write_json
 from megatron_qwen3.storage.inside import inside
+from megatron_qwen3.storage.whole import write_whole
 
 GENERATION_FILE: Final = "generation_config.json"
 IDS_FILE: Final = "token_ids.json"  # in a checkpoint's tokenizer folder: what config.json said
@@ -117,7 +118,7 @@ def end_chat_template_at_the_answer(folder: Path) -> None:
     if not isinstance(template, str) or template.startswith(_CUT[0]):
         return
     cut = template.join(_CUT)
-    file.write_text(cut, encoding="utf-8")
+    write_whole(file, [cut.encode()])
     if "chat_template" in config:
         write_json(config_file, config | {"chat_template": cut})
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from data_prep.documents import LONGEST_LINE_BYTES, Part, Problem
+from data_prep.documents import LONGEST_LINE_BYTES, Part, Problem, not_utf8
 from data_prep.lines import DamagedFile, blocks
 from megatron_qwen3.posttrain.dialogs import (
     Choices,
@@ -95,7 +95,7 @@ def _decoded(line: bytes, decode: Callable[[bytes], DialogLine]) -> DialogLine:
         return decode(line)
     except msgspec.ValidationError as error:
         raise Refused("missing or wrong field", str(error)) from None
-    except UnicodeError as error:
-        raise Refused("invalid UTF-8", str(error)) from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        if wrong := not_utf8(line):
+            raise Refused("invalid UTF-8", wrong) from None
         raise Refused("broken JSON", str(error) or type(error).__name__) from None

@@ -186,8 +186,8 @@ class TeacherSet:
             self.top_k, self.vocab_size = int(content["top_k"]), int(content["vocab_size"])
             self.temperature = float(content["temperature"])
             self.teacher = str(content["teacher"])
-            self._samples_N1 = np.load(self.folder / _SAMPLES)
-            self._parts = np.load(self.folder / _PARTS)
+            self._samples_N1 = np.load(self.folder / _SAMPLES, allow_pickle=False)
+            self._parts = np.load(self.folder / _PARTS, allow_pickle=False)
             self._records = [self._mapped(number) for number in range(len(self._parts) - 1)]
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             if isinstance(error, ConfigError):
