@@ -4,7 +4,7 @@
 
 The run begins with a language model (checkpoint.init_from), whose output layer a fresh scalar head
 replaces, and trains it on pairs (`pair_mixture.py`, `pair_rows.py`, `bradley_terry.py`). The loop
-is that of pretraining; `tools/score_answers.py` scores answers with what it saves.
+is `row_loop.py`'s; `tools/score_answers.py` scores answers with what it saves.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from megatron_qwen3.posttrain.bradley_terry import over_pairs
 from megatron_qwen3.posttrain.held_out_pairs import evaluate
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.posttrain.pair_rows import pair_batch
+from megatron_qwen3.posttrain.row_loop import train_rows
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training import origin, tokenizer_check
-from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
-from megatron_qwen3.training.progress import steps_of
-from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Run
 
 
@@ -45,21 +43,10 @@ def run(config: Config, layout: Layout, inputs: PairMixture) -> bool:
     """
     mixture = inputs
     with Run(config, layout) as run:
-        if run.engine.is_first_rank:
-            row_order.write(config.run_dir, mixture.facts)
-        for line in mixture.news():
-            run.log.note(line)
         objective = over_pairs(config.reward.centering)
         read = partial(_batch, mixture, config, run.engine)
-        with Reader(read, config.steps, run.engine.device) as reader:
-            for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
-                batch = reader.batch(step, then=run.next_step(step + 1))
-                skipped = sum(n <= step for n in steps_of(run.left_out))
-                tokens = (step + 1 - skipped) * config.step_tokens
-                try:
-                    run.train(step, batch, objective, tokens)
-                except BadBatch as error:
-                    run.leave_out(step, _describe(error, mixture, config, step))
+        judge = partial(evaluate, run.engine.model, mixture, config)
+        train_rows(run, mixture, objective, read, judge)
     return run.is_done
 
 
@@ -69,11 +56,3 @@ def _batch(mixture: PairMixture, config: Config, engine: Engine, step: int) -> T
     first = step * config.train.global_batch + engine.data_rank * count
     rows = mixture.rows(first, count)
     return pair_batch(rows, mixture, config.data.sequence_length, config.reward.margin)
-
-
-def _describe(error: BadBatch, mixture: PairMixture, config: Config, step: int) -> str:
-    rows = mixture.rows(step * config.train.global_batch, config.train.global_batch)
-    return (
-        f"{error}; the batch is of pairs, by the lines of what was tokenized, "
-        f"{mixture.describe(rows)}"
-    )

@@ -2,9 +2,9 @@
 
     python -m megatron_qwen3.train examples/stages/post_1_cold_start.toml MODEL.toml
 
-The loop is pretraining's with other rows (`dialog_mixture.py`, `rows.py`): samples packed by best
-fit, a function of the step, so that a run resumes to the bit. Cold start, fusion of the two modes
-and off-policy distillation are stages of it: other data, another objective.
+The loop (`row_loop.py`) is pretraining's with other rows (`dialog_mixture.py`, `rows.py`): samples
+packed by best fit, a function of the step, so that a run resumes to the bit. Cold start, fusion of
+the two modes and off-policy distillation are stages of it: other data, another objective.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import distill, row_order, soft_targets
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.held_out_loss import evaluate
+from megatron_qwen3.posttrain.row_loop import train_rows
 from megatron_qwen3.posttrain.rows import token_batch
 from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.teacher import Teacher
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig
 from megatron_qwen3.training import origin, tokenizer_check
-from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import Mean, Objective, Values, per_token
-from megatron_qwen3.training.progress import steps_of
-from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Run
 from megatron_qwen3.validate_posttrain import TAUGHT
 
@@ -55,23 +54,11 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
     """
     mixture = inputs
     with Run(config, layout) as run:
-        if run.engine.is_first_rank:
-            row_order.write(config.run_dir, mixture.facts)
-        for line in mixture.news():
-            run.log.note(line)
         stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
-        trained, read = objective(config), partial(_batch, mixture, config, run.engine, stored)
-        with Reader(read, config.steps, run.engine.device) as reader:
-            for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
-                batch = reader.batch(step, then=run.next_step(step + 1))
-                skipped = sum(n <= step for n in steps_of(run.left_out))
-                tokens = (step + 1 - skipped) * config.step_tokens
-                if teacher:
-                    batch = teacher.with_targets(batch, partial(_rows, mixture, config, step))
-                try:
-                    run.train(step, batch, trained, tokens)
-                except BadBatch as error:
-                    run.leave_out(step, _describe(error, mixture, config, step))
+        read = partial(_batch, mixture, config, run.engine, stored)
+        judge = partial(evaluate, run.engine.model, mixture, config)
+        taught = partial(_taught, teacher, mixture, config) if teacher else None
+        train_rows(run, mixture, objective(config), read, judge, taught)
     return run.is_done
 
 
@@ -148,15 +135,13 @@ def _batch(
     return stored.with_targets(batch, mixture.rows(first, count))
 
 
+def _taught(
+    teacher: Teacher, mixture: DialogMixture, config: Config, step: int, batch: TokenBatch
+) -> TokenBatch:
+    return teacher.with_targets(batch, partial(_rows, mixture, config, step))
+
+
 def _rows(mixture: DialogMixture, config: Config, step: int, first: int, count: int) -> TokenBatch:
     """Rows [first, first + count) of the global batch of a step."""
     rows = mixture.rows(step * config.train.global_batch + first, count)
     return token_batch(rows, mixture, config.data.sequence_length, config.sft.loss)
-
-
-def _describe(error: BadBatch, mixture: DialogMixture, config: Config, step: int) -> str:
-    rows = mixture.rows(step * config.train.global_batch, config.train.global_batch)
-    return (
-        f"{error}; the batch is of dialogs, by the lines of what was tokenized, "
-        f"{mixture.describe(rows)}"
-    )
