@@ -32,8 +32,7 @@ def tables(content: Mapping[str, Any]) -> Iterator[Table]:
     if content["problems"]:
         yield table(_counted(content["problems"]), "Lines that are no tasks", ("why", "first"))
     if content["failures"]:
-        rows = [[reason, f"{count:,}"] for reason, count in content["failures"].items()]
-        yield table([["why", "requests"], *rows], "Requests without an answer")
+        yield table(_failure_rows(content), "Requests without an answer")
 
 
 def write(content: Mapping[str, Any], examples: Sequence[Row], out: Path) -> None:
@@ -55,6 +54,8 @@ def write(content: Mapping[str, Any], examples: Sequence[Row], out: Path) -> Non
         sections.append(page.table("Flags in dialogs", _obedience_rows(content)))
     if content["problems"]:
         sections.append(page.table("Lines that are no tasks", _counted(content["problems"])))
+    if content["failures"]:
+        sections.append(page.table("Requests without an answer", _failure_rows(content)))
     settings = "\n".join(f"{name} = {value}" for name, value in content["settings"].items())
     sections.append(page.files("Settings", [("settings", settings)]))
     sections.append(page.files("Answers that are not right: examples", list(_examples(examples))))
@@ -118,6 +119,11 @@ def _obedience_rows(content: Mapping[str, Any]) -> list[list[str]]:
         rates = [_with_interval(found["obeys"]), _with_interval(found["well_formed"])]
         lines.append([name, number, *rates])
     return lines
+
+
+def _failure_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    rows = [[reason, f"{count:,}"] for reason, count in content["failures"].items()]
+    return [["why", "requests"], *rows]
 
 
 def _counted(problems: Sequence[Row]) -> list[list[str]]:

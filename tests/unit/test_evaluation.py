@@ -362,6 +362,21 @@ def test_the_command_writes_page_numbers_and_samples(command, tmp_path, capsys):
     assert "pass@2 %" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_budget_that_an_endpoint_refuses_has_no_rate_and_a_reason_on_the_page(command, tmp_path):
+    def refuses(request, sample):
+        if request.thinking_budget is not None:
+            return Answer("", "error", None, "unknown field thinking_token_budget", is_refused=True)
+        return solver(request, sample)
+
+    assert command(refuses, "--samples", 2, "--budgets", 2, 4, "--modes", "thinking") == 0
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    rows = {row["condition"]: row for row in content["conditions"]}
+    assert rows["thinking"]["pass"] and not rows["thinking-2"]["pass"]
+    assert rows["thinking-2"]["unanswered"] == 8
+    assert content["failures"] == {"unknown field thinking_token_budget": 8}
+    assert "thinking_token_budget" in (tmp_path / "out/report.html").read_text()
+
+
 def test_answers_that_nobody_can_judge_are_an_alarm(command, tmp_path, capsys):
     """The reference is no formula: status 1, and no rate."""
     task = {
