@@ -498,3 +498,71 @@ def test_a_spec_without_a_reference_is_refused():
     for spec, message in (({}, "needs gold"), ({"gold": 3}, "a text"), ({"gold": ""}, "valid: a")):
         with pytest.raises(ConfigError, match=message):
             check_spec({"kind": "math"} | spec)
+
+
+RIGHT_AFTER_READING = [
+    ("1,000,000", r"\boxed{10^6}"),
+    ("1,024", r"\boxed{2^{10}}"),
+    ("12,000", r"\boxed{3\cdot 4000}"),
+    ("10^6", r"\boxed{1,000,000}"),
+    ("2i", r"\boxed{\sqrt{-4}}"),
+    ("-1", r"\boxed{i^2}"),
+    ("i", r"\boxed{\sqrt{-1}}"),
+    ("2i", r"\boxed{2\mathrm{i}}"),
+    ("x=5", r"\boxed{5=x}"),
+    ("y=2x+3", r"\boxed{y-2x=3}"),
+    ("y=2x+3", r"\boxed{2x - y + 3 = 0}"),
+    (r"\sum_{i=1}^{10} i", r"\boxed{55}"),
+    ("101_2", r"\boxed{(101)_2}"),
+    (r"5\text{ cm}^2", r"\boxed{5\text{ square centimeters}}"),
+    ("C", "(C)"),
+    ("7", r"\boxed{\text{The answer is }7}"),
+    ("(2,3)", "So $x=2$ and $y=3$."),
+    (r"\{2,3\}", "The solutions are $x=2$ and $x=3$."),
+    ("2,3", "We get $x=2$ or $x=3$."),
+    ("5000", r"\boxed{5\text{ thousand}}"),
+    (r"\$10", r"\boxed{10\text{ dollars}}"),
+    (r"\$10", r"\boxed{10}"),
+    ("10", r"\boxed{\$10}"),
+    ("x=2,y=3", r"\boxed{2,3}"),
+    ("7", r"\boxed{a+b=7}"),
+    ("7", r"\boxed{2+5=7}"),
+    (r"5\text{ million dollars}", r"\boxed{\$5{,}000{,}000}"),
+    (r"1.5\text{ million}", r"\boxed{1,500,000}"),
+    (r"i\sqrt{3}", r"\boxed{\sqrt{-3}}"),
+    ("36", r"\boxed{3\text{ dozen}}"),
+]
+WRONG_AFTER_READING = [
+    ("7", r"\boxed{\ge 7}"),
+    ("7", r"\boxed{\le 7}"),
+    ("8", r"\boxed{2x=8}"),
+    ("8", r"\boxed{x+1=8}"),
+    ("5", r"\boxed{5\text{ million}}"),
+    ("5", r"\boxed{5\text{ hundred}}"),
+    (r"5\text{ thousand}", r"\boxed{5}"),
+    (r"3\text{ dozen}", r"\boxed{3}"),
+    ("7", r"\boxed{7\text{ or more}}"),
+    ("7", r"\boxed{7\text{ is wrong}}"),
+    ("7", r"\boxed{7\text{ or 8}}"),
+    ("x=2,y=3", r"\boxed{3,2}"),
+    (r"\$10", r"\boxed{10\text{ euros}}"),
+    ("2", "The solutions are $x=2$ and $x=3$."),
+    ("3", "The solutions are $x=2$ and $x=3$."),
+    ("3", "We get $x=2$ or $x=3$."),
+    ("2", "The answer is $2$ or $3$."),
+    ("3", "The answer is $2$ or $3$."),
+    ("2", "$x=2$ is wrong; there is no solution"),
+    ("x=4", r"\boxed{2x=8}"),
+    ("1,234", r"\boxed{1,2,3,4}"),
+    ("y=2x+3", r"\boxed{y-2x=4}"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), RIGHT_AFTER_READING)
+def test_thousands_words_of_number_complex_numbers_and_rows_are_read(gold, answer):
+    assert judge(gold, answer).score == 1.0
+
+
+@pytest.mark.parametrize(("gold", "answer"), WRONG_AFTER_READING)
+def test_limits_unsolved_equations_other_money_and_parts_of_an_answer_are_wrong(gold, answer):
+    assert judge(gold, answer).score == 0.0

@@ -81,11 +81,12 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _exact(formula: Any) -> Any:
-    """The same with fractions in the place of decimals."""
-    from sympy import Float, Rational
+    """The same with fractions in the place of decimals, and `i`, if free, as the imaginary unit."""
+    from sympy import Float, I, Rational
 
     try:
-        decimals = formula.atoms(Float)
-        return formula.xreplace({one: Rational(str(one)) for one in decimals})
+        exact = {one: Rational(str(one)) for one in formula.atoms(Float)}
+        imaginary = {one: I for one in formula.free_symbols if one.name == "i"}
+        return formula.xreplace(exact | imaginary)
     except (AttributeError, TypeError):
         return formula

@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import accumulate
 
-from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers import final, notation
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))")
-_MOST_CHARACTERS, _MOST_DIGITS = 1000, 18
+_MOST_CHARACTERS, _MOST_DIGITS, _DEEPEST = 1000, 18, 100
 _SPELLED = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "∗": "*", "⋅": "*"})
-_LATEX = re.compile(r"\\(?:times|cdot|div|left|right|[,;: ])(?![A-Za-z])")
+_LATEX = re.compile(r"\\(?:times|cdot|ast|div|left|right|[,;: ])(?![A-Za-z])")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 
 
@@ -40,7 +41,7 @@ def countdown(
         return "no expression is given as the answer"
     text, said = found
     try:
-        reader = _Reader(text)
+        reader = _Reader(notation.without_brackets(text))
         value = reader.value()
     except ValueError as error:
         return f"{text!r:.80}: {error}"
@@ -64,17 +65,31 @@ def expression_of(answer: str) -> tuple[str, list[int]] | None:
     whole = final.boxes(answer)[-1:] or tagged[-1:]
     if whole:
         return _sides(_plain(whole[0]))
-    candidates = (_sides(one) for one in _candidates(answer))
-    return next((one for one in candidates if _is_expression(one[0])), None)
+    if _GIVES_UP.search(answer.strip().rpartition("\n")[2]):
+        return None
+    found = [sides for one in _candidates(answer) if _is_expression((sides := _sides(one))[0])]
+    computed = [sides for sides in found if re.search(r"\d[\s)]*[-+*/]", sides[0])]
+    return next(iter(computed or found), None)  # a result or target by itself is none
 
 
 def _candidates(answer: str) -> Iterator[str]:
-    """Lines from the last to the first, whole and after their last colon."""
+    """Lines from the last to the first: whole, after their last colon, and after `is` or `use`."""
     for line in reversed(_plain(answer).splitlines()):
-        line = line.strip().strip("*`$.").strip() if line.strip() else ""
+        line = _bare(re.sub(r"^\s*(?:[-*+]\s+|\d+[.)]\s+)(?=\S*\d)", "", line))
         if line:
             yield line
-            yield line.rpartition(":")[2].strip().strip("*`$.").strip()
+            yield _bare(line.rpartition(":")[2])
+            if said := _SAID.search(line):
+                yield _bare(said.group(1))
+
+
+_SAID = re.compile(r"(?i)\b(?:is|use|with|as|by)\s+([^A-Za-z]*)$")
+_GIVES_UP = re.compile(r"(?i)\b(?:give up|no way|not possible|impossible|no solution|cannot)\b")
+
+
+def _bare(line: str) -> str:
+    """Without marks of emphasis, of the end, and of being right."""
+    return line.strip().strip("`$.*✓✔✅ ").strip()
 
 
 def _is_expression(text: str) -> bool:
@@ -82,10 +97,12 @@ def _is_expression(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    signs = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+    signs = {r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/"}
     for _ in range(4):  # fractions within fractions
         text = _FRACTION.sub(r"((\1)/(\2))", text)
     text = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", text)
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[()\[\]]", " ", text)
     text = _LATEX.sub(lambda match: signs.get(match.group(), " "), text)
     return text.translate(_SPELLED).replace("$", " ").strip()
 
@@ -113,6 +130,9 @@ class _Reader:
     def value(self) -> Fraction:
         if len(self.text) > _MOST_CHARACTERS:
             raise ValueError(f"longer than {_MOST_CHARACTERS} characters")
+        depths = accumulate((one == "(") - (one == ")") for one in self.text)
+        if max(depths, default=0) > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} brackets within brackets")
         place = 0
         while match := _TOKEN.match(self.text, place):
             self._tokens.append(match.group(1) or match.group(2))

@@ -24,11 +24,10 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import gcd
 
-from megatron_qwen3.posttrain.verifiers import algebra, final, magnitude, notation
+from megatron_qwen3.posttrain.verifiers import algebra, final, magnitude, notation, settled
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _MOST_CHARACTERS = 4000  # of a final answer
-_TAIL = 10_000  # characters at the end, where an answer without a box is looked for
 _MOST_ITEMS = 200  # of a set or list
 
 
@@ -40,7 +39,7 @@ def math(answer: str, *, gold: str) -> str:
     algebra.check_installed()
     if not gold.strip() or len(gold) > _MOST_CHARACTERS:
         raise CannotJudge(f"gold = {gold!r:.80}; valid: a formula, a number or words")
-    given = settled(answer)
+    given = settled.settled(answer)
     if given is None:
         return "no answer is given"
     if len(given) > _MOST_CHARACTERS:
@@ -64,93 +63,6 @@ def is_readable(gold: str) -> bool:
     value, _ = notation.without_unit(notation.named(text)[1])
     is_number = final.number(value) is not None or magnitude.is_huge(value)
     return is_number or algebra.is_readable(value)
-
-
-# -- the final answer of a text ---------------------------------------------------------------
-
-_JOINT = re.compile(r"[\s$*)(]*(?:,?\s*(?:and|or)\b|,)[\s$*)(]*")
-_SAID = re.compile(
-    r"(?i:\b(?:answer|result|solution)s?\b[^.\n:=$]{0,60}?(?:\bis\b|\bare\b|:|=)(?:\s*:)?)"
-    r"[\s*]*(?=\S)([^\n]+)"
-)
-_MARKED = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.M)  # as in GSM8K
-_FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)|\$ ([^$\n]+) \$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
-    re.S,
-)
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z]*\()")
-_FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "pi", "sqrt", "mod", "or", "and")
-
-
-def settled(answer: str) -> str | None:
-    """The final answer as it is written; None where there is none, or where a box is cut off."""
-    if final.has_open_box(answer):
-        return None
-    if spans := final.box_spans(answer):
-        return _joined(answer, spans) or None
-    answer = answer[-_TAIL:]
-    if marked := _MARKED.findall(answer):
-        return str(marked[-1]).strip()
-    said = _SAID.findall(answer)
-    found = _first_formula(said[-1]) if said else _last_formula(answer)
-    return found or None
-
-
-def _joined(answer: str, spans: Sequence[tuple[int, int, str]]) -> str:
-    """The last box, with those before it that a joint makes one answer with it."""
-    contents = [spans[-1][2]]
-    for (_, end, content), (start, _, _) in zip(spans[-2::-1], spans[:0:-1], strict=True):
-        if not _JOINT.fullmatch(answer[end:start]):
-            break
-        contents.insert(0, content)
-    return ", ".join(contents)
-
-
-def _inside(environment: re.Match[str]) -> str:
-    return "".join(group for group in environment.groups() if group).strip()
-
-
-def _first_formula(text: str) -> str:
-    """The formula that a line begins with, or its words up to the end of a sentence."""
-    environment = _FORMULA.match(text)
-    if environment:
-        return _inside(environment)
-    sentence = re.split(r"(?<=[^\d.])\.(?:\s|$)|\.\s+(?=[A-Z])|[!?](?:\s|$)", text)[0].strip()
-    for word in _WORD.finditer(sentence):
-        if word.group().lower() not in _FUNCTIONS and word.start() > 0:
-            head = sentence[: word.start()].strip()
-            return head if re.search(r"\d|\\", head) else sentence
-    return sentence.strip("*").strip()
-
-
-def _last_formula(text: str) -> str:
-    """The last formula in dollars or brackets of LaTeX, else the last run that holds a number."""
-    environments = list(_FORMULA.finditer(text))
-    if environments and not re.search(r"\d", text[environments[-1].end() :]):
-        return _inside(environments[-1])
-    runs: list[list[str]] = []
-    for line in re.sub(r"\*\*|#|<<[^<>]*>>", " ", text).splitlines():
-        runs += _runs(line)
-    with_numbers = [" ".join(run) for run in runs if re.search(r"\d|\\", " ".join(run))]
-    if not with_numbers:
-        return ""
-    run = re.sub(r"^(?:(?:and|or)\b\s*)+", "", with_numbers[-1].rstrip(".,;:!?"))
-    before, equals, after = run.rpartition("=")
-    return after.strip() if equals and not re.search(r"[A-Za-z\\<>]", before) else run
-
-
-def _runs(line: str) -> list[list[str]]:
-    """The words of a line that may belong to formulas, where other words divide it."""
-    runs: list[list[str]] = [[]]
-    for token in line.split():
-        if _WORD.search(token) and token.lower() not in _FUNCTIONS and "\\" not in token:
-            runs[-1] += re.findall(r"^\$?\d[\d.,]*", token)  # 25ml
-            runs.append([])
-        else:
-            runs[-1].append(token)
-        if token[-1] in ".:;!?" and runs[-1]:
-            runs.append([])
-    return runs
 
 
 # -- the comparison ---------------------------------------------------------------------------
@@ -183,6 +95,36 @@ def _words(gold: str, given: str) -> bool | None:
     return None
 
 
+_LIMITS = frozenset(
+    ("more", "less", "than", "least", "most", "over", "under", "greater", "fewer", "not", "no")
+    + ("is", "are", "wrong", "incorrect", "above", "below", "between", "about")
+)
+_LEADING = re.compile(r"(\\(?:le|ge|ne|neq)(?![A-Za-z])|[<>]=?)")
+
+
+def _limits(gold: str, given: str) -> bool | None:
+    """`7 or more`, `\\ge 7` and `7 is wrong` are not 7, unless both sides say so."""
+    signs = [match.group() if (match := _LEADING.match(text)) else "" for text in (gold, given)]
+    if signs[0] != signs[1]:
+        return False if any(signs) and not re.search("[A-Za-z]", given[3:] + gold[3:]) else None
+    texts = [re.findall(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", text) for text in (gold, given)]
+    words = [set(re.findall("[a-z]+", " ".join(one).lower())) & _LIMITS for one in texts]
+    return False if words[0] != words[1] else None
+
+
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+
+
+def _thousands(gold: str, given: str) -> bool | None:
+    """`1,024` is one number, unless the other side is a list of as many."""
+    for one, other in ((gold, given), (given, gold)):
+        is_list = len(_items(one)) == len(_items(other))
+        if _GROUPED.fullmatch(one) and not is_list:
+            joined = one.replace(",", "")
+            return is_same(joined, other) if one is gold else is_same(other, joined)
+    return None
+
+
 def _units(gold: str, given: str) -> bool | None:
     (wanted, unit), (value, other) = notation.without_unit(gold), notation.without_unit(given)
     if not unit and not other:
@@ -202,14 +144,27 @@ def _names(gold: str, given: str) -> bool | None:
     if _items(gold) or _items(given):
         return None
     (name, wanted), (other, value) = notation.named(gold), notation.named(given)
-    is_equation = not name and bool(re.search(r"(?<![<>\\])=", gold))
-    if is_equation:
+    if not name and _is_equation(gold):
         return None if re.search(r"[=<>]|\\[lgn]e(?![A-Za-z])", given) else False
+    if not other and _is_equation(given):
+        if name and re.search("[A-Za-z]", wanted):  # y=2x+3 and y-2x=3
+            return algebra.is_same(gold, given) or is_same(wanted, given)
+        if _LINEAR.fullmatch(notation.split_top(given, "=")[0]):
+            return False  # 2x=8 is to be solved yet
     if not name and not other:
         return None
     if name and other and name != other and "(" not in name + other:
         return False
     return is_same(*(re.split(r"(?<![<>!])=", side)[-1] for side in (wanted, value)))
+
+
+_LINEAR = re.compile(r"-?\d+\*?[A-Za-z](?:[+-]\d+)?|-?[A-Za-z][+-]\d+|-?\d+[+-]\d*[A-Za-z]")
+
+
+def _is_equation(text: str) -> bool:
+    """Whether it has two sides, and no sign of equality only within an index or a bracket."""
+    sides = notation.split_top(text, r"(?<![<>\\])=")
+    return len(sides) > 1 and all(sides)
 
 
 def _numbers(gold: str, given: str) -> bool | None:
@@ -292,6 +247,8 @@ def _collections(gold: str, given: str) -> bool | None:
     if found and found[0] != r"\{" and theirs:
         is_list = not wanted and bool(ours)
         return is_list and found[0] + found[2] == "()" and _is_same_row(ours, theirs)
+    if _are_named(ours) and len(ours) == len(theirs) and not any(map(_name, theirs)):
+        return not is_set and _is_same_row(_values(ours), theirs)  # x=2,y=3 and 2,3
     ours, theirs = ours or [gold], theirs or [given]
     if not is_set and not wanted and _are_named(ours) and _are_named(theirs):
         return _is_same_row(sorted(ours), sorted(theirs))
@@ -340,6 +297,10 @@ def _are_named(items: Sequence[str]) -> bool:
     return len(names) > 1 and all(names) and len(set(names)) == len(names)
 
 
+def _name(item: str) -> str:
+    return notation.named(item)[0]
+
+
 def _values(items: Sequence[str]) -> list[str]:
     return [notation.named(item)[1] for item in items]
 
@@ -366,7 +327,9 @@ def _is_same_set(ours: Sequence[str], theirs: Sequence[str]) -> bool:
 # In the order in which they are asked; None: the rule does not say, and the next is asked.
 _RULES: tuple[Callable[[str, str], bool | None], ...] = (
     _words,
+    _limits,
     _bases,
+    _thousands,
     _units,
     _names,
     _numbers,

@@ -53,6 +53,10 @@ def plain(text: str) -> str:
     """The same formula without delimiters, sizes, thin spaces and other ways to write a sign."""
     text = text.translate(_SIGNS).strip()
     text = unwrap(text, _MARKED)
+    text = _SENTENCE.sub("", text)  # \\text{The answer is }7
+    text = _JOINED.sub(r"\\text{\1}\2", text)  # 7\\text{ or 8}
+    text = re.sub(r"\\(?:mathrm|text)\{i\}", "i", text)
+    text = _COUNTED.sub(_multiplied, text)
     for _ in range(4):
         text = text.strip().rstrip(".,;").strip() if not text.endswith(r"\}") else text.strip()
         for opening, closing in _DELIMITERS:
@@ -64,7 +68,10 @@ def plain(text: str) -> str:
     for name, to in _NAMES:
         text = name.sub(to, text)
     text = re.sub(r"(?<!\\)\\[,;:! ]|~|\\thinspace(?![A-Za-z])", " ", text)
-    text = re.sub(r"\\\$", "", text)  # dollars are a unit that nobody else has
+    money = _MONEY.fullmatch(text.strip())
+    if money and not _WRAPPER.search(text):
+        text = rf"{money.group(1)}{money.group(2)}\text{{ dollars}}"
+    text = re.sub(r"\\\$", "", text)
     if text.count("$") == 1:
         text = text.strip().removeprefix("$")
     if re.search(r"\d", text) and (whole := _WRAPPER.match(text)):
@@ -73,6 +80,28 @@ def plain(text: str) -> str:
         text = inside if is_whole and "\\" not in inside else text
     text = re.sub(r"^\((?:[A-Za-z],)+[A-Za-z]\)=", "", _squeezed(text))
     return _of_reals(_BUILT.sub(r"\1", text))
+
+
+_SENTENCE = re.compile(r"^\\text\{[^{}]*\b(?:is|are|:)\s*:?\s*\}(?=.)")
+_JOINED = re.compile(r"\\text\{(\s*(?:and|or)\s)\s*(\d[^{}]*)\}")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_COUNTED = re.compile(
+    r"(?P<number>(?<![\w.,])\d[\d,]*(?:\.\d+)?)\s*(?:\\[,;: ]\s*)?"
+    r"(?P<wrapper>\\(?:text|mathrm|mbox)\s*\{\s*)?"
+    rf"(?P<scale>{'|'.join(_SCALES)}|dozen)s?\b(?P<closing>\s*\}})?"
+)
+_MONEY = re.compile(r"(-?)\\?\$\s*([\d.,]+)")
+
+
+def _multiplied(match: re.Match[str]) -> str:
+    """`5 million` in figures; what follows in the same \\text{…} stays in it."""
+    number, scale = final.number(match["number"]), match["scale"]
+    if number is None:
+        return match.group()
+    value = number * (12 if scale == "dozen" else 10 ** _SCALES[scale])
+    figures = str(value) if value.denominator == 1 else f"{float(value):.12g}"
+    is_closed = bool(match["closing"]) or not match["wrapper"]
+    return figures + ("" if is_closed else rf"{match['wrapper']} ")
 
 
 def _of_reals(text: str) -> str:
@@ -186,7 +215,7 @@ _COUNTS = (
 )
 _SAME = {
     **dict.fromkeys(("meter", "meters", "metre", "metres"), "m"),
-    **dict.fromkeys(("centimeter", "centimeters", "centimetres"), "cm"),
+    **dict.fromkeys(("centimeter", "centimeters", "centimetre", "centimetres"), "cm"),
     **dict.fromkeys(("kilometer", "kilometers", "kilometres"), "km"),
     **dict.fromkeys(("millimeters",), "mm"),
     **dict.fromkeys(("inch", "inches"), "in"),
@@ -207,7 +236,8 @@ _SAME = {
     **dict.fromkeys(("years",), "year"),
     **dict.fromkeys(("liter", "liters", "litre", "litres"), "l"),
     **dict.fromkeys(("degrees", "degree"), "°"),
-    **dict.fromkeys(("dollars",), "$"),
+    **dict.fromkeys(("dollar", "dollars"), "$"),
+    **dict.fromkeys(("euro", "euros"), "€"),
     **dict.fromkeys(("unit", "units"), ""),
     **dict.fromkeys(("sq",), "square"),
     **dict.fromkeys(("cu",), "cubic"),
@@ -253,7 +283,9 @@ def _without_powers(unit: str) -> str:
 
 def _unit(text: str) -> str:
     words = re.split(r"\s+", text.strip().strip(".").lower().replace("²", "^2").replace("³", "^3"))
-    return " ".join(_SAME.get(word, word) for word in words if word).strip()
+    unit = " ".join(_SAME.get(word, word) for word in words if word).strip()
+    unit = re.sub(r"\bsquare (\S+)", r"\1^2", re.sub(r"\bcubic (\S+)", r"\1^3", unit))
+    return re.sub(r" ?\^ ?", "^", unit)
 
 
 # -- names, intervals, bases --------------------------------------------------------------------
@@ -268,15 +300,18 @@ _RELATION = re.compile(r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<=|>=|<|>)\s*")
 _VARIABLE = re.compile(r"[A-Za-z](?:_(?:\{\w+\}|\w))?|\\(?:theta|alpha|lambda|beta|phi)")
 
 
+_TURNED = re.compile(r"^(-?[\d.,/]+|-?\\frac\{\d+\}\{\d+\})=([A-Za-z])$")  # 5=x
+
+
 def named(text: str) -> tuple[str, str]:
     """(name, value) of `x = 3` and of `f(x) = 2x`; ("", text) where nothing is named."""
-    match = _EQUATION.match(text)
+    match = _EQUATION.match(text) or _EQUATION.match(_TURNED.sub(r"\2=\1", text))
     return (match.group(1) + match.group(2), match.group(3).strip()) if match else ("", text)
 
 
 def in_base(text: str) -> tuple[str, str] | None:
     """(digits, base) of `101_2`, `101_{2}` and `101_{\\text{two}}`."""
-    match = _BASE.match(unwrap(text).replace(" ", ""))
+    match = _BASE.match(re.sub(r"^\((\w+)\)_", r"\1_", unwrap(text).replace(" ", "")))
     if not match or not re.search(r"\d", match.group(1)):
         return None
     base = match.group(2) or match.group(3)

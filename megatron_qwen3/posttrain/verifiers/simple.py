@@ -6,6 +6,7 @@ is right, else the reason why it is wrong. `CannotJudge` where the fields are no
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from functools import cache
@@ -46,6 +47,8 @@ def exact(
 
 
 def _part(answer: str, part: str) -> str | None:
+    if part == "box" and final.has_open_box(answer):
+        return None
     if part == "box":
         return next(reversed(final.boxes(answer)), None)
     lines = answer.strip().splitlines()
@@ -59,14 +62,23 @@ def numeric(answer: str, *, gold: float | str, tolerance: float = 0, relative: f
     0.1 is one tenth; `gold` may be written as text, as "1/3".
     """
     wanted = final.number(str(gold))
-    if wanted is None or min(tolerance, relative) < 0:
-        raise CannotJudge(f"gold = {gold!r:.80} is no number, or a tolerance is below 0")
+    if wanted is None or not all(0 <= one < math.inf for one in (tolerance, relative)):
+        raise CannotJudge(
+            f"gold = {gold!r:.80} is no number, or a tolerance is below 0 or infinite"
+        )
     given = last_number(answer)
     if given is None:
         return "no number is given as the answer"
     allowed = max(Fraction(str(tolerance)), Fraction(str(relative)) * abs(wanted))
     distance = abs(given - wanted)
-    return "" if distance <= allowed else f"{float(given):.12g} is not {float(wanted):.12g}"
+    return "" if distance <= allowed else f"{_shown(given)} is not {_shown(wanted)}"
+
+
+def _shown(value: Fraction) -> str:
+    try:
+        return f"{float(value):.12g}"
+    except OverflowError:
+        return "a number above 1e308"
 
 
 def last_number(answer: str) -> Fraction | None:
@@ -77,10 +89,17 @@ def last_number(answer: str) -> Fraction | None:
     text = final.joined_digits(boxed[-1] if boxed else answer)
     if boxed and (value := final.number(text)) is not None:
         return value
-    found = [match.group() for match in _NUMBER.finditer(text) if match.group().strip()]
+    numbers = [one for one in _NUMBER.finditer(text) if one.group().strip()]
+    found = [one.group() for one in numbers if not _is_other(text, one)]
     if not found or (boxed and len(found) > 1):
         return None  # several numbers in one box are no answer
     return final.number(found[-1])
+
+
+def _is_other(text: str, match: re.Match[str]) -> bool:
+    """Whether a number is a base, a power, or one that is denied: `5 cm^2`, `5, not 6`."""
+    before, after = text[: match.start()], text[match.end() :]
+    return bool(re.search(r"\^\{?\s*$|\b(?:not|isn['’]t)\s+$", before[-8:])) or after[:1] == "^"
 
 
 def choice(answer: str, *, gold: str, letters: str = "ABCDEFGHIJ") -> str:

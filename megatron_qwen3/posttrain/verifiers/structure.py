@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 from megatron_qwen3.chat import END_THINK, THINK
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
-_FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
+_FENCE = re.compile(r"```(?:json|JSON)?(?:[ \t]*\r?\n|(?=[ \t{\[\"]))(.*?)\s*```", re.S)
 _NOTHING: Any = object()
 
 
@@ -50,6 +50,7 @@ def _validator(schema: dict[str, Any]) -> Any:
     try:
         from jsonschema import exceptions, validators
         from referencing import Registry
+        from referencing.exceptions import Unresolvable
     except ImportError:
         raise CannotJudge(
             "a schema needs jsonschema, which is not installed: python -m pip install jsonschema"
@@ -59,7 +60,14 @@ def _validator(schema: dict[str, Any]) -> Any:
         kind.check_schema(schema)
     except exceptions.SchemaError as error:
         raise CannotJudge(f"schema is no JSON Schema: {error.message}"[:300]) from None
-    return kind(schema, registry=Registry())  # an empty one: nothing is fetched
+    validator = kind(schema, registry=Registry())  # an empty one: nothing is fetched
+    try:
+        next(validator.iter_errors(None), None)
+    except RecursionError:
+        raise CannotJudge("schema refers to itself without an end") from None
+    except Unresolvable as error:
+        raise CannotJudge(f"schema refers to what is not in it: {error}"[:300]) from None
+    return validator
 
 
 def _is_equal(one: Any, other: Any) -> bool:
