@@ -4,6 +4,8 @@
 one after another over the tokens trained on.
 """
 
+import contextlib
+import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +32,7 @@ from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
 _LETTER_POINTS = 5.0  # roughly
+_UNITS = {"bradley_terry": "nats per pair"}  # of losses that are none of tokens
 
 
 def draw_all(runs: Sequence[Run]) -> list[Picture]:
@@ -39,8 +42,12 @@ def draw_all(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
-    bold = "every step faint, the mean around it bold"
-    yield _curve(runs, "loss", "loss", "Training loss", bold, "nats per token", is_wide=True)
+    bold, losses = "every step faint, the mean around it bold", [_loss_of(run) for run in runs]
+    if differ := len(set(losses)) > 1:
+        bold += "; stages train different losses: "
+        bold += ", ".join(f"{number} {loss}" for number, loss in enumerate(losses, 1))
+    unit = "loss of the stage" if differ else _UNITS.get(losses[0], "nats per token")
+    yield _curve(runs, "loss", "loss", "Training loss", bold, unit, is_wide=True)
     yield from _held_out(runs, "loss", "Held-out loss", "nats per token")
     yield from _held_out(runs, "bits_per_byte", "Held-out bits per byte", "bits per byte")
     yield from _held_out(runs, "accuracy", "Held-out pairs", "share ranked as given")
@@ -103,6 +110,8 @@ def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[
     named = {source: (curves[source], colours[source]) for source in colours}
     if has_all:
         named["all sources"] = (curves[ALL_SOURCES], INK)
+    if key == "accuracy":  # a share
+        axes.set_ylim(0, 1.03)
     _label_ends(axes, named)
     axes.yaxis.set_major_formatter(plain_tick)
     name = {"loss": "held_out_loss"}.get(key, key)
@@ -110,18 +119,34 @@ def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[
 
 
 def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per source the tokens trained on and the values there."""
+    """Per source the tokens trained on and the values there; NaN before a model that is new."""
     points: dict[str, dict[float, float]] = {}
     for run, offset in zip(runs, _offsets(runs), strict=False):
         steps, tokens = run.column("step"), run.column("tokens")  # steps need not be alike
         for row in run.evaluations:
             if row.get(key) is not None:
                 curve = points.setdefault(str(row["source"]), {})
+                if curve and max(curve) <= offset and not _said(run, "checkpoint", "init_from"):
+                    curve[offset + 0.5] = np.nan  # between whole tokens: no line goes there
                 curve[offset + float(np.interp(row["step"], steps, tokens))] = row[key]
     return {
         source: (np.array(list(curve)), np.array(list(curve.values())))
         for source, curve in points.items()
     }
+
+
+def _loss_of(run: Run) -> str:
+    """What the run trains, by its settings."""
+    if _said(run, "run", "mode") == "reward":
+        return "bradley_terry"
+    return _said(run, "sft", "objective") or "cross_entropy"
+
+
+def _said(run: Run, table: str, name: str) -> str:
+    """A setting of the run; "" where it is not known."""
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(tomllib.loads(run.config_text).get(table, {}).get(name, ""))
+    return ""
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
