@@ -30,6 +30,7 @@ from megatron_qwen3.training import tokenizer_check
 
 Int64 = npt.NDArray[np.int64]
 _LINES_TOLD = 40  # of one source
+_FEW = 10  # held-out samples, whose loss says little
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,8 @@ class DialogMixture:
                 f"{int(lengths_N[source.trained_M].sum()):,} tokens, {len(source.held_out_M):,} "
                 "more are held out"
             )
+            if 0 < (few := len(source.held_out_M)) < _FEW:
+                yield f"{source.name}: a loss of {few} held-out samples says little; see sft.held_out"
 
 
 def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:

@@ -155,6 +155,15 @@ def test_an_epoch_of_dialogs_weighs_each_the_same_however_many_samples_it_has(tm
     assert weights == pytest.approx(dict.fromkeys(range(5), 1.0))
 
 
+def test_held_out_samples_too_few_to_judge_by_are_told(folder):
+    for fraction in (0.02, 0.5):
+        mixture = DialogMixture(config_of(folder, f"sft.held_out={fraction}", names="a"))
+        (source,), told = mixture.sources, " ".join(mixture.news())
+        few = len(source.held_out_M)
+        assert (f"a: a loss of {few} held-out samples says little" in told) == (few < 10)
+        assert (few < 10) == (fraction < 0.1)
+
+
 def test_rows_are_described_by_lines_of_the_input(folder):
     mixture = DialogMixture(config_of(folder, "sft.held_out=0"))
     places = [[(0, 4), (1, 2)], [(0, 0), (0, 5)]]
