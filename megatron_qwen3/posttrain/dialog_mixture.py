@@ -118,7 +118,7 @@ class DialogMixture:
                 "more are held out"
             )
             if 0 < (few := len(source.held_out_M)) < _FEW:
-                yield f"{source.name}: a loss of {few} held-out samples says little; see sft.held_out"
+                yield f"{source.name}: a loss of {few} held-out samples says little: sft.held_out"
 
 
 def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
