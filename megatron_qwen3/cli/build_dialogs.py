@@ -40,6 +40,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
+from megatron_qwen3.posttrain.building.begun import begin, check_folder
 from megatron_qwen3.posttrain.building.candidates import (
     NOT_ANSWERED,
     VERIFIER_FAILED,
@@ -50,7 +51,7 @@ from megatron_qwen3.posttrain.building.flags import FlagSettings
 from megatron_qwen3.posttrain.building.judges import Judge
 from megatron_qwen3.posttrain.building.outcomes import LEVELS
 from megatron_qwen3.posttrain.building.queries import Problem, Query, read
-from megatron_qwen3.posttrain.building.work import LOCK, PAGE, Work, write_result
+from megatron_qwen3.posttrain.building.work import DIALOGS, LOCK, PAGE, Work, write_result
 from megatron_qwen3.posttrain.generators import AnyGenerator, Limits, Local, open_generator
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
@@ -122,6 +123,7 @@ def run(given: argparse.Namespace) -> int:
     build = BUILDS[given.build]
     kinds = (*build.tables, *COMMON)
     tables: dict[type, Any] = {kind: options.taken(kind, given) for kind in kinds}
+    check_folder("--out", given.out)
     passages = _passages(given)
     queries, problems = read(given.queries, given.on_error == "stop")
     rules = AnswerRules(tables[AnswerSettings], passages)
@@ -134,6 +136,7 @@ def run(given: argparse.Namespace) -> int:
             followers[0].follow()
             return 0
         stack.enter_context(owned(given.out, LOCK))
+        begin(given.out, given.build)
         verifiers = tables[VerifySettings].verifiers()
         work = Work(given.out, stack.enter_context(verifiers), rules)
         stack.enter_context(work)
@@ -152,7 +155,8 @@ def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> 
         console().print(table)
     if not content["dialogs"]["count"]:
         why = job.work.outcomes.commonest()
-        raise ConfigError(f"{given.out}: not one dialog was made; {why}; {PAGE} says more")
+        left = f"; {DIALOGS} is that of the run before" if (given.out / DIALOGS).exists() else ""
+        raise ConfigError(f"{given.out}: not one dialog was made; {why}; {PAGE} says more{left}")
     if failed := job.work.outcomes.reasons("answer")[VERIFIER_FAILED]:
         print(f"note: {failed:,} answers could not be verified", file=sys.stderr)
     if unanswered := sum(job.work.outcomes.reasons(level)[NOT_ANSWERED] for level in LEVELS):
@@ -184,6 +188,9 @@ def _passages(given: argparse.Namespace) -> Passages | None:
         return None
     if not given.tokenizer:
         raise ConfigError("--validation needs --tokenizer: passages are runs of 13 of its tokens")
+    for file in given.validation:
+        if not os.access(file, os.R_OK):
+            raise ConfigError(f"--validation {file}: no file that can be read is there")
     made = Passages(
         given.validation, _PASSAGE_TOKENS, given.tokenizer, most_in_common=given.most_in_common
     )
@@ -265,6 +272,13 @@ BUILDS = {
 }
 
 
+_QUERIES = {
+    "cold-start": "what is asked, as described above; each line with a verifier",
+    "fusion": "that are answered with thinking; each line with a verifier",
+    "distill": "what the teacher is asked, as described above; a verifier is no must",
+}
+
+
 def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="build")
@@ -272,7 +286,8 @@ def _parser(prog: str | None) -> Parser:
         command = commands.add_parser(name, help=build.purpose, description=__doc__)
         command.set_defaults(run=run)
         add = command.add_argument
-        add("--queries", nargs="+", type=Path, required=True, metavar="JSONL")
+        add("--queries", nargs="+", type=Path, required=True, metavar="JSONL",
+            help=_QUERIES[name])  # fmt: skip
         if name == "fusion":
             add("--plain-queries", nargs="+", type=Path, required=True, metavar="JSONL",
                 help="that are answered without thinking")  # fmt: skip
@@ -281,7 +296,8 @@ def _parser(prog: str | None) -> Parser:
             option, text = f"--{role.replace('_', '-')}", what
             text += "" if role == "judge" else "; default: the generator"
             add(option, default="", metavar="MODEL", help=text)
-        add("--out", type=Path, required=True, metavar="FOLDER", help="is made, or gone on with")
+        add("--out", type=Path, required=True, metavar="FOLDER", help="for dialogs.jsonl and what "
+            "else is made; made, or gone on with where the same command began it")  # fmt: skip
         add("--validation", nargs="+", default=[], metavar="FILE",
             help="items that no query and no answer may resemble")  # fmt: skip
         add("--tokenizer", default="", metavar="FOLDER", help="whose tokens --validation counts")

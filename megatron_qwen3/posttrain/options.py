@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser, table: type, title: str) -> None:
         more: dict[str, Any] = {"default": row.default}
         if row.default is REQUIRED:
             more = {"required": True}
-        elif row.default not in ("", (), False):
+        elif row.default not in ("", ()) and row.default is not False:
             text += f" ({_shown(row.default)})"
         if kind is bool:
             more |= {"action": argparse.BooleanOptionalAction}

@@ -7,10 +7,12 @@ import re
 import pytest
 from scripted import InProcess, Scripted, Silent, thought
 
+from megatron_qwen3.cli import build_dialogs
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import dialogs as pages
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules, AnswerSettings
+from megatron_qwen3.posttrain.building.begun import begin
 from megatron_qwen3.posttrain.building.candidates import DrawSettings
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
 from megatron_qwen3.posttrain.building.flags import FlagSettings
@@ -133,7 +135,7 @@ def test_equal_answers_count_once_and_wrong_ones_as_wrong_whatever_else_they_are
     assert counted(work, "answer") == {"kept": 1, "same as another answer": 1}
     start(work, [query("r")], says("Just a guess.", "It is \\boxed{7}."), tries=0)
     assert counted(work, "answer")["wrong answer"] == 2
-    row = json.loads(work.outcomes.dropped[-1])
+    row = json.loads(list(work.outcomes.dropped())[-1])
     assert row["detail"].startswith("no derivation: 3 words of thinking; wrong answer: 7 is not 4")
 
 
@@ -235,7 +237,7 @@ def test_the_answer_that_does_its_checklist_is_taken_and_one_that_does_not_is_dr
     texts = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
     assert texts.count("A poem 1.") == 2 and "A poem 0." not in texts
     assert counted(work, "answer")["checklist not met"] == 2
-    missed = [json.loads(line) for line in work.outcomes.dropped if b"checklist not met" in line]
+    missed = [json.loads(line) for line in work.outcomes.dropped() if b"checklist not met" in line]
     assert "It is long." in missed[0]["detail"] and missed[0]["numbers"]["checklist"] == 0.5
 
 
@@ -288,4 +290,65 @@ def test_dropped_lines_numbers_and_examples_are_written(work, tmp_path):
     examples = [row for row in content["examples"] if row["reason"] == "wrong answer"]
     assert len(examples) == 3 and "\\boxed{9}" in examples[0]["answer"]
     assert content["numbers"]["answer: pass rate"]["most"] == 0
+    assert all("\\boxed{9}" in row["answer"] and row["thinking"] == THINKING for row in dropped)
     assert content["dialogs"]["count"] == 0
+
+
+def test_a_run_that_makes_nothing_leaves_the_dialogs_of_the_one_before(work, tmp_path):
+    head = {"command": "cold-start", "models": ["g"], "settings": {}}
+    assert write_result(work, [], [], head)["dialogs"]["count"] == 0
+    assert not (tmp_path / "dialogs.jsonl").exists()
+    rows, about = start(work, [query("q")])
+    write_result(work, rows, [], head | about)
+    before = (tmp_path / "dialogs.jsonl").read_bytes()
+    write_result(work, iter(()), [], head)
+    assert before and (tmp_path / "dialogs.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["command.json", "report.json", "results.json"])
+def test_a_folder_that_another_command_began_is_refused(tmp_path, left):
+    (tmp_path / left).write_text('{"command": "evaluate", "version": 1}')
+    with pytest.raises(ConfigError, match="was begun by evaluate, and distill would overwrite"):
+        begin(tmp_path, "distill")
+    (tmp_path / "new").mkdir()
+    for _ in range(2):
+        begin(tmp_path / "new", "distill")
+    with pytest.raises(ConfigError, match="was begun by distill, and fusion"):
+        begin(tmp_path / "new", "fusion")
+
+
+def test_a_wrong_verifier_is_told_though_another_line_asks_the_same(work):
+    good = query("q")
+    wrong = dataclasses.replace(good, id="wrong", verifier={"kind": "numeric"})
+    rows, _ = start(work, [good, wrong])
+    assert counted(work, "query") == {"kept": 1, "not verifiable": 1} and len(rows) == 1
+
+
+def test_a_wrong_verifier_takes_no_other_line_out(work):
+    good = query("q")
+    wrong = dataclasses.replace(good, id="wrong", verifier={"kind": "numeric"})
+    rows, _ = start(work, [wrong, good])
+    assert counted(work, "query") == {"kept": 1, "not verifiable": 1} and len(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            ["--out", "FOLDER/queries.jsonl"],
+            "--out FOLDER/queries.jsonl: FOLDER/queries.jsonl is no",
+        ),
+        (["--out", "FOLDER/queries.jsonl/x"], "queries.jsonl is no folder; name another one"),
+        (["--validation", "FOLDER/none", "--tokenizer", "FOLDER"], "--validation FOLDER/none: "),
+    ],
+)
+def test_files_that_are_missing_or_in_the_way_are_named_with_their_option(
+    tmp_path, capsys, more, told
+):
+    line = json.dumps({"messages": [{"role": "user", "content": "What is 2 plus 2?"}]})
+    (tmp_path / "queries.jsonl").write_text(line + "\n")
+    words = ["--queries", "FOLDER/queries.jsonl", "--generator", "http://127.0.0.1:9/v1#m"]
+    words = ["distill", "--out", "FOLDER/out", *words, *more]
+    assert build_dialogs.main([w.replace("FOLDER", str(tmp_path)) for w in words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert told.replace("FOLDER", str(tmp_path)) in error and "Errno" not in error

@@ -4,7 +4,7 @@
     passed[0].query, passed[0].number, passed[0].pass_rate
 
 Every answer is counted in `work.outcomes` with its reason and its numbers, the first fault that it
-has; the others are in dropped.jsonl. Texts stay in the log: only numbers are in memory.
+has; the others are in dropped.jsonl. Texts stay in files: only numbers are in memory.
 """
 
 from __future__ import annotations
@@ -142,9 +142,7 @@ def drop_answer(
 ) -> None:
     """Count an answer that is left out under its first fault, and write down all of them."""
     told = [f"{name}: {detail}" if detail else name for name, detail in faults]
-    work.outcomes.drop(
-        "answer", query, _first(faults), numbers, answer.text, detail="; ".join(told)
-    )
+    work.outcomes.drop("answer", query, _first(faults), numbers, answer, detail="; ".join(told))
 
 
 _WEIGHTIEST = ("wrong answer", VERIFIER_FAILED)

@@ -41,13 +41,15 @@ def fit(
     for query in queries:
         units = split(query.conversation).hashes.tobytes()
         numbers = several_questions(query.text)
+        # A line whose verifier is wrong is told as that, and stands in no other one's way.
+        if fault := fault_of.get(query.id):
+            work.drop_query(query, "not verifiable", fault)
+            continue
         if units in seen:
             work.drop_query(query, "same as another query", seen[units])
             continue
         seen[units] = query.id
-        if fault := fault_of.get(query.id):
-            work.drop_query(query, "not verifiable", fault)
-        elif has_flag(query.messages):
+        if has_flag(query.messages):
             work.drop_query(query, "has a flag of its own")
         elif is_one and any(message["role"] == "assistant" for message in query.messages):
             work.drop_query(query, "brings answers")

@@ -1,24 +1,28 @@
 """What became of queries and answers, and why: counted, written down, with examples.
 
-    outcomes = Outcomes()
+    outcomes = Outcomes(folder)
     outcomes.drop("query", query, "several questions", {"questions": 2})
-    outcomes.drop("answer", query, "wrong answer", numbers, text)
+    outcomes.drop("answer", query, "wrong answer", numbers, answer)
     outcomes.keep("answer", query, numbers)
     outcomes.commonest()                # a line for people
     outcomes.content()                  # for report.json
+    outcomes.dropped()                  # a line for each that was left out, with its whole text
 
-Nothing here trusts the texts: they are cut to a length, and shown or written by who can escape.
+Nothing here trusts the texts: examples are cut to a length, and shown or written by who can escape.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from megatron_qwen3.posttrain.building.queries import Query
+from megatron_qwen3.posttrain.generators import Answer
 
 Level = Literal["query", "answer"]
 LEVELS: tuple[Level, ...] = ("query", "answer")
@@ -27,15 +31,17 @@ Numbers = Mapping[str, float]
 KEPT = "kept"
 _EXAMPLES = 3  # of each reason
 _EXAMPLE_CHARACTERS = 1200
+_BYTES_IN_MEMORY = 1 << 24  # of lines on what was left out; more are in a file without a name
 
 
 class Outcomes:
-    """Counts by level, reason and domain; `dropped`: a line for each thing that was left out."""
+    """Counts by level, reason and domain. folder: of the file that texts are in until they are
+    written, which has no name and ends with the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.counts: Counter[tuple[str, str, str]] = Counter()
         self.examples: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        self.dropped: list[bytes] = []
+        self._lines = tempfile.SpooledTemporaryFile(_BYTES_IN_MEMORY, dir=str(folder))  # noqa: SIM115
         self.numbers: dict[str, array[float]] = defaultdict(lambda: array("d"))
 
     def drop(
@@ -44,7 +50,7 @@ class Outcomes:
         query: Query,
         reason: str,
         numbers: Numbers | None = None,
-        text: str = "",
+        answer: Answer | None = None,
         detail: str = "",
     ) -> None:
         """One that is left out for a reason, of few; detail: more of it, of this one alone."""
@@ -58,10 +64,22 @@ class Outcomes:
             "detail": detail,
             "numbers": dict(numbers or {}),
         }
-        self.dropped.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        texts = {"thinking": answer.thinking, "answer": answer.content} if answer else {}
+        line = json.dumps(row | texts, ensure_ascii=False)
+        self._lines.write(line.encode("utf-8", "replace") + b"\n")
         examples = self.examples[level, reason]
         if len(examples) < _EXAMPLES:
+            text = answer.text if answer else ""
             examples.append(row | {"query": _excerpt(query.text), "answer": _excerpt(text)})
+
+    def dropped(self) -> Iterator[bytes]:
+        """A line of JSON for each thing that was left out, in the order in which it was."""
+        self._lines.seek(0)
+        yield from self._lines
+        self._lines.seek(0, 2)
+
+    def close(self) -> None:
+        self._lines.close()
 
     def keep(self, level: Level, query: Query, numbers: Numbers | None = None) -> None:
         self._count(level, query, KEPT, numbers)

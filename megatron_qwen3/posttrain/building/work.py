@@ -1,10 +1,12 @@
 """What a build works with, and the folder that it leaves: `with Work(out, …) as work`.
 
-    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py
+    OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py; where nothing was made, that
+                            of the run before is left as it is
     OUT/report.json, .html  what was dropped and why, with pictures in OUT/report
-    OUT/dropped.jsonl       each query and answer that was left out, with its numbers
+    OUT/dropped.jsonl       each query and answer that was left out, with its numbers and texts
     OUT/problems.jsonl      lines of the input that could not be read
     OUT/answers.jsonl       all answers, which the same command goes on from
+    OUT/command.json        which command began the folder: another one is refused
 
 The first four are functions of the queries, the settings and the answers.
 """
@@ -15,6 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,9 +44,9 @@ class Work:
     verifiers: Judges
     rules: AnswerRules
     steps: Steps = field(default_factory=Steps)
-    outcomes: Outcomes = field(default_factory=Outcomes)
 
     def __post_init__(self) -> None:
+        self.outcomes = Outcomes(self.out)
         self.log = AnswerLog(self.out / ANSWERS)
         self.checker = Checker(self.verifiers)
 
@@ -55,6 +58,7 @@ class Work:
 
     def __exit__(self, *_: object) -> None:
         self.log.__exit__(None, None, None)
+        self.outcomes.close()
 
     def drop_query(self, query: Query, reason: str, detail: str = "", **numbers: float) -> None:
         self.outcomes.drop("query", query, reason, numbers, detail=detail)
@@ -72,10 +76,12 @@ def write_result(
     problems: Sequence[Problem],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """All files but the page; the content of report.json, which is written last."""
+    """All files but the page; the content of report.json, which is written last. Without one row
+    dialogs.jsonl is left alone."""
     found = Summary()
-    write_lines(work.out / DIALOGS, map(found.add, rows))
-    write_whole(work.out / DROPPED, work.outcomes.dropped)
+    if (first := next(iter(rows := iter(rows)), None)) is not None:
+        write_lines(work.out / DIALOGS, map(found.add, chain([first], rows)))
+    write_whole(work.out / DROPPED, work.outcomes.dropped())
     write_lines(work.out / PROBLEMS, (problem._asdict() for problem in problems))
     content = {
         "version": 1,
