@@ -13,8 +13,11 @@ with its settings after commas. Kinds of verifiers: see megatron_qwen3/posttrain
 OUT/report.html shows pass@k (Chen et al. 2021) with 95 % intervals over tasks, in each mode and by
 thinking budget, lengths of thinking, how many answers were cut, and how often the last /think or
 /no_think of a dialog decides (--obedience). OUT/results.json has all numbers, OUT/samples.jsonl
-each answer with its score and the reason. Answers are kept as they come (OUT/answers.jsonl): the
-same command goes on, also after a stop or with a dead endpoint.
+each answer with its score, the reason, its thinking and its text. Answers are kept as they come
+(OUT/answers.jsonl): the same command goes on, also after a stop or with a dead endpoint.
+
+--max-tokens is what `generate --max-new-tokens` is: of thinking and answer together, and of the
+text that is inserted where a budget cuts thinking. Lengths of thinking leave that text out.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +37,9 @@ from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.begun import begin, check_folder
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings, Found
+from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings, Found, rows
 from megatron_qwen3.posttrain.evaluation.tasks import read
 from megatron_qwen3.posttrain.generators import Limits, Local, open_generator
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
@@ -72,6 +77,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def run(given: argparse.Namespace) -> int:
     """Check all that was given, ask, verify, and write what was found; the exit status."""
+    check_folder("--out", given.out)
     settings = options.taken(EvaluationSettings, given)
     verify = options.taken(VerifySettings, given)
     tasks, problems = read(given.tasks, given.most, given.on_error == "stop")
@@ -84,7 +90,7 @@ def run(given: argparse.Namespace) -> int:
             opened.follow()
             return 0
         with (
-            owned(given.out, "lock"),
+            _begun(given.out),
             AnswerLog(given.out / ANSWERS) as log,
             verify.verifiers() as verifiers,
         ):
@@ -92,18 +98,26 @@ def run(given: argparse.Namespace) -> int:
             found = evaluation.run(tasks, settings)
             found.content["settings"] = asdict(settings)
             found.content["problems"] = [problem._asdict() for problem in problems]
-            return _write(given.out, found)
+            return _write(given.out, found, log)
 
 
-def _write(out: Path, found: Found) -> int:
+@contextmanager
+def _begun(out: Path) -> Iterator[None]:
+    """The folder is ours: no other run is at work in it, and no build has its results there."""
+    with owned(out, "lock"):
+        begin(out, "evaluate")
+        yield
+
+
+def _write(out: Path, found: Found, log: AnswerLog) -> int:
     from megatron_qwen3.pages import evaluation as pages
     from megatron_qwen3.tables import console
 
     content = found.content
-    write_whole(out / SAMPLES, _lines(map(asdict, found.samples)))
+    write_whole(out / SAMPLES, _lines(rows(found.samples, log)))
     text = json.dumps(content, ensure_ascii=False, indent=1)
     write_whole(out / RESULTS, [text.encode("utf-8", "replace"), b"\n"])
-    pages.write(content, [*found.examples[False], *found.examples[True]], out / PAGE)
+    pages.write(content, found.examples, out / PAGE)
     for table in pages.tables(content):
         console().print(table)
     for line in filter(None, (content["alarm"], *content["notes"])):

@@ -3,7 +3,7 @@
     for table in tables(content): console().print(table)
     write(content, examples, Path("runs/eval/report.html"))
 
-`content` is what stands in results.json, and examples are a few answers that are not right
+`content` is what stands in results.json, and examples are a few answers by their score
 (`posttrain/evaluation/evaluate.py`). Names, reasons and answers are strangers' texts, which `page`
 and `pictures` escape.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from rich.table import Table
 
 from megatron_qwen3.pages import page, pictures
@@ -21,6 +22,8 @@ from megatron_qwen3.tables import table
 
 Row = Mapping[str, Any]
 _ALL = "all"
+_WHOLE = (-3, 103)  # percent: values at either end are not on the frame
+_EXAMPLES = {"Answers that nobody could judge": None, "Wrong answers": 0.0, "Right answers": 1.0}
 
 
 def tables(content: Mapping[str, Any]) -> Iterator[Table]:
@@ -35,7 +38,9 @@ def tables(content: Mapping[str, Any]) -> Iterator[Table]:
         yield table(_failure_rows(content), "Requests without an answer")
 
 
-def write(content: Mapping[str, Any], examples: Sequence[Row], out: Path) -> None:
+def write(
+    content: Mapping[str, Any], examples: Mapping[float | None, Sequence[Row]], out: Path
+) -> None:
     """A page that needs no other file, its pictures as PNG in the folder of the same name."""
     with pictures.style():
         drawn = list(_pictures(content))
@@ -58,7 +63,9 @@ def write(content: Mapping[str, Any], examples: Sequence[Row], out: Path) -> Non
         sections.append(page.table("Requests without an answer", _failure_rows(content)))
     settings = "\n".join(f"{name} = {value}" for name, value in content["settings"].items())
     sections.append(page.files("Settings", [("settings", settings)]))
-    sections.append(page.files("Answers that are not right: examples", list(_examples(examples))))
+    for title, score in _EXAMPLES.items():
+        if found := examples.get(score):
+            sections.append(page.files(f"{title}: examples", list(_examples(found))))
     page.write(out, "Evaluation", content["model"], sections, drawn)
 
 
@@ -166,12 +173,15 @@ def _values(found: Sequence[Row]) -> list[float]:
 
 
 def _pass_over_k(rows: Sequence[Row]) -> Picture:
+    """Conditions stand beside each other at each k: lines that are equal would hide one another."""
     axes = pictures.axes("k: answers of which one is right", "tasks, %")
+    every = sorted({int(k) for row in rows for k in row["pass"]})
     for number, row in enumerate(rows):
         ks = sorted(map(int, row["pass"]))
         found = [row["pass"][str(k)] for k in ks]
+        beside = (number - (len(rows) - 1) / 2) * min(0.12, 0.6 / len(rows))
         axes.errorbar(
-            ks,
+            [every.index(k) + beside for k in ks],
             _values(found),
             yerr=_errors(found),
             marker="o",
@@ -180,9 +190,9 @@ def _pass_over_k(rows: Sequence[Row]) -> Picture:
             color=HUES[number % len(HUES)],
             label=row["condition"],
         )
-    pictures.make_logarithmic(axes, "x", count_tick)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.set_xticks(range(len(every)), [count_tick(k, None) for k in every])
+    axes.set_ylim(*_WHOLE)
+    _legend_above(axes)
     return pictures.finish(
         axes, "pass_at_k", "pass@k", "with 95 % intervals over tasks", is_wide=False
     )
@@ -191,7 +201,8 @@ def _pass_over_k(rows: Sequence[Row]) -> Picture:
 def _right_over_budget(rows: Sequence[Row]) -> Picture:
     axes = pictures.axes("tokens of thinking at most", "right, %")
     budgets = [row for row in rows if row["budget"] is not None and row["pass"]]
-    xs = [max(1, row["budget"]) for row in budgets]
+    names = sorted({row["budget"] for row in budgets})
+    xs = [names.index(row["budget"]) for row in budgets]
     found = [row["pass"]["1"] for row in budgets]
     axes.errorbar(
         xs, _values(found), yerr=_errors(found), marker="o", markersize=3, capsize=2, color=HUES[0]
@@ -201,11 +212,11 @@ def _right_over_budget(rows: Sequence[Row]) -> Picture:
             height = 100 * row["pass"]["1"]["value"]
             hue = HUES[1] if row["mode"] == "thinking" else HUES[2]
             axes.axhline(height, color=hue, linestyle="--", label=f"{row['condition']}, no budget")
-    if len(set(xs)) > 1:
-        pictures.make_logarithmic(axes, "x", count_tick)
-    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(names)), [count_tick(budget, None) for budget in names])
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(*_WHOLE)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        _legend_above(axes)
     return pictures.finish(
         axes, "budgets", "Thinking budgets", "right answers by budget", is_wide=False
     )
@@ -216,7 +227,7 @@ def _thinking_lengths(rows: Sequence[Row], unit: str) -> Picture:
     for number, row in enumerate(rows):
         if not row["thinking"]:
             continue
-        ranges = [(low, count) for low, count in row["thinking"]["ranges"] if low]
+        ranges = _without_gaps(row["thinking"]["ranges"])
         total = max(1, row["samples"])
         hue = HUES[number % len(HUES)]
         xs, ys = [low for low, _ in ranges], [100 * count / total for _, count in ranges]
@@ -224,10 +235,26 @@ def _thinking_lengths(rows: Sequence[Row], unit: str) -> Picture:
     if any(low > 0 for row in rows for low, _ in (row["thinking"] or {"ranges": []})["ranges"]):
         pictures.make_logarithmic(axes, "x", count_tick)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    _legend_above(axes)
     return pictures.finish(
         axes, "thinking_lengths", "Length of thinking", "answers without any left out", False
     )
+
+
+def _without_gaps(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(lower bound, how many) of ranges in order, with a 0 for those within in which nothing is and
+    for the one on either side; without what has no length."""
+    counts = {low: count for low, count in ranges if low}
+    if not counts:
+        return []
+    least, most = min(counts).bit_length() - 1, max(counts).bit_length() - 1
+    powers = range(max(0, least - 1), most + 2)
+    return [(1 << power, counts.get(1 << power, 0)) for power in powers]
+
+
+def _legend_above(axes: Axes) -> None:
+    """Where it hides no point: above the axes."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def _obedience(groups: Mapping[str, Row]) -> Picture:

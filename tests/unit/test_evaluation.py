@@ -9,6 +9,7 @@ from scripted import InProcess, Scripted, Silent, thought
 from megatron_qwen3.chat import soft_switch, thinks
 from megatron_qwen3.cli import evaluate_model
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.thinking import CUT_TEXT
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import Dead
 from megatron_qwen3.posttrain.building.candidates import DrawSettings
@@ -174,7 +175,7 @@ def test_answers_that_nobody_can_judge_are_no_wrong_ones(tmp_path):
     (row,) = found.content["conditions"]
     assert row["not_judged"] == 1 and row["pass"]["1"]["value"] == 1.0
     assert row["pass"]["1"]["tasks"] == 3 and found.content["alarm"] == "1 of 4"
-    assert found.examples[False][0]["name"].endswith("t0: time-out")
+    assert found.examples[None][0]["name"].endswith("t0: time-out")
 
 
 def test_answers_that_were_cut_are_counted_and_told(tmp_path):
@@ -353,8 +354,20 @@ def test_the_command_writes_page_numbers_and_samples(command, tmp_path, capsys):
     assert len(content["conditions"]) == 4 and content["settings"]["samples"] == 2
     rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").open()]
     assert len(rows) == 4 * 2 * 4 and {row["score"] for row in rows} == {0.0, 1.0}
+    assert rows[1]["thinking"].strip() == "<b><b>" and rows[1]["answer"] == "What is 0 + 0?"
+    lines = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").open()]
+    texts = {line["key"]: line["answers"] for line in lines}
+    for row in rows:
+        text, _ = texts[row["key"]][row["number"]]
+        assert row["answer"] in text and row["thinking"] in text
     page = (tmp_path / "out/report.html").read_text()
-    for text in ("Thinking budgets", "pass@k", "Length of thinking", "Flags in dialogs"):
+    for text in (
+        "Thinking budgets",
+        "pass@k",
+        "Length of thinking",
+        "Flags in dialogs",
+        "Right answers",
+    ):
         assert text in page
     assert "&lt;b&gt;" in page and "<b><b>" not in page
     pictures = {path.name for path in (tmp_path / "out/report").iterdir()}
@@ -443,3 +456,39 @@ def test_wrong_settings_are_refused_before_anything_is_asked(command, capsys):
     ):
         assert command(solver, *more) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_a_budget_inserts_is_no_thinking(tmp_path):
+    tasks, _ = read([write_tasks(tmp_path / "sums.jsonl", 3)])
+
+    def cut(request, sample):
+        """As our generator cuts, at its end or in the middle; the third stops by itself."""
+        number = number_of(request)
+        if number == 0:
+            return f"<think>\nten chars!{CUT_TEXT}0"
+        if number == 1:
+            return Answer(f"<think>\nten chars!{CUT_TEXT[:60]}", "length")
+        return thought("Considering the limits", "4")
+
+    found = evaluate(tmp_path, Scripted(cut), tasks, modes=(), budgets=(4,))
+    assert [sample.thinking_length for sample in found.samples] == [10, 10, 22]
+
+
+def test_budgets_that_the_limit_of_tokens_makes_useless_are_refused_or_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"budgets = 64 is no less than max_tokens = 20, which"):
+        EvaluationSettings(budgets=(4, 64), max_tokens=20)
+    tasks, _ = read([write_tasks(tmp_path / "sums.jsonl", 1)])
+    model = Scripted(solver)
+    found = evaluate(tmp_path, model, tasks, budgets=(8, 16), max_tokens=70)
+    assert [line.split(":")[0] for line in found.content["notes"]] == ["thinking-16"]
+    assert "(25 tokens) leave 29 for an answer" in found.content["notes"][0]
+
+
+def test_a_folder_of_another_command_is_refused(command, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.json").write_text('{"command": "distill"}')
+    assert command(solver) == 2
+    assert "was begun by distill, and evaluate would overwrite" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command(solver, "--out", tmp_path / "file") == 2
+    assert "file is no folder; name another one" in capsys.readouterr().err

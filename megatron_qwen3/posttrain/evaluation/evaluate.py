@@ -3,6 +3,7 @@
     with AnswerLog(out / "answers.jsonl") as log, Verifiers() as verifiers:
         found = Evaluation(generator, log, verifiers, steps, count_tokens).run(tasks, settings)
     found.content            # for results.json; found.samples: one row for each answer
+    rows(found.samples, log)                    # for samples.jsonl: with the texts
 
 Answers are kept as they come, so that the same command goes on after a stop; verdicts are given
 again, which costs little. An answer that could not be judged is counted and has no part in pass@k;
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.posttrain import options
-from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
 from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.evaluation import conditions, estimates
+from megatron_qwen3.posttrain.evaluation import budgets, conditions, estimates
 from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
 from megatron_qwen3.posttrain.evaluation.tasks import ALL, Task
 from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
@@ -64,8 +65,7 @@ class EvaluationSettings:
         Sampling(**said(self))
         if unknown := set(self.modes) - set(MODES):
             raise ConfigError(f"modes = {sorted(unknown)[0]}; valid: {', '.join(MODES)}")
-        if any(budget < 0 for budget in self.budgets):
-            raise ConfigError(f"budgets = {min(self.budgets)}; valid: at least 0")
+        budgets.check(self.budgets, self.max_tokens)
 
     def request(self, messages: Sequence[Mapping[str, Any]], name: str, **more: Any) -> Request:
         """What is asked; each name has luck of its own."""
@@ -81,11 +81,13 @@ class EvaluationSettings:
 
 @dataclass
 class Sample:
-    """One answer. lengths: of thinking and of the rest, in the unit of the evaluation."""
+    """One answer. key, number: its place in answers.jsonl; lengths: of thinking, without what a
+    budget inserted there, and of the rest, in the unit of the evaluation."""
 
     condition: str
     set: str
     task: str
+    key: str
     number: int
     score: float | None
     reason: str
@@ -96,18 +98,21 @@ class Sample:
 
 @dataclass
 class Found:
-    """content: of results.json. samples: every answer, for samples.jsonl. examples: a few that are
-    not right, with what was asked and answered, by whether they could be judged."""
+    """content: of results.json. samples: every answer, for samples.jsonl. examples: a few answers,
+    with what was asked, by their score: 1.0, 0.0, or None where nobody could judge."""
 
     content: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
-    examples: dict[bool, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    examples: dict[float | None, list[dict[str, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def add(self, sample: Sample, task: Task, text: str) -> None:
         self.samples.append(sample)
-        examples = self.examples[sample.score is not None]
-        if sample.score != 1 and len(examples) < _EXAMPLES:
-            name = f"{sample.condition}, {sample.set}, {sample.task}: {sample.reason}"
+        score = None if sample.score is None else float(sample.score == 1)
+        examples = self.examples[score]
+        if len(examples) < _EXAMPLES:
+            name = f"{sample.condition}, {sample.set}, {sample.task}: {sample.reason or 'right'}"
             asked = str(task.messages[-1]["content"])
             examples.append({"name": name, "asked": asked, "text": text})
 
@@ -127,6 +132,10 @@ class Evaluation:
         """All conditions, then dialogs with flags where they are asked for."""
         found, failed = Found(), Counter[str]()
         rows: list[dict[str, Any]] = []
+        count = self.count if self.unit == "tokens" else None
+        cramped = list(budgets.cramped(settings.budgets, settings.max_tokens, count))
+        for line in cramped:
+            self.steps.say(f"note: {line}")
         for condition in conditions.conditions(settings.modes, settings.budgets):
             before = len(found.samples)
             failed.update(self._condition(condition, tasks, settings, found))
@@ -141,6 +150,7 @@ class Evaluation:
             "failures": dict(failed),
             "alarm": self.verifiers.alarm(),
             "notes": [
+                *cramped,
                 *_cut(rows),
                 *_disobeyed(rows, found.samples, self.unit),
                 *self.log.notes(self.generator.label),
@@ -183,18 +193,21 @@ class Evaluation:
         found: Found,
     ) -> None:
         answered = [
-            (task, number, answer)
+            (task, key_of(self.generator.label, request), number, answer)
             for task, request in zip(tasks, requests, strict=True)
             for number, answer in enumerate(answers_to(self.generator, self.log, request))
         ]
-        pairs = [(task.verifier, answer.text) for task, _, answer in answered]
+        pairs = [(task.verifier, answer.text) for task, *_, answer in answered]
         verdicts = self.verifiers.judge(pairs)
-        for (task, number, answer), judged in zip(answered, verdicts, strict=True):
+        for (task, key, number, answer), judged in zip(answered, verdicts, strict=True):
             thinking, rest = split_thinking(answer.text)
+            if condition.budget is not None:
+                thinking = budgets.without_inserted(thinking)
             sample = Sample(
                 condition.name,
                 task.set,
                 task.id,
+                key,
                 number,
                 judged.score,
                 judged.reason,
@@ -220,11 +233,22 @@ class Evaluation:
         groups: dict[str, list[tuple[FlaggedDialog, Answer]]] = defaultdict(list)
         for pair in pairs:
             mode = conditions.THINKING if pair[0].thinks else conditions.NOT_THINKING
-            for name in (ALL, mode, f"{pair[0].turns} queries"):
+            queries = f"{pair[0].turns} {'query' if pair[0].turns == 1 else 'queries'}"
+            for name in (ALL, mode, queries):
                 groups[name].append(pair)
         names = sorted(groups, key=lambda name: (name != ALL, name))
         rows = {name: _obeyed(groups[name]) for name in names}
         return {"dialogs": len(made), "answered": len(pairs), "groups": rows}
+
+
+def rows(samples: Iterable[Sample], log: AnswerLog) -> Iterator[dict[str, Any]]:
+    """Of samples in their order, with thinking and answer as the log has them."""
+    key, answers = "", []
+    for sample in samples:
+        if sample.key != key:
+            key, answers = sample.key, log.answers(sample.key)
+        answer = answers[sample.number]
+        yield asdict(sample) | {"thinking": answer.thinking, "answer": answer.content}
 
 
 def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
