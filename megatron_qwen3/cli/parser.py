@@ -1,9 +1,11 @@
 """The parser of every command: `Parser(prog=prog, description=__doc__)`."""
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_qwen3.cli.commands import COMMANDS
+
+_LONGEST_USAGE = 6  # lines that are printed before an error
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +17,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2; a usage so long that it hides the message is left out."""
+        if self.format_usage().count("\n") > _LONGEST_USAGE:
+            self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help shows all options\n")
+        super().error(message)
 
     def format_help(self) -> str:
         """The whole help, as --help prints it."""

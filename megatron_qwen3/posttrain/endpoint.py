@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed, said
-from megatron_qwen3.posttrain.replies import Refused, ShutOut, answers_of, models_of
-from megatron_qwen3.posttrain.wire import Failure, Wire
+from megatron_qwen3.posttrain.replies import LockedOut, Refused, ShutOut, answers_of, models_of
+from megatron_qwen3.posttrain.wire import Failure, Senseless, Unreachable, Wire
 
 # Of a request's body, what an endpoint may not know, with what that does to the answers. A budget
 # of thinking is not among them: answers without it are answers to another question.
@@ -52,6 +52,7 @@ class Endpoint:
         self.notes: list[str] = []
         self._left_out: set[str] = set()
         self._lock = threading.Lock()
+        self._locked_out = ""  # why no request has to be sent any more
         self.wire = Wire(self.address, limits, _key(limits.key_variable))
 
     def __enter__(self) -> Self:
@@ -110,9 +111,14 @@ class Endpoint:
     def _samples(self, request: Request) -> list[Answer]:
         """Samples together where the endpoint gives several, else one after the other."""
         found: list[Answer] = []
+        if self._locked_out:
+            return [_locked_out(self._locked_out)] * request.samples
         while (left := request.samples - len(found)) > 0:
             try:
                 found += self._several(request, left, request.seed + len(found))[:left]
+            except LockedOut as error:
+                self._locked_out = f"{error}; {self._about_key()}"
+                return found + [_locked_out(self._locked_out)] * left
             except (Failure, Refused) as error:
                 is_refused = isinstance(error, Refused) and not isinstance(error, ShutOut)
                 return found + failed(replace(request, samples=left), str(error), is_refused)
@@ -179,9 +185,26 @@ class Endpoint:
         body |= said(request, None)
         return {name: value for name, value in body.items() if name not in left_out}
 
+    def _about_key(self) -> str:
+        variable = self.limits.key_variable
+        told = "is not taken" if _key(variable) else "is missing"
+        return f"the key in the environment variable {variable} {told} (--key-variable)"
+
     def _only_model(self) -> str:
         try:
             names = self.wire.ask("/models", None, models_of)
+        except LockedOut as error:
+            raise ConfigError(f"{self.address}: {error}; {self._about_key()}") from None
+        except Unreachable as error:
+            raise ConfigError(
+                f"{self.address} cannot be reached ({error}); is it running, and is that its "
+                "address?"
+            ) from None
+        except Senseless as error:
+            raise ConfigError(
+                f"{self.address} does not speak OpenAI's protocol ({error}); is that its address, "
+                "up to /v1?"
+            ) from None
         except (Failure, Refused) as error:
             raise ConfigError(
                 f"{self.address}: which models it serves is not to be known ({error}); name one, "
@@ -194,6 +217,10 @@ class Endpoint:
                 f"{self.address}#MODEL"
             )
         return str(names[0])
+
+
+def _locked_out(reason: str) -> Answer:
+    return Answer("", "error", None, reason, is_locked_out=True)
 
 
 def _named(message: str, body: Mapping[str, Any]) -> set[str]:

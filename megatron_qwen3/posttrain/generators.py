@@ -79,7 +79,8 @@ class Answer:
     apart, put together as the model would write it. finish: "stop", or "length" where the limit cut
     it, or "error", with the reason in `error` and nothing in `text`. ids: the tokens of the text,
     the stop token included, where the generator tells them. is_refused: the error is of this
-    request, such as one that is too long, and says nothing of the others.
+    request, such as one that is too long, and says nothing of the others. is_locked_out: the
+    endpoint does not take the key, so no other request would be answered.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Answer:
     ids: tuple[int, ...] | None = None
     error: str = ""
     is_refused: bool = False
+    is_locked_out: bool = False
 
     @property
     def thinking(self) -> str:

@@ -30,6 +30,10 @@ class ShutOut(Refused):
     """The endpoint takes no request of ours: its key, address or model is wrong."""
 
 
+class LockedOut(ShutOut):
+    """The endpoint does not take the key, or wants one."""
+
+
 def answers_of(reply: Any) -> list[Answer]:
     """The answers of a chat completion, one at least."""
     choices = _field(reply, "choices")

@@ -22,11 +22,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from megatron_qwen3.posttrain.generators import Limits
-from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut, error_text, parsed
+from megatron_qwen3.posttrain.replies import (
+    LockedOut,
+    Malformed,
+    Refused,
+    ShutOut,
+    error_text,
+    parsed,
+)
 
 _T = TypeVar("_T")
 _AGAIN = (408, 409, 425, 429)
-_SHUT_OUT = (401, 402, 404, 405)  # of the key, the bill or the address, whatever is asked
+_SHUT_OUT = (402, 404, 405)  # of the key, the bill or the address, whatever is asked
 _LEAST_SHOWN = 3  # first characters of a key, which tell its kind and nothing else
 _PIECE_BYTES = 1 << 16
 _ERROR_BYTES = 1 << 16  # of the page that comes with a status that is none
@@ -36,12 +43,27 @@ class Failure(Exception):
     """A request had no answer after all tries; the text is the reason of the last."""
 
 
+class Unreachable(Failure):
+    """Nobody took the connection, or replied in time."""
+
+
+class Senseless(Failure):
+    """The replies were none of the protocol's."""
+
+
 class _Transient(Exception):
     """What may go away by itself. wait: seconds that the endpoint asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class _Silent(_Transient):
+    """No status came."""
+
+
+_KINDS: dict[type, type[Failure]] = {_Silent: Unreachable, Malformed: Senseless}
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -117,6 +139,7 @@ class Wire:
                 return self._taken(self._exchange(path, body), take)
             except (_Transient, Malformed) as error:
                 reason, asked = self._told(error), getattr(error, "wait", 0.0)
+                kind = _KINDS.get(type(error), Failure)
             except Refused as error:
                 raise type(error)(self._told(error)) from None
             if number + 1 < self._limits.tries:
@@ -124,7 +147,7 @@ class Wire:
                 if self._stopped.wait(min(max(doubled, asked), self._limits.longest_wait)):
                     raise Failure("stopped")
         tries = f" ({self._limits.tries} tries)" if self._limits.tries > 1 else ""
-        raise Failure(reason + tries)
+        raise kind(reason + tries)
 
     def _taken(self, data: bytes, take: Callable[[Any], _T]) -> _T:
         """What `take` makes of a reply. An error of it shows a part of the reply, and is made
@@ -171,9 +194,9 @@ class Wire:
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             # http.client fails in ways of its own where its socket is closed meanwhile.
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-                raise _Transient(f"no reply within {self._limits.seconds:g} s") from None
+                raise _Silent(f"no reply within {self._limits.seconds:g} s") from None
             reason = getattr(error, "reason", None) or error
-            raise _Transient(f"{type(reason).__name__}: {reason}") from None
+            raise _Silent(f"{type(reason).__name__}: {reason}") from None
 
     def _read(self, response: Any, deadline: float) -> bytes:
         """The whole body, no longer than it may be and in time."""
@@ -202,6 +225,8 @@ class Wire:
         if 300 <= error.code < 400:
             where = error.headers.get("Location", "nowhere")
             return ShutOut(f"status {error.code}: sends on to {where}; give that address, if meant")
+        if error.code == 401:
+            return LockedOut(reason)
         return ShutOut(reason) if error.code in _SHUT_OUT else Refused(reason)
 
     def _await_turn(self) -> None:

@@ -352,3 +352,20 @@ def test_files_that_are_missing_or_in_the_way_are_named_with_their_option(
     assert build_dialogs.main([w.replace("FOLDER", str(tmp_path)) for w in words]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert told.replace("FOLDER", str(tmp_path)) in error and "Errno" not in error
+
+
+def test_a_missing_option_is_told_in_one_line_and_every_option_has_help(capsys):
+    words = ["fusion", "--queries", "q", "--generator", "g", "--out", "o"]
+    with pytest.raises(SystemExit) as stop:
+        build_dialogs.main(words)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1
+    assert "the following arguments are required: --plain-queries; " in told
+    for command in ("cold-start", "fusion", "distill"):
+        with pytest.raises(SystemExit):
+            build_dialogs.main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert (
+            "--queries JSONL [JSONL ...] " in shown and "--draw-seed N of the answers (0)" in shown
+        )
+        assert "--queries JSONL [JSONL ...] --" not in shown.partition("options:")[2]

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from endpoint import completion, send, serving
+from scripted import Silent
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.building.asking import Dead, ask
 from megatron_qwen3.posttrain.generators import Limits, Request, open_generator
 
 ASKED = Request([{"role": "user", "content": "q"}])
@@ -186,7 +189,7 @@ def test_a_dead_endpoint_fails_every_request_and_raises_nothing():
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_a_refusal_is_not_tried_again(status):
     found, asked = one(lambda body, number: status)
-    assert found.error == f"status {status}: no" and len(asked) == 1
+    assert found.error.partition(";")[0] == f"status {status}: no" and len(asked) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -201,7 +204,7 @@ def test_the_key_is_sent_and_stands_in_no_error():
     echo = lambda h: send(h, 401, b"wrong key: " + h.headers["Authorization"].encode())  # noqa: E731
     found, asked = one(lambda body, number: echo)
     assert asked[0][1]["Authorization"] == f"Bearer {KEY}"
-    assert found.error == "status 401: wrong key: Bearer [key]"
+    assert found.error.partition(";")[0] == "status 401: wrong key: Bearer [key]"
 
 
 LONG_KEY = "sk-SECRET/0123'4567\\89abcdefghij"
@@ -256,7 +259,7 @@ def test_no_part_of_the_key_stands_in_an_error_wherever_it_is_cut(monkeypatch, f
 def test_a_page_that_ends_within_the_key_does_not_show_its_beginning():
     half = lambda h: send(h, 401, f"wrong key: {KEY[:9]}".encode(), Content_Length=100)  # noqa: E731
     found, _ = one(lambda body, number: half)
-    assert found.error == "status 401: wrong key: [key]"
+    assert found.error.partition(";")[0] == "status 401: wrong key: [key]"
 
 
 def test_an_answer_with_the_words_of_the_key_is_left_as_it_is(monkeypatch):
@@ -467,3 +470,33 @@ def test_an_endpoint_needs_no_torch():
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+def test_a_wrong_key_is_told_with_its_variable_and_no_more_is_sent(monkeypatch, tmp_path):
+    limits = dataclasses.replace(QUICK, concurrency=1)
+    found, asked, _ = answers(lambda body, number: 401, [ASKED] * 12, limits)
+    assert len(asked) == 1 and all(answer.is_locked_out for (answer,) in found)
+    told = "status 401: no; the key in the environment variable OPENAI_API_KEY is not taken"
+    assert {answer.error for (answer,) in found} == {f"{told} (--key-variable)"}
+    with pytest.raises(ConfigError, match=told):
+        answers(lambda body, number: 401, model="")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    found, _ = one(lambda body, number: 401)
+    assert "variable OPENAI_API_KEY is missing (--key-variable)" in found.error
+    with (
+        serving(lambda body, number: 401) as (address, _),
+        open_generator(address + "#m", limits) as generator,
+        AnswerLog(tmp_path / "log") as log,
+        pytest.raises(Dead, match="status 401: no; the key in the environment variable OPENAI"),
+    ):
+        ask(generator, log, [ASKED] * 2, Silent(), "asked")
+
+
+def test_a_dead_endpoint_and_a_page_of_html_are_told_apart_from_a_missing_list():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    with pytest.raises(ConfigError, match="cannot be reached .*; is it running"):
+        open_generator(address, QUICK).__enter__()
+    with pytest.raises(ConfigError, match="does not speak OpenAI's protocol .*; is that its addr"):
+        answers(lambda body, number: b"<html>", model="")

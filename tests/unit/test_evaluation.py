@@ -228,7 +228,7 @@ def test_the_last_flag_of_a_dialog_decides(tmp_path):
     everything = found.content["obedience"]["groups"]["all"]
     assert everything["obeys"]["value"] == everything["well_formed"]["value"] == 1.0
     groups = found.content["obedience"]["groups"]
-    assert set(groups) >= {"thinking", "non-thinking", "1 queries", "4 queries"}
+    assert set(groups) >= {"thinking", "non-thinking", "1 query", "4 queries"}
     assert groups["thinking"]["obeys"]["tasks"] + groups["non-thinking"]["obeys"]["tasks"] == 200
     found = evaluate(tmp_path, Scripted(looks_at_the_first, "b"), tasks, modes=(), obedience=200)
     assert 0.4 < found.content["obedience"]["groups"]["all"]["obeys"]["value"] < 0.9
@@ -310,6 +310,9 @@ def test_tasks_of_generators_are_asked_and_judged(tmp_path):
     [
         (["nowhere.jsonl"], "no such file"),
         (["gym:chain_sums"], "did you mean chain_sum"),
+        (["gym:nosuch"], r"no generator 'nosuch'; it has \d+, the nearest are \w+, \w+, \w+"),
+        (["gym:chain_sum,min_term=2"], "no setting 'min_term'.*did you mean min_terms"),
+        (["gym:chain_sum,zzz=2"], "no setting 'zzz'; valid: size, seed, min_terms, max_terms, "),
         (["gym:chain_sum,size=0"], "size at least 1"),
         (["gym:chain_sum,size"], "write NAME=VALUE"),
         (["gym:chain_sum,min_terms=x"], "chain_sum with"),

@@ -32,7 +32,8 @@ def ask(
     """Have every request answered as often as it has samples; why some are not.
 
     Dead after MOST_FAILURES failures without an answer between them, but for refusals: they are of
-    a request, and the same command would meet them again before it comes to the next.
+    a request, and the same command would meet them again before it comes to the next. Dead at
+    once where the endpoint does not take the key.
     """
     keys = [key_of(generator.label, request) for request in requests]
     missing = [n for n, (k, r) in enumerate(zip(keys, requests, strict=True)) if _left(log, k, r)]
@@ -53,6 +54,8 @@ def ask(
             elif not errors[0].is_refused:
                 in_a_row += 1
             bar.advance()
+            if errors and errors[0].is_locked_out:
+                raise Dead(f"{generator.label}: {errors[0].error}; then the same command goes on")
             if in_a_row >= MOST_FAILURES:
                 raise Dead(
                     f"{generator.label}: {in_a_row} requests in a row failed, the last with: "

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -82,7 +85,8 @@ def check_name(dataset: str) -> None:
     """CannotJudge where reasoning-gym is missing or has no generator of that name."""
     names = load()
     if dataset not in names:
-        guess = did_you_mean(dataset, names) or f"; it has {len(names)}, such as chain_sum"
+        near = ", ".join(get_close_matches(dataset, names, 3, 0.0))
+        guess = did_you_mean(dataset, names) or f"; it has {len(names)}, the nearest are {near}"
         raise CannotJudge(f"reasoning-gym has no generator {dataset!r:.60}{guess}")
 
 
@@ -103,10 +107,26 @@ def load() -> list[str]:
 def _generator(dataset: str, seed: int, size: int, settings: str) -> Any:
     from reasoning_gym.factory import create_dataset
 
+    _check_settings(dataset, json.loads(settings))
     try:
         return create_dataset(dataset, seed=seed, size=size, **json.loads(settings))
     except (TypeError, AssertionError, ValueError) as error:
         raise CannotJudge(f"{dataset} with {settings}: {error}"[:300]) from None
+
+
+def _check_settings(dataset: str, given: Mapping[str, Any]) -> None:
+    """CannotJudge, with the valid ones, where the generator has no setting of a name."""
+    from reasoning_gym.factory import DATASETS
+
+    names = [row.name for row in fields(DATASETS[dataset][1])]
+    names = [name for name in names if name not in ("seed", "size")]
+    for name in given:
+        if name not in names:
+            guess = did_you_mean(name, names)
+            raise CannotJudge(
+                f"{dataset} has no setting {name!r:.60}{guess}; valid: size, seed, "
+                f"{', '.join(names)}"
+            )
 
 
 @lru_cache(4096)
