@@ -61,7 +61,7 @@ def test_tasks_depend_on_seed_and_settings_and_nothing_else():
     ("spec", "message"),
     [
         (spec_of("chain_sums"), "did you mean chain_sum"),
-        (spec_of("xyz"), "such as chain_sum"),
+        (spec_of("xyz"), "the nearest are"),
         (spec_of("composite"), "no generator"),
         (spec_of("chain_sum", 3), "valid: 0 to 2"),
         (spec_of("chain_sum", min_terms=-3), "min_terms"),
