@@ -39,11 +39,18 @@ def read_toml(path: str | Path, kind: str) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ConfigError(f"{path}: more than {_MOST_BYTES:,} bytes; {wanted}")
-        return tomllib.loads(content.decode())
+        return parse(content.decode(), path, kind)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: cannot be read (not UTF-8 text); {wanted}") from None
+
+
+def parse(text: str, path: str | Path, kind: str) -> dict[str, Any]:
+    """The tables and values of the text of the file at `path`, as `read_toml` gives them."""
+    wanted = f"it should be a TOML file of {kind}"
+    try:
+        return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply; {wanted}") from None
     except tomllib.TOMLDecodeError as error:

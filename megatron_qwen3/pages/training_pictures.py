@@ -5,7 +5,6 @@ one after another over the tokens trained on.
 """
 
 import contextlib
-import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
+from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import pictures
 from megatron_qwen3.pages.pictures import (
     FAINT,
@@ -27,6 +27,7 @@ from megatron_qwen3.pages.pictures import (
     spread,
     style,
 )
+from megatron_qwen3.toml import parse
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
@@ -144,8 +145,9 @@ def _loss_of(run: Run) -> str:
 
 def _said(run: Run, table: str, name: str) -> str:
     """A setting of the run; "" where it is not known."""
-    with contextlib.suppress(ValueError, AttributeError):
-        return str(tomllib.loads(run.config_text).get(table, {}).get(name, ""))
+    with contextlib.suppress(ConfigError, AttributeError):  # no TOML, or no table
+        said = parse(run.config_text, run.name, "a run's settings")
+        return str(said.get(table, {}).get(name, ""))
     return ""
 
 

@@ -53,7 +53,7 @@ def reached(*modules):
     [
         (("megatron_qwen3.training.engine",), 5400),
         (("megatron_qwen3.train", train.MODES["pretrain"]), 14000),
-        (("megatron_qwen3.train", train.MODES["sft"]), 15700),
+        (("megatron_qwen3.train", train.MODES["sft"]), 15800),
         (("megatron_qwen3.train", train.MODES["reward"]), 14000),
     ],
 )
