@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -35,7 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.tokenize_corpus import again_and_again, english, languages, rows
+from benchmarks.tokenize_corpus import again_and_again, english, languages, rows, run
 
 _OURS = """
 import shutil, sys, time
@@ -114,20 +112,6 @@ def measure(name: str, dialogs: Callable[[], Iterator[Dialog]], given: argparse.
         f"{their_start:8.1f} {ratio:7.1f}",
         flush=True,
     )
-
-
-def run(script: str, one: Path, source: Path, given: argparse.Namespace) -> tuple[float, ...]:
-    """(CPU seconds until it could begin, of the work) of a process that tokenizes."""
-    threads = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, one, source, given.folder / "out", given.tokenizer]
-    done = subprocess.run(
-        command,
-        check=True,
-        env=os.environ | threads | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    return tuple(map(float, done.stdout.split()))
 
 
 def write(path: Path, dialogs: Iterator[Dialog], megabytes: float) -> tuple[float, int]:

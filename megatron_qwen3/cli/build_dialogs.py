@@ -29,14 +29,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.passages import Passages
-from megatron_qwen3 import launcher
 from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.resumable import status_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building import cold_start, distill, fusion
@@ -105,18 +105,7 @@ class Build(NamedTuple):
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 130 or 143 stopped, 2 something is wrong, or nothing was kept."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        with ended_by_signals():
-            status: int = given.run(given)
-            return status
-    except ConfigError as error:
-        launcher.tell(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return stop.exit_status if isinstance(stop, Stopped) else 130
-    except OSError as error:
-        launcher.tell(f"error: {error}; when that is mended, the same command goes on")
-    return 2
+    return status_of(partial(given.run, given))
 
 
 def run(given: argparse.Namespace) -> int:

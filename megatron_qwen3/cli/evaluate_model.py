@@ -28,12 +28,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3 import launcher
 from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.resumable import status_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
@@ -62,17 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 done, 1 done, but more than 1 % of the answers could not be judged, 130 or
     143 stopped, 2 something is wrong, or there is no answer."""
     given = _parser(prog).parse_args(arguments)
-    try:
-        with ended_by_signals():
-            return run(given)
-    except ConfigError as error:
-        launcher.tell(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return stop.exit_status if isinstance(stop, Stopped) else 130
-    except OSError as error:
-        launcher.tell(f"error: {given.out}: {error}; the same command goes on")
-    return 2
+    return status_of(partial(run, given))
 
 
 def run(given: argparse.Namespace) -> int:

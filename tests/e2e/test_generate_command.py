@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from ranks import run_ranks
 
 from data_prep import tokenizer as tokenizers
 from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.__main__ import main
-
-transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,25 +28,7 @@ LINES = [{"prompt": "abc"}, {"prompt": "a b a b c"}, CHAT, OWN]
 def folder(tmp_path_factory):
     """A tiny sparse model with random weights in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("hf")
-    tokenizers.train(["a b c abc ab"] * 9, 300, folder)
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        intermediate_size=64,
-        norm_topk_prob=True,
-        initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
-    )
-    transformers.set_seed(0)
-    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    tiny.save(folder, tiny.SPARSE)
     return folder
 
 

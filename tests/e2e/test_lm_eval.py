@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 
-from data_prep import tokenizer as tokenizers
 from megatron_qwen3.chat import write_chat_template
 from megatron_qwen3.convert.stream import from_hf, to_hf
 
@@ -41,21 +41,7 @@ metric_list:
 def models(tmp_path_factory):
     """A tiny model of transformers, and the same after it was ours and was exported."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizers.train(["a b c abc ab"] * 9, 300, folder / "hf")
-    config = transformers.Qwen3Config(
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=64,
-        initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
-    )
-    transformers.set_seed(0)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "hf")
+    tiny.save(folder / "hf")
     from_hf(folder / "hf", folder / "ours")
     to_hf(folder / "ours", folder / "exported")
     if (folder / "exported" / "tokenizer_config.json").exists():

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tiny
 import torch
 from ranks import run_ranks
 
@@ -38,21 +39,7 @@ BUDGET = [
 def folder(tmp_path_factory):
     """A tiny dense model with random weights in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("hf")
-    tokenizers.train(["a b c abc ab"] * 9, 300, folder)
-    config = transformers.Qwen3Config(
-        vocab_size=320,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=64,
-        initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=False,
-    )
-    transformers.set_seed(0)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    tiny.save(folder)
     return folder
 
 
