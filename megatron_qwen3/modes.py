@@ -10,22 +10,25 @@
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-# A table or setting that one mode alone has; all others are every mode's.
-_MODE_OF: Final = {
-    "sft": "sft",
-    "reward": "reward",
-    "data.sources": "pretrain",
-    "data.curriculum": "pretrain",
-    "data.stage": "pretrain",
-    "data.held_out": "pretrain",
-    "data.reset_at_documents": "pretrain",
+# A table or setting that some modes alone have; all others are every mode's.
+_MODES_OF: Final = {
+    "sft": ("sft",),
+    "reward": ("reward",),
+    "rollouts": ("rl", "distill"),
+    "rl": ("rl",),
+    "distill": ("distill",),
+    "data.sources": ("pretrain",),
+    "data.curriculum": ("pretrain",),
+    "data.stage": ("pretrain",),
+    "data.held_out": ("pretrain",),
+    "data.reset_at_documents": ("pretrain",),
 }
 # In place of a setting of another mode.
 _INSTEAD: Final = {
-    "data.sources": "it trains on [[{mode}.sources]]",
-    "data.curriculum": "it trains on [[{mode}.sources]]",
-    "data.stage": "it trains on [[{mode}.sources]]",
-    "data.held_out": "set {mode}.held_out",
+    "data.sources": "it trains on {trained_on}",
+    "data.curriculum": "it trains on {trained_on}",
+    "data.stage": "it trains on {trained_on}",
+    "data.held_out": "it has {held_out}",
     "data.reset_at_documents": "texts that share a row never see each other there",
 }
 
@@ -38,7 +41,7 @@ def head_of(mode: str) -> str:
 def belongs(name: str, mode: str) -> bool:
     """Whether a loop of `mode` knows the setting of this dotted name."""
     alone = _alone(name)
-    return not alone or _MODE_OF[alone] == mode
+    return not alone or mode in _MODES_OF[alone]
 
 
 def faults(mode: str, names: Iterable[str]) -> Iterator[str]:
@@ -49,13 +52,20 @@ def faults(mode: str, names: Iterable[str]) -> Iterator[str]:
         if belongs(name, mode) or alone in told:
             continue
         told.add(alone)
-        whose = _MODE_OF[alone]
-        way_out = f'leave [{alone}] out, or set run.mode = "{whose}"'
+        whose = " or ".join(f'"{one}"' for one in _MODES_OF[alone])
+        way_out = f"leave [{alone}] out, or set run.mode = {whose}"
         if alone in _INSTEAD:
-            way_out = f"leave it out: {_INSTEAD[alone].format(mode=mode)}"
-        yield (f'{name} is a setting of run.mode = "{whose}", but run.mode = "{mode}"; {way_out}')
+            way_out = f"leave it out: {_INSTEAD[alone].format(**_words(mode))}"
+        yield f'{name} is a setting of run.mode = {whose}, but run.mode = "{mode}"; {way_out}'
 
 
 def _alone(name: str) -> str:
-    """The entry of _MODE_OF that a setting stands in; empty where every mode has it."""
-    return next((entry for entry in _MODE_OF if f"{name}.".startswith(f"{entry}.")), "")
+    """The entry of _MODES_OF that a setting stands in; empty where every mode has it."""
+    return next((entry for entry in _MODES_OF if f"{name}.".startswith(f"{entry}.")), "")
+
+
+def _words(mode: str) -> dict[str, str]:
+    """What a mode trains on, and what it does not train on."""
+    if belongs("rollouts", mode):
+        return {"trained_on": "[[rollouts.tasks]]", "held_out": "rollouts.held_out"}
+    return {"trained_on": f"[[{mode}.sources]]", "held_out": f"{mode}.held_out"}

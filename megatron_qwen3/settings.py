@@ -3,7 +3,8 @@
 This is the only place where a setting is named, described and given its default; the command line,
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
 them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. The
-tables of post-training stand in `settings_posttrain.py`; `modes.py` says which mode has which.
+tables of post-training stand in `settings_posttrain.py`, `settings_rollouts.py` and
+`settings_rl.py`; `modes.py` says which mode has which.
 Nothing here imports torch.
 """
 
@@ -15,6 +16,8 @@ from typing import Final
 from megatron_qwen3.fields import REQUIRED, setting, settings_of, tables_of
 from megatron_qwen3.fields import ConfigError as ConfigError
 from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
+from megatron_qwen3.settings_rl import DistillConfig, RlConfig
+from megatron_qwen3.settings_rollouts import RolloutsConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class RunConfig:
     """What is run, and where its folder is."""
 
     mode: str = setting(
-        "pretrain", "which training loop runs", choices=("pretrain", "sft", "reward")
+        "pretrain",
+        "which training loop runs",
+        choices=("pretrain", "sft", "reward", "rl", "distill"),
     )
     name: str = setting("run", "name of the run; its folder is {run.dir}/{run.name}")
     dir: str = setting("runs", "folder of all runs")
@@ -270,6 +275,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     @property
     def run_dir(self) -> Path:

@@ -58,6 +58,8 @@ MODES = {
     "pretrain": "megatron_qwen3.pretrain.loop",
     "sft": "megatron_qwen3.posttrain.sft",
     "reward": "megatron_qwen3.posttrain.reward",
+    "rl": "megatron_qwen3.posttrain.rl",
+    "distill": "megatron_qwen3.posttrain.on_policy",
 }
 # For what a killed run left behind to end: torchrun gives its ranks 30 s, a hung one speaks first.
 _PATIENCE_SECONDS = 60.0

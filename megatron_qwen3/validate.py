@@ -18,7 +18,7 @@ from megatron_qwen3.parallel.layout import near
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
-_SOURCES = ("data.sources", "sft.sources", "reward.sources")
+_SOURCES = ("data.sources", "sft.sources", "reward.sources", "rollouts.tasks")
 _MOST_EXPERTS = 1 << 20  # of all layers; what is larger is a broken file, and would take all memory
 
 
@@ -93,6 +93,8 @@ def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
         yield f'{name} = "{value}" is not one of {", ".join(rule["choices"])}'
     if "at_least" in rule and not value >= rule["at_least"]:
         yield f"{name} = {value} must be at least {rule['at_least']}"
+    if "at_most" in rule and not value <= rule["at_most"]:
+        yield f"{name} = {value} must be at most {rule['at_most']}"
     if "above" in rule and not value > rule["above"]:
         yield f"{name} = {value} must be above {rule['above']}"
     if "below" in rule and not value < rule["below"]:

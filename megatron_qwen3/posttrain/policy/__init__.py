@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement learning: advantages, losses, importance, divergences, means."""
