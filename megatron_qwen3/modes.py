@@ -28,7 +28,7 @@ _INSTEAD: Final = {
     "data.sources": "it trains on {trained_on}",
     "data.curriculum": "it trains on {trained_on}",
     "data.stage": "it trains on {trained_on}",
-    "data.held_out": "it has {held_out}",
+    "data.held_out": "set {held_out}",
     "data.reset_at_documents": "texts that share a row never see each other there",
 }
 

@@ -95,7 +95,10 @@ class RolloutsConfig:
     )
     rows: int = setting(64, "answers that a data rank's own weights sample at once", at_least=1)
     lag: int = setting(
-        0, "batches of rollouts that are sampled ahead, by older weights", choices=(0, 1)
+        0,
+        "batches of rollouts that are sampled ahead, by older weights: 0 or 1",
+        at_least=0,
+        at_most=1,
     )
     held_out: float = setting(
         0.02,

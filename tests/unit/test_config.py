@@ -248,6 +248,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ([*TINY, "optim.lr=nan"], "optim.lr = nan must be above 0"),
         ([*TINY, "optim.lr=inf"], "optim.lr = inf must be finite"),
         ([*TINY, "optim.beta2=1"], "optim.beta2 = 1.0 must be below 1"),
+        ([*TINY, "distill.beta=1.5"], "distill.beta = 1.5 must be at most 1"),
         ([*TINY, "data.held_out=1"], "data.held_out = 1.0 must be below 1"),
         ([*TINY, "run.seed=4611686018427387904"], "must be below 4611686018427387904"),
         ([*TINY, "run.name=''"], "run.name must not be empty"),
