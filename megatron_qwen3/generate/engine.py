@@ -50,7 +50,7 @@ class Generator:
         sampling: Sampling,
         max_new_tokens: int | Sequence[int],
         stop_ids: Sequence[int] = (),
-        budget: ThinkingBudget | None = None,
+        budget: ThinkingBudget | None | Sequence[ThinkingBudget | None] = None,
         on_token: OnToken | None = None,
         first_row: int = 0,
         samples: int = 1,
@@ -59,26 +59,28 @@ class Generator:
         """`samples` completions for each prompt, those of one prompt after each other.
 
         Prompts are ids, one at least in each; a data rank may have no prompt. `max_new_tokens` is
-        one limit, or one for each prompt. Row i, which is sample i % samples of prompt i //
-        samples, draws from the random sequence of (sampling.seed, first_row + i), whatever else is
-        in the batch; a prompt is read once for all its samples. With `seeds`, one for each prompt,
-        its sample k draws from (its seed, k) instead: what it gets does not depend on where it
-        stands among others.
+        one limit, or one for each prompt, and `budget` likewise. Row i, which is sample i % samples
+        of prompt i // samples, draws from the random sequence of (sampling.seed, first_row + i),
+        whatever else is in the batch; a prompt is read once for all its samples. With `seeds`, one
+        for each prompt, its sample k draws from (its seed, k) instead: what it gets does not depend
+        on where it stands among others.
         `on_token` is called on every rank as tokens come. ValueError, on all ranks, where one was
         given what is out of range.
         """
         self.model.synchronize()  # all data ranks take part, also one without prompts
         with self.model.together():
             limits = _limits(prompts, max_new_tokens, samples)
+            budgets = _budgets(prompts, budget)
             draws = _draws(prompts, samples, seeds)
             _check_ids(prompts, self.config.model.vocab_size)
         if not prompts and not self.layout.data_ranks_share_experts:
             return []
         version = self.model.weights_version
-        of_rows = [asked for asked in zip(prompts, limits, strict=True) for _ in range(samples)]
+        asked = zip(prompts, limits, budgets, strict=True)
+        of_rows = [each for each in asked for _ in range(samples)]
         rows = [
-            Row(index, limit, Completion(weights_version=version), _thinking(budget, prompt))
-            for index, (prompt, limit) in enumerate(of_rows)
+            Row(index, limit, Completion(weights_version=version), _thinking(own, prompt))
+            for index, (prompt, limit, own) in enumerate(of_rows)
         ]
         completions = [row.completion for row in rows]
         with self.model.groups.current():
@@ -244,6 +246,18 @@ def _limits(
     if any(limit < 0 for limit in limits):
         raise ValueError(f"max_new_tokens = {max_new_tokens}; valid: at least 0")
     return limits
+
+
+def _budgets(
+    prompts: Sequence[Sequence[int]],
+    budget: ThinkingBudget | None | Sequence[ThinkingBudget | None],
+) -> list[ThinkingBudget | None]:
+    """What each prompt's thinking may have. ValueError where there are more or fewer of them."""
+    if budget is None or isinstance(budget, ThinkingBudget):
+        return [budget] * len(prompts)
+    if len(budget) != len(prompts):
+        raise ValueError(f"{len(budget)} budgets for {len(prompts)} prompts; valid: one for each")
+    return list(budget)
 
 
 def _check_ids(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:

@@ -1,0 +1,183 @@
+"""Rollouts by the weights in training, in their layout: `OwnEngine(model, …).sample(asks)`.
+
+    engine = OwnEngine(run.engine.model, ends, temperature=1.0, rows=64, budget_of=budget_of)
+    engine.refit(version=step)               # the weights are these: nothing is copied
+    groups = engine.sample(asks)             # on all ranks; the same groups on each
+
+Data ranks share the prompts of a pass, short ones together. What they sampled is put together as
+arrays, so that many tokens cost no more than a few messages. Tokens are drawn from the whole
+distribution at the temperature, without top-k or top-p: log-probs are those of what was sampled.
+
+Legend: N samples of this data rank, T their tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megatron_qwen3.generate.completion import Completion
+from megatron_qwen3.generate.engine import Generator
+from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.posttrain.rollouts.rollout import LENGTH, STOP, Ask, Rollout
+from megatron_qwen3.training.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class _Sampled:
+    """Samples one after another. lengths_N int32, is_done_N: ended by themselves; tokens_T int32,
+    log_probs_T float32, forced_T bool."""
+
+    lengths_N: npt.NDArray[np.int32]
+    is_done_N: npt.NDArray[np.bool_]
+    tokens_T: npt.NDArray[np.int32]
+    log_probs_T: npt.NDArray[np.float32]
+    forced_T: npt.NDArray[np.bool_]
+
+
+class OwnEngine:
+    """A RolloutEngine. ends: ids that end an answer; rows: samples of a data rank in a pass;
+    budget_of: the thinking budget of so many tokens; beat: is called before each pass, on all
+    ranks: sampling may take long."""
+
+    def __init__(
+        self,
+        model: Model,
+        ends: Sequence[int],
+        temperature: float,
+        rows: int,
+        budget_of: Callable[[int], ThinkingBudget],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._model, self._generator = model, Generator(model)
+        self._ends, self._rows = tuple(ends), rows
+        self._sampling = Sampling(temperature=temperature)
+        self._budget_of, self._beat = budget_of, beat
+        self._version = 0
+
+    def refit(self, version: int) -> None:
+        """The weights of now have this version; they are sampled by where they are."""
+        self._version = version
+
+    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
+        """The samples of each ask, on every rank the same."""
+        found: dict[int, list[Rollout]] = {}
+        for numbers in self._passes(asks):
+            self._beat()
+            part = [asks[n] for n in numbers]
+            rollouts = self._rollouts(part, self._of_all_ranks(self._sampled(part)))
+            size = part[0].samples
+            for place, n in enumerate(numbers):
+                found[n] = rollouts[place * size : (place + 1) * size]
+        return [found[n] for n in range(len(asks))]
+
+    def _passes(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
+        """Numbers of asks that all data ranks answer at once: of equally many samples, in order of
+        their prompts' lengths."""
+        alike: dict[int, list[int]] = defaultdict(list)
+        for n, ask in enumerate(asks):
+            alike[ask.samples].append(n)
+        for samples, numbers in alike.items():
+            numbers.sort(key=lambda n: (len(asks[n].prompt), n))
+            size = max(1, self._rows // samples) * self._model.layout.data
+            for start in range(0, len(numbers), size):
+                yield numbers[start : start + size]
+
+    def _sampled(self, asks: Sequence[Ask]) -> list[Completion]:
+        """Of this data rank's share of the asks, every `layout.data`-th of them."""
+        mine = asks[self._model.data_rank :: self._model.layout.data]
+        budgets = [self._budget_of(n) if (n := ask.thinking_budget) else None for ask in mine]
+        return self._generator.generate(
+            [ask.prompt for ask in mine],
+            self._sampling,
+            [ask.max_new_tokens for ask in mine],
+            self._ends,
+            budgets,
+            samples=asks[0].samples,
+            seeds=[ask.seed for ask in mine],
+        )
+
+    def _of_all_ranks(self, completions: Sequence[Completion]) -> list[_Sampled]:
+        """What each data rank sampled, on all ranks."""
+        mine = _arrays(completions)
+        if self._model.layout.data == 1:
+            return [mine]
+        sizes = torch.tensor([[len(mine.lengths_N), len(mine.tokens_T)]], device=self._model.device)
+        sizes_D2 = self._model.gather_over_data(sizes).tolist()
+        of_samples = self._gathered([mine.lengths_N, mine.is_done_N], [n for n, _ in sizes_D2])
+        of_tokens = self._gathered(
+            [mine.tokens_T, mine.log_probs_T.view(np.int32), mine.forced_T],
+            [t for _, t in sizes_D2],
+        )
+        return [
+            _Sampled(
+                lengths_N,
+                is_done_N.astype(bool),
+                ids_T,
+                bits_T.view(np.float32),
+                forced.astype(bool),
+            )
+            for (lengths_N, is_done_N), (ids_T, bits_T, forced) in zip(
+                of_samples, of_tokens, strict=True
+            )
+        ]
+
+    def _gathered(
+        self, columns: Sequence[npt.NDArray[np.generic]], sizes: Sequence[int]
+    ) -> Iterator[list[npt.NDArray[np.int32]]]:
+        """Columns of equal length, as int32, of each data rank, which has `sizes` of its own."""
+        padded = np.zeros((1, len(columns), max(sizes)), np.int32)
+        for row, column in zip(padded[0], columns, strict=True):
+            row[: len(column)] = column
+        every = self._model.gather_over_data(torch.from_numpy(padded).to(self._model.device))
+        for rows, size in zip(every.cpu().numpy(), sizes, strict=True):
+            yield [np.ascontiguousarray(row[:size]) for row in rows]
+
+    def _rollouts(self, asks: Sequence[Ask], of_ranks: Sequence[_Sampled]) -> list[Rollout]:
+        """The rollouts of all asks, in their order."""
+        ranks, versions = len(of_ranks), (self._version, self._version)
+        own = [iter(_rollouts(asks[d::ranks], s, versions)) for d, s in enumerate(of_ranks)]
+        return [next(own[n % ranks]) for n, ask in enumerate(asks) for _ in range(ask.samples)]
+
+
+def _arrays(completions: Sequence[Completion]) -> _Sampled:
+    def joined(name: str, dtype: type) -> npt.NDArray[np.generic]:
+        parts = [np.array(getattr(each, name), dtype) for each in completions]
+        return np.concatenate([np.zeros(0, dtype), *parts])
+
+    forced_T = joined("inserted", np.bool_)
+    log_probs_T = joined("sampled_log_probs", np.float32)
+    log_probs_T[forced_T] = 0
+    return _Sampled(
+        np.array([len(each.tokens) for each in completions], np.int32),
+        np.array([each.finish_reason == STOP for each in completions], np.bool_),
+        joined("tokens", np.int32),
+        log_probs_T,
+        forced_T,
+    )
+
+
+def _rollouts(
+    asks: Sequence[Ask], sampled: _Sampled, versions: tuple[int, int]
+) -> Iterator[Rollout]:
+    of_asks = [ask for ask in asks for _ in range(ask.samples)]
+    ends = [0, *np.cumsum(sampled.lengths_N).tolist()]
+    for n, (ask, (first, last)) in enumerate(zip(of_asks, pairwise(ends), strict=True)):
+        yield Rollout(
+            ask.task,
+            ask.prompt,
+            tuple(sampled.tokens_T[first:last].tolist()),
+            tuple(sampled.log_probs_T[first:last].tolist()),
+            tuple((~sampled.forced_T[first:last]).tolist()),
+            STOP if sampled.is_done_N[n] else LENGTH,
+            versions,
+            ask.thinking,
+            ask.seed,
+        )

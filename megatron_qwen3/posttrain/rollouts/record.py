@@ -1,0 +1,336 @@
+"""A batch of rollouts on the disk: RUN_DIR/rollouts/NNNNNN/, written whole, read by every rank.
+
+    Record.of(batch, step, groups, judged, state, …).write(folder_of(run_dir, 7), samples)
+    record = Record.read(folder_of(run_dir, 7))     # ConfigError, one line, where it is damaged
+    clean(run_dir, step)                            # on resume: what was sampled later goes away
+
+An update is a function of the record and of the weights, so a run that is killed in the middle of a
+batch goes on with the same rollouts and rewards. `rollouts.npz` has arrays, no pickles;
+`record.json` what tasks, counts, seconds and the loop's state are; `samples.jsonl` some rollouts as
+text, for reading. `old.npz` comes later: log-probs before the batch's first update. No torch here.
+
+Legend: N rollouts, T their tokens one after another, P parts of a reward.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH, STOP, Rollout
+from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.storage.inside import inside, parse_json, read_small
+from megatron_qwen3.storage.whole import beside, sync, whole_folder, write_whole
+
+VERSION = 1
+FINISHES = (STOP, LENGTH, ABORT, ERROR)  # by their numbers in finish_N
+ARRAYS_FILE, RECORD_FILE, SAMPLES_FILE = "rollouts.npz", "record.json", "samples.jsonl"
+OLD_FILE = "old.npz"
+_DTYPES: Mapping[str, type] = {
+    "ids": np.int32,
+    "prompt_lengths_N": np.int32,
+    "lengths_N": np.int32,
+    "log_probs": np.float32,
+    "sampled": np.bool_,
+    "group_N": np.int32,
+    "task_N": np.int32,
+    "finish_N": np.uint8,
+    "versions_N2": np.int64,
+    "thinking_N": np.bool_,
+    "seed_N": np.int64,
+    "turns_N": np.int32,
+    "reward_N": np.float32,
+    "advantage_N": np.float32,
+    "parts_NP": np.float32,
+    "is_trained_N": np.bool_,
+}
+Array = npt.NDArray[Any]
+
+
+class TaskName(NamedTuple):
+    """What a rollout answers. mode: thinking or non-thinking."""
+
+    id: str
+    source: str
+    mode: str
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A batch of rollouts.
+
+    batch: its number; first_step: of its first update; sampled_step: updates that the weights had
+    behind them which sampled it.
+    ids: prompt and tokens of each rollout; prompt_lengths_N, lengths_N: how many of both;
+    log_probs, sampled: of all tokens, as `Rollout` has them; group_N ascends; task_N: numbers in
+    `tasks`; finish_N: numbers in FINISHES; reward_N, parts_NP: NaN where there is no score;
+    counts: asked, filtered, …; seconds: rollout, reward, …; state: the loop's after the batch.
+    """
+
+    batch: int
+    first_step: int
+    sampled_step: int
+    parts: tuple[str, ...]
+    tasks: tuple[TaskName, ...]
+    ids: Array
+    prompt_lengths_N: Array
+    lengths_N: Array
+    log_probs: Array
+    sampled: Array
+    group_N: Array
+    task_N: Array
+    finish_N: Array
+    versions_N2: Array
+    thinking_N: Array
+    seed_N: Array
+    turns_N: Array
+    reward_N: Array
+    advantage_N: Array
+    parts_NP: Array
+    is_trained_N: Array
+    counts: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    @cached_property
+    def ends_N(self) -> Array:
+        """Where each rollout's tokens end among all tokens, int64."""
+        return np.cumsum(self.lengths_N, dtype=np.int64)
+
+    @cached_property
+    def id_ends_N(self) -> Array:
+        """Where each rollout's prompt and tokens end in `ids`, int64."""
+        return np.cumsum(self.lengths_N + self.prompt_lengths_N, dtype=np.int64)
+
+    def prompt(self, n: int) -> Array:
+        """The ids of rollout n's prompt, [prompt_lengths_N[n]]."""
+        end = int(self.id_ends_N[n] - self.lengths_N[n])
+        return self.ids[end - int(self.prompt_lengths_N[n]) : end]
+
+    def tokens(self, n: int) -> Array:
+        """The ids of rollout n's answer, [lengths_N[n]]."""
+        end = int(self.id_ends_N[n])
+        return self.ids[end - int(self.lengths_N[n]) : end]
+
+    def places(self, n: int) -> slice:
+        """Where rollout n's tokens stand in `log_probs` and `sampled`."""
+        end = int(self.ends_N[n])
+        return slice(end - int(self.lengths_N[n]), end)
+
+    @property
+    def trained_tokens_N(self) -> Array:
+        """Tokens of each rollout that are trained, int64."""
+        counts_N = np.zeros(len(self), np.int64)
+        of_T = np.repeat(np.arange(len(self)), self.lengths_N)
+        np.add.at(counts_N, of_T[self.sampled], 1)
+        return counts_N * self.is_trained_N
+
+    @property
+    def is_truncated_N(self) -> Array:
+        return self.finish_N == FINISHES.index(LENGTH)
+
+    def write(self, folder: Path, samples: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Write the whole folder; one that is there already goes away. ValueError: not a record."""
+        if fault := self._fault():
+            raise ValueError(f"not a record: {fault}")
+        remove(folder)
+        with whole_folder(folder) as partial:
+            write_whole(partial / ARRAYS_FILE, [_packed({n: getattr(self, n) for n in _DTYPES})])
+            lines = (json.dumps(s, ensure_ascii=False).encode() + b"\n" for s in samples)
+            write_whole(partial / SAMPLES_FILE, lines)
+            write_whole(partial / RECORD_FILE, [json.dumps(self._about()).encode()])
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """ConfigError, in one line, where it is missing, damaged or of another version."""
+        about = read_about(folder)
+        try:
+            arrays = _unpacked(folder, ARRAYS_FILE, _DTYPES)
+            tasks = tuple(TaskName(*map(str, task)) for task in about["tasks"])
+            numbers = (int(about[name]) for name in ("batch", "first_step", "sampled_step"))
+            record = cls(
+                *numbers,
+                tuple(map(str, about["parts"])),
+                tasks,
+                **arrays,
+                counts=about["counts"],
+                seconds=about["seconds"],
+                state=about["state"],
+            )
+            if fault := record._fault():
+                raise ValueError(fault)
+        except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+            raise _damaged(folder, error) from None
+        return record
+
+    def _about(self) -> dict[str, Any]:
+        names = ("batch", "first_step", "sampled_step", "parts", "tasks", "counts", "seconds")
+        return {"version": VERSION, **{n: getattr(self, n) for n in names}, "state": self.state}
+
+    def _fault(self) -> str:
+        """Why the arrays do not go together; "" where they do."""
+        N, T = len(self), int(self.lengths_N.sum())
+        shapes: dict[str, tuple[int, ...]] = {name: (N,) for name in _DTYPES if name.endswith("_N")}
+        shapes |= {"log_probs": (T,), "sampled": (T,), "versions_N2": (N, 2)}
+        shapes |= {"ids": (T + int(self.prompt_lengths_N.sum()),), "parts_NP": (N, len(self.parts))}
+        for name, shape in shapes.items():
+            found = getattr(self, name)
+            if found.shape != shape or found.dtype != _DTYPES[name]:
+                wanted = f"{[*shape]} of {np.dtype(_DTYPES[name])}"
+                return f"{name} is {[*found.shape]} of {found.dtype}, and should be {wanted}"
+        if N and not (self.task_N.min() >= 0 and self.task_N.max() < len(self.tasks)):
+            return f"task_N names tasks beyond its {len(self.tasks)}"
+        if N and self.finish_N.max() >= len(FINISHES):
+            return f"finish_N has numbers beyond its {len(FINISHES)}"
+        if N and (self.prompt_lengths_N.min() < 1 or self.lengths_N.min() < 0):
+            return "a prompt is empty, or a length below 0"
+        return "" if (np.diff(self.group_N) >= 0).all() else "group_N does not ascend"
+
+
+def of_groups(groups: Sequence[Sequence[Rollout]], tasks: Sequence[TaskName]) -> dict[str, Any]:
+    """The fields of a Record that rollouts say; tasks: that each group answers."""
+    rollouts = [rollout for group in groups for rollout in group]
+    sizes = [len(group) for group in groups]
+
+    def joined(name: str, dtype: type) -> Array:
+        parts = [np.array(getattr(each, name), dtype) for each in rollouts]
+        return np.concatenate([np.zeros(0, dtype), *parts])
+
+    def column(name: str, dtype: type) -> Array:
+        return np.array([getattr(each, name) for each in rollouts], dtype)
+
+    distinct = list(dict.fromkeys(tasks))
+    number = {task: n for n, task in enumerate(distinct)}
+    ids = [np.array(part, np.int32) for r in rollouts for part in (r.prompt, r.tokens)]
+    return {
+        "tasks": tuple(distinct),
+        "ids": np.concatenate([np.zeros(0, np.int32), *ids]),
+        "prompt_lengths_N": np.array([len(r.prompt) for r in rollouts], np.int32),
+        "lengths_N": np.array([len(r.tokens) for r in rollouts], np.int32),
+        "log_probs": joined("log_probs", np.float32),
+        "sampled": joined("sampled", np.bool_),
+        "group_N": np.repeat(np.arange(len(groups), dtype=np.int32), sizes),
+        "task_N": np.repeat(np.array([number[t] for t in tasks], np.int32), sizes),
+        "finish_N": np.array([FINISHES.index(r.finish) for r in rollouts], np.uint8),
+        "versions_N2": column("versions", np.int64).reshape(-1, 2),
+        "thinking_N": column("thinking", np.bool_),
+        "seed_N": column("seed", np.int64),
+        "turns_N": column("turns", np.int32),
+    }
+
+
+def home(run_dir: Path) -> Path:
+    """The folder of all records of a run."""
+    return run_dir / "rollouts"
+
+
+def folder_of(run_dir: Path, batch: int) -> Path:
+    return home(run_dir) / f"{batch:06d}"
+
+
+def batches(run_dir: Path) -> list[int]:
+    """The numbers of the batches that are there, ascending."""
+    if not home(run_dir).is_dir():
+        return []
+    names = (path.name for path in home(run_dir).iterdir())
+    return sorted(int(name) for name in names if len(name) >= 6 and name.isdecimal())
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What record.json says. ConfigError as of `Record.read`."""
+    try:
+        about = parse_json(read_small(inside(folder, RECORD_FILE)))
+        version = about["version"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(folder, error) from None
+    if version != VERSION:
+        raise ConfigError(
+            f"{folder} is a record of rollouts of version {version!r:.40}, known: {VERSION}; "
+            "remove it and what comes after it, and its tasks are asked again"
+        )
+    return dict(about)
+
+
+def clean(run_dir: Path, step: int) -> list[int]:
+    """Remove what weights of more than `step` updates sampled, and at step 0 everything: the
+    batches that are gone. A record that cannot be read goes with all after it."""
+    gone, is_later = [], step == 0
+    for batch in batches(run_dir):
+        folder = folder_of(run_dir, batch)
+        try:
+            is_later = is_later or read_about(folder)["sampled_step"] > step
+        except ConfigError:
+            is_later = True
+        if is_later:
+            remove(folder)
+            gone.append(batch)
+    for path in home(run_dir).glob("*.partial") if home(run_dir).is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+    return gone
+
+
+def remove(folder: Path) -> None:
+    """A record goes away at once: nobody finds a part of it under its name."""
+    if not folder.exists():
+        return
+    partial = beside(folder)
+    folder.rename(partial)
+    sync(folder.parent)
+    shutil.rmtree(partial)
+
+
+def write_old(folder: Path, log_probs: Array) -> None:
+    """Keep the trainer's log-probs of all tokens, float32 [T], before the batch's first update."""
+    write_whole(folder / OLD_FILE, [_packed({"log_probs": log_probs.astype(np.float32)})])
+
+
+def read_old(folder: Path, tokens: int) -> Array | None:
+    """What `write_old` kept of so many tokens; None where it did not."""
+    if not (folder / OLD_FILE).exists():
+        return None
+    try:
+        found: Array = _unpacked(folder, OLD_FILE, {"log_probs": np.float32})["log_probs"]
+        if found.shape != (tokens,):
+            raise ValueError(f"{len(found)} log-probs of {tokens} tokens")
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise _damaged(folder, error) from None
+    return found
+
+
+def forget_arrays(run_dir: Path, before: int) -> None:
+    """Of batches below `before` keep what is for reading, and let the arrays go."""
+    for batch in batches(run_dir):
+        for name in (ARRAYS_FILE, OLD_FILE) if batch < before else ():
+            (folder_of(run_dir, batch) / name).unlink(missing_ok=True)
+
+
+def _packed(arrays: Mapping[str, Array]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _unpacked(folder: Path, name: str, dtypes: Mapping[str, type]) -> dict[str, Array]:
+    with np.load(inside(folder, name), allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in dtypes}
+
+
+def _damaged(folder: Path, error: Exception) -> ConfigError:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ConfigError(
+        f"{folder}: not a whole record of rollouts: {why}; remove it and what comes after it, and "
+        "its tasks are asked again"
+    )

@@ -1,0 +1,147 @@
+"""Rollouts by the weights in training: in every layout the same, with a fresh pass's log-probs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from ranks import run_ranks
+
+from megatron_qwen3.chat import THINK
+from megatron_qwen3.convert.stream import from_hf
+from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.model.distributions import log_probs_and_entropy
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rollouts.own import OwnEngine
+from megatron_qwen3.posttrain.rollouts.rollout import Ask
+from megatron_qwen3.training.batch import TokenBatch
+
+TEMPERATURE = 0.7
+BUDGET = 3
+
+
+@pytest.fixture(scope="module", params=["dense", "moe"])
+def checkpoint(request, tmp_path_factory):
+    home = tmp_path_factory.mktemp("model")
+    tiny.save(home / "hf", tiny.SPARSE if request.param == "moe" else None)
+    from_hf(home / "hf", home / "checkpoint")
+    return request.param, str(home / "checkpoint")
+
+
+def asks(think):
+    """Five tasks of several lengths, limits and budgets; one of other samples. think: the tag."""
+    limits = (9, 5, 12, 9, 7)
+    return [
+        Ask(
+            f"task {n}",
+            (*range(20 + n, 24 + 3 * n), *([think] if n % 2 else [])),
+            seed=100 + n,
+            samples=1 if n == 4 else 3,
+            max_new_tokens=limits[n],
+            thinking=bool(n % 2),
+            thinking_budget=BUDGET if n == 3 else 0,
+        )
+        for n in range(5)
+    ]
+
+
+def sample(checkpoint, rows, settings, order=(0, 1, 2, 3, 4)):
+    """The groups of all asks, and the score of what was sampled, per token."""
+    source = Source(Path(checkpoint))
+    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+    tokenizer = tokenizer_of(config)
+    model = load(source, config, start(config))
+    beats = []
+    engine = OwnEngine(
+        model,
+        stop_ids(source, config, tokenizer),
+        TEMPERATURE,
+        rows,
+        lambda tokens: ThinkingBudget.of(tokenizer, tokens),
+        lambda: beats.append(None),
+    )
+    engine.refit(7)
+    asked = asks(tokenizer.token_to_id(THINK))
+    groups = engine.sample([asked[n] for n in order])
+    assert beats
+    return groups, scores(model, groups)
+
+
+def scores(model, groups):
+    """log p of every token of every rollout, by a fresh pass of each on its own rank."""
+    rollouts = [r for group in groups for r in group]
+    length = -(-max(len(r.prompt) + len(r.tokens) for r in rollouts) // 8) * 8
+    ids = np.zeros((len(rollouts), length + 1), np.int64)
+    for row, r in zip(ids, rollouts, strict=True):
+        row[: len(r.prompt) + len(r.tokens)] = (*r.prompt, *r.tokens)
+    batch = TokenBatch.of(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]))
+    head = log_probs_and_entropy
+    compute = lambda logits, batch: head.compute(logits.tempered(TEMPERATURE), batch)  # noqa: E731
+    scored = model.score(batch, head._replace(compute=compute))["log_prob"].cpu().numpy()
+    return [
+        row[len(r.prompt) - 1 : len(r.prompt) - 1 + len(r.tokens)].tolist()
+        for row, r in zip(scored, rollouts, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(checkpoint):
+    return run_ranks(sample, 1, checkpoint[1], 64, ())[0]
+
+
+def plain(groups):
+    """What does not depend on rounding: ids, marks and ends."""
+    names = ("task", "prompt", "tokens", "sampled", "finish", "versions", "thinking", "seed")
+    return [[tuple(getattr(r, name) for name in names) for r in group] for group in groups]
+
+
+def test_log_probs_are_those_of_a_fresh_pass_at_the_sampling_temperature(on_one_rank):
+    groups, scored = on_one_rank
+    rollouts = [r for group in groups for r in group]
+    assert [len(group) for group in groups] == [3, 3, 3, 3, 1]
+    for rollout, expected in zip(rollouts, scored, strict=True):
+        is_forced = ~np.array(rollout.sampled)
+        log_probs = np.array(rollout.log_probs)
+        assert np.abs(log_probs - expected)[~is_forced].max() < 1e-5
+        assert (log_probs[is_forced] == 0).all()
+        assert rollout.versions == (7, 7)
+        limit = {f"task {n}": a.max_new_tokens for n, a in enumerate(asks(0))}[rollout.task]
+        assert rollout.finish == "stop" or len(rollout.tokens) == limit
+    assert len({r.tokens for r in rollouts}) > 10  # each sample draws for itself
+
+
+def test_a_thinking_budget_forces_tokens_that_are_marked(on_one_rank):
+    groups, _ = on_one_rank
+    for group in groups[:3]:
+        assert all(all(r.sampled) for r in group)
+    forced = [r for r in groups[3] if not all(r.sampled)]
+    assert forced and all(not any(r.sampled[BUDGET:]) for r in forced)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rows", "settings"),
+    [
+        (1, 2, ()),
+        (2, 3, ()),
+        (2, 64, ("parallel.tensor=2",)),
+        (2, 4, ("parallel.pipeline=2",)),
+        (2, 3, ("parallel.expert=2",)),
+    ],
+)
+def test_a_rollout_depends_on_its_own_seed_in_every_layout(
+    checkpoint, on_one_rank, ranks, rows, settings
+):
+    kind, path = checkpoint
+    if "parallel.expert=2" in settings and kind == "dense":
+        pytest.skip("no experts")
+    order = (4, 2, 0, 1, 3)
+    found = run_ranks(sample, ranks, path, rows, settings, order)
+    for groups, scored in found:
+        assert plain(groups) == [plain(on_one_rank[0])[n] for n in order]
+        pairs = zip([r for group in groups for r in group], scored, strict=True)
+        for rollout, expected in pairs:
+            gap = np.abs(np.array(rollout.log_probs) - expected)[np.array(rollout.sampled)]
+            assert gap.max(initial=0) < 1e-5

@@ -1,0 +1,181 @@
+"""Records of rollouts: what was written is read, and a damaged one is refused in a line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, folder_of
+from megatron_qwen3.posttrain.rollouts.rollout import Rollout
+
+NAN = float("nan")
+
+
+def rollout(task, tokens, finish="stop", thinking=True, seed=1, forced=()):
+    """tokens: their number."""
+    sampled = tuple(k not in forced for k in range(tokens))
+    log_probs = tuple(-0.5 * k if sampled[k] else 0.0 for k in range(tokens))
+    ids = tuple(range(10, 10 + tokens))
+    return Rollout(task, (1, 2, 3), ids, log_probs, sampled, finish, (4, 5), thinking, seed)
+
+
+GROUPS = [
+    [rollout("a", 3), rollout("a", 0, "error")],
+    [rollout("b", 5, "length", False, 2, forced=(1, 2)), rollout("b", 2, "stop", False, 2)],
+]
+TASKS = [TaskName("a", "school", "thinking"), TaskName("b", "school", "non-thinking")]
+
+
+def made(batch=3, sampled_step=6, **more):
+    scores = {
+        "reward_N": np.array([1, NAN, NAN, 0], np.float32),
+        "advantage_N": np.array([0.5, 0, 0, -0.5], np.float32),
+        "parts_NP": np.array([[1, NAN], [NAN, NAN], [NAN, 0], [0, 1]], np.float32),
+        "is_trained_N": np.array([True, False, False, True]),
+    }
+    about = {
+        "batch": batch,
+        "first_step": 2 * batch,
+        "sampled_step": sampled_step,
+        "parts": ("verifier", "format"),
+        "counts": {"asked": 2},
+        "seconds": {"rollout": 1.25},
+        "state": {"drawn": 17, "rates": {"school": [0.1, 3.0]}},
+    }
+    return Record(**(records.of_groups(GROUPS, TASKS) | scores | about | more))
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    folder = folder_of(tmp_path, 3)
+    made().write(folder, [{"task": "a", "answer": "é"}])
+    found = Record.read(folder)
+    for name in records._DTYPES:
+        one, other = getattr(made(), name), getattr(found, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    for name in ("batch", "first_step", "sampled_step", "parts", "counts", "seconds", "state"):
+        assert getattr(found, name) == getattr(made(), name)
+    assert found.tasks == tuple(TASKS) and len(found) == 4
+    for n, each in enumerate(each for group in GROUPS for each in group):
+        assert found.prompt(n).tolist() == list(each.prompt)
+        assert found.tokens(n).tolist() == list(each.tokens)
+        assert found.sampled[found.places(n)].tolist() == list(each.sampled)
+        np.testing.assert_allclose(found.log_probs[found.places(n)], each.log_probs)
+    assert found.trained_tokens_N.tolist() == [3, 0, 0, 2]
+    assert found.is_truncated_N.tolist() == [False, False, True, False]
+    (line,) = (folder / "samples.jsonl").read_text().splitlines()
+    assert json.loads(line)["answer"] == "é"
+
+
+def test_a_record_takes_the_place_of_one_of_its_name(tmp_path):
+    for count in (1, 2):
+        made(counts={"asked": count}).write(folder_of(tmp_path, 3))
+    assert Record.read(folder_of(tmp_path, 3)).counts == {"asked": 2}
+    assert [path.name for path in records.home(tmp_path).iterdir()] == ["000003"]
+
+
+def test_a_batch_without_rollouts_is_a_record(tmp_path):
+    empty = {name: getattr(made(), name)[:0] for name in records._DTYPES}
+    made(**empty).write(folder_of(tmp_path, 3))
+    assert len(Record.read(folder_of(tmp_path, 3))) == 0
+
+
+def of_another_version(folder):
+    path = folder / "record.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
+
+
+def cut(folder):
+    path = folder / "rollouts.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(folder):
+    path = folder / "rollouts.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"ids.npy") + 200] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(folder):
+    path = folder / "rollouts.npz"
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "log_probs": arrays["log_probs"][:-1]})
+
+
+def pickles(folder):
+    path = folder / "rollouts.npz"
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "ids": np.array([{}], dtype=object)})
+
+
+def without_state(folder):
+    path = folder / "record.json"
+    path.write_text(json.dumps({"version": 1}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (of_another_version, "is a record of rollouts of version 7, known: 1"),
+        (cut, "not a whole record of rollouts: "),
+        (flip, "not a whole record of rollouts: Bad CRC-32"),
+        (shorten, "log_probs is [9] of float32, and should be [10] of float32"),
+        (pickles, "Object arrays cannot be loaded"),
+        (without_state, "not a whole record of rollouts: 'tasks'"),
+        (lambda folder: (folder / "rollouts.npz").unlink(), "No such file or directory"),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line_with_the_way_out(tmp_path, damage, says):
+    folder = folder_of(tmp_path, 3)
+    made().write(folder)
+    damage(folder)
+    with pytest.raises(ConfigError) as caught:
+        Record.read(folder)
+    told = str(caught.value)
+    assert says in told and str(folder) in told and "its tasks are asked again" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_what_is_no_record_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="group_N does not ascend"):
+        made(group_N=np.array([1, 0, 0, 0], np.int32)).write(folder_of(tmp_path, 3))
+    assert not folder_of(tmp_path, 3).exists()
+
+
+@pytest.mark.parametrize(("step", "stay"), [(0, []), (1, [0]), (2, [0, 1]), (5, [0, 1, 2])])
+def test_a_run_that_goes_on_keeps_what_weights_up_to_its_step_sampled(tmp_path, step, stay):
+    for batch, sampled in enumerate((0, 2, 4)):
+        made(batch, sampled).write(folder_of(tmp_path, batch))
+    (records.home(tmp_path) / "000009.123.partial").mkdir()
+    gone = records.clean(tmp_path, step)
+    assert records.batches(tmp_path) == stay and gone == [n for n in range(3) if n not in stay]
+    assert len(list(records.home(tmp_path).iterdir())) == len(stay)
+
+
+def test_a_record_that_cannot_be_read_goes_with_all_after_it(tmp_path):
+    for batch in range(3):
+        made(batch, 0).write(folder_of(tmp_path, batch))
+    without = folder_of(tmp_path, 1) / "record.json"
+    without.unlink()
+    assert records.clean(tmp_path, 9) == [1, 2]
+
+
+def test_old_log_probs_stand_beside_the_rollouts_they_are_of(tmp_path):
+    folder = folder_of(tmp_path, 3)
+    made().write(folder)
+    assert records.read_old(folder, 10) is None
+    records.write_old(folder, np.arange(10) / 8)
+    assert records.read_old(folder, 10).tolist() == (np.arange(10) / 8).tolist()
+    with pytest.raises(ConfigError, match="10 log-probs of 11 tokens"):
+        records.read_old(folder, 11)
+
+
+def test_old_batches_stay_for_reading_alone(tmp_path):
+    for batch in range(3):
+        made(batch).write(folder_of(tmp_path, batch), [{"answer": "x"}])
+    records.forget_arrays(tmp_path, 2)
+    assert [(folder_of(tmp_path, n) / "rollouts.npz").exists() for n in range(3)] == [0, 0, 1]
+    assert records.read_about(folder_of(tmp_path, 0))["batch"] == 0
