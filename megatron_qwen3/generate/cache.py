@@ -38,8 +38,10 @@ class Timeline:
     def __init__(
         self, lengths_B: list[int], room: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """`lengths_B`: of the prompts; `room`: tokens expected after them, a guess."""
+        """`lengths_B`: of the prompts; `room`: tokens that may follow them. Caches grow as they
+        are filled, and not beyond that unless more tokens come."""
         longest = max(lengths_B)
+        self._expected = longest + room
         self.padding_B = longest - torch.tensor(lengths_B, device=device)
         self.is_padded = min(lengths_B) < longest
         self.dtype = dtype
@@ -62,7 +64,8 @@ class Timeline:
         """Start a pass over the next places: all of the prompts first, then one at a time."""
         self.start, self.end = self.end, self.end + places
         if self.end > self.capacity:
-            self.capacity = self.end + max(_LEAST_GROWTH, self.capacity // 2)
+            grown = self.end + max(_LEAST_GROWTH, self.capacity // 2)
+            self.capacity = max(self.end, min(grown, self._expected))
             self._visible_B11C = self._beyond_padding()
         self.mask = self._visible_B11C[..., : self.end] if self.is_padded else None
 

@@ -10,22 +10,19 @@ as many ranks that does. Training asks by the command, so that its process never
 import argparse
 import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
-from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.planner import hardware, search
-from megatron_qwen3.planner.job import Job
+from megatron_qwen3.modes import belongs
+from megatron_qwen3.planner import hardware, moments, search
+from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.state import State
-from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.toml import emit
 
-_PROCESS_BYTES = 0.5e9  # of a rank on a CPU: Python, torch and its threads
-_ID_BYTES, _NUMBER_BYTES = 8, 4  # of soft targets on their device
 _LEAST_SHOWN = 0.01  # share of the memory below which a part is not named
 
 
@@ -39,54 +36,46 @@ class Device(NamedTuple):
 
 def memory_fault(config: Config, world_size: int, device: Device) -> str:
     """Why the run does not fit, and what would; empty where it fits."""
-    memory, teacher = Memory.of(Job.of(config, world_size)), teacher_bytes(config, world_size)
-    needed = _needed(memory, device) + teacher
+    job = Job.of(config, world_size)
+    rank, found = moments.fullest(config, job, world_size, device.is_gpu)
+    needed = sum(found.values())
     if needed <= device.bytes:
         return ""
-    parts = sorted((memory.parts() | {"teacher": teacher}).items(), key=lambda item: -item[1])
+    parts = sorted(found.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size > _LEAST_SHOWN * needed)
-    beside = device._replace(bytes=device.bytes - teacher)  # its layout stays as it was set
+    beside = needed - _alone(job, device)  # what a search of layouts for training leaves out
     return (
-        f"memory: pipeline rank {memory.pipeline_rank} needs about {_gb(needed)} GB of the "
-        f"{_gb(device.bytes)} GB of {device.name} ({named}); {_way_out(config, world_size, beside)}"
+        f"memory: pipeline rank {rank} needs about {_gb(needed)} GB of the "
+        f"{_gb(device.bytes)} GB of {device.name} ({named}); "
+        f"{_way_out(config, world_size, device, beside)}"
     )
 
 
-def teacher_bytes(config: Config, world_size: int) -> float:
-    """What a teacher in memory takes of the fullest rank: its weights, and the targets of a step.
-
-    Its activations are one layer's at a time, and gone before the student's are there.
-    """
-    asked = config.sft.teacher
-    if config.run.mode != "sft" or not asked.path:
-        return 0.0
-    job = Job.of(teacher_settings.settings_of(config), world_size)
-    weights = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
-    rows = config.train.global_batch // Layout.of(config, world_size).data
-    of_label = asked.top_k * (_ID_BYTES + _NUMBER_BYTES) + _NUMBER_BYTES
-    return weights * job.weight_bytes + rows * config.data.sequence_length * of_label
+def _alone(job: Job, device: Device) -> float:
+    """What training needs without any other model."""
+    memory = Memory.of(job)
+    return memory.total if device.is_gpu else memory.allocated + moments.PROCESS_BYTES
 
 
-def _needed(memory: Memory, device: Device) -> float:
-    return memory.total if device.is_gpu else memory.allocated + _PROCESS_BYTES
-
-
-def _way_out(config: Config, world_size: int, device: Device) -> str:
+def _way_out(config: Config, world_size: int, device: Device, beside: float) -> str:
     nearest = nearest_layout(config, world_size, device)
     if nearest:
         return f"nearest layout that fits: {' '.join(nearest)}"
-    question = _question(config, world_size, device)
+    question = _question(config, world_size, device.bytes - beside)
     more = search.fewest_gpus(question)
     if more:
         return f"no layout on {world_size} ranks fits; doubling, {more[0]} is the first that does"
-    return f"no layout on {world_size} ranks fits; shorter sequences or a smaller model may"
+    smaller = "shorter sequences or a smaller model may"
+    if belongs("rollouts", config.run.mode):
+        smaller = f"fewer rollouts.rows, {smaller}"
+    return f"no layout on {world_size} ranks fits; {smaller}"
 
 
 def nearest_layout(config: Config, world_size: int, device: Device) -> list[str]:
     """The fewest key=value changes, the fastest of equally few, that make the run fit."""
     now = _sizes(Job.of(config, world_size)) | {"parallel.recompute": config.parallel.recompute}
     choices = []
-    for job, recompute in search.fitting(_question(config, world_size, device)):
+    for job, recompute in _layouts(_question(config, world_size, device.bytes)):
         sizes = _sizes(job) | {"parallel.recompute": recompute}
         changes: dict[str, object]
         changes = {name: value for name, value in sizes.items() if value != now[name]}
@@ -94,9 +83,18 @@ def nearest_layout(config: Config, world_size: int, device: Device) -> list[str]
             changes["parallel.pipeline_layers"] = []
         choices.append((len(changes), -job.micro_batch, job.layout.pipeline, job, changes))
     for *_, job, changes in sorted(choices, key=lambda choice: choice[:3]):
-        if _needed(Memory.of(job), device) <= device.bytes:
+        _, parts = moments.fullest(config, job, world_size, device.is_gpu)
+        if sum(parts.values()) <= device.bytes:
             return [f"{name}={_plain(value)}" for name, value in changes.items()]
     return []
+
+
+def _layouts(question: search.Question) -> Iterator[tuple[Job, str]]:
+    """Those in which training alone seems to fit, also with more recomputation than it needs."""
+    for job, least in search.fitting(question):
+        levels = [*RECOMPUTED]
+        for recompute in levels[levels.index(least) :]:
+            yield dataclasses.replace(job, recompute=RECOMPUTED[recompute]), recompute
 
 
 _STAGES = ("parallel.pipeline", "parallel.virtual_pipeline")
@@ -114,9 +112,9 @@ def _sizes(job: Job) -> dict[str, int | str]:
     }
 
 
-def _question(config: Config, world_size: int, device: Device) -> search.Question:
-    """What the trainer has, on GPUs with the memory of this one."""
-    cluster = dataclasses.replace(hardware.load("h100"), memory_gb=device.bytes / 1e9)
+def _question(config: Config, world_size: int, free_bytes: float) -> search.Question:
+    """What the trainer has, on GPUs with so much memory for it."""
+    cluster = dataclasses.replace(hardware.load("h100"), memory_gb=free_bytes / 1e9)
     return search.Question(
         model=config.model,
         cluster=cluster,

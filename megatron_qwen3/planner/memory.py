@@ -17,8 +17,8 @@ from megatron_qwen3.planner.state import State
 
 _CUDA_CONTEXT_BYTES = 0.6e9  # kernels and libraries of one process
 _COMMUNICATOR_BYTES = 0.15e9  # NCCL's channel buffers, per group of more than one rank
-_MATMUL_WORKSPACE_BYTES = 64 * 2**20  # torch's cuBLAS workspaces on Hopper and later
-_LOST_BETWEEN_BLOCKS = 0.03  # share of activations and workspace, with expandable segments
+MATMUL_WORKSPACE_BYTES = 64 * 2**20  # torch's cuBLAS workspaces on Hopper and later
+LOST_BETWEEN_BLOCKS = 0.03  # share of activations and workspace, with expandable segments
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Memory:
     @classmethod
     def of(cls, job: Job) -> "Memory":
         """The memory of the pipeline rank that needs most."""
-        memories = (cls.of_rank(job, rank) for rank in _heavy_ranks(job))
+        memories = (cls.of_rank(job, rank) for rank in heavy_ranks(job))
         return max(memories, key=lambda memory: memory.total)
 
     @classmethod
@@ -61,7 +61,7 @@ class Memory:
             logits=logits,
             workspace=workspace,
             nccl=_CUDA_CONTEXT_BYTES + _COMMUNICATOR_BYTES * _communicators(job),
-            fragmentation=_LOST_BETWEEN_BLOCKS * (kept + logits + workspace),
+            fragmentation=LOST_BETWEEN_BLOCKS * (kept + logits + workspace),
         )
 
     def parts(self) -> dict[str, float]:
@@ -81,7 +81,7 @@ class Memory:
         return self.total - self.nccl - self.fragmentation
 
 
-def _heavy_ranks(job: Job) -> list[int]:
+def heavy_ranks(job: Job) -> list[int]:
     """The pipeline ranks that may need most: of ranks with the same layers the first, which holds
     the most micro-batches in flight, and the last, which has the logits."""
     layout, sparse = job.layout, job.model.is_sparse
@@ -117,7 +117,7 @@ def workspace_bytes(job: Job, rank: int) -> float:
     gathered = 0.0
     if job.sequence_ranks > 1:  # the whole sequence, gathered for the weights' gradient
         gathered = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
-    return again + mlp + gathered + _MATMUL_WORKSPACE_BYTES
+    return again + mlp + gathered + MATMUL_WORKSPACE_BYTES
 
 
 def _chunk_layers(job: Job, rank: int, chunk: int) -> range:

@@ -8,14 +8,15 @@ import pytest
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config
+from megatron_qwen3.planner import moments
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import (
     Device,
     memory_fault,
     nearest_layout,
-    teacher_bytes,
 )
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.moments import teacher_bytes
 from tests import dialog_sets
 
 H100 = Device("a H100", 80e9, is_gpu=True)
@@ -126,3 +127,59 @@ def test_a_teacher_in_memory_takes_its_weights_and_targets_of_what_there_is(tmp_
     assert not memory_fault(alone, 8, fits)
     assert "teacher 16.4" in memory_fault(whole, 8, fits)
     assert not memory_fault(whole, 8, fits._replace(bytes=fits.bytes + weights + rows))
+
+
+def rl_config(*overrides, preset="qwen3-8b"):
+    asked = ["run.mode=rl", "rollouts.tasks=[{name='a', path='gym:chain_sum'}]"]
+    return config_of(*asked, "parallel.tensor=2", *overrides, preset=preset)
+
+
+def test_a_reference_takes_its_weights_in_the_policys_layout():
+    alone, with_one = rl_config(), rl_config("rl.kl.coefficient=0.01")
+    halves = 2 * 8.19e9 / 2
+    _, without = moments.fullest(alone, Job.of(alone, 8), 8, is_gpu=True)
+    _, parts = moments.fullest(with_one, Job.of(with_one, 8), 8, is_gpu=True)
+    assert without["reference"] == 0
+    assert parts["reference"] == pytest.approx(halves, rel=0.01)
+    device = Device("a GPU", sum(parts.values()) - halves / 2, is_gpu=True)
+    assert not memory_fault(alone, 8, device)
+    assert "reference 8.19" in memory_fault(with_one, 8, device)
+
+
+def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
+    """8e9's caches: 36 layers, 8 groups of 128 keys and values in bf16, halved by tensor = 2."""
+    few, many = rl_config("rollouts.rows=1"), rl_config("rollouts.rows=64")
+    place = 36 * 2 * 8 * 128 * 2 / 2
+    _, updating = moments.fullest(few, Job.of(few, 8), 8, is_gpu=True)
+    _, sampling = moments.fullest(many, Job.of(many, 8), 8, is_gpu=True)
+    assert updating["activations"] and "caches" not in updating
+    assert not sampling["activations"] and not sampling["logits"]
+    assert sampling["caches"] == pytest.approx(64 * 4096 * place, rel=0.02)
+    for name in ("weights", "gradients", "optimizer"):
+        assert sampling[name] == updating[name] > 0
+    between = (sum(updating.values()) + sum(sampling.values())) / 2
+    device = Device("a GPU", between, is_gpu=True)
+    assert not memory_fault(few, 8, device)
+    text = memory_fault(many, 8, device)
+    assert text.index("caches") < text.index("weights")
+
+
+def test_more_answers_than_a_batch_has_are_not_counted():
+    config = rl_config("rollouts.rows=64", "rollouts.prompts=2", "rollouts.samples=8")
+    job = Job.of(config, 8)
+    assert moments.rows_at_once(job, config.rollouts) == 4  # 16 over 4 data ranks
+
+
+def test_the_nearest_layout_of_rl_has_room_for_its_rollouts():
+    config = rl_config("rollouts.rows=64", "parallel.tensor=1")
+    text = memory_fault(config, 8, H100)
+    changes = nearest_layout(config, 8, H100)
+    assert changes and " ".join(changes) in text
+    other = rl_config("rollouts.rows=64", "parallel.tensor=1", *changes)
+    _, parts = moments.fullest(other, Job.of(other, 8), 8, is_gpu=True)
+    assert sum(parts.values()) <= H100.bytes
+
+
+def test_where_no_layout_has_room_for_rollouts_fewer_rows_are_named():
+    config = rl_config("data.sequence_length=32768", "rollouts.rows=512", "rollouts.samples=512")
+    assert "fewer rollouts.rows" in memory_fault(config, 2, Device("a GPU", 60e9, is_gpu=True))
