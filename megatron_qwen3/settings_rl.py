@@ -21,23 +21,33 @@ class AdvantageConfig:
     )
     scale: str = setting(
         "group",
-        "what divides: the standard deviation of the group, of the batch, or nothing",
-        choices=("group", "batch", "none"),
+        "what divides: the standard deviation of the group's rewards, of the batch's, or nothing; "
+        "or advantages are whitened over the batch's answers, or over their tokens",
+        choices=("group", "batch", "whiten", "whiten_tokens", "none"),
     )
     deviation: str = setting(
         "unbiased", "divides by samples - 1, or by samples", choices=("unbiased", "biased")
     )
-    epsilon: float = setting(1e-6, "added to the standard deviation", at_least=0)
+    epsilon: float = setting(
+        1e-6,
+        "added to the standard deviation; its square to the variance over tokens",
+        at_least=0,
+    )
     zero_below: float = setting(
         1e-6, "standard deviation of a group below which its advantages are 0", at_least=0
     )
     lone: str = setting(
-        "zero", "advantage of a group of one: 0, or its reward", choices=("zero", "reward")
+        "zero",
+        "advantage of a group of one: 0, or its reward over 1 + epsilon",
+        choices=("zero", "reward"),
     )
     parts: str = setting(
         "sum",
         "several rewards: their weighted sum is normalised, or each one before it (GDPO)",
         choices=("sum", "each"),
+    )
+    reward_limit: float = setting(
+        0.0, "rewards beyond it, below or above 0, are cut to it; 0 is no limit", at_least=0
     )
 
 
@@ -56,7 +66,7 @@ class PolicyLossConfig:
         "ppo limits the objective, cispo the weight of each token's gradient",
         choices=("ppo", "cispo"),
     )
-    clip_low: float = setting(0.2, "ratios are clipped to 1 - clip_low", at_least=0)
+    clip_low: float = setting(0.2, "ratios are clipped to 1 - clip_low", at_least=0, at_most=1)
     clip_high: float = setting(0.2, "and to 1 + clip_high", at_least=0)
     dual_clip: float = setting(
         3.0, "most that a negative advantage is multiplied by; 0 is no limit", at_least=0
@@ -72,6 +82,11 @@ class PolicyLossConfig:
     length: int = setting(
         0, "tokens that mean = constant divides by; 0 is rollouts.max_new_tokens", at_least=0
     )
+    masked: str = setting(
+        "left_out",
+        "sequences of which no token is trained, in means over sequences",
+        choices=("left_out", "counted"),
+    )
     importance: str = setting(
         "truncate",
         "weights of trainer over sampler: none, limited, or 0 outside of the band; of tokens or of "
@@ -80,6 +95,37 @@ class PolicyLossConfig:
     )
     importance_low: float = setting(0.5, "least weight of a band", at_least=0)
     importance_high: float = setting(2.0, "largest weight", above=0)
+    rejection: str = setting(
+        "none",
+        "tokens or whole sequences are not trained where trainer and sampler differ by more, by "
+        "an estimator of their divergence: of tokens, or its sum, mean or largest in a sequence",
+        choices=(
+            "none",
+            "token_k1",
+            "token_k2",
+            "token_k3",
+            "seq_sum_k1",
+            "seq_sum_k2",
+            "seq_sum_k3",
+            "seq_mean_k1",
+            "seq_mean_k2",
+            "seq_mean_k3",
+            "seq_max_k2",
+            "seq_max_k3",
+        ),
+    )
+    rejection_limit: float = setting(
+        2.0,
+        "that rejection allows: of k1 a factor u of probabilities, which lie between 1/u and u; of "
+        "k2 and k3 nats",
+        above=0,
+    )
+    stale_limit: float = setting(
+        0.0,
+        "nats per token by which a sequence of negative advantage may have become less probable "
+        "since it was sampled, or its loss is 0; 0 is no limit",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +138,9 @@ class KlConfig:
     )
     place: str = setting("loss", "where it counts", choices=("loss", "reward"))
     limit: float = setting(
-        0.0, "log-ratios to the reference are clamped to it; 0 is no limit", at_least=0
+        20.0, "log-ratios of k3 are clamped to it, without gradient; 0 is no limit", at_least=0
     )
+    most: float = setting(10.0, "and k3 itself, without gradient beyond; 0 is no limit", at_least=0)
     weigh_by_ratio: bool = setting(
         False, "multiply the estimator by the ratio of now and before the update"
     )
@@ -106,11 +153,13 @@ class KlConfig:
 class EntropyConfig:
     """Entropy of the policy over the whole vocabulary, in nats per token."""
 
-    coefficient: float = setting(0.0, "of the entropy in the objective, to begin with", at_least=0)
+    coefficient: float = setting(
+        0.0, "of the entropy's mean over tokens in the objective, to begin with", at_least=0
+    )
     low: float = setting(0.0, "below it the coefficient rises; 0 has no band", at_least=0)
     high: float = setting(0.0, "above it the coefficient falls; 0 has no upper end", at_least=0)
     change: float = setting(0.0, "of the coefficient in an update outside of the band", at_least=0)
-    most: float = setting(0.01, "largest coefficient", at_least=0)
+    most: float = setting(0.01, "largest coefficient of a band", at_least=0)
 
 
 @dataclass(frozen=True)

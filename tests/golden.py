@@ -23,7 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 IFEVAL = tuple(kind for kind in KINDS if kind.startswith("ifeval/"))
 # The kinds that tests read, by file. Whoever adds a test of a kind adds it here.
 TESTED = {
-    "rl_losses.json": {"sft", "reward_model", "topk_forward_kl", "gkd_jsd"},
+    "rl_losses.json": {
+        *("sft", "reward_model", "topk_forward_kl", "gkd_jsd", "token_logprob_entropy"),
+        *("group_advantage", "group_advantage_ragged", "group_advantage_multi_reward"),
+        *("rloo_kl_in_reward", "policy_clip", "policy_gspo", "policy_cispo"),
+        *("policy_extreme_ratio", "policy_on_policy", "policy_micro_batches"),
+        *("policy_rloo_sequence", "policy_trl_kl_bias_corrected", "policy_trl_opsm"),
+        *("policy_trl_entropy_bonus", "policy_trl_vllm_is", "policy_trl_tool_mask"),
+        *("policy_trl_num_items", "opd_policy_gradient", "kl_estimators", "tis_weights"),
+        *("rollout_rejection", "soft_overlong", "repetition_penalty"),
+    },
     "verifiers.json": {"math", "think_format", "countdown", *IFEVAL},
 }
 

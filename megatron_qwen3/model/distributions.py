@@ -13,20 +13,20 @@ from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.outputs import NUMBER, Head, Labelled, Outputs
 
 
-def _log_probs_and_entropy(logits: Logits, batch: Labelled) -> Outputs:
-    scores = logits.scores(batch.labels_BS.t(), with_entropy=True)
-    assert scores.entropy is not None
-    return {
-        "log_prob": scores.log_p.t(),
-        "log_z": scores.log_z.t(),
-        "entropy": scores.entropy.t(),
-    }
+def log_probs_and_entropy(temperature: float = 1.0) -> Head:
+    """As `log_probs`, and -Σ p log p over the vocabulary, in nats, of logits divided by the
+    temperature: the policy that tokens are sampled from."""
 
+    def compute(logits: Logits, batch: Labelled) -> Outputs:
+        scores = logits.tempered(temperature).scores(batch.labels_BS.t(), with_entropy=True)
+        assert scores.entropy is not None
+        return {
+            "log_prob": scores.log_p.t(),
+            "log_z": scores.log_z.t(),
+            "entropy": scores.entropy.t(),
+        }
 
-log_probs_and_entropy = Head(
-    _log_probs_and_entropy, {"log_prob": NUMBER, "log_z": NUMBER, "entropy": NUMBER}
-)
-"""As `log_probs`, and -Σ p log p over the vocabulary, in nats."""
+    return Head(compute, dict.fromkeys(("log_prob", "log_z", "entropy"), NUMBER))
 
 
 def top_k(k: int, temperature: float = 1.0) -> Head:

@@ -32,7 +32,12 @@ def scored(*settings):
     config = tiny("model.preset=tiny-moe", *settings)
     model = Model(config, start(config))
     mine = list(batch().split(ROWS // model.layout.data))[model.data_rank]
-    heads = {"plain": log_probs, "entropy": log_probs_and_entropy, "k": top_k(K), "ids": at_ids(K)}
+    heads = {
+        "plain": log_probs,
+        "entropy": log_probs_and_entropy(),
+        "k": top_k(K),
+        "ids": at_ids(K),
+    }
     outputs = {name: model.score(mine, head) for name, head in heads.items()}
     for name, head in heads.items():
         empty = head.empty(mine.rows, POSITIONS, model.device)

@@ -1,0 +1,97 @@
+"""What settings of reinforcement learning must keep: one line per fault, as `validate.py` says."""
+
+from collections.abc import Iterator
+
+from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_rl import EntropyConfig, KlConfig, PolicyLossConfig, RlConfig
+
+
+def faults(config: Config) -> Iterator[str]:
+    """Faults of the tables of run.mode = "rl"."""
+    if config.run.mode != "rl":
+        return
+    yield from _advantage_faults(config.rl)
+    yield from _loss_faults(config.rl.loss)
+    yield from _kl_faults(config.rl.kl)
+    yield from _entropy_faults(config.rl.entropy)
+
+
+def _advantage_faults(settings: RlConfig) -> Iterator[str]:
+    if settings.advantage.parts == "each" and settings.advantage.reward_limit:
+        yield (
+            f"rl.advantage.reward_limit = {settings.advantage.reward_limit} cuts the sum of "
+            'rewards, which rl.advantage.parts = "each" does not make; leave one out'
+        )
+    if settings.advantage.parts == "each" and settings.kl.place == "reward":
+        yield (
+            'rl.kl.place = "reward" takes the divergence off the sum of rewards, which '
+            'rl.advantage.parts = "each" does not make; set rl.kl.place = "loss"'
+        )
+
+
+def _loss_faults(loss: PolicyLossConfig) -> Iterator[str]:
+    if loss.length and loss.mean != "constant":
+        yield (
+            f'rl.loss.length = {loss.length} goes with rl.loss.mean = "constant", not '
+            f'"{loss.mean}"; leave it out'
+        )
+    if loss.importance.endswith("mask") and loss.importance_low > loss.importance_high:
+        yield (
+            f"rl.loss.importance_low = {loss.importance_low} exceeds importance_high = "
+            f"{loss.importance_high}: no token would be trained"
+        )
+    if loss.clip == "ppo" and 0 < loss.dual_clip <= 1 + loss.clip_high:
+        yield (
+            f"rl.loss.dual_clip = {loss.dual_clip} is within 1 + clip_high = "
+            f"{1 + loss.clip_high:g}; valid: above it, or 0 for none"
+        )
+    if loss.rejection.endswith("k1") and loss.rejection_limit <= 1:
+        yield (
+            f"rl.loss.rejection_limit = {loss.rejection_limit} with rejection = "
+            f'"{loss.rejection}" keeps nothing between 1/u and u; valid: above 1'
+        )
+
+
+def _kl_faults(kl: KlConfig) -> Iterator[str]:
+    if not kl.coefficient:
+        for name, value in (("reference", kl.reference), ("weigh_by_ratio", kl.weigh_by_ratio)):
+            if value:
+                yield (
+                    f"rl.kl.{name} = {value} has no effect with rl.kl.coefficient = 0; set the "
+                    "coefficient, or leave it out"
+                )
+        return
+    if kl.place == "loss" and kl.estimator == "k1":
+        yield (
+            'rl.kl.estimator = "k1" with rl.kl.place = "loss": the reference is not in its '
+            'derivative; valid: k2, k3, abs, k1+, k3+, or rl.kl.place = "reward"'
+        )
+    if kl.place == "reward" and kl.weigh_by_ratio:
+        yield (
+            'rl.kl.weigh_by_ratio = true with rl.kl.place = "reward": there is no ratio before '
+            'the update; leave it out, or set rl.kl.place = "loss"'
+        )
+
+
+def _entropy_faults(entropy: EntropyConfig) -> Iterator[str]:
+    if entropy.high and entropy.high < entropy.low:
+        yield (
+            f"rl.entropy.high = {entropy.high} is below rl.entropy.low = {entropy.low}; valid: "
+            "at least as much, or 0 for no upper end"
+        )
+    has_band = bool(entropy.low or entropy.high)
+    if has_band and not entropy.change:
+        yield (
+            f"rl.entropy.low = {entropy.low} and high = {entropy.high} change nothing with "
+            "rl.entropy.change = 0; set it, 0.001 for example"
+        )
+    if entropy.change and not has_band:
+        yield (
+            f"rl.entropy.change = {entropy.change} needs a band: set rl.entropy.low or "
+            "rl.entropy.high"
+        )
+    if has_band and entropy.coefficient > entropy.most:
+        yield (
+            f"rl.entropy.coefficient = {entropy.coefficient} exceeds rl.entropy.most = "
+            f"{entropy.most}; raise one, or lower the other"
+        )
