@@ -3,9 +3,11 @@
     {"id": "a1", "messages": [{"role": "user", "content": "…"}], "domain": "math", "source": "…",
      "verifier": {"kind": "math", "gold": "42"}}
 
-The last message is a user's. Besides, a line may have `tools`, and `checklist`: what a good answer
-does, a list of sentences. Without an `id` a query is named by its file and line; without a `source`
-by its domain, without that by its file. A line that is none of this is a Problem; the rest goes on.
+The last message is a user's. Besides, a line may have `tools`; `checklist`: what a good answer does,
+a list of sentences; and what reinforcement learning reads: `gold`, a right answer as text; `tests`
+of code, in place of a verifier; `language`; and `rewards`, weights of parts. Without an `id` a query
+is named by its file and line; without a `source` by its domain, without that by its file. A line
+that is none of this is a Problem; the rest goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,15 @@ from megatron_qwen3.chat_check import ChatError, check
 from megatron_qwen3.config import ConfigError
 
 _LONGEST_LINE_BYTES = 1 << 24
-_KINDS: dict[str, type] = {"id": str, "domain": str, "source": str, "verifier": dict}
+_KINDS: dict[str, type] = {
+    "id": str,
+    "domain": str,
+    "source": str,
+    "gold": str,
+    "language": str,
+    "verifier": dict,
+    "rewards": dict,
+}
 _LONGEST = {"id": 200, "domain": LONGEST_LABEL, "source": LONGEST_LABEL}  # characters
 
 
@@ -39,6 +49,9 @@ class Query:
     verifier: Mapping[str, Any] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     checklist: tuple[str, ...] = ()
+    gold: str = ""
+    language: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -117,20 +130,26 @@ def _of_line(path: Path, number: int, line: bytes) -> Query | Problem:
         json.dumps(row, ensure_ascii=False).encode()  # JSON can write half of a surrogate pair
     except (ValueError, RecursionError) as error:
         return problem("not JSON", f"{type(error).__name__}: {error}"[:200])
-    if isinstance(row, dict) and type(row.get("id")) is int:
-        row["id"] = str(row["id"])
+    if isinstance(row, dict):
+        row |= {name: str(row[name]) for name in ("id", "gold") if type(row.get(name)) is int}
     if fault := _fault(row):
         return problem("not a query", fault)
     domain = row.get("domain") or ""
+    verifier = row.get("verifier")
+    if verifier is None and row.get("tests"):
+        verifier = {"kind": "code", "tests": row["tests"]}
     return Query(
         row.get("id") or f"{path.name}:{number}",
         tuple(row["messages"]),
         f"{path}:{number}",
         domain,
         row.get("source") or domain or path.name.partition(".")[0][:LONGEST_LABEL],
-        row.get("verifier"),
+        verifier,
         tuple(row.get("tools") or ()),
         tuple(row.get("checklist") or ()),
+        row.get("gold") or "",
+        row.get("language") or "",
+        row.get("rewards") or {},
     )
 
 
@@ -141,7 +160,7 @@ def _fault(row: Any) -> str:
     for name, kind in _KINDS.items():
         if not isinstance(row.get(name), kind | None):
             return f"{name} = {row[name]!r:.80}; valid: {'text' if kind is str else 'an object'}"
-        if kind is str and len(row.get(name) or "") > _LONGEST[name]:
+        if name in _LONGEST and len(row.get(name) or "") > _LONGEST[name]:
             return f"{name} has more than {_LONGEST[name]} characters"
     for name, kind in (("tools", dict), ("checklist", str)):
         value = row.get(name) or []

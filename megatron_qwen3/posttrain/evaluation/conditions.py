@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_qwen3.chat import thinks
-from megatron_qwen3.posttrain.evaluation.tasks import Task
+from megatron_qwen3.posttrain.evaluation.task import Task
 
 THINKING, NOT_THINKING = "thinking", "non-thinking"
 MODES = (THINKING, NOT_THINKING)

@@ -30,7 +30,8 @@ from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.evaluation import budgets, conditions, estimates
 from megatron_qwen3.posttrain.evaluation.conditions import MODES, Condition, FlaggedDialog
-from megatron_qwen3.posttrain.evaluation.tasks import ALL, Task
+from megatron_qwen3.posttrain.evaluation.task import Task
+from megatron_qwen3.posttrain.evaluation.tasks import ALL
 from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
 from megatron_qwen3.posttrain.verifiers import verdict
 from megatron_qwen3.posttrain.verifiers.judging import Judges

@@ -1,41 +1,50 @@
-"""What a model is asked: the user's JSON lines with verifiers, and generators of reasoning-gym.
+"""What a model is asked: the user's JSON lines with verifiers, and generators.
 
-    tasks, problems = read(["math.jsonl", "gym:chain_sum,size=50,seed=1,min_terms=3"])
+    tasks, problems = read(["math.jsonl", "gym:chain_sum,size=50,seed=1,min_terms=3", "own:code"])
 
-A line is a query (posttrain/building/queries.py) with a verifier. After `gym:` stand a generator's
-name and its settings; `size` tasks are made from `seed` (50 and 0). The set that a task belongs to
-is its file's name or `gym:NAME`; results are told for each.
+A line is a query (posttrain/building/queries.py) with a verifier. After `gym:` stand the name of a
+generator of reasoning-gym and its settings; `size` tasks are made from `seed` (50 and 0). After
+`own:` stands a kind of the project's own (posttrain/rewards/tasks) with the same two settings. The
+set that a task belongs to is its file's name, `gym:NAME` or `own:KIND`; results are told for each.
+Tasks that only a judge can score are left out here.
+
+    source = open_source("own:code,seed=3")       # for training: source.size is None, without an end
+    source.task(10_000_000)
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building import queries
-from megatron_qwen3.posttrain.building.queries import Problem
+from megatron_qwen3.posttrain.building.queries import Problem, Query
+from megatron_qwen3.posttrain.evaluation.task import Task
+from megatron_qwen3.posttrain.rewards import weights
+from megatron_qwen3.posttrain.rewards.tasks import kinds
 from megatron_qwen3.posttrain.verifiers import check_spec, gym
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
-GYM = "gym:"
+GYM, OWN = "gym:", "own:"
 ALL = "all"  # what results of every set together are called
-_ASKED = "\n\nGive the final answer, and nothing else, between <answer> and </answer>."
+_SIZE = 50  # tasks of a generator, where as many as there are would have no end
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task. set: the file or generator that it comes from."""
+class TaskSource(Protocol):
+    """Tasks by number. size: how many there are; None where they have no end."""
 
-    id: str
-    messages: tuple[Mapping[str, Any], ...]
-    verifier: Mapping[str, Any]
-    set: str
-    tools: tuple[Mapping[str, Any], ...] = ()
+    name: str
+    size: int | None
+
+    def task(self, number: int) -> Task:
+        """Task `number`, from 0: always the same one. IndexError beyond the last."""
+        ...
 
 
 def read(
@@ -53,7 +62,7 @@ def read(
     problems: list[Problem] = []
     sets: dict[str, str] = {}
     for name in names:
-        found, faults = (_generated(name), []) if name.startswith(GYM) else _of_file(name)
+        found, faults = _found(name)
         if stop_at_problem and faults:
             raise ConfigError(f"{faults[0].file}:{faults[0].line}: {faults[0].detail}")
         problems += faults
@@ -68,35 +77,137 @@ def read(
     return tasks, problems
 
 
-def _of_file(name: str) -> tuple[list[Task], list[Problem]]:
-    """The lines with a verifier that is one."""
+def open_source(path: str, name: str = "") -> TaskSource:
+    """The tasks of a file, `gym:NAME,…` or `own:KIND,…`, which have no end without `size`.
+
+    name: the set that its tasks belong to; "" is the file's or generator's own. ConfigError where
+    there is no such source, a setting of it is wrong, or a line of a file is no task.
+    """
+    if path.startswith(OWN):
+        kind, settings, size, seed = _asked_of(path, OWN, None)
+        return _Generated(name or OWN + kind, size, _own(path, kind, seed, settings))
+    if path.startswith(GYM):
+        dataset, settings, size, seed = _asked_of(path, GYM, None)
+        made = partial(kinds.gym_task, dataset, settings, seed)
+        if size is not None:
+            return _Listed(name or GYM + dataset, tuple(_generated(path)))
+        _checked(path, lambda: made(0))
+        return _Generated(name or GYM + dataset, None, made)
+    tasks, problems = _of_file(path, needs_verifier=False)
+    if problems:
+        first = problems[0]
+        raise ConfigError(f"{first.file}:{first.line}: {first.kind}: {first.detail}")
+    if not tasks:
+        raise ConfigError(f"{path}: not one task in it")
+    return _Listed(name or Path(path).name, tuple(tasks))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.tasks)
+
+    def task(self, number: int) -> Task:
+        if not 0 <= number < len(self.tasks):
+            raise IndexError(f"{self.name}: task {number} of {len(self.tasks)}")
+        return replace(self.tasks[number], set=self.name)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    name: str
+    size: int | None
+    make: Callable[[int], Task]
+
+    def task(self, number: int) -> Task:
+        if number < 0 or (self.size is not None and number >= self.size):
+            raise IndexError(f"{self.name}: task {number} of {self.size}")
+        return replace(self.make(number), set=self.name)
+
+
+def _found(name: str) -> tuple[list[Task], list[Problem]]:
+    if name.startswith(GYM):
+        return _generated(name), []
+    if name.startswith(OWN):
+        kind, settings, size, seed = _asked_of(name, OWN, _SIZE)
+        made = map(_own(name, kind, seed, settings), range(size or _SIZE))
+        return [task for task in made if task.verifier], []
+    return _of_file(name)
+
+
+def _own(name: str, kind: str, seed: int, settings: Mapping[str, Any]) -> Callable[[int], Task]:
+    """Task n of a kind of the project's own."""
+    if settings:
+        raise ConfigError(f"--tasks {name}: {next(iter(settings))!r:.60}; valid: size, seed")
+    kinds.check_kind(kind)
+    _checked(name, lambda: kinds.task(kind, seed, 0))
+    return partial(kinds.task, kind, seed)
+
+
+def _checked(name: str, make: Callable[[], Task]) -> None:
+    """ConfigError where a generator makes nothing, or a verifier that judges nothing."""
+    try:
+        task = make()
+        if task.verifier:
+            check_spec(task.verifier)
+    except CannotJudge as error:
+        raise ConfigError(f"--tasks {name}: {error}") from None
+
+
+def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[Problem]]:
+    """The lines with a verifier that is one, or with something for a judge where that will do."""
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"--tasks {name}: no such file; valid: a file of JSON lines, or {GYM}NAME"
+            f"--tasks {name}: no such file; valid: a file of JSON lines, {GYM}NAME or {OWN}KIND"
         )
     found, problems = queries.read([path], False)
     tasks = []
     for query in found:
         file, _, line = query.place.rpartition(":")
         try:
-            if query.verifier is None:
-                raise ConfigError("no verifier")
-            check_spec(query.verifier)
+            _check(query, needs_verifier)
         except ConfigError as error:
             problems.append(Problem(file, int(line), "verifier", str(error)))
             continue
-        tasks.append(Task(query.id, query.messages, query.verifier, path.name, query.tools))
+        tasks.append(_task(query, path.name))
     return tasks, problems
+
+
+def _check(query: Query, needs_verifier: bool) -> None:
+    if query.verifier is not None:
+        check_spec(query.verifier)
+    elif needs_verifier:
+        raise ConfigError("no verifier")
+    elif not (query.gold or query.checklist):
+        raise ConfigError("no verifier, no tests, and neither gold nor checklist for a judge")
+    weights.check(query.rewards)
+
+
+def _task(query: Query, name: str) -> Task:
+    return Task(
+        query.id,
+        query.messages,
+        query.verifier or {},
+        name,
+        query.tools,
+        query.gold,
+        query.checklist,
+        query.domain,
+        query.source,
+        query.language,
+        query.rewards,
+    )
 
 
 def _generated(name: str) -> list[Task]:
     """The tasks that `gym:NAME,size=…,seed=…,SETTING=…` asks for."""
-    dataset, *given = name.removeprefix(GYM).split(",")
-    settings = dict(_setting(name, one) for one in _joined(given))
-    size, seed = settings.pop("size", 50), settings.pop("seed", 0)
-    if type(size) is not int or type(seed) is not int or size < 1:
-        raise ConfigError(f"--tasks {name}: size and seed are whole numbers, size at least 1")
+    dataset, settings, size, seed = _asked_of(name, GYM, _SIZE)
+    size = size or _SIZE
     spec = {"kind": "reasoning_gym", "dataset": dataset, "seed": seed, "size": size}
     spec |= {"settings": settings} if settings else {}
     try:
@@ -107,12 +218,24 @@ def _generated(name: str) -> list[Task]:
     return [
         Task(
             f"{dataset}-{seed}-{index}",
-            ({"role": "user", "content": text + _ASKED},),
+            ({"role": "user", "content": text + kinds.ASKED},),
             spec | {"index": index},
             GYM + dataset,
         )
         for index, text in enumerate(texts)
     ]
+
+
+def _asked_of(
+    name: str, prefix: str, size: int | None
+) -> tuple[str, dict[str, Any], int | None, int]:
+    """(name, settings, size, seed) of `gym:NAME,…` and the like; size: where none is given."""
+    generator, *given = name.removeprefix(prefix).split(",")
+    settings = dict(_setting(name, one) for one in _joined(given))
+    size, seed = settings.pop("size", size), settings.pop("seed", 0)
+    if type(seed) is not int or (size is not None and (type(size) is not int or size < 1)):
+        raise ConfigError(f"--tasks {name}: size and seed are whole numbers, size at least 1")
+    return generator, settings, size, seed
 
 
 def _joined(given: Iterable[str]) -> list[str]:

@@ -1,0 +1,64 @@
+"""What a generator of tasks makes, and what all of them draw from.
+
+    def countdown(draw: Draw) -> Made: ...
+
+A generator is a function of a `Draw` alone, a random number generator that knows a few languages:
+the same draw is the same task, on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from megatron_qwen3.chat import END_TOOL_CALL, TOOL_CALL
+
+ENGLISH, GERMAN, FRENCH, SPANISH, CHINESE = "en", "de", "fr", "es", "zh"
+LANGUAGES = (ENGLISH, GERMAN, FRENCH, SPANISH, CHINESE)
+_AS_TAGGED = {
+    ENGLISH: "Give the final answer, and nothing else, between <answer> and </answer>.",
+    GERMAN: "Schreibe die endgültige Antwort, und nichts sonst, zwischen <answer> und </answer>.",
+    FRENCH: "Donne la réponse finale, et rien d'autre, entre <answer> et </answer>.",
+    SPANISH: "Da la respuesta final, y nada más, entre <answer> y </answer>.",
+    CHINESE: "请把最终答案写在 <answer> 和 </answer> 之间，不要写其他内容。",
+}
+
+
+class Made(NamedTuple):
+    """A task without its number. text: what the user says; gold: a right answer, as a model would
+    write it, "" where only a judge can say; system: of a role that the model plays."""
+
+    text: str
+    verifier: Mapping[str, Any] = {}
+    gold: str = ""
+    language: str = ENGLISH
+    tools: tuple[Mapping[str, Any], ...] = ()
+    checklist: tuple[str, ...] = ()
+    system: str = ""
+
+
+class Draw(random.Random):
+    """Random choices of one task, by its kind, seed and number."""
+
+    def __init__(self, kind: str, seed: int, number: int) -> None:
+        super().__init__(f"{kind}/{seed}/{number}")  # by SHA-512, alike on every machine
+
+    def wording(self, by_language: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+        """(language, one of its wordings): half of them English."""
+        others = [name for name in by_language if name != ENGLISH]
+        is_english = not others or (ENGLISH in by_language and self.random() < 0.5)
+        language = ENGLISH if is_english else self.choice(others)
+        return language, self.choice(list(by_language[language]))
+
+
+def tagged(language: str) -> str:
+    """How an answer is asked for between tags, which only its last part is in."""
+    return f"\n\n{_AS_TAGGED[language]}"
+
+
+def as_calls(calls: Sequence[Mapping[str, Any]]) -> str:
+    """Calls of tools as Qwen3 writes them; arguments as JSON."""
+    lines = (json.dumps(dict(call), ensure_ascii=False) for call in calls)
+    return "\n".join(f"{TOOL_CALL}\n{line}\n{END_TOOL_CALL}" for line in lines)
