@@ -14,6 +14,7 @@ setup(
             "pages/*.html",
             "pages/page.css",
             "planner/*.toml",
+            "posttrain/rewards/judge_prompt.txt",
             "planner/hardware/*.toml",
         ],
         "data_prep": ["languages.csv", "language_profiles.npz"],

@@ -181,9 +181,20 @@ class JudgeConfig:
     """The models that score answers no rule can."""
 
     url: str = setting("", "OpenAI-compatible address of the judge, ending in /v1")
-    name: str = setting("", "model that the judge's address serves")
+    name: str = setting("", "model that the judge's address serves; empty is the only one")
     template: str = setting("", "file of its prompt; empty is the project's")
+    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds its key")
+    concurrency: int = setting(32, "requests that wait for replies at a time", at_least=1)
+    seconds: float = setting(120.0, "that a reply may take", above=0)
+    tries: int = setting(3, "times that a request which failed is sent", at_least=1)
+    replies: int = setting(
+        3, "times that a reply is asked for, before one without a score is left so", at_least=1
+    )
+    max_tokens: int = setting(4096, "of a reply, its thinking included", at_least=1)
     model: str = setting("", "reward model: run folder, checkpoint or Hugging Face folder")
+    tensor: int = setting(1, "ranks that split each matrix of the reward model", at_least=1)
+    pipeline: int = setting(1, "ranks that split its layers", at_least=1)
+    expert: int = setting(1, "ranks that split its experts", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,10 @@ class RlConfig:
     overlong_tokens: int = setting(
         256, "before rollouts.max_new_tokens, in which rewards.overlong falls", at_least=1
     )
+    verify_workers: int = setting(
+        0, "processes that verify answers; 0 is one for each of the first rank's CPUs", at_least=0
+    )
+    verify_seconds: float = setting(30.0, "that verifying an answer may take", above=0)
     repeated: int = setting(40, "tokens of an n-gram that rewards.repetition counts", at_least=2)
     eval_prompts: int = setting(64, "held-out tasks of each source that are asked", at_least=0)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

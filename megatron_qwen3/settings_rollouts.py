@@ -15,7 +15,8 @@ class TaskSourceConfig:
 
     name: str = setting(REQUIRED, "name of the source in logs")
     path: str = setting(
-        REQUIRED, "file of JSON lines of tasks, or a generator, as gym:chain_sum,min_terms=3"
+        REQUIRED,
+        "file of JSON lines of tasks, or a generator, as gym:chain_sum,min_terms=3 or own:code",
     )
     weight: float = setting(1.0, "share of the prompts, relative to the other sources", above=0)
     mode: str = setting(
@@ -24,7 +25,7 @@ class TaskSourceConfig:
         choices=("", "thinking", "non_thinking", "mixed"),
     )
     rewards: tuple[str, ...] = setting(
-        (), "weights in place of [rl.rewards], as verifier=1.0", metavar="NAME=WEIGHT"
+        (), "weights in place of those of [rl.rewards], as verifier=1.0", metavar="NAME=WEIGHT"
     )
 
 

@@ -15,9 +15,7 @@ The word depends on the text that is judged, so that no text can have it in itse
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,11 +25,11 @@ from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Request
+from megatron_qwen3.posttrain.judged import Failed, read, word_of
 
 TRIES = 3
 _MOST_ITEMS, _LONGEST_ITEM = 12, 400  # of a checklist
 _MAX_TOKENS = 4096
-_FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 QUESTIONS = (
     "It asks exactly one question, not several.",
     "It has one definite answer, which can be checked against a reference.",
@@ -82,7 +80,8 @@ class Judge:
         found = {query.id: query.checklist for query in queries if query.checklist}
         left = [query for query in queries if not query.checklist]
         asked = [
-            _Asked(_checklist_prompt(q), _word({"query": q.conversation}), _checklist) for q in left
+            _Asked(_checklist_prompt(q), word_of({"query": q.conversation}), _checklist)
+            for q in left
         ]
         for query, made in zip(left, self._replies(asked, "checklists"), strict=True):
             found[query.id] = () if isinstance(made, Failed) else made
@@ -92,7 +91,9 @@ class Judge:
         self, asked: Sequence[tuple[Mapping[str, str], Sequence[str]]], title: str
     ) -> list[Ruling]:
         prompts = [
-            _Asked(_verdict_prompt(quoted, questions), _word(quoted), _verdicts_of(len(questions)))
+            _Asked(
+                _verdict_prompt(quoted, questions), word_of(quoted), _verdicts_of(len(questions))
+            )
             for quoted, questions in asked
         ]
         return [
@@ -109,7 +110,7 @@ class Judge:
             errors = ask(self._generator, self._log, turn, self._steps, title) if turn else {}
             for place, n in enumerate(left):
                 answers = answers_to(self._generator, self._log, turn[place])
-                found[n] = _read(answers, errors.get(place, ""), asked[n])
+                found[n] = read(answers, errors.get(place, ""), asked[n].word, asked[n].read)
             left = [n for n in left if isinstance(found[n], Failed) and found[n].is_reply]
         self.failures.update(f.reason for f in found if isinstance(f, Failed))
         return found
@@ -121,43 +122,6 @@ class _Asked(NamedTuple):
     prompt: str
     word: str
     read: Callable[[Mapping[str, Any]], Any]
-
-
-class Failed(NamedTuple):
-    """A judge that did not judge; is_reply: it said something, and may say something better."""
-
-    reason: str
-    is_reply: bool = True
-
-
-def _read(answers: Sequence[Answer], error: str, asked: _Asked) -> Any:
-    """A reply as it is meant to be, or why it is none."""
-    if not answers:
-        return Failed(f"no reply: {error}"[:200], is_reply=False)
-    if answers[0].finish != "stop":
-        return Failed("the reply was cut off")
-    content = answers[0].content.strip()
-    if not content:
-        return Failed("the reply is empty")
-    if fenced := _FENCED.match(content):
-        content = fenced.group(1)
-    try:
-        row = json.loads(content, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        return Failed("the reply is no JSON object")
-    if row.get("word") != asked.word:
-        return Failed("the reply does not repeat the word")
-    made = asked.read(row)
-    return Failed("the reply is not of the form asked for") if made is None else made
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that stands there twice nobody knows which is meant."""
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return dict(pairs)
 
 
 def _verdicts_of(size: int) -> Callable[[Mapping[str, Any]], tuple[bool, ...] | None]:
@@ -182,11 +146,6 @@ def _checklist(row: Mapping[str, Any]) -> tuple[str, ...] | None:
     return texts if fits else None
 
 
-def _word(quoted: Mapping[str, str]) -> str:
-    """A word that the quoted texts cannot have in them: it is made of them."""
-    return hashlib.sha256(json.dumps(dict(quoted), sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _quoted(quoted: Mapping[str, str]) -> str:
     return "\n\n".join(
         f"The {name}:\nBEGIN\n{json.dumps(text)}\nEND" for name, text in quoted.items()
@@ -196,10 +155,11 @@ def _quoted(quoted: Mapping[str, str]) -> str:
 def _verdict_prompt(quoted: Mapping[str, str], questions: Sequence[str]) -> str:
     about = "answer to the query" if "answer" in quoted else "query"
     listed = "\n".join(f"{n}. {json.dumps(item)}" for n, item in enumerate(questions, 1))
+    size, word = len(questions), word_of(quoted)
     return (
-        f"{_quoted(quoted)}\n\nSay of the {about} which of these {len(questions)} statements are "
+        f"{_quoted(quoted)}\n\nSay of the {about} which of these {size} statements are "
         f"true, in order; of what you cannot tell say no.\n{listed}\n\nReply with "
-        f'{{"word": "{_word(quoted)}", "verdicts": ["yes" or "no", …]}}, {len(questions)} verdicts.'
+        f'{{"word": "{word}", "verdicts": ["yes" or "no", …]}}, {size} verdicts.'
     )
 
 
@@ -209,7 +169,7 @@ def _checklist_prompt(query: Query) -> str:
         f"{_quoted(quoted)}\n\nWrite a checklist by which answers to this query are to be graded: "
         f"3 to {_MOST_ITEMS} short statements that are true of a good answer and false of a bad "
         "one, each of one thing, about content, form, language and what the query demands.\n\n"
-        f'Reply with {{"word": "{_word(quoted)}", "checklist": ["statement", …]}}.'
+        f'Reply with {{"word": "{word_of(quoted)}", "checklist": ["statement", …]}}.'
     )
 
 

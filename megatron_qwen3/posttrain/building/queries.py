@@ -3,11 +3,11 @@
     {"id": "a1", "messages": [{"role": "user", "content": "…"}], "domain": "math", "source": "…",
      "verifier": {"kind": "math", "gold": "42"}}
 
-The last message is a user's. Besides, a line may have `tools`; `checklist`: what a good answer does,
-a list of sentences; and what reinforcement learning reads: `gold`, a right answer as text; `tests`
-of code, in place of a verifier; `language`; and `rewards`, weights of parts. Without an `id` a query
-is named by its file and line; without a `source` by its domain, without that by its file. A line
-that is none of this is a Problem; the rest goes on.
+The last message is a user's. Besides, a line may have `tools`; `checklist`: what a good answer
+does, a list of sentences; and what reinforcement learning reads: `gold`, a right answer as text;
+`tests` of code, in place of a verifier; `language`; and `rewards`, weights of parts. Without an
+`id` a query is named by its file and line; without a `source` by its domain, without that by its
+file. A line that is none of this is a Problem; the rest goes on.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ generator of reasoning-gym and its settings; `size` tasks are made from `seed` (
 set that a task belongs to is its file's name, `gym:NAME` or `own:KIND`; results are told for each.
 Tasks that only a judge can score are left out here.
 
-    source = open_source("own:code,seed=3")       # for training: source.size is None, without an end
+    source = open_source("own:code,seed=3")       # for training: size None is without an end
     source.task(10_000_000)
 """
 
@@ -39,8 +39,11 @@ _SIZE = 50  # tasks of a generator, where as many as there are would have no end
 class TaskSource(Protocol):
     """Tasks by number. size: how many there are; None where they have no end."""
 
-    name: str
-    size: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
 
     def task(self, number: int) -> Task:
         """Task `number`, from 0: always the same one. IndexError beyond the last."""

@@ -180,6 +180,27 @@ def _is_within(text: str, end: re.Match[str]) -> bool:
     )
 
 
+def cited(answer: str, *, gold: str, sources: list[int], others: list[str] | None = None) -> str:
+    """The answer has `gold` in it, cites as [2] or [1, 3] just these sources, and names none of
+    `others`: who lists all that could be right, or cites every source, has answered nothing."""
+    if not gold.strip():
+        raise CannotJudge("gold is empty")
+    groups = re.findall(r"\[\s*(\d{1,6}(?:\s*[,;]\s*\d{1,6})*)\s*\]", answer)
+    given = {int(number) for group in groups for number in re.findall(r"\d+", group)}
+    if given != set(sources):
+        return f"cites {sorted(given)}; asked: {sorted(set(sources))}"
+    if not _has(gold, answer):
+        return f"without {gold!r:.60}"
+    named = [one for one in others or () if _has(one, answer)]
+    return f"names {named[0]!r:.60}, too" if named else ""
+
+
+def _has(phrase: str, text: str) -> bool:
+    """Whether a phrase stands in a text as whole words, without regard to case."""
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    return bool(re.search(rf"(?<!\w){words}(?!\w)", text, re.I))
+
+
 def language(answer: str, *, language: str) -> str:
     """The answer is in a language, named by ISO 639 or as in data_prep's languages.csv."""
     wanted = code_of(language)

@@ -1,4 +1,4 @@
-"""Verifiers of form: JSON that a schema describes, and the block of thinking.
+"""Verifiers of form: JSON that a schema describes, calls of tools, and the block of thinking.
 
 Each gives "" where the text is right, else the reason why it is wrong.
 """
@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any, Literal, NoReturn
 
-from megatron_qwen3.chat import END_THINK, THINK
+from megatron_qwen3.chat import END_THINK, END_TOOL_CALL, THINK, TOOL_CALL
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _FENCE = re.compile(r"```(?:json|JSON)?(?:[ \t]*\r?\n|(?=[ \t{\[\"]))(.*?)\s*```", re.S)
@@ -79,6 +79,31 @@ def _is_equal(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_is_equal, one, other))
     return bool(one == other)
+
+
+def calls(answer: str, *, gold: list[dict[str, Any]]) -> str:
+    """The answer calls these tools with these arguments, {"name", "arguments"} each, in any order,
+    and no other; text may stand around. With an empty list it calls none, and says something.
+    """
+    if any(set(one) != {"name", "arguments"} for one in gold):
+        raise CannotJudge("gold: each call has a name and arguments, and nothing else")
+    parts = re.findall(rf"{TOOL_CALL}(.*?){END_TOOL_CALL}", answer, re.S)
+    if not answer.strip():
+        return "the answer is empty"
+    if not answer.count(TOOL_CALL) == answer.count(END_TOOL_CALL) == len(parts):
+        return "a call is not closed, or stands within another"
+    try:
+        left = [read_json(part) for part in parts]
+    except (ValueError, RecursionError) as error:
+        return f"a call is no JSON: {error}"[:200]
+    if len(left) != len(gold):
+        return f"{len(left)} calls; asked: {len(gold)}"
+    for wanted in gold:
+        found = next((n for n, call in enumerate(left) if _is_equal(call, wanted)), None)
+        if found is None:
+            return f"without the call {json.dumps(wanted, ensure_ascii=False)}"[:200]
+        del left[found]
+    return ""
 
 
 def think_format(text: str, *, mode: Literal["think", "no_think"]) -> str:

@@ -134,12 +134,13 @@ def calls(draw: Draw) -> Made:
     """One or two calls with 2 to 4 tools to choose from; one task in eight needs none of them."""
     tools = draw.sample(_TOOLS, draw.randint(2, 4))
     if draw.random() < 1 / 8:
-        said = draw.choice(("Thank you, that was all.", "Good morning! How are you?"))
-        return Made(said, {"kind": "calls", "gold": []}, "You are welcome.", tools=_shown(tools))
+        polite = draw.choice(("Thank you, that was all.", "Good morning! How are you?"))
+        return Made(polite, {"kind": "calls", "gold": []}, "You are welcome.", tools=_shown(tools))
     used = [one for one in tools if draw.random() < 0.4 or one is tools[0]][:2]
     common = set.intersection(*(set(one.said) for one in used))
     language, _ = draw.wording({name: ("",) for name in tools[0].said if name in common})
-    gold, said = [], []
+    gold: list[dict[str, Any]] = []
+    said: list[str] = []
     for one in used:
         arguments = one.arguments(draw)
         written = {name: _written(value) for name, value in arguments.items()}

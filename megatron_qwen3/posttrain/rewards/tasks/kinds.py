@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from data_prep.languages import code_of
@@ -29,11 +28,13 @@ from megatron_qwen3.posttrain.rewards.tasks import (
 )
 from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, Draw, Made, tagged
 from megatron_qwen3.posttrain.verifiers import gym
+from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 from megatron_qwen3.toml import did_you_mean
 
 OWN = "own:"
 ASKED = tagged(ENGLISH)  # how an answer to reasoning-gym's questions is asked for
 _BLOCK = 256  # tasks of one generator of reasoning-gym, which draws task k from (its seed + k)
+_ATTEMPTS = 20  # to make a task
 Generator = Callable[[Draw], Made]
 
 
@@ -151,18 +152,16 @@ def gym_task(dataset: str, settings: Mapping[str, Any], seed: int, number: int) 
     block of tasks has a seed of its own, far from the others. CannotJudge where there is no such
     generator, or no setting of a name.
     """
-    block, index = divmod(number, _BLOCK)
-    drawn = _seed_of(seed, block)
+    gym.check_name(dataset)
+    drawn, entry = _drawn(dataset, settings, seed, number)
     spec = {
         "kind": "reasoning_gym",
         "dataset": dataset,
         "seed": drawn,
         "size": _BLOCK,
-        "index": index,
+        "index": number % _BLOCK,
     }
     spec |= {"settings": dict(settings)} if settings else {}
-    gym.check_name(dataset)
-    entry = gym.task(dataset, drawn, _BLOCK, index, dict(settings))[1]
     answer = entry.get("answer")
     return Task(
         f"{dataset}-{seed}-{number}",
@@ -175,7 +174,28 @@ def gym_task(dataset: str, settings: Mapping[str, Any], seed: int, number: int) 
     )
 
 
-def _seed_of(seed: int, block: int) -> int:
-    """31 bits of both."""
-    digest = hashlib.sha256(f"{seed}/{block}".encode()).digest()
+def _drawn(
+    dataset: str, settings: Mapping[str, Any], seed: int, number: int
+) -> tuple[int, dict[str, Any]]:
+    """(the generator's seed, its entry). Some generators find no task now and then, or one whose
+    answer is an empty text, which nobody can give: those are drawn again, by another seed."""
+    block, index = divmod(number, _BLOCK)
+    for attempt in range(_ATTEMPTS):
+        drawn = _seed_of(seed, block, attempt)
+        try:
+            entry = gym.task(dataset, drawn, _BLOCK, index, dict(settings))[1]
+        except CannotJudge:
+            raise
+        except Exception as error:  # of the generator, in a way of its own
+            found = f"{type(error).__name__}: {error}"
+            continue
+        if entry.get("answer") != "":
+            return drawn, entry
+        found = "its answer is an empty text"
+    raise CannotJudge(f"{dataset} makes no task {number} in {_ATTEMPTS} attempts: {found}")
+
+
+def _seed_of(*numbers: int) -> int:
+    """31 bits of them all."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -67,11 +67,10 @@ def story(draw: Draw) -> Made:
     a, b = draw.randint(2, 9), draw.randint(2, 12)
     if draw.random() < 0.5:
         answer = draw.randint(0, 40)
-        c, wordings = a * b + answer, _SHOP
+        c, (language, wording) = a * b + answer, draw.wording(_SHOP)
     else:
         answer = draw.randint(1, 12)
-        c, wordings = a + b * answer, _SHARE
-    language, wording = draw.wording(wordings)
+        c, (language, wording) = a + b * answer, draw.wording(_SHARE)
     text = wording.format(a=a, b=b, c=c, name=draw.choice(_NAMES))
     gold = f"\\boxed{{{answer}}}"
     return Made(text + _BOXED[language], {"kind": "numeric", "gold": answer}, gold, language)

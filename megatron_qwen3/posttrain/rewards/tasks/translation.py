@@ -12,7 +12,12 @@ from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, FRENCH, GERMAN,
 
 _NAMES = {
     ENGLISH: {ENGLISH: "English", GERMAN: "German", FRENCH: "French", SPANISH: "Spanish"},
-    GERMAN: {ENGLISH: "Englische", GERMAN: "Deutsche", FRENCH: "Französische", SPANISH: "Spanische"},
+    GERMAN: {
+        ENGLISH: "Englische",
+        GERMAN: "Deutsche",
+        FRENCH: "Französische",
+        SPANISH: "Spanische",
+    },
     FRENCH: {ENGLISH: "anglais", GERMAN: "allemand", FRENCH: "français", SPANISH: "espagnol"},
     SPANISH: {ENGLISH: "inglés", GERMAN: "alemán", FRENCH: "francés", SPANISH: "español"},
 }
@@ -53,8 +58,9 @@ _THINGS = (
     _Thing("the apple", "der Apfel", "la pomme", "la manzana", (True, True)),
     _Thing("the hat", "der Hut", "le chapeau", "el sombrero", (False, False)),
 )
+_Colour = tuple[str, str, tuple[str, str], tuple[str, str]]
 # English, German, and the masculine and feminine of French and Spanish.
-_COLOURS = (
+_COLOURS: tuple[_Colour, ...] = (
     ("red", "rot", ("rouge", "rouge"), ("rojo", "roja")),
     ("black", "schwarz", ("noir", "noire"), ("negro", "negra")),
     ("white", "weiß", ("blanc", "blanche"), ("blanco", "blanca")),
@@ -69,9 +75,7 @@ def translation(draw: Draw) -> Made:
     language, wording = draw.wording(_WORDINGS)
     target = draw.choice([name for name in _WORDINGS if name != language])
     count = draw.randint(1, 2)
-    said = [
-        (thing, draw.choice(_COLOURS)) for thing in draw.sample(_THINGS, count)
-    ]
+    said = [(thing, draw.choice(_COLOURS)) for thing in draw.sample(_THINGS, count)]
     given, wanted = (_sentence(said, name) for name in (language, target))
     text = wording.format(target=_NAMES[language][target], sentence=f"{given}.")
     golds = [f"{wanted}.", wanted, wanted.replace("'", "’"), wanted.replace("'", "’") + "."]
@@ -79,7 +83,7 @@ def translation(draw: Draw) -> Made:
     return Made(text, verifier, golds[0], target)
 
 
-def _sentence(said: list[tuple[_Thing, tuple]], language: str) -> str:
+def _sentence(said: list[tuple[_Thing, _Colour]], language: str) -> str:
     parts = [
         f"{getattr(thing, language)} {_IS[language]} {_colour(colour, thing, language)}"
         for thing, colour in said
@@ -88,8 +92,9 @@ def _sentence(said: list[tuple[_Thing, tuple]], language: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _colour(colour: tuple, thing: _Thing, language: str) -> str:
+def _colour(colour: _Colour, thing: _Thing, language: str) -> str:
+    english, german, french, spanish = colour
     if language in (ENGLISH, GERMAN):
-        return str(colour[language == GERMAN])
+        return german if language == GERMAN else english
     is_spanish = language == SPANISH
-    return str(colour[2 + is_spanish][thing.is_feminine[is_spanish]])
+    return (spanish if is_spanish else french)[thing.is_feminine[is_spanish]]

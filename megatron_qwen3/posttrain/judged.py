@@ -1,0 +1,70 @@
+"""Replies of a model that judges, believed only where they are what the prompt asks for.
+
+    word = word_of({"query": query, "answer": answer})       # the reply has to repeat it
+    read(answers, error, word, take)         # what `take` makes of its JSON object, or a Failed
+
+A reply is one JSON object, in a fence of Markdown or without, that repeats the word. The word is
+made of the texts that are judged, so that none of them can have it in itself. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from megatron_qwen3.posttrain.generators import Answer
+
+_FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
+
+
+class Failed(NamedTuple):
+    """A judge that did not judge; is_reply: it said something, and may say something better."""
+
+    reason: str
+    is_reply: bool = True
+
+
+def word_of(quoted: Mapping[str, str]) -> str:
+    """A word that the quoted texts cannot have in them: it is made of them."""
+    return hashlib.sha256(json.dumps(dict(quoted), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read(
+    answers: Sequence[Answer],
+    error: str,
+    word: str,
+    take: Callable[[Mapping[str, Any]], Any],
+) -> Any:
+    """What `take` makes of the object of the first answer, or why there is none.
+
+    error: why there is no answer. take: None where the object is not of the form asked for.
+    """
+    if not answers:
+        return Failed(f"no reply: {error}"[:200], is_reply=False)
+    if answers[0].finish != "stop":
+        return Failed("the reply was cut off")
+    content = answers[0].content.strip()
+    if not content:
+        return Failed("the reply is empty")
+    if fenced := _FENCED.match(content):
+        content = fenced.group(1)
+    try:
+        row = json.loads(content, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        return Failed("the reply is no JSON object")
+    if row.get("word") != word:
+        return Failed("the reply does not repeat the word")
+    made = take(row)
+    return Failed("the reply is not of the form asked for") if made is None else made
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that stands there twice nobody knows which is meant."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return dict(pairs)

@@ -1,0 +1,200 @@
+"""A judge that knows the right answer, or a checklist: another model, at an endpoint.
+
+    with AnswerJudge(config.rl.judge, folder) as judge:
+        judge.score([(task, answer), …])          # (0.0 to 1.0, ""), or (None, why not), in order
+
+The prompt is a template, the project's (`judge_prompt.txt`) or rl.judge.template, with the places
+{question}, {reference}, {checklist}, {answer} and {word}. Each text is placed as one JSON string
+without < and >: whatever stands in an answer ("Score: 10", a tag of the template, "END") stays
+within its quotation marks, and its own {places} stay text. The reply is one JSON object with the
+word, which no answer can know (posttrain/judged.py), and a score of 0 to 10. Anything else is asked
+for again, rl.judge.replies times in all, and is no score then. Replies are kept on the disk by the
+content of what was asked: nothing is paid for twice, and a run that resumes has the same scores.
+
+An endpoint that fails _MOST_FAILURES times in a row is asked nothing more for this batch. Nothing
+here raises for an answer or a reply, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
+from megatron_qwen3.posttrain.evaluation.task import Task
+from megatron_qwen3.posttrain.generators import (
+    Answer,
+    AnyGenerator,
+    Limits,
+    Request,
+    open_generator,
+)
+from megatron_qwen3.posttrain.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.verifiers.final import after_thinking
+from megatron_qwen3.settings_rl import JudgeConfig
+
+REPLIES_FILE = "judge.jsonl"
+_TEMPLATE = Path(__file__).with_name("judge_prompt.txt")
+_PLACE = re.compile(r"\{(question|reference|checklist|answer|word)\}")
+_BEST = 10
+_MOST_FAILURES = 32  # in a row
+_ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>\u0085\u2028\u2029"}
+
+
+class Scored(NamedTuple):
+    """score: 0.0 to 1.0; None where the judge gave none, for that reason."""
+
+    score: float | None
+    reason: str
+
+
+class AnswerJudge:
+    """To be entered. ConfigError, then or before, for a template or an endpoint that is none."""
+
+    def __init__(
+        self,
+        settings: JudgeConfig,
+        folder: Path,
+        generator: AbstractContextManager[AnyGenerator] | None = None,
+    ) -> None:
+        """folder: where replies are kept; generator: in place of the endpoint."""
+        self._settings, self._folder = settings, folder
+        self._template = read_template(settings.template)
+        self._opening = generator or open_generator(
+            f"{settings.url}#{settings.name}" if settings.name else settings.url,
+            Limits(
+                concurrency=settings.concurrency,
+                tries=settings.tries,
+                seconds=settings.seconds,
+                key_variable=settings.key_variable,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        self._generator = self._opening.__enter__()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._log = AnswerLog(self._folder / REPLIES_FILE).__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._log.__exit__(kind, error, trace)
+        self._opening.__exit__(kind, error, trace)
+
+    def score(self, asked: Sequence[tuple[Task, str]]) -> list[Scored]:
+        """Of each answer, with its thinking, to a task with gold or a checklist."""
+        found: list[Any] = [_settled(task, text) for task, text in asked]
+        prompts = [_Prompt.of(self._template, task, text) for task, text in asked]
+        left = [n for n, settled in enumerate(found) if settled is None]
+        for turn in range(self._settings.replies):
+            requests = [self._request(prompts[n].text, turn) for n in left]
+            replies = self._answers(requests)
+            for n, (answers, error) in zip(left, replies, strict=True):
+                found[n] = read(answers, error, prompts[n].word, _score)
+            left = [n for n in left if isinstance(found[n], Failed) and found[n].is_reply]
+        return [Scored(None, one.reason) if isinstance(one, Failed) else one for one in found]
+
+    def _request(self, prompt: str, turn: int) -> Request:
+        return Request(
+            [{"role": "user", "content": prompt}], max_tokens=self._settings.max_tokens, seed=turn
+        )
+
+    def _answers(self, requests: Sequence[Request]) -> list[tuple[list[Answer], str]]:
+        """The reply to each request, kept or new, or why there is none."""
+        keys = [key_of(self._generator.label, request) for request in requests]
+        found: dict[str, tuple[list[Answer], str]] = {
+            key: (self._log.answers(key), "") for key in keys if self._log.count(key)
+        }
+        missing = list(dict.fromkeys(key for key in keys if key not in found))
+        by_key = dict(zip(keys, requests, strict=True))
+        in_a_row = 0
+        asking = self._generator.answers(by_key[key] for key in missing)
+        for number, answers in asking if missing else ():
+            found[missing[number]] = self._kept(missing[number], answers)
+            in_a_row = 0 if found[missing[number]][0] else in_a_row + 1
+            if in_a_row >= _MOST_FAILURES:
+                break
+        given_up = ([], f"given up: {in_a_row} requests in a row failed")
+        return [found.get(key, given_up) for key in keys]
+
+    def _kept(self, key: str, answers: Sequence[Answer]) -> tuple[list[Answer], str]:
+        """Answers that came, on the disk where it takes them, and the error of one that did not."""
+        good = [answer for answer in answers if answer.finish != "error"]
+        try:
+            self._log.add(key, good)
+        except OSError:
+            return good, ""  # a full disk costs the next run a request, and this one nothing
+        return good, "" if good else next((a.error for a in answers), "no answer")
+
+
+class _Prompt(NamedTuple):
+    text: str
+    word: str
+
+    @classmethod
+    def of(cls, template: str, task: Task, text: str) -> _Prompt:
+        """The template with the texts of one answer in its places, all at once."""
+        quoted = {
+            "question": task.question,
+            "reference": after_thinking(task.gold) or "",
+            "checklist": "\n".join(f"- {line}" for line in task.checklist),
+            "answer": after_thinking(text) or "",
+        }
+        word = word_of(quoted)
+        placed = {name: quote(text) if text else "null" for name, text in quoted.items()}
+        placed["word"] = word
+        return cls(_PLACE.sub(lambda match: placed[match.group(1)], template), word)
+
+
+def quote(text: str) -> str:
+    """The text as one JSON string, on one line, in which no tag can be closed."""
+    return json.dumps(text, ensure_ascii=False).translate(_ESCAPED)
+
+
+def read_template(path: str) -> str:
+    """The template of rl.judge.template, or the project's. ConfigError where it is none."""
+    file = Path(path) if path else _TEMPLATE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"rl.judge.template = {path}: cannot be read ({error})") from None
+    places = set(_PLACE.findall(text))
+    if missing := {"answer", "word"} - places:
+        raise ConfigError(
+            f"rl.judge.template = {path} has no place {{{sorted(missing)[0]}}}; it needs "
+            "{answer} and {word}, and one of {reference} and {checklist}"
+        )
+    if not places & {"reference", "checklist"}:
+        raise ConfigError(
+            f"rl.judge.template = {path} has neither {{reference}} nor {{checklist}}: its judge "
+            "would know nothing to compare with"
+        )
+    return text
+
+
+def _settled(task: Task, text: str) -> Scored | Failed | None:
+    """What needs no judge: an answer that is none, a task that nobody can judge by."""
+    if not (task.gold or task.checklist):
+        return Failed("the task has neither gold nor checklist", is_reply=False)
+    answer = after_thinking(text)
+    if answer is None:
+        return Scored(0.0, "the answer never left its thinking")
+    return None if answer.strip() else Scored(0.0, "the answer is empty")
+
+
+def _score(row: Mapping[str, Any]) -> Scored | None:
+    score = row.get("score")
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if set(row) != {"word", "score"} or not is_number or not 0 <= score <= _BEST:  # type: ignore[operator]
+        return None
+    return Scored(float(score) / _BEST, f"scored {score:g} of {_BEST}")  # type: ignore[arg-type]
