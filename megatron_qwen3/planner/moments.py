@@ -83,9 +83,9 @@ def _sampling(job: Job, rank: int, rollouts: RolloutsConfig) -> Parts:
 
 
 def rows_at_once(job: Job, rollouts: RolloutsConfig) -> int:
-    """Answers that a data rank samples at a time."""
-    own = -(-rollouts.prompts * rollouts.samples // job.layout.data)
-    return min(rollouts.rows, own)
+    """Answers that a data rank samples at a time: all of a prompt, of as many as rows allow."""
+    prompts = min(rollouts.rows // rollouts.samples, -(-rollouts.prompts // job.layout.data))
+    return max(1, prompts) * rollouts.samples
 
 
 def cache_bytes(job: Job, rank: int, rollouts: RolloutsConfig) -> float:

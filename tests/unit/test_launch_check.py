@@ -148,7 +148,7 @@ def test_a_reference_takes_its_weights_in_the_policys_layout():
 
 def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
     """8e9's caches: 36 layers, 8 groups of 128 keys and values in bf16, halved by tensor = 2."""
-    few, many = rl_config("rollouts.rows=1"), rl_config("rollouts.rows=64")
+    few, many = rl_config("rollouts.rows=1", "rollouts.samples=1"), rl_config("rollouts.rows=64")
     place = 36 * 2 * 8 * 128 * 2 / 2
     _, updating = moments.fullest(few, Job.of(few, 8), 8, is_gpu=True)
     _, sampling = moments.fullest(many, Job.of(many, 8), 8, is_gpu=True)
@@ -164,10 +164,15 @@ def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
     assert text.index("caches") < text.index("weights")
 
 
-def test_more_answers_than_a_batch_has_are_not_counted():
-    config = rl_config("rollouts.rows=64", "rollouts.prompts=2", "rollouts.samples=8")
-    job = Job.of(config, 8)
-    assert moments.rows_at_once(job, config.rollouts) == 4  # 16 over 4 data ranks
+@pytest.mark.parametrize(
+    ("rows", "prompts", "samples", "at_once"),
+    [(64, 2, 8, 8), (64, 512, 8, 64), (60, 512, 8, 56), (4, 512, 8, 8)],
+)
+def test_answers_at_once_are_all_of_some_prompts(rows, prompts, samples, at_once):
+    """On 4 data ranks; the samples of a prompt share its pass."""
+    asked = [f"rollouts.rows={rows}", f"rollouts.prompts={prompts}", f"rollouts.samples={samples}"]
+    config = rl_config(*asked)
+    assert moments.rows_at_once(Job.of(config, 8), config.rollouts) == at_once
 
 
 def test_the_nearest_layout_of_rl_has_room_for_its_rollouts():
