@@ -17,6 +17,7 @@ from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
+_OF_SOURCES |= {"reward": "reward", "pass_rate": "right", "length": "length", "truncated": "cut"}
 
 
 def stage_rows(runs: Sequence[Run]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar in a terminal, plain lines everywhere else.
 
     console = Console(steps=500, first_step=0, every_steps=10)
+    console.rollouts(row)      # in modes that sample answers, before the updates on a batch of them
     console.step(row)
     console.say("checkpoint of step 100 saved")
     console.close()
@@ -26,9 +27,11 @@ _RECENT_STEPS = 50  # that the time left is estimated from
 class Console:
     """Lines, and in a terminal a bar below them, from `first_step` steps done to `steps`."""
 
-    def __init__(self, steps: int, first_step: int, every_steps: int) -> None:
-        self.steps, self.every_steps = steps, every_steps
-        self.clock = Clock(steps)
+    def __init__(self, steps: int, first_step: int, every_steps: int, updates: int = 0) -> None:
+        """updates: steps on each batch of rollouts; 0 where there are none."""
+        self.steps, self.every_steps, self.updates = steps, every_steps, updates
+        self.clock = Clock(steps, updates)
+        self._batch = ""  # which batch of rollouts this is, for the bar
         self.rich = rich.console.Console(highlight=False)
         self.bar = self._progress_bar() if self.rich.file.isatty() else None
         if self.bar:
@@ -42,10 +45,22 @@ class Console:
         self.clock.tick(row["step_seconds"])
         left = duration(self.clock.left(step))
         if self.bar:
-            now = f"loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tok/s"
+            now = f"{self._batch}loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tok/s"
             self.bar.update(self.task, completed=step, now=now, left=f"left {left}")
         if is_first or step % self.every_steps == 0 or step == self.steps:
             self.say(step_line(row, self.steps, "" if self.bar else left))
+
+    def rollouts(self, row: Mapping[str, float]) -> None:
+        """Show a batch of rollouts, as `RunLog.rollouts` has its row: its line stands above those
+        of the updates on it."""
+        self.clock.sampled(row["seconds"])
+        batches = -(-self.steps // self.updates) if self.updates else 0
+        line = rollouts_line(row, batches)
+        self._batch = f"batch {int(row['batch']) + 1}/{batches}  "
+        first, last = int(row["step"]), int(row["step"]) + max(self.updates, 1) - 1
+        is_shown = last // self.every_steps > (first - 1) // self.every_steps
+        if is_shown or not self.clock.has_started:
+            self.say(line)
 
     def say(self, line: str | Text) -> None:
         """A line of its own, above the bar; a string is shown without markup, on one line."""
@@ -69,12 +84,14 @@ class Console:
 
 
 class Clock:
-    """The time left, from the median of recent steps without the first, which warms up."""
+    """The time left: medians of recent steps, and of recent batches of rollouts, apart, each
+    without the first, which warms up."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.has_started = False
+    def __init__(self, steps: int, updates: int = 0) -> None:
+        self.steps, self.updates = steps, updates
+        self.has_started = self._has_sampled = False
         self.recent_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._sampling_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def tick(self, seconds: float) -> None:
         """A step took `seconds`."""
@@ -82,13 +99,24 @@ class Clock:
             self.recent_seconds.append(seconds)
         self.has_started = True
 
+    def sampled(self, seconds: float) -> None:
+        """A batch of rollouts took `seconds` before its first update."""
+        if self._has_sampled:
+            self._sampling_seconds.append(seconds)
+        self._has_sampled = True
+
     def left(self, step: int) -> float | None:
         """Seconds of the steps after `step`; None as long as nothing is known."""
         if step >= self.steps:
             return 0.0
-        if not self.recent_seconds:
+        updating = self.recent_seconds
+        if not updating or (self.updates and not self._sampling_seconds):
             return None
-        return statistics.median(self.recent_seconds) * (self.steps - step)
+        seconds = statistics.median(updating) * (self.steps - step)
+        if self.updates:
+            batches = -(-self.steps // self.updates) - -(-step // self.updates)
+            seconds += statistics.median(self._sampling_seconds) * batches
+        return seconds
 
 
 def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
@@ -105,6 +133,7 @@ def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
         fields.append(("MFU", f"{100 * row['mfu']:4.1f} %", ""))
     if "accuracy" in row:
         fields.append(("", f"{100 * row['accuracy']:5.1f} %", "ranked as given"))
+    fields += _of_policy(row)
     if "expert_balance" in row:
         fields.append(("experts", f"{row['expert_balance']:.2f}×", ""))
     if left:
@@ -112,9 +141,49 @@ def step_line(row: Mapping[str, float], steps: int, left: str) -> Text:
     return _labelled(fields)
 
 
+def _of_policy(row: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What an update on rollouts says of the policy, as far as its row has it."""
+    fields = []
+    for name, label in (("entropy", "entropy"), ("kl", "KL")):
+        if name in row:
+            fields.append((label, _short(row[name]), ""))
+    if "clip_share" in row:
+        fields.append(("clipped", _percent(row["clip_share"]), ""))
+    if "mismatch" in row:
+        fields.append(("off by", f"{row['mismatch']:.1e}", "nats"))
+    return fields
+
+
+def rollouts_line(row: Mapping[str, float], batches: int) -> Text:
+    """A batch of rollouts for people; what its row lacks, as a reward in distillation, is left out.
+
+    right: share of the scored answers that the verifier holds right; cut: that reached their limit;
+    alike: groups whose answers have no advantage over each other; age: updates since its weights.
+    """
+    number = int(row["batch"]) + 1
+    fields = [("batch", f"{number:>{len(str(batches))}}/{batches}" if batches else f"{number}", "")]
+    if row.get("reward") is not None:
+        fields.append(("reward", f"{row['reward']:.4f}", ""))
+    for name, label in (("pass_rate", "right"), ("truncated", "cut"), ("zero_groups", "alike")):
+        if row.get(name) is not None:
+            fields.append((label, _percent(row[name]), ""))
+    fields.append(("length", f"{row['length']:.0f}", ""))
+    if row.get("age"):
+        fields.append(("age", f"{row['age']:.1f}", "updates"))
+    fields.append(("", count(row["rollout_tokens_per_second"]), "tok/s"))
+    fields.append(("sampled in", duration(row["seconds"]), ""))
+    return _labelled(fields)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def source_line(source: str, width: int, row: Mapping[str, float | None]) -> Text:
     """The evaluation of one source for people; `width` aligns the names."""
     name = f"  {source:<{width}} "
+    if "answers" in row:
+        return _labelled([(name, "", ""), *_of_tasks(row)])
     if row.get("pairs") is not None:
         ranked = f"{100 * (row['accuracy'] or 0):.1f} %"
         loss = (name, f"{row['loss']:.4f}", "nats/pair")
@@ -126,6 +195,17 @@ def source_line(source: str, width: int, row: Mapping[str, float | None]) -> Tex
         fields.append(("", f"{row['bits_per_byte']:.4f}", "bits/byte"))
     fields.append(("over", count(row["tokens"] or 0), "tokens"))
     return _labelled(fields)
+
+
+def _of_tasks(row: Mapping[str, float | None]) -> Iterable[tuple[str, str, str]]:
+    for name, label in (("pass_rate", "right"), ("truncated", "cut")):
+        share = row[name]
+        if share is not None:
+            yield label, _percent(share), ""
+    if row["reward"] is not None:
+        yield "reward", f"{row['reward']:.4f}", ""
+    yield "length", f"{row['length']:.0f}", ""
+    yield "over", count(row["answers"] or 0), "answers"
 
 
 def _labelled(fields: Iterable[tuple[str, str, str]]) -> Text:

@@ -10,7 +10,7 @@ under way, with numpy alone. Columns and not dicts, since a long stage has milli
 import contextlib
 from array import array
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Run:
     """One run, with at least one training step.
 
     columns      per name of a training metric one float64 per step; NaN where a step lacks it
+    rollouts     the same per batch of rollouts; {} where the run samples none
     evaluations  rows {"step", "source", "loss", "bits_per_byte", "tokens"}, in order
     config_text  the resolved configuration as TOML; "" if the folder has none
     """
@@ -33,6 +34,7 @@ class Run:
     columns: dict[str, np.ndarray]
     evaluations: list[dict[str, Any]]
     config_text: str
+    rollouts: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Run":
@@ -44,25 +46,22 @@ class Run:
                 f"{folder}: no {FILE_NAME} in this folder; name the folder of a run, "
                 "{run.dir}/{run.name}"
             )
-        columns: dict[str, array[float]] = defaultdict(lambda: array("d"))
-        evaluations, steps = [], 0
+        of_steps, of_batches, evaluations = _Columns(path), _Columns(path), []
         for row in read_rows(path):
-            if row.pop("kind") == "eval":
+            kind = row.pop("kind")
+            if kind == "eval":
                 evaluations.append(row)
-                continue
-            for name, value in row.items():
-                if value is not None:
-                    missing = steps - len(columns[name])
-                    columns[name].extend([np.nan] * missing + [_number(value, name, path)])
-            steps += 1
-        if not steps:
+            else:
+                (of_batches if kind == "rollouts" else of_steps).add(row)
+        if not of_steps.rows:
             raise MetricsError(f"{path}: no training step in it yet")
         config = folder / "config.toml"
         return cls(
             name=folder.resolve().name,
-            columns={name: _padded(column, steps) for name, column in columns.items()},
+            columns=of_steps.padded(),
             evaluations=evaluations,
             config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
+            rollouts=of_batches.padded(),
         )
 
     def column(self, name: str) -> np.ndarray:
@@ -90,6 +89,26 @@ class Run:
     def held_out(self) -> dict[str, dict[str, Any]]:
         """The newest evaluation of each source, `ALL_SOURCES` included; {} if there was none."""
         return {row["source"]: row for row in self.evaluations}
+
+
+class _Columns:
+    """The numbers of rows by name, of a file of metrics."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows, self._path = 0, path
+        self._columns: dict[str, array[float]] = defaultdict(lambda: array("d"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if value is not None:
+                missing = self.rows - len(self._columns[name])
+                number = _number(value, name, self._path)
+                self._columns[name].extend([np.nan] * missing + [number])
+        self.rows += 1
+
+    def padded(self) -> dict[str, np.ndarray]:
+        """One float64 per row, NaN where a row lacks it."""
+        return {name: _padded(column, self.rows) for name, column in self._columns.items()}
 
 
 def _number(value: Any, name: str, path: Path) -> float:

@@ -14,7 +14,10 @@ be made from again; `history.py` reads it back. One row a step:
 
 and one per source and evaluation: {"kind": "eval", "step", "source", "loss", "bits_per_byte" (null
 without a tokenizer), "tokens"}, of pairs "accuracy" and "pairs", too; the source "all" is all of
-them together.
+them together. Of tasks it has "reward", "pass_rate", "length", "truncated" and "answers" instead.
+Modes whose model samples answers have one more per batch of rollouts, before its
+first update, whose step it bears: {"kind": "rollouts", "step", "batch", "reward", …}, as
+`posttrain/watching/summary.py` has them; step_seconds of an update are without the sampling.
 """
 
 import json
@@ -56,6 +59,27 @@ class EvalResult:
         return {k: v for k, v in asdict(self).items() if v is not None or k not in of_pairs}
 
 
+@dataclass(frozen=True)
+class TaskResult:
+    """Answers to held-out tasks of one source: mean reward, share that is right (None: nothing says
+    so), mean tokens, share that reached its limit, and how many answers. Means are over what was
+    scored; None where nothing was."""
+
+    reward: float | None
+    pass_rate: float | None
+    length: float
+    truncated: float
+    answers: int
+
+    @property
+    def row(self) -> dict[str, float | None]:
+        """As a row of metrics has it."""
+        return asdict(self)
+
+
+HeldOut = EvalResult | TaskResult
+
+
 class RunLog:
     """Reports one run. Every rank has one; those that are not the writer do nothing.
 
@@ -71,22 +95,43 @@ class RunLog:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         path = config.run_dir / FILE_NAME
         self.evaluated_step = drop_rows_after(path, first_step)
-        self.console = Console(config.steps, first_step, config.log.every_steps)
+        self.console = Console(config.steps, first_step, config.log.every_steps, updates(config))
         self.boards = Boards(config, first_step, self.note)
         self.file = RowFile(path, self.note)
 
-    def train(self, step: int, metrics: Mapping[str, float], rate: float, seconds: float) -> None:
-        """Report a step that took `seconds` at the learning rate `rate`."""
+    def train(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        rate: float,
+        seconds: float,
+        tokens: int | None = None,
+    ) -> None:
+        """Report a step that took `seconds` at the learning rate `rate`.
+
+        tokens: that it trained; as many as in every step unless it is said.
+        """
         if not self.is_writer:
             return
         row = {"step": step, "tokens": step * self.config.step_tokens, **metrics, "lr": rate}
-        row |= speed(self.config, self.layout.world_size, seconds)
+        row |= speed(self.config, self.layout.world_size, seconds, tokens)
         self._write("train", row)
         self.boards.plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})
         self.console.step(row)
 
-    def evaluation(self, step: int, per_source: Mapping[str, EvalResult]) -> None:
-        """Report the loss on the held-out text of each source, and of all together.
+    def rollouts(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report a batch of rollouts, before its first update, which is the step `step`."""
+        if not self.is_writer:
+            return
+        row = {"step": step, **metrics}
+        self._write("rollouts", row)
+        known = {name: value for name, value in metrics.items() if value is not None}
+        self.boards.plot(step, {f"rollouts/{name}": value for name, value in known.items()})
+        self.console.rollouts(row)
+
+    def evaluation(self, step: int, per_source: Mapping[str, HeldOut]) -> None:
+        """Report the loss on the held-out text of each source, and of all together; or what came
+        of its held-out tasks.
 
         That is among them where they are groups of sources that overlap.
         """
@@ -94,7 +139,7 @@ class RunLog:
             return
         results = dict(per_source)
         if ALL_SOURCES not in results:
-            results[ALL_SOURCES] = combine(list(per_source.values()))
+            results[ALL_SOURCES] = _together(list(per_source.values()))
         width = max(map(len, results))
         self.console.say(f"held out after step {step}")
         for source, result in results.items():
@@ -141,13 +186,21 @@ class RunLog:
         self.file.write(json.dumps({"kind": kind, **row}))  # a run that is killed keeps all steps
 
 
-def speed(config: Config, world_size: int, seconds: float) -> dict[str, float]:
+def updates(config: Config) -> int:
+    """Optimizer steps on each batch of rollouts; 0 in modes that have none."""
+    return {"rl": config.rl.updates, "distill": config.distill.updates}.get(config.run.mode, 0)
+
+
+def speed(
+    config: Config, world_size: int, seconds: float, tokens: int | None = None
+) -> dict[str, float]:
     """How fast a step of `seconds` was: step_seconds, tokens_per_second, tflops_per_rank, mfu.
 
+    tokens: of the step, where they are not as many in every step.
     tflops_per_rank counts the work that the model needs (`flops_per_token`), recomputation not
     included; mfu is its share of log.peak_tflops (PaLM, arXiv 2204.02311, appendix B).
     """
-    tokens_per_second = config.step_tokens / seconds
+    tokens_per_second = (config.step_tokens if tokens is None else tokens) / seconds
     flops = flops_per_token(config.model, config.data.sequence_length)
     tflops_per_rank = flops * tokens_per_second / world_size / 1e12
     row = {
@@ -158,6 +211,24 @@ def speed(config: Config, world_size: int, seconds: float) -> dict[str, float]:
     if config.log.peak_tflops:
         row["mfu"] = tflops_per_rank / config.log.peak_tflops
     return row
+
+
+def _together(results: list[HeldOut]) -> HeldOut:
+    texts = [result for result in results if isinstance(result, EvalResult)]
+    return combine(texts) if texts else _combine([r for r in results if isinstance(r, TaskResult)])
+
+
+def _combine(results: list[TaskResult]) -> TaskResult:
+    """All tasks as if they were of one source."""
+
+    def mean(name: str) -> float | None:
+        known = [(getattr(r, name), r.answers) for r in results if getattr(r, name) is not None]
+        answers = sum(count for _, count in known)
+        return sum(value * count for value, count in known) / answers if answers else None
+
+    answers = sum(result.answers for result in results)
+    length, truncated = mean("length") or 0.0, mean("truncated") or 0.0
+    return TaskResult(mean("reward"), mean("pass_rate"), length, truncated, answers)
 
 
 def combine(results: list[EvalResult]) -> EvalResult:

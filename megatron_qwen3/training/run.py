@@ -29,7 +29,7 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.guard import Guard, rise
 from megatron_qwen3.training.keeper import Keeper
-from megatron_qwen3.training.metrics import EvalResult, RunLog
+from megatron_qwen3.training.metrics import HeldOut, RunLog
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import described, learning_rate
 from megatron_qwen3.training.origin import load_origin, prepare_folder
@@ -44,7 +44,7 @@ class EvaluationFailed(RuntimeError):
 
 
 # Asked before each batch whether to go on; results by name, {} for none, None where it stopped.
-Evaluation = Callable[[Callable[[], bool]], Mapping[str, EvalResult] | None]
+Evaluation = Callable[[Callable[[], bool]], Mapping[str, HeldOut] | None]
 
 
 class Run:
@@ -64,7 +64,8 @@ class Run:
             prepare_folder(config, self.start)
         self.log = RunLog(config, layout, first_step=step, is_writer=is_writer)
         self._keeper = Keeper(self.engine, config, self.log, request, saved_step=step)
-        self._step, self._began = step, 0.0
+        self._step = step
+        self._began = self._updating = 0.0  # this step, and its update
         self._is_evaluated = True
 
     @property
@@ -91,7 +92,8 @@ class Run:
         if self._step and _due(self._step, settings.eval.every_steps):
             stops = self._evaluate_once(evaluate) and self._keeper.check(self._step, 0.0)
         while (step := self._guard.next_step(self._step)) < settings.steps and not stops:
-            self._step, self._began = step, time.perf_counter()
+            self._step = step
+            self._began = self._updating = time.perf_counter()
             yield step
             self._step += 1
             if _due(self._step, settings.checkpoint.every_steps):
@@ -106,10 +108,23 @@ class Run:
         if self._step >= settings.steps:
             self._evaluate_once(evaluate)
 
-    def train(self, step: int, batch: TokenBatch, objective: Objective, tokens: int) -> None:
+    def sampled(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log a batch of rollouts, whose first update `step` is; the update's time begins now."""
+        self.log.rollouts(step + 1, metrics)
+        self._updating = time.perf_counter()
+
+    def train(
+        self,
+        step: int,
+        batch: TokenBatch,
+        objective: Objective,
+        tokens: int,
+        step_tokens: int | None = None,
+    ) -> None:
         """Take a step, after which the run has trained `tokens`, and log it.
 
-        BadBatch: it was not taken, on any rank.
+        step_tokens: of this step, where they are not as many in all steps. BadBatch: it was not
+        taken, on any rank.
         """
         rate = learning_rate(self.config, step)
         runtime.seed(self.config.run.seed + step)
@@ -121,7 +136,8 @@ class Run:
             raise
         self._guard.accept(metrics)
         metrics["tokens"] = tokens
-        self.log.train(step + 1, metrics, rate, time.perf_counter() - self._began)
+        seconds = time.perf_counter() - self._updating
+        self.log.train(step + 1, metrics, rate, seconds, step_tokens)
 
     def leave_out(self, step: int, reason: str) -> None:
         """Do with a bad batch what guard.bad_batch says, on all ranks. BadBatch: stop."""

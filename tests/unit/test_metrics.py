@@ -18,7 +18,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import boards, row_file
 from megatron_qwen3.training.console import Clock, count, duration
 from megatron_qwen3.training.history import Run
-from megatron_qwen3.training.metrics import EvalResult, RunLog, combine, speed
+from megatron_qwen3.training.metrics import EvalResult, RunLog, TaskResult, combine, speed
 from megatron_qwen3.training.metrics_file import MetricsError
 
 STEP = {"loss": 2.5, "grad_norm": 0.8}
@@ -28,8 +28,9 @@ STEP = {"loss": 2.5, "grad_norm": 0.8}
 def config_of(tmp_path):
     def build(*overrides):
         base = ["model.preset=tiny-dense", "train.steps=20", "data.sequence_length=128"]
-        base += ['data.sources=[{name="a",path="a"}]', f"run.dir={tmp_path}"]
-        return load([], [*base, "log.tensorboard=false", *overrides])
+        if "run.mode=rl" not in overrides:
+            base.append('data.sources=[{name="a",path="a"}]')
+        return load([], [*base, f"run.dir={tmp_path}", "log.tensorboard=false", *overrides])
 
     return build
 
@@ -392,3 +393,90 @@ def test_tensorboard_whose_disk_is_full_is_told_and_tried_again(config_of, monke
     train_steps(config, 4)
     assert opened == [1, 3] and len(rows_of(config)) == 4
     assert "TensorBoard: [Errno 28] No space left on device; tried" in capsys.readouterr().out
+
+
+ROLLOUTS = {
+    **{"batch": 2, "reward": 0.25, "pass_rate": 0.5, "length": 90.0, "truncated": 0.125},
+    **{"zero_groups": 0.25, "age": 0.0, "rollout_tokens_per_second": 1200.0, "seconds": 8.0},
+}
+
+
+def rl_config(config_of, *overrides):
+    tasks = "rollouts.tasks=[{name='sums', path='gym:chain_sum'}]"
+    own = ["run.mode=rl", tasks, "rl.updates=2"]
+    return config_of(*own, *overrides)
+
+
+def test_a_batch_of_rollouts_is_a_row_and_a_line_of_its_own(config_of, capsys):
+    config = rl_config(config_of)
+    with open_log(config) as log:
+        log.rollouts(5, ROLLOUTS)
+        log.train(5, STEP | {"entropy": 0.5, "clip_share": 0.02}, 1e-3, 0.5, tokens=100)
+    batch, step = rows_of(config)
+    assert batch == {"kind": "rollouts", "step": 5, **ROLLOUTS}
+    assert step["tokens_per_second"] == 200
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("batch  3/10  reward 0.2500  right 50.0 %  cut 12.5 %  alike 25.0 %")
+    assert "entropy 0.50  clipped 2.0 %" in told[1]
+    run = Run.read(config.run_dir)
+    assert run.rollouts["reward"].tolist() == [0.25] and run.column("loss").tolist() == [2.5]
+
+
+def test_a_resumed_run_drops_batches_of_which_no_update_is_saved(config_of):
+    config = rl_config(config_of)
+    with open_log(config) as log:
+        for step in range(1, 7):
+            if step % 2:
+                log.rollouts(step, ROLLOUTS | {"batch": step // 2})
+            log.train(step, STEP, 1e-3, 0.5)
+    with open_log(config, first_step=4):
+        pass
+    rows = [(row["kind"], row["step"]) for row in rows_of(config)]
+    assert rows == [
+        (k, s) for s in range(1, 5) for k in ("rollouts", "train") if k == "train" or s % 2
+    ]
+
+
+def test_lines_of_batches_come_as_seldom_as_those_of_their_steps(config_of, capsys):
+    config = rl_config(config_of, "log.every_steps=4")
+    with open_log(config) as log:
+        for step in range(1, 13):
+            if step % 2:
+                log.rollouts(step, ROLLOUTS | {"batch": step // 2})
+            log.train(step, STEP, 1e-3, 0.5)
+    told = [" ".join(line.split()[:2]) for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        *("batch 1/10", "step 1/20", "batch 2/10", "step 4/20"),
+        *("batch 4/10", "step 8/20", "batch 6/10", "step 12/20"),
+    ]
+
+
+def test_the_time_left_knows_batches_and_updates_apart():
+    """7 of 20 steps done, two on each batch: 13 updates of 1 s, and 6 batches of 60 s."""
+    clock = Clock(20, updates=2)
+    for step in range(1, 8):
+        if step % 2:
+            clock.sampled(600.0 if step == 1 else 60.0)
+        assert (clock.left(step - 1) is None) == (step < 3)
+        clock.tick(100.0 if step == 1 else 1.0)
+    assert clock.left(7) == 13 + 6 * 60
+    assert clock.left(8) == 12 + 6 * 60
+    assert clock.left(20) == 0
+
+
+def test_held_out_tasks_are_told_and_put_together_by_their_answers(config_of, capsys):
+    config = rl_config(config_of)
+    with open_log(config) as log:
+        log.evaluation(
+            4,
+            {
+                "sums": TaskResult(0.5, 0.5, 100.0, 0.0, 30),
+                "chats": TaskResult(1.5, None, 300.0, 0.4, 10),
+            },
+        )
+    whole = rows_of(config)[-1]
+    assert whole["source"] == "all" and whole["answers"] == 40
+    assert whole["reward"] == 0.75 and whole["pass_rate"] == 0.5
+    assert whole["length"] == 150 and whole["truncated"] == pytest.approx(0.1)
+    told = capsys.readouterr().out
+    assert "right 50.0 %" in told and "over 40 answers" in told
