@@ -14,6 +14,7 @@ last. Colour follows rich: NO_COLOR and FORCE_COLOR are honoured.
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -50,7 +51,7 @@ class Console:
         if is_first or step % self.every_steps == 0 or step == self.steps:
             self.say(step_line(row, self.steps, "" if self.bar else left))
 
-    def rollouts(self, row: Mapping[str, float]) -> None:
+    def rollouts(self, row: Mapping[str, Any]) -> None:
         """Show a batch of rollouts, as `RunLog.rollouts` has its row: its line stands above those
         of the updates on it."""
         self.clock.sampled(row["seconds"])
@@ -154,7 +155,7 @@ def _of_policy(row: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return fields
 
 
-def rollouts_line(row: Mapping[str, float], batches: int) -> Text:
+def rollouts_line(row: Mapping[str, Any], batches: int) -> Text:
     """A batch of rollouts for people; what its row lacks, as a reward in distillation, is left out.
 
     right: share of the scored answers that the verifier holds right; cut: that reached their limit;
@@ -167,10 +168,10 @@ def rollouts_line(row: Mapping[str, float], batches: int) -> Text:
     for name, label in (("pass_rate", "right"), ("truncated", "cut"), ("zero_groups", "alike")):
         if row.get(name) is not None:
             fields.append((label, _percent(row[name]), ""))
-    fields.append(("length", f"{row['length']:.0f}", ""))
-    if row.get("age"):
-        fields.append(("age", f"{row['age']:.1f}", "updates"))
-    fields.append(("", count(row["rollout_tokens_per_second"]), "tok/s"))
+    for name, label, unit in (("length", "length", ""), ("age", "age", "updates")):
+        if row.get(name):
+            fields.append((label, f"{row[name]:.1f}", unit))
+    fields.append(("", count(row["rollout_tokens_per_second"] or 0), "tok/s"))
     fields.append(("sampled in", duration(row["seconds"]), ""))
     return _labelled(fields)
 

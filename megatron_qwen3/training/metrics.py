@@ -119,7 +119,7 @@ class RunLog:
         self.boards.plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})
         self.console.step(row)
 
-    def rollouts(self, step: int, metrics: Mapping[str, float]) -> None:
+    def rollouts(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Report a batch of rollouts, before its first update, which is the step `step`."""
         if not self.is_writer:
             return

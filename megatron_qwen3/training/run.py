@@ -108,7 +108,7 @@ class Run:
         if self._step >= settings.steps:
             self._evaluate_once(evaluate)
 
-    def sampled(self, step: int, metrics: Mapping[str, float]) -> None:
+    def sampled(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log a batch of rollouts, whose first update `step` is; the update's time begins now."""
         self.log.rollouts(step + 1, metrics)
         self._updating = time.perf_counter()

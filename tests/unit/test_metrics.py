@@ -422,6 +422,16 @@ def test_a_batch_of_rollouts_is_a_row_and_a_line_of_its_own(config_of, capsys):
     assert run.rollouts["reward"].tolist() == [0.25] and run.column("loss").tolist() == [2.5]
 
 
+def test_a_batch_of_which_nothing_is_known_is_told_without_it(config_of, capsys):
+    config = rl_config(config_of)
+    with open_log(config) as log:
+        log.rollouts(1, dict.fromkeys(ROLLOUTS) | {"batch": 0, "seconds": 1.0})
+    (row,) = rows_of(config)
+    assert row["reward"] is None and row["length"] is None
+    told = capsys.readouterr().out.strip()
+    assert told == "batch  1/10  0 tok/s  sampled in 0:01"
+
+
 def test_a_resumed_run_drops_batches_of_which_no_update_is_saved(config_of):
     config = rl_config(config_of)
     with open_log(config) as log:

@@ -1,0 +1,1 @@
+"""What people see of reinforcement learning and on-policy distillation; no torch."""
