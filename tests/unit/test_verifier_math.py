@@ -566,3 +566,42 @@ def test_thousands_words_of_number_complex_numbers_and_rows_are_read(gold, answe
 @pytest.mark.parametrize(("gold", "answer"), WRONG_AFTER_READING)
 def test_limits_unsolved_equations_other_money_and_parts_of_an_answer_are_wrong(gold, answer):
     assert judge(gold, answer).score == 0.0
+
+
+OTHER_WRITINGS = [
+    "答案是18",
+    "答案是18。",
+    "答案是 18。",
+    "**答案：18**",
+    "答案：18元",
+    "答案：$18$。",
+    "所以，他一共有18个。",
+    "他有9个，她也有9个，总共9+9=18个。",
+    "答えは18です。",
+    "คำตอบคือ18",
+    "คำตอบคือ 18",
+    "উত্তর হল 18।",
+    "జవాబు 18",
+    "उत्तर 18 है।",
+    "الجواب هو 18.",
+    "Ответ: 18.",
+    "답은 18입니다.",
+    "Đáp án là 18.",
+    "The answer is 18个。",
+]
+
+
+@pytest.mark.parametrize("text", OTHER_WRITINGS)
+def test_a_number_among_words_of_any_writing_is_found(text):
+    verdicts = [
+        verdict({"kind": kind, "gold": gold}, text).score
+        for gold in ("18", "17")
+        for kind in ("math", "numeric")
+    ]
+    assert verdicts == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_words_of_any_writing_are_answers_too():
+    assert verdict({"kind": "math", "gold": "星期二"}, "星期二").score == 1.0
+    assert verdict({"kind": "math", "gold": "星期二"}, "The answer is 星期二。").score == 1.0
+    assert verdict({"kind": "math", "gold": "星期二"}, "星期三").score == 0.0

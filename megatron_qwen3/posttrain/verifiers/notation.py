@@ -15,6 +15,9 @@ import re
 
 from megatron_qwen3.posttrain.verifiers import final
 
+# A word in a writing other than Latin and Greek, from Cyrillic to Hangul, with its marks.
+_LETTERS = "\u0400-\u0963\u0966-\u1dff\u2e80-\u2fff\u3005-\u3007\u3021-\ud7ff\uf900-\ufaff"
+FOREIGN = rf"(?:(?!\d)[{_LETTERS}])+"
 _NAMED = {"×": "times", "·": "cdot", "≤": "le", "≥": "ge", "≠": "ne", "∪": "cup", "∈": "in"}
 _NAMED |= {"∞": "infty", "π": "pi", "√": "sqrt", "±": "pm", "∅": "emptyset"}
 _SIGNS = {ord(sign): rf"\{name} " for sign, name in _NAMED.items()}
@@ -126,6 +129,8 @@ def words_of(text: str) -> str | None:
     unwrapped = unwrap(text)
     is_wrapped = unwrapped != text
     bare = unwrapped.strip().strip(".").strip()
+    if re.fullmatch(rf"{FOREIGN}(?:[ -]{FOREIGN})*", bare):
+        return bare.casefold()
     if not re.fullmatch(r"[^\W\d_][^\W\d_'’-]*(?:[ -][^\W\d_][^\W\d_'’-]*)*", bare):
         return None
     long_enough = len(bare) > 3 or " " in bare or bare.lower() in ("yes", "no", "all", "odd", "sum")

@@ -21,7 +21,7 @@ from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _SENTENCE_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$))|[。！？]+")
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
+    r"(?<![A-Za-z_\d.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
     r"(?:\s*/\s*\d+)?(?:\s*\\?%)?"
 )
 
