@@ -167,6 +167,36 @@ def test_choice(text, expected):
         assert score("choice", text, gold=letter) == float(letter == expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("答案是B", "B"),
+        ("答案是B。", "B"),
+        ("答案：B", "B"),
+        ("正确答案是 B。", "B"),
+        ("正确选项为（B）。", "B"),
+        ("故选B。", "B"),
+        ("因此选择 B", "B"),
+        ("答案是B，因为A错了。", "B"),
+        ("选项A是错误的，选项B是正确的。", "B"),
+        ("A不正确，B正确", "B"),
+        ("答案不是A，而是B。", "B"),
+        ("答案不是B。", None),
+        ("不选B", None),
+        ("答案是A或者B", None),
+        ("A和B都正确", None),
+        ("A. 罗马\nB. 巴黎", None),
+        ("答えはBです。", "B"),
+        ("B。", "B"),
+        ("คำตอบคือB", "B"),
+        ("我不知道", None),
+    ],
+)
+def test_choice_in_writings_without_spaces(text, expected):
+    for letter in "ABCD":
+        assert score("choice", text, gold=letter) == float(letter == expected)
+
+
 def test_the_pronoun_is_no_choice_and_the_letter_is():
     for text, expected in [
         ("Answer: I think it is B.", "B"),
@@ -240,6 +270,33 @@ PERSON = {"type": "object", "required": ["age"], "properties": {"age": {"type": 
         ('```json\r\n{"age": 3}\r\n```', {"schema": PERSON}, RIGHT),
         ('```json {"age": 3} ```', {"schema": PERSON}, RIGHT),
         ("{}", {"schema": {"$ref": "#"}}, NOBODY_KNOWS),
+        (
+            "[1]",
+            {"schema": {"$defs": {"n": {"type": "integer"}}, "items": {"$ref": "#/$defs/n"}}},
+            RIGHT,
+        ),
+        (
+            '["1"]',
+            {
+                "schema": {
+                    "definitions": {"n": {"type": "integer"}},
+                    "items": {"$ref": "#/definitions/n"},
+                }
+            },
+            WRONG,
+        ),
+        ("[[]]", {"schema": {"$id": "http://a/b", "items": {"$ref": "b"}, "type": "array"}}, RIGHT),
+        (
+            "[1]",
+            {
+                "schema": {
+                    "items": {"$ref": "#n"},
+                    "$defs": {"n": {"$anchor": "n", "type": "string"}},
+                }
+            },
+            WRONG,
+        ),
+        ('{"$ref": 1}', {"schema": {"properties": {"$ref": {"const": {"$ref": "x"}}}}}, WRONG),
         ('Here: {"age": 3}', {"schema": PERSON}, WRONG),
         ('{"age": "3"}', {"schema": PERSON}, WRONG),
         ("{}", {"schema": PERSON}, WRONG),
@@ -298,6 +355,12 @@ NUMBERS = {"numbers": [3, 7, 25, 50], "target": 75}
         ("75 = 25 x 3", NUMBERS, RIGHT),
         ("25 * 3 = 80", NUMBERS, WRONG),
         ("25 * 3 = 50 + 25", NUMBERS, WRONG),
+        ("(50 - 25) * 3 = 25 * 3 = 75", NUMBERS, RIGHT),
+        ("\\boxed{(50 - 25) \\times 3 = 25 \\times 3 = 75}", NUMBERS, RIGHT),
+        ("(50 - 25) * 3 = 24 * 3 = 75", NUMBERS, WRONG),
+        ("(50 - 25) * 3 = 25 * 3 = 74", NUMBERS, WRONG),
+        ("(50 - 25) * 5 = 25 * 3 = 75", NUMBERS, WRONG),
+        ("(50 - 25) * 3 = 25 * 3 =", NUMBERS, WRONG),
         ("So we take\n\n**Answer:** 25 × 3 = 75", NUMBERS, RIGHT),
         ("\\boxed{25 \\times 3}", NUMBERS, RIGHT),
         ("\\boxed{\\frac{50}{25} \\cdot 3} ", NUMBERS | {"target": 6}, RIGHT),
@@ -429,6 +492,12 @@ def test_a_part_that_judges_thinking_gets_it_and_the_others_do_not():
         ({"kind": "json", "schema": {"type": 3}}, "no JSON Schema"),
         ({"kind": "json", "schema": {"$ref": "#"}}, "without an end"),
         ({"kind": "json", "schema": {"$ref": "#/$defs/x"}}, "not in it"),
+        ({"kind": "json", "schema": {"properties": {"a": {"$ref": "#/$defs/x"}}}}, "not in it"),
+        ({"kind": "json", "schema": {"items": {"anyOf": [{"$ref": "b.json"}]}}}, "not in it"),
+        (
+            {"kind": "json", "schema": {"$defs": {"b": {"not": {"$ref": "#c"}}}, "type": "object"}},
+            "not in it",
+        ),
         ({"kind": "countdown", "numbers": [], "target": 3}, "needs numbers"),
         ({"kind": "countdown", "numbers": [1.5], "target": 3}, "a whole number"),
         ({"kind": "every", "specs": [{"kind": "exact"}]}, "verifier exact needs gold"),

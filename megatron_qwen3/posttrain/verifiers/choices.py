@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from megatron_qwen3.posttrain.verifiers import final
+from megatron_qwen3.posttrain.verifiers import final, notation
 
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mathbf|textbf|bf)\s*\{([^{}]*)\}")
 _BOX_JOINT = re.compile(r"[\s$*)(]*(?:,?\s*(?:and|or)\b|,|/|&)[\s$*)(]*")
@@ -35,6 +35,22 @@ _AFTER_A_WORD = (  # what follows a letter, where `A` is one and no article
 ).replace(" ", "|")
 _VERBS = r"(?:is|was|are|seems|looks|would|cannot|can|can't|does|doesn't|isn't|has|fails|must)"
 
+# How an answer is claimed in Chinese and Japanese, in the words by which claims are found.
+_BE = "(?:应该|应当|应|就)?(?:是|为|為|选|選|は)"
+_SAID_SO = (
+    (
+        rf"(?:正确|正確)?的?(?:答案|答え|选项|選項)(?:应该|应)?不{_BE}|不(?:应该?)?[选選][择擇]?",
+        "the answer is not",
+    ),
+    (rf"(?:正确|正確)?的?(?:答案|答え|选项|選項)\s*{_BE}", "the answer is"),
+    ("(?:选项|選項|选择肢|選択肢)", "option"),
+    ("[选選][择擇]?", "choose"),
+    ("而是", "but"),
+    ("(?<=[A-Za-z])\\s*(?:或者|或|和|与|與|还是|還是|か|と)\\s*(?=[A-Za-z])", "or"),
+    ("(?:是|は)?(?:不正确|不正確|错误|錯誤|错|錯|不对|不對|間違い)", "is wrong"),
+    ("(?:是|は|が)?(?:正确|正確|正しい|正解)", "is correct"),
+)
+
 
 @dataclass(frozen=True)
 class _Claim:
@@ -51,7 +67,7 @@ def chosen_letter(answer: str, letters: str) -> str | None:
         return None
     if final.boxes(answer):
         return _boxed(answer, letters)
-    answer = _WRAPPED.sub(r"\1", answer)
+    answer = _in_english(_WRAPPED.sub(r"\1", answer))
     claims = sorted(_claims(answer, letters), key=lambda claim: claim.place)
     made = [claim for claim in claims if not claim.denied]
     denied = {claim.letter for claim in claims if claim.denied}
@@ -60,6 +76,15 @@ def chosen_letter(answer: str, letters: str) -> str | None:
         return None if made[-1].letter in later else made[-1].letter
     alone = _alone(answer, letters) - denied
     return alone.pop() if len(alone) == 1 else None
+
+
+def _in_english(answer: str) -> str:
+    """The same claims in English, where words of other writings make them; letters stand apart."""
+    if not re.search(notation.FOREIGN, answer):
+        return notation.narrow(answer)
+    for pattern, english in _SAID_SO:
+        answer = re.sub(pattern, f" {english} ", answer)
+    return notation.spaced(answer)
 
 
 def _boxed(answer: str, letters: str) -> str | None:

@@ -31,7 +31,8 @@ def countdown(
     """The answer's expression uses only `numbers`, each as often as it is given, and is `target`.
 
     The expression is the last box, else the content of <answer>…</answer>, else the last line that
-    is one, by itself or after a colon; `= target` may follow. all_numbers: every one must be used.
+    is one, by itself or after a colon; `= target` may follow, and steps on the way to it, as in
+    `(50-25)*3 = 25*3 = 75`. all_numbers: every one must be used.
     """
     goal = final.number(str(target))
     if not numbers or goal is None:
@@ -43,6 +44,7 @@ def countdown(
     try:
         reader = _Reader(notation.without_brackets(text))
         value = reader.value()
+        others = [_Reader(notation.without_brackets(one)).value() for one in said]
     except ValueError as error:
         return f"{text!r:.80}: {error}"
     used, given = Counter(reader.numbers), Counter(numbers)
@@ -52,12 +54,12 @@ def countdown(
         return "a number alone is no expression"
     if all_numbers and given - used:
         return f"does not use {', '.join(map(str, (given - used).elements()))}"
-    if wrong := [number for number in said if number != value]:
+    if wrong := [other for other in others if other != value]:
         return f"{text!r:.80} is {value}, and is said to be {wrong[0]}"
     return "" if value == goal else f"{text!r:.80} is {value}, not {goal}"
 
 
-def expression_of(answer: str) -> tuple[str, list[int]] | None:
+def expression_of(answer: str) -> tuple[str, list[str]] | None:
     """The expression that the answer settles on, with plain signs, and what it is said to be."""
     if final.has_open_box(answer):
         return None
@@ -107,13 +109,20 @@ def _plain(text: str) -> str:
     return text.translate(_SPELLED).replace("$", " ").strip()
 
 
-def _sides(text: str) -> tuple[str, list[int]]:
-    """`a + b = 75` is `a + b`, said to be 75; so is `75 = a + b`. Two expressions stay as they are,
-    and are none."""
+def _sides(text: str) -> tuple[str, list[str]]:
+    """`a + b = 75` is `a + b`, said to be 75; so is `75 = a + b`. Of several expressions with
+    a number behind them the first counts, and the rest is what it is said to be."""
     sides = [side.strip() for side in text.split("=")]
-    said = [int(side) for side in sides if re.fullmatch(r"-?\d{1,18}", side)]
-    others = [side for side in sides if not re.fullmatch(r"-?\d{1,18}", side)]
-    return (others[0], said) if len(others) == 1 and said else (text.strip(), [])
+    others = [side for side in sides if not _is_number(side)]
+    is_chain = len(others) == 1 or (not _is_number(sides[0]) and _is_number(sides[-1]))
+    if len(sides) == 1 or not is_chain or not all(sides):
+        return text.strip(), []
+    sides.remove(others[0])
+    return others[0], sides
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d{1,18}", text) is not None
 
 
 @dataclass

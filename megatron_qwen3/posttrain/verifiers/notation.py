@@ -18,6 +18,7 @@ from megatron_qwen3.posttrain.verifiers import final
 # A word in a writing other than Latin and Greek, from Cyrillic to Hangul, with its marks.
 _LETTERS = "\u0400-\u0963\u0966-\u1dff\u2e80-\u2fff\u3005-\u3007\u3021-\ud7ff\uf900-\ufaff"
 FOREIGN = rf"(?:(?!\d)[{_LETTERS}])+"
+_WIDE = str.maketrans("。।．，、：；！？％（）【】", "...,,:;!?%()[]")
 _NAMED = {"×": "times", "·": "cdot", "≤": "le", "≥": "ge", "≠": "ne", "∪": "cup", "∈": "in"}
 _NAMED |= {"∞": "infty", "π": "pi", "√": "sqrt", "±": "pm", "∅": "emptyset"}
 _SIGNS = {ord(sign): rf"\{name} " for sign, name in _NAMED.items()}
@@ -113,6 +114,17 @@ def _of_reals(text: str) -> str:
         return r"(-\infty,\infty)"
     whole = text.startswith("{") and final.closing_brace(text, 1) == len(text) - 1
     return text[1:-1] if whole else text
+
+
+def narrow(text: str) -> str:
+    """With stops and brackets of ASCII for the wide ones, which need no space after them."""
+    text = re.sub("[。।．，、：；！？]", lambda stop: f"{stop.group()} ", text)
+    return text.translate(_WIDE)
+
+
+def spaced(text: str) -> str:
+    """`narrow`, with spaces around the words of writings that put none around numbers."""
+    return re.sub(FOREIGN, r" \g<0> ", narrow(text))
 
 
 def _squeezed(text: str) -> str:

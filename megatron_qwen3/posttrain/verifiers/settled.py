@@ -28,7 +28,6 @@ _ACCENTED = "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff"  # Latin lett
 _WORD = re.compile(
     rf"(?<![\\A-Za-z])[A-Za-z]{{2,}}(?![A-Za-z]*\()|[A-Za-z]*[{_ACCENTED}]|{notation.FOREIGN}"
 )
-_WIDE = str.maketrans("。।．，、：；！？％", "...,,:;!?%")  # which need no space after them
 _SENTENCE_END = r"(?<=[^\d.])\.(?:\s|$)|\.\s+(?=[A-Z])|[!?](?:\s|$)|[。।！？]"
 _FUNCTIONS = ("sin", "cos", "tan", "log", "ln", "exp", "pi", "sqrt", "mod", "or", "and")
 
@@ -87,7 +86,7 @@ def _last_formula(text: str) -> str:
         return _last_row(text, environments)
     runs: list[list[str]] = []
     for line in re.sub(r"\*\*|#|<<[^<>]*>>", " ", text).splitlines():
-        runs += _runs(_spaced(line))
+        runs += _runs(notation.spaced(line))
     with_numbers = [" ".join(run) for run in runs if re.search(r"\d|\\", " ".join(run))]
     if not with_numbers:
         return ""
@@ -116,12 +115,6 @@ def _last_row(text: str, environments: Sequence[re.Match[str]]) -> str:
             break
         row.insert(0, _inside(one))
     return ", ".join(row)
-
-
-def _spaced(line: str) -> str:
-    """With spaces between numbers and the words of writings that have none, or wide stops."""
-    line = re.sub("[。।．，、：；！？]", lambda stop: f"{stop.group()} ", line).translate(_WIDE)
-    return re.sub(notation.FOREIGN, r" \g<0> ", line)
 
 
 def _runs(line: str) -> list[list[str]]:

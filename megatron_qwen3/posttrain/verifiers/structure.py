@@ -51,6 +51,7 @@ def _validator(schema: dict[str, Any]) -> Any:
         from jsonschema import exceptions, validators
         from referencing import Registry
         from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import specification_with
     except ImportError:
         raise CannotJudge(
             "a schema needs jsonschema, which is not installed: python -m pip install jsonschema"
@@ -60,14 +61,28 @@ def _validator(schema: dict[str, Any]) -> Any:
         kind.check_schema(schema)
     except exceptions.SchemaError as error:
         raise CannotJudge(f"schema is no JSON Schema: {error.message}"[:300]) from None
-    validator = kind(schema, registry=Registry())  # an empty one: nothing is fetched
+    registry: Any = Registry()  # an empty one: nothing is fetched
+    validator = kind(schema, registry=registry)
+    draft: Any = specification_with(kind.META_SCHEMA["$schema"])
+    root = draft.create_resource(schema)
     try:
+        _resolve(root, registry.resolver_with_root(root))
         next(validator.iter_errors(None), None)
     except RecursionError:
         raise CannotJudge("schema refers to itself without an end") from None
     except Unresolvable as error:
         raise CannotJudge(f"schema refers to what is not in it: {error}"[:300]) from None
     return validator
+
+
+def _resolve(resource: Any, resolver: Any) -> None:
+    """Unresolvable where a part of a schema refers to what is not there, however deep it lies."""
+    if isinstance(resource.contents, dict):
+        for name in ("$ref", "$dynamicRef"):
+            if isinstance(reference := resource.contents.get(name), str):
+                resolver.lookup(reference)
+    for part in resource.subresources():
+        _resolve(part, resolver.in_subresource(part))
 
 
 def _is_equal(one: Any, other: Any) -> bool:
