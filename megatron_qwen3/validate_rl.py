@@ -1,7 +1,10 @@
 """What settings of reinforcement learning must keep: one line per fault, as `validate.py` says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
+from megatron_qwen3.fields import ConfigError
+from megatron_qwen3.posttrain.rewards import weights
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rl import EntropyConfig, KlConfig, PolicyLossConfig, RlConfig
 
@@ -14,6 +17,7 @@ def faults(config: Config) -> Iterator[str]:
     yield from _loss_faults(config.rl.loss)
     yield from _kl_faults(config.rl.kl)
     yield from _entropy_faults(config.rl.entropy)
+    yield from _reward_faults(config)
 
 
 def _advantage_faults(settings: RlConfig) -> Iterator[str]:
@@ -70,6 +74,39 @@ def _kl_faults(kl: KlConfig) -> Iterator[str]:
         yield (
             'rl.kl.weigh_by_ratio = true with rl.kl.place = "reward": there is no ratio before '
             'the update; leave it out, or set rl.kl.place = "loss"'
+        )
+
+
+def _reward_faults(config: Config) -> Iterator[str]:
+    """Of the weights of each source, and of who gives the parts that have one."""
+    rl, by_place = config.rl, {"rl.rewards": asdict(config.rl.rewards)}
+    for source in config.rollouts.tasks:
+        try:
+            weight = weights.of_source(rl.rewards, source.rewards)
+        except ConfigError as error:
+            yield f"rollouts.tasks.{source.name}.rewards: {error}"
+            continue
+        by_place[f"rollouts.tasks.{source.name}.rewards"] = weight
+    if config.rollouts.tasks:
+        del by_place["rl.rewards"]  # every source says, or takes, all of them
+    for place, weight in by_place.items():
+        yield from _weight_faults(config, place, weight)
+    if rl.judge.url and not rl.judge.url.startswith(("http://", "https://")):
+        yield f'rl.judge.url = {rl.judge.url!r}; valid: an address, as "http://localhost:8000/v1"'
+
+
+def _weight_faults(config: Config, place: str, weight: Mapping[str, float]) -> Iterator[str]:
+    rl, most = config.rl, config.rollouts.max_new_tokens
+    if not any(weight.values()):
+        yield f"{place}: all weights are 0, so that nothing is rewarded; give one part a weight"
+    if weight["judge"] and not rl.judge.url:
+        yield f"{place}: judge = {weight['judge']:g} needs a judge; set rl.judge.url"
+    if weight["model"] and not rl.judge.model:
+        yield f"{place}: model = {weight['model']:g} needs a reward model; set rl.judge.model"
+    if weight["overlong"] and rl.overlong_tokens > most:
+        yield (
+            f"rl.overlong_tokens = {rl.overlong_tokens} exceeds rollouts.max_new_tokens = {most}, "
+            f"before whose end {place}: overlong falls; valid: 1 to {most}"
         )
 
 

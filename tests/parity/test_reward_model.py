@@ -1,6 +1,7 @@
 """Reward models as transformers has them: equal scores, both ways, and from language models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from ranks import RankError, run_ranks
 from safetensors.torch import load_file
 from theirs import randomize
 
-from megatron_qwen3.config import load
+from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config, hf_files, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.load import fill, model_of
 from megatron_qwen3.convert.mapping import SCALAR_HEAD
 from megatron_qwen3.convert.verify import compare
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rewards.model_settings import check
+from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
+from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.scoring import scores
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.engine import Engine
@@ -99,6 +103,48 @@ def test_a_folder_of_transformers_gives_its_scores_in_any_layout(theirs):
     for ranks, layout in ((1, ()), LAYOUTS[name]):
         for rewards in run_ranks(scores_of_ours, ranks, folder, *reward_settings(name, *layout)):
             assert rewards == pytest.approx(expected, abs=2e-5)
+
+
+def scores_of_rollouts(policy, asked):
+    """By the reward model of a run of mode rl, whose policy has a layout of its own."""
+    config = load([], [*policy])
+    layout = start(config)
+    return RewardModel(config, layout.world_size).score(asked)
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_beside_a_policy_of_another_layout_rollouts_have_transformers_scores(theirs, ranks):
+    """Prompt and answer are the ids that were sampled; who did not end has no score, and no 0."""
+    name, folder = theirs
+    expected = scores_of_transformers(folder)
+    whole = [
+        Rollout("t", ids[:1], ids[1:], (0.0,) * n, (True,) * n, "stop", (0, 0), True, 0)
+        for ids in (tuple(a.tolist()) for a in answers())
+        for n in [len(ids) - 1]
+    ]
+    cut = [replace(whole[0], finish=finish) for finish in ("length", "error", "abort")]
+    strange = replace(whole[0], tokens=(512, *whole[0].tokens[1:]))
+    policy = settings(name, "run.mode=rl", f"rl.judge.model={folder}")
+    if ranks > 1:
+        policy += ["parallel.tensor=2", *(["rl.judge.expert=2"] if name == "moe" else [])]
+        policy += ["rl.judge.pipeline=2"] if name == "dense" else []
+    asked = [whole[0], *cut, strange, *whole[1:]]
+    for found in run_ranks(scores_of_rollouts, ranks, policy, asked):
+        assert found[1:5] == [None] * 4
+        assert [found[0], *found[5:]] == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_reward_model_with_another_tokenizer_or_that_writes_text_is_refused(theirs, tmp_path):
+    name, folder = theirs
+    config = load([], settings(name, "run.mode=rl", f"rl.judge.model={folder}"))
+    with pytest.raises(ConfigError, match="none that is known"):
+        check(config, 1)
+    with pytest.raises(ConfigError, match=r"rl.judge.model: .*tensor"):
+        check(load([], settings(name, "run.mode=rl", f"rl.judge.model={folder}",
+                                "rl.judge.tensor=2")), 1)  # fmt: skip
+    writer = made_by_transformers(tmp_path / "lm", name, "vocabulary")
+    with pytest.raises(ConfigError, match="rl.judge.model: .*language model"):
+        check(load([], settings(name, "run.mode=rl", f"rl.judge.model={writer}")), 1)
 
 
 def test_hf_to_ours_to_hf_keeps_every_bit_and_the_scores(theirs, tmp_path):

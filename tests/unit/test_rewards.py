@@ -8,7 +8,7 @@ import golden
 import pytest
 from scripted import InProcess, thought
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.rewards import form, weights
 from megatron_qwen3.posttrain.rewards.rewards import TRUNCATED, Rewards
@@ -165,6 +165,36 @@ def test_lengths_count_what_the_model_wrote_and_not_what_a_tool_put():
     config = config_of({"verifier": 0.0, "repetition": 1.0}, repeated=2)
     asked = replace(rollout((1, 2, 3, 7, 7, 7)), sampled=(True,) * 3 + (False,) * 3)
     assert totals(config, (SUM, rollout((7,) * 5), RIGHT), (SUM, asked, RIGHT)) == [-0.75, 0.0]
+
+
+RL = ("run.mode=rl", "train.steps=1", "run.device=cpu", "model.preset=tiny-dense")
+SOURCE = 'rollouts.tasks=[{name="a",path="own:code",rewards=[REWARDS]}]'
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("rl.rewards.verifier=0",), "rl.rewards: all weights are 0"),
+        ((SOURCE.replace("REWARDS", '"verifier=0"'),), "rollouts.tasks.a.rewards: all weights"),
+        ((SOURCE.replace("REWARDS", '"juge=1"'),), "rollouts.tasks.a.rewards: 'juge'"),
+        ((SOURCE.replace("REWARDS", '"judge=x"'),), "'judge=x' is no weight"),
+        (("rl.rewards.judge=1",), "judge = 1 needs a judge; set rl.judge.url"),
+        ((SOURCE.replace("REWARDS", '"model=0.5"'),), "model = 0.5 needs a reward model"),
+        (("rl.judge.url=localhost:8000/v1",), "valid: an address"),
+        (
+            ("rl.rewards.overlong=1", "rollouts.max_new_tokens=100"),
+            "rl.overlong_tokens = 256 exceeds rollouts.max_new_tokens = 100",
+        ),
+    ],
+)
+def test_settings_that_reward_nothing_are_refused_before_any_rank_starts(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load([], [*RL, *given])
+
+
+def test_a_source_may_take_what_the_run_cannot_give():
+    config = load([], [*RL, "rl.rewards.judge=1", SOURCE.replace("REWARDS", '"judge=0"')])
+    assert config.rollouts.tasks[0].rewards == ("judge=0",)
 
 
 # -- form -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import ConfigError
 from megatron_qwen3.settings_rl import RewardWeightsConfig
 from megatron_qwen3.toml import did_you_mean
 
