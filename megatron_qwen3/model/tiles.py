@@ -89,7 +89,7 @@ class TiledLogProbs(torch.autograd.Function):
             return part_and_exps(logits_nw, local_nK, with_entropy, rest_of)
 
         exps_Tv = None
-        if _is_one(tiles):
+        if is_one(tiles):
             part, exps_Tv = of(tiles[0][0], tiles[1][0])
         else:
             part = joined(reduce(merged, (of(rows, c)[0] for c in tiles[1])) for rows in tiles[0])
@@ -128,7 +128,7 @@ class TiledLogProbs(torch.autograd.Function):
             grad_nw = _gradient_in_place(exps_nw, slopes.of(rows), local_nK, ctx.rest_of)
             return grad_nw.to(hidden_TH.dtype)
 
-        of_hidden_and_weight = _multiplied(
+        of_hidden_and_weight = multiplied(
             of_logits, hidden_TH, weight_vH, ctx.tiles, ctx.needs_input_grad
         )
         return *of_hidden_and_weight, *[None] * 5
@@ -149,7 +149,7 @@ def square_tiles(positions: int, columns: int, tile_bytes: int) -> Tiles:
     return _slices(positions, area // column_blocks[0].stop), column_blocks
 
 
-def _is_one(tiles: Tiles) -> bool:
+def is_one(tiles: Tiles) -> bool:
     return len(tiles[0]) == len(tiles[1]) == 1
 
 
@@ -315,7 +315,7 @@ def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor, rest_
     return grad_nw
 
 
-def _multiplied(
+def multiplied(
     of_logits: Callable[[slice, slice], Tensor],
     hidden_TH: Tensor,
     weight_vH: Tensor,
