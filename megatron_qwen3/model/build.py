@@ -60,9 +60,16 @@ class Qwen3(GPTModel):
             scalars: Scalars = self.output_layer(hidden_states)
             return scalars
         tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else None
-        logits: Logits = self.output_layer(hidden_states, weight)
+        logits: Logits = self.output_layer(hidden_states, self.output_weight() if tied else None)
         return logits
+
+    def output_weight(self) -> Tensor:
+        """[v, H]: what makes logits of hidden states, for this rank's slice of the vocabulary."""
+        if self.share_embeddings_and_output_weights:
+            shared: Tensor = self.shared_embedding_or_output_weight()
+            return shared
+        own: Tensor = self.output_layer.weight
+        return own
 
 
 def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[Qwen3]:

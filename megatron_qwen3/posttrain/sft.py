@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from megatron_qwen3.model.distributions import top_k
 from megatron_qwen3.model.outputs import Outputs, log_probs
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import distill, row_order, soft_targets
@@ -138,7 +139,11 @@ def _batch(
 def _taught(
     teacher: Teacher, mixture: DialogMixture, config: Config, step: int, batch: TokenBatch
 ) -> TokenBatch:
-    return teacher.with_targets(batch, partial(_rows, mixture, config, step))
+    asked = config.sft.teacher
+    head = top_k(asked.top_k, asked.temperature)
+    found = teacher.scores(batch, head, partial(_rows, mixture, config, step))
+    here = batch.to(teacher.device)
+    return distill.with_targets(here, found["ids"], found["log_probs"], found["log_rest"])
 
 
 def _rows(mixture: DialogMixture, config: Config, step: int, first: int, count: int) -> TokenBatch:

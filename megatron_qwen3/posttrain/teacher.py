@@ -1,13 +1,15 @@
 """A teacher in memory: a second model, in a layout of its own, that scores each step's batch.
 
     teacher = Teacher(config, layout, engine.data_rank)       # all ranks, once the student is built
-    batch = teacher.with_targets(batch, partial(rows, step))  # before a step of `distill.distilled`
+    outputs = teacher.scores(batch, top_k(64), partial(rows, step))     # of this rank's own rows
+    matrix_vG = teacher.output_matrix(engine.model)           # for a head that compares all of it
 
 The student's data ranks need not be the teacher's: each of the teacher's scores its own share of
 the rows, read anew, and hands it to those whose rows they are. What it says of a row depends on
 neither layout.
 
-Legend: B rows, S positions, K ids of each position.
+Legend: B rows, S positions, G the teacher's hidden size, V its vocabulary, v this tensor rank's
+slice of the student's.
 """
 
 from collections.abc import Callable
@@ -18,53 +20,88 @@ from torch import Tensor
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.convert import load
-from megatron_qwen3.model.distributions import top_k
+from megatron_qwen3.model.outputs import Head, Outputs
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import distill
-from megatron_qwen3.posttrain.teacher_settings import settings_of
+from megatron_qwen3.posttrain.teacher_settings import settings_of, table_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
 
 
 class Teacher:
-    """The model of sft.teacher.path, filled. ConfigError where its weights are damaged."""
+    """The model of sft.teacher.path or distill.teacher.path, filled. ConfigError where its weights
+    are damaged."""
 
     def __init__(self, config: Config, layout: Layout, data_rank: int) -> None:
-        """data_rank: of the student on this rank. All ranks call it."""
-        theirs, asked = settings_of(config), config.sft.teacher
+        """layout, data_rank: of the student on this rank. All ranks call it."""
+        theirs, (_, asked) = settings_of(config), table_of(config)
         own = Layout.of(theirs, layout.world_size)
-        self._model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
-        load.fill(self._model, load.find(asked.path), config.checkpoint.verify)
-        self._head = top_k(asked.top_k, asked.temperature)
-        rows, self._mine = config.train.global_batch, data_rank
-        self._share, self._students = rows // own.data, rows // layout.data
-        self._is_alike = self._shares_are_alike()
+        self.model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
+        load.fill(self.model, load.find(asked.path), config.checkpoint.verify)
+        self._mine, self._students = data_rank, layout.data
+        self._has_same_ranks = self._ranks_are_the_students()
 
-    def with_targets(self, batch: TokenBatch, rows: Callable[[int, int], TokenBatch]) -> TokenBatch:
-        """The student's batch with targets, on this rank's device; all ranks call it.
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
-        rows: `rows(first, count)` of the step's global batch, alike on all ranks.
+    def scores(
+        self, batch: TokenBatch, head: Head, rows: Callable[[int, int], TokenBatch]
+    ) -> Outputs:
+        """The head's outputs of the student's batch, on this rank's device; all ranks call it.
+
+        rows: `rows(first, count)` of the step's global batch, alike on all ranks, of which the
+        student's data ranks have equally many each.
         """
-        if self._is_alike:
-            found = self._model.score(batch, self._head)
-        else:
-            share = rows(self._model.data_rank * self._share, self._share)
-            scored = self._model.score(share, self._head)
-            found = {name: self._of_student(x) for name, x in scored.items()}
-        here = batch.to(self._model.device)
-        return distill.with_targets(here, found["ids"], found["log_probs"], found["log_rest"])
+        total = batch.rows * self._students
+        share = -(-total // self.model.layout.data)
+        if self._has_same_ranks and share == batch.rows:
+            return self.model.score(batch, head)
+        first = min(self.model.data_rank * share, total - 1)  # one at least, where none is left
+        mine = rows(first, min(share, total - first)).padded_to(share)
+        scored = self.model.score(mine, head)
+        return {name: self._of_student(x, batch.rows) for name, x in scored.items()}
 
-    def _shares_are_alike(self) -> bool:
-        """Whether on every rank the teacher's data rank has the rows that the student's has."""
-        is_alike = self._share == self._students and self._model.data_rank == self._mine
-        everywhere = torch.tensor(int(is_alike), device=self._model.device)
+    def _of_student(self, x_BS: Tensor, count: int) -> Tensor:
+        """Of all data ranks' rows the `count` of the student's data rank; never all at once."""
+        share, first = len(x_BS), self._mine * count
+        found = x_BS.new_empty((count, *x_BS.shape[1:]))
+        for row in range(share):
+            for rank, of_rank in enumerate(self.model.gather_over_data(x_BS[row : row + 1])):
+                if 0 <= (place := rank * share + row - first) < count:
+                    found[place] = of_rank
+        return found
+
+    def _ranks_are_the_students(self) -> bool:
+        """Whether every rank has the same data rank in both layouts."""
+        is_same = self.model.layout.data == self._students and self.model.data_rank == self._mine
+        everywhere = torch.tensor(int(is_same), device=self.device)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
         return bool(everywhere.item())
 
-    def _of_student(self, x_BS: Tensor) -> Tensor:
-        """Of all data ranks' rows those of the student's data rank."""
-        first = self._mine * self._students
-        every = self._model.gather_over_data(x_BS)
-        return every[first : first + self._students].clone()  # and the others' go away
+    @torch.no_grad()
+    def output_matrix(self, student: Model) -> Tensor | None:
+        """[v, G], a copy: the rows of the ids that this rank's slice of the student's logits has,
+        zeros where the teacher has none. None but on the student's last stage. All ranks call it.
+        """
+        whole_VG = self._whole_output_matrix()
+        if not student.chunks[-1].post_process:
+            return None
+        tensor = student.groups.ranks.tp
+        v = student.config.model.vocab_size // tensor.size()
+        rows_vG = whole_VG[tensor.rank() * v : (tensor.rank() + 1) * v]
+        slice_vG = whole_VG.new_zeros((v, whole_VG.shape[1]))
+        slice_vG[: len(rows_vG)] = rows_vG
+        return slice_vG
+
+    def _whole_output_matrix(self) -> Tensor:
+        """[V, G], on every rank, for a moment."""
+        model, ranks = self.model.config.model, self.model.groups.ranks
+        chunk = self.model.chunks[-1]
+        weight = chunk.output_weight() if chunk.post_process else next(chunk.parameters())
+        whole_VG = weight.new_empty((model.vocab_size, model.hidden_size))
+        if chunk.post_process:
+            dist.all_gather_into_tensor(whole_VG.view(-1), weight.reshape(-1), group=ranks.tp)
+        dist.broadcast(whole_VG, group=ranks.pp, group_src=ranks.pp.size() - 1)
+        return whole_VG

@@ -18,21 +18,31 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.generate.load import Source
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
+from megatron_qwen3.settings_posttrain import TeacherConfig
+from megatron_qwen3.settings_rl import ScoringTeacherConfig
+
+
+def table_of(config: Config) -> tuple[str, TeacherConfig | ScoringTeacherConfig]:
+    """The table that names the teacher of this mode, and what stands in it."""
+    if config.run.mode == "distill":
+        return "distill.teacher", config.distill.teacher
+    return "sft.teacher", config.sft.teacher
 
 
 def settings_of(config: Config) -> Config:
-    """ConfigError where sft.teacher.path has no model, or its layout does not fit that model."""
-    asked = config.sft.teacher
+    """ConfigError where the teacher's path has no model, or its layout does not fit that model."""
+    table, asked = table_of(config)
     layout = ParallelConfig(asked.tensor, asked.pipeline, expert=asked.expert)
     try:
         model = Source(Path(asked.path)).config([], 1).model
         theirs = replace(config, model=model, parallel=layout)
         settings.validate(theirs)
     except ConfigError as error:
-        raise ConfigError(f"sft.teacher: {error}") from None
-    if model.vocab_size > config.model.vocab_size:
+        raise ConfigError(f"{table}: {error}") from None
+    picks_ids = config.run.mode == "sft" or config.distill.top_k > 0
+    if model.vocab_size > config.model.vocab_size and picks_ids:
         raise ConfigError(
-            f"sft.teacher.path = {asked.path} has {model.vocab_size:,} tokens, more than "
+            f"{table}.path = {asked.path} has {model.vocab_size:,} tokens, more than "
             f"model.vocab_size = {config.model.vocab_size:,}, so that the student cannot follow it"
         )
     return theirs
@@ -41,17 +51,17 @@ def settings_of(config: Config) -> Config:
 def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> None:
     """ConfigError where the teacher does not fit the run's ranks, or has another vocabulary.
 
-    tokenizers: of each dialog set, by its name, the sha256 of its tokenizer.json.
+    tokenizers: of each dialog set, or of the student, by name, the sha256 of its tokenizer.json.
     """
-    path = config.sft.teacher.path
+    table, asked = table_of(config)
     theirs = settings_of(config)
     try:
         Layout.of(theirs, world_size)
     except ConfigError as error:
-        raise ConfigError(f"sft.teacher: {error}") from None
-    own = tokenizer_sha256(Source(Path(path)).config([], 1).data.tokenizer)
+        raise ConfigError(f"{table}: {error}") from None
+    own = tokenizer_sha256(Source(Path(asked.path)).config([], 1).data.tokenizer)
     for name, of_set in tokenizers.items():
-        check_tokenizer(f"sft.teacher.path = {path}", own, name, of_set)
+        check_tokenizer(f"{table}.path = {asked.path}", own, name, of_set)
 
 
 def tokenizer_sha256(path: str) -> str:
