@@ -6,11 +6,21 @@ from dataclasses import asdict
 from megatron_qwen3.fields import ConfigError
 from megatron_qwen3.posttrain.rewards import weights
 from megatron_qwen3.settings import Config
-from megatron_qwen3.settings_rl import EntropyConfig, KlConfig, PolicyLossConfig, RlConfig
+from megatron_qwen3.settings_rl import (
+    DistillConfig,
+    EntropyConfig,
+    KlConfig,
+    PolicyLossConfig,
+    RlConfig,
+    ScoringTeacherConfig,
+)
 
 
 def faults(config: Config) -> Iterator[str]:
-    """Faults of the tables of run.mode = "rl"."""
+    """Faults of the tables of run.mode = "rl", or "distill"."""
+    if config.run.mode == "distill":
+        yield from _distill_faults(config)
+        yield from _scoring_teacher_faults(config.distill)
     if config.run.mode != "rl":
         return
     yield from _advantage_faults(config.rl)
@@ -131,4 +141,61 @@ def _entropy_faults(entropy: EntropyConfig) -> Iterator[str]:
         yield (
             f"rl.entropy.coefficient = {entropy.coefficient} exceeds rl.entropy.most = "
             f"{entropy.most}; raise one, or lower the other"
+        )
+
+
+def _distill_faults(config: Config) -> Iterator[str]:
+    distill = config.distill
+    if distill.divergence != "jensen_shannon" and distill.beta != DistillConfig().beta:
+        yield (
+            f'distill.beta = {distill.beta} goes with distill.divergence = "jensen_shannon", not '
+            f'"{distill.divergence}"; leave it out'
+        )
+    if distill.top_k and distill.divergence == "sampled":
+        yield (
+            f'distill.top_k = {distill.top_k} has no effect with distill.divergence = "sampled", '
+            "which compares the sampled token alone; leave it out"
+        )
+    if distill.top_k > config.model.vocab_size:
+        yield (
+            f"distill.top_k = {distill.top_k} exceeds model.vocab_size = {config.model.vocab_size}"
+        )
+    if distill.divergence == "sampled" and distill.temperature != config.rollouts.temperature:
+        yield (
+            f'distill.temperature = {distill.temperature} with distill.divergence = "sampled" must '
+            f"be rollouts.temperature = {config.rollouts.temperature}, at which the policy samples"
+        )
+    if config.optim.z_loss:
+        yield (
+            f"optim.z_loss = {config.optim.z_loss} is no part of the objectives of run.mode = "
+            '"distill"; set it to 0'
+        )
+
+
+def _scoring_teacher_faults(distill: DistillConfig) -> Iterator[str]:
+    teacher, default = distill.teacher, ScoringTeacherConfig()
+    if bool(teacher.path) == bool(teacher.url):
+        given = "both are set" if teacher.path else "neither is set"
+        yield (
+            "distill.teacher has a path, for a model in memory, or the url of one that is served: "
+            f"{given}; set one"
+        )
+    if not teacher.url:
+        return
+    for name in ("tensor", "pipeline", "expert", "in_turns"):
+        if getattr(teacher, name) != getattr(default, name):
+            yield (
+                f"distill.teacher.{name} = {getattr(teacher, name)} is of a teacher in memory, but "
+                "distill.teacher.url names one that is served; leave one out"
+            )
+    if distill.divergence != "sampled" and not distill.top_k:
+        yield (
+            "distill.top_k = 0 compares the whole vocabulary, which the teacher of "
+            "distill.teacher.url does not tell; set it to 20 for example, or set "
+            'distill.divergence = "sampled", or distill.teacher.path'
+        )
+    if distill.temperature != 1:
+        yield (
+            f"distill.temperature = {distill.temperature}, but a served teacher tells "
+            "log-probabilities at 1; set it to 1, or set distill.teacher.path"
         )

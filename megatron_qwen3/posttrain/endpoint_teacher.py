@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import Sample
@@ -29,6 +30,13 @@ from megatron_qwen3.posttrain.wire import Failure
 _MOST_DIGITS = 18  # of an id
 _LEAST = -1e30  # a float32 holds it; JSON can name whole numbers that no float does
 _LEAST_REST = float(np.finfo(np.float32).eps)  # what is below it is rounding of the sum
+
+
+class Told(NamedTuple):
+    """targets: of the trained labels of a sample; label_log_probs: float32 [T], of themselves."""
+
+    targets: Targets
+    label_log_probs: npt.NDArray[np.float32]
 
 
 class EndpointTeacher:
@@ -64,8 +72,12 @@ class EndpointTeacher:
         raise AssertionError("an endpoint has no other ranks")
 
     def score(self, samples: Sequence[Sample]) -> list[Targets]:
-        """Targets of the trained labels of each sample. Unscored where it refuses one, such as one
-        that is too long; ConfigError where it answers nothing."""
+        """Targets of the trained labels of each sample. Unscored, ConfigError: as of `told`."""
+        return [one.targets for one in self.told(samples)]
+
+    def told(self, samples: Sequence[Sample]) -> list[Told]:
+        """What it says of the trained labels of each sample. Unscored where it refuses one, such as
+        one that is too long; ConfigError where it answers nothing."""
         with ThreadPoolExecutor(self._limits.concurrency) as pool:
             try:
                 found = list(pool.map(self._one, samples))
@@ -82,13 +94,14 @@ class EndpointTeacher:
         if refused:
             told = f"{self._endpoint.address} does not score a sample: {refused[0]}"
             raise Unscored(told, len(refused), len(refused) == len(samples) > 1)
-        return [one for one in found if isinstance(one, Targets)]
+        return [one for one in found if isinstance(one, Told)]
 
-    def _one(self, sample: Sample) -> Targets | Refused:
-        """Its targets, or why it is refused; Failure or ShutOut where all others will fail."""
+    def _one(self, sample: Sample) -> Told | Refused:
+        """What is told of it, or why it is refused; Failure or ShutOut where all others will
+        fail."""
         ids, labels = sample.ids.tolist(), trained_labels(sample) + 1
         if not len(labels):
-            return none(self._top_k)
+            return Told(none(self._top_k), np.zeros(0, np.float32))
         body = {
             "model": self._endpoint.model,
             "prompt": ids,
@@ -106,7 +119,7 @@ class EndpointTeacher:
         except Refused as error:
             return error
 
-    def _targets(self, reply: Any, ids: list[int], labels: list[int]) -> Targets:
+    def _targets(self, reply: Any, ids: list[int], labels: list[int]) -> Told:
         """Malformed where the reply is not about these ids, or has too few of each label."""
         rows = _rows_of(reply, ids)
         found = [self._most_probable(rows[place], ids[place], place) for place in labels]
@@ -114,7 +127,12 @@ class EndpointTeacher:
         ids_TK = np.array([row[0] for row in found], np.int32).reshape(shape)
         log_probs_TK = np.array([row[1] for row in found], np.float64).reshape(shape)
         rest_T = np.maximum(1 - np.exp(log_probs_TK).sum(1), _LEAST_REST)
-        return Targets(ids_TK, log_probs_TK.astype(np.float32), np.log(rest_T).astype(np.float32))
+        log_rest_T = np.log(rest_T).astype(np.float32)
+        of_labels = [_log_prob(rows[place][str(ids[place])]) for place in labels]
+        return Told(
+            Targets(ids_TK, log_probs_TK.astype(np.float32), log_rest_T),
+            np.array(of_labels, np.float32),
+        )
 
     def _most_probable(self, row: Any, sent: int, place: int) -> tuple[list[int], list[float]]:
         """The first K of a position; the token that was sent may be one more."""

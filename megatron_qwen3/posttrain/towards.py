@@ -135,7 +135,8 @@ def _of_bins(outputs: Outputs, batch: TokenBatch, beta: float) -> dict[str, Tens
 
 
 def _of_sampled(outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
-    """-(log q - log p) of the sampled token as its advantage, in the loss of rl.loss's defaults.
+    """log p - log q of the sampled token, at most 20 nats, is its advantage in rl.loss's default
+    loss.
 
     The ratio is to what sampled it: 1 but for rounding in the first update on a batch of rollouts.
     """
@@ -145,7 +146,7 @@ def _of_sampled(outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
     log_p_BS, before_BS = (
         batch.extra[name].masked_fill(is_none_BS, 0.0) for name in (_LABEL, SAMPLER)
     )
-    advantage_BS = losses.sampled_advantage(log_q_BS, log_p_BS)
+    advantage_BS = losses.sampled_advantage(log_q_BS, log_p_BS, _CLIP.log_ratio_limit)
     moved_BS, limit = log_q_BS - before_BS, _CLIP.log_ratio_limit
     ratio_BS = losses.log_ratio("token", moved_BS, answers, limit).exp()
     low, high, dual = _CLIP.clip_low, _CLIP.clip_high, _CLIP.dual_clip

@@ -120,6 +120,21 @@ def test_targets_are_what_the_server_says_of_the_trained_labels(tokenizer):
     assert body["prompt_logprobs"] == K and body["return_token_ids"] is True
 
 
+def test_what_it_says_of_the_labels_themselves_is_told_with_their_targets(tokenizer):
+    with (
+        served() as (address, _),
+        EndpointTeacher(address, tokenizer, VOCABULARY, 1, SOON) as teacher,
+    ):
+        given = list(samples())
+        found = teacher.told(given)
+    assert sum(len(told.label_log_probs) for told in found) > 4
+    for sample, told in zip(given, found, strict=True):
+        labels = np.flatnonzero(sample.trained[1:]) + 1
+        said = [log_p_after(sample.ids[:n].tolist())[sample.ids[n]] for n in labels]
+        np.testing.assert_allclose(told.label_log_probs, said, rtol=1e-6)
+        assert told.label_log_probs.dtype == np.float32 and len(told.targets.ids) == len(labels)
+
+
 def without(reply, name):
     del reply["choices"][0][name]
     return reply
