@@ -11,7 +11,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
 
-ROWS, POSITIONS, K = 8, 16, 5
+ROWS, POSITIONS, K, TEMPERATURE = 8, 16, 5, 0.6
 LAYOUTS = {
     "one-rank": (1, ()),
     "tp2-pp2": (4, ("parallel.tensor=2", "parallel.pipeline=2", "train.micro_batch=2")),
@@ -35,6 +35,7 @@ def scored(*settings):
     heads = {
         "plain": log_probs,
         "entropy": log_probs_and_entropy(),
+        "tempered": log_probs_and_entropy(TEMPERATURE),
         "k": top_k(K),
         "ids": at_ids(K),
     }
@@ -43,6 +44,8 @@ def scored(*settings):
         empty = head.empty(mine.rows, POSITIONS, model.device)
         for key, x in outputs[name].items():
             assert (x.shape, x.dtype) == (empty[key].shape, empty[key].dtype), (name, key)
+    again = {name: model.score(mine, heads[name])["log_prob"] for name in ("plain", "tempered")}
+    assert all(torch.equal(x, outputs[name]["log_prob"]) for name, x in again.items())
     return model.data_rank * mine.rows, outputs
 
 
@@ -55,9 +58,12 @@ def by_whole_logits():
     most = log_p.topk(K)
     log_prob = log_p.gather(-1, batch().labels_BS[..., None]).squeeze(-1)
     log_z = logits_BSV.logsumexp(-1)
+    log_t = (logits_BSV / TEMPERATURE).log_softmax(-1)
+    log_t_of_label = log_t.gather(-1, batch().labels_BS[..., None]).squeeze(-1)
     return {
         "plain": {"log_prob": log_prob, "log_z": log_z},
         "entropy": {"entropy": -(log_p.exp() * log_p).sum(-1), "log_prob": log_prob},
+        "tempered": {"entropy": -(log_t.exp() * log_t).sum(-1), "log_prob": log_t_of_label},
         "k": {"log_probs": most.values, "ids": most.indices},
         "ids": {"log_probs": log_p.gather(-1, batch().extra["ids"]), "log_z": log_z},
     }
