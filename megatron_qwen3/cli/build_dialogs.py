@@ -115,11 +115,11 @@ def run(given: argparse.Namespace) -> int:
     tables: dict[type, Any] = {kind: options.taken(kind, given) for kind in kinds}
     check_folder("--out", given.out)
     passages = _passages(given)
-    queries, problems = read(given.queries, given.on_error == "stop")
+    queries, problems = _read("--queries", given.queries, given)
     rules = AnswerRules(tables[AnswerSettings], passages)
     rules.prepare()
     plain = getattr(given, "plain_queries", None)
-    more, more_problems = read(plain, given.on_error == "stop") if plain else ([], [])
+    more, more_problems = _read("--plain-queries", plain, given) if plain else ([], [])
     with ExitStack() as stack:
         opened = _opened(stack, _names(given, build), tables[Limits], tables[Local])
         if followers := [generator for generator in opened.values() if not generator.leads]:
@@ -170,6 +170,16 @@ def _about(job: Job, given: argparse.Namespace) -> dict[str, Any]:
         "validation": list(given.validation),
         "settings": settings,
     }
+
+
+def _read(
+    option: str, paths: Sequence[Path], given: argparse.Namespace
+) -> tuple[list[Query], list[Problem]]:
+    """The queries of an option's files. ConfigError, which names the option, as of `read`."""
+    try:
+        return read(paths, given.on_error == "stop")
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
 
 
 def _passages(given: argparse.Namespace) -> Passages | None:

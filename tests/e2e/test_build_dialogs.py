@@ -340,7 +340,7 @@ def test_a_stop_is_told_and_goes_on(tmp_path, capsys):
         (["--samples", "0"], "samples = 0; valid: at least 1"),
         (["--validation", "gone.jsonl"], "--validation needs --tokenizer"),
         (["--on-error", "stop"], "q.jsonl:2: not JSON"),
-        (["--queries", "gone.jsonl"], "gone.jsonl: cannot be read"),
+        (["--queries", "gone.jsonl"], "--queries gone.jsonl: cannot be read"),
         (["--direct", "tests", "--generator", "tools"], "are models of ours"),
         (["--most-foreign", "2"], "most_foreign = 2.0; valid: at most 1"),
     ],

@@ -129,6 +129,12 @@ def test_a_cold_start_asks_nothing_that_was_answered_before(work):
     assert counted(work, "query") == {"brings answers": 1, "kept": 1}
 
 
+def test_a_cold_start_tells_how_many_good_answers_it_does_without(work):
+    rows, _ = start(work, many(30, "q"), direct=lambda request, sample: "5")
+    told = f"of 60 good answers {len(rows)} are taken: the settings per_query, cover"
+    assert len(rows) < 30 and any(told in line for line in work.steps.said)
+
+
 def test_equal_answers_count_once_and_wrong_ones_as_wrong_whatever_else_they_are(work):
     equal = lambda request, sample: thought(THINKING, "It is \\boxed{4}.")  # noqa: E731
     start(work, [query("q")], equal, tries=0)
@@ -195,6 +201,8 @@ def test_both_modes_have_their_shares_where_there_are_enough(work, share, there,
     _, about = fuse(work, thinking, plain, thinking_share=share)
     assert about["there were"] == {"thinking": there[0], "plain": there[1]}
     assert about["taken"] == {"thinking": taken[0], "plain": taken[1]}
+    told = f"of {there[0]} good answers with thinking {taken[0]} are taken, of {there[1]} without"
+    assert any(told in line for line in work.steps.said) == (taken != there)
 
 
 def test_a_mode_without_an_answer_is_told(work):

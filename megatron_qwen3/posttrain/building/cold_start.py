@@ -81,6 +81,11 @@ def build(
 
     passed = draw(work, asked.generator, left, request, "answers with thinking")
     chosen = choose(passed, of_choice)
+    if len(chosen) < len(passed):
+        work.steps.say(
+            f"note: of {len(passed):,} good answers {len(chosen):,} are taken: the settings "
+            "per_query, cover, balance, most_samples and everything decide"
+        )
     rows = (_row(work, asked.generator, passed[number], request) for number in chosen)
     return rows, {"taken": taken_of(passed, chosen), "judge": failures_of(asked.judge)}
 

@@ -87,9 +87,17 @@ def build(
             f"note: {counts['thinking']:,} answers with thinking and {counts['plain']:,} without "
             f"it passed, so thinking_share = {of_fusion.thinking_share:g} leaves none"
         )
+    taken = {"thinking": len(thought), "plain": len(answered)}
+    if thought and taken != counts:
+        also = " and plain_shares" if of_fusion.plain_shares else ""
+        work.steps.say(
+            f"note: of {counts['thinking']:,} good answers with thinking {taken['thinking']:,} are "
+            f"taken, of {counts['plain']:,} without it {taken['plain']:,}, as "
+            f"thinking_share = {of_fusion.thinking_share:g}{also} ask"
+        )
     about = {
         "there were": counts,
-        "taken": {"thinking": len(thought), "plain": len(answered)},
+        "taken": taken,
         "judge": failures_of(asked.judge),
     }
     return fused([*thought, *answered], of_flags), about
