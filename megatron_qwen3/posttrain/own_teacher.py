@@ -32,6 +32,7 @@ from megatron_qwen3.generate.load import Source, load
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.own_generator import label_of
 from megatron_qwen3.posttrain.packing import best_fit
 from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
@@ -77,7 +78,7 @@ class OwnTeacher:
         self._top_k, self._temperature = top_k, temperature
         self.tokenizer = tokenizer_sha256(self._config.data.tokenizer)
         self.about = {
-            "teacher": str(self._source.path),
+            "teacher": label_of(self._source.path),  # other weights at its place are another one
             "vocab_size": vocab_size,
             "temperature": temperature,
         }
