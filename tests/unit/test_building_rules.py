@@ -256,6 +256,11 @@ CHECKS = [
     ("So the answer is $10$, as 7 + 3 says.", SUMMARY, 1.0, True),
     ("The answer is 10 apples. Let me check: 10 - 3 = 7. Good.", SUMMARY, 1.0, True),
     (REASONED, "It is \\boxed{9}.", 0.0, None),
+    ("7 加 3 等于几？答案是11。对。", SUMMARY, 1.0, False),
+    ("7 加 3，所以答案是10。对。", SUMMARY, 1.0, True),
+    ("最终答案：10，检查 2 = 2。", SUMMARY, 1.0, True),
+    ("したがって、答えは11です。", SUMMARY, 1.0, False),
+    ("答案是很清楚的。", SUMMARY, 1.0, None),
 ]
 
 

@@ -22,8 +22,11 @@ from megatron_qwen3.posttrain.verifiers.final import boxes
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 
 SHORT_KINDS = ("math", "numeric", "choice", "exact")
-_SAID = re.compile(r"answer(?: is|:|\s*=)\s*", re.IGNORECASE)
-_UP_TO = re.compile(r"[.!?](?=\s|$)|[,;]\s|\s+[-–—]+\s|\n|$")  # where what is said ends
+_SAID = re.compile(
+    r"(?:answer(?: is|:|\s*=)|(?:答案|答え)\s*(?:是|为|為|は|：|:))\s*", re.IGNORECASE
+)
+# Where what is said ends.
+_UP_TO = re.compile(r"[.!?](?=\s|$)|[,;]\s|\s+[-–—]+\s|\n|$|[。！？，、；]|です|である")
 _STATES = re.compile(r"\d|^\W*(?:[a-z]|\\\w+)\W*$", re.IGNORECASE)  # a number, letter or symbol
 _EQUALS = re.compile(r"=\s*([^=\n]{1,60}?)\s*(?=[.,;\n]|$)", re.MULTILINE)
 _AROUND = " *$`:"
