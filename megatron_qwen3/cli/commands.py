@@ -30,6 +30,9 @@ COMMANDS = {
     "clean": Command("megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents"),
     "tokenizer": Command("megatron_qwen3.cli.train_tokenizer", "train one on documents"),
     "tokenize": Command("megatron_qwen3.cli.tokenize_corpus", "documents to shuffled shards"),
+    "tasks": Command(
+        "megatron_qwen3.cli.tasks", "look at those that models are asked", prints_results=True
+    ),
     "build-dialogs": Command(
         "megatron_qwen3.cli.build_dialogs", "make them from queries: cold start, fusion, distill"
     ),

@@ -8,7 +8,8 @@
 
 A task is a line of JSON with "messages", the last a user's, and "verifier", as
 {"kind": "math", "gold": "42"}; maybe "id" and "tools". gym:NAME is a generator of reasoning-gym,
-with its settings after commas. Kinds of verifiers: see megatron_qwen3/posttrain/verifiers.
+with its settings after commas, own:KIND one of the project's (tools/tasks.py lists them). Kinds of
+verifiers: see megatron_qwen3/posttrain/verifiers.
 
 OUT/report.html shows pass@k (Chen et al. 2021) with 95 % intervals over tasks, in each mode and by
 thinking budget, lengths of thinking, how many answers were cut, and how often the last /think or
@@ -152,7 +153,13 @@ def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("model", help="a run, a checkpoint, a folder of Hugging Face's format, or an address")
-    add("--tasks", nargs="+", required=True, metavar="TASKS", help="JSON lines, or gym:NAME")
+    add(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASKS",
+        help="JSON lines, gym:NAME or own:KIND",
+    )
     add("--out", type=Path, required=True, metavar="FOLDER", help="is made, or gone on with")
     add("--most", type=int, metavar="N", help="tasks of each set (all)")
     add("--tokenizer", default="", metavar="FOLDER", help="that counts lengths; default: its own")

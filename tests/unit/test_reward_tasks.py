@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from megatron_qwen3.cli import tasks as tasks_command
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.evaluation.tasks import open_source, read
@@ -245,3 +247,24 @@ def test_calls_are_those_asked_for_and_no_other(answer, gold, right):
 def test_who_cites_or_names_everything_has_answered_nothing(answer, right):
     spec = {"kind": "cited", "gold": "1923", "sources": [3], "others": ["1950", "1888"]}
     assert verdict(spec, answer).score == float(right)
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_lists_kinds_and_shows_tasks_that_read_back(tmp_path, capsys):
+    assert tasks_command.main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"own:{kind}" in listed for kind in kinds.KINDS)
+    assert tasks_command.main(["own:roles", "--count", "2"]) == 0
+    assert "checklist: " in capsys.readouterr().out
+    for kind in ("functions", "writing", "roles", "countdown"):
+        name = f"own:{kind},seed=3"
+        assert tasks_command.main([name, "--jsonl", "--first", "7", "--count", "3"]) == 0
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text(capsys.readouterr().out)
+        source, again = open_source(name, "s"), open_source(str(path), "s")
+        for n in range(3):
+            task = again.task(n)
+            assert replace(task, source="") == source.task(7 + n)
+    assert tasks_command.main(["own:no"]) == 2 and capsys.readouterr().err.count("\n") == 1

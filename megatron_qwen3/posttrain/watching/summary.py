@@ -4,14 +4,16 @@
 
 All of it follows from the record, so that a run which goes on says the same again. Names with a
 slash are of a part of the batch: `reward/SOURCE/MODE`, `pass_rate/SOURCE/MODE`, `part/NAME`,
-`seconds/WHAT`, `count/WHAT`. Values are None where nothing is known: no answer was scored, or
-nobody says which are right. Legend: N rollouts, T their tokens, G groups.
+`seconds/WHAT`, `count/WHAT`, and `hacking/SIGN` of posttrain/rewards/hacking.py. Values are None
+where nothing is known: no answer was scored, or nobody says which are right. Legend: N rollouts, T
+their tokens, G groups.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts.record import FINISHES, Array, Record
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR
 
@@ -47,6 +49,7 @@ def summary(record: Record) -> Row:
         "age": _mean(record.first_step - record.versions_N2[:, 0]),
         "age_most": float((record.first_step - record.versions_N2[:, 0]).max(initial=0)),
     }
+    row |= hacking.numbers(record)
     return row | dict(_of_sources(record)) | dict(_of_parts(record)) | _of_time(record)
 
 
