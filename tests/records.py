@@ -8,7 +8,6 @@ import json
 
 import numpy as np
 
-from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, TaskName
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
@@ -80,6 +79,11 @@ def samples(record):
                 "mode": task.mode,
                 "messages": [{"role": "user", "content": f"Question of {task.id}?"}],
                 "answer": f"<think>\nthoughts {n}\n</think>\n\nAnswer {n} of batch {record.batch}",
+                "pieces": [
+                    [f"<think>\nthoughts {n}\n", True],
+                    ["</think>\n\n", False],
+                    [f"Answer {n} of batch {record.batch}", True],
+                ],
                 "finish": records.FINISHES[record.finish_N[n]],
                 "error": "",
                 "tokens": int(record.lengths_N[n]),
@@ -112,22 +116,12 @@ def write_run(run_dir, batches=4, mode="rl"):
         rows += [_train_row(first + update + 1) for update in range(UPDATES)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (run_dir / "metrics.jsonl").write_text(lines)
-    (run_dir / "config.toml").write_text(to_toml(config_of(run_dir, batches, mode)))
-
-
-def config_of(run_dir, batches=4, mode="rl"):
-    asked = ["model.preset=tiny-dense", f"train.steps={UPDATES * batches}", f"run.mode={mode}"]
-    asked += ["rollouts.tasks=[{name='sums', path='gym:chain_sum'}, {name='chats', path='c'}]"]
-    asked += [f"{mode}.updates={UPDATES}", f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
-    if mode == "rl":
-        asked += ["rl.entropy.low=0.2", "rl.entropy.high=0.6", "rl.entropy.change=0.001"]
-    else:
-        asked += ["distill.teacher.url=http://localhost:1/v1"]
-    return load([], asked)
+    band = "[rl.entropy]\nlow = 0.2\nhigh = 0.6\n" if mode == "rl" else ""
+    (run_dir / "config.toml").write_text(f'[run]\nmode = "{mode}"\n{band}')
 
 
 def _train_row(step):
     row = {"kind": "train", "step": step, "tokens": 64 * step, "loss": -0.01 * step}
     row |= {"grad_norm": 0.5, "lr": 1e-6, "step_seconds": 2.0, "tokens_per_second": 32.0}
-    row |= {"tflops_per_rank": 0.1, "entropy": 0.7 - 0.05 * step, "kl": 0.001 * step}
+    row |= {"tflops_per_rank": 0.1, "entropy": 0.7 / (1 + 0.01 * step), "kl": 0.001 * step}
     return row | {"clip_share": 0.01, "ratio": 1.0, "mismatch": 1e-5, "mismatch_most": 1e-4}

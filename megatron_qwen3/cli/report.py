@@ -1,8 +1,10 @@
 """A training in one page: python tools/report.py RUN_DIR [RUN_DIR …]
 
 Reads metrics.jsonl of one or more runs, the stages of one training in order, prints how each went,
-and writes a web page that needs no other file, with the pictures beside it as PNG. Runs that are
-still under way may be read at any time.
+and writes a web page that needs no other file, with the pictures beside it as PNG. Of runs whose
+model samples answers (run.mode = "rl" or "distill") it has their curves and some answers to read;
+a page with more of them is written for each batch that --batches names. Runs that are still under
+way may be read at any time.
 """
 
 import sys
@@ -10,16 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.pages import answers
+from megatron_qwen3.pages.rollouts import source_rows
 from megatron_qwen3.pages.training import stage_rows, write_report
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.watching import samples
 from megatron_qwen3.shown import shown, shown_lines
 from megatron_qwen3.tables import console, table
 from megatron_qwen3.training.history import Run
-from megatron_qwen3.training.metrics_file import MetricsError
 
 _EXAMPLES = """examples:
   python tools/report.py runs/tiny-dense/pretrain_1_general
   python tools/report.py runs/8b/pretrain_1_general runs/8b/pretrain_2_reasoning --out 8b.html
+  python tools/report.py runs/8b/post_2_reasoning_rl --batches 0 100 --out rl.html
 """
+_BATCHES_OF_EXAMPLES = 8  # newest ones
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -36,15 +44,45 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         default=Path("report.html"),
         help="page to write; its pictures go to the folder of the same name (default: %(default)s)",
     )
+    parser.add_argument(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="also write the kept answers of these batches of rollouts of the last run, as "
+        "batch_N.html beside the pictures",
+    )
     options = parser.parse_args(arguments)
     if options.out.suffix != ".html":
         parser.error(f"--out {options.out}: the name of a page ends in .html")
     try:
         runs = [Run.read(folder) for folder in options.runs]
+        asked = _asked(options.runs[-1], options.batches)
         console().print(table(stage_rows(runs)))
-        write_report(runs, options.out)
-    except (MetricsError, OSError) as error:
+        found = {}
+        for n, (folder, run) in enumerate(zip(options.runs, runs, strict=True)):
+            if run.rollouts:
+                console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
+                found[n] = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
+        write_report(runs, options.out, found)
+        for batch, kept in asked.items():
+            subtitle = f"{runs[-1].name}, batch {batch}"
+            answers.write(kept, subtitle, options.out.with_suffix("") / f"batch_{batch}.html")
+    except (ConfigError, OSError) as error:
         print(shown_lines(f"report: {error}"), file=sys.stderr)
         return 1
     print(shown(f"wrote {options.out}, pictures in {options.out.with_suffix('')}"))
     return 0
+
+
+def _asked(folder: str, batches: Sequence[int]) -> dict[int, list[samples.Sample]]:
+    """The kept answers of the batches that are asked for. ConfigError where they are not there."""
+    there = records.batches(Path(folder))
+    for batch in batches:
+        if batch not in there:
+            valid = f"{there[0]} to {there[-1]}" if there else "none: the run has no rollouts"
+            raise ConfigError(
+                f"--batches {batch}: no such batch of rollouts in {folder}; valid: {valid}"
+            )
+    return {batch: samples.read(records.folder_of(Path(folder), batch)) for batch in batches}

@@ -9,7 +9,7 @@ around; only a section, made here, is HTML already.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -76,6 +76,24 @@ def text(title: str, paragraphs: Iterable[str]) -> Markup:
 def files(title: str, contents: Iterable[tuple[str, str]], is_open: bool = False) -> Markup:
     """Files to read or copy, each folded behind its name unless `is_open`."""
     return _section("files", title, contents, is_open)
+
+
+class Answer(NamedTuple):
+    """An answer to read. name and badges: its line while it is folded; messages: role and text;
+    blocks: kind ("thinking" is folded), spans of text with a mark ("", "forced", "tool") each, and
+    characters; ending: how it ended, "" for as it should; parts: name, score, reason."""
+
+    name: str
+    badges: Sequence[str]
+    messages: Sequence[tuple[str, str]]
+    blocks: Sequence[Any]
+    ending: str
+    parts: Sequence[tuple[str, str, str]]
+
+
+def answers(title: str, samples: Sequence[Answer], is_open: bool = False) -> Markup:
+    """Dialogs to read, each folded behind its name unless `is_open`."""
+    return _section("answers", title, samples, is_open)
 
 
 def _section(macro: str, *arguments: Any) -> Markup:

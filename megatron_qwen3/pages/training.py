@@ -6,16 +6,25 @@
 `runs` are the stages of one training in order (`training/history.py`).
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from megatron_qwen3.pages import page
+from megatron_qwen3.pages import page, rollouts
+from megatron_qwen3.posttrain.watching.samples import Sample
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
+if TYPE_CHECKING:
+    from megatron_qwen3.pages.pictures import Picture
+
+Samples = Mapping[int, Sequence[Sample]]
 _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
 _OF_SOURCES |= {"reward": "reward", "pass_rate": "right", "length": "length", "truncated": "cut"}
 
@@ -45,7 +54,7 @@ def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
                 _number(held_out.get("accuracy"), 3),
                 "" if rate is None else count(rate),
                 "" if mfu is None else f"{100 * mfu:.1f}%",
-                duration(float(run.column("step_seconds").sum())),
+                duration(run.seconds),
             ]
         )
     known = [i for i in range(len(header)) if any(line[i] for line in lines)]
@@ -74,19 +83,44 @@ def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list
     return groups, [header, *lines]
 
 
-def write_report(runs: Sequence[Run], out: Path) -> None:
-    """Write the page to `out` and its pictures as PNG to the folder of the same name."""
+def write_report(runs: Sequence[Run], out: Path, samples: Samples | None = None) -> None:
+    """Write the page to `out` and its pictures as PNG to the folder of the same name.
+
+    samples: answers to read of runs that sample some, by their places among the runs.
+    """
     from megatron_qwen3.pages.training_pictures import draw_all  # matplotlib loads slowly
 
     names = " → ".join(run.name for run in runs)
-    body = [_key_numbers(runs), page.table("Stages", stage_rows(runs)), page.FIGURES]
+    pictures = draw_all(runs)
+    sampling = {n: run for n, run in enumerate(runs) if run.rollouts}
+    body = [_key_numbers(runs)]
+    for n, run in sampling.items():
+        body.append(page.numbers(rollouts.tiles(run)))
+        pictures += _of_rollouts(run, f"{n + 1}" if len(runs) > 1 else "")
+    body += [page.table("Stages", stage_rows(runs)), page.FIGURES]
+    for n, run in sampling.items():
+        name = run.name if len(runs) > 1 else ""
+        body += rollouts.sections(run, (samples or {}).get(n, ()), name)
     stages, held_out = held_out_rows(runs)
     if len(held_out) > 1:
         body.append(page.table("Held-out text by source", held_out, stages))
     settings = [(run.name, run.config_text) for run in runs if run.config_text]
     if settings:
         body.append(page.files("Configuration", settings))
-    page.write(out, "Training report", names, body, draw_all(runs))
+    page.write(out, "Training report", names, body, pictures)
+
+
+def _of_rollouts(run: Run, number: str) -> list[Picture]:
+    """Pictures of a stage; number: of it, where there are several, and files need other names."""
+    from megatron_qwen3.pages import rollout_pictures
+
+    drawn = rollout_pictures.draw_all(run)
+    if not number:
+        return drawn
+    return [
+        replace(p, name=f"{number}_{p.name}", title=f"{number} {run.name}: {p.title}")
+        for p in drawn
+    ]
 
 
 def _key_numbers(runs: Sequence[Run]) -> Markup:
@@ -94,7 +128,7 @@ def _key_numbers(runs: Sequence[Run]) -> Markup:
     header, *lines = stage_rows(runs)
     last = dict(zip(header, lines[-1], strict=True))
     first_loss = dict(zip(header, lines[0], strict=True))["first loss"]
-    seconds = sum(float(run.column("step_seconds").sum()) for run in runs)
+    seconds = sum(run.seconds for run in runs)
     tiles = [
         (count(sum(run.tokens for run in runs)), "tokens trained on"),
         (f"{first_loss} → {last['last loss']}", "training loss, first to last"),

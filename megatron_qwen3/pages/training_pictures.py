@@ -4,7 +4,6 @@
 one after another over the tokens trained on.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import pictures
 from megatron_qwen3.pages.pictures import (
     FAINT,
@@ -27,13 +25,15 @@ from megatron_qwen3.pages.pictures import (
     spread,
     style,
 )
-from megatron_qwen3.toml import parse
+from megatron_qwen3.pages.settings_said import said
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
 _LETTER_POINTS = 5.0  # roughly
-_UNITS = {"bradley_terry": "nats per pair"}  # of losses that are none of tokens
+# Of modes whose losses are none of given texts, and the units of such losses.
+_LOSSES = {"reward": "bradley_terry", "rl": "policy", "distill": "divergence"}
+_UNITS = {"bradley_terry": "nats per pair", "policy": "loss of the policy"}
 
 
 def draw_all(runs: Sequence[Run]) -> list[Picture]:
@@ -113,7 +113,7 @@ def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[
         named["all sources"] = (curves[ALL_SOURCES], INK)
     if key == "accuracy":  # a share
         axes.set_ylim(0, 1.03)
-    _label_ends(axes, named)
+    label_ends(axes, named)
     axes.yaxis.set_major_formatter(plain_tick)
     name = {"loss": "held_out_loss"}.get(key, key)
     yield finish(axes, name, title, "text never trained on", is_wide=False)
@@ -127,7 +127,7 @@ def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarra
         for row in run.evaluations:
             if row.get(key) is not None:
                 curve = points.setdefault(str(row["source"]), {})
-                if curve and max(curve) <= offset and not _said(run, "checkpoint", "init_from"):
+                if curve and max(curve) <= offset and not said(run, "checkpoint", "init_from"):
                     curve[offset + 0.5] = np.nan  # between whole tokens: no line goes there
                 curve[offset + float(np.interp(row["step"], steps, tokens))] = row[key]
     return {
@@ -138,17 +138,10 @@ def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarra
 
 def _loss_of(run: Run) -> str:
     """What the run trains, by its settings."""
-    if _said(run, "run", "mode") == "reward":
-        return "bradley_terry"
-    return _said(run, "sft", "objective") or "cross_entropy"
-
-
-def _said(run: Run, table: str, name: str) -> str:
-    """A setting of the run; "" where it is not known."""
-    with contextlib.suppress(ConfigError, AttributeError):  # no TOML, or no table
-        said = parse(run.config_text, run.name, "a run's settings")
-        return str(said.get(table, {}).get(name, ""))
-    return ""
+    mode = said(run, "run", "mode")
+    if mode in _LOSSES:
+        return _LOSSES[mode]
+    return str(said(run, "sft", "objective")) or "cross_entropy"
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -200,7 +193,7 @@ def _mark_stages(axes: Axes, names: list[str], offsets: list[int], width_points:
         )
 
 
-def _label_ends(axes: Axes, named: dict[str, tuple[tuple[np.ndarray, np.ndarray], str]]) -> None:
+def label_ends(axes: Axes, named: dict[str, tuple[tuple[np.ndarray, np.ndarray], str]]) -> None:
     """Names of curves in the right margin, level with their ends and never on one another."""
     low, high = axes.get_ylim()
     order = sorted(named, key=lambda name: named[name][0][1][-1])

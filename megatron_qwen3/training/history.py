@@ -86,6 +86,12 @@ class Run:
         """Tokens trained on."""
         return int(self.columns["tokens"][-1])
 
+    @property
+    def seconds(self) -> float:
+        """Of all steps, and of the rollouts before them."""
+        sampled = self.rollouts.get("seconds", np.zeros(1))
+        return float(self.column("step_seconds").sum() + np.nansum(sampled))
+
     def held_out(self) -> dict[str, dict[str, Any]]:
         """The newest evaluation of each source, `ALL_SOURCES` included; {} if there was none."""
         return {row["source"]: row for row in self.evaluations}

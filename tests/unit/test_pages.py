@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from megatron_qwen3.pages import page, pictures
+from megatron_qwen3.posttrain.watching.samples import Block
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</pre></style><script>alert(1)</script>{{ 7*7 }}{% raw %}\x1b[2J\u202e\udc80\"'&"
+SPANS = [(HOSTILE, ""), (HOSTILE, "forced"), (HOSTILE, "tool")]
+ANSWER = page.Answer(
+    name=HOSTILE,
+    badges=[HOSTILE],
+    messages=[(HOSTILE, HOSTILE)],
+    blocks=[Block("thinking", SPANS), Block("answer", SPANS)],
+    ending=HOSTILE,
+    parts=[(HOSTILE, HOSTILE, HOSTILE)],
+)
 VOID = {"meta", "path", "use", "rect", "br"}
 
 
@@ -50,6 +60,7 @@ def whole(tmp_path_factory):
         page.table(HOSTILE, [[HOSTILE, HOSTILE], [HOSTILE, HOSTILE]], [("", 1), (HOSTILE, 1)]),
         page.text(HOSTILE, [HOSTILE, HOSTILE]),
         page.files(HOSTILE, [(HOSTILE, f"a\n\tb {HOSTILE}")], is_open=True),
+        page.answers(HOSTILE, [ANSWER], is_open=True),
         page.FIGURES,
         HOSTILE,  # which is no section
     ]
@@ -64,7 +75,9 @@ def test_text_becomes_no_markup_wherever_it_stands(whole):
     assert not tags.open and "script" not in tags.names
     assert not any(name.startswith("on") for name, _ in tags.attributes)
     outside = re.sub(r"<svg.*?</svg>", "", html, flags=re.S)
-    assert outside.count("&lt;script&gt;alert(1)") == html.count("7*7 }}") - svg_texts(html) == 22
+    assert (
+        outside.count("&lt;script&gt;alert(1)") == html.count("7*7 }}") - svg_texts(html) == 22 + 15
+    )
     assert "49" not in re.sub(r"<(svg|style).*?</\1>", "", html, flags=re.S)
     assert "\x1b" not in html and "\u202e" not in html
     assert "left out" not in html

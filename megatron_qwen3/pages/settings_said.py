@@ -1,0 +1,20 @@
+"""A setting of a run that is over, by its names: said(run, "rl", "entropy", "low")."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.toml import parse
+from megatron_qwen3.training.history import Run
+
+
+def said(run: Run, *names: str) -> Any:
+    """The value that the run's config.toml has; "" where that is not known."""
+    with contextlib.suppress(ConfigError, AttributeError):  # no TOML, or no table
+        found: Any = parse(run.config_text, run.name, "a run's settings")
+        for name in names:
+            found = found.get(name, "")
+        return found
+    return ""
