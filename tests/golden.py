@@ -32,6 +32,7 @@ TESTED = {
         *("policy_trl_entropy_bonus", "policy_trl_vllm_is", "policy_trl_tool_mask"),
         *("policy_trl_num_items", "opd_policy_gradient", "kl_estimators", "tis_weights"),
         *("rollout_rejection", "soft_overlong", "repetition_penalty"),
+        *("think_format", "packing"),
     },
     "verifiers.json": {"math", "think_format", "countdown", *IFEVAL},
 }

@@ -21,6 +21,7 @@ from megatron_qwen3.posttrain.policy.answers import Answers
 from megatron_qwen3.posttrain.policy.losses import sampled_advantage
 from megatron_qwen3.posttrain.policy.objective import policy_objective, trained_answers
 from megatron_qwen3.posttrain.policy.penalties import overlong, repetition
+from megatron_qwen3.posttrain.verifiers.structure import think_format
 from megatron_qwen3.settings_rl import AdvantageConfig
 from megatron_qwen3.training.batch import TokenBatch
 from tests import golden
@@ -519,3 +520,15 @@ def test_the_penalty_of_repetition(case):
         for ids in case["inputs"]["completion_ids"]
     ]
     near(found, case["outputs"]["reward"], case)
+
+
+@cases("think_format")
+def test_the_form_of_thinking_is_judged_more_strictly_than_trls_for_known_reasons(case):
+    for text, theirs in zip(case["inputs"]["completions"], case["outputs"]["reward"], strict=True):
+        is_ours = not think_format(text, mode="think")
+        if is_ours != bool(theirs):
+            thinking, _, answer = text.partition("</think>")
+            is_empty = not thinking.removeprefix("<think>").strip()
+            is_stricter = is_empty or "</think>" in answer or not answer.strip()
+            # Space before the block is none of the model's form; TRL refuses it.
+            assert is_stricter if theirs else text != text.lstrip(), text
