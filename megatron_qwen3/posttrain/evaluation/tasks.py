@@ -65,7 +65,10 @@ def read(
     problems: list[Problem] = []
     sets: dict[str, str] = {}
     for name in names:
-        found, faults = _found(name)
+        try:
+            found, faults = _found(name)
+        except ConfigError as error:
+            raise ConfigError(f"--tasks {error}") from None
         if stop_at_problem and faults:
             raise ConfigError(f"{faults[0].file}:{faults[0].line}: {faults[0].detail}")
         problems += faults
@@ -145,7 +148,7 @@ def _found(name: str) -> tuple[list[Task], list[Problem]]:
 def _own(name: str, kind: str, seed: int, settings: Mapping[str, Any]) -> Callable[[int], Task]:
     """Task n of a kind of the project's own."""
     if settings:
-        raise ConfigError(f"--tasks {name}: {next(iter(settings))!r:.60}; valid: size, seed")
+        raise ConfigError(f"{name}: {next(iter(settings))!r:.60}; valid: size, seed")
     kinds.check_kind(kind)
     _checked(name, lambda: kinds.task(kind, seed, 0))
     return partial(kinds.task, kind, seed)
@@ -158,7 +161,7 @@ def _checked(name: str, make: Callable[[], Task]) -> None:
         if task.verifier:
             check_spec(task.verifier)
     except CannotJudge as error:
-        raise ConfigError(f"--tasks {name}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[Problem]]:
@@ -166,7 +169,7 @@ def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[P
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"--tasks {name}: no such file; valid: a file of JSON lines, {GYM}NAME or {OWN}KIND"
+            f"{name}: no such file; valid: a file of JSON lines, {GYM}NAME or {OWN}KIND"
         )
     found, problems = queries.read([path], False)
     tasks = []
@@ -217,7 +220,7 @@ def _generated(name: str) -> list[Task]:
         check_spec(spec | {"index": 0})
         texts = [gym.question(dataset, seed, size, index, settings) for index in range(size)]
     except CannotJudge as error:
-        raise ConfigError(f"--tasks {name}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
     return [
         Task(
             f"{dataset}-{seed}-{index}",
@@ -237,7 +240,7 @@ def _asked_of(
     settings = dict(_setting(name, one) for one in _joined(given))
     size, seed = settings.pop("size", size), settings.pop("seed", 0)
     if type(seed) is not int or (size is not None and (type(size) is not int or size < 1)):
-        raise ConfigError(f"--tasks {name}: size and seed are whole numbers, size at least 1")
+        raise ConfigError(f"{name}: size and seed are whole numbers, size at least 1")
     return generator, settings, size, seed
 
 
@@ -255,7 +258,7 @@ def _joined(given: Iterable[str]) -> list[str]:
 def _setting(name: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--tasks {name}: {text!r:.60} is no setting; write NAME=VALUE")
+        raise ConfigError(f"{name}: {text!r:.60} is no setting; write NAME=VALUE")
     try:
         return key, json.loads(value)
     except ValueError:
