@@ -1,6 +1,7 @@
 """Rewards of rollouts: parts, weights, what has no score, and that no bad answer hurts the run."""
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_a_part_that_raises_has_no_score_and_the_other_answers_theirs(monkeypatc
 
 def test_a_verifier_that_hangs_is_killed_and_the_others_have_their_scores():
     hanging = replace(SUM, verifier={"kind": "math", "gold": "9^{9^{9^9}}"})
-    with Verifiers(workers=2, seconds=2) as verifiers:
+    with Verifiers(workers=2, seconds=1) as verifiers:
         made = totals(
             config_of(), (hanging, rollout(), "\\boxed{9^{9^{9^{9}}}+1}"), RIGHT, WRONG,
             verifiers=verifiers,
@@ -165,6 +166,18 @@ def test_lengths_count_what_the_model_wrote_and_not_what_a_tool_put():
     config = config_of({"verifier": 0.0, "repetition": 1.0}, repeated=2)
     asked = replace(rollout((1, 2, 3, 7, 7, 7)), sampled=(True,) * 3 + (False,) * 3)
     assert totals(config, (SUM, rollout((7,) * 5), RIGHT), (SUM, asked, RIGHT)) == [-0.75, 0.0]
+
+
+@pytest.mark.parametrize("piece", ["\\[", "\\(", "$$ ", "`", "```\n", "<think>", "</think>"])
+def test_no_text_keeps_those_who_look_at_its_form_busy(piece):
+    """Seconds of the processor, for texts that a model may well write."""
+    text = piece * (40_000 // len(piece))
+    languages = form.Languages()
+    languages.score(ENGLISH, "en", ENGLISH)  # loads the models
+    begun = time.process_time()
+    form.well_formed(text, True), form.obedient(text, True)
+    languages.score(thought(text, text), "en", ENGLISH)
+    assert time.process_time() - begun < 1
 
 
 RL = ("run.mode=rl", "train.steps=1", "run.device=cpu", "model.preset=tiny-dense")

@@ -19,8 +19,10 @@ from data_prep import scripts
 from data_prep.language_id import Identifier
 from data_prep.languages import UNKNOWN
 
+# A formula has a most of characters: of ten thousand `\[` without an end each would look for it.
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+|https?://\S+",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.{,1000}?\$\$|\$[^$\n]*\$|\\\[.{,1000}?\\\]|\\\(.{,1000}?\\\)"
+    r"|\\[A-Za-z]+|https?://\S+",
     re.DOTALL,
 )
 _WORD = re.compile(r"[^\W\d_]+")

@@ -17,7 +17,7 @@ from megatron_qwen3.chat import END_THINK, THINK, TURN_END, split_thinking
 
 _TURN = "<|im_start|>assistant\n"
 _ENDS = (TURN_END, "<|endoftext|>")
-_MOST_CHARACTERS = 20_000  # of a text whose language is asked for; of longer ones both ends
+_MOST_CHARACTERS = 12_000  # of a text whose language is asked for; of longer ones both ends
 _LETTERS = {"Hans": "CJK", "Hant": "CJK", "Jpan": "HIRAGANA", "Hang": "HANGUL"}
 
 
