@@ -158,6 +158,21 @@ def test_a_verifier_that_fails_is_counted_as_that_and_passes_nothing(work):
     assert not rows and counted(work, "answer") == {"verifier failed": 2}
 
 
+def test_an_answer_that_nobody_could_judge_makes_a_query_no_harder(work):
+    class FailsOnce(InProcess):
+        def judge(self, pairs):
+            judged = super().judge(pairs)
+            return [
+                Verdict(None, "time-out") if text.endswith(" 1") else verdict
+                for verdict, (_, text) in zip(judged, pairs, strict=True)
+            ]
+
+    work.verifiers = work.checker._verifiers = FailsOnce()
+    start(work, [query("q")], tries=0)
+    assert counted(work, "answer") == {"kept": 1, "verifier failed": 1}
+    assert work.outcomes.content()["numbers"]["answer: pass rate"]["least"] == 1.0
+
+
 def test_a_query_whose_tries_nobody_could_verify_is_not_taken_for_unsolved(work):
     class Fails(InProcess):
         def judge(self, pairs):

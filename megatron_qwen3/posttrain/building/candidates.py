@@ -115,9 +115,10 @@ def _passing(
     ]
     verified = iter(work.checker.check([(q, answer) for q, _, answer in answers if q.verifier]))
     checked = [next(verified) if q.verifier else None for q, _, _ in answers]
-    right: dict[str, list[bool]] = {}
+    right: dict[str, list[bool]] = {}  # of answers that were judged
     for (query, _, _), verdict in zip(answers, checked, strict=True):
-        right.setdefault(query.id, []).append(verdict is None or verdict.score == 1)
+        if verdict is None or verdict.score is not None:
+            right.setdefault(query.id, []).append(verdict is None or verdict.score == 1)
     passed: list[Sample] = []
     texts: set[tuple[str, str]] = set()
     for (query, number, answer), verdict in zip(answers, checked, strict=True):
@@ -126,8 +127,9 @@ def _passing(
         if not faults and (query.id, answer.text) in texts:
             faults.append(("same as another answer", ""))
         texts.add((query.id, answer.text))
-        rate = sum(right[query.id]) / len(right[query.id])
-        numbers = judged.numbers | {"pass rate": rate}
+        verdicts = right.get(query.id, [])
+        rate = sum(verdicts) / len(verdicts) if verdicts else 0.0
+        numbers = judged.numbers | ({"pass rate": rate} if verdicts else {})
         if faults:
             drop_answer(work, query, answer, faults, numbers)
             continue
