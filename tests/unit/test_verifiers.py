@@ -53,6 +53,16 @@ def test_exact(text, fields, expected):
         ("\\boxed{1.2 \\times 10^{-4}}", {"gold": 0.00012}, RIGHT),
         ("0.1", {"gold": 0.1}, RIGHT),
         ("\\boxed{\\frac{1}{3}}", {"gold": "1/3"}, RIGHT),
+        ("It is $\\frac{1}{3}$.", {"gold": "1/3"}, RIGHT),
+        ("It is $\\frac{1}{3}$.", {"gold": 3}, WRONG),
+        ("It is \\dfrac{ 1 }{ 3 }", {"gold": "1/3"}, RIGHT),
+        ("\\boxed{x = \\frac{1}{3}}", {"gold": "1/3"}, RIGHT),
+        ("$-\\frac{1}{3}$", {"gold": "-1/3"}, RIGHT),
+        ("3 1/2 hours", {"gold": 3.5}, RIGHT),
+        ("3 1/2 hours", {"gold": 0.5}, WRONG),
+        ("$3\\frac{1}{2}$ hours", {"gold": 3.5}, RIGHT),
+        ("$3\\frac{1}{2}$ hours", {"gold": 2}, WRONG),
+        ("first 3, then 1/2", {"gold": 0.5}, RIGHT),
         ("0.333", {"gold": "1/3"}, WRONG),
         ("0.333", {"gold": "1/3", "tolerance": 0.001}, RIGHT),
         ("98", {"gold": 100, "relative": 0.02}, RIGHT),
@@ -443,6 +453,18 @@ def test_every_spec_of_several_has_to_find_the_answer_right():
     assert score("every", CAPITAL, specs=specs) == RIGHT
     judged = verdict({"kind": "every", "specs": specs}, CAPITAL * 3)
     assert judged.score == WRONG and judged.reason.startswith("length: ")
+
+
+def test_a_letter_with_its_accent_is_one_however_it_is_encoded():
+    one, two = "caf\u00e9", "cafe\u0301"
+    for ours, theirs in ((one, two), (two, one)):
+        assert score("exact", theirs, gold=ours) == RIGHT
+        assert score("exact", theirs, gold=["x", ours]) == RIGHT
+        assert score("json", f'{{"{theirs}": 1}}', equals={ours: 1}) == RIGHT
+        assert score("ifeval/keywords:existence", f"The {theirs} is", keywords=[ours]) == RIGHT
+        forbidden = {"forbidden_words": [ours]}
+        assert score("ifeval/keywords:forbidden_words", f"The {theirs} is", **forbidden) == WRONG
+        assert score("length", theirs, unit="characters", least=4, most=4) == RIGHT
 
 
 def test_marks_of_emphasis_hide_no_forbidden_word():

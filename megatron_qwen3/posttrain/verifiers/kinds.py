@@ -14,6 +14,7 @@ import contextlib
 import inspect
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -178,10 +179,22 @@ def _judged(spec: Spec, text: str) -> str:
 
 
 def _check(spec: Spec, answer: str) -> str:
-    fields = {name: value for name, value in spec.items() if name != "kind"}
+    fields = {name: _composed(value) for name, value in spec.items() if name != "kind"}
+    answer = _composed(answer)
     reason = KINDS[spec["kind"]](answer, **fields)
     follows_nothing = spec["kind"].startswith("ifeval") and not answer.strip()
     return reason or ("the answer is empty" if follows_nothing else "")
+
+
+def _composed(value: Any) -> Any:
+    """With letters and their accents as one character (NFC): both encodings are the same text."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, list):
+        return [_composed(one) for one in value]
+    if isinstance(value, dict):
+        return {_composed(name): _composed(one) for name, one in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

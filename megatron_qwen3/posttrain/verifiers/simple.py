@@ -20,8 +20,10 @@ from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _SENTENCE_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s|$))|[。！？]+")
+_FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _NUMBER = re.compile(
-    r"(?<![A-Za-z_\d.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
+    r"(?<![A-Za-z_\d.])[-+−]?(?:\d+ +(?=\d+/\d))?"  # 3 1/2
+    r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
     r"(?:\s*/\s*\d+)?(?:\s*\\?%)?"
 )
 
@@ -89,6 +91,7 @@ def last_number(answer: str) -> Fraction | None:
     text = final.joined_digits(boxed[-1] if boxed else answer)
     if boxed and (value := final.number(text)) is not None:
         return value
+    text = _FRACTION.sub(lambda m: f"{m[1]} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}", text)
     numbers = [one for one in _NUMBER.finditer(text) if one.group().strip()]
     found = [one.group() for one in numbers if not _is_other(text, one)]
     if not found or (boxed and len(found) > 1):
