@@ -40,11 +40,11 @@ def fullest(config: Config, job: Job, world_size: int, is_gpu: bool) -> tuple[in
 
     ConfigError where the teacher's layout does not fit its model or the ranks.
     """
-    teacher = teacher_bytes(config, world_size)
+    teacher, width = teacher_bytes(config, world_size), compared_width(config)
     found = [
         (rank, _on(parts, is_gpu))
         for rank in heavy_ranks(job)
-        for parts in _moments(config, job, rank, teacher)
+        for parts in _moments(config, job, rank, teacher, width)
     ]
     return max(found, key=lambda moment: sum(moment[1].values()))
 
@@ -57,21 +57,21 @@ def _on(parts: Parts, is_gpu: bool) -> Parts:
     return own | {"process": PROCESS_BYTES}
 
 
-def _moments(config: Config, job: Job, rank: int, teacher: float) -> Iterator[Parts]:
+def _moments(config: Config, job: Job, rank: int, teacher: float, width: int) -> Iterator[Parts]:
     update = Memory.of_rank(job, rank).parts()
-    reference = reference_bytes(config, job, rank)
-    beside = {"reference": reference, "teacher": teacher}
+    reference = {"reference": reference_bytes(config, job, rank)}
+    told = {"targets": scores_bytes(config, job, rank, width)}
+    beside = reference | {"teacher": teacher}
     if not config.distill.teacher.in_turns:
-        yield update | beside
+        yield update | beside | told
     else:
-        yield update | {"reference": reference}
+        yield update | reference | told
         without = dict.fromkeys((*_OF_TRAINING, "optimizer"), 0.0)
-        yield update | without | beside
+        yield update | without | beside | told
     if belongs("rollouts", config.run.mode) and config.rollouts.engine == "own":
-        stays = {"reference": reference}
-        if not config.distill.teacher.in_turns:
-            stays = beside
-        yield update | _sampling(job, rank, config.rollouts) | stays
+        stays = reference if config.distill.teacher.in_turns else beside
+        matrix = {"targets": matrix_bytes(job, rank, width)}
+        yield update | _sampling(job, rank, config.rollouts) | stays | matrix
 
 
 def _sampling(job: Job, rank: int, rollouts: RolloutsConfig) -> Parts:
@@ -114,15 +114,52 @@ def reference_bytes(config: Config, job: Job, rank: int) -> float:
 
 
 def teacher_bytes(config: Config, world_size: int) -> float:
-    """What a teacher in memory takes of the fullest rank: its weights, and the targets of a step.
+    """What a teacher in memory takes of the fullest rank: its weights, and in mode sft the targets
+    of a step.
 
     Its activations are one layer's at a time, and gone before the student's are there.
     """
-    asked = config.sft.teacher
-    if config.run.mode != "sft" or not asked.path:
+    _, asked = teacher_settings.table_of(config)
+    if config.run.mode not in ("sft", "distill") or not asked.path:
         return 0.0
     job = Job.of(teacher_settings.settings_of(config), world_size)
-    weights = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
+    parameters = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
+    weights = float(parameters * job.weight_bytes)
+    if config.run.mode == "distill":
+        return weights
     rows = config.train.global_batch // Layout.of(config, world_size).data
-    of_label = asked.top_k * (_ID_BYTES + _NUMBER_BYTES) + _NUMBER_BYTES
-    return weights * job.weight_bytes + rows * config.data.sequence_length * of_label
+    return weights + rows * config.data.sequence_length * _id_bytes(config.sft.teacher.top_k)
+
+
+def scores_bytes(config: Config, job: Job, rank: int, width: int) -> float:
+    """What a teacher says of an update's answers at their full length, in on-policy distillation:
+    its hidden states, with the matrix that makes logits of them, or so many ids of each token.
+
+    width: `compared_width`.
+    """
+    distill, rollouts = config.distill, config.rollouts
+    if config.run.mode != "distill":
+        return 0.0
+    answers = rollouts.prompts * rollouts.samples / distill.updates / job.layout.data
+    tokens = answers * min(config.data.sequence_length, rollouts.max_new_tokens)
+    if not width:
+        return float(tokens * _id_bytes(distill.top_k or 1))
+    return float(tokens * width * job.weight_bytes) + matrix_bytes(job, rank, width)
+
+
+def matrix_bytes(job: Job, rank: int, width: int) -> float:
+    """The teacher's output matrix beside the student's, on its last stage."""
+    is_there = rank == job.layout.pipeline - 1
+    return float(is_there * job.model.vocab_size / job.layout.tensor * width * job.weight_bytes)
+
+
+def compared_width(config: Config) -> int:
+    """The hidden size of a teacher whose whole distribution is compared; 0 where none is."""
+    distill = config.distill
+    if config.run.mode != "distill" or distill.divergence == "sampled" or distill.top_k:
+        return 0
+    return teacher_settings.settings_of(config).model.hidden_size
+
+
+def _id_bytes(top_k: int) -> int:
+    return top_k * (_ID_BYTES + _NUMBER_BYTES) + _NUMBER_BYTES

@@ -16,7 +16,7 @@ from megatron_qwen3.planner.launch_check import (
     nearest_layout,
 )
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.moments import teacher_bytes
+from megatron_qwen3.planner.moments import compared_width, fullest, scores_bytes, teacher_bytes
 from tests import dialog_sets
 
 H100 = Device("a H100", 80e9, is_gpu=True)
@@ -127,6 +127,26 @@ def test_a_teacher_in_memory_takes_its_weights_and_targets_of_what_there_is(tmp_
     assert not memory_fault(alone, 8, fits)
     assert "teacher 16.4" in memory_fault(whole, 8, fits)
     assert not memory_fault(whole, 8, fits._replace(bytes=fits.bytes + weights + rows))
+
+
+def test_a_teacher_that_takes_turns_leaves_room_for_the_students_optimizer(tmp_path):
+    """On one rank: of 8e9 parameters beside 1.7e9, whose whole distributions are compared."""
+    teacher = config_of(preset="qwen3-8b").model
+    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    base = ["run.mode=distill", f"distill.teacher.path={tmp_path}", "rollouts.max_new_tokens=1000"]
+    beside, turns, ids = (
+        config_of(*base, *more, preset="qwen3-1.7b")
+        for more in ([], ["distill.teacher.in_turns=true"], ["distill.top_k=8"])
+    )
+    assert teacher_bytes(beside, 1) == pytest.approx(2 * 8.19e9, rel=0.01)
+    states, matrix = 32 * 8 * 1000 * 4096 * 2, 151_936 * 4096 * 2
+    job, width = Job.of(beside, 1), compared_width(beside)
+    assert scores_bytes(beside, job, 0, width) == pytest.approx(states + matrix)
+    of_ids = 32 * 8 * 1000 * (8 * 12 + 4)
+    assert scores_bytes(ids, job, 0, compared_width(ids)) == pytest.approx(of_ids)
+    (_, all_there), (_, by_turns) = (fullest(c, job, 1, is_gpu=True) for c in (beside, turns))
+    least = min(all_there["teacher"], all_there["optimizer"])
+    assert sum(by_turns.values()) < sum(all_there.values()) - 0.9 * least
 
 
 def rl_config(*overrides, preset="qwen3-8b"):

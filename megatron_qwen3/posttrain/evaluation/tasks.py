@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building import queries
@@ -33,6 +33,7 @@ from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 GYM, OWN = "gym:", "own:"
 ALL = "all"  # what results of every set together are called
+_Needs = Literal["verifier", "judgement", "nothing"]
 _SIZE = 50  # tasks of a generator, where as many as there are would have no end
 
 
@@ -83,11 +84,12 @@ def read(
     return tasks, problems
 
 
-def open_source(path: str, name: str = "") -> TaskSource:
+def open_source(path: str, name: str = "", is_judged: bool = True) -> TaskSource:
     """The tasks of a file, `gym:NAME,…` or `own:KIND,…`, which have no end without `size`.
 
-    name: the set that its tasks belong to; "" is the file's or generator's own. ConfigError where
-    there is no such source, a setting of it is wrong, or a line of a file is no task.
+    name: the set that its tasks belong to; "" is the file's or generator's own. is_judged: whether
+    a line needs something that its answers are judged by. ConfigError where there is no such
+    source, a setting of it is wrong, or a line of a file is no task.
     """
     if path.startswith(OWN):
         kind, settings, size, seed = _asked_of(path, OWN, None)
@@ -99,7 +101,7 @@ def open_source(path: str, name: str = "") -> TaskSource:
             return _Listed(name or GYM + dataset, tuple(_generated(path)))
         _checked(path, lambda: made(0))
         return _Generated(name or GYM + dataset, None, made)
-    tasks, problems = _of_file(path, needs_verifier=False)
+    tasks, problems = _of_file(path, "judgement" if is_judged else "nothing")
     if problems:
         first = problems[0]
         raise ConfigError(f"{first.file}:{first.line}: {first.kind}: {first.detail}")
@@ -164,8 +166,8 @@ def _checked(name: str, make: Callable[[], Task]) -> None:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[Problem]]:
-    """The lines with a verifier that is one, or with something for a judge where that will do."""
+def _of_file(name: str, needs: _Needs = "verifier") -> tuple[list[Task], list[Problem]]:
+    """The lines that have what their answers need to be judged, which may be nothing."""
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
@@ -176,7 +178,7 @@ def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[P
     for query in found:
         file, _, line = query.place.rpartition(":")
         try:
-            _check(query, needs_verifier)
+            _check(query, needs)
         except ConfigError as error:
             problems.append(Problem(file, int(line), "verifier", str(error)))
             continue
@@ -184,12 +186,12 @@ def _of_file(name: str, needs_verifier: bool = True) -> tuple[list[Task], list[P
     return tasks, problems
 
 
-def _check(query: Query, needs_verifier: bool) -> None:
+def _check(query: Query, needs: _Needs) -> None:
     if query.verifier is not None:
         check_spec(query.verifier)
-    elif needs_verifier:
+    elif needs == "verifier":
         raise ConfigError("no verifier")
-    elif not (query.gold or query.checklist):
+    elif needs == "judgement" and not (query.gold or query.checklist):
         raise ConfigError("no verifier, no tests, and neither gold nor checklist for a judge")
     weights.check(query.rewards)
 
