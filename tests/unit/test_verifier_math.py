@@ -605,3 +605,12 @@ def test_words_of_any_writing_are_answers_too():
     assert verdict({"kind": "math", "gold": "星期二"}, "星期二").score == 1.0
     assert verdict({"kind": "math", "gold": "星期二"}, "The answer is 星期二。").score == 1.0
     assert verdict({"kind": "math", "gold": "星期二"}, "星期三").score == 0.0
+
+
+@pytest.mark.parametrize("kind", ["math", "numeric"])
+def test_what_stands_in_answer_tags_is_the_answer(kind):
+    for text in ("<answer>18</answer>", "17 + 1\n<answer> $18$ </answer> in 3 steps."):
+        assert [verdict({"kind": kind, "gold": g}, text).score for g in ("18", "3")] == [1.0, 0.0]
+    twice = "<answer>17</answer> No: <answer>18</answer>"
+    assert verdict({"kind": kind, "gold": "18"}, twice).score == 1.0
+    assert verdict({"kind": kind, "gold": "18"}, "<answer>18").score == 1.0

@@ -67,7 +67,10 @@ def chosen_letter(answer: str, letters: str) -> str | None:
         return None
     if final.boxes(answer):
         return _boxed(answer, letters)
-    answer = _in_english(_WRAPPED.sub(r"\1", answer))
+    answer = _in_english(_WRAPPED.sub(r"\1", final.tagged(answer)))
+    bare = answer.strip(" \n.*_`()[]")
+    if len(bare) == 1 and bare in letters:
+        return bare
     claims = sorted(_claims(answer, letters), key=lambda claim: claim.place)
     made = [claim for claim in claims if not claim.denied]
     denied = {claim.letter for claim in claims if claim.denied}

@@ -38,6 +38,12 @@ def after_thinking(text: str) -> str | None:
     return None if THINK in answer or (THINK in text and END_THINK not in text) else answer
 
 
+def tagged(text: str) -> str:
+    """What stands in the last <answer>…</answer>; the whole text where there is none."""
+    found = re.findall(r"<answer>(.*?)</answer>", text, re.S)
+    return str(found[-1]).strip() if found else text.removeprefix("<answer>")
+
+
 def boxes(text: str) -> list[str]:
     """The contents of every `\\boxed{…}` or `\\fbox{…}` that is closed, the outermost ones."""
     return [content for _, _, content in box_spans(text)]

@@ -3,7 +3,8 @@
     settled("So it is \\boxed{7}.")                            # "7"
     settled("The solutions are $x=2$ and $x=3$.")              # "x=2, x=3"
 
-The last box, or without a box the line after ####, what `the answer is` says, or the last formula.
+The last box, or without a box, in the last <answer>…</answer> where there is one, the line after
+####, what `the answer is` says, or the last formula.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def settled(answer: str) -> str | None:
         return None
     if spans := final.box_spans(answer):
         return _joined(answer, spans) or None
-    answer = answer[-_TAIL:]
+    answer = final.tagged(answer[-_TAIL:])
     if marked := _MARKED.findall(answer):
         return str(marked[-1]).strip()
     said = _SAID.findall(answer)

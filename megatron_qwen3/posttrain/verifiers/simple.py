@@ -88,7 +88,7 @@ def last_number(answer: str) -> Fraction | None:
     if final.has_open_box(answer):
         return None
     boxed = final.boxes(answer)
-    text = final.joined_digits(boxed[-1] if boxed else answer)
+    text = final.joined_digits(boxed[-1] if boxed else final.tagged(answer))
     if boxed and (value := final.number(text)) is not None:
         return value
     text = _FRACTION.sub(lambda m: f"{m[1]} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}", text)
