@@ -209,6 +209,12 @@ class RlConfig:
     )
     filter: bool = setting(True, "leave out groups whose rewards are all alike, and ask others")
     refills: int = setting(4, "times that a batch is filled up again", at_least=0)
+    most_empty: int = setting(
+        5,
+        "batches in a row that leave nothing to train, or have truncated answers alone, with which "
+        "the run goes on",
+        at_least=0,
+    )
     curriculum: str = setting(
         "uniform",
         "which tasks are asked: all alike, or those that are learnable, the harder the rather",

@@ -91,6 +91,12 @@ class RolloutsConfig:
     thinking_budget: int = setting(
         0, "tokens of thinking after which its end is inserted; 0 is none", at_least=0
     )
+    switch: str = setting(
+        "template",
+        "how a task is told its mode: by the template's empty think block, or by /think and "
+        "/no_think at the end of its question",
+        choices=("template", "flag"),
+    )
     engine: str = setting(
         "own", "what samples: the weights in training, or vLLM", choices=("own", "vllm")
     )
@@ -106,6 +112,9 @@ class RolloutsConfig:
         "fraction of each source's tasks, about, that is asked in evaluations alone",
         at_least=0,
         below=1,
+    )
+    keep_arrays: bool = setting(
+        False, "keep ids and log-probs of all batches, not only those that a resume needs"
     )
     tasks: tuple[TaskSourceConfig, ...] = setting(
         (), "tables [[rollouts.tasks]]: name, path, weight, mode, rewards"

@@ -7,6 +7,7 @@ model = load(source, config, layout)  # after runtime.start(config)
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,11 @@ def tokenizer_of(config: Config) -> Any:
 def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
     """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
     folders = [Path(config.data.tokenizer), source.path, source.path / "tokenizer"]
+    return ends_of(folders, tokenizer)
+
+
+def ends_of(folders: Iterable[Path], tokenizer: Any) -> list[int]:
+    """Every id that ends a text: of Qwen3's format, and as these folders say."""
     ids = {number for folder in folders for number in end_ids(folder)}
     ids |= {tokenizer.token_to_id(token) for token in _ENDS}
     return sorted(number for number in ids if number is not None)

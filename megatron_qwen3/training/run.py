@@ -74,6 +74,11 @@ class Run:
         return self._step >= self.config.steps and self._is_evaluated
 
     @property
+    def step(self) -> int:
+        """Steps that are behind it."""
+        return self._step
+
+    @property
     def left_out(self) -> list[LeftOut]:
         """The steps that are not trained."""
         return self._guard.left_out
@@ -120,8 +125,8 @@ class Run:
         objective: Objective,
         tokens: int,
         step_tokens: int | None = None,
-    ) -> None:
-        """Take a step, after which the run has trained `tokens`, and log it.
+    ) -> dict[str, float]:
+        """Take a step, after which the run has trained `tokens`, and log it: the step's metrics.
 
         step_tokens: of this step, where they are not as many in all steps. BadBatch: it was not
         taken, on any rank.
@@ -138,6 +143,11 @@ class Run:
         metrics["tokens"] = tokens
         seconds = time.perf_counter() - self._updating
         self.log.train(step + 1, metrics, rate, seconds, step_tokens)
+        return metrics
+
+    def beat(self, at: str) -> None:
+        """Something long between two steps goes on, is at `at`, and does not hang."""
+        self._keeper.heartbeat.beat(at)
 
     def leave_out(self, step: int, reason: str) -> None:
         """Do with a bad batch what guard.bad_batch says, on all ranks. BadBatch: stop."""

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH, STOP, Rollout
+from megatron_qwen3.pretrain.order import Shuffle, epoch_key
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 from megatron_qwen3.storage.whole import beside, sync, whole_folder, write_whole
@@ -55,6 +56,7 @@ _DTYPES: Mapping[str, type] = {
     "is_trained_N": np.bool_,
 }
 Array = npt.NDArray[Any]
+_HALF = 0.5
 
 
 class TaskName(NamedTuple):
@@ -139,8 +141,35 @@ class Record:
         return counts_N * self.is_trained_N
 
     @property
+    def passed_N(self) -> Array:
+        """Whether each answer passed, 1 or 0, float32; NaN where nobody can say.
+
+        By its verifier; without one by its judge, from half of its scale on; without both a reward
+        above 0 passes.
+        """
+        passed_N = np.where(np.isnan(self.reward_N), np.nan, self.reward_N > 0)
+        for name in ("judge", "verifier"):
+            if name in self.parts:
+                part_N = self.parts_NP[:, self.parts.index(name)]
+                passed_N = np.where(np.isnan(part_N), passed_N, part_N >= _HALF)
+        return passed_N.astype(np.float32)
+
+    @property
     def is_truncated_N(self) -> Array:
         return self.finish_N == FINISHES.index(LENGTH)
+
+    def updates(self, count: int, seed: int) -> list[list[int]]:
+        """The trained rollouts of each of `count` updates: whole groups, in an order of the batch's
+        own. Updates have equally many groups, but for one; of too few groups some have none.
+        """
+        is_trained_N = self.trained_tokens_N > 0
+        groups = np.unique(self.group_N[is_trained_N])
+        order = Shuffle(len(groups), epoch_key(seed, "updates", self.batch))
+        shares: list[list[int]] = [[] for _ in range(count)]
+        for place in range(len(groups)):
+            is_own_N = (self.group_N == groups[order[place]]) & is_trained_N
+            shares[place * count // len(groups)] += np.flatnonzero(is_own_N).tolist()
+        return shares
 
     def write(self, folder: Path, samples: Iterable[Mapping[str, Any]] = ()) -> None:
         """Write the whole folder; one that is there already goes away. ValueError: not a record."""

@@ -1,0 +1,319 @@
+"""Which tasks are asked next: sources by weight, modes, held-out tasks, and a curriculum.
+
+    asker = Asker(config, sources, encode, state)    # state: that of the record before, {} at first
+    drawn = asker.draw(32)                           # each a task and what is to be sampled
+    asker.learn(results)                             # [(source, task, answers, right ones), …]
+    state = asker.state                              # into the record: draws go on from there
+
+What is drawn is a function of the settings, the sources and the state, which is JSON: a run that
+goes on from a record asks what an undisturbed one would. Sources take turns by their weights,
+exactly. A file's tasks come in epochs, each in an order of its own; a generator's one after the
+other, without an end. What a source holds out is asked in evaluations alone: the tasks whose id's
+hash says so, in every stage the same.
+
+rl.curriculum = "learnable" goes by pass rates. A task of a file is asked in an epoch by chance:
+
+    never asked, or solved by up to half of its last answers    always
+    solved by a share p above that                              2 (1 - p), but 1/4 at least
+    solved by all, or by none                                   1/8
+
+where answers of an earlier epoch count half as much as those of the next. Of a generator no task
+comes twice: what is its source's pass rate decides whether the source has its turn, or the next one
+has. So what is hard and can be learned is asked most, and nothing is ever left out for good.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol
+
+from megatron_qwen3.chat import soft_switch
+from megatron_qwen3.posttrain.evaluation.tasks import Task
+from megatron_qwen3.posttrain.rollouts.record import TaskName
+from megatron_qwen3.posttrain.rollouts.rollout import Ask
+from megatron_qwen3.pretrain.order import Interleave, Shuffle, epoch_key, mixed
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.settings_rollouts import TaskSourceConfig
+
+THINKING, NOT_THINKING = "thinking", "non-thinking"
+_PERIOD = 1 << 20  # draws of the heaviest source in a period of all
+_LEAST, _SETTLED = 1 / 4, 1 / 8  # chances of tasks that are mostly, and that are always one way
+_FADING = 0.5  # what answers before the last ones count
+_LONGEST_WAIT = 1000  # draws of tasks that are too long, after which nothing else is expected
+State = dict[str, Any]
+# Ids of a prompt: of messages, tools, and whether thinking is asked for.
+Encode = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]], bool], Sequence[int]]
+
+
+class Tasks(Protocol):
+    """Tasks by number, always the same ones. size: how many; None where they have no end."""
+
+    name: str
+
+    @property
+    def size(self) -> int | None: ...
+
+    def task(self, number: int) -> Task: ...
+
+
+class Drawn(NamedTuple):
+    """A task that is to be answered, as `ask` says. number: in its source."""
+
+    source: str
+    number: int
+    task: Task
+    ask: Ask
+
+    @property
+    def name(self) -> TaskName:
+        return TaskName(self.task.id, self.source, THINKING if self.ask.thinking else NOT_THINKING)
+
+
+class Outcome(NamedTuple):
+    """What became of a task that was asked: answers that were scored, and those that passed."""
+
+    source: str
+    task: str
+    answers: int
+    passed: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of tasks with its settings, and the numbers of its tasks on both sides.
+
+    trained, held_out: of a source that ends; () of one that does not.
+    """
+
+    settings: TaskSourceConfig
+    tasks: Tasks
+    fraction: float
+    trained: tuple[int, ...] = ()
+    held_out: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> Source:
+        """fraction: that is held out. ConfigError where nothing is left to be trained on."""
+        if tasks.size is None:
+            return cls(settings, tasks, fraction)
+        sides: tuple[list[int], list[int]] = ([], [])
+        for n in range(tasks.size):
+            sides[is_held_out(tasks.task(n).id, fraction)].append(n)
+        if not sides[0]:
+            raise ConfigError(
+                f"rollouts.tasks: all {tasks.size:,} tasks of {settings.name!r} are held out with "
+                f"rollouts.held_out = {fraction}; add tasks, or lower it"
+            )
+        return cls(settings, tasks, fraction, *map(tuple, sides))
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def first_held_out(self, most: int) -> list[int]:
+        """The first tasks that are held out, at most so many; of a generator some of those."""
+        if self.tasks.size is not None:
+            return list(self.held_out[:most])
+        found = (n for n in count() if self._is_held_out(n))
+        return list(islice(found, most)) if self.fraction else []
+
+    def trained_from(self, cursor: int, seed: int) -> Iterator[tuple[int, int]]:
+        """(number, cursor after it) of the tasks that are trained on, from a cursor on, for ever.
+
+        The cursor counts the tasks of a file over its epochs; of a generator it is a number."""
+        if self.tasks.size is None:
+            for n in count(cursor):
+                if not self._is_held_out(n):
+                    yield n, n + 1
+        for place in count(cursor):
+            epoch, within = divmod(place, len(self.trained))
+            order = Shuffle(len(self.trained), epoch_key(seed, self.name, epoch))
+            yield self.trained[order[within]], place + 1
+
+    def _is_held_out(self, number: int) -> bool:
+        return is_held_out(f"{self.tasks.name}\0{number}", self.fraction)
+
+
+def is_held_out(key: str, fraction: float) -> bool:
+    """Whether a task is, by a hash of its id that no setting changes."""
+    return _chance("held out", key) < fraction
+
+
+class Asker:
+    """Draws tasks. encode: ids of a prompt; too_long: tasks that had no room so far."""
+
+    def __init__(
+        self, config: Config, sources: Sequence[Source], encode: Encode, state: State | None = None
+    ) -> None:
+        self._config, self._encode = config, encode
+        self._sources = {source.name: source for source in sources}
+        self._names = list(self._sources)
+        heaviest = max(source.settings.weight for source in sources)
+        shares = [source.settings.weight / heaviest for source in sources]
+        self._turns = Interleave([max(1, round(share * _PERIOD)) for share in shares])
+        self.state: State = copy.deepcopy(state) if state else {"turn": 0, "drawn": 0}
+        for name in ("cursors", "asked", "rates", "task_rates"):
+            self.state.setdefault(name, {})
+        self.too_long = 0
+
+    def draw(self, number: int) -> list[Drawn]:
+        """The next tasks to ask. ConfigError where one after the other has no room in a row."""
+        return [self._next() for _ in range(number)]
+
+    def learn(self, outcomes: Iterable[Outcome]) -> None:
+        """Take note of pass rates, which later draws go by."""
+        of_sources: dict[str, list[float]] = {}
+        for source, task, answers, passed in outcomes:
+            sums = of_sources.setdefault(source, [0.0, 0.0])
+            sums[0], sums[1] = sums[0] + answers, sums[1] + passed
+            if self._goes_by_rates and self._sources[source].tasks.size is not None:
+                rates = self.state["task_rates"].setdefault(source, {})
+                rates[task] = _faded(rates.get(task), answers, passed)
+        for source, (answers_, passed) in of_sources.items():
+            rates = self.state["rates"]
+            rates[source] = _faded(rates.get(source), answers_, passed)
+
+    @property
+    def _goes_by_rates(self) -> bool:
+        return self._config.rl.curriculum == "learnable" and self._config.run.mode == "rl"
+
+    def _next(self) -> Drawn:
+        for _ in range(_LONGEST_WAIT):
+            source = self._source()
+            number, task = self._task(source)
+            if drawn := self._drawn(source, number, task):
+                self.state["drawn"] += 1
+                return drawn
+            self.too_long += 1
+        rollouts, length = self._config.rollouts, self._config.data.sequence_length
+        raise ConfigError(
+            f"{_LONGEST_WAIT:,} tasks in a row have no room: prompt and rollouts.max_new_tokens = "
+            f"{rollouts.max_new_tokens} exceed data.sequence_length = {length}; raise it, or lower "
+            "the other"
+        )
+
+    def _source(self) -> Source:
+        """Whose turn it is."""
+        while True:
+            turn = self.state["turn"]
+            self.state["turn"] += 1
+            source = self._sources[self._names[self._turns.locate(turn)[0]]]
+            if not self._goes_by_rates or source.tasks.size is not None:
+                return source
+            if _chance("turn", f"{self._seed}\0{turn}") < _wanted(self._rate_of(source)):
+                return source
+
+    def _rate_of(self, source: Source) -> list[float] | None:
+        rate: list[float] | None = self.state["rates"].get(source.name)
+        return rate
+
+    def _task(self, source: Source) -> tuple[int, Task]:
+        """The source's next task that is wanted; after an epoch of unwanted ones the next of all."""
+        cursors = self.state["cursors"]
+        rates = self.state["task_rates"].get(source.name, {})
+        places = source.trained_from(cursors.get(source.name, 0), self._seed)
+        for passed_by in count():
+            number, cursors[source.name] = next(places)
+            task = source.tasks.task(number)
+            is_listed = self._goes_by_rates and source.tasks.size is not None
+            key = f"{self._seed}\0{source.name}\0{cursors[source.name]}"
+            if not is_listed or _chance("task", key) < _wanted(rates.get(task.id)):
+                break
+            if passed_by >= len(source.trained):
+                break
+        return number, task
+
+    def _drawn(self, source: Source, number: int, task: Task) -> Drawn | None:
+        """What is asked of a task; None where it has no room in a row."""
+        asked = self.state["asked"]
+        nth = asked[source.name] = asked.get(source.name, 0) + 1
+        thinking = thinks(self._config, source.settings, nth)
+        seed = mixed(epoch_key(self._seed, "rollouts", 0), self.state["drawn"]) >> 1
+        ask = ask_of(self._config, task, thinking, seed, self._encode)
+        return Drawn(source.name, number, task, ask) if has_room(self._config, ask) else None
+
+    @property
+    def _seed(self) -> int:
+        return self._config.run.seed
+
+
+def thinks(config: Config, source: TaskSourceConfig, nth: int) -> bool:
+    """Whether the nth task of a source, from 1, is asked thinking: of mixed ones an exact share."""
+    mode, share = source.mode or config.rollouts.mode, config.rollouts.thinking_share
+    if mode == "mixed":
+        return int(nth * share + 1e-9) > int((nth - 1) * share + 1e-9)
+    return mode == "thinking"
+
+
+def ask_of(
+    config: Config, task: Task, thinking: bool, seed: int, encode: Encode, samples: int = 0
+) -> Ask:
+    """What is sampled of a task. A /think or /no_think of its own goes before the mode that is
+    asked for. samples: 0 is rollouts.samples."""
+    rollouts, messages = config.rollouts, list(task.messages)
+    own = soft_switch(messages)
+    if own is not None:
+        thinking = own
+    elif rollouts.switch == "flag":
+        messages[-1] = _flagged(messages[-1], thinking)
+    by_template = own is None and rollouts.switch == "template"
+    return Ask(
+        task.id,
+        tuple(encode(messages, task.tools, thinking or not by_template)),
+        seed,
+        samples or rollouts.samples,
+        rollouts.max_new_tokens,
+        thinking,
+        rollouts.thinking_budget if thinking else 0,
+    )
+
+
+def has_room(config: Config, ask: Ask) -> bool:
+    """Whether a row holds the prompt with the longest answer; its last token is a label alone."""
+    return len(ask.prompt) + ask.max_new_tokens <= config.data.sequence_length + 1
+
+
+def held_out(config: Config, source: Source, encode: Encode) -> list[Drawn]:
+    """What an evaluation asks of a source: each task once, in each mode that it is trained in."""
+    mode = source.settings.mode or config.rollouts.mode
+    modes = (True, False) if mode == "mixed" else (mode == "thinking",)
+    drawn = []
+    for number in source.first_held_out(config.rl.eval_prompts):
+        task = source.tasks.task(number)
+        for thinking in modes:
+            seed = mixed(epoch_key(config.run.seed, f"held out\0{source.name}", 0), number) >> 1
+            ask = ask_of(config, task, thinking, seed, encode, samples=1)
+            drawn.append(Drawn(source.name, number, task, ask))
+    return [each for each in drawn if has_room(config, each.ask)]
+
+
+def _flagged(message: Mapping[str, Any], thinking: bool) -> dict[str, Any]:
+    flag = "/think" if thinking else "/no_think"
+    return {**message, "content": f"{message.get('content') or ''} {flag}"}
+
+
+def _wanted(rate: Sequence[float] | None) -> float:
+    """The chance of a task that had so many answers, of which so many passed."""
+    if not rate or rate[0] <= 0:
+        return 1.0
+    share = rate[1] / rate[0]
+    if share in (0.0, 1.0):
+        return _SETTLED
+    return max(_LEAST, min(1.0, 2 * (1 - share)))
+
+
+def _faded(before: Sequence[float] | None, answers: float, passed: float) -> list[float]:
+    earlier = before or (0.0, 0.0)
+    return [_FADING * earlier[0] + answers, _FADING * earlier[1] + passed]
+
+
+def _chance(what: str, key: str) -> float:
+    """A number from 0 to below 1, always the same of the same key."""
+    digest = hashlib.blake2b(f"{what}\0{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

@@ -1,0 +1,242 @@
+"""A batch of rollouts on the first rank: asked, rewarded, filtered, filled up again, written down.
+
+    batch = Batch(config, number, step, asker, decode, rewards)
+    asks = batch.begin()
+    while asks:
+        asks = batch.take(engine.sample(asks))      # rewards them; what is to be asked besides
+    batch.write(state)
+
+A group that nothing can be learned from, since its rewards are all alike or fewer than two, is not
+trained, and another task is asked in its place, rl.refills times. The record has all groups: rates
+and lengths are of what was asked, not of what was kept. No torch here.
+
+Legend: N rollouts, P parts of a reward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from megatron_qwen3.posttrain.policy.advantages import advantages
+from megatron_qwen3.posttrain.rewards.rewards import Reward, Rewards
+from megatron_qwen3.posttrain.rewards.weights import PARTS
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.asking import Asker, Drawn, Outcome
+from megatron_qwen3.posttrain.rollouts.record import Array, Record
+from megatron_qwen3.posttrain.rollouts.rollout import ERROR, STOP, Ask, Rollout
+from megatron_qwen3.settings import Config
+
+SHOWN_GROUPS = 4  # of a batch, of which the best and the worst answer are kept as text
+
+
+class Group(NamedTuple):
+    """A task's answers and what they are worth."""
+
+    drawn: Drawn
+    rollouts: Sequence[Rollout]
+    texts: Sequence[str]
+    rewards: Sequence[Reward]
+
+    @property
+    def totals(self) -> Array:
+        """float64, NaN where there is no score."""
+        return np.array([np.nan if r.total is None else r.total for r in self.rewards], np.float64)
+
+
+class Batch:
+    """One batch while it is made. step: updates that its weights have behind them; first_step: of
+    its first update; seconds: spent so far, by what."""
+
+    def __init__(
+        self,
+        config: Config,
+        number: int,
+        first_step: int,
+        step: int,
+        asker: Asker,
+        decode: Callable[[Sequence[int]], str],
+        rewards: Rewards,
+    ) -> None:
+        self._config, self.number, self.first_step, self.step = config, number, first_step, step
+        self._asker, self._decode, self._rewards = asker, decode, rewards
+        self._drawn: list[Drawn] = []
+        self.groups: list[Group] = []
+        self.rounds = 0
+        self.seconds = Counter[str]()
+        self._asked_at = 0.0
+
+    def begin(self) -> list[Ask]:
+        """What is asked first."""
+        return self._ask(self._config.rollouts.prompts)
+
+    def take(
+        self,
+        made: Sequence[Sequence[Rollout]],
+        model_scores: Sequence[float | None] | None = None,
+    ) -> list[Ask]:
+        """Take the answers to what was asked; what is to be asked besides, [] where all is there.
+
+        model_scores: of a reward model, of each rollout in order.
+        """
+        began = time.perf_counter()
+        self.seconds["rollout"] += began - self._asked_at
+        self.groups += self._rewarded(made, model_scores)
+        self.seconds["reward"] += time.perf_counter() - began
+        missing = self._config.rollouts.prompts - sum(map(self.is_kept, self.groups))
+        if missing <= 0 or not self._config.rl.filter or self.rounds > self._config.rl.refills:
+            return []
+        return self._ask(missing)
+
+    def is_kept(self, group: Group) -> bool:
+        """Whether anything can be learned of a group."""
+        settings, totals = self._config.rl.advantage, group.totals
+        scored = totals[~np.isnan(totals)]
+        if not len(scored):
+            return False
+        if not self._config.rl.filter or settings.baseline == "none":
+            return True
+        if len(scored) == 1:
+            return settings.lone == "reward"
+        return bool(scored.std(ddof=1) >= max(settings.zero_below, 1e-12))
+
+    def record(self, state: Mapping[str, Any]) -> Record:
+        """The whole batch; the asker's pass rates and place go into its state."""
+        config = self._config
+        columns = records.of_groups(
+            [group.rollouts for group in self.groups], [group.drawn.name for group in self.groups]
+        )
+        rewards = [reward for group in self.groups for reward in group.rewards]
+        reward_N = np.array([g for group in self.groups for g in group.totals], np.float32)
+        kept_N = np.array([self.is_kept(g) for g in self.groups for _ in g.rollouts], bool)
+        is_trained_N = kept_N & ~np.isnan(reward_N) & self._has_room(columns)
+        parts = [[_number(reward.parts.get(name)) for name in PARTS] for reward in rewards]
+        whole = Record(
+            self.number,
+            self.first_step,
+            self.step,
+            PARTS,
+            **columns,
+            reward_N=reward_N,
+            advantage_N=np.zeros(len(rewards), np.float32),
+            parts_NP=np.array(parts, np.float32).reshape(-1, len(PARTS)),
+            is_trained_N=is_trained_N,
+            counts=self._counts(),
+            seconds=dict(self.seconds),
+        )
+        self._asker.learn(self._outcomes(whole))
+        told = {**state, "asking": self._asker.state}
+        weights = [list(self._rewards.weights(g.drawn.task).values()) for g in self.groups]
+        weight_NP = np.repeat(np.array(weights), [len(g.rollouts) for g in self.groups], axis=0)
+        advantage_N = advantages_of(config, whole, weight_NP)
+        return replace(whole, advantage_N=advantage_N, state=told)
+
+    def samples(self, record: Record) -> Iterator[dict[str, Any]]:
+        """Some rollouts for reading: the best and the worst of the first groups."""
+        first = 0
+        for group in self.groups[:SHOWN_GROUPS]:
+            order = np.argsort(np.nan_to_num(group.totals, nan=-np.inf), kind="stable")
+            for n in dict.fromkeys((int(order[-1]), int(order[0]))):
+                rollout, reward = group.rollouts[n], group.rewards[n]
+                yield {
+                    "task": group.drawn.task.id,
+                    "source": group.drawn.source,
+                    "mode": group.drawn.name.mode,
+                    "messages": list(group.drawn.task.messages),
+                    "answer": group.texts[n],
+                    "finish": rollout.finish,
+                    "error": rollout.error,
+                    "tokens": len(rollout.tokens),
+                    "reward": reward.total,
+                    "parts": dict(reward.parts),
+                    "reasons": dict(reward.reasons),
+                    "advantage": float(record.advantage_N[first + n]),
+                    "is_trained": bool(record.is_trained_N[first + n]),
+                }
+            first += len(group.rollouts)
+
+    def _ask(self, count: int) -> list[Ask]:
+        self._drawn = self._asker.draw(count)
+        self.rounds += 1
+        self._asked_at = time.perf_counter()
+        return [drawn.ask for drawn in self._drawn]
+
+    def _rewarded(
+        self,
+        made: Sequence[Sequence[Rollout]],
+        model_scores: Sequence[float | None] | None,
+    ) -> list[Group]:
+        texts = [[self._text(rollout) for rollout in rollouts] for rollouts in made]
+        answered = [
+            (drawn.task, rollout, text)
+            for drawn, rollouts, own in zip(self._drawn, made, texts, strict=True)
+            for rollout, text in zip(rollouts, own, strict=True)
+        ]
+        rewards = iter(self._rewards.score(answered, model_scores))
+        return [
+            Group(drawn, rollouts, own, [next(rewards) for _ in rollouts])
+            for drawn, rollouts, own in zip(self._drawn, made, texts, strict=True)
+        ]
+
+    def _text(self, rollout: Rollout) -> str:
+        """What was written, without the token that ended it."""
+        return self._decode(rollout.tokens[: -1 if rollout.finish == STOP else None])
+
+    def _has_room(self, columns: Mapping[str, Any]) -> Array:
+        """Whether a row holds each rollout: what agents' tools said may have made it too long."""
+        places_N: Array = columns["prompt_lengths_N"] + columns["lengths_N"] - 1
+        return places_N <= self._config.data.sequence_length
+
+    def _outcomes(self, record: Record) -> Iterator[Outcome]:
+        passed_N, first = record.passed_N, 0
+        for group in self.groups:
+            own = passed_N[first : first + len(group.rollouts)]
+            known = own[~np.isnan(own)]
+            yield Outcome(group.drawn.source, group.drawn.task.id, len(known), float(known.sum()))
+            first += len(group.rollouts)
+
+    def _counts(self) -> dict[str, float]:
+        rollouts = [rollout for group in self.groups for rollout in group.rollouts]
+        totals = [group.totals for group in self.groups]
+        return {
+            "asked": len(self.groups),
+            "kept": sum(map(self.is_kept, self.groups)),
+            "refills": self.rounds - 1,
+            "unscored_groups": sum(bool(np.isnan(x).all()) for x in totals),
+            "unscored": int(sum(np.isnan(x).sum() for x in totals)),
+            "truncated": sum(rollout.is_truncated for rollout in rollouts),
+            "errors": sum(rollout.finish == ERROR for rollout in rollouts),
+            "too_long": self._asker.too_long,
+        }
+
+
+def advantages_of(
+    config: Config, record: Record, weight_NP: Array | None = None, penalty_N: Array | None = None
+) -> Array:
+    """The advantages of what is trained, float32 [N]; 0 of the rest, which no mean counts.
+
+    weight_NP: of the parts of each reward, which rl.advantage.parts = "each" normalises one by one.
+    """
+    is_each = config.rl.advantage.parts == "each" and weight_NP is not None
+    rewards = (record.parts_NP if is_each else record.reward_N).astype(np.float64)
+    rewards[~record.is_trained_N] = np.nan
+    if not len(rewards):
+        return np.zeros(0, np.float32)
+    found = advantages(
+        rewards,
+        record.group_N,
+        config.rl.advantage,
+        weights=weight_NP if is_each and weight_NP is not None else 1.0,
+        penalty_N=0.0 if penalty_N is None else penalty_N,
+        tokens_N=record.trained_tokens_N,
+    )
+    return found.astype(np.float32)
+
+
+def _number(score: float | None) -> float:
+    return np.nan if score is None else score
