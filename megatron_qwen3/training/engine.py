@@ -8,7 +8,7 @@ pipeline schedule, reduce, clip, update. Everything that depends on how many mic
 shared the work is divided by a global count, known before the first forward pass, so that gradients
 are plain sums.
 
-Legend: D data ranks, M micro-batches of each, K named means of the objective.
+Legend: D data ranks, M micro-batches of each, K named means and largest values of the objective.
 """
 
 import math
@@ -91,7 +91,8 @@ class Engine:
         self.optimizer.zero_grad()
         finish = _weighing(objective, counts)
         reports = self.model.run_schedule(self.chunks, batch, finish, forward_only=False)
-        sums_DMK = self._sums_of_step(reports, batch.rows, len(counts))
+        columns = len(objective.means) + len(objective.largest)
+        sums_DMK = self._sums_of_step(reports, batch.rows, columns)
         losses_DM = sums_DMK[..., : len(objective.losses)].sum(-1)
         report = _report(objective, sums_DMK) | {"grad_norm": gradient_norm(self.optimizer)}
         metrics = _read(report | self.balance.report() | self._memory())
@@ -209,24 +210,27 @@ class Engine:
 
 
 def _weighing(objective: Objective, counts: Mapping[str, float]) -> Finish:
-    """Of a micro-batch: its share of the loss, and of all means, [K]."""
+    """Of a micro-batch: its share of the loss, and of all means, then its largest values, [K]."""
 
     def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Tensor]:
         assert not isinstance(output, Tensor)
-        sums = objective.sums(objective.head.compute(output, micro), micro)
-        shares_K = torch.stack([x / counts[name] for name, x in sums.items()])
+        outputs = objective.head.compute(output, micro)
+        sums, largest = objective.sums_and_largest(outputs, micro)
+        shares = [x / counts[name] for name, x in sums.items()]
+        shares_K = torch.stack([*shares, *largest.values()])
         return shares_K[: len(objective.losses)].sum(), shares_K.detach()
 
     return finish
 
 
 def _report(objective: Objective, sums_DMK: Tensor) -> dict[str, Tensor]:
-    """The loss, and the objective's means where they say more than it."""
-    sums_K = sums_DMK.sum((0, 1))
+    """The loss, the objective's means where they say more than it, and its largest values."""
+    means = len(objective.means)
+    sums_K = sums_DMK[..., :means].sum((0, 1))
     report = {"loss": sums_K[: len(objective.losses)].sum()}
-    if len(objective.means) > 1:
+    if means > 1:
         report |= dict(zip(objective.means, sums_K, strict=True))
-    return report
+    return report | dict(zip(objective.largest, sums_DMK[..., means:].amax((0, 1)), strict=True))
 
 
 def _finalize(models: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:

@@ -72,7 +72,8 @@ per_sequence = Mean(_weights_of_rows)
 class Objective:
     """values: of each position [B, S] or row [B], by name, from the head's outputs;
     losses: which of them are trained, one at least: their means add up to the loss;
-    metrics: which are only reported.
+    metrics: which are only reported;
+    largest: of which the largest value is reported, at least 0, where the mean has a weight.
 
     ValueError for a name that is given twice, or is RESERVED.
     """
@@ -81,13 +82,16 @@ class Objective:
     values: Callable[[Outputs, TokenBatch], Values]
     losses: Mapping[str, Mean]
     metrics: Mapping[str, Mean] = field(default_factory=dict)
+    largest: Mapping[str, Mean] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.losses:
             raise ValueError("an objective without losses trains nothing")
         if twice := self.losses.keys() & self.metrics.keys():
             raise ValueError(f"{', '.join(sorted(twice))}: among the losses and the metrics")
-        if taken := RESERVED & self.means.keys():
+        if twice := self.largest.keys() & self.means.keys():
+            raise ValueError(f"{', '.join(sorted(twice))}: a mean, and a largest value")
+        if taken := RESERVED & (self.means.keys() | self.largest.keys()):
             raise ValueError(f"a mean is named {', '.join(sorted(taken))}, as what a step reports")
 
     @property
@@ -100,19 +104,21 @@ class Objective:
 
         ValueError where a value is not there, or is not of the shape of its weights.
         """
-        values, sums = self.values(outputs, batch), {}
+        return self.sums_and_largest(outputs, batch)[0]
+
+    def sums_and_largest(
+        self, outputs: Outputs, batch: TokenBatch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`sums`, and of `largest` each value's largest, 0 where there is none."""
+        values, sums, largest = self.values(outputs, batch), {}, {}
+        # What has no weight may even be NaN.
         for name, mean in self.means.items():
-            if name not in values:
-                raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")
-            value, weights = values[name], mean.of(batch)
-            if value.shape != weights.shape:
-                raise ValueError(
-                    f"the objective's {name} has shape {[*value.shape]} for {batch.rows} rows of "
-                    f"{batch.length} positions, and its weights have {[*weights.shape]}"
-                )
-            # What has no weight may even be NaN.
+            value, weights = _weighed(values, name, mean, batch)
             sums[name] = torch.where(weights != 0, value * weights, 0.0).sum()
-        return sums
+        for name, mean in self.largest.items():
+            value, weights = _weighed(values, name, mean, batch)
+            largest[name] = torch.where(weights != 0, value.detach(), 0.0).max()
+        return sums, largest
 
     def check(self, batch: TokenBatch) -> None:
         """ValueError where the values are not of the shape of their weights, or a loss has no
@@ -138,6 +144,21 @@ class Objective:
             return torch.zeros_like(batch.positions)
         found_BS = torch.stack(is_trained).any(0) & ~batch.valid_BS
         return found_BS.sum(dtype=torch.float64)
+
+
+def _weighed(
+    values: Values, name: str, mean: Mean, batch: TokenBatch
+) -> tuple[Tensor, Tensor]:
+    """A value and its weights. ValueError where it is not there, or of another shape."""
+    if name not in values:
+        raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")
+    value, weights = values[name], mean.of(batch)
+    if value.shape != weights.shape:
+        raise ValueError(
+            f"the objective's {name} has shape {[*value.shape]} for {batch.rows} rows of "
+            f"{batch.length} positions, and its weights have {[*weights.shape]}"
+        )
+    return value, weights
 
 
 def _cross_entropy(outputs: Outputs, batch: TokenBatch) -> Values:

@@ -65,12 +65,15 @@ def policy_objective(
     sequences: int,
     masked: int = 0,
     entropy_coefficient: float | None = None,
+    has_old: bool = True,
 ) -> Objective:
     """The losses of rl.loss, rl.kl and rl.entropy, each a mean over the global batch.
 
     sequences: answers of the global batch that have a trained token; masked: those that were asked
     for the same update and have none, which rl.loss.masked = "counted" divides by too.
     entropy_coefficient: of this update, rl.entropy.coefficient if None.
+    has_old: False of a batch without OLD that the model has not been updated on yet: log p of now
+    is what it was before, so the ratio is 1, with the gradient of log p.
     ValueError where there is no sequence.
     """
     settings = config.rl
@@ -83,13 +86,16 @@ def policy_objective(
     if bonus:
         trained["entropy_loss"] = per_token
     reported = dict.fromkeys((*METRICS, *(("kl",) if has_reference else ())), per_token)
-    needed = (ADVANTAGE, OLD, SAMPLER, SEQUENCE, SHARE, *((REFERENCE,) if has_reference else ()))
+    needed = [ADVANTAGE, SAMPLER, SEQUENCE, SHARE]
+    needed += [OLD] if has_old else []
+    needed += [REFERENCE] if has_reference else []
     head = log_probs_and_entropy(config.rollouts.temperature)
     return Objective(
         head._replace(needs=dict.fromkeys(needed, ())),
         _values(settings, bonus, trained),
         trained,
         reported,
+        {"mismatch_max": per_token},
     )
 
 
@@ -120,13 +126,6 @@ def trained_answers(batch: TokenBatch) -> Tensor:
     return _shares(batch).sum(dtype=torch.float64).round()
 
 
-def largest_mismatch(batch: TokenBatch) -> Tensor:
-    """The largest |log p of the trainer - log p of the sampler| of a trained token, in nats; 0 of
-    none. A maximum is no mean: whoever wants that of all ranks takes the largest of theirs."""
-    apart_BS = (batch.extra[OLD] - batch.extra[SAMPLER]).abs()
-    return torch.where(batch.weights_BS != 0, apart_BS, 0.0).max()
-
-
 @dataclass(frozen=True, eq=False)
 class _Tokens:
     """The trained tokens of a batch; what is read of them is 0 elsewhere, derivatives included."""
@@ -143,6 +142,10 @@ class _Tokens:
 
     def log_prob(self) -> Tensor:
         return self.zeroed(self.log_prob_BS)
+
+    def old(self) -> Tensor:
+        """log p before the first update: where nobody took it down, that of now."""
+        return self.extra(OLD) if OLD in self.batch.extra else self.log_prob().detach()
 
 
 def _values(
@@ -170,7 +173,7 @@ def _of_policy(tokens: _Tokens, settings: PolicyLossConfig) -> dict[str, Tensor]
     """The loss of each token, and what is reported of it."""
     answers, low, high = tokens.answers, settings.clip_low, settings.clip_high
     log_prob_BS, advantage_BS = tokens.log_prob(), tokens.extra(ADVANTAGE)
-    moved_BS = log_prob_BS - tokens.extra(OLD)
+    moved_BS = log_prob_BS - tokens.old()
     ratio_BS = losses.log_ratio(settings.ratio, moved_BS, answers, settings.log_ratio_limit).exp()
     if settings.clip == "cispo":
         loss_BS = losses.cispo(ratio_BS, log_prob_BS, advantage_BS, low, high)
@@ -195,7 +198,7 @@ def _of_policy(tokens: _Tokens, settings: PolicyLossConfig) -> dict[str, Tensor]
 
 def _importance(tokens: _Tokens, settings: PolicyLossConfig) -> tuple[Tensor, Tensor]:
     """The weights of trainer over sampler, and which of them were cut."""
-    apart_BS, kind = tokens.extra(OLD) - tokens.extra(SAMPLER), settings.importance
+    apart_BS, kind = tokens.old() - tokens.extra(SAMPLER), settings.importance
     bounds = settings.importance_low, settings.importance_high
     weight_BS = importance.weights(kind, apart_BS, tokens.answers, *bounds)
     if kind == "none":
@@ -212,9 +215,10 @@ def _of_reference(tokens: _Tokens, settings: KlConfig) -> Tensor:
 
 def _of_mismatch(tokens: _Tokens) -> dict[str, Tensor]:
     """How far trainer and sampler are apart before the first update."""
-    apart_BS = tokens.extra(OLD) - tokens.extra(SAMPLER)
+    apart_BS = tokens.old() - tokens.extra(SAMPLER)
     return {
         "mismatch": apart_BS.abs(),
+        "mismatch_max": apart_BS.abs(),
         "mismatch_kl": _k3(apart_BS),
         "mismatch_share": (apart_BS.expm1().abs() > TOKEN_ERROR).to(apart_BS.dtype),
     }

@@ -1,10 +1,10 @@
 """A batch of rollouts on the first rank: asked, rewarded, filtered, filled up again, written down.
 
-    batch = Batch(config, number, step, asker, decode, rewards)
+    batch = Batch(config, number, step, before, asker, decode, rewards)
     asks = batch.begin()
     while asks:
         asks = batch.take(engine.sample(asks))      # rewards them; what is to be asked besides
-    batch.write(state)
+    record = batch.record(entropies)
 
 A group that nothing can be learned from, since its rewards are all alike or fewer than two, is not
 trained, and another task is asked in its place, rl.refills times. The record has all groups: rates
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from megatron_qwen3.posttrain.policy.advantages import advantages
+from megatron_qwen3.posttrain.policy.entropy_band import next_coefficient
 from megatron_qwen3.posttrain.rewards.rewards import Reward, Rewards
 from megatron_qwen3.posttrain.rewards.weights import PARTS
 from megatron_qwen3.posttrain.rollouts import record as records
@@ -50,20 +51,20 @@ class Group(NamedTuple):
 
 
 class Batch:
-    """One batch while it is made. step: updates that its weights have behind them; first_step: of
-    its first update; seconds: spent so far, by what."""
+    """One batch while it is made. step: updates that its weights have behind them; before: the
+    state in the record before, {} at first; seconds: spent so far, by what."""
 
     def __init__(
         self,
         config: Config,
         number: int,
-        first_step: int,
         step: int,
+        before: Mapping[str, Any],
         asker: Asker,
         decode: Callable[[Sequence[int]], str],
         rewards: Rewards,
     ) -> None:
-        self._config, self.number, self.first_step, self.step = config, number, first_step, step
+        self._config, self.number, self.step, self._before = config, number, step, before
         self._asker, self._decode, self._rewards = asker, decode, rewards
         self._drawn: list[Drawn] = []
         self.groups: list[Group] = []
@@ -86,7 +87,8 @@ class Batch:
         """
         began = time.perf_counter()
         self.seconds["rollout"] += began - self._asked_at
-        self.groups += self._rewarded(made, model_scores)
+        drawn, decode, rewards = self._drawn, self._decode, self._rewards
+        self.groups += rewarded(drawn, made, decode, rewards, model_scores)
         self.seconds["reward"] += time.perf_counter() - began
         missing = self._config.rollouts.prompts - sum(map(self.is_kept, self.groups))
         if missing <= 0 or not self._config.rl.filter or self.rounds > self._config.rl.refills:
@@ -105,8 +107,11 @@ class Batch:
             return settings.lone == "reward"
         return bool(scored.std(ddof=1) >= max(settings.zero_below, 1e-12))
 
-    def record(self, state: Mapping[str, Any]) -> Record:
-        """The whole batch; the asker's pass rates and place go into its state."""
+    def record(self, entropies: Sequence[float] = ()) -> Record:
+        """The whole batch, with the state of the loop from here on.
+
+        entropies: of the updates since the batch before was made, as they came.
+        """
         config = self._config
         columns = records.of_groups(
             [group.rollouts for group in self.groups], [group.drawn.name for group in self.groups]
@@ -118,7 +123,7 @@ class Batch:
         parts = [[_number(reward.parts.get(name)) for name in PARTS] for reward in rewards]
         whole = Record(
             self.number,
-            self.first_step,
+            self.number * config.rl.updates,
             self.step,
             PARTS,
             **columns,
@@ -130,11 +135,30 @@ class Batch:
             seconds=dict(self.seconds),
         )
         self._asker.learn(self._outcomes(whole))
-        told = {**state, "asking": self._asker.state}
         weights = [list(self._rewards.weights(g.drawn.task).values()) for g in self.groups]
         weight_NP = np.repeat(np.array(weights), [len(g.rollouts) for g in self.groups], axis=0)
         advantage_N = advantages_of(config, whole, weight_NP)
-        return replace(whole, advantage_N=advantage_N, state=told)
+        return replace(whole, advantage_N=advantage_N, state=self._state(whole, entropies))
+
+    def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
+        """asking: of the asker; entropy_coefficient: of this batch's updates; tokens: trained before
+        it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, this one
+        the last, that left nothing to train, and that had no answer which was not truncated."""
+        config, before = self._config, self._before
+        settings = config.rl.entropy
+        coefficient = before.get("entropy_coefficient", settings.coefficient)
+        for entropy in entropies:
+            coefficient = next_coefficient(coefficient, entropy, settings)
+        trained_N = record.trained_tokens_N
+        shares = record.updates(config.rl.updates, config.run.seed)
+        in_a_row = {"empty": not trained_N.any(), "truncated_alone": record.is_truncated_N.all()}
+        return {
+            "asking": self._asker.state,
+            "entropy_coefficient": coefficient,
+            "tokens": before.get("tokens", 0) + sum(before.get("update_tokens", ())),
+            "update_tokens": [int(trained_N[share].sum()) for share in shares],
+            **{name: before.get(name, 0) + 1 if so else 0 for name, so in in_a_row.items()},
+        }
 
     def samples(self, record: Record) -> Iterator[dict[str, Any]]:
         """Some rollouts for reading: the best and the worst of the first groups."""
@@ -166,27 +190,6 @@ class Batch:
         self._asked_at = time.perf_counter()
         return [drawn.ask for drawn in self._drawn]
 
-    def _rewarded(
-        self,
-        made: Sequence[Sequence[Rollout]],
-        model_scores: Sequence[float | None] | None,
-    ) -> list[Group]:
-        texts = [[self._text(rollout) for rollout in rollouts] for rollouts in made]
-        answered = [
-            (drawn.task, rollout, text)
-            for drawn, rollouts, own in zip(self._drawn, made, texts, strict=True)
-            for rollout, text in zip(rollouts, own, strict=True)
-        ]
-        rewards = iter(self._rewards.score(answered, model_scores))
-        return [
-            Group(drawn, rollouts, own, [next(rewards) for _ in rollouts])
-            for drawn, rollouts, own in zip(self._drawn, made, texts, strict=True)
-        ]
-
-    def _text(self, rollout: Rollout) -> str:
-        """What was written, without the token that ended it."""
-        return self._decode(rollout.tokens[: -1 if rollout.finish == STOP else None])
-
     def _has_room(self, columns: Mapping[str, Any]) -> Array:
         """Whether a row holds each rollout: what agents' tools said may have made it too long."""
         places_N: Array = columns["prompt_lengths_N"] + columns["lengths_N"] - 1
@@ -213,6 +216,31 @@ class Batch:
             "errors": sum(rollout.finish == ERROR for rollout in rollouts),
             "too_long": self._asker.too_long,
         }
+
+
+def rewarded(
+    drawn: Sequence[Drawn],
+    made: Sequence[Sequence[Rollout]],
+    decode: Callable[[Sequence[int]], str],
+    rewards: Rewards,
+    model_scores: Sequence[float | None] | None = None,
+) -> list[Group]:
+    """The answers to what was drawn, each as text, without the token that ended it, and with its
+    reward. model_scores: of a reward model, of each rollout in order."""
+    texts = [
+        [decode(r.tokens[: -1 if r.finish == STOP else None]) for r in rollouts]
+        for rollouts in made
+    ]
+    answered = [
+        (asked.task, rollout, text)
+        for asked, rollouts, own in zip(drawn, made, texts, strict=True)
+        for rollout, text in zip(rollouts, own, strict=True)
+    ]
+    scored = iter(rewards.score(answered, model_scores))
+    return [
+        Group(asked, rollouts, own, [next(scored) for _ in rollouts])
+        for asked, rollouts, own in zip(drawn, made, texts, strict=True)
+    ]
 
 
 def advantages_of(

@@ -56,7 +56,7 @@ _DTYPES: Mapping[str, type] = {
     "is_trained_N": np.bool_,
 }
 Array = npt.NDArray[Any]
-_HALF = 0.5
+_DECIDING, _HALF = ("verifier", "judge"), 0.5
 
 
 class TaskName(NamedTuple):
@@ -142,17 +142,13 @@ class Record:
 
     @property
     def passed_N(self) -> Array:
-        """Whether each answer passed, 1 or 0, float32; NaN where nobody can say.
-
-        By its verifier; without one by its judge, from half of its scale on; without both a reward
-        above 0 passes.
-        """
-        passed_N = np.where(np.isnan(self.reward_N), np.nan, self.reward_N > 0)
-        for name in ("judge", "verifier"):
+        """Whether each answer passed, 1 or 0, float32; NaN where nobody can say. As `passed`."""
+        found_N = np.where(np.isnan(self.reward_N), np.nan, self.reward_N > 0)
+        for name in reversed(_DECIDING):
             if name in self.parts:
                 part_N = self.parts_NP[:, self.parts.index(name)]
-                passed_N = np.where(np.isnan(part_N), passed_N, part_N >= _HALF)
-        return passed_N.astype(np.float32)
+                found_N = np.where(np.isnan(part_N), found_N, part_N >= _HALF)
+        return found_N.astype(np.float32)
 
     @property
     def is_truncated_N(self) -> Array:
@@ -227,6 +223,15 @@ class Record:
         if N and (self.prompt_lengths_N.min() < 1 or self.lengths_N.min() < 0):
             return "a prompt is empty, or a length below 0"
         return "" if (np.diff(self.group_N) >= 0).all() else "group_N does not ascend"
+
+
+def passed(total: float | None, parts: Mapping[str, float | None]) -> bool | None:
+    """Whether an answer passed: by its verifier; without one by its judge, from half of its scale
+    on; without both where its reward is above 0. None where nobody can say."""
+    for name in _DECIDING:
+        if (score := parts.get(name)) is not None:
+            return score >= _HALF
+    return None if total is None else total > 0
 
 
 def of_groups(groups: Sequence[Sequence[Rollout]], tasks: Sequence[TaskName]) -> dict[str, Any]:

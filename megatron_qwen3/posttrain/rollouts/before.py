@@ -1,0 +1,73 @@
+"""Log-probs of a batch of rollouts before its first update: the policy's own, and a reference's.
+
+    rows = [rows of each update, None of an empty one]
+    old_T = own(config, model, record, rows)          # kept beside the record, or read there
+    reference_T = scored(reference, rows, record, temperature)
+
+They are of all tokens [T], so that a run that goes on in the middle of a batch, maybe in another
+layout, has the very numbers that the batch began with.
+
+Legend: T tokens of all rollouts, R rows, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_qwen3.model.outputs import Head, log_probs
+from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.posttrain.rollouts.record import (
+    Array,
+    Record,
+    folder_of,
+    read_old,
+    write_old,
+)
+from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.model import Model
+
+
+def are_needed(config: Config) -> bool:
+    """Whether the policy's own have to be computed beforehand. The first update of a batch has them
+    without: what it computes is what the weights said before it."""
+    rl = config.rl
+    return rl.updates > 1 or rl.loss.rejection != "none" or penalizes(config)
+
+
+def penalizes(config: Config) -> bool:
+    """Whether the divergence from the reference is taken off rewards."""
+    return config.rl.kl.coefficient > 0 and config.rl.kl.place == "reward"
+
+
+def own(config: Config, model: Model, record: Record, rows: Sequence[Rows | None]) -> Array:
+    """The policy's, float32 [T], on all ranks; computed once in the life of a batch."""
+    folder, tokens = folder_of(config.run_dir, record.batch), len(record.log_probs)
+    kept: Array | None = of_first(lambda: read_old(folder, tokens))
+    if kept is None:
+        kept = scored(model, rows, record, config.rollouts.temperature)
+        found = kept
+        of_first(lambda: write_old(folder, found))
+    return kept
+
+
+def scored(
+    model: Model, rows: Sequence[Rows | None], record: Record, temperature: float
+) -> Array:
+    """log p of all tokens in the rows under a model, at a temperature, float32 [T]; 0 elsewhere."""
+    head, found_T = tempered(temperature), np.zeros(len(record.log_probs), np.float32)
+    for update in rows:
+        if update is not None:
+            batch = update.batch(model.data_rank, {}, {})
+            log_prob_RS = model.score(batch, head)["log_prob"]
+            update.spread(model.gather_over_data(log_prob_RS).cpu().numpy(), found_T)
+    return found_T
+
+
+def tempered(temperature: float) -> Head:
+    """`log_probs` of logits divided by a temperature."""
+    return log_probs._replace(
+        compute=lambda logits, batch: log_probs.compute(logits.tempered(temperature), batch)
+    )

@@ -1,0 +1,108 @@
+"""The batches of rollouts of a run, on all ranks: what lies on the disk is read, the rest is made.
+
+    rollouts = Rollouts(config, engine, sources, tokenizer, rewards)     # rewards: on the first rank
+    record = rollouts.batch(7, step, entropies)                         # all ranks alike
+
+All ranks sample; the first one alone asks, rewards and writes (`batches.py`), and what it fails at
+is raised on all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from megatron_qwen3.chat import ChatTokenizer
+from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.posttrain.rewards.rewards import Rewards
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.asking import Asker, Source
+from megatron_qwen3.posttrain.rollouts.batches import Batch
+from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout, RolloutEngine
+from megatron_qwen3.settings import Config
+
+ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]
+
+
+class Rollouts:
+    """What samples and rewards. model_scores: of a reward model, which all ranks ask together."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: RolloutEngine,
+        sources: Sequence[Source],
+        tokenizer: Any,
+        rewards: Rewards | None,
+        model_scores: ModelScores | None = None,
+    ) -> None:
+        self.config, self.engine, self.sources = config, engine, sources
+        self.rewards, self.model_scores = rewards, model_scores
+        self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
+        self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
+
+    def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> Record:
+        """The record of a batch, which the weights of `step` updates sample where there is none.
+
+        entropies: of the updates since the batch before was made. ConfigError where it is damaged.
+        """
+        folder = folder_of(self.config.run_dir, number)
+        if not of_first(folder.exists):
+            self._make(number, step, entropies)
+        return Record.read(folder)
+
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], enable_thinking: bool
+    ) -> list[int]:
+        return self._chat.encode_prompt(messages, tools or None, enable_thinking=enable_thinking)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text, in which control tokens stand as they are."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def scores(self, made: Sequence[Sequence[Rollout]]) -> Sequence[float | None] | None:
+        """What a reward model says of each rollout, where there is one."""
+        flat = [rollout for rollouts in made for rollout in rollouts]
+        return self.model_scores(flat) if self.model_scores else None
+
+    def _make(self, number: int, step: int, entropies: Sequence[float]) -> None:
+        batch: Batch | None = None  # on other ranks than the first
+
+        def begin() -> list[Ask]:
+            nonlocal batch
+            batch = self._batch(number, step)
+            return batch.begin()
+
+        def take() -> list[Ask]:
+            assert batch is not None
+            return batch.take(made, scores)
+
+        def write() -> None:
+            assert batch is not None
+            record = batch.record(entropies)
+            record.write(folder_of(self.config.run_dir, number), batch.samples(record))
+            self.seconds += batch.seconds
+
+        self.engine.refit(step)
+        asks = of_first(begin)
+        while asks:
+            made = self.engine.sample(asks)
+            scores = self.scores(made)
+            asks = of_first(take)
+        of_first(write)
+
+    def _batch(self, number: int, step: int) -> Batch:
+        assert self.rewards is not None
+        config, before = self.config, newest_state(self.config, number)
+        asker = Asker(config, self.sources, self.encode, before.get("asking"))
+        return Batch(config, number, step, before, asker, self.decode, self.rewards)
+
+
+def newest_state(config: Config, number: int) -> dict[str, Any]:
+    """The state in the newest record before a batch; {} where there is none."""
+    before = [n for n in records.batches(config.run_dir) if n < number]
+    if not before:
+        return {}
+    return dict(records.read_about(folder_of(config.run_dir, before[-1]))["state"])
