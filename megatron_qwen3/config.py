@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from megatron_qwen3 import entry, modes
 from megatron_qwen3 import validate as rules
@@ -216,12 +216,14 @@ def to_toml(config: Config) -> str:
     """The configuration, as far as its mode knows it, as TOML; `load` of it gives an equal one."""
     blocks = []
     for table, kind in TABLES.items():
-        names = [n for n in settings_of(kind, f"{table}.") if modes.belongs(n, config.run.mode)]
-        values = {name.rpartition(".")[2]: attrgetter(name)(config) for name in names}
-        sources = values.pop("sources", ())
+        rows = settings_of(kind, f"{table}.")
+        names = [name for name in rows if modes.belongs(name, config.run.mode)]
+        of_tables = [name for name in names if any(map(is_dataclass, get_args(rows[name].kind)))]
+        values = {n.rpartition(".")[2]: attrgetter(n)(config) for n in names if n not in of_tables}
         if values:
             blocks.append(_emit_rows(f"[{table}]", values))
-        blocks += [_emit_rows(f"[[{table}.sources]]", vars(source)) for source in sources]
+        for name in of_tables:
+            blocks += [_emit_rows(f"[[{name}]]", vars(own)) for own in attrgetter(name)(config)]
     return "\n".join(blocks)
 
 

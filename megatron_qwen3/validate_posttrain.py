@@ -21,12 +21,17 @@ def faults(config: Config) -> Iterator[str]:
 
 
 def _name_faults(config: Config) -> Iterator[str]:
-    for table, sources in (("sft", config.sft.sources), ("reward", config.reward.sources)):
-        for source in sources:
-            if source.name in RESULTS:
+    named = {
+        "sft.sources": [source.name for source in config.sft.sources],
+        "reward.sources": [source.name for source in config.reward.sources],
+        "rollouts.tasks": [source.name for source in config.rollouts.tasks],
+    }
+    for table, names in named.items():
+        for name in names:
+            if name in RESULTS:
                 yield (
-                    f"{table}.sources: a source is named {source.name!r}, as held-out results of "
-                    "several sources are; give it another name"
+                    f"{table}: a source is named {name!r}, as held-out results of several sources "
+                    "are; give it another name"
                 )
 
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from ranks import forkserver
 from torch.distributed import checkpoint as dcp
 
+from data_prep import tokenizer
 from data_prep.indexed import IndexedWriter
 
 STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
@@ -285,10 +286,47 @@ def pairs(path):
     ]
 
 
-MODES = {"pretrain": corpus, "sft": dialogs, "reward": pairs}
+def tasks(path):
+    """Tasks that a model with random weights solves by chance; what to pass to a run of mode rl."""
+    tokenizer.train(["a b c abc ab say a question user assistant"] * 9, 300, path / "tokenizer")
+    with (path / "tasks.jsonl").open("w") as file:
+        for number in range(24):
+            verifier = {"kind": "ifeval/keywords:letter_frequency", "letter": "a"}
+            verifier |= {"let_frequency": 1, "let_relation": "at least"}
+            asked = [{"role": "user", "content": f"a b c {number}"}]
+            line = {"id": f"t{number}", "messages": asked, "verifier": verifier}
+            file.write(json.dumps(line) + "\n")
+    return [
+        "run.mode=rl",
+        "model.preset=tiny-moe",
+        "model.num_layers=2",
+        "model.vocab_size=384",
+        "train.precision=fp32",
+        f"train.steps={STEPS}",
+        "data.sequence_length=64",
+        f"data.tokenizer={path}/tokenizer",
+        f'rollouts.tasks=[{{name="letters", path="{path}/tasks.jsonl"}}]',
+        "rollouts.prompts=4",
+        "rollouts.samples=4",
+        "rollouts.max_new_tokens=12",
+        "rollouts.rows=8",
+        "rollouts.held_out=0.0",
+        "rl.updates=2",
+        "rl.truncated=scored",
+        "rl.verify_workers=1",
+        "checkpoint.every_steps=2",
+        "optim.schedule=constant",
+        "optim.lr=1e-3",
+        "log.tensorboard=false",
+        "run.device=cpu",
+    ]
+
+
+MODES = {"pretrain": corpus, "sft": dialogs, "reward": pairs, "rl": tasks}
 
 
 def losses(run_dir):
     """[(step, loss)] as the run wrote them down."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+    rows = map(json.loads, lines)
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
 
 
@@ -54,7 +55,7 @@ class Layout:
             context=p.context,
             data=data,
             expert_data=world_size // (p.expert * p.expert_tensor * p.pipeline),
-            micro_batches=train.global_batch // (train.micro_batch * data),
+            micro_batches=max(1, train.global_batch // (train.micro_batch * data)),
             stage_layers=p.pipeline_layers
             or even_stages(config.model.num_layers, p.pipeline * p.virtual_pipeline),
         )
@@ -117,6 +118,8 @@ def world_size_faults(config: Config, world_size: int) -> Iterator[str]:
 
 def _batch_faults(config: Config, data: int) -> Iterator[str]:
     train, p = config.train, config.parallel
+    if belongs("rollouts", config.run.mode):
+        return  # the rows of an update are as many as its rollouts fill
     unit = train.micro_batch * data
     product = f"train.micro_batch * data parallel ranks = {train.micro_batch} * {data} = {unit}"
     if p.virtual_pipeline > 1:

@@ -13,19 +13,21 @@ Legend: N rollouts, T their tokens one after another.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from megatron_qwen3.convert import load
 from megatron_qwen3.generate.load import tokenizer_of
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
+from megatron_qwen3.posttrain.policy import kl
 from megatron_qwen3.posttrain.policy.objective import (
     ADVANTAGE,
     OLD,
@@ -36,8 +38,7 @@ from megatron_qwen3.posttrain.policy.objective import (
 )
 from megatron_qwen3.posttrain.policy.rejection import without_rejected
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
-from megatron_qwen3.posttrain.rollouts import before, told
-from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts import before, health, resume
 from megatron_qwen3.posttrain.rollouts.asking import Source
 from megatron_qwen3.posttrain.rollouts.batches import advantages_of
 from megatron_qwen3.posttrain.rollouts.engines import open_engine
@@ -45,13 +46,11 @@ from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
 from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.watching.summary import summary
 from megatron_qwen3.settings import Config, ConfigError
-from megatron_qwen3.storage.folder import checkpoints
 from megatron_qwen3.training import origin, tokenizer_check
 from megatron_qwen3.training.bad_batch import BadBatch
-from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
-from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.run import Run
 
 
@@ -59,6 +58,8 @@ def check(config: Config) -> list[Source]:
     """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong."""
     origin.check(config)
     tokenizer_check.check_size(config)
+    if not config.data.tokenizer:
+        raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
     tokenizer_of(config)
     if not config.rollouts.tasks:
         raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
@@ -83,24 +84,112 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     """
     with Run(config, layout) as run, _opened(run, inputs) as rollouts:
         reference = _reference(config, layout)
-        _begin(run)
-        entropies = _Entropies(run)
+        entropies = of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
-        for step in run.steps(partial(evaluate, rollouts)):
+        for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):
             number, update = divmod(step, config.rl.updates)
             if batch is None or batch.record.batch != number:
                 batch = _next(run, rollouts, reference, number, step, entropies)
-            if batch.rows[update] is None:
-                run.log.note(f"step {step + 1}: no rollout of its batch is left to train")
+            rows = batch.rows[update]
+            if rows is None:
+                run.log.note(f"step {step + 1}: no rollout is left to train")
                 continue
             try:
-                metrics = _train(run, batch, step, update)
+                entropies[step] = _train(run, batch, rows, step, update)["entropy"]
             except BadBatch as error:
-                batch = None  # read again: after a rollback it may be another
-                _leave_out(run, step, f"{error}; rollouts of batch {number}")
-            else:
-                entropies.of_step[step] = metrics["entropy"]
+                batch = None  # after a rollback it may be another
+                run.leave_out(step, f"{error}; its rollouts are of batch {number}")
+                of_first(partial(resume.roll_back, run, step))
     return run.is_done
+
+
+@contextmanager
+def _opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
+    """What samples, on all ranks, and what rewards, on the first one."""
+    config, model, tokenizer = run.config, run.engine.model, tokenizer_of(run.config)
+    with ExitStack() as opening:
+        beat = partial(run.beat, "rollouts")
+        engine = opening.enter_context(open_engine(config, model, tokenizer, beat))
+        rewards = None
+        if run.engine.is_first_rank:
+            rewards = opening.enter_context(Rewards(config, config.run_dir))
+        yield Rollouts(config, engine, sources, tokenizer, rewards)
+
+
+def reference_of(config: Config) -> Path:
+    """Where the reference's weights are. ConfigError where nothing says so."""
+    named = config.rl.kl.reference or config.checkpoint.init_from
+    if not named:
+        raise ConfigError(
+            f"rl.kl.coefficient = {config.rl.kl.coefficient} needs a reference: set "
+            "rl.kl.reference, or checkpoint.init_from"
+        )
+    return load.find(named)
+
+
+def _reference(config: Config, layout: Layout) -> Model | None:
+    """The model that the policy is kept near to, in the policy's layout; None where none is."""
+    if not config.rl.kl.coefficient:
+        return None
+    model = Model(config, layout)
+    load.fill(model, reference_of(config), config.checkpoint.verify)
+    return model
+
+
+def _next(
+    run: Run,
+    rollouts: Rollouts,
+    reference: Model | None,
+    number: int,
+    step: int,
+    entropies: dict[int, float],
+) -> _Batch:
+    """The batch that a step is of, read or made; with lag the one after it is made now, too.
+
+    BadBatch where too many batches in a row left nothing to train.
+    """
+    config, updates = run.config, run.config.rl.updates
+    since = [entropies[s] for s in range(step - updates, step) if s in entropies]
+    record = rollouts.batch(number, step, since)
+    if config.rollouts.lag and (number + 1) * updates < config.steps:
+        rollouts.batch(number + 1, step, since)
+    for line in health.lines(config, record):
+        run.log.note(line)
+    health.check(config, record)
+    began = time.perf_counter()
+    batch = _Batch.of(run, record, reference)
+    if step == record.first_step:
+        run.sampled(step, told(record, time.perf_counter() - began))
+    of_first(lambda: resume.forget(config, step))
+    return batch
+
+
+def told(record: Record, scoring_seconds: float) -> dict[str, float | None]:
+    """The numbers of a batch, with what its log-probs before the first update took."""
+    row = summary(record)
+    seconds = row["seconds"] or 0.0
+    return row | {"seconds/score": scoring_seconds, "seconds": seconds + scoring_seconds}
+
+
+def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[str, float]:
+    """One update; its metrics."""
+    config, engine = run.config, run.engine
+    made = rows.batch(engine.data_rank, {ADVANTAGE: batch.record.advantage_N}, batch.of_tokens)
+    kept = without_rejected(made, config.rl.loss)
+    sequences = len(rows.rollouts)
+    if kept is not made:
+        count = trained_answers(kept).to(engine.device)
+        sequences = int(engine.model.sum_over_data(count).item())
+        if not sequences:
+            raise BadBatch(f"rl.loss.rejection = {config.rl.loss.rejection!r} rejects all tokens")
+    state = batch.record.state
+    objective = policy_objective(
+        config, sequences, batch.masked[update], state["entropy_coefficient"], OLD in made.extra
+    )
+    tokens = state["tokens"] + sum(state["update_tokens"][: update + 1])
+    left_out = of_first(partial(resume.left_out_tokens, run)) if run.left_out else 0
+    positions = int((batch.record.lengths_N + batch.record.prompt_lengths_N)[rows.rollouts].sum())
+    return run.train(step, kept, objective, tokens - left_out, positions)
 
 
 @dataclass(frozen=True)
@@ -131,7 +220,7 @@ class _Batch:
             temperature = config.rollouts.temperature
             of_tokens[REFERENCE] = before.scored(reference, rows, record, temperature)
         if before.penalizes(config):
-            record = _penalized(config, record, of_tokens[OLD] - of_tokens[REFERENCE])
+            record = _penalized(config, record, of_tokens)
         masked = [_without(record, share) for share in shares]
         return cls(record, rows, of_tokens, masked)
 
@@ -142,10 +231,14 @@ def _without(record: Record, share: Sequence[int]) -> int:
     return int(np.isin(record.group_N, groups).sum()) - len(share)
 
 
-def _penalized(config: Config, record: Record, apart_T: Array) -> Record:
-    """The record with advantages of rewards less the divergence from the reference (k1), summed
-    over the sampled tokens of each answer."""
+def _penalized(config: Config, record: Record, of_tokens: Mapping[str, Array]) -> Record:
+    """The record with advantages of rewards less the divergence from the reference, summed over the
+    sampled tokens of each answer."""
+    settings = config.rl.kl
+    own_T, reference_T = (torch.from_numpy(of_tokens[name]) for name in (OLD, REFERENCE))
+    how = settings.estimator, settings.limit, settings.most
+    kl_T = kl.estimate(own_T, reference_T, *how).numpy()
     of_T = np.repeat(np.arange(len(record)), record.lengths_N)
-    kl_N = np.bincount(of_T, apart_T * record.sampled, minlength=len(record))
+    kl_N = np.bincount(of_T, kl_T * record.sampled, minlength=len(record))
     penalty_N = config.rl.kl.coefficient * kl_N
     return replace(record, advantage_N=advantages_of(config, record, penalty_N=penalty_N))

@@ -146,9 +146,7 @@ class Objective:
         return found_BS.sum(dtype=torch.float64)
 
 
-def _weighed(
-    values: Values, name: str, mean: Mean, batch: TokenBatch
-) -> tuple[Tensor, Tensor]:
+def _weighed(values: Values, name: str, mean: Mean, batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """A value and its weights. ValueError where it is not there, or of another shape."""
     if name not in values:
         raise ValueError(f"the objective gives no {name}; it gives {', '.join(values)}")

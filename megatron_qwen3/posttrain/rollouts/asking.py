@@ -214,7 +214,7 @@ class Asker:
         return rate
 
     def _task(self, source: Source) -> tuple[int, Task]:
-        """The source's next task that is wanted; after an epoch of unwanted ones the next of all."""
+        """The source's next task that is wanted; after an epoch of unwanted ones the next one."""
         cursors = self.state["cursors"]
         rates = self.state["task_rates"].get(source.name, {})
         places = source.trained_from(cursors.get(source.name, 0), self._seed)

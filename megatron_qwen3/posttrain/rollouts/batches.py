@@ -141,9 +141,9 @@ class Batch:
         return replace(whole, advantage_N=advantage_N, state=self._state(whole, entropies))
 
     def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
-        """asking: of the asker; entropy_coefficient: of this batch's updates; tokens: trained before
-        it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, this one
-        the last, that left nothing to train, and that had no answer which was not truncated."""
+        """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
+        it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, with
+        this one, that left nothing to train, and whose answers were all truncated."""
         config, before = self._config, self._before
         settings = config.rl.entropy
         coefficient = before.get("entropy_coefficient", settings.coefficient)
@@ -151,7 +151,10 @@ class Batch:
             coefficient = next_coefficient(coefficient, entropy, settings)
         trained_N = record.trained_tokens_N
         shares = record.updates(config.rl.updates, config.run.seed)
-        in_a_row = {"empty": not trained_N.any(), "truncated_alone": record.is_truncated_N.all()}
+        in_a_row = {
+            "empty": not trained_N.any(),
+            "truncated_alone": len(record) and record.is_truncated_N.all(),
+        }
         return {
             "asking": self._asker.state,
             "entropy_coefficient": coefficient,
@@ -212,6 +215,7 @@ class Batch:
             "refills": self.rounds - 1,
             "unscored_groups": sum(bool(np.isnan(x).all()) for x in totals),
             "unscored": int(sum(np.isnan(x).sum() for x in totals)),
+            "unscored_truncated": _unscored_truncated(self.groups),
             "truncated": sum(rollout.is_truncated for rollout in rollouts),
             "errors": sum(rollout.finish == ERROR for rollout in rollouts),
             "too_long": self._asker.too_long,
@@ -268,3 +272,11 @@ def advantages_of(
 
 def _number(score: float | None) -> float:
     return np.nan if score is None else score
+
+
+def _unscored_truncated(groups: Sequence[Group]) -> int:
+    return sum(
+        rollout.is_truncated and reward.total is None
+        for group in groups
+        for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+    )

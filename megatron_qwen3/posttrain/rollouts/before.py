@@ -53,9 +53,7 @@ def own(config: Config, model: Model, record: Record, rows: Sequence[Rows | None
     return kept
 
 
-def scored(
-    model: Model, rows: Sequence[Rows | None], record: Record, temperature: float
-) -> Array:
+def scored(model: Model, rows: Sequence[Rows | None], record: Record, temperature: float) -> Array:
     """log p of all tokens in the rows under a model, at a temperature, float32 [T]; 0 elsewhere."""
     head, found_T = tempered(temperature), np.zeros(len(record.log_probs), np.float32)
     for update in rows:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
+from functools import partial
+from statistics import fmean
 
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rollouts import asking
@@ -19,16 +19,17 @@ from megatron_qwen3.posttrain.rollouts.asking import Drawn
 from megatron_qwen3.posttrain.rollouts.batches import Group, rewarded
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import passed
-from megatron_qwen3.posttrain.rollouts.rollout import Ask
-from megatron_qwen3.training.metrics import EvalResult
+from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
+from megatron_qwen3.training.metrics import TaskResult
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
+Scores = Sequence[float | None] | None  # of a reward model
 _AT_ONCE = 4  # times rollouts.rows
 
 
 def evaluate(
     rollouts: Rollouts, version: Callable[[], int], goes_on: Callable[[], bool]
-) -> dict[str, EvalResult] | None:
+) -> dict[str, TaskResult] | None:
     """Results by name, equal on all ranks; {} where nothing is held out.
 
     version: of the weights of now. `goes_on` is asked on all ranks now and then; None where it
@@ -42,6 +43,11 @@ def evaluate(
             drawn.extend(asking.held_out(rollouts.config, source, rollouts.encode))
         return [each.ask for each in drawn]
 
+    def take(start: int, made: Sequence[Sequence[Rollout]], scores: Scores) -> None:
+        assert rollouts.rewards is not None
+        own = drawn[start : start + len(made)]
+        groups.extend(rewarded(own, made, rollouts.decode, rollouts.rewards, scores))
+
     asks, size = of_first(ask), _AT_ONCE * rollouts.config.rollouts.rows
     if asks:
         rollouts.engine.refit(version())
@@ -49,18 +55,11 @@ def evaluate(
         if not goes_on():
             return None
         made = rollouts.engine.sample(asks[start : start + size])
-        scores = rollouts.scores(made)
-
-        def take(start: int = start) -> None:
-            assert rollouts.rewards is not None
-            own = drawn[start : start + size]
-            groups.extend(rewarded(own, made, rollouts.decode, rollouts.rewards, scores))
-
-        of_first(take)
+        of_first(partial(take, start, made, rollouts.scores(made)))
     return of_first(lambda: dict(_results(groups)))
 
 
-def _results(groups: Sequence[Group]) -> Iterator[tuple[str, EvalResult]]:
+def _results(groups: Sequence[Group]) -> Iterator[tuple[str, TaskResult]]:
     of_names: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         of_names[group.drawn.source].append(group)
@@ -73,17 +72,15 @@ def _results(groups: Sequence[Group]) -> Iterator[tuple[str, EvalResult]]:
         yield ALL_SOURCES, _result(groups)
 
 
-def _result(groups: Sequence[Group]) -> EvalResult:
+def _result(groups: Sequence[Group]) -> TaskResult:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
-    log_probs = [p for r in rollouts for p, own in zip(r.log_probs, r.sampled, strict=True) if own]
     totals = [reward.total for reward in rewards if reward.total is not None]
     passes = [p for reward in rewards if (p := passed(reward.total, reward.parts)) is not None]
-    return EvalResult(
-        -float(np.sum(log_probs)) / max(len(log_probs), 1),
-        None,
-        sum(len(rollout.tokens) for rollout in rollouts),
-        pass_rate=float(np.mean(passes)) if passes else None,
-        reward=float(np.mean(totals)) if totals else None,
-        answers=len(rollouts),
+    return TaskResult(
+        fmean(totals) if totals else None,
+        fmean(passes) if passes else None,
+        fmean(len(rollout.tokens) for rollout in rollouts),
+        fmean(rollout.is_truncated for rollout in rollouts),
+        len(rollouts),
     )

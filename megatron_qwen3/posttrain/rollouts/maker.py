@@ -1,7 +1,7 @@
 """The batches of rollouts of a run, on all ranks: what lies on the disk is read, the rest is made.
 
-    rollouts = Rollouts(config, engine, sources, tokenizer, rewards)     # rewards: on the first rank
-    record = rollouts.batch(7, step, entropies)                         # all ranks alike
+    rollouts = Rollouts(config, engine, sources, tokenizer, rewards)   # rewards: on the first rank
+    record = rollouts.batch(7, step, entropies)                        # all ranks alike
 
 All ranks sample; the first one alone asks, rewards and writes (`batches.py`), and what it fails at
 is raised on all of them.

@@ -1,0 +1,69 @@
+"""What is wrong with a batch of rollouts, in lines, and when a run stops for it.
+
+    for line in lines(config, record): run.log.note(line)
+    check(config, record)            # BadBatch where batch after batch leaves nothing to train
+
+Truncated answers, answers without a reward and groups whose answers are all alike teach nothing,
+and a run whose rewards are 0 for such a reason looks like one that learns slowly. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_qwen3.posttrain.rollouts.record import Record
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.bad_batch import BadBatch
+
+TRUNCATED, UNSCORED, FAILED = 0.05, 0.01, 0.01  # shares of answers above which a line says so
+
+
+def lines(config: Config, record: Record) -> Iterator[str]:
+    """What a person should know of the batch."""
+    counts, answers, batch = record.counts, len(record), f"batch {record.batch}"
+    limit = config.rollouts.max_new_tokens
+    if counts["truncated"] > TRUNCATED * answers:
+        yield (
+            f"{batch}: {counts['truncated']:,} of {answers:,} answers reached "
+            f'rollouts.max_new_tokens = {limit}; rl.truncated = "{config.rl.truncated}"'
+        )
+    unscored = counts["unscored"] - counts["unscored_truncated"]
+    if unscored > UNSCORED * answers:
+        yield f"{batch}: {unscored:,} of {answers:,} answers have no reward: samples.jsonl says why"
+    if counts["errors"] > FAILED * answers:
+        yield f"{batch}: {counts['errors']:,} of {answers:,} answers failed"
+    if counts["too_long"]:
+        yield f"{batch}: {counts['too_long']:,} tasks were passed over, which have no room in a row"
+    if record.state["empty"]:
+        yield f"{batch}: nothing to train: {_why(record)}"
+
+
+def check(config: Config, record: Record) -> None:
+    """BadBatch where it is the last of more batches than rl.most_empty without use."""
+    most, state = config.rl.most_empty, record.state
+    if state["truncated_alone"] > most:
+        raise BadBatch(
+            f"batch {record.batch}: all answers of {state['truncated_alone']} batches in a row "
+            f"reached rollouts.max_new_tokens = {config.rollouts.max_new_tokens}; raise it (with "
+            "data.sequence_length), or set rollouts.thinking_budget"
+        )
+    if state["empty"] > most:
+        raise BadBatch(
+            f"batch {record.batch}: {state['empty']} batches in a row left nothing to train, the "
+            f"last since {_why(record)}; rl.most_empty = {most}"
+        )
+
+
+def _why(record: Record) -> str:
+    counts = record.counts
+    asked, unscored = counts["asked"], counts["unscored_groups"]
+    if not asked:
+        return "no task was asked"
+    if unscored == asked:
+        return "no answer has a reward"
+    passed = record.passed_N[record.passed_N == record.passed_N]
+    rate = f", {passed.mean():.0%} of them right" if len(passed) else ""
+    return (
+        f"the answers of each of {asked:,} tasks were rewarded alike{rate}: easier or harder "
+        "tasks, more rollouts.samples or rl.refills, or rl.filter = false help"
+    )

@@ -1,0 +1,73 @@
+"""What a run that samples does with its records when it begins, goes back, or goes on.
+
+entropies = begin(run)              # once, on the first rank
+roll_back(run, step)                # after a bad batch
+forget(config, step)                # arrays that no resume needs any more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.record import folder_of
+from megatron_qwen3.settings import Config
+from megatron_qwen3.storage.folder import checkpoints, step_of
+from megatron_qwen3.training.metrics_file import FILE_NAME, read_rows
+from megatron_qwen3.training.run import Run
+
+
+def begin(run: Run) -> dict[int, float]:
+    """Remove what later weights sampled than those that the run begins with: the entropies of the
+    last updates, by their steps from 0, which the next coefficient of the entropy follows.
+
+    A newest batch that left nothing to train goes as well: with other settings it may be another.
+    """
+    step, run_dir = run.start.step, run.config.run_dir
+    gone = records.clean(run_dir, step)
+    if step and gone:
+        run.log.note(f"rollouts after step {step} are sampled again: batch {gone[0]}")
+    newest = records.batches(run_dir)[-1:]
+    for batch in newest:
+        if records.read_about(folder_of(run_dir, batch))["state"]["empty"]:
+            records.remove(folder_of(run_dir, batch))
+    return _entropies(run, step) if step else {}
+
+
+def _entropies(run: Run, step: int) -> dict[int, float]:
+    first, left_out = step - 2 * run.config.rl.updates, set(_steps(run))
+    found = {}
+    for row in read_rows(run.config.run_dir / FILE_NAME):
+        done = row["step"] - 1
+        if row["kind"] == "train" and "entropy" in row and first <= done < step:
+            found[done] = row["entropy"]
+    return {done: entropy for done, entropy in found.items() if done not in left_out}
+
+
+def roll_back(run: Run, step: int) -> None:
+    """After `step` was left out: where the run went back for it, what was sampled since goes."""
+    first = min(entry.first for entry in run.left_out if entry.last == step)
+    if run.config.guard.bad_batch == "rollback":
+        records.clean(run.config.run_dir, first)
+
+
+def left_out_tokens(run: Run) -> int:
+    """Tokens of the updates that the run has left out so far."""
+    updates, total = run.config.rl.updates, 0
+    for step in _steps(run):
+        batch, update = divmod(step, updates)
+        folder = folder_of(run.config.run_dir, batch)
+        if step < run.step and folder.exists():
+            total += records.read_about(folder)["state"]["update_tokens"][update]
+    return total
+
+
+def forget(config: Config, step: int) -> None:
+    """Drop the arrays of batches that no checkpoint, nor the run at `step`, goes on with."""
+    if not config.rollouts.keep_arrays:
+        steps = [*map(step_of, checkpoints(config.run_dir)), step]
+        records.forget_arrays(config.run_dir, min(steps) // config.rl.updates)
+
+
+def _steps(run: Run) -> Iterable[int]:
+    return (step for first, last, _ in run.left_out for step in range(first, last + 1))

@@ -1,0 +1,267 @@
+"""Mode rl through the command line: it resumes to the bit, and its rollouts are the policy's."""
+
+import contextlib
+import io
+import json
+import math
+import shutil
+
+import broken
+import chaos
+import numpy as np
+import pytest
+from ranks import RankError, run_ranks
+
+from megatron_qwen3 import train
+from megatron_qwen3.config import load, to_toml
+from megatron_qwen3.posttrain import rl
+from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.training import engine
+
+MORE = ("train.steps=6", "eval.every_steps=3", "rollouts.held_out=0.2", "rl.eval_prompts=3")
+KEPT = "rollouts.keep_arrays=true"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Of a short run on a few tasks."""
+    return [*broken.tasks(tmp_path_factory.mktemp("tasks")), *MORE, KEPT]
+
+
+def arguments(settings, home, *more):
+    return [*settings, f"run.dir={home}", "run.name=run", *more]
+
+
+def run(arguments):
+    return train.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    home = tmp_path_factory.mktemp("whole")
+    assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
+    return home / "run"
+
+
+def rows(run_dir, kind):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def test_a_finished_run_says_what_it_did(settings, whole):
+    asked = arguments(settings, whole.parent)
+    assert load([whole / "config.toml"]) == load([], asked)
+    assert to_toml(load([whole / "config.toml"])) == (whole / "config.toml").read_text()
+    steps, config = rows(whole, "train"), load([], asked)
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    sampled = rows(whole, "rollouts")
+    assert [row["step"] for row in sampled] == [1, 3, 5]
+    tokens = 0
+    for batch in records.batches(whole):
+        record = Record.read(folder_of(whole, batch))
+        assert record.state["tokens"] == tokens and record.trained_tokens_N.any()
+        for update, share in enumerate(record.updates(2, config.run.seed)):
+            tokens += int(record.trained_tokens_N[share].sum())
+            assert steps[2 * batch + update]["tokens"] == tokens
+        assert len(record) % config.rollouts.samples == 0
+        assert (record.versions_N2 == 2 * batch).all() and record.sampled_step == 2 * batch
+    evaluated = {(row["step"], row["source"]) for row in rows(whole, "eval")}
+    assert evaluated == {(step, n) for step in (3, 6) for n in ("letters", "mode thinking", "all")}
+
+
+def test_before_a_batchs_first_update_the_policy_is_what_it_was_and_what_sampled(whole):
+    for row in rows(whole, "train"):
+        if row["step"] % 2:
+            assert row["ratio"] == pytest.approx(1, abs=1e-6)
+            assert row["policy_change"] < 1e-8 and row["clip_share"] == 0
+        else:
+            assert row["policy_change"] > 1e-8
+        assert row["mismatch"] <= row["mismatch_max"] < 1e-5 and row["mismatch_kl"] < 1e-8
+
+
+def power_cut(arguments, at_step):
+    """Like a run that is killed in step `at_step`."""
+    train_step, done = engine.Engine.train_step, []
+
+    def stopping(self, *args):
+        done.append(None)
+        if len(done) == at_step:
+            raise OSError("power cut")
+        return train_step(self, *args)
+
+    engine.Engine.train_step = stopping
+    return train.main(arguments)
+
+
+def same(run_dir, other):
+    """Whether two runs have the same losses, evaluations and rollouts, to the bit."""
+    assert broken_losses(run_dir) == broken_losses(other)
+    assert rows(run_dir, "eval") == rows(other, "eval")
+    for batch in records.batches(other):
+        one, two = (Record.read(folder_of(home, batch)) for home in (run_dir, other))
+        for name in records._DTYPES:
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        assert one.state == two.state
+
+
+def broken_losses(run_dir):
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows(run_dir, "train")]
+
+
+@pytest.mark.parametrize("at_step", [4, 5])
+def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, at_step):
+    """In the middle of a batch, whose old log-probs later weights cannot say, and at its start."""
+    asked = arguments(settings, tmp_path, "checkpoint.every_steps=1")
+    with pytest.raises(RankError, match="power cut"):
+        run_ranks(power_cut, 2, asked, at_step)
+    assert run_ranks(run, 2, asked) == [0, 0]
+    same(tmp_path / "run", whole)
+
+
+def test_a_run_goes_on_in_another_layout(settings, whole, tmp_path):
+    asked = arguments(settings, tmp_path, "checkpoint.every_steps=1", "train.steps=4")
+    with pytest.raises(RankError, match="power cut"):
+        run_ranks(power_cut, 2, asked, 4)
+    more = ("parallel.tensor=2", "parallel.expert=2")
+    assert run_ranks(run, 2, [*asked, *more]) == [0, 0]
+    found, expected = (broken_losses(home)[3] for home in (tmp_path / "run", whole))
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_path):
+    """With a lag of one, batch k is what the weights before the updates of k - 1 said."""
+    asked = ("rollouts.lag=1", "checkpoint.every_steps=1")
+    homes = tmp_path / "whole", tmp_path / "cut"
+    assert run_ranks(run, 1, arguments(settings, homes[0], *asked)) == [0]
+    with pytest.raises(RankError, match="power cut"):
+        run_ranks(power_cut, 1, arguments(settings, homes[1], *asked), 4)
+    assert run_ranks(run, 1, arguments(settings, homes[1], *asked)) == [0]
+    same(homes[1] / "run", homes[0] / "run")
+    versions = [Record.read(folder_of(homes[0] / "run", n)).versions_N2 for n in range(3)]
+    assert [set(v.flatten()) for v in versions] == [{0}, {0}, {2}]
+    found = rows(homes[0] / "run", "train")
+    assert [row["mismatch"] > 1e-5 for row in found] == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "way", ["kill", *(pytest.param(w, marks=pytest.mark.slow) for w in ("in save", "kill all"))]
+)
+def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
+    (result,) = chaos.play(tmp_path, 1, 7, 2, (way,), mode="rl")
+    assert result.broke and not result.lost, result
+
+
+ALL_ALIKE = ("rl.rewards.verifier=0.0", "rl.rewards.format=1.0")  # random weights have no form
+
+
+def told_by(settings, *more, ranks=1):
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
+        try:
+            status = train.main([*settings, *more])
+        except SystemExit as error:
+            status = error.code
+    return status, " ".join(told.getvalue().split())
+
+
+def test_tasks_that_teach_nothing_are_told_and_end_the_run_in_time(settings, tmp_path):
+    asked = [*arguments(settings, tmp_path, "rl.most_empty=1", "rl.refills=0"), *ALL_ALIKE]
+    ((status, told),) = run_ranks(told_by, 1, asked)
+    assert status == 1
+    assert "batch 0: nothing to train: the answers of each of 4 tasks were rewarded alike" in told
+    assert "step 1: no rollout is left to train" in told
+    assert "stopped: batch 1: 2 batches in a row left nothing to train, the last since" in told
+
+
+def test_truncated_answers_alone_are_told_as_that(settings, tmp_path):
+    more = ("rl.truncated=masked", "rl.most_empty=1", "rollouts.max_new_tokens=2", "rl.refills=0")
+    ((status, told),) = run_ranks(told_by, 1, arguments(settings, tmp_path, *more))
+    assert status == 1 and "of 16 answers reached rollouts.max_new_tokens = 2" in told
+    assert "stopped: batch 1: all answers of 2 batches in a row reached rollouts.max_new" in told
+
+
+def bad_update(arguments):
+    """A run whose third update has a loss that is not finite."""
+    objective, calls = rl.policy_objective, []
+
+    def spoiled(*args):
+        made = objective(*args)
+        calls.append(None)
+        if len(calls) != 3:
+            return made
+        values = made.values
+
+        def with_nan(outputs, batch):
+            found = values(outputs, batch)
+            return {**found, "policy_loss": found["policy_loss"] * math.nan}
+
+        return engine.Objective(made.head, with_nan, made.losses, made.metrics, made.largest)
+
+    rl.policy_objective = spoiled
+    return told_by(arguments)
+
+
+@pytest.mark.parametrize("way", ["skip", "rollback"])
+def test_a_bad_update_is_left_out(settings, whole, tmp_path, way):
+    asked = arguments(settings, tmp_path, f"guard.bad_batch={way}", "checkpoint.every_steps=2")
+    ((status, told),) = run_ranks(bad_update, 1, asked)
+    assert status == 0
+    assert "left out: step 3: the loss is not finite" in told and "rollouts are of batch 1" in told
+    found = rows(tmp_path / "run", "train")
+    assert [row["step"] for row in found] == [1, 2, 4, 5, 6]
+    record = Record.read(folder_of(tmp_path / "run", 1))
+    assert found[2]["tokens"] == record.state["tokens"] + record.state["update_tokens"][1]
+
+
+def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
+    first = arguments(settings, tmp_path, "train.steps=2", "rl.updates=1", "run.name=first")
+    assert run_ranks(run, 1, first) == [0]
+    more = (f"checkpoint.init_from={tmp_path}/first", "rl.kl.coefficient=0.01", "train.steps=2")
+    assert run_ranks(run, 1, arguments(settings, tmp_path, *more, "rl.updates=1")) == [0]
+    found = rows(tmp_path / "run", "train")
+    assert abs(found[0]["kl"]) < 1e-8 and found[1]["kl"] > 1e-8
+    assert found[0]["ratio"] == 1
+
+
+def test_a_divergence_in_the_reward_changes_advantages(settings, tmp_path):
+    more = ("rl.kl.coefficient=10.0", "rl.kl.place=reward", "rl.kl.estimator=k1", "rl.updates=1")
+    first = arguments(settings, tmp_path, "train.steps=2", "rl.updates=1", "run.name=first")
+    assert run_ranks(run, 1, first) == [0]
+    losses = []
+    for name, own in (("with", more), ("without", ("rl.updates=1",))):
+        start = (f"rl.kl.reference={tmp_path}/first", *own) if name == "with" else own
+        named = arguments(settings, tmp_path, "train.steps=1", *start, f"run.name={name}")
+        assert run_ranks(run, 1, named) == [0]
+        losses.append(rows(tmp_path / name, "train")[0]["grad_norm"])
+    assert losses[0] != pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("rollouts.tasks=[]", "rollouts.tasks is empty"),
+        ("data.tokenizer=", "data.tokenizer is needed to ask tasks"),
+        ("rollouts.rows=2", "rollouts.samples = 4 exceeds rollouts.rows = 2"),
+        ("rollouts.max_new_tokens=64", "leaves no room for a prompt in data.sequence_length = 64"),
+        ("rollouts.engine=vllm", "needs rollouts.vllm.python, to start servers, or"),
+        (
+            "rl.kl.coefficient=0.1",
+            "needs a reference: set rl.kl.reference, or checkpoint.init_from",
+        ),
+        ("rollouts.thinking_budget=12", "thinking_budget = 12 leaves no room for an answer in"),
+        ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
+    ],
+)
+def test_a_wrong_input_is_told_before_any_rank_starts(settings, tmp_path, capsys, change, says):
+    assert train.main(arguments(settings, tmp_path, change)) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_record_is_told_with_the_way_out(settings, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    asked = arguments(settings, tmp_path, "train.steps=7")
+    (folder_of(tmp_path / "run", 2) / "record.json").write_text('{"version": 9}')
+    ((status, told),) = run_ranks(told_by, 1, asked)
+    assert status == 0 and "sampled again: batch 2" in told
+    assert train.main([*asked, "--finished"]) == 0
