@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.convert import load
 from megatron_qwen3.generate.load import tokenizer_of
 from megatron_qwen3.parallel.first import of_first
@@ -37,6 +38,8 @@ from megatron_qwen3.posttrain.policy.objective import (
     trained_answers,
 )
 from megatron_qwen3.posttrain.policy.rejection import without_rejected
+from megatron_qwen3.posttrain.rewards import model_settings
+from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import before, health, resume
 from megatron_qwen3.posttrain.rollouts.asking import Source
@@ -73,6 +76,8 @@ def check(config: Config) -> list[Source]:
             rewards.check(source.tasks.task(number))
     if config.rl.kl.coefficient:
         load.check_model(config.model, reference_of(config))
+    if model_settings.is_asked(config):
+        model_settings.check(config, launcher.world_size())
     return sources
 
 
@@ -113,7 +118,10 @@ def _opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
         rewards = None
         if run.engine.is_first_rank:
             rewards = opening.enter_context(Rewards(config, config.run_dir))
-        yield Rollouts(config, engine, sources, tokenizer, rewards)
+        judged_by = None
+        if model_settings.is_asked(config):
+            judged_by = RewardModel(config, run.engine.layout.world_size).score
+        yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by)
 
 
 def reference_of(config: Config) -> Path:

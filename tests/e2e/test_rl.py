@@ -129,6 +129,7 @@ def test_a_run_goes_on_in_another_layout(settings, whole, tmp_path):
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_path):
     """With a lag of one, batch k is what the weights before the updates of k - 1 said."""
     asked = ("rollouts.lag=1", "checkpoint.every_steps=1")
@@ -144,9 +145,8 @@ def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_p
     assert [row["mismatch"] > 1e-5 for row in found] == [False, False, True, True, True, True]
 
 
-@pytest.mark.parametrize(
-    "way", ["kill", *(pytest.param(w, marks=pytest.mark.slow) for w in ("in save", "kill all"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["kill", "in save", "kill all"])
 def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
     (result,) = chaos.play(tmp_path, 1, 7, 2, (way,), mode="rl")
     assert result.broke and not result.lost, result
@@ -214,26 +214,11 @@ def test_a_bad_update_is_left_out(settings, whole, tmp_path, way):
 
 
 def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
-    first = arguments(settings, tmp_path, "train.steps=2", "rl.updates=1", "run.name=first")
-    assert run_ranks(run, 1, first) == [0]
-    more = (f"checkpoint.init_from={tmp_path}/first", "rl.kl.coefficient=0.01", "train.steps=2")
+    more = (f"checkpoint.init_from={whole}", "rl.kl.coefficient=0.01", "train.steps=2")
     assert run_ranks(run, 1, arguments(settings, tmp_path, *more, "rl.updates=1")) == [0]
     found = rows(tmp_path / "run", "train")
     assert abs(found[0]["kl"]) < 1e-8 and found[1]["kl"] > 1e-8
-    assert found[0]["ratio"] == 1
-
-
-def test_a_divergence_in_the_reward_changes_advantages(settings, tmp_path):
-    more = ("rl.kl.coefficient=10.0", "rl.kl.place=reward", "rl.kl.estimator=k1", "rl.updates=1")
-    first = arguments(settings, tmp_path, "train.steps=2", "rl.updates=1", "run.name=first")
-    assert run_ranks(run, 1, first) == [0]
-    losses = []
-    for name, own in (("with", more), ("without", ("rl.updates=1",))):
-        start = (f"rl.kl.reference={tmp_path}/first", *own) if name == "with" else own
-        named = arguments(settings, tmp_path, "train.steps=1", *start, f"run.name={name}")
-        assert run_ranks(run, 1, named) == [0]
-        losses.append(rows(tmp_path / name, "train")[0]["grad_norm"])
-    assert losses[0] != pytest.approx(losses[1], rel=0.05)
+    assert found[0]["ratio"] == 1 and not list((tmp_path / "run").glob("rollouts/*/old.npz"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from megatron_qwen3.posttrain.policy import importance, kl, losses
 from megatron_qwen3.posttrain.policy.answers import Answers
 from megatron_qwen3.posttrain.policy.objective import (
     METRICS,
-    largest_mismatch,
     policy_objective,
     trained_answers,
 )
@@ -70,6 +69,12 @@ def result(config, batch, log_prob, entropy=None, **more):
     return {name: x.item() for name, x in means.items()} | {"loss": loss.item()}, *gradients
 
 
+def largest_mismatch(batch, log_prob):
+    outputs = {"log_prob": log_prob, "entropy": torch.zeros_like(log_prob)}
+    objective = policy_objective(config(), 3)
+    return objective.sums_and_largest(outputs, batch)[1]["mismatch_max"]
+
+
 def test_sums_of_answers_in_rows_are_those_of_a_loop_with_their_gradient():
     x = numbers(4).requires_grad_()
     answers = Answers.of(SEQUENCE, IS_TRAINED)
@@ -110,7 +115,7 @@ def test_before_the_first_update_ratios_are_1_and_the_gradient_is_the_policys(se
     assert means["ratio"] == means["importance"] == 1
     for name in ("kl", "policy_change", "mismatch", "mismatch_kl", "mismatch_share", "clip_share"):
         assert abs(means[name]) < 1e-8, name
-    assert means["kl_loss"] == 0 and largest_mismatch(batch(**alike)) == 0
+    assert means["kl_loss"] == 0 and largest_mismatch(batch(**alike), now) == 0
     # Every ratio starts with the gradient -A of log p, weighed as the mean weighs tokens.
     objective = policy_objective(settings, 3)
     mean = objective.losses["policy_loss"]
@@ -199,9 +204,28 @@ def test_the_mismatch_of_trainer_and_sampler_is_told():
     assert means["mismatch_kl"] == pytest.approx((apart.exp() - 1 - apart).mean().item(), rel=1e-5)
     share = ((apart.exp() - 1).abs() > 0.01).double().mean().item()
     assert means["mismatch_share"] == pytest.approx(share)
-    assert largest_mismatch(batch()) == apart.abs().max()
+    assert largest_mismatch(batch(), numbers(5)) == apart.float().abs().max()
     nothing = dataclasses.replace(batch(), weights_BS=torch.zeros(B, S))
-    assert largest_mismatch(nothing) == 0
+    assert largest_mismatch(nothing, numbers(5)) == 0
+
+
+@pytest.mark.parametrize("setting", EVERY_LOSS)
+def test_log_probs_of_now_stand_for_those_before_the_first_update(setting):
+    """Loss, gradient and metrics are what the batch gives that brings them along."""
+    now = numbers(1)
+    brought = result(config(setting), batch(old_log_prob=now), now)
+    without = batch()
+    without = dataclasses.replace(
+        without, extra={n: x for n, x in without.extra.items() if n != "old_log_prob"}
+    )
+    found = result(config(setting), without, now)
+    assert found[0] == brought[0] and torch.equal(found[1], brought[1])
+    assert largest_mismatch(without, now) == largest_mismatch(batch(old_log_prob=now), now)
+
+
+def test_a_batch_of_which_the_objective_needs_old_log_probs_has_them():
+    assert "old_log_prob" in policy_objective(config(), 3).head.needs
+    assert "old_log_prob" not in policy_objective(config(), 3, has_old=False).head.needs
 
 
 def test_rejected_tokens_count_in_no_mean():

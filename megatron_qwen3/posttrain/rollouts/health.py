@@ -39,9 +39,10 @@ def lines(config: Config, record: Record) -> Iterator[str]:
 
 
 def check(config: Config, record: Record) -> None:
-    """BadBatch where it is the last of more batches than rl.most_empty without use."""
+    """BadBatch where it is the last of more batches than rl.most_empty without use. Answers that
+    were cut are of none, unless they are scored like others."""
     most, state = config.rl.most_empty, record.state
-    if state["truncated_alone"] > most:
+    if state["truncated_alone"] > most and config.rl.truncated != "scored":
         raise BadBatch(
             f"batch {record.batch}: all answers of {state['truncated_alone']} batches in a row "
             f"reached rollouts.max_new_tokens = {config.rollouts.max_new_tokens}; raise it (with "
