@@ -51,7 +51,7 @@ def reached(*modules):
 @pytest.mark.parametrize(
     ("modules", "most"),
     [
-        (("megatron_qwen3.training.engine",), 5800),
+        (("megatron_qwen3.training.engine",), 5900),
         (("megatron_qwen3.train", train.MODES["pretrain"]), 15000),
         (("megatron_qwen3.train", train.MODES["sft"]), 16850),
         (("megatron_qwen3.train", train.MODES["reward"]), 14900),
