@@ -1,4 +1,4 @@
-"""Rollouts as rows: every token once, its label and extras in its place, equal rows for all ranks."""
+"""Rollouts as rows: every token once with what is said of it, equally many rows for all ranks."""
 
 import numpy as np
 import pytest
