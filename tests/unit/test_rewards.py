@@ -109,14 +109,35 @@ def test_a_part_that_raises_has_no_score_and_the_other_answers_theirs(monkeypatc
     assert rewards.unscored == {"mode: error": 1}
 
 
+def test_verifiers_that_cannot_even_start_cost_the_scores_and_not_the_run():
+    class Gone:
+        def judge(self, pairs):
+            raise BlockingIOError("no more processes")
+
+    rewards, (reward,) = score(config_of({"format": 1.0}), RIGHT, verifiers=Gone())
+    assert reward.total is None and "no more processes" in reward.reasons["verifier"]
+    assert rewards.unscored == {"verifier: error": 1}
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_none(broken):
+    _, (reward,) = score(config_of({"model": 1.0}), RIGHT, model_scores=[broken])
+    assert reward.total is None and reward.parts["model"] is None
+
+
 def test_a_verifier_that_hangs_is_killed_and_the_others_have_their_scores():
-    hanging = replace(SUM, verifier={"kind": "math", "gold": "9^{9^{9^9}}"})
-    with Verifiers(workers=2, seconds=1) as verifiers:
-        made = totals(
-            config_of(), (hanging, rollout(), "\\boxed{9^{9^{9^{9}}}+1}"), RIGHT, WRONG,
+    """A regular expression that takes 2**60 steps, in C code."""
+    hanging = replace(SUM, verifier={"kind": "json", "schema": {"pattern": "^(a+)+$"}})
+    with Verifiers(workers=1, seconds=1) as verifiers:
+        rewards, made = score(
+            config_of(),
+            (hanging, rollout(), f'"{"a" * 60}!"'),
+            RIGHT,
+            WRONG,
             verifiers=verifiers,
-        )  # fmt: skip
-    assert made[1:] == [1.0, 0.0] and made[0] in (None, 0.0)
+        )
+    assert [reward.total for reward in made] == [None, 1.0, 0.0]
+    assert rewards.unscored == {"verifier: time-out": 1}
 
 
 @pytest.mark.parametrize("truncated, total", [("masked", None), ("zero", 0.0), ("scored", 1.0)])
@@ -151,6 +172,7 @@ def test_a_task_that_nothing_could_score_is_refused_in_one_line():
         ({"judge": 1.0}, SUM, "neither gold nor checklist"),
         ({"judge": 1.0}, replace(SUM, gold="2"), "rl.judge.url"),
         ({"model": 1.0}, SUM, "rl.judge.model"),
+        ({"language": 1.0}, replace(SUM, language="klingon"), "no known language"),
     ]
     for table, task, message in cases:
         with pytest.raises(ConfigError, match=message) as error:
@@ -172,11 +194,10 @@ def test_lengths_count_what_the_model_wrote_and_not_what_a_tool_put():
 def test_no_text_keeps_those_who_look_at_its_form_busy(piece):
     """Seconds of the processor, for texts that a model may well write."""
     text = piece * (40_000 // len(piece))
-    languages = form.Languages()
-    languages.score(ENGLISH, "en", ENGLISH)  # loads the models
+    form.language_share(ENGLISH, "en", ENGLISH)  # loads the models
     begun = time.process_time()
     form.well_formed(text, True), form.obedient(text, True)
-    languages.score(thought(text, text), "en", ENGLISH)
+    form.language_share(thought(text, text), "en", ENGLISH)
     assert time.process_time() - begun < 1
 
 
@@ -286,5 +307,5 @@ GERMAN = (
     ],
 )
 def test_language_is_that_of_thinking_and_answer(text, language, low, high):
-    share, reason = form.Languages().score(text, language, ENGLISH)
+    share, reason = form.language_share(text, language, ENGLISH)
     assert low <= share <= high and bool(reason) == (share < 1)

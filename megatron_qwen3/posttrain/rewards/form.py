@@ -2,7 +2,7 @@
 
     well_formed(text, is_thinking=True)     # "", or why it is not
     obedient(text, is_thinking=True)
-    Languages().score(text, "deu_Latn", question)    # 1.0, less the share in other languages
+    language_share(text, "deu_Latn", question)       # (1.0 less the share in others, why)
 
 The text is all that the model wrote, with its thinking. No torch.
 """
@@ -14,6 +14,7 @@ import re
 from data_prep import scripts
 from data_prep.languages import UNKNOWN, code_of
 from megatron_qwen3.chat import END_THINK, THINK, TURN_END, split_thinking
+from megatron_qwen3.posttrain.building.languages import LanguageUse, Use
 
 _TURN = "<|im_start|>assistant\n"
 _ENDS = (TURN_END, "<|endoftext|>")
@@ -54,40 +55,34 @@ def obedient(text: str, is_thinking: bool) -> str:
     return "there is no thinking" if is_thinking else "there is thinking"
 
 
-class Languages:
-    """Knows languages; the models are loaded at the first question, 100 MB in a second."""
+def language_share(text: str, language: str, question: str) -> tuple[float, str]:
+    """(1.0 less the share of letters in other languages or scripts, why it is not 1.0).
 
-    def score(self, text: str, language: str, question: str) -> tuple[float, str]:
-        """(1.0 less the share of letters in other languages or scripts, why not 1.0).
-
-        The lower of thinking and answer counts, and one that is in another language as a whole has
-        0. language: a code or name; "" is that of the question. A part too short to be named is
-        looked at by its script alone, and one without letters has 1.
-        """
-        from megatron_qwen3.posttrain.building.languages import LanguageUse
-
-        use = LanguageUse()
-        wanted = code_of(language) if language else UNKNOWN
-        if wanted == UNKNOWN:
-            wanted = use.of(_cut(question)).main
-        scored = [
-            (*_scored(use.of(_cut(part), question), part, wanted, question), name)
-            for name, part in zip(("thinking", "answer"), split_thinking(text), strict=True)
-        ]
-        share, reason, name = min(scored, key=lambda one: one[0])
-        return share, f"{name}: {reason}" if reason else ""
+    The lower of thinking and answer counts, and one that is in another language as a whole has 0.
+    language: a code or name; "" is that of the question. A part too short to be named is looked at
+    by its script alone, and one without letters has 1. The first call loads 100 MB of models.
+    """
+    use = LanguageUse()
+    wanted = code_of(language) if language else UNKNOWN
+    if wanted == UNKNOWN:
+        wanted = use.of(_cut(question)).main
+    scored = [
+        (*_scored(use.of(_cut(part), question), part, wanted, question), name)
+        for name, part in zip(("thinking", "answer"), split_thinking(text), strict=True)
+    ]
+    share, reason, name = min(scored, key=lambda one: one[0])
+    return share, f"{name}: {reason}" if reason else ""
 
 
-def _scored(use: object, part: str, wanted: str, question: str) -> tuple[float, str]:
-    main, foreign = use.main, use.foreign  # type: ignore[attr-defined]
-    if main == UNKNOWN or wanted == UNKNOWN:
+def _scored(use: Use, part: str, wanted: str, question: str) -> tuple[float, str]:
+    if use.main == UNKNOWN or wanted == UNKNOWN:
         known = {*scripts.census(question), _script_of(wanted)}
         found = next(iter(scripts.census(part)), "")
         if found and wanted != UNKNOWN and found not in known:
             return 0.0, f"written in letters of {found}, asked for {wanted}"
-    elif main != wanted:
-        return 0.0, f"written in {main}, asked for {wanted}"
-    return 1.0 - foreign, f"{foreign:.0%} in other languages" if foreign else ""
+    elif use.main != wanted:
+        return 0.0, f"written in {use.main}, asked for {wanted}"
+    return 1.0 - use.foreign, f"{use.foreign:.0%} in other languages" if use.foreign else ""
 
 
 def _script_of(code: str) -> str:

@@ -23,6 +23,7 @@ No torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +33,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from data_prep.languages import UNKNOWN, code_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.policy.penalties import overlong, repetition
 from megatron_qwen3.posttrain.rewards import form, weights
 from megatron_qwen3.posttrain.rewards.judge import AnswerJudge
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, Rollout
-from megatron_qwen3.posttrain.verifiers import Verifiers
+from megatron_qwen3.posttrain.verifiers import Verdict, Verifiers
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 from megatron_qwen3.settings import Config
 
@@ -83,7 +85,6 @@ class Rewards:
         self._own_judge: AnswerJudge | None = None
         if judge is None and config.rl.judge.url:
             self._own_judge = AnswerJudge(config.rl.judge, folder)
-        self._languages = form.Languages()
         self.scored, self.unscored = 0, Counter[str]()
 
     def __enter__(self) -> Self:
@@ -118,6 +119,8 @@ class Rewards:
                 f'{where} has no verifier; give its source rewards = ["verifier=0", "judge=1"], or '
                 "its line a verifier"
             )
+        if weight["language"] and task.language and code_of(task.language) == UNKNOWN:
+            raise ConfigError(f"{where}: language = {task.language!r:.60} is no known language")
         if weight["judge"] and not (task.gold or task.checklist):
             raise ConfigError(f"{where} has neither gold nor checklist, which its judge needs")
         if weight["judge"] and self._judge is None and self._own_judge is None:
@@ -182,7 +185,11 @@ class Rewards:
             return
         assert self._verifiers is not None
         pairs = [(answered[n][0].verifier, texts[n]) for n in asked]
-        for n, verdict in zip(asked, self._verifiers.judge(pairs), strict=True):
+        try:
+            verdicts = self._verifiers.judge(pairs)
+        except Exception as error:  # of the machine: it starts no more processes, say
+            verdicts = [Verdict(None, _told(error))] * len(pairs)
+        for n, verdict in zip(asked, verdicts, strict=True):
             # Parts of a point would be got without an answer: by saying all that may be right.
             score = None if verdict.score is None else float(verdict.score == 1.0)
             found[n]["verifier"] = (score, verdict.reason)
@@ -197,14 +204,16 @@ class Rewards:
         if not asked:
             return
         if self._judge is None:
-            found.update({n: found[n] | {"judge": (None, "there is no judge")} for n in asked})
+            for n in asked:
+                found[n]["judge"] = (None, "there is no judge")
             return
+        scored: Sequence[_Part]
         try:
             scored = self._judge.score([(answered[n][0], texts[n]) for n in asked])
-            found.update({n: found[n] | {"judge": s} for n, s in zip(asked, scored, strict=True)})
         except Exception as error:  # of a file system, or of an endpoint in a way of its own
-            reason = _told(error)
-            found.update({n: found[n] | {"judge": (None, reason)} for n in asked})
+            scored = [(None, _told(error))] * len(asked)
+        for n, part in zip(asked, scored, strict=True):
+            found[n]["judge"] = part
 
     def _alone(
         self, task: Task, rollout: Rollout, text: str, model_score: float | None
@@ -216,7 +225,7 @@ class Rewards:
             "model": lambda: (model_score, "" if model_score is not None else "no score"),
             "format": lambda: _holds(form.well_formed(text, rollout.thinking)),
             "mode": lambda: _holds(form.obedient(text, rollout.thinking)),
-            "language": lambda: self._languages.score(text, task.language, task.question),
+            "language": lambda: form.language_share(text, task.language, task.question),
             "overlong": lambda: (overlong(len(said), limit, settings.overlong_tokens), ""),
             "repetition": lambda: (repetition(said, settings.repeated), ""),
         }
@@ -254,7 +263,9 @@ def _holds(fault: str) -> _Part:
 
 def _tried(make: Callable[[], _Part]) -> _Part:
     try:
-        return make()
+        score, reason = make()
+        is_number = score is None or math.isfinite(score)
+        return (score, reason) if is_number else (None, f"not finite: {score}")
     except Exception as error:  # of a library, on a text that a model wrote
         return None, _told(error)
 

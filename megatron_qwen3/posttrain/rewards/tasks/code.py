@@ -22,19 +22,19 @@ _WORDINGS = {
         "Implement `{name}({arguments})` in Python: it {task}. Give the code in one block.",
     ),
     GERMAN: (
-        "Schreibe eine Python-Funktion `{name}({arguments})` nach dieser Beschreibung: it {task}. "
+        'Schreibe eine Python-Funktion `{name}({arguments})` nach dieser Beschreibung: "{task}". '
         "Antworte mit einem Codeblock.",
     ),
     FRENCH: (
-        "Écris une fonction Python `{name}({arguments})` selon cette description : it {task}. "
+        'Écris une fonction Python `{name}({arguments})` selon cette description : "{task}". '
         "Réponds par un bloc de code.",
     ),
     SPANISH: (
-        "Escribe una función de Python `{name}({arguments})` según esta descripción: it {task}. "
+        'Escribe una función de Python `{name}({arguments})` según esta descripción: "{task}". '
         "Responde con un bloque de código.",
     ),
     CHINESE: (
-        "请按照这个描述写一个 Python 函数 `{name}({arguments})`：it {task}。用一个代码块回答。",
+        "请按照这个描述写一个 Python 函数 `{name}({arguments})`：“{task}”。用一个代码块回答。",
     ),
 }
 
