@@ -21,7 +21,7 @@ from megatron_qwen3.posttrain.rollouts.vllm_client import Client
 from megatron_qwen3.posttrain.rollouts.vllm_server import Server, ServerFailed, is_healthy
 from megatron_qwen3.settings import Config
 
-_REST_SECONDS = 3.0  # after a failure: a broken server needs 2 s to end
+REST_SECONDS = 3.0  # after a failure: a broken server needs 2 s to end
 _POLL_SECONDS = 0.2
 
 
@@ -56,7 +56,7 @@ class Member:
 
     def doubt(self) -> None:
         """It gave no answer: wait and see whether it lives."""
-        self._rests_until = time.monotonic() + _REST_SECONDS
+        self._rests_until = time.monotonic() + REST_SECONDS
 
     def start(self) -> None:
         """Have a server of ours start, with weights that are none of ours."""
