@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
+from megatron_qwen3 import validate_vllm
 from megatron_qwen3.fields import ConfigError
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.posttrain.rewards import weights
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rl import (
@@ -18,6 +20,8 @@ from megatron_qwen3.settings_rl import (
 
 def faults(config: Config) -> Iterator[str]:
     """Faults of the tables of run.mode = "rl", or "distill"."""
+    if belongs("rollouts", config.run.mode):
+        yield from validate_vllm.faults(config)
     if config.run.mode == "distill":
         yield from _distill_faults(config)
         yield from _scoring_teacher_faults(config.distill)

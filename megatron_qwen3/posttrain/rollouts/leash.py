@@ -22,10 +22,9 @@ def main(parent: int, folder: str, command: list[str]) -> None:
         time.sleep(POLL_SECONDS)
     if os.getppid() != parent:
         shutil.rmtree(folder, ignore_errors=True)
-        why = "was left by who started it"
+        os.write(2, b"== was left by who started it\n")
     else:
-        why = f"ended with status {child.returncode}"
-    print(f"{os.path.basename(command[0])} {why}", file=sys.stderr, flush=True)
+        os.write(2, b"== ended with status %d\n" % child.returncode)
     os.killpg(0, signal.SIGKILL)
 
 
