@@ -182,7 +182,8 @@ def _regions(
             (weight.names[0], index),
             int(place[0]),
             int(place[1]),
-            *matrix.shape,
+            matrix.shape[0],
+            matrix.shape[1],
             dtype_name(matrix.dtype),
             rank,
             first + count,
@@ -203,7 +204,7 @@ def _received(rank: int, held: list[Region], device: torch.device) -> Iterator[T
     sizes = [r.rows * r.columns * getattr(torch, r.dtype).itemsize for r in held]
     flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     dist.recv(flat, src=rank)
-    for region, part in zip(held, flat.split(sizes), strict=True):
+    for region, part in zip(held, torch.split(flat, sizes), strict=True):
         dtype = getattr(torch, region.dtype)
         if part.storage_offset() % dtype.itemsize:
             part = part.clone()

@@ -43,9 +43,11 @@ def unpacked(asks: Sequence[Ask], arrays: dict[str, Any]) -> list[list[Rollout]]
             place = slice(int(ends[number] - arrays["lengths"][number]), int(ends[number]))
             first, last = arrays["versions"][number].tolist()
             rollout = Rollout(
-                ask.task,
-                ask.prompt,
-                *(tuple(arrays[n][place].tolist()) for n in ("tokens", "log_probs", "sampled")),
+                task=ask.task,
+                prompt=ask.prompt,
+                tokens=tuple(arrays["tokens"][place].tolist()),
+                log_probs=tuple(arrays["log_probs"][place].tolist()),
+                sampled=tuple(arrays["sampled"][place].tolist()),
                 finish=arrays["finish"][number],
                 versions=(first, last),
                 thinking=ask.thinking,

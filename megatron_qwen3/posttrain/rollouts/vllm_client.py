@@ -93,7 +93,9 @@ class Client:
             if not 0 <= token < self._vocabulary:
                 raise Refused(f"token {token:,} is no id of a vocabulary of {self._vocabulary:,}")
         body = {"token_ids": list(prompt), "sampling_params": draw.body()}
-        return self._ask("/inference/v1/generate", body, lambda reply: self._drawn(reply, draw))
+        path = "/inference/v1/generate"
+        made: list[Drawn] = self._ask(path, body, lambda reply: self._drawn(reply, draw))
+        return made
 
     def call(self, method: str, **arguments: Any) -> list[dict[str, Any]]:
         """What each worker answers to a call of `mq3_refit.Refit`. Died where one says error."""

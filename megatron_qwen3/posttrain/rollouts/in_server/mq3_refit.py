@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _distributed_c10d as c10d
 
 Table = list[list[Any]]  # of each tensor: name, shape, dtype as torch names it
 
@@ -40,7 +41,7 @@ def checksum(tensor: Tensor) -> int:
     words = data.view(torch.int32) if is_wide else data
     odd = torch.arange(1, 2 * min(_WORDS, len(words)) + 1, 2, device=words.device)
     total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for block in words.split(_WORDS):
+    for block in torch.split(words, _WORDS):
         total = total * _PRIME + (block.long() * odd[: len(block)]).sum()
     return int(total.item())
 
@@ -71,8 +72,7 @@ class Link:
     ) -> None:
         """port: 0 lets rank 0 choose a free one, `self.port`."""
         patience = timedelta(seconds=seconds)
-        distributed = torch.distributed
-        self._store: Any = distributed.TCPStore(
+        self._store: Any = c10d.TCPStore(
             host, port, size, is_master=rank == 0, timeout=patience, wait_for_workers=False
         )
         self.port = self._store.port
@@ -81,13 +81,13 @@ class Link:
 
     def join(self) -> None:
         """Wait for all the others, as long as `seconds`."""
-        distributed = torch.distributed
-        store = distributed.PrefixStore(self._backend, self._store)
+        store = c10d.PrefixStore(self._backend, self._store)
         if self._backend == "gloo":
-            kind = distributed.ProcessGroupGloo
-            self._group = kind(store, self._rank, self._size, self._patience)
+            self._group = c10d.ProcessGroupGloo(store, self._rank, self._size, self._patience)
         else:
-            self._group = distributed.ProcessGroupNCCL(store, self._rank, self._size)
+            options = c10d.ProcessGroupNCCL.Options()
+            options._timeout = self._patience
+            self._group = c10d.ProcessGroupNCCL(store, self._rank, self._size, options)
 
     def close(self) -> None:
         """Leave: whoever still waits for something hears of it."""
@@ -95,7 +95,7 @@ class Link:
 
     def send(self, x: Tensor) -> None:
         """`x` of rank 0, into `x` of all the others."""
-        options = torch.distributed.BroadcastOptions()
+        options = c10d.BroadcastOptions()
         options.rootRank = 0
         self._group.broadcast([x], options).wait(self._patience)
         if x.is_cuda:
@@ -138,8 +138,11 @@ def _layer(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _swiglu(prefix: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    wide = {f"{prefix}{part}_proj.weight": (width, hidden) for part in ("gate", "up")}
-    return wide | {f"{prefix}down_proj.weight": (hidden, width)}
+    return {
+        f"{prefix}gate_proj.weight": (width, hidden),
+        f"{prefix}up_proj.weight": (width, hidden),
+        f"{prefix}down_proj.weight": (hidden, width),
+    }
 
 
 def faults(table: Table, config: Any) -> list[str]:
@@ -221,7 +224,7 @@ class Refit:
         this copies plain matrices into packed memory."""
         for module in self.model_runner.get_model().modules():  # type: ignore[attr-defined]
             method = getattr(module, "quant_method", None)
-            if getattr(method, "moe_kernel", None) is not None:
+            if method is not None and getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
 
 
