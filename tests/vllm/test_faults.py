@@ -1,0 +1,134 @@
+"""What goes wrong: a server is killed in the middle of a batch, or computes with what is old."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ranks import run_ranks
+from serving import engine_of, models
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.convert.load import fill
+from megatron_qwen3.generate.thinking import CUT_TEXT
+from megatron_qwen3.posttrain.rollouts import canary
+from megatron_qwen3.posttrain.rollouts.rollout import Ask
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+SECONDS = 500
+
+
+def asks(count, tokens, samples=2):
+    return [
+        Ask(
+            f"task {n}",
+            (5, 6, 7 + n),
+            seed=n,
+            samples=samples,
+            max_new_tokens=tokens,
+            thinking=False,
+        )
+        for n in range(count)
+    ]
+
+
+def server_processes():
+    """Of this rank: each server's leash, and all that it started."""
+    leashes = psutil.Process().children()
+    return [(leash, leash.children(recursive=True)) for leash in leashes]
+
+
+def disturbed(folder, python, home):
+    """The rollouts of a batch in which one of two servers was killed, and of one without that."""
+    with engine_of(folder, python, home, servers=2) as (engine, _):
+        engine.refit(version=1)
+        expected = engine.sample(asks(60, 120))
+        (leash, family), _ = servers = server_processes()
+        assert len(family) >= 2 and len(servers) == 2
+        api = min(family, key=lambda process: process.create_time())
+
+        def kill():
+            time.sleep(0.3)
+            os.kill(api.pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        made = engine.sample(asks(60, 120))
+        thread.join()
+        while any(alive(process) for process in (leash, *family)):
+            time.sleep(0.1)
+        restarts = engine.refits.restarts
+        engine.refit(version=2)  # waits for none, and reaches all that are there
+        last = engine.sample(asks(4, 8))
+    left = [process for _, family in servers for process in family if alive(process)]
+    return expected, made, restarts, last, len(left)
+
+
+def alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_batch_loses_nothing_when_a_server_is_killed_and_no_process_is_left(python, tmp_path):
+    (folder,) = models(tmp_path, "dense")
+    arguments = (folder, python, tmp_path)
+    (result,) = run_ranks(disturbed, 1, *arguments, timeout_seconds=SECONDS)
+    expected, made, restarts, last, left = result
+    assert [[r.tokens for r in group] for group in made] == [
+        [r.tokens for r in group] for group in expected
+    ]
+    assert not any(rollout.error for group in made for rollout in group)
+    assert restarts == 1 and left == 0
+    assert {rollout.versions for group in last for rollout in group} == {(2, 2)}
+
+
+def thinking(budget, prompt):
+    return Ask("think", prompt, 1, 3, 90, True, budget)
+
+
+def watched(folders, python, home):
+    """Budgets kept; and what the check after a refit says of an old cache and of old weights."""
+    found = {}
+    with engine_of(folders[0], python, home) as (engine, model):
+        engine.refit(version=1)
+        opens, closes = (engine._budget_of(1).opens, engine._budget_of(1).closes)
+        found["cut"] = engine._budget_of(6).cut
+        found["groups"] = engine.sample([thinking(6, (5, 6, opens)), thinking(4, (5, opens, 8))])
+        found["closes"] = closes
+        client = Client(engine.urls[0], 320, 60)
+        canary.ask(client, engine._prompts, 1)
+        fill(model, Path(folders[1]), verify="")
+        found["old weights"] = canary.differences(
+            model, engine._prompts, [canary.ask(client, engine._prompts)]
+        )
+        forget = Client.forget_prompts
+        Client.forget_prompts = lambda self: None
+        with pytest.raises(ConfigError, match="does not compute what the model in training does"):
+            engine.refit(version=2)
+        Client.forget_prompts = forget
+        engine.refit(version=3)
+        found["difference"] = engine.refits.difference
+    return found
+
+
+def test_budgets_are_kept_and_an_old_cache_or_old_weights_stop_the_run(python, tmp_path):
+    arguments = (models(tmp_path, "dense", 2), python, tmp_path)
+    (found,) = run_ranks(watched, 1, *arguments, timeout_seconds=SECONDS)
+    cut, budgets = found["cut"], (6, 3)  # the second prompt has a token of thinking already
+    for group, budget in zip(found["groups"], budgets, strict=True):
+        for rollout in group:
+            free = (
+                rollout.tokens.index(found["closes"]) if found["closes"] in rollout.tokens else 99
+            )
+            forced = [n for n, sampled in enumerate(rollout.sampled) if not sampled]
+            if free < budget or rollout.tokens[-1] in (0, 1, 2) and len(rollout.tokens) <= budget:
+                assert not forced, "thinking that ended by itself was cut"
+                continue
+            assert forced == list(range(budget, budget + len(cut))), CUT_TEXT
+            assert rollout.tokens[budget : budget + len(cut)] == tuple(cut)
+            assert {rollout.log_probs[n] for n in forced} == {0.0}
+            assert all(x < 0 for n, x in enumerate(rollout.log_probs) if n not in forced)
+    assert found["old weights"][0] > 1e-2 and found["difference"] < 1e-4
