@@ -98,7 +98,7 @@ class Link:
         options = c10d.BroadcastOptions()
         options.rootRank = 0
         self._group.broadcast([x], options).wait(self._patience)
-        if x.is_cuda:
+        if self._backend == "nccl":
             torch.cuda.synchronize(x.device)
 
 
