@@ -78,8 +78,9 @@ class VllmEngine:
         self._ends = tuple(sorted(set(ends)))
         self._budget_of, self._beat = budget_of, beat
         self._leads, self._version = dist.get_rank() == 0, -1
+        self._given: tuple[int, int] | None = None  # version, and the model's count of updates
         self._folder = folder_of(config)
-        self._written: tuple[int, refit.Written] | None = None
+        self._written: refit.Written | None = None  # the weights of now, where a folder has them
         self._prompts = canary.prompts_of(config)
         self.refits = Refits()
 
@@ -128,16 +129,22 @@ class VllmEngine:
             batch.close()
 
     def refit(self, version: int) -> None:
-        """Give all servers the weights of now. ConfigError where one computes something else."""
+        """Give all servers the weights of now, unless they have them. All ranks call it.
 
-        def warm() -> None:
-            for member in self._fleet.members:
-                if member.version is not None and member.is_up:
-                    self._try(member, lambda m: canary.ask(m.client, self._prompts, 1))
-
-        self._first(warm)
-        self._version = version
+        ConfigError where one computes something else.
+        """
+        now = (version, self._model.weights_version)
+        if now != self._given:
+            self._first(self._outdate)
+            self._given, self._version, self._written = now, version, None
         self._bring_up_to_date()
+
+    def _outdate(self) -> None:
+        """Have servers read the prompts of the check by the weights that they will not have."""
+        for member in self._fleet.members:
+            if member.version is not None and member.is_up:
+                self._try(member, lambda m: canary.ask(m.client, self._prompts, 1))
+            member.version = None
 
     def _bring_up_to_date(self) -> None:
         """Give their weights to the servers that wait for them; those that fail start again."""
@@ -147,7 +154,7 @@ class VllmEngine:
             answers = self._first(lambda: self._finish(numbers))
             if answers:
                 self._compare(answers)
-        self.refits.seconds = time.monotonic() - began
+            self.refits.seconds = time.monotonic() - began
 
     def _paused(self) -> list[int]:
         """Numbers of servers that wait for weights, know what comes, and do nothing else."""
@@ -165,7 +172,7 @@ class VllmEngine:
         settings, members = self._config.rollouts.vllm, self._fleet.members
         chosen = [members[n] for n in numbers]
         if settings.refit == "folder":
-            if self._written is None or self._written[0] != self._version:
+            if self._written is None:
                 self._write(settings.bucket_bytes)
 
             def load() -> None:
@@ -185,7 +192,6 @@ class VllmEngine:
         self._first(judge)
 
     def _write(self, bucket_bytes: int) -> None:
-        self._written = None
         made = refit.write(self._weights, self._folder / _WEIGHTS, bucket_bytes, self._leads)
 
         def check() -> None:
@@ -193,11 +199,11 @@ class VllmEngine:
                 raise ConfigError(made.fault)
 
         self._first(check)
-        self._written = (self._version, made)
+        self._written = made
 
     def _load(self, member: Member) -> None:
         assert self._written is not None
-        made, path = self._written[1], str(self._folder.resolve() / _WEIGHTS)
+        made, path = self._written, str(self._folder.resolve() / _WEIGHTS)
         member.client.call("mq3_from_folder", path=path, table=made.table, checksums=made.checksums)
 
     def _finish(self, numbers: list[int]) -> list[tuple[int, list[canary.Answer]]]:
