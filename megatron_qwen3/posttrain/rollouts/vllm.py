@@ -53,7 +53,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Refits:
     """What refits took. bytes: of the weights; seconds: of the last one, from the first server's
     pause to the last one's agreement; difference: of its log-probabilities, the largest;
-    restarts: servers that were started again in this run."""
+    restarts: servers that were started again in this run, as the first rank knows."""
 
     bytes: int = 0
     seconds: float = 0.0
@@ -124,6 +124,7 @@ class VllmEngine:
                 self._beat()
                 if state == WAITING:
                     self._bring_up_to_date()
+            self.refits.restarts = self._fleet.restarted
             return unpacked(asks, self._first(lambda: packed(batch.rollouts())))
         finally:
             batch.close()
