@@ -18,7 +18,7 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model
 
-ROWS, LENGTH, VOCABULARY = 8, 32, 512
+ROWS, LENGTH, VOCABULARY = 8, 24, 512
 EXTRAS = ("advantage", "old_log_prob", "sampler_log_prob", "reference_log_prob")
 COMMON = ("rollouts.temperature=0.7", "rl.kl.coefficient=0.1", "rl.entropy.coefficient=0.01")
 VARIANTS = {

@@ -128,6 +128,15 @@ def test_before_the_first_update_ratios_are_1_and_the_gradient_is_the_policys(se
     torch.testing.assert_close(gradient, torch.where(IS_TRAINED, weight, 0.0))
 
 
+def test_every_log_prob_that_was_collected_moves_the_gradient():
+    """A reference, or what the sampler said, that is read and then left aside trains as well."""
+    settings = config("rl.kl.coefficient=0.1", "rl.loss.importance_high=1.1")
+    gradient = result(settings, batch(), numbers(5))[1]
+    for name in batch().extra.keys() - {"sequence", "share"}:
+        other = batch(**{name: batch().extra[name] + 0.1})
+        assert not torch.equal(result(settings, other, numbers(5))[1], gradient), name
+
+
 def test_a_huge_ratio_has_no_gradient_and_leaves_the_others_theirs():
     far = numbers(5)
     far[0, 2] = 60.0  # impossible as log p, but what overflow looks like
