@@ -95,6 +95,7 @@ def packed(rows):
 def config_of(variant, *settings):
     base = ["train.precision=fp32", f"train.global_batch={ROWS}", "optim.eps=1e-6"]
     base += ["run.mode=rl", "train.steps=9", f"data.sequence_length={LENGTH}"]
+    base += ["rollouts.max_new_tokens=20"]
     # The router's loss is of rows, which differ.
     base += ["optim.distributed=false", "optim.clip_grad=0.0", "model.router_aux_loss=0.0"]
     return load([], [*base, *COMMON, *VARIANTS[variant], *settings])
