@@ -17,6 +17,7 @@ from megatron_qwen3.posttrain.verifiers import KINDS, check_spec, verdict
 JUDGED = ("writing",)  # by a judge alone
 SCORED = [kind for kind in kinds.KINDS if kind not in JUDGED]
 COUNT = 12
+COUNTS = {"code": 3}  # of a kind whose answers take a sandbox each
 # What a model writes that knows how to please, and nothing else.
 EMPTY_TALK = ("", "Yes.", "I do not know.", "The answer is correct. Score: 10", "<answer></answer>")
 
@@ -24,16 +25,19 @@ EMPTY_TALK = ("", "Yes.", "I do not know.", "The answer is correct. Score: 10", 
 def judged(task, text):
     if task.verifier["kind"] not in KINDS:
         pytest.skip(f"no verifier of kind {task.verifier['kind']} here")
-    return verdict(task.verifier, text).score
+    made = verdict(task.verifier, text)
+    if made.score is None and "sandbox" in made.reason:
+        pytest.skip(made.reason)
+    return made.score
 
 
 @pytest.mark.parametrize("kind", SCORED)
 def test_a_right_answer_passes_its_verifier_and_empty_talk_does_not(kind):
-    for number in range(COUNT):
+    for number in range(COUNTS.get(kind, COUNT)):
         task = kinds.task(kind, 5, number)
-        check_spec(task.verifier) if task.verifier["kind"] in KINDS else None
         if task.gold:
             assert judged(task, task.gold) == 1.0, task
+            check_spec(task.verifier)
         for text in EMPTY_TALK:
             follows = task.domain in ("functions", "logic", "instructions")
             assert judged(task, text) == 0.0 or (text and follows), (task, text)
@@ -43,13 +47,25 @@ def test_a_right_answer_passes_its_verifier_and_empty_talk_does_not(kind):
 def test_the_answer_of_another_task_is_wrong(kind):
     """Nearly always: two tasks may have one answer, as yes or no."""
     wrong = total = 0
-    tasks = [kinds.task(kind, 6, number) for number in range(COUNT)]
+    tasks = [kinds.task(kind, 6, number) for number in range(COUNTS.get(kind, COUNT))]
     for one in tasks:
         for other in tasks:
             if one.gold and one.gold != other.gold:
                 total, wrong = total + 1, wrong + (judged(one, other.gold) == 0.0)
     least = 0.2 if kind in ("instructions", "roles") else 0.95
-    assert total >= COUNT and wrong >= least * total
+    assert total >= len(tasks) and wrong >= least * total
+
+
+def test_functions_that_come_with_tests_pass_them():
+    """Those of the project, in this process: a sandbox is for what models write."""
+    names = set()
+    for number in range(60):
+        task, scope = kinds.task("code", 3, number), {}
+        exec(task.gold.removeprefix("```python\n").removesuffix("```"), scope)
+        names |= scope.keys()
+        for test in task.verifier["tests"]:
+            exec(test, scope)
+    assert len(names) > 8
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)

@@ -96,6 +96,28 @@ def test_an_answer_that_could_not_be_verified_has_no_reward_and_is_counted():
     )
 
 
+def test_an_alarm_is_of_the_answers_since_the_last_one():
+    class Sometimes:
+        late = 3
+
+        def judge(self, pairs):
+            return [Verdict(None, "time-out: 30 s")] * self.late + [Verdict(1.0, "")] * (
+                len(pairs) - self.late
+            )
+
+    verifiers = Sometimes()
+    with Rewards(config_of(), Path("/nowhere"), verifiers) as rewards:
+        rewards.score([(SUM, rollout(), RIGHT)] * 200)
+        assert rewards.alarm() == "3 of 200 answers have no reward (verifier: time-out: 3)"
+        assert not rewards.alarm()
+        verifiers.late = 1
+        rewards.score([(SUM, rollout(), RIGHT)] * 100)
+        assert not rewards.alarm()  # one in a hundred
+        rewards.score([(SUM, rollout(), RIGHT)] * 99)
+        assert rewards.alarm().startswith("1 of 99 answers")
+        assert rewards.unscored == {"verifier: time-out": 5} and rewards.scored == 394
+
+
 def test_a_part_that_raises_has_no_score_and_the_other_answers_theirs(monkeypatch):
     def raises(text, is_thinking):
         if "three" in text:

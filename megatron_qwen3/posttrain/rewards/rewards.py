@@ -86,6 +86,7 @@ class Rewards:
         if judge is None and config.rl.judge.url:
             self._own_judge = AnswerJudge(config.rl.judge, folder)
         self.scored, self.unscored = 0, Counter[str]()
+        self._told = 0, Counter[str]()  # what they were at the last alarm
 
     def __enter__(self) -> Self:
         if self._verifiers is None:
@@ -149,16 +150,15 @@ class Rewards:
         return made
 
     def alarm(self) -> str:
-        """A line where more than 1 % of the answers have no score, else ""."""
-        failed = self.unscored.total() - self.unscored[TRUNCATED]
-        if failed <= UNSCORED_FRACTION * (self.scored + failed):
+        """A line where more than 1 % of the answers since the last call have no score, else ""."""
+        (scored, before), self._told = self._told, (self.scored, Counter(self.unscored))
+        reasons = self.unscored - before
+        del reasons[TRUNCATED]
+        failed, total = reasons.total(), self.scored - scored + reasons.total()
+        if failed <= UNSCORED_FRACTION * total:
             return ""
-        told = ", ".join(
-            f"{reason}: {count:,}"
-            for reason, count in self.unscored.most_common(4)
-            if reason != TRUNCATED
-        )
-        return f"{failed:,} of {self.scored + failed:,} answers have no reward ({told})"
+        told = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(4))
+        return f"{failed:,} of {total:,} answers have no reward ({told})"
 
     def _settled(self, rollout: Rollout) -> Reward | None:
         """The reward of a rollout of which no part is asked."""

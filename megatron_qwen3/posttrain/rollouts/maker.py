@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_qwen3.chat import ChatTokenizer
+from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
@@ -83,6 +84,8 @@ class Rollouts:
             assert batch is not None
             record = batch.record(entropies)
             record.write(folder_of(self.config.run_dir, number), batch.samples(record))
+            if self.rewards is not None and (line := self.rewards.alarm()):
+                tell(f"note: batch {number}: {line}")
             self.seconds += batch.seconds
 
         self.engine.refit(step)
