@@ -121,3 +121,4 @@ def test_a_file_goes_on_top_of_a_stage(name, stage):
     for setting in (f"{table}.{key}" for table in tables for key in tables[table]):
         assert attrgetter(setting)(config) == attrgetter(setting)(alone) or setting in TABLES
     assert config.rl.loss == alone.rl.loss and config.rl.advantage == alone.rl.advantage
+    assert not config.rl.entropy.low and not config.rl.entropy.coefficient  # papers have none
