@@ -44,7 +44,7 @@ from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import before, health, resume
 from megatron_qwen3.posttrain.rollouts.asking import Source
 from megatron_qwen3.posttrain.rollouts.batches import advantages_of
-from megatron_qwen3.posttrain.rollouts.engines import open_engine
+from megatron_qwen3.posttrain.rollouts.engines import check_engine, open_engine
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
@@ -64,6 +64,7 @@ def check(config: Config) -> list[Source]:
     if not config.data.tokenizer:
         raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
     tokenizer_of(config)
+    check_engine(config)
     if not config.rollouts.tasks:
         raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
     sources = [

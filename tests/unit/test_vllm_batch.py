@@ -78,6 +78,7 @@ def fleet_of(config):
     told = []
     fleet = Fleet(config, True, None, told.append)
     fleet.start()
+    assert fleet.are_up(10)
     for member in fleet.members:
         member.version = VERSION
     return fleet, told

@@ -104,7 +104,7 @@ def test_what_a_server_leaves_behind_when_it_ends_is_ended_and_its_last_words_ar
     server = Server(config_of(tmp_path), 0, True, tmp_path, tmp_path / "log")
     server.start()
     with pytest.raises(ServerFailed, match=r"no \\x1b\[1m memory.*ended with status 1") as told:
-        server.await_health()
+        until(server.is_ready)
     assert "\n" not in str(told.value) and str(tmp_path / "log") in str(told.value)
     until(lambda: gone(child_in(tmp_path / "log")))
 
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_answer_in_time_has_failed(tmp_path, monkeypatch)
     server = Server(config_of(tmp_path, start_seconds=0.3), 0, True, tmp_path, tmp_path / "log")
     server.start()
     with pytest.raises(ServerFailed, match=r"within rollouts.vllm.start_seconds = 0.3"):
-        server.await_health()
+        until(server.is_ready)
     server.kill()
 
 

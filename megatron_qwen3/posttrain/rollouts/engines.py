@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.generate.load import ends_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.posttrain.rollouts import vllm_check
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.rollout import RolloutEngine
+from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.model import Model
 
@@ -23,13 +26,23 @@ from megatron_qwen3.training.model import Model
 def open_engine(
     config: Config, model: Model, tokenizer: Any, beat: Callable[[], None]
 ) -> Iterator[RolloutEngine]:
-    """The engine of the settings, closed at the end. beat: is called while it samples."""
-    rollouts = config.rollouts
-    yield OwnEngine(
-        model,
-        ends_of([Path(config.data.tokenizer)], tokenizer),
-        rollouts.temperature,
-        rollouts.rows,
-        partial(ThinkingBudget.of, tokenizer),
-        beat,
-    )
+    """The engine of the settings, closed at the end. beat: is called while it samples.
+
+    ConfigError where servers of vLLM do not start.
+    """
+    rollouts, ends = config.rollouts, ends_of([Path(config.data.tokenizer)], tokenizer)
+    budget_of = partial(ThinkingBudget.of, tokenizer)
+    if rollouts.engine == "vllm":
+        with VllmEngine(config, model, ends, budget_of, beat) as engine:
+            yield engine
+    else:
+        yield OwnEngine(model, ends, rollouts.temperature, rollouts.rows, budget_of, beat)
+
+
+def check_engine(config: Config) -> None:
+    """ConfigError where servers could not start, or are not there; before any rank starts.
+
+    The first rank's machine has them, so it is the one that looks.
+    """
+    if config.rollouts.engine == "vllm" and launcher.rank() == 0:
+        vllm_check.check(config)

@@ -18,32 +18,31 @@ import shutil
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
 
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.replies import Refused
 from megatron_qwen3.posttrain.rollouts import canary, refit
 from megatron_qwen3.posttrain.rollouts.gather import Gathered
 from megatron_qwen3.posttrain.rollouts.packed import packed, unpacked
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
-from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, WAITING, Batch
+from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, WAITING, WORD_SECONDS, Batch
 from megatron_qwen3.posttrain.rollouts.vllm_client import Died
 from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member
-from megatron_qwen3.posttrain.rollouts.vllm_server import MODEL_FOLDER, ServerFailed
+from megatron_qwen3.posttrain.rollouts.vllm_server import MODEL_FOLDER
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.training.model import Model
 
-_T = TypeVar("_T")
 _SHARED_MEMORY = Path("/dev/shm")
 _WEIGHTS = "weights"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -95,7 +94,9 @@ class VllmEngine:
             self._fleet.start()
 
         try:
-            self._first(start)
+            of_first(start)
+            while not of_first(lambda: self._fleet.are_up(WORD_SECONDS)):
+                self._beat()
         except BaseException:
             self._close()
             raise
@@ -120,12 +121,12 @@ class VllmEngine:
             raise RuntimeError("servers have no weights yet: refit comes first")
         batch = Batch(asks, self._config, self._ends, self._budget_of)
         try:
-            while (state := self._first(lambda: batch.work(self._fleet, self._version))) != DONE:
+            while (state := of_first(lambda: batch.work(self._fleet, self._version))) != DONE:
                 self._beat()
                 if state == WAITING:
                     self._bring_up_to_date()
             self.refits.restarts = self._fleet.restarted
-            return unpacked(asks, self._first(lambda: packed(batch.rollouts())))
+            return unpacked(asks, of_first(lambda: packed(batch.rollouts())))
         finally:
             batch.close()
 
@@ -136,7 +137,7 @@ class VllmEngine:
         """
         now = (version, self._model.weights_version)
         if now != self._given:
-            self._first(self._outdate)
+            of_first(self._outdate)
             self._given, self._version, self._written = now, version, None
         self._bring_up_to_date()
 
@@ -150,9 +151,9 @@ class VllmEngine:
     def _bring_up_to_date(self) -> None:
         """Give their weights to the servers that wait for them; those that fail start again."""
         began = time.monotonic()
-        while numbers := self._first(self._paused):
+        while numbers := of_first(self._paused):
             self._transfer(numbers)
-            answers = self._first(lambda: self._finish(numbers))
+            answers = of_first(lambda: self._finish(numbers))
             if answers:
                 self._compare(answers)
             self.refits.seconds = time.monotonic() - began
@@ -179,7 +180,7 @@ class VllmEngine:
             def load() -> None:
                 self._each(chosen, self._load)
 
-            self._first(load)
+            of_first(load)
             return
         to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
         host, most_bytes = host_of(self._config), settings.bucket_bytes
@@ -190,7 +191,7 @@ class VllmEngine:
                 if fault:
                     self._fleet.bury(member, f"its refit failed: {fault}")
 
-        self._first(judge)
+        of_first(judge)
 
     def _write(self, bucket_bytes: int) -> None:
         made = refit.write(self._weights, self._folder / _WEIGHTS, bucket_bytes, self._leads)
@@ -199,7 +200,7 @@ class VllmEngine:
             if made.fault:
                 raise ConfigError(made.fault)
 
-        self._first(check)
+        of_first(check)
         self._written = made
 
     def _load(self, member: Member) -> None:
@@ -240,7 +241,7 @@ class VllmEngine:
                     )
             return max(off)
 
-        self.refits.difference = self._first(judge)
+        self.refits.difference = of_first(judge)
 
     def _each(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[Member]:
         """Those of some servers that did it, all at once; the others are started again."""
@@ -258,24 +259,6 @@ class VllmEngine:
         except (Died, Refused) as error:
             return str(error) or type(error).__name__
         return ""
-
-    def _first(self, action: Callable[[], _T]) -> _T:
-        """What the first rank finds, on all ranks; what it raises is raised on all."""
-        told: list[Any] = [None, "", False]
-        if self._leads:
-            try:
-                told[0] = action()
-            except (ServerFailed, ConfigError) as error:
-                told[1] = str(error)
-            except Exception:
-                told[1:] = [traceback.format_exc(), True]
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list(told, src=0)
-        value, fault, is_ours = told
-        if fault:
-            raise RuntimeError(fault) if is_ours else ConfigError(fault)
-        found: _T = value
-        return found
 
     def _close(self) -> None:
         if self._leads:

@@ -31,7 +31,7 @@ from megatron_qwen3.settings import Config
 DONE, WAITING, WORKING = "done", "waiting", "working"
 TRIES = 3  # of a request at servers that live on
 _POLL_SECONDS = 0.2
-_WORD_SECONDS = 20.0  # after which those who wait for the answers are told that there are none yet
+WORD_SECONDS = 20.0  # after which those who wait for the answers are told that there are none yet
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Batch:
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._concurrency * len(fleet.members))
-        until = time.monotonic() + _WORD_SECONDS
+        until = time.monotonic() + WORD_SECONDS
         while self._todo or self._flying:
             fleet.look()
             if fleet.waiting(version):

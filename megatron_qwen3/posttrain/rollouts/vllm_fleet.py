@@ -2,6 +2,7 @@
 
     fleet = Fleet(config, on_cpu, folder)
     fleet.start()
+    while not fleet.are_up(20): …
     fleet.look()                     # deaths are noticed, the dead are started again
     fleet.ready(version)             # may be asked
     fleet.waiting(version)           # answer, but have other weights, as after a start
@@ -117,12 +118,19 @@ class Fleet:
         self.restarted = 0
 
     def start(self) -> None:
-        """Start them together and wait for all. ServerFailed where one does not start."""
+        """Start them together; that takes them a while."""
         for member in self.members:
             if member.server:
                 member.start()
+
+    def are_up(self, seconds: float) -> bool:
+        """Whether all answer, within so long. ServerFailed where one did not start."""
+        until = time.monotonic() + seconds
         while not all(member.is_up or member.look() for member in self.members):
+            if time.monotonic() > until:
+                return False
             time.sleep(_POLL_SECONDS)
+        return True
 
     def close(self) -> None:
         for member in self.members:

@@ -2,7 +2,7 @@
 
     server = Server(config, 0, on_cpu, folder=model, log=run_dir / "vllm" / "server_0.log")
     server.start()
-    server.await_health()          # ServerFailed with the end of its log, where it does not start
+    server.is_ready()              # ServerFailed with the end of its log, where it does not start
     server.kill()                  # it, and all that it started
 
 A server listens on the loopback alone: the calls by which it gets new weights are not for others.
@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from megatron_qwen3.settings import Config
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import make
 
@@ -36,13 +36,12 @@ BLOCK = 32  # tokens of a cache block on a CPU, the least that is possible there
 CPU_CACHE_BYTES = 1 << 30
 _HOST = "127.0.0.1"
 _LAST_LINES, _LINE = 12, 300
-_POLL_SECONDS = 0.1
 _HEALTH_SECONDS = 5.0
 # Of torchrun and SLURM: they say who we are, and a server's workers are others.
 _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_FR_")
 
 
-class ServerFailed(Exception):
+class ServerFailed(ConfigError):
     """A server did not start, or died; the text ends with the last lines of its log."""
 
 
@@ -162,11 +161,6 @@ class Server:
                 f"{self.last_words()}"
             )
         return False
-
-    def await_health(self) -> None:
-        """Wait until it answers. ServerFailed where it does not start, or in time."""
-        while not self.is_ready():
-            time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
         """End it and every process that it started, at once."""
