@@ -108,12 +108,14 @@ class _NoRedirections(urllib.request.HTTPRedirectHandler):
 
 
 class Wire:
-    """Requests to one address; any thread may ask."""
+    """Requests to one address; any thread may ask. direct: never by a proxy, whatever the
+    environment says."""
 
-    def __init__(self, address: str, limits: Limits, key: str) -> None:
+    def __init__(self, address: str, limits: Limits, key: str, direct: bool = False) -> None:
         self._address, self._limits, self._key = address, limits, key
         self._key_written = re.compile(b"".join(map(_written, key))) if key else None
-        self._opener = urllib.request.build_opener(_Handler, _NoRedirections)
+        proxies = [urllib.request.ProxyHandler({})] if direct else []
+        self._opener = urllib.request.build_opener(_Handler, _NoRedirections, *proxies)
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._next_time = 0.0

@@ -7,6 +7,7 @@ from endpoint import serving
 
 from megatron_qwen3.posttrain.replies import Refused
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
+from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy
 
 DRAW = Draw(0.7, seed=11, samples=2, max_tokens=3, stops=(9, 8))
 
@@ -142,6 +143,15 @@ def test_pauses_wait_and_versions_are_text():
         ("/resume", {}),
     ]
     assert json.dumps(asked[1][2]) == '{"new_version": "12"}'
+
+
+def test_no_proxy_comes_between(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    made, _ = generated(choice(0, [4], [-1.0]), choice(1, [5], [-1.0]))
+    assert [x.tokens for x in made] == [[4], [5]]
+    with serving(lambda body, number: {}) as (address, _):
+        assert is_healthy(address.removesuffix("/v1"))
 
 
 def test_who_waits_for_an_answer_can_be_freed():

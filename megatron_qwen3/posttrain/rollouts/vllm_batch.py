@@ -125,6 +125,7 @@ class Batch:
         self._asks, self._ends = asks, ends
         self._temperature = config.rollouts.temperature
         self._concurrency = config.rollouts.vllm.concurrency
+        self._version = 0
         self._rows: list[list[Row]] = []
         self._flying: dict[Future[list[Drawn]], tuple[_Request, Member, int]] = {}
         self._todo: list[_Request] = []
@@ -150,7 +151,7 @@ class Batch:
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._concurrency * len(fleet.members))
-        until = time.monotonic() + WORD_SECONDS
+        self._version, until = version, time.monotonic() + WORD_SECONDS
         while self._todo or self._flying:
             fleet.look()
             if fleet.waiting(version):
@@ -176,7 +177,7 @@ class Batch:
     def rollouts(self) -> list[list[Rollout]]:
         """The samples of each ask."""
         return [
-            [_rollout(ask, row) for row in rows]
+            [_rollout(ask, row, self._version) for row in rows]
             for ask, rows in zip(self._asks, self._rows, strict=True)
         ]
 
@@ -261,8 +262,8 @@ def seed_of(seed: int, sample: int, part: int) -> int:
     return number if part else number + sample
 
 
-def _rollout(ask: Ask, row: Row) -> Rollout:
-    versions = row.versions or [0]
+def _rollout(ask: Ask, row: Row, version: int) -> Rollout:
+    versions = row.versions or [version]
     return Rollout(
         ask.task,
         ask.prompt,

@@ -81,7 +81,7 @@ class Client:
     def __init__(self, url: str, vocabulary: int, seconds: float) -> None:
         self.url, self._vocabulary = url, vocabulary
         limits = Limits(tries=1, seconds=seconds, most_bytes=_MOST_BYTES, key_variable=KEY_VARIABLE)
-        self._wire = Wire(url, limits, os.environ.get(KEY_VARIABLE, ""))
+        self._wire = Wire(url, limits, os.environ.get(KEY_VARIABLE, ""), direct=True)
 
     def stop(self) -> None:
         """Nothing is waited for any more."""
