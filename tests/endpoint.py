@@ -3,9 +3,10 @@
     with serving(reply) as (address, asked):            # address ends in /v1
         ...
 
-`reply(body, number)` is called with each request's body (None for a GET) and its number from 0; it
-gives a table (a reply), bytes (a body), a status, or a function of the handler that does as it
-likes. `asked` has (path, headers, body) of all requests.
+`reply(body, number)` is called with each request's body (None for a GET) and its number from 0, or
+`reply(path, body)` where it is served with_path; it gives a table (a reply), bytes (a body), a
+status, or a function of the handler that does as it likes. `asked` has (path, headers, body) of all
+requests.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ def send(handler, status, body, **headers):
 
 
 @contextlib.contextmanager
-def serving(reply):
+def serving(reply, with_path=False):
     asked, lock = [], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,7 +40,7 @@ def serving(reply):
             with lock:
                 number = len(asked)
                 asked.append((self.path, dict(self.headers), body))
-            made = reply(body, number)
+            made = reply(self.path, body) if with_path else reply(body, number)
             with contextlib.suppress(OSError):  # the other side may have left
                 if callable(made):
                     made(self)

@@ -69,7 +69,8 @@ def disturbed(folder, python, home):
         last = [
             Client(url, 320, 60).generate((5, 6, 7), Draw(1.0, 1, 1, 8, ())) for url in engine.urls
         ]
-    left = [process for _, family in servers for process in family if alive(process)]
+    processes = [process for _, family in servers for process in family]
+    _, left = psutil.wait_procs([p for p in processes if alive(p)], timeout=10)
     return expected, made, restarts, last, len(left)
 
 
@@ -93,7 +94,7 @@ def test_a_batch_loses_nothing_when_a_server_is_killed_and_no_process_is_left(py
 
 
 def thinking(budget, prompt):
-    return Ask("think", prompt, 1, 3, 90, True, budget)
+    return Ask("think", prompt, 1, 3, 130, True, budget)
 
 
 def watched(folders, python, home):

@@ -36,6 +36,8 @@ CPU_CACHE_BYTES = 1 << 30
 _HOST = "127.0.0.1"
 _LAST_LINES, _LINE = 12, 300
 _HEALTH_SECONDS = 5.0
+_GONE_SECONDS = 5.0  # where nobody collects dead processes, they look as if they lived
+_POLL_SECONDS = 0.02
 # Of torchrun and SLURM: they say who we are, and a server's workers are others.
 _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_FR_")
 
@@ -162,12 +164,18 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """End it and every process that it started, at once."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End it and every process that it started, and have them gone: they hold memory."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            self._process = None
+            until = time.monotonic() + _GONE_SECONDS
+            while time.monotonic() < until:
+                os.killpg(self._process.pid, 0)  # raises once there is none
+                time.sleep(_POLL_SECONDS)
+        self._process.wait()
+        self._process = None
 
     def last_words(self) -> str:
         """The end of its log, in one line for people."""
