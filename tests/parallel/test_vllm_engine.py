@@ -75,6 +75,8 @@ class Server(Refit):
             logits_V = self.model(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
             log_p_V = (logits_V / params["temperature"]).log_softmax(-1)
             tokens.append(int(torch.multinomial(log_p_V.exp(), 1, generator=random)))
+            if self.fault == "raw":  # vLLM's own default
+                log_p_V = logits_V.log_softmax(-1)
             content.append({"token_id": tokens[-1], "logprob": float(log_p_V[tokens[-1]])})
             if tokens[-1] in params["stop_token_ids"]:
                 break
@@ -143,10 +145,14 @@ def sampled(folders, urls, home, settings, way, versions=(1, 2)):
     return found, ""
 
 
-CASES = [((), "folder"), (("parallel.tensor=2",), "folder"), (("parallel.pipeline=2",), "gloo")]
+CASES = [
+    pytest.param(("parallel.tensor=2",), "folder", id="tp2-folder"),
+    pytest.param((), "folder", id="folder", marks=pytest.mark.slow),
+    pytest.param(("parallel.pipeline=2",), "gloo", id="pp2-gloo", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("settings, way", CASES, ids=["folder", "tp2-folder", "pp2-gloo"])
+@pytest.mark.parametrize("settings, way", CASES)
 def test_servers_get_the_weights_of_any_layout_and_all_ranks_the_same_rollouts(
     folders, tmp_path, settings, way
 ):
@@ -171,8 +177,11 @@ def test_servers_get_the_weights_of_any_layout_and_all_ranks_the_same_rollouts(
     assert all(torch.equal(x, theirs[name]) for name, x in own.items())
 
 
-def test_a_server_that_computes_something_else_stops_all_ranks_with_the_reason(folders, tmp_path):
-    with running(Server(folders[0]), Server(folders[0], "old head")) as urls:
+@pytest.mark.parametrize("fault", ["old head", pytest.param("raw", marks=pytest.mark.slow)])
+def test_a_server_that_computes_something_else_stops_all_ranks_with_the_reason(
+    folders, tmp_path, fault
+):
+    with running(Server(folders[0]), Server(folders[0], fault)) as urls:
         arguments = (folders, urls, tmp_path, ("parallel.tensor=2",), "folder")
         results = run_ranks(sampled, 2, *arguments)
     for found, error in results:
@@ -180,7 +189,7 @@ def test_a_server_that_computes_something_else_stops_all_ranks_with_the_reason(f
         assert "does not compute what the model in training does" in error
 
 
-@pytest.mark.parametrize("way", ["folder", "gloo"])
+@pytest.mark.parametrize("way", ["gloo", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_server_that_came_back_without_its_weights_gets_them_in_the_middle_of_a_batch(
     folders, tmp_path, way
 ):

@@ -107,10 +107,10 @@ def watched(folders, python, home):
         found["groups"] = engine.sample([thinking(6, (5, 6, opens)), thinking(4, (5, opens, 8))])
         found["closes"] = closes
         client = Client(engine.urls[0], 320, 60)
-        canary.ask(client, engine._prompts, 1)
+        canary.ask(client, engine._prompts, 1.0, 1)
         fill(model, Path(folders[1]), verify="")
         found["old weights"] = canary.differences(
-            model, engine._prompts, [canary.ask(client, engine._prompts)]
+            model, engine._prompts, [canary.ask(client, engine._prompts, 1.0)], 1.0
         )
         forget, pause = Client.forget_prompts, Client.pause
         Client.forget_prompts = lambda self: None

@@ -1,8 +1,8 @@
 """Whether a server computes what the model in training does: two fixed prompts, after each refit.
 
     prompts = prompts_of(config)
-    answers = ask(client, prompts)                 # on the first rank
-    difference(model, prompts, answers)            # on all ranks, of each server
+    answers = ask(client, prompts, temperature)                  # on the first rank
+    differences(model, prompts, [answers, …], temperature)       # on all ranks, of each server
 
 Weights can arrive whole and yet not be what a server computes with: experts that were packed anew
 or not, a head that is tied, a prompt that other weights have read. The prompts are longer than a
@@ -12,12 +12,13 @@ block of the cache and known to the server from before, so that what it cached w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from megatron_qwen3.model.outputs import log_probs
-from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Draw, Drawn
+from megatron_qwen3.model.distributions import log_probs_and_entropy
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
@@ -35,16 +36,28 @@ def prompts_of(config: Config) -> list[list[int]]:
     return [[int(token) for token in row] for row in ids]
 
 
-def ask(client: Client, prompts: Sequence[Sequence[int]], tokens: int = TOKENS) -> list[Answer]:
-    """What a server answers, at a temperature of 1. Died where it does not."""
-    made: list[Drawn] = []
-    for prompt in prompts:
-        made += client.generate(prompt, Draw(1.0, _SEED, 1, tokens, ()))
-    return [(drawn.tokens, drawn.log_probs) for drawn in made]
+def ask(
+    client: Client, prompts: Sequence[Sequence[int]], temperature: float, tokens: int = TOKENS
+) -> list[Answer]:
+    """What a server answers at the temperature of rollouts, `tokens` to each prompt. Died where it
+    does not."""
+    draw = Draw(temperature, _SEED, 1, tokens, ())
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        made = list(pool.map(lambda prompt: client.generate(prompt, draw), prompts))
+    if short := [len(drawn.tokens) for (drawn,) in made if len(drawn.tokens) < tokens]:
+        length = len(prompts[0]) + tokens
+        raise Died(
+            f"{client.url} gave {short[0]} of {tokens} tokens; does its --max-model-len allow "
+            f"prompt and answer of {length}?"
+        )
+    return [(drawn.tokens, drawn.log_probs) for (drawn,) in made]
 
 
 def differences(
-    model: Model, prompts: Sequence[Sequence[int]], of_servers: Sequence[Sequence[Answer]]
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    of_servers: Sequence[Sequence[Answer]],
+    temperature: float,
 ) -> list[float]:
     """By which log-probabilities of each server are off at most; all ranks call it alike."""
     rows = [
@@ -56,9 +69,10 @@ def differences(
     padding = [0] * (-width % model.layout.tensor)
     ids_BS = torch.tensor([[*row, *padding] for row in rows])
     batch = TokenBatch.of(ids_BS[:, :-1], ids_BS[:, 1:])
-    scored_BS = model.score(batch, log_probs)["log_prob"][:, length - 1 : width].cpu().double()
+    scored_BS = model.score(batch, log_probs_and_entropy(temperature))["log_prob"]
+    ours_BS = scored_BS[:, length - 1 : width].cpu().double()
     theirs_BS = torch.tensor(
         [log_probs for answers in of_servers for _, log_probs in answers], dtype=torch.float64
     )
-    off_B = (scored_BS - theirs_BS).abs().amax(1)
+    off_B = (ours_BS - theirs_BS).abs().amax(1)
     return [float(x) for x in off_B.view(len(of_servers), -1).amax(1)]

@@ -145,7 +145,7 @@ class VllmEngine:
         """Have servers read the prompts of the check by the weights that they will not have."""
         for member in self._fleet.members:
             if member.version is not None and member.is_up:
-                self._try(member, lambda m: canary.ask(m.client, self._prompts, 1))
+                self._try(member, lambda m: self._canary(m, 1))
             member.version = None
 
     def _bring_up_to_date(self) -> None:
@@ -216,7 +216,7 @@ class VllmEngine:
             member.client.forget_prompts()
             member.client.set_version(self._version)
             member.client.resume()
-            answers[id(member)] = canary.ask(member.client, self._prompts)
+            answers[id(member)] = self._canary(member, canary.TOKENS)
 
         chosen = [m for n in numbers if (m := self._fleet.members[n]).is_up]
         done = self._each(chosen, go_on)
@@ -225,9 +225,14 @@ class VllmEngine:
         self.refits.restarts = self._fleet.restarted
         return [(self._fleet.members.index(m), answers[id(m)]) for m in done]
 
+    def _canary(self, member: Member, tokens: int) -> list[canary.Answer]:
+        temperature = self._config.rollouts.temperature
+        return canary.ask(member.client, self._prompts, temperature, tokens)
+
     def _compare(self, answers: list[tuple[int, list[canary.Answer]]]) -> None:
         """ConfigError where a server and the model in training disagree."""
-        off = canary.differences(self._model, self._prompts, [x for _, x in answers])
+        temperature = self._config.rollouts.temperature
+        off = canary.differences(self._model, self._prompts, [x for _, x in answers], temperature)
         limit = self._config.rollouts.vllm.difference
 
         def judge() -> float:
