@@ -72,6 +72,7 @@ BAD = {
     "too many tokens": [GOOD, choice(1, [4] * 4, [-1.0] * 4)],
     "none at all": [GOOD, choice(1, [], [])],
     "an unknown end": [GOOD, choice(1, [4], [-1.0], "error")],
+    "of nobody's weights": [GOOD, choice(1, [4], [-1.0], weight_versions=None)],
     "no ids": [GOOD, choice(1, [4], [-1.0], token_ids=None)],
 }
 

@@ -229,7 +229,7 @@ class Batch:
                 member.doubt()
             self._again(request, member, generation, ERROR, str(error))
             return
-        if any(x.versions and set(x.versions) != {str(version)} for x in drawn):
+        if any(set(x.versions) - {str(version)} for x in drawn):
             if generation == member.generation:
                 fleet.bury(member, f"its weights are {drawn[0].versions}, and {version} was asked")
             self._again(request, member, generation, ERROR, "weights of another version")

@@ -156,7 +156,9 @@ class Client:
             raise ValueError(f"finish_reason = {choice['finish_reason']!r}")
         if not tokens and choice["finish_reason"] != "abort":
             raise ValueError("an answer of no token")
-        versions = [str(span["version"]) for span in choice.get("weight_versions") or ()]
+        versions = [str(span["version"]) for span in choice["weight_versions"] or ()]
+        if tokens and not versions:
+            raise ValueError("weight_versions does not say whose tokens these are")
         return Drawn(tokens, log_probs, choice["finish_reason"], versions)
 
 
