@@ -22,6 +22,11 @@ def faults(config: Config) -> Iterator[str]:
     """Faults of the tables of run.mode = "rl", or "distill"."""
     if belongs("rollouts", config.run.mode):
         yield from validate_vllm.faults(config)
+    if config.run.mode in ("rl", "distill") and config.optim.z_loss:
+        yield (
+            f"optim.z_loss = {config.optim.z_loss} is no part of the objectives of run.mode = "
+            f'"{config.run.mode}"; set it to 0'
+        )
     if config.run.mode == "distill":
         yield from _distill_faults(config)
         yield from _scoring_teacher_faults(config.distill)
@@ -168,11 +173,6 @@ def _distill_faults(config: Config) -> Iterator[str]:
         yield (
             f'distill.temperature = {distill.temperature} with distill.divergence = "sampled" must '
             f"be rollouts.temperature = {config.rollouts.temperature}, at which the policy samples"
-        )
-    if config.optim.z_loss:
-        yield (
-            f"optim.z_loss = {config.optim.z_loss} is no part of the objectives of run.mode = "
-            '"distill"; set it to 0'
         )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import Config
 
+_MOST_LOOKED_AT = 2_000_000  # numbers of tasks, whose hashes take seconds
+
 
 def faults(config: Config) -> Iterator[str]:
     """Faults of [rollouts], and of what its groups are for."""
@@ -32,6 +34,14 @@ def _rollout_faults(config: Config) -> Iterator[str]:
             f"rollouts.samples = {rollouts.samples} exceeds rollouts.rows = {rollouts.rows}: the "
             "samples of a prompt are made at once; raise rows, or lower samples"
         )
+    asked = config.rl.eval_prompts
+    looked_at = asked / rollouts.held_out if rollouts.held_out else 0
+    if looked_at > _MOST_LOOKED_AT:
+        yield (
+            f"rollouts.held_out = {rollouts.held_out:g} holds out so few tasks that "
+            f"rl.eval_prompts = {asked} of a generator are among its first {looked_at:,.0f}; "
+            f"valid: 0, or {asked / _MOST_LOOKED_AT:g} at least"
+        )
     if rollouts.engine == "vllm" and not (rollouts.vllm.python or rollouts.vllm.urls):
         yield (
             'rollouts.engine = "vllm" needs rollouts.vllm.python, to start servers, or '
@@ -46,8 +56,11 @@ def _group_faults(config: Config) -> Iterator[str]:
             f"rl.updates = {rl.updates} exceeds rollouts.prompts = {rollouts.prompts}: an update "
             f"has whole groups; valid: 1 to {rollouts.prompts}"
         )
-    if rollouts.samples == 1 and rl.advantage.baseline != "none" and rl.advantage.lone == "zero":
+    advantage = rl.advantage
+    compares = advantage.baseline != "none" or advantage.scale == "group"
+    if rollouts.samples == 1 and compares and advantage.lone == "zero":
         yield (
             "rollouts.samples = 1 has nothing to compare an answer with, and rl.advantage.lone = "
-            '"zero" trains nothing then; raise samples, or set rl.advantage.baseline = "none"'
+            '"zero" trains nothing then; raise samples, or set rl.advantage.baseline = "none" and '
+            'rl.advantage.scale = "none" or "batch"'
         )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_qwen3.posttrain.policy.advantages import advantages
+from megatron_qwen3.posttrain.policy.advantages import advantages, teaches
 from megatron_qwen3.posttrain.policy.entropy_band import next_coefficient
 from megatron_qwen3.posttrain.policy.penalties import overlong, repetition
 from megatron_qwen3.settings_rl import AdvantageConfig, EntropyConfig
@@ -33,6 +33,18 @@ def test_without_scale_it_is_the_distance_from_the_mean_or_from_the_others():
     assert of([3, 1, 2], scale="none") == [1, -1, 0]
     assert of([3, 1, 2], scale="none", baseline="leave_one_out") == [1.5, -1.5, 0]
     assert of([3, 1, 2], scale="none", baseline="none") == [3, 1, 2]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("lone", ["zero", "reward"])
+@pytest.mark.parametrize("group", [[1, 0], [1, 1], [1, NAN], [1], [NAN, NAN], [0.5, 0.5 + 1e-9]])
+def test_a_group_teaches_where_its_answers_get_an_advantage(group, lone, baseline, scale):
+    """Beside another group, with which a deviation of the batch is none of its own."""
+    settings = {"lone": lone, "baseline": baseline, "scale": scale}
+    found = of([*group, 4, 2], [0] * len(group) + [1, 1], **settings)[: len(group)]
+    has_one = any(found) and not all(np.isnan(group))
+    assert teaches(group, AdvantageConfig(**settings)) == has_one
 
 
 @given(

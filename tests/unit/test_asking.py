@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import islice
 
 import pytest
 
@@ -83,8 +84,16 @@ def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
     other = config("rollouts.held_out=0.2", "run.seed=77", "rl.eval_prompts=10")
     again = asking.held_out(other, *sources_of(other, (size,)), encode)
     assert {each.number for each in again} < held_out
-    share = len(source.held_out) / size if size else 30 / max(held_out)
+    share = len(source.held_out) / size if size else 400 / max(source.first_held_out(400))
     assert share == pytest.approx(0.2, abs=0.06)
+
+
+def test_sources_of_one_generator_hold_out_the_same_tasks():
+    """In two modes, for example: what one evaluates the other must not train on."""
+    settings = config("rollouts.held_out=0.2", "rl.eval_prompts=30", sources=("a", "b"))
+    one, other = sources_of(settings, (None, None))
+    trained = {number for number, _ in islice(other.trained_from(0, 1), 400)}
+    assert not trained & set(one.first_held_out(30))
 
 
 def test_a_source_of_which_nothing_is_left_to_train_on_is_refused():

@@ -90,6 +90,30 @@ def test_nothing_is_left_out_where_nothing_is_to_be_filtered(tmp_path):
     assert record.is_trained_N.all() and not record.advantage_N[4:].any()
 
 
+def test_a_lone_answer_that_gets_no_advantage_is_not_trained_without_a_word(tmp_path):
+    asked = ("rl.refills=0", "rollouts.samples=2", "rl.advantage.baseline=none")
+    for scale, kept in (("group", 0), ("none", 3)):
+        _, batch = batch_of(tmp_path, *asked, f"rl.advantage.scale={scale}")
+        record = answered(batch, [(1, NOBODY)] * 3)
+        assert record.counts["kept"] == kept
+        assert (record.advantage_N[record.is_trained_N] != 0).all()
+
+
+def test_parts_that_add_up_alike_teach_where_each_is_normalised(tmp_path):
+    weights = ("rl.rewards.verifier=1", "rl.rewards.overlong=2", "rl.overlong_tokens=50")
+    for parts, kept in (("sum", 0), ("each", 3)):
+        _, batch = batch_of(tmp_path, *weights, f"rl.advantage.parts={parts}", "rl.refills=0")
+        asks = batch.begin()
+        # Right and long: 1 - 2 · 26 / 50. Wrong and short: 0 - 2 · 1 / 50.
+        made = [
+            [rollout(ask, token, length=n) for token, n in ((1, 26), (2, 1), (1, 26), (2, 1))]
+            for ask in asks
+        ]
+        assert not batch.take(made)
+        record = batch.record()
+        assert record.counts["kept"] == kept and record.advantage_N.any() == bool(kept)
+
+
 @pytest.mark.parametrize(
     ("truncated", "rewards", "trained"),
     [("masked", [np.nan] * 4, 0), ("zero", [0] * 4, 0), ("scored", [1, 0, 1, 0], 4)],

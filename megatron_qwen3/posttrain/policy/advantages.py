@@ -13,6 +13,7 @@ Legend: N answers, P parts of a reward.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,24 @@ def advantages(
         reward_N = _limited(_sum(parts_NP, weights), settings.reward_limit)
         advantage_N = _of(reward_N - np.asarray(penalty_N), group_N, settings, tokens_N)
     return np.nan_to_num(advantage_N, nan=0.0)
+
+
+def teaches(
+    rewards: npt.ArrayLike, settings: AdvantageConfig, weights: npt.ArrayLike = 1.0
+) -> bool:
+    """Whether any answer of one group gets an advantage, were its batch made of such groups.
+
+    rewards, weights: as `advantages` has them, of the group's answers.
+    """
+    parts_NP = np.asarray(rewards, np.float64)
+    if np.isnan(parts_NP).all():
+        return False
+    if settings.baseline == "none" and settings.scale != "group":
+        return True  # what an answer is worth does not depend on its group
+    if settings.scale != "group":
+        settings = replace(settings, scale="none")
+    group_N = np.zeros(len(parts_NP), np.intp)
+    return bool(advantages(parts_NP, group_N, settings, weights=weights).any())
 
 
 def _sum(parts_NP: Numbers, weights: npt.ArrayLike) -> Numbers:

@@ -137,7 +137,9 @@ class Source:
             yield self.trained[order[within]], place + 1
 
     def _is_held_out(self, number: int) -> bool:
-        return is_held_out(f"{self.tasks.name}\0{number}", self.fraction)
+        """Of a generator, by its path: sources that share one, in other modes for example, hold
+        out the same tasks."""
+        return is_held_out(f"{self.settings.path}\0{number}", self.fraction)
 
 
 def is_held_out(key: str, fraction: float) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_qwen3.posttrain.policy.advantages import advantages
+from megatron_qwen3.posttrain.policy.advantages import advantages, teaches
 from megatron_qwen3.posttrain.policy.entropy_band import next_coefficient
 from megatron_qwen3.posttrain.rewards.rewards import Reward, Rewards
 from megatron_qwen3.posttrain.rewards.weights import PARTS
@@ -98,14 +98,13 @@ class Batch:
     def is_kept(self, group: Group) -> bool:
         """Whether anything can be learned of a group."""
         settings, totals = self._config.rl.advantage, group.totals
-        scored = totals[~np.isnan(totals)]
-        if not len(scored):
-            return False
-        if not self._config.rl.filter or settings.baseline == "none":
-            return True
-        if len(scored) == 1:
-            return settings.lone == "reward"
-        return bool(scored.std(ddof=1) >= max(settings.zero_below, 1e-12))
+        if not self._config.rl.filter:
+            return not np.isnan(totals).all()
+        if settings.parts != "each":
+            return teaches(totals, settings)
+        parts_GP = np.array([_scores(reward) for reward in group.rewards], np.float64)
+        parts_GP[np.isnan(totals)] = np.nan
+        return teaches(parts_GP, settings, list(self._rewards.weights(group.drawn.task).values()))
 
     def record(self, entropies: Sequence[float] = ()) -> Record:
         """The whole batch, with the state of the loop from here on.
@@ -120,7 +119,7 @@ class Batch:
         reward_N = np.array([g for group in self.groups for g in group.totals], np.float32)
         kept_N = np.array([self.is_kept(g) for g in self.groups for _ in g.rollouts], bool)
         is_trained_N = kept_N & ~np.isnan(reward_N) & self._has_room(columns)
-        parts = [[_number(reward.parts.get(name)) for name in PARTS] for reward in rewards]
+        parts = [_scores(reward) for reward in rewards]
         whole = Record(
             self.number,
             self.number * config.rl.updates,
@@ -270,8 +269,10 @@ def advantages_of(
     return found.astype(np.float32)
 
 
-def _number(score: float | None) -> float:
-    return np.nan if score is None else score
+def _scores(reward: Reward) -> list[float]:
+    """Of each part, NaN where it has none."""
+    scores = [reward.parts.get(name) for name in PARTS]
+    return [np.nan if score is None else score for score in scores]
 
 
 def _unscored_truncated(groups: Sequence[Group]) -> int:
