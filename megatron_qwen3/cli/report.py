@@ -14,8 +14,9 @@ from pathlib import Path
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import answers
-from megatron_qwen3.pages.rollouts import source_rows
+from megatron_qwen3.pages.rollouts import Kept, source_rows
 from megatron_qwen3.pages.training import stage_rows, write_report
+from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.watching import samples
 from megatron_qwen3.shown import shown, shown_lines
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         for n, (folder, run) in enumerate(zip(options.runs, runs, strict=True)):
             if run.rollouts:
                 console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
-                found[n] = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
+                newest = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
+                found[n] = Kept(newest, hacking.report(Path(folder)))
         write_report(runs, options.out, found)
         for batch, kept in asked.items():
             subtitle = f"{runs[-1].name}, batch {batch}"

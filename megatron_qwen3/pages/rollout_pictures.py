@@ -48,6 +48,7 @@ class Asked(NamedTuple):
     is_logarithmic: bool = False
 
 
+_PREFIXES = {"parts": "part/", "hacking": "hacking/"}  # of pictures with a curve for each name
 _OF_BATCHES = (
     Asked(
         "parts",
@@ -55,6 +56,14 @@ _OF_BATCHES = (
         "mean score of each, before its weight",
         "score",
         {},
+    ),
+    Asked(
+        "hacking",
+        "Signs of reward hacking",
+        "shares; what each means stands in posttrain/rewards/hacking.py",
+        "share",
+        {},
+        is_share=True,
     ),
     Asked(
         "answer_lengths",
@@ -129,9 +138,9 @@ def _pictures(run: Run) -> Iterator[Picture]:
     for asked in _OF_UPDATES:
         yield from _curves(run.columns, asked)
     for asked in _OF_BATCHES:
-        if asked.name == "parts":
-            names = [name for name in run.rollouts if name.startswith("part/")]
-            asked = asked._replace(columns={name: name.removeprefix("part/") for name in names})
+        if prefix := _PREFIXES.get(asked.name):
+            names = [name for name in run.rollouts if name.startswith(prefix)]
+            asked = asked._replace(columns={name: name.removeprefix(prefix) for name in names})
         yield from _curves(run.rollouts, asked)
     yield from _time(run)
     yield from _speed(run)

@@ -1,25 +1,38 @@
 """What a report says of a run whose model samples answers, beside its pictures.
 
     rows = source_rows(run)                        # a table for a terminal, too
-    body = sections(run, samples, faults)
+    body = sections(run, Kept(samples.newest(folder, 8), hacking.report(folder)))
 
-`run` has batches of rollouts (`training/history.py`), `samples` are answers of the newest ones.
+`run` has batches of rollouts (`training/history.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
 from megatron_qwen3.pages import answers, page
 from megatron_qwen3.pages.rollout_pictures import seconds_by_kind
-from megatron_qwen3.posttrain.watching.samples import Sample
+from megatron_qwen3.posttrain.rewards import hacking
+from megatron_qwen3.posttrain.watching.samples import Sample, of_line
 from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import Run
 
 SHOWN = 3  # answers of a kind
+
+
+class Kept(NamedTuple):
+    """What lies in a run's folder besides its metrics. samples: answers of the newest batches;
+    hacking: what `rewards/hacking.py` reports."""
+
+    samples: Sequence[Sample]
+    hacking: Mapping[str, Any]
+
+
 _OF_SOURCES = {"reward": "reward", "pass_rate": "right %", "length": "tokens", "truncated": "cut %"}
 _PERCENT = ("pass_rate", "truncated")
 
@@ -36,13 +49,16 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def sections(run: Run, samples: Sequence[Sample], name: str = "") -> list[Markup]:
+def sections(run: Run, kept: Kept, name: str = "") -> list[Markup]:
     """Tables and answers to read. name: of the run, where a page has several."""
     of = f", {name}" if name else ""
+    samples = kept.samples
     body = [page.table(f"Rewards by source and mode{of}", source_rows(run))]
     if len(rows := time_rows(run)) > 1:
         body.append(page.table(f"Where the time goes{of}", rows))
-    for title, found in examples(samples).items():
+    if belongs_to_rewards(run):
+        body.append(page.text(f"Signs of reward hacking{of}", hacking.lines(kept.hacking)))
+    for title, found in (examples(samples) | suspects(kept.hacking)).items():
         body.append(answers.section(f"{title}{of}", found))
     if samples:
         body.append(page.text("How to read answers", [answers.MARKS]))
@@ -91,6 +107,21 @@ def examples(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
         "Answers without a reward": unscored,
     }
     return {title: own for title, own in found.items() if own}
+
+
+def belongs_to_rewards(run: Run) -> bool:
+    """Whether its answers are rewarded: those of distillation are not."""
+    return "reward" in run.rollouts
+
+
+def suspects(found: Mapping[str, Any]) -> dict[str, list[Sample]]:
+    """The answers that the report on hacking wants to be read, by why."""
+    by_why: dict[str, list[Sample]] = {}
+    for row in found["samples"]:
+        with contextlib.suppress(ValueError):  # a line that somebody changed
+            sample = of_line(int(row["batch"]), row)
+            by_why.setdefault(f"To be read: {row['why']}", []).append(sample)
+    return by_why
 
 
 def _part(column: np.ndarray | None, is_last: bool) -> float | None:

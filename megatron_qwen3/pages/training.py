@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from megatron_qwen3.pages import page, rollouts
-from megatron_qwen3.posttrain.watching.samples import Sample
 from megatron_qwen3.training.console import count, duration
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
@@ -24,7 +23,7 @@ from megatron_qwen3.training.metrics_file import ALL_SOURCES
 if TYPE_CHECKING:
     from megatron_qwen3.pages.pictures import Picture
 
-Samples = Mapping[int, Sequence[Sample]]
+KeptOf = Mapping[int, rollouts.Kept]
 _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
 _OF_SOURCES |= {"reward": "reward", "pass_rate": "right", "length": "length", "truncated": "cut"}
 
@@ -83,10 +82,10 @@ def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list
     return groups, [header, *lines]
 
 
-def write_report(runs: Sequence[Run], out: Path, samples: Samples | None = None) -> None:
+def write_report(runs: Sequence[Run], out: Path, kept: KeptOf | None = None) -> None:
     """Write the page to `out` and its pictures as PNG to the folder of the same name.
 
-    samples: answers to read of runs that sample some, by their places among the runs.
+    kept: what lies in the folders of runs that sample answers, by their places among the runs.
     """
     from megatron_qwen3.pages.training_pictures import draw_all  # matplotlib loads slowly
 
@@ -100,7 +99,8 @@ def write_report(runs: Sequence[Run], out: Path, samples: Samples | None = None)
     body += [page.table("Stages", stage_rows(runs)), page.FIGURES]
     for n, run in sampling.items():
         name = run.name if len(runs) > 1 else ""
-        body += rollouts.sections(run, (samples or {}).get(n, ()), name)
+        if kept:
+            body += rollouts.sections(run, kept[n], name)
     stages, held_out = held_out_rows(runs)
     if len(held_out) > 1:
         body.append(page.table("Held-out text by source", held_out, stages))

@@ -13,7 +13,8 @@ from megatron_qwen3.cli import report
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import answers
 from megatron_qwen3.pages.rollout_pictures import draw_all, seconds_by_kind
-from megatron_qwen3.pages.rollouts import examples, source_rows
+from megatron_qwen3.pages.rollouts import Kept, examples, sections, source_rows, suspects
+from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts.record import folder_of
 from megatron_qwen3.posttrain.watching import samples
 from megatron_qwen3.training.history import Run
@@ -62,6 +63,24 @@ def test_the_page_has_rewards_by_source_and_mode_and_answers_to_read(made):
     for part in ("sums", "non-thinking", "Where the time goes", "Best answers", "Worst answers"):
         assert part in text, part
     assert "Most surprising answers" in text and "Answers without a reward" in text
+
+
+def test_the_report_on_hacking_is_joined(made):
+    _, html, _, _ = made
+    assert "Signs of reward hacking" in html
+    assert "answers are cut at their limit" in html  # a twelfth of them is, in all batches
+    rows = [dict(LINE, answer="", batch=3, why="form"), {"why": "changed by hand", "batch": 3}]
+    ((title, (sample,)),) = suspects({"samples": rows}).items()
+    assert (title, sample.batch) == ("To be read: form", 3)
+
+
+def test_answers_of_distillation_are_not_looked_at_for_hacking(made):
+    home, _, _, _ = made
+    run = Run.read(home / "run")
+    kept = Kept([], hacking.report(home / "run"))
+    assert "hacking" in "".join(sections(run, kept))
+    del run.rollouts["reward"]
+    assert "hacking" not in "".join(sections(run, kept))
 
 
 def test_a_run_is_told_in_the_terminal(made):
@@ -145,7 +164,7 @@ def test_no_answer_becomes_markup(tmp_path):
 )
 def test_thinking_is_told_from_answers_and_no_text_is_lost(text, kinds):
     (line,) = [json.loads(json.dumps(dict(LINE, answer=text)))]
-    sample = samples._sample(0, line, 1)
+    sample = samples.of_line(0, line)
     assert [block.kind for block in sample.blocks] == kinds
     assert "".join(t for block in sample.blocks for t, _ in block.spans) == text
 
@@ -180,7 +199,7 @@ def test_a_batch_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys
 
 
 def test_examples_are_the_best_the_worst_and_the_farthest_from_their_groups():
-    made = [samples._sample(0, dict(LINE, answer="", reward=r, advantage=a), 1) for r, a in VALUES]
+    made = [samples.of_line(0, dict(LINE, answer="", reward=r, advantage=a)) for r, a in VALUES]
     found = {title: [(s.reward, s.advantage) for s in own] for title, own in examples(made).items()}
     assert found["Best answers"][0] == (3, 0.0) and found["Worst answers"][0] == (-1, -0.5)
     assert found["Most surprising answers"][:2] == [(0.5, 2.0), (1, -1.5)]

@@ -129,7 +129,7 @@ def read(folder: Path) -> list[Sample]:
             for number, line in enumerate(file, 1):
                 if len(line) > _MOST_LINE_BYTES:
                     raise ValueError(f"line {number} is too long")
-                samples.append(_sample(batch, parse_json(line), number))
+                samples.append(of_line(batch, parse_json(line), number))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -148,7 +148,8 @@ def newest(run_dir: Path, batches: int) -> list[Sample]:
     return found
 
 
-def _sample(batch: int, line: Any, number: int) -> Sample:
+def of_line(batch: int, line: Any, number: int = 0) -> Sample:
+    """A line of samples.jsonl, read. ValueError where it is none, with its number."""
     try:
         pieces = line.get("pieces") or [(line["answer"], True)]
         return Sample(
