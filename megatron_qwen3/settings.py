@@ -290,6 +290,11 @@ class Config:
         return self.train.steps or self.train.tokens // self.step_tokens
 
     @property
+    def batch_updates(self) -> int:
+        """Optimizer steps on each batch of rollouts; 0 in modes whose model samples none."""
+        return {"rl": self.rl.updates, "distill": self.distill.updates}.get(self.run.mode, 0)
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one optimizer step, over all ranks."""
         return self.train.global_batch * self.data.sequence_length

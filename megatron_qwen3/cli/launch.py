@@ -27,7 +27,9 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
+from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
@@ -47,6 +49,10 @@ examples:
       --stage examples/stages/pretrain_1_general.toml \\
       --stage examples/stages/pretrain_2_reasoning.toml \\
       --stage examples/stages/pretrain_3_long_context.toml parallel.tensor=4
+
+  # reinforcement learning: six nodes of ranks and two of vLLM, which sample
+  python tools/launch.py train examples/stages/post_2_reasoning_rl.toml \\
+      examples/models/qwen3_8b.toml rollouts.engine=vllm --nodes 8 --server-nodes 2
 
   # the commands alone, in a container
   python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
@@ -99,6 +105,8 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("what the job asks for").add_argument
     add("--nodes", type=_count, required=True)
     add("--gpus-per-node", type=_count, default=8, help="also the ranks of a node; default 8")
+    add("--server-nodes", type=_count_or_none, help="of them for servers of vLLM; default 0")
+    add("--node-servers", type=_count, help="servers of each of these, its GPUs shared; default 1")
     add("--time", default="24:00:00", help="limit as SLURM writes it; default 24:00:00")
     add("--save-seconds", type=_count, default=600, help="when it saves, before the limit; 600")
     add("--partition")
@@ -156,12 +164,14 @@ def _allocation(given: argparse.Namespace) -> Allocation:
         gpu=gpu,
         time_limit_seconds=launch_sbatch.parse_time(given.time),
         save_seconds=given.save_seconds,
+        server_nodes=given.server_nodes or 0,
+        node_servers=given.node_servers or 1,
     )
 
 
 def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) -> Iterator[str]:
-    if not (ROOT / launch_sbatch.SCRIPT).is_file():
-        yield f"jobs are started by {launch_sbatch.SCRIPT} of a checkout, and {ROOT} is none"
+    if not (ROOT / launch_sbatch.TRAIN).is_file():
+        yield f"jobs are started by {launch_sbatch.TRAIN} of a checkout, and {ROOT} is none"
     elif Path.cwd() != ROOT:
         yield f"call it in {ROOT}: jobs run there, and relative paths must mean the same"
     for path in (given.setup, given.venv and f"{given.venv}/bin/python"):
@@ -185,6 +195,8 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
             comes_from_here = earlier is not None and _follows(config, earlier)
             for error in _file_errors(config, comes_from_here):
                 yield f"{config.run.name}: {error}"
+            if fault := _teacher_fault(config, allocation):
+                yield f"{config.run.name}: {fault}"
 
 
 def _follows(config: Config, before: Config) -> bool:
@@ -206,15 +218,42 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
     tokenizer = config.data.tokenizer
     if tokenizer and not Path(tokenizer).exists():
         yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
-    start = Path(config.checkpoint.init_from)
-    if config.checkpoint.init_from and not has_start:
+    models = {name: path for name, path in _models(config).items() if path}
+    if has_start:
+        del models["checkpoint.init_from"]
+    for name, path in models.items():
         try:
-            if folder.is_hf(start):
-                read_config(start)
+            if folder.is_hf(Path(path)):
+                read_config(Path(path))
             else:
-                folder.find(str(start))
+                folder.find(path)
         except ConfigError as error:
-            yield error
+            yield error if name == "checkpoint.init_from" else ConfigError(f"{name}: {error}")
+
+
+def _models(config: Config) -> dict[str, str]:
+    """The models that a run reads, by the settings that name them."""
+    models = {"checkpoint.init_from": config.checkpoint.init_from}
+    if config.run.mode == "rl":
+        models |= {
+            "rl.kl.reference": config.rl.kl.reference,
+            "rl.judge.model": config.rl.judge.model,
+        }
+    if config.run.mode == "distill":
+        models["distill.teacher.path"] = config.distill.teacher.path
+    return models
+
+
+def _teacher_fault(config: Config, allocation: Allocation) -> str:
+    """Why a teacher in memory does not fit the ranks; "" where it does, or there is none."""
+    paths = {"sft": config.sft.teacher.path, "distill": config.distill.teacher.path}
+    if not paths.get(config.run.mode):
+        return ""
+    try:
+        Layout.of(teacher_settings.settings_of(config), allocation.world_size)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _check_sources(config: Config) -> None:
@@ -222,12 +261,33 @@ def _check_sources(config: Config) -> None:
         files.check()
 
 
+def _check_tasks(config: Config) -> None:
+    for source in config.rollouts.tasks:
+        open_source(source.path, source.name)
+
+
 # What a mode trains on: ConfigError where that is not there, or not fit for it.
 CHECKS_OF_DATA: dict[str, Callable[[Config], object]] = {
     "pretrain": _check_sources,
     "sft": DialogMixture,
     "reward": PairMixture,
+    "rl": _check_tasks,
+    "distill": _check_tasks,
 }
+
+
+def _work(config: Config, layout: Layout) -> str:
+    """How much there is to do."""
+    if updates := config.batch_updates:
+        asked, batches = config.rollouts, -(-config.steps // updates)
+        return (
+            f"{config.steps:,} updates, {updates} on each of {batches:,} batches of "
+            f"{asked.prompts:,} x {asked.samples:,} answers"
+        )
+    return (
+        f"{config.steps:,} steps of {config.step_tokens:,} tokens, "
+        f"{layout.micro_batches} micro-batches"
+    )
 
 
 def _summary(config: Config, allocation: Allocation) -> str:
@@ -236,13 +296,14 @@ def _summary(config: Config, allocation: Allocation) -> str:
     sizes = {name: size for name, size in layout.counts().items() if size > 1}
     for name in ("world_size", "micro_batches", *(() if config.model.num_experts else _SPARSE)):
         sizes.pop(name, None)
+    state = planner.state_bytes(config, allocation.world_size) / 1e9
     lines = [
-        f"{config.run_dir}: {allocation.nodes} nodes x {allocation.gpus_per_node} GPUs, "
+        f"{config.run_dir}: {allocation.rank_nodes} nodes x {allocation.gpus_per_node} GPUs, "
         + (", ".join(f"{name} {size}" for name, size in sizes.items()) or "one rank"),
-        f"  {config.steps:,} steps of {config.step_tokens:,} tokens, "
-        f"{layout.micro_batches} micro-batches; weights, gradients and optimizer "
-        f"{planner.state_bytes(config, allocation.world_size) / 1e9:.1f} GB per GPU",
+        f"  {_work(config, layout)}; weights, gradients and optimizer {state:.1f} GB per GPU",
     ]
+    if servers := allocation.server_nodes * allocation.node_servers:
+        lines.append(f"  {servers} servers of vLLM on {allocation.server_nodes} more nodes")
     if seconds := planner.step_seconds(config, allocation):
         days = seconds * config.steps / 86400
         lines.append(f"  about {seconds:,.1f} s a step, {days:,.1f} days in all, says the planner")

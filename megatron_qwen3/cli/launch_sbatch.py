@@ -1,7 +1,7 @@
 """From checked runs to sbatch's command lines: `show` prints them, `submit` runs them.
 
 No shell reads what a person typed: sbatch gets its options and the run's settings as a list of
-arguments, and train.sbatch takes them as "$@"; paths of the environment go as variables.
+arguments, and the job's script takes them as "$@"; paths of the environment go as variables.
 """
 
 import argparse
@@ -15,21 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.shown import shown, shown_lines
 
-SCRIPT = "examples/slurm/train.sbatch"
+TRAIN, RL = "examples/slurm/train.sbatch", "examples/slurm/rl.sbatch"
 _OPTIONS = ("nodes", "time", "partition", "account", "qos", "cpus_per_task")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _BEFORE = "BEFORE"  # stands for the number of a job that is not submitted yet
 _VARIABLES = ("setup", "venv", "container", "runtime", "mounts", "restarts")
+_VARIABLES += ("server_nodes", "node_servers")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One job: what train.sbatch is called with, and the settings that this means."""
+    """One job: what its script is called with, and the settings that this means."""
 
     arguments: tuple[str, ...]
     config: Config
+
+    @property
+    def script(self) -> str:
+        """What the job runs: a script of its own where the model samples answers."""
+        return RL if belongs("rollouts", self.config.run.mode) else TRAIN
 
 
 def show(runs: list[Run], given: argparse.Namespace) -> None:
@@ -111,11 +118,11 @@ def parse_time(text: str) -> int:
 def command(run: Run, given: argparse.Namespace, after: str = "") -> list[str]:
     """What submits a run; `after` is the job that must have ended well before it starts."""
     words = [f"--{name}={value}" for name, value in options(run, given, after).items() if value]
-    return ["sbatch", "--parsable", *words, *given.sbatch, SCRIPT, *run.arguments]
+    return ["sbatch", "--parsable", *words, *given.sbatch, run.script, *run.arguments]
 
 
 def options(run: Run, given: argparse.Namespace, after: str = "") -> dict[str, str | int | None]:
-    """sbatch's options by their long names; what has no value is left to train.sbatch."""
+    """sbatch's options by their long names; what has no value is left to the script."""
     folder = str(run.config.run_dir)
     passed_on = {name.replace("_", "-"): getattr(given, name) for name in _OPTIONS}
     return passed_on | {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.flops import parameter_count
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.parallel.layout import world_size_faults
 from megatron_qwen3.planner import calibration
 from megatron_qwen3.planner.hardware import Cluster
@@ -23,6 +24,7 @@ from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import gpu_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
+_MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")  # of vllm serve
 SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments
 
 
@@ -31,6 +33,8 @@ class Allocation:
     """What a job asks for.
 
     nvlink_domain        GPUs that NVLink joins: those of a node, or of a rack
+    server_nodes         of them, the last ones, which have servers of vLLM and no ranks
+    node_servers         servers of each of those
     gpu                  None where ranks are on CPUs: neither memory nor steps are judged then
     time_limit_seconds   0 is no limit
     save_seconds         between the signal to save and the time limit
@@ -42,17 +46,24 @@ class Allocation:
     gpu: Cluster | None
     time_limit_seconds: int
     save_seconds: int
+    server_nodes: int = 0
+    node_servers: int = 1
+
+    @property
+    def rank_nodes(self) -> int:
+        """Nodes that have ranks."""
+        return self.nodes - self.server_nodes
 
     @property
     def world_size(self) -> int:
-        """Ranks of the run, one per GPU."""
-        return self.nodes * self.gpus_per_node
+        """Ranks of the run, one per GPU of these nodes."""
+        return self.rank_nodes * self.gpus_per_node
 
 
 def faults(config: Config, allocation: Allocation) -> list[str]:
     """One line for each reason why the job would fail, or lose its work."""
-    if size := list(_size_faults(config, allocation)):
-        return size
+    if wrong := list(_server_faults(config, allocation)) or list(_size_faults(config, allocation)):
+        return wrong
     return [
         *(gpu_faults(config) if allocation.gpu else ()),
         *_domain_faults(config, allocation),
@@ -73,8 +84,9 @@ def advice(config: Config, allocation: Allocation) -> list[str]:
 
 
 def step_seconds(config: Config, allocation: Allocation) -> float:
-    """What the planner expects a step to take; 0.0 on CPUs."""
-    if not allocation.gpu:
+    """What the planner expects a step to take; 0.0 on CPUs, and where answers are sampled, whose
+    lengths nobody knows before."""
+    if not allocation.gpu or belongs("rollouts", config.run.mode):
         return 0.0
     job = Job.of(config, allocation.world_size)
     return Step.of(job, allocation.gpu, calibration.load()).seconds
@@ -83,7 +95,7 @@ def step_seconds(config: Config, allocation: Allocation) -> float:
 def saving_seconds(config: Config, allocation: Allocation) -> float:
     """A guess of how long a checkpoint takes to write."""
     saved_bytes = parameter_count(config.model) * SAVED_BYTES_PER_PARAMETER
-    return saved_bytes / (allocation.nodes * WRITTEN_BYTES_PER_NODE_SECOND)
+    return saved_bytes / (allocation.rank_nodes * WRITTEN_BYTES_PER_NODE_SECOND)
 
 
 def state_bytes(config: Config, world_size: int) -> int:
@@ -93,11 +105,61 @@ def state_bytes(config: Config, world_size: int) -> int:
     return max(s.weight_bytes + s.gradient_bytes + s.optimizer_bytes for s in states)
 
 
+def _server_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    """Of servers of vLLM: where they run, and whether anybody asks them."""
+    nodes, rollouts = allocation.server_nodes, config.rollouts
+    samples = belongs("rollouts", config.run.mode)
+    is_vllm = samples and rollouts.engine == "vllm"
+    if nodes and not samples:
+        yield (
+            f"--server-nodes {nodes} serve models that sample answers, which run.mode = "
+            f'"{config.run.mode}" does not; leave it out'
+        )
+    elif nodes and not is_vllm:
+        yield (
+            f'--server-nodes {nodes} and rollouts.engine = "{rollouts.engine}", which samples by '
+            "the weights of the ranks; set rollouts.engine=vllm, or leave the nodes to the ranks"
+        )
+    elif nodes and rollouts.vllm.urls:
+        yield (
+            f"--server-nodes {nodes} starts servers, and rollouts.vllm.urls = "
+            f"{list(rollouts.vllm.urls)} names others; leave one out"
+        )
+    elif nodes and nodes >= allocation.nodes:
+        yield f"--server-nodes {nodes} leaves none of --nodes {allocation.nodes} to the ranks"
+    elif nodes and allocation.gpu and allocation.gpus_per_node % allocation.node_servers:
+        yield (
+            f"--node-servers {allocation.node_servers} does not divide the "
+            f"{allocation.gpus_per_node} GPUs of a node; valid: "
+            f"{_divisors(allocation.gpus_per_node)}"
+        )
+    elif is_vllm and not nodes and not rollouts.vllm.urls and allocation.gpu:
+        yield from _shared_gpu_faults(config)
+
+
+def _shared_gpu_faults(config: Config) -> Iterator[str]:
+    """Of servers that the run starts on its first node, whose GPUs the ranks have."""
+    options = config.rollouts.vllm.options
+    is_limited = any(option.startswith(_MEMORY_OPTIONS) for option in options)
+    if not is_limited:
+        yield (
+            'rollouts.engine = "vllm" without servers: those that the run starts share GPUs with '
+            "ranks, and would take nine tenths of their memory; give servers nodes of their own "
+            "(--server-nodes 1), or addresses (rollouts.vllm.urls), or a limit "
+            '(rollouts.vllm.options=["--gpu-memory-utilization=0.3"])'
+        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
 def _size_faults(config: Config, allocation: Allocation) -> Iterator[str]:
     for fault in world_size_faults(config, allocation.world_size):
         near = " or ".join(map(str, _fitting_nodes(config, allocation))) or "none"
+        kept = f", {allocation.server_nodes} of them for servers" if allocation.server_nodes else ""
         yield (
-            f"--nodes {allocation.nodes} of {allocation.gpus_per_node} GPUs: {fault}; "
+            f"--nodes {allocation.nodes} of {allocation.gpus_per_node} GPUs{kept}: {fault}; "
             f"--nodes that fit: {near}"
         )
 
@@ -105,11 +167,12 @@ def _size_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
     """The nearest numbers of nodes, below and above, that hold the layout and the batch."""
 
-    def fits(nodes: int) -> bool:
-        return not any(world_size_faults(config, nodes * allocation.gpus_per_node))
+    kept, asked = allocation.server_nodes, allocation.nodes
 
-    asked = allocation.nodes
-    below = next(filter(fits, range(asked - 1, 0, -1)), None)
+    def fits(nodes: int) -> bool:
+        return not any(world_size_faults(config, (nodes - kept) * allocation.gpus_per_node))
+
+    below = next(filter(fits, range(asked - 1, kept, -1)), None)
     above = next(filter(fits, range(asked + 1, 2 * asked + 256)), None)
     return [nodes for nodes in (below, above) if nodes]
 
@@ -117,11 +180,10 @@ def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
 def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:
     tensor, domain = config.parallel.tensor, allocation.nvlink_domain
     if domain % tensor:
-        valid = ", ".join(str(n) for n in range(1, domain + 1) if domain % n == 0)
         yield (
             f"parallel.tensor = {tensor} does not divide the {domain} GPUs that NVLink joins "
             "(--nvlink-domain): its ranks exchange the activations of every layer, and a network "
-            f"is too slow for that; valid: {valid}"
+            f"is too slow for that; valid: {_divisors(domain)}"
         )
 
 

@@ -95,7 +95,9 @@ class RunLog:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         path = config.run_dir / FILE_NAME
         self.evaluated_step = drop_rows_after(path, first_step)
-        self.console = Console(config.steps, first_step, config.log.every_steps, updates(config))
+        self.console = Console(
+            config.steps, first_step, config.log.every_steps, config.batch_updates
+        )
         self.boards = Boards(config, first_step, self.note)
         self.file = RowFile(path, self.note)
 
@@ -184,11 +186,6 @@ class RunLog:
 
     def _write(self, kind: str, row: Mapping[str, Any]) -> None:
         self.file.write(json.dumps({"kind": kind, **row}))  # a run that is killed keeps all steps
-
-
-def updates(config: Config) -> int:
-    """Optimizer steps on each batch of rollouts; 0 in modes that have none."""
-    return {"rl": config.rl.updates, "distill": config.distill.updates}.get(config.run.mode, 0)
 
 
 def speed(

@@ -17,6 +17,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3.cli import launch, launch_sbatch
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.convert import hf_config
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
@@ -116,6 +117,48 @@ def test_what_a_fault_proposes_is_accepted():
     assert planner.faults(config("qwen3_235b_a22b"), allocation(32, save_seconds=seconds)) == []
 
 
+def rl(*changes):
+    tasks = "rollouts.tasks=[{name='sums', path='gym:chain_sum'}]"
+    sizes = ["train.steps=4", "train.global_batch=64", "data.sequence_length=4096"]
+    model = [ROOT / "examples/models/qwen3_8b.toml"]
+    return settings.load(model, ["run.mode=rl", "rollouts.rows=8", tasks, *sizes, *changes])
+
+
+VLLM = "rollouts.engine=vllm"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "told"),
+    [
+        (config(), {"server_nodes": 1}, 'which run.mode = "pretrain" does not'),
+        (rl(), {"server_nodes": 1}, "set rollouts.engine=vllm"),
+        (rl(VLLM), {"server_nodes": 4}, "leaves none of --nodes 4"),
+        (rl(VLLM, "rollouts.vllm.urls=['http://a']"), {"server_nodes": 1}, "names others"),
+        (rl(VLLM), {"server_nodes": 1, "node_servers": 3}, "valid: 1, 2, 4, 8"),
+        (rl(VLLM), {}, "would take nine tenths of their memory"),
+        (rl(VLLM), {"nodes": 7, "server_nodes": 1, "gpus": 3}, "1 of them for servers"),
+    ],
+)
+def test_servers_that_have_no_place_or_no_use_are_told(wanted, asked, told):
+    (fault,) = planner.faults(wanted, allocation(**asked))
+    assert told in fault
+
+
+def test_servers_that_have_a_place_are_accepted():
+    limited = 'rollouts.vllm.options=["--gpu-memory-utilization=0.2"]'
+    assert planner.faults(rl(VLLM), allocation(3, server_nodes=1)) == []
+    assert planner.faults(rl(VLLM, "rollouts.vllm.urls=['http://a']"), allocation()) == []
+    assert planner.faults(rl(VLLM, limited), allocation()) == []
+    assert planner.faults(rl(VLLM), allocation(gpu=None)) == []
+
+
+def test_ranks_are_on_the_nodes_that_servers_leave():
+    asked = allocation(5, server_nodes=1)
+    assert asked.world_size == 32
+    found = planner.faults(rl(VLLM), allocation(4, server_nodes=1))  # 24 ranks do not divide 64
+    assert "--nodes that fit: 3 or 5" in found[0]
+
+
 def test_experts_across_the_network_are_noted_and_allowed():
     wide = config("qwen3_30b_a3b", "parallel.expert=32")
     assert planner.faults(wide, allocation(8)) == []
@@ -180,6 +223,51 @@ def test_no_shell_reads_what_was_typed(name):
     words = launch_sbatch.command(run, asked)
     assert shlex.split(shlex.join(words)) == words
     assert words[-1] == f"run.name={name}"
+
+
+def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slurm, capsys):
+    (slurm / "rl.toml").write_text(
+        '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\n'
+        'tasks = [{name = "sums", path = "gym:chain_sum"}]\n'
+        "[train]\nsteps = 40\nglobal_batch = 64\n[rl]\nupdates = 4\n"
+    )
+    words = [str(slurm / "rl.toml"), "examples/models/qwen3_8b.toml", f"run.dir={slurm}"]
+    words += ["--nodes=3", "--server-nodes=1", "--node-servers=2", "--skip-files"]
+    assert launch.main(["train", *words]) == 0
+    (call,) = calls(slurm)
+    assert "examples/slurm/rl.sbatch" in call and "--nodes=3" in call
+    told = capsys.readouterr().err
+    assert "2 nodes x 8 GPUs" in told and "2 servers of vLLM on 1 more nodes" in told
+    assert "40 updates, 4 on each of 10 batches of 32 x 8 answers" in told
+    assert launch.main(["train", *words, "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "QWEN3_SERVER_NODES=1 QWEN3_NODE_SERVERS=2 sbatch" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["rollouts.tasks=[{name='a', path='/none.jsonl'}]"], "/none.jsonl"),
+        (["rl.kl.coefficient=0.1", "rl.kl.reference=/none"], "rl.kl.reference: "),
+    ],
+)
+def test_files_of_rl_are_looked_for(slurm, capsys, changes, told):
+    (slurm / "rl.toml").write_text('[run]\nmode = "rl"\n[rollouts]\nrows = 8\n')
+    words = [str(slurm / "rl.toml"), "examples/models/qwen3_8b.toml", f"run.dir={slurm}"]
+    words += ["train.steps=4", "rollouts.tasks=[{name='a', path='gym:chain_sum'}]", *changes]
+    assert launch.main(["train", *words, "--nodes=2", "--show"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_teacher_that_does_not_fit_the_ranks_is_told(slurm, capsys):
+    (slurm / "t").mkdir()
+    hf_config.write_config(slurm / "t", config().model, 4096, "bfloat16", {})
+    source = {"name": "a", "path": dialog_sets.write(slurm / "a", [5] * 40)}
+    words = [*dialog_sets.settings(source), "train.steps=1", "sft.objective=both"]
+    words += [f"sft.teacher.path={slurm}/t", "sft.teacher.pipeline=3", f"run.dir={slurm}"]
+    options = ["--nodes=1", "--gpus-per-node=2", "--gres=none", "--show"]
+    assert launch.main(["train", *words, *options]) == 2
+    assert "sft.teacher" in capsys.readouterr().err
 
 
 def test_what_show_prints_submits_the_same_chain(slurm, capsys):
