@@ -24,8 +24,10 @@ from torch.distributed import checkpoint as dcp
 
 from data_prep import tokenizer
 from data_prep.indexed import IndexedWriter
+from megatron_qwen3.posttrain.rollouts import record as records
 
 STEPS, VOCABULARY, LENGTH, BATCH = 16, 512, 32, 4
+MOMENT_SECONDS = 0.1  # that each part of a batch of rollouts takes longer where it is to be met
 _LAST_WORDS_SECONDS = 15  # that the other ranks have when one has ended with an error
 
 
@@ -231,7 +233,40 @@ def _hang():
     engine.Engine.train_step = hanging
 
 
-_OTHERWISE = {"impatient": _lose_patience, "hanging": _hang}
+def _tell_moments():
+    """The first rank says when it begins to sample, to reward, and to write a record; each takes a
+    moment longer, so that it can be met."""
+    from megatron_qwen3.posttrain.rewards.rewards import Rewards
+    from megatron_qwen3.posttrain.rollouts.own import OwnEngine
+    from megatron_qwen3.posttrain.rollouts.record import Record
+
+    moments = (("rollout", OwnEngine, "sample"), ("reward", Rewards, "score"))
+    for name, kind, method in (*moments, ("record", Record, "write")):
+        setattr(kind, method, _telling(name, getattr(kind, method)))
+    written = records.whole_folder
+
+    @contextlib.contextmanager
+    def slowly(folder):
+        with written(folder) as partial:
+            yield partial
+            time.sleep(MOMENT_SECONDS)  # all of it is there, under another name
+
+    records.whole_folder = slowly
+
+
+def _telling(name, method):
+    def telling(self, *args, **named):
+        if os.environ["RANK"] == "0":
+            print(f"moment: {name}", flush=True)
+        time.sleep(MOMENT_SECONDS / 2)
+        found = method(self, *args, **named)
+        time.sleep(MOMENT_SECONDS / 2)
+        return found
+
+    return telling
+
+
+_OTHERWISE = {"telling": _tell_moments, "impatient": _lose_patience, "hanging": _hang}
 MUTANTS = {"weights zeroed": _zero_last_weights, "moments x 1.0001": _change_moments}
 
 

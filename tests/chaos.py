@@ -20,6 +20,8 @@ run was alive; else it is played again. The ways:
     full logs  it stays full until its log of metrics cannot be written (needs root)
     two runs   a second run is started in the same folder
     stopped    a rank is stopped, as by a debugger or a dying disk; the hang guard must end the run
+    in rollout, in reward, in record
+               -9 for one rank while a batch of rollouts is sampled, rewarded, written (mode rl)
     power      kill all, and lose what was not synced, or what was not by an earlier moment
     names      kill all; names stay as they are, but of files only what was synced
 """
@@ -44,7 +46,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import power
-from broken import MODES, STEPS, Launch, differences, losses, memory_of, saved_state
+from broken import MODES, MOMENT_SECONDS, STEPS, Launch, differences, losses, memory_of, saved_state
 
 from megatron_qwen3.storage import folder, manifest
 from megatron_qwen3.training.hang import HUNG
@@ -52,8 +54,9 @@ from megatron_qwen3.training.hang import HUNG
 EVERY = 2
 WAYS = (
     *("kill", "kill all", "in save", "cut", "flip", "full", "full logs", "two runs", "stopped"),
-    *("power", "names"),
+    *("power", "names", "in rollout", "in reward", "in record"),
 )
+OF_ROLLOUTS = ("in rollout", "in reward", "in record")  # of modes whose model samples answers
 ON_SMALL_DISK = ("full", "full logs")
 TRIES = 8  # at breaking something, before a round is given up
 HANG_SECONDS = 5
@@ -95,12 +98,13 @@ class Round:
             self.arguments.append(f"guard.hang_seconds={HANG_SECONDS}")
 
     def start(self, **options):
-        return Launch(self.arguments, self.ranks, self.log, change=self.mutant, **options)
+        return Launch(self.arguments, self.ranks, self.log, **{"change": self.mutant, **options})
 
     def play(self):
         """Break it; Told."""
         ways = {
             "in save": self._kill_in_save,
+            **dict.fromkeys(OF_ROLLOUTS, self._kill_in_rollouts),
             "full": self._fill,
             "full logs": self._fill,
             "two runs": self._start_another,
@@ -182,6 +186,23 @@ class Round:
         there = [p.name for p in (self.run_dir / "checkpoints").glob("*.partial")]
         broke = broke and -signal.SIGKILL in launch.wait()
         return Told(broke, f"rank {rank}, {(there or ['just renamed'])[0]}", self._said("saved "))
+
+    def _kill_in_rollouts(self):
+        """Wait for some batch of rollouts to come to that moment, then kill within it."""
+        launch, moment = self.start(change="telling"), f"moment: {self.way.removeprefix('in ')}"
+        nth = self.random.randrange(1, STEPS // 2)  # two updates on each
+
+        def met():
+            text = self.log.read_text(errors="replace") if self.log.exists() else ""
+            return text.count(f"{moment}\n") >= nth
+
+        self._wait(launch, met)
+        time.sleep(self.random.uniform(0, MOMENT_SECONDS))
+        rank, broke = self._any_rank(), launch.is_alive() and met()
+        launch.signal(rank)
+        broke = broke and -signal.SIGKILL in launch.wait()
+        text = f"rank {rank}, batch {nth}, after step {self._steps_done()}"
+        return Told(broke, text, self._said("saved "))
 
     def _damage(self):
         """Cut or turn over something of the newest checkpoint; "" where it is the only one."""
@@ -288,6 +309,8 @@ def check(game, reference, told):
     assert not (wrong := differences(saved_state(newest), state)), f"other values: {wrong}"
     rest = [p.name for p in newest.parent.iterdir() if p.name.endswith(".partial")]
     assert not rest, f"left behind: {rest}"
+    sampled = sorted(game.run_dir.glob("rollouts/*"))
+    assert not [p for p in sampled if p.name.endswith(".partial")], f"left behind: {sampled}"
     resumed, kept = game._said("resumed from "), told.announced[-1:]
     if game.way == "two runs":  # it was never broken off
         return
@@ -344,6 +367,7 @@ def play(
     reference = reference or undisturbed(home, settings, ranks)
     with disk(home / "probe", mib=1) as can_mount:
         ways = [way for way in ways if can_mount or way not in ON_SMALL_DISK]
+    ways = [way for way in ways if mode == "rl" or way not in OF_ROLLOUTS]
 
     def play_round(number):
         way = ways[number % len(ways)]

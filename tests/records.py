@@ -124,4 +124,4 @@ def _train_row(step):
     row = {"kind": "train", "step": step, "tokens": 64 * step, "loss": -0.01 * step}
     row |= {"grad_norm": 0.5, "lr": 1e-6, "step_seconds": 2.0, "tokens_per_second": 32.0}
     row |= {"tflops_per_rank": 0.1, "entropy": 0.7 / (1 + 0.01 * step), "kl": 0.001 * step}
-    return row | {"clip_share": 0.01, "ratio": 1.0, "mismatch": 1e-5, "mismatch_most": 1e-4}
+    return row | {"clip_share": 0.01, "ratio": 1.0, "mismatch": 1e-5, "mismatch_max": 1e-4}

@@ -118,7 +118,7 @@ _OF_UPDATES = (
         "Sampler against trainer",
         "difference of log-probabilities of sampled tokens, before the update",
         "nats",
-        {"mismatch": "mean", "mismatch_most": "largest", "mismatch_kl": "KL"},
+        {"mismatch": "mean", "mismatch_max": "largest", "mismatch_kl": "KL"},
         is_logarithmic=True,
     ),
 )

@@ -24,7 +24,7 @@ from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import gpu_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
-_MEMORY_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")  # of vllm serve
+_MEMORY_OPTION = "--gpu-memory-utilization"  # of vllm serve
 SAVED_BYTES_PER_PARAMETER = 14  # bf16 weight; fp32 weight and Adam's two moments
 
 
@@ -139,8 +139,10 @@ def _server_faults(config: Config, allocation: Allocation) -> Iterator[str]:
 
 def _shared_gpu_faults(config: Config) -> Iterator[str]:
     """Of servers that the run starts on its first node, whose GPUs the ranks have."""
-    options = config.rollouts.vllm.options
-    is_limited = any(option.startswith(_MEMORY_OPTIONS) for option in options)
+    settings = config.rollouts.vllm
+    is_limited = settings.cache_bytes or any(
+        option.startswith(_MEMORY_OPTION) for option in settings.options
+    )
     if not is_limited:
         yield (
             'rollouts.engine = "vllm" without servers: those that the run starts share GPUs with '

@@ -146,7 +146,7 @@ def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["kill", "in save", "kill all"])
+@pytest.mark.parametrize("way", ["kill", "in save", "kill all", *chaos.OF_ROLLOUTS])
 def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
     (result,) = chaos.play(tmp_path, 1, 7, 2, (way,), mode="rl")
     assert result.broke and not result.lost, result

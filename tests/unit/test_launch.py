@@ -124,7 +124,12 @@ def rl(*changes):
     return settings.load(model, ["run.mode=rl", "rollouts.rows=8", tasks, *sizes, *changes])
 
 
-VLLM = "rollouts.engine=vllm"
+SIXTEEN = ("parallel.tensor=4", "parallel.pipeline=4")  # ranks that a model takes
+URLS = "rollouts.vllm.urls=['http://a:1']"
+
+
+def vllm(*changes):
+    return rl("rollouts.engine=vllm", "rollouts.vllm.python=/opt/vllm/bin/python", *changes)
 
 
 @pytest.mark.parametrize(
@@ -132,11 +137,11 @@ VLLM = "rollouts.engine=vllm"
     [
         (config(), {"server_nodes": 1}, 'which run.mode = "pretrain" does not'),
         (rl(), {"server_nodes": 1}, "set rollouts.engine=vllm"),
-        (rl(VLLM), {"server_nodes": 4}, "leaves none of --nodes 4"),
-        (rl(VLLM, "rollouts.vllm.urls=['http://a']"), {"server_nodes": 1}, "names others"),
-        (rl(VLLM), {"server_nodes": 1, "node_servers": 3}, "valid: 1, 2, 4, 8"),
-        (rl(VLLM), {}, "would take nine tenths of their memory"),
-        (rl(VLLM), {"nodes": 7, "server_nodes": 1, "gpus": 3}, "1 of them for servers"),
+        (vllm(), {"server_nodes": 4}, "leaves none of --nodes 4"),
+        (rl("rollouts.engine=vllm", URLS), {"server_nodes": 1}, "names others"),
+        (vllm(), {"server_nodes": 1, "node_servers": 3}, "valid: 1, 2, 4, 8"),
+        (vllm(), {}, "would take nine tenths of their memory"),
+        (vllm(*SIXTEEN), {"server_nodes": 1}, "GPUs, 1 of them for servers: "),
     ],
 )
 def test_servers_that_have_no_place_or_no_use_are_told(wanted, asked, told):
@@ -146,16 +151,16 @@ def test_servers_that_have_no_place_or_no_use_are_told(wanted, asked, told):
 
 def test_servers_that_have_a_place_are_accepted():
     limited = 'rollouts.vllm.options=["--gpu-memory-utilization=0.2"]'
-    assert planner.faults(rl(VLLM), allocation(3, server_nodes=1)) == []
-    assert planner.faults(rl(VLLM, "rollouts.vllm.urls=['http://a']"), allocation()) == []
-    assert planner.faults(rl(VLLM, limited), allocation()) == []
-    assert planner.faults(rl(VLLM), allocation(gpu=None)) == []
+    assert planner.faults(vllm(), allocation(3, server_nodes=1)) == []
+    assert planner.faults(rl("rollouts.engine=vllm", URLS), allocation()) == []
+    assert planner.faults(vllm(limited), allocation()) == []
+    assert planner.faults(vllm(), allocation(gpu=None)) == []
 
 
 def test_ranks_are_on_the_nodes_that_servers_leave():
     asked = allocation(5, server_nodes=1)
     assert asked.world_size == 32
-    found = planner.faults(rl(VLLM), allocation(4, server_nodes=1))  # 24 ranks do not divide 64
+    found = planner.faults(vllm(*SIXTEEN), allocation(4, server_nodes=1))  # of 24 ranks
     assert "--nodes that fit: 3 or 5" in found[0]
 
 
@@ -227,7 +232,7 @@ def test_no_shell_reads_what_was_typed(name):
 
 def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slurm, capsys):
     (slurm / "rl.toml").write_text(
-        '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\n'
+        '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\nvllm = {python = "p"}\n'
         'tasks = [{name = "sums", path = "gym:chain_sum"}]\n'
         "[train]\nsteps = 40\nglobal_batch = 64\n[rl]\nupdates = 4\n"
     )

@@ -5,7 +5,8 @@
     server.is_ready()              # ServerFailed with the end of its log, where it does not start
     server.kill()                  # it, and all that it started
 
-A server listens on the loopback alone: the calls by which it gets new weights are not for others.
+A server of a run listens on the loopback alone: the calls by which it gets new weights are not for
+others.
 It has no variable of our launcher's, which its own workers would take for theirs, and it goes when
 the run goes (`leash.py`). Nothing here imports torch.
 """
@@ -51,7 +52,7 @@ def python_of(config: Config) -> str:
     return config.rollouts.vllm.python or sys.executable
 
 
-def command(config: Config, folder: Path, port: int, on_cpu: bool) -> list[str]:
+def command(config: Config, folder: Path, port: int, on_cpu: bool, host: str = _HOST) -> list[str]:
     """`vllm serve` for the model of a folder's config.json, in the way that rollouts need.
 
     It begins with any weights, since a refit comes before the first question. Log-probabilities
@@ -68,7 +69,7 @@ def command(config: Config, folder: Path, port: int, on_cpu: bool) -> list[str]:
         "serve",
         str(folder / MODEL_FOLDER),
     ]
-    words += ["--served-model-name", MODEL, "--host", _HOST, "--port", str(port)]
+    words += ["--served-model-name", MODEL, "--host", host, "--port", str(port)]
     words += ["--dtype", dtype, "--max-model-len", str(config.data.sequence_length)]
     words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
     words += ["--enable-scale-out", "--skip-tokenizer-init", "--seed", "0"]
@@ -105,9 +106,19 @@ def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
 class Server:
     """One server, which may be started again after it died."""
 
-    def __init__(self, config: Config, number: int, on_cpu: bool, folder: Path, log: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        number: int,
+        on_cpu: bool,
+        folder: Path,
+        log: Path,
+        address: tuple[str, int] | None = None,
+    ) -> None:
+        """address: host and port, for servers that others than this machine ask (`serve.py`);
+        None: the loopback, at a port that is free."""
         self._config, self.number, self._on_cpu = config, number, on_cpu
-        self._folder, self._log = folder, log
+        self._folder, self._log, self._address = folder, log, address
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self.url = ""
@@ -116,9 +127,9 @@ class Server:
         """Start the processes, which takes them a while; `self.url` is where they will listen."""
         self.kill()
         make(self._log.parent)
-        port = free_port()
-        self.url = f"http://{_HOST}:{port}"
-        words = command(self._config, self._folder, port, self._on_cpu)
+        host, port = self._address or (_HOST, free_port())
+        self.url = f"http://{host}:{port}"
+        words = command(self._config, self._folder, port, self._on_cpu, host)
         with self._log.open("ab") as log:
             log.write(f"== {' '.join(words)}\n".encode())
             log.flush()
