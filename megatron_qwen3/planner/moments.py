@@ -22,6 +22,7 @@ from megatron_qwen3.planner.memory import (
 )
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.posttrain import teacher_settings
+from megatron_qwen3.posttrain.rewards import model_settings
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rollouts import RolloutsConfig
 
@@ -38,13 +39,17 @@ _OF_GPUS = ("nccl", "fragmentation")
 def fullest(config: Config, job: Job, world_size: int, is_gpu: bool) -> tuple[int, Parts]:
     """The pipeline rank that needs most, and its bytes by name at the moment when it does.
 
-    ConfigError where the teacher's layout does not fit its model or the ranks.
+    ConfigError where the layout of a teacher or reward model does not fit its model or the ranks.
     """
-    teacher, width = teacher_bytes(config, world_size), compared_width(config)
+    stays = {
+        "teacher": teacher_bytes(config, world_size),
+        "reward model": reward_model_bytes(config, world_size),
+    }
+    width = compared_width(config)
     found = [
         (rank, _on(parts, is_gpu))
         for rank in heavy_ranks(job)
-        for parts in _moments(config, job, rank, teacher, width)
+        for parts in _moments(config, job, rank, stays, width)
     ]
     return max(found, key=lambda moment: sum(moment[1].values()))
 
@@ -57,11 +62,12 @@ def _on(parts: Parts, is_gpu: bool) -> Parts:
     return own | {"process": PROCESS_BYTES}
 
 
-def _moments(config: Config, job: Job, rank: int, teacher: float, width: int) -> Iterator[Parts]:
+def _moments(config: Config, job: Job, rank: int, others: Parts, width: int) -> Iterator[Parts]:
+    """others: models beside the policy, whose layouts are their own."""
     update = Memory.of_rank(job, rank).parts()
     reference = {"reference": reference_bytes(config, job, rank)}
     told = {"targets": scores_bytes(config, job, rank, width)}
-    beside = reference | {"teacher": teacher}
+    beside = reference | others
     if not config.distill.teacher.in_turns:
         yield update | beside | told
     else:
@@ -129,6 +135,15 @@ def teacher_bytes(config: Config, world_size: int) -> float:
         return weights
     rows = config.train.global_batch // Layout.of(config, world_size).data
     return weights + rows * config.data.sequence_length * _id_bytes(config.sft.teacher.top_k)
+
+
+def reward_model_bytes(config: Config, world_size: int) -> float:
+    """Weights of the reward model that scores answers, on its fullest rank."""
+    if config.run.mode != "rl" or not model_settings.is_asked(config):
+        return 0.0
+    job = Job.of(model_settings.settings_of(config, world_size), world_size)
+    parameters = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
+    return float(parameters * job.weight_bytes)
 
 
 def scores_bytes(config: Config, job: Job, rank: int, width: int) -> float:

@@ -166,6 +166,18 @@ def test_a_reference_takes_its_weights_in_the_policys_layout():
     assert "reference 8.19" in memory_fault(with_one, 8, device)
 
 
+def test_a_reward_model_takes_its_weights_in_its_own_layout(tmp_path):
+    """A model of 8e9 parameters in bf16 without its head of 0.6e9, cut in four."""
+    hf_config.write_config(tmp_path, config_of().model, 4096, "bfloat16", {})
+    asked = ["rl.rewards.model=1.0", f"rl.judge.model={tmp_path}", "rl.judge.tensor=4"]
+    config = rl_config(*asked, preset="qwen3-1.7b")
+    found = moments.reward_model_bytes(config, 8)
+    assert found == pytest.approx(2 * (8.19e9 - 151936 * 4096) / 4, rel=0.01)
+    _, parts = moments.fullest(config, Job.of(config, 8), 8, is_gpu=True)
+    assert parts["reward model"] == found
+    assert moments.reward_model_bytes(rl_config(), 8) == 0
+
+
 def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
     """8e9's caches: 36 layers, 8 groups of 128 keys and values in bf16, halved by tensor = 2."""
     few, many = rl_config("rollouts.rows=1", "rollouts.samples=1"), rl_config("rollouts.rows=64")

@@ -210,6 +210,7 @@ def test_some_answers_are_kept_as_text_with_why_they_got_what_they_got(tmp_path)
     assert best["answer"] == "1" and best["reward"] == 1 and best["advantage"] > 0
     assert worst["answer"] == "2" and worst["reasons"]["verifier"] == "wrong"
     assert best["messages"][0]["content"] == "a 0"
+    assert best["pieces"] == [["1", True]]
     found = Record.read(folder_of(tmp_path, 5))
     np.testing.assert_array_equal(found.advantage_N, record.advantage_N)
 

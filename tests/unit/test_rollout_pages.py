@@ -176,7 +176,7 @@ def test_pieces_are_runs_of_tokens_that_were_sampled_or_were_not():
     found = samples.pieces_of(
         [1, 2, 3, 4, 5], [True, True, False, False, True], lambda ids: str(ids)
     )
-    assert found == [("[1, 2]", True), ("[3, 4]", False), ("[5]", True)]
+    assert found == [["[1, 2]", True], ["[3, 4]", False], ["[5]", True]]
     assert samples.pieces_of([], [], str) == []
 
 

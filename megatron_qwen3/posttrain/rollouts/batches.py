@@ -31,6 +31,7 @@ from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Drawn, Outcome
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
 from megatron_qwen3.posttrain.rollouts.rollout import ERROR, STOP, Ask, Rollout
+from megatron_qwen3.posttrain.watching.samples import pieces_of
 from megatron_qwen3.settings import Config
 
 SHOWN_GROUPS = 4  # of a batch, of which the best and the worst answer are kept as text
@@ -175,6 +176,7 @@ class Batch:
                     "mode": group.drawn.name.mode,
                     "messages": list(group.drawn.task.messages),
                     "answer": group.texts[n],
+                    "pieces": self._pieces(rollout),
                     "finish": rollout.finish,
                     "error": rollout.error,
                     "tokens": len(rollout.tokens),
@@ -185,6 +187,11 @@ class Batch:
                     "is_trained": bool(record.is_trained_N[first + n]),
                 }
             first += len(group.rollouts)
+
+    def _pieces(self, rollout: Rollout) -> list[list[Any]]:
+        """Its text, and which of it was sampled; the token that ended it apart."""
+        end = -1 if rollout.finish == STOP else None
+        return pieces_of(rollout.tokens[:end], rollout.sampled[:end], self._decode)
 
     def _ask(self, count: int) -> list[Ask]:
         self._drawn = self._asker.draw(count)

@@ -12,7 +12,7 @@ model sampled, and what a thinking budget or a tool put there. All of it is stra
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from megatron_qwen3.posttrain.rollouts.rollout import STOP
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.storage.inside import inside, parse_json
 
+Decode = Callable[[Sequence[int]], str]
 THINKING, ANSWER = "thinking", "answer"
 FORCED, TOOL = "forced", "tool"  # marks of what was not sampled
 _THOUGHTS = re.compile(rf"{re.escape(THINK)}.*?(?:{re.escape(END_THINK)}|\Z)", re.DOTALL)
@@ -108,13 +109,13 @@ def _cut(
             yield own, mark
 
 
-def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Any) -> list[tuple[str, bool]]:
-    """Text of each run of tokens that were all sampled, or all were not. decode: of ids."""
-    pieces: list[tuple[str, bool]] = []
+def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Decode) -> list[list[Any]]:
+    """Text and whether it was sampled, of each run of tokens that all were, or all were not."""
+    pieces: list[list[Any]] = []
     begin = 0
     for k in range(1, len(ids) + 1):
         if k == len(ids) or bool(sampled[k]) != bool(sampled[begin]):
-            pieces.append((decode(list(ids[begin:k])), bool(sampled[begin])))
+            pieces.append([decode(ids[begin:k]), bool(sampled[begin])])
             begin = k
     return pieces
 
