@@ -52,7 +52,8 @@ examples:
 
   # reinforcement learning: six nodes of ranks and two of vLLM, which sample
   python tools/launch.py train examples/stages/post_2_reasoning_rl.toml \\
-      examples/models/qwen3_8b.toml rollouts.engine=vllm --nodes 8 --server-nodes 2
+      examples/models/qwen3_8b.toml rollouts.engine=vllm \\
+      rollouts.vllm.python=/opt/vllm/bin/python --nodes 8 --server-nodes 2
 
   # the commands alone, in a container
   python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\

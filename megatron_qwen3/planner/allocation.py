@@ -143,12 +143,13 @@ def _shared_gpu_faults(config: Config) -> Iterator[str]:
     is_limited = settings.cache_bytes or any(
         option.startswith(_MEMORY_OPTION) for option in settings.options
     )
-    if not is_limited:
+    if not (is_limited or settings.gpus):
         yield (
             'rollouts.engine = "vllm" without servers: those that the run starts share GPUs with '
             "ranks, and would take nine tenths of their memory; give servers nodes of their own "
-            "(--server-nodes 1), or addresses (rollouts.vllm.urls), or a limit "
-            '(rollouts.vllm.options=["--gpu-memory-utilization=0.3"])'
+            "(--server-nodes 1), or addresses (rollouts.vllm.urls), or GPUs without ranks "
+            '(rollouts.vllm.gpus), or a limit (rollouts.vllm.options=["--gpu-memory-utilization='
+            '0.3"])'
         )
 
 
