@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             return serve(config, given.host, given.port, Path(home))
     except (ConfigError, ServerFailed) as error:
         print(shown(f"error: {error}"), file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 1 if isinstance(error, ServerFailed) else 2
 
 
 def _leave(*_: object) -> None:
