@@ -41,17 +41,19 @@ def fullest(config: Config, job: Job, world_size: int, is_gpu: bool) -> tuple[in
 
     ConfigError where the layout of a teacher or reward model does not fit its model or the ranks.
     """
+    ranks = heavy_ranks(job)
+    found = [of_rank(config, job, rank, world_size, is_gpu) for rank in ranks]
+    return max(zip(ranks, found, strict=True), key=lambda moment: sum(moment[1].values()))
+
+
+def of_rank(config: Config, job: Job, rank: int, world_size: int, is_gpu: bool) -> Parts:
+    """Bytes of a pipeline rank by name, at the moment when it needs most. ConfigError as above."""
     stays = {
         "teacher": teacher_bytes(config, world_size),
         "reward model": reward_model_bytes(config, world_size),
     }
-    width = compared_width(config)
-    found = [
-        (rank, _on(parts, is_gpu))
-        for rank in heavy_ranks(job)
-        for parts in _moments(config, job, rank, stays, width)
-    ]
-    return max(found, key=lambda moment: sum(moment[1].values()))
+    moments = _moments(config, job, rank, stays, compared_width(config))
+    return max((_on(parts, is_gpu) for parts in moments), key=lambda parts: sum(parts.values()))
 
 
 def _on(parts: Parts, is_gpu: bool) -> Parts:

@@ -26,6 +26,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import DistributedOptimizer, Range
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.optim import state_tensors
 
 
@@ -48,6 +49,7 @@ class Role:
     weight_bytes      of the flat buffers of weights, padding included
     gradient_bytes    of the flat buffers of float32 gradients, padding included
     optimizer_bytes   Adam's two moments and, where the weights are not float32, a float32 copy
+    reference_bytes   weights of the reference model that rl.kl keeps the policy near to
     """
 
     pipeline_rank: int
@@ -60,12 +62,14 @@ class Role:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    reference_bytes: int
     tensors: tuple[Tensor, ...]
 
     @property
     def total_bytes(self) -> int:
         """Everything that stays from step to step."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        own = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        return own + self.reference_bytes
 
 
 def dry_run(config: Config, layout: Layout) -> list[Role]:
@@ -80,6 +84,7 @@ def _roles(config: Config, layout: Layout, pipeline_rank: int) -> Iterator[Role]
     with _pretending_to_be(first, config, layout):
         engine = Engine(config, layout)
         common = _common(engine, layout, pipeline_rank)
+        common["reference_bytes"] = _reference_bytes(config, layout)
         ranks_by_bytes = defaultdict(list)
         for place, size in enumerate(_optimizer_bytes(engine, layout, stage_ranks)):
             ranks_by_bytes[size].append(first + place)
@@ -100,7 +105,7 @@ def _pretending_to_be(rank: int, config: Config, layout: Layout) -> Iterator[Non
 
 
 def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any]:
-    """What all data ranks of a pipeline rank hold alike: the fields of Role but two."""
+    """What all data ranks of a pipeline rank hold alike: the fields of Role but three."""
     named = [
         (f"chunk{i}.{name}" if layout.virtual > 1 else name, p)
         for i, model in enumerate(engine.model.chunks)
@@ -126,6 +131,14 @@ def _common(engine: Engine, layout: Layout, pipeline_rank: int) -> dict[str, Any
             Tensor(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in named
         ),
     }
+
+
+def _reference_bytes(config: Config, layout: Layout) -> int:
+    """A second model in the policy's layout, without gradients."""
+    if config.run.mode != "rl" or not config.rl.kl.coefficient:
+        return 0
+    chunks = Model(config, layout).chunks
+    return sum(_bytes(weight) for chunk in chunks for weight in chunk.parameters())
 
 
 def _optimizer_bytes(engine: Engine, layout: Layout, stage_ranks: int) -> list[int]:

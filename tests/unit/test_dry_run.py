@@ -12,6 +12,7 @@ from megatron_qwen3.cli import scaling_study
 from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.parallel.layout import Layout, smallest_world
+from megatron_qwen3.planner import moments
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.training.dry_run import dry_run
@@ -72,6 +73,22 @@ LAYOUTS = [
 def name_of(case):
     preset, world_size, parallel = case
     return "-".join([preset, str(world_size), *(f"{k}{v}" for k, v in parallel.items())])
+
+
+RL = ("run.mode=rl", "rollouts.tasks=[{name='a', path='gym:chain_sum'}]", "train.steps=1")
+
+
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_a_reference_weighs_what_the_planner_says_and_the_policy_what_it_weighs_alone(preset):
+    sizes = [f"model.preset={preset}", "parallel.tensor=2", "parallel.pipeline=2"]
+    alone = load([], [*sizes, "train.steps=1"])
+    config = load([], [*sizes, *RL, "rl.kl.coefficient=0.1"])
+    layout = Layout.of(config, 4)
+    job = Job.of(config, 4)
+    for own, role in zip(dry_run(alone, layout), dry_run(config, layout), strict=True):
+        expected = moments.reference_bytes(config, job, role.pipeline_rank)
+        assert role.reference_bytes == expected > 0 and own.reference_bytes == 0
+        assert role.total_bytes == own.total_bytes + expected
 
 
 @pytest.mark.parametrize("case", LAYOUTS, ids=name_of)

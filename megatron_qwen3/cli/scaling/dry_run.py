@@ -84,9 +84,12 @@ def _as_dict(role: "Role") -> dict[str, Any]:
 
 def _table(config: Config, world_size: int, roles: Sequence["Role"]) -> Table:
     words, sizes = ["stage", "layers", "ranks"], ["weights", "grads", "optim"]
+    has_reference = any(role.reference_bytes for role in roles)
+    sizes += ["reference"] * has_reference
     lines = [[*words, "parameters", *sizes, "bytes together"]]
     for role in roles:
-        bytes_of = (role.weight_bytes, role.gradient_bytes, role.optimizer_bytes)
+        bytes_of = [role.weight_bytes, role.gradient_bytes, role.optimizer_bytes]
+        bytes_of += [role.reference_bytes] * has_reference
         lines.append(
             [
                 str(role.pipeline_rank),

@@ -1,15 +1,18 @@
 """scaling_study.py memory: what each pipeline rank of one configuration takes, part by part.
 
 Weights, gradients and optimizer are exact to the byte, activations are counted from the code, what
-lies outside torch's allocator is a rule of thumb (planner/README.md).
+lies outside torch's allocator is a rule of thumb (planner/README.md). Of modes whose model samples
+answers it is the moment of a step that needs most: an update, or sampling with its caches.
 """
 
 import argparse
 import json
+from dataclasses import fields
 from typing import Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import tables
+from megatron_qwen3.planner import moments
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
 
@@ -38,15 +41,19 @@ def run(given: argparse.Namespace) -> int:
     """Print a table or JSON; the exit status."""
     config = settings.load(*settings.split(given.settings))
     job = Job.of(config, given.gpus)
-    memories = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]
+    ranks = range(job.layout.pipeline)
+    found = [moments.of_rank(config, job, rank, given.gpus, is_gpu=True) for rank in ranks]
+    rows = [{**parts, "total": sum(parts.values())} for parts in found]
     if given.json:
-        rows = [memory.parts() | {"total": memory.total} for memory in memories]
         print(json.dumps({"pipeline_ranks": rows}, indent=1))
         return 0
-    lines = [["rank", *memories[0].parts(), "total"]]
-    for memory in memories:
-        sizes = (*memory.parts().values(), memory.total)
-        lines.append([str(memory.pipeline_rank), *(f"{size / 1e9:.2f}" for size in sizes)])
+    own = [field.name for field in fields(Memory)]
+    # What no other mode has is shown where it takes something.
+    names = [n for row in rows for n in row if n in own or any(r.get(n) for r in rows)]
+    names = list(dict.fromkeys(names))
+    lines = [["rank", *names]]
+    for rank, row in zip(ranks, rows, strict=True):
+        lines.append([str(rank), *(f"{row.get(name, 0.0) / 1e9:.2f}" for name in names)])
     table = tables.table(lines, "GB per GPU")
     tables.console().print(table)
     return 0
