@@ -21,7 +21,7 @@ run was alive; else it is played again. The ways:
     two runs   a second run is started in the same folder
     stopped    a rank is stopped, as by a debugger or a dying disk; the hang guard must end the run
     in rollout, in reward, in record
-               -9 for one rank while a batch of rollouts is sampled, rewarded, written (mode rl)
+               -9 for one rank while a batch of rollouts is sampled, rewarded, written
     power      kill all, and lose what was not synced, or what was not by an earlier moment
     names      kill all; names stay as they are, but of files only what was synced
 """
@@ -58,6 +58,8 @@ WAYS = (
 )
 OF_ROLLOUTS = ("in rollout", "in reward", "in record")  # of modes whose model samples answers
 ON_SMALL_DISK = ("full", "full logs")
+# Those that each mode comes to: nothing is rewarded in distillation.
+MOMENTS = {"rl": OF_ROLLOUTS, "distill": ("in rollout", "in record")}
 TRIES = 8  # at breaking something, before a round is given up
 HANG_SECONDS = 5
 MIB = 1 << 20
@@ -367,7 +369,7 @@ def play(
     reference = reference or undisturbed(home, settings, ranks)
     with disk(home / "probe", mib=1) as can_mount:
         ways = [way for way in ways if can_mount or way not in ON_SMALL_DISK]
-    ways = [way for way in ways if mode == "rl" or way not in OF_ROLLOUTS]
+    ways = [way for way in ways if way not in OF_ROLLOUTS or way in MOMENTS.get(mode, ())]
 
     def play_round(number):
         way = ways[number % len(ways)]

@@ -98,6 +98,21 @@ _OF_BATCHES = (
     ),
 )
 _OF_UPDATES = (
+    Asked(
+        "agreement",
+        "Agreement with the teacher",
+        "sampled tokens that are the teacher's most probable ones",
+        "share of the tokens",
+        {"agreement": "agreement"},
+        is_share=True,
+    ),
+    Asked(
+        "log_probs",
+        "Log-probability of sampled tokens",
+        "by the student and by its teacher",
+        "nats",
+        {"student_log_prob": "student", "teacher_log_prob": "teacher"},
+    ),
     Asked("kl", "Divergence from the reference", "", "nats per token", {"kl": "KL"}),
     Asked(
         "policy_change",

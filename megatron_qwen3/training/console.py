@@ -148,6 +148,8 @@ def _of_policy(row: Mapping[str, float]) -> list[tuple[str, str, str]]:
     for name, label in (("entropy", "entropy"), ("kl", "KL")):
         if name in row:
             fields.append((label, _short(row[name]), ""))
+    if "agreement" in row:
+        fields.append(("as its teacher", _percent(row["agreement"]), ""))
     if "clip_share" in row:
         fields.append(("clipped", _percent(row["clip_share"]), ""))
     if "mismatch" in row:

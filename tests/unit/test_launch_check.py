@@ -168,7 +168,8 @@ def test_a_reference_takes_its_weights_in_the_policys_layout():
 
 def test_a_reward_model_takes_its_weights_in_its_own_layout(tmp_path):
     """A model of 8e9 parameters in bf16 without its head of 0.6e9, cut in four."""
-    hf_config.write_config(tmp_path, config_of().model, 4096, "bfloat16", {})
+    model = dataclasses.replace(config_of().model, head="scalar")
+    hf_config.write_config(tmp_path, model, 4096, "bfloat16", {"pad": 0})
     asked = ["rl.rewards.model=1.0", f"rl.judge.model={tmp_path}", "rl.judge.tensor=4"]
     config = rl_config(*asked, preset="qwen3-1.7b")
     found = moments.reward_model_bytes(config, 8)

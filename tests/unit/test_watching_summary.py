@@ -63,6 +63,7 @@ def test_what_nobody_knows_is_none_and_not_zero():
     )
     row = summary(record)
     unknown = ("reward", "reward_deviation", "pass_rate", "advantage", "reward/sums/thinking")
+    unknown += ("zero_groups",)  # as of distillation, which rewards nothing
     assert all(row[name] is None for name in unknown)
     assert row["scored"] == 0 and "part/verifier" not in row
 
@@ -74,6 +75,12 @@ def test_a_verifier_says_what_is_right_before_a_judge_and_a_reward():
     rewards[:5] = 0.9, 0.9, 0.9, 0.9, -0.1
     found = passed(records.of_batch(0, parts_NP=parts, reward_N=rewards))
     assert found[:5].tolist() == [0, 1, 0, 1, 0] and np.isnan(found[5:]).all()
+
+
+def test_the_coefficient_of_the_entropy_is_told_where_there_is_one():
+    assert "entropy_coefficient" not in summary(records.of_batch(0))
+    with_one = records.of_batch(0, state={"entropy_coefficient": 0.002})
+    assert summary(with_one)["entropy_coefficient"] == 0.002
 
 
 def test_a_source_without_an_answer_of_its_mode_has_no_row():

@@ -68,7 +68,10 @@ def passed(record: Record) -> Array:
 
 
 def _zero_groups(record: Record) -> float | None:
-    """The share of groups whose answers have no advantage over each other."""
+    """The share of groups whose answers have no advantage over each other; None where nothing is
+    rewarded, as in distillation."""
+    if np.isnan(record.reward_N).all():
+        return None
     is_zero_N = np.abs(record.advantage_N) <= ZERO
     _, group_N = np.unique(record.group_N, return_inverse=True)
     others_G = np.bincount(group_N, weights=~is_zero_N)
@@ -102,6 +105,8 @@ def _of_parts(record: Record) -> Iterator[tuple[str, float | None]]:
 def _of_time(record: Record) -> Row:
     """Seconds by what they were spent on, their sum, and how fast answers came."""
     row: Row = {f"seconds/{name}": float(value) for name, value in record.seconds.items()}
+    if (coefficient := record.state.get("entropy_coefficient")) is not None:
+        row["entropy_coefficient"] = float(coefficient)
     row |= {f"count/{name}": float(value) for name, value in record.counts.items()}
     rollout = float(record.seconds.get("rollout", 0.0))
     row["seconds"] = float(sum(record.seconds.values()))
