@@ -181,7 +181,7 @@ def test_a_reward_model_takes_its_weights_in_its_own_layout(tmp_path):
 
 def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
     """8e9's caches: 36 layers, 8 groups of 128 keys and values in bf16, halved by tensor = 2."""
-    few, many = rl_config("rollouts.rows=1", "rollouts.samples=1"), rl_config("rollouts.rows=64")
+    few, many = rl_config("rollouts.rows=2", "rollouts.samples=2"), rl_config("rollouts.rows=64")
     place = 36 * 2 * 8 * 128 * 2 / 2
     _, updating = moments.fullest(few, Job.of(few, 8), 8, is_gpu=True)
     _, sampling = moments.fullest(many, Job.of(many, 8), 8, is_gpu=True)
@@ -199,7 +199,7 @@ def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
 
 @pytest.mark.parametrize(
     ("rows", "prompts", "samples", "at_once"),
-    [(64, 2, 8, 8), (64, 512, 8, 64), (60, 512, 8, 56), (4, 512, 8, 8)],
+    [(64, 2, 8, 8), (64, 512, 8, 64), (60, 512, 8, 56)],
 )
 def test_answers_at_once_are_all_of_some_prompts(rows, prompts, samples, at_once):
     """On 4 data ranks; the samples of a prompt share its pass."""
