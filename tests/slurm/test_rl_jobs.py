@@ -60,14 +60,15 @@ class RlJob:
         return [(row["step"], row["loss"]) for row in rows(self.folder)]
 
 
-def servers():
-    """The processes of the stand-in on this machine."""
+def servers(job):
+    """The processes of the stand-in that a job's server node started on this machine."""
     return [
-        process
+        child
         for process in psutil.process_iter(["cmdline"])
-        if any("stand_in.py" in word for word in process.info["cmdline"] or ())
-        and "serve" in process.info["cmdline"]
-        and "--port" in process.info["cmdline"]
+        if f"run.dir={job.folder.parent}" in (process.info["cmdline"] or ())
+        and "megatron_qwen3.posttrain.rollouts.serve" in process.info["cmdline"]
+        for child in process.children(recursive=True)
+        if any("stand_in.py" in word for word in child.cmdline())
     ]
 
 
@@ -93,7 +94,7 @@ def test_ranks_train_on_what_servers_of_another_node_sample(undisturbed):
 
 
 def test_servers_are_gone_when_the_job_is(undisturbed):
-    wait_until(lambda: not servers(), 30, lambda: str(servers()))
+    wait_until(lambda: not servers(undisturbed), 30, lambda: str(servers(undisturbed)))
 
 
 def test_a_signal_before_the_time_limit_saves_requeues_and_resumes(
@@ -114,7 +115,9 @@ def test_a_server_that_dies_is_started_again_and_the_run_goes_on(
 ):
     job = RlJob(cluster, tasks, tmp_path)
     job.wait_for_step(3)
-    for process in servers():
+    found = servers(job)
+    assert found
+    for process in found:
         process.kill()
     job.wait()
     assert "started again: vLLM's server 0" in job.log
