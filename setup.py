@@ -61,6 +61,7 @@ setup(
             # Whether two formulas are equal; with the parser of the ANTLR that it was made for.
             "math-verify[antlr4_13_2]>=0.9,<0.10",
             "jsonschema>=4.18",  # answers that are to be JSON of a schema
+            "bm25s>=0.3.16,<0.4",  # search as an agent's tool: BM25 on numpy alone, kept well
         ],
         "eval": [  # tasks to measure a model by
             "reasoning-gym>=0.1.25,<0.2",  # a hundred generators of tasks with verifiers

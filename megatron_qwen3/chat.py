@@ -109,7 +109,7 @@ class ChatTokenizer:
             raise ChatError(f"not a tokenizer for chat: it needs each of {needed} as a token")
         self.turn_start, self.turn_end = known[:2]
         self._tokenizer = tokenizer if control_tokens_in_text else _without_control(tokenizer)
-        self._after_turn: list[int] = tokenizer.encode("\n", add_special_tokens=False).ids
+        self.after_turn: list[int] = tokenizer.encode("\n", add_special_tokens=False).ids
 
     def encode_conversation(
         self,
@@ -158,9 +158,18 @@ class ChatTokenizer:
         ids = [self.turn_start, *body.ids]
         starts = [-1, *(start for start, _ in body.offsets)]
         if turn.closed:
-            ids += [self.turn_end, *self._after_turn]
-            starts += [len(turn.body), *[-1] * len(self._after_turn)]
+            ids += [self.turn_end, *self.after_turn]
+            starts += [len(turn.body), *[-1] * len(self.after_turn)]
         return ids, starts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, with the tags of MARKUP and what opens and closes turns."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def cut(self, text: str, most: int) -> str:
+        """The beginning of a text that `most` tokens give, at a character's end."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return text if len(encoded.ids) <= most else text[: encoded.offsets[most - 1][1]]
 
 
 def split_thinking(text: str) -> tuple[str, str]:

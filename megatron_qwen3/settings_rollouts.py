@@ -41,6 +41,7 @@ class AgentConfig:
     corpus: str = setting("", "file of JSON lines with id and text that search looks through")
     turns: int = setting(8, "most answers of the model in a rollout", at_least=1)
     answer_tokens: int = setting(512, "most tokens that a tool's answer is given", at_least=1)
+    call_seconds: float = setting(60.0, "that a tool may take to answer", above=0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from megatron_qwen3 import validate_vllm
-from megatron_qwen3.fields import ConfigError
+from megatron_qwen3.fields import ConfigError, settings_of
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.posttrain.rewards import weights
 from megatron_qwen3.settings import Config
@@ -16,12 +16,14 @@ from megatron_qwen3.settings_rl import (
     RlConfig,
     ScoringTeacherConfig,
 )
+from megatron_qwen3.settings_rollouts import AgentConfig, RolloutsConfig
 
 
 def faults(config: Config) -> Iterator[str]:
     """Faults of the tables of run.mode = "rl", or "distill"."""
     if belongs("rollouts", config.run.mode):
         yield from validate_vllm.faults(config)
+        yield from _agent_faults(config.rollouts)
     if config.run.mode in ("rl", "distill") and config.optim.z_loss:
         yield (
             f"optim.z_loss = {config.optim.z_loss} is no part of the objectives of run.mode = "
@@ -37,6 +39,34 @@ def faults(config: Config) -> Iterator[str]:
     yield from _kl_faults(config.rl.kl)
     yield from _entropy_faults(config.rl.entropy)
     yield from _reward_faults(config)
+
+
+def _agent_faults(rollouts: RolloutsConfig) -> Iterator[str]:
+    agent, table = rollouts.agent, "rollouts.agent"
+    if not agent.environment:
+        for name in settings_of(AgentConfig):
+            if getattr(agent, name) != getattr(AgentConfig(), name):
+                yield (
+                    f"{table}.{name} = {getattr(agent, name)} has no effect without "
+                    f"{table}.environment; set it, or leave {name} out"
+                )
+        return
+    module, _, own = agent.environment.partition(":")
+    if agent.environment not in ("python", "search") and not (module and own):
+        yield (
+            f"{table}.environment = {agent.environment!r}; valid: python, search, or module:Class "
+            "of your own"
+        )
+    if (agent.environment == "search") != bool(agent.corpus):
+        yield (
+            f"{table}.corpus = {agent.corpus!r} with {table}.environment = {agent.environment!r}; "
+            "search needs a corpus, and nothing else reads one"
+        )
+    if agent.answer_tokens >= rollouts.max_new_tokens:
+        yield (
+            f"{table}.answer_tokens = {agent.answer_tokens} leaves the model no room within "
+            f"rollouts.max_new_tokens = {rollouts.max_new_tokens}, which tools' answers count in"
+        )
 
 
 def _advantage_faults(settings: RlConfig) -> Iterator[str]:

@@ -78,9 +78,7 @@ def scores(model, groups):
     for row, r in zip(ids, rollouts, strict=True):
         row[: len(r.prompt) + len(r.tokens)] = (*r.prompt, *r.tokens)
     batch = TokenBatch.of(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]))
-    head = log_probs_and_entropy
-    compute = lambda logits, batch: head.compute(logits.tempered(TEMPERATURE), batch)  # noqa: E731
-    scored = model.score(batch, head._replace(compute=compute))["log_prob"].cpu().numpy()
+    scored = model.score(batch, log_probs_and_entropy(TEMPERATURE))["log_prob"].cpu().numpy()
     return [
         row[len(r.prompt) - 1 : len(r.prompt) - 1 + len(r.tokens)].tolist()
         for row, r in zip(scored, rollouts, strict=True)

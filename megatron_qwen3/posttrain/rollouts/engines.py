@@ -1,6 +1,6 @@
 """What samples a run's rollouts: `with open_engine(config, model, tokenizer, beat) as engine`.
 
-rollouts.engine says which; all ranks open and ask it alike.
+rollouts.engine says which, rollouts.agent whether it calls tools; all ranks open and ask it alike.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3 import launcher
+from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.generate.load import ends_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.posttrain.rollouts import vllm_check
+from megatron_qwen3.posttrain.rollouts import environments, vllm_check
+from megatron_qwen3.posttrain.rollouts.agents import Agents
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.rollout import RolloutEngine
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
@@ -26,10 +28,24 @@ from megatron_qwen3.training.model import Model
 def open_engine(
     config: Config, model: Model, tokenizer: Any, beat: Callable[[], None]
 ) -> Iterator[RolloutEngine]:
-    """The engine of the settings, closed at the end. beat: is called while it samples.
+    """The engine of the settings, with its tools, closed at the end. beat: is called while it
+    samples.
 
-    ConfigError where servers of vLLM do not start.
+    ConfigError where servers of vLLM do not start, or tools cannot be had.
     """
+    agent = config.rollouts.agent
+    with _sampling(config, model, tokenizer, beat) as engine:
+        if not agent.environment:
+            yield engine
+            return
+        with environments.opened(agent, launcher.rank() == 0) as found:
+            yield Agents(engine, found, ChatTokenizer(tokenizer), agent, beat)
+
+
+@contextmanager
+def _sampling(
+    config: Config, model: Model, tokenizer: Any, beat: Callable[[], None]
+) -> Iterator[RolloutEngine]:
     rollouts, ends = config.rollouts, ends_of([Path(config.data.tokenizer)], tokenizer)
     budget_of = partial(ThinkingBudget.of, tokenizer)
     if rollouts.engine == "vllm":
@@ -40,9 +56,12 @@ def open_engine(
 
 
 def check_engine(config: Config) -> None:
-    """ConfigError where servers could not start, or are not there; before any rank starts.
+    """ConfigError where servers could not start, or are not there, or tools cannot be had; before
+    any rank starts.
 
     The first rank's machine has them, so it is the one that looks.
     """
-    if config.rollouts.engine == "vllm" and launcher.rank() == 0:
-        vllm_check.check(config)
+    if launcher.rank() == 0:
+        environments.check(config.rollouts.agent)
+        if config.rollouts.engine == "vllm":
+            vllm_check.check(config)

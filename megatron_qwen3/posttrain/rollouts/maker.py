@@ -20,6 +20,7 @@ from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Source
 from megatron_qwen3.posttrain.rollouts.batches import Batch
+from megatron_qwen3.posttrain.rollouts.environments import tools_of
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout, RolloutEngine
 from megatron_qwen3.settings import Config
@@ -43,6 +44,7 @@ class Rollouts:
         self.rewards, self.model_scores = rewards, model_scores
         self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
         self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
+        self._tools = tools_of(config.rollouts.agent)
 
     def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> Record:
         """The record of a batch, which the weights of `step` updates sample where there is none.
@@ -57,7 +59,9 @@ class Rollouts:
     def encode(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], enable_thinking: bool
     ) -> list[int]:
-        return self._chat.encode_prompt(messages, tools or None, enable_thinking=enable_thinking)
+        """Ids of a prompt that offers the tools of the environment, and those of the task."""
+        offered = [*self._tools, *tools]
+        return self._chat.encode_prompt(messages, offered or None, enable_thinking=enable_thinking)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, in which control tokens stand as they are."""

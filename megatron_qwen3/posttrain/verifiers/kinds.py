@@ -24,6 +24,7 @@ from megatron_qwen3.chat import END_THINK, THINK
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.verifiers import (
     algebra,
+    code,
     countdown,
     gym,
     ifeval,
@@ -86,6 +87,7 @@ KINDS: dict[str, Check] = {
     "calls": structure.calls,
     "think_format": structure.think_format,
     "countdown": countdown.countdown,
+    "code": code.code,
     "reasoning_gym": gym.reasoning_gym,
     "every": every,
     "ifeval": every_instruction,
@@ -155,12 +157,23 @@ def prepare(spec: Spec) -> None:
 
 _LOADS: dict[str, Callable[[], object]] = {
     "math": algebra.load,
+    "code": code.load,
     "reasoning_gym": gym.load,
     "language": simple.load_languages,
     "ifeval/language:response_language": simple.load_languages,
     "ifeval/change_case:english_capital": simple.load_languages,
     "ifeval/change_case:english_lowercase": simple.load_languages,
 }
+
+
+def own_seconds(spec: Spec) -> float:
+    """How long the kind's own limits let it take, beside what judging may: programs run by them."""
+    with contextlib.suppress(Exception):
+        _check_fields(spec)
+        if spec["kind"] == "code":
+            return code.most_seconds(spec["tests"], spec.get("seconds", code.SECONDS))
+        return sum(map(own_seconds, _parts(spec)))
+    return 0.0  # of a spec that is none, which the verdict says
 
 
 def _parts(spec: Spec) -> list[dict[str, Any]]:

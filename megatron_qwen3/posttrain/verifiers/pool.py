@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.verifiers.kinds import Spec, Verdict
+from megatron_qwen3.posttrain.verifiers.kinds import Spec, Verdict, own_seconds
 from megatron_qwen3.processes import isolated
 
 ALARM_FRACTION = 0.01  # of verdicts without a score
@@ -71,8 +71,11 @@ class Verifiers:
 
         ValueError for a spec that is no JSON. Whatever else goes wrong is in the verdicts.
         """
-        jobs = [json.dumps([spec, text]).encode() + b"\n" for spec, text in pairs]
-        return list(self._threads.map(self._judge, jobs))
+        jobs = [
+            (json.dumps([spec, text]).encode() + b"\n", self.seconds + own_seconds(spec))
+            for spec, text in pairs
+        ]
+        return list(self._threads.map(lambda job: self._judge(*job), jobs))
 
     def alarm(self) -> str:
         """A line for people where more than 1 % of the verdicts have no score, else ""."""
@@ -84,10 +87,10 @@ class Verifiers:
             f"{self.time_outs:,} time-outs after {self.seconds:g} s"
         )
 
-    def _judge(self, job: bytes) -> Verdict:
+    def _judge(self, job: bytes, seconds: float) -> Verdict:
         worker = self._idle.get()
         try:
-            verdict = worker.judge(job)
+            verdict = worker.judge(job, seconds)
         finally:
             self._idle.put(worker)
         with self._counting:
@@ -109,7 +112,7 @@ class _Worker:
         self._starting = threading.Lock()
         self._is_ended = False
 
-    def judge(self, job: bytes) -> Verdict:
+    def judge(self, job: bytes, seconds: float) -> Verdict:
         """The verdict of one job; a worker that does not give one is killed."""
         try:
             process = self._started()
@@ -118,7 +121,7 @@ class _Worker:
             process.stdin.flush()
             if self._line(_START_SECONDS) != b"ready":
                 raise OSError("it did not take the job")
-            score, reason = json.loads(self._line(self.seconds))
+            score, reason = json.loads(self._line(seconds))
             return Verdict(score, reason)
         except TimeoutError as error:
             self.reap()

@@ -1,0 +1,103 @@
+"""Tools act: calls of many rollouts at once, each rollout's in order; none can hang or fail.
+
+    actors = [Actor("task-17"), …]                       # one for each rollout, for all its turns
+    answers = act(environments, actors, calls, seconds=60)     # a list of texts for each
+    actor.end()
+
+A thread that a tool never gives back is left alone: the environment of its rollout is given up, and
+another thread takes its place. No such thread keeps the process from ending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+from megatron_qwen3.posttrain.rollouts.environments import Environment, Environments
+from megatron_qwen3.posttrain.rollouts.tool_calls import Call
+
+
+class Actor:
+    """The environment of one rollout, which is begun when it is first needed."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._environment: Environment | None = None
+        self.is_lost = False  # a call of it never came back
+
+    def answer(self, environments: Environments, call: Call) -> str:
+        """What a tool says to a call, or how it failed."""
+        if call.fault:
+            return f"error: {call.fault}"
+        names = [tool["function"]["name"] for tool in environments.tools]
+        if call.name not in names:
+            return f"error: there is no tool {call.name!r:.80}; tools: {', '.join(names)}"
+        try:
+            if self._environment is None:
+                environment = environments.make()
+                environment.begin(self._task)
+                self._environment = environment
+            answer = self._environment.call(call.name, call.arguments)
+        except BaseException as error:  # of tools that others wrote: they may exit, too
+            return f"error: {type(error).__name__}: {error}"
+        if not isinstance(answer, str):
+            return f"error: the tool answered {answer!r:.200}, which is no text"
+        return answer.encode("utf-8", "replace").decode()  # halves of characters have no tokens
+
+    def end(self) -> None:
+        """End what was begun; how that fails is of no use to anybody any more."""
+        if self._environment is not None and not self.is_lost:
+            with contextlib.suppress(Exception):
+                self._environment.end()
+
+
+def act(
+    environments: Environments,
+    actors: Sequence[Actor],
+    calls: Sequence[Sequence[Call]],
+    seconds: float,
+) -> list[list[str]]:
+    """The answers to the calls of each actor, in order. seconds: that one call may take."""
+    answers: list[list[str]] = [[] for _ in actors]
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waiting = list(range(len(actors)))[::-1]
+    ends: dict[int, float] = {}
+    while waiting or ends:
+        while waiting and len(ends) < max(1, environments.at_once):
+            n = waiting.pop()
+            ends[n] = time.monotonic() + seconds * len(calls[n])
+            job = (environments, actors[n], calls[n], answers[n], done, n)
+            threading.Thread(target=_run, args=job, daemon=True).start()
+        try:
+            ends.pop(done.get(timeout=max(0.0, min(ends.values()) - time.monotonic())), None)
+        except queue.Empty:
+            for n in [n for n, end in ends.items() if end <= time.monotonic()]:
+                del ends[n]
+                actors[n].is_lost = True
+                answers[n] = _with_errors(answers[n], len(calls[n]), seconds)
+    return answers
+
+
+def _run(
+    environments: Environments,
+    actor: Actor,
+    calls: Sequence[Call],
+    answers: list[str],
+    done: queue.SimpleQueue[int],
+    number: int,
+) -> None:
+    for call in calls:
+        if actor.is_lost:
+            text = "error: the environment was given up, since a call of it did not end"
+        else:
+            text = actor.answer(environments, call)
+        answers.append(text)
+    done.put(number)
+
+
+def _with_errors(answers: Sequence[str], count: int, seconds: float) -> list[str]:
+    """The answers that came in time; the list that the thread still writes to is left to it."""
+    return [*answers, *["error: no answer in time"] * (count - len(answers))][:count]

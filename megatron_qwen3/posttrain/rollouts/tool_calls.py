@@ -1,0 +1,71 @@
+"""Calls of tools in what a model wrote, and tools' answers as the chat template puts them.
+
+calls_of('<tool_call>\\n{"name": "python", "arguments": {"code": "…"}}\\n</tool_call>')
+answers_ids(chat, ["42"], header_of(chat, prompt))     # what stands before the next turn
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_qwen3.chat import (
+    END_TOOL_CALL,
+    TOOL_CALL,
+    ChatTokenizer,
+    split_thinking,
+    turns_of,
+)
+
+_CALL = re.compile(f"{TOOL_CALL}(.*?)(?:{END_TOOL_CALL}|(?={TOOL_CALL})|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. fault: why it is none; the model is told."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+
+def calls_of(text: str) -> list[Call]:
+    """The calls after the thinking, in order; those within it are thoughts."""
+    _, answer = split_thinking(text)
+    return [_call(match) for match in _CALL.finditer(answer)]
+
+
+def header_of(chat: ChatTokenizer, prompt: Sequence[int]) -> list[int]:
+    """The last turn of a prompt, which the model goes on with: an empty think block or none."""
+    start = len(prompt) - 1 - list(reversed(prompt)).index(chat.turn_start)
+    return list(prompt[start:])
+
+
+def answers_ids(chat: ChatTokenizer, texts: Sequence[str], header: Sequence[int]) -> list[int]:
+    """Ids of tools' answers, to stand after the `<|im_end|>` of the turn that called them, with the
+    header of the model's next turn."""
+    messages = [{"role": "tool", "content": text} for text in texts]
+    ids = list(chat.after_turn)
+    for turn in turns_of(messages, None, True):
+        ids += chat.encode_turn(turn)[0]
+    return [*ids, *header]
+
+
+def _call(match: re.Match[str]) -> Call:
+    if not match.group().endswith(END_TOOL_CALL):
+        return Call(fault=f"{TOOL_CALL} is not closed by {END_TOOL_CALL}")
+    try:
+        call = json.loads(match[1])
+        name, arguments = call["name"], call.get("arguments", {})
+        if isinstance(arguments, str):  # as OpenAI's clients have them
+            arguments = json.loads(arguments)
+    except (ValueError, RecursionError) as error:
+        return Call(fault=f"the call is no JSON: {error}"[:300])
+    except (TypeError, KeyError, AttributeError):
+        return Call(fault='a call is {"name": …, "arguments": {…}}')
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return Call(fault="name is a text and arguments is an object")
+    return Call(name, arguments)

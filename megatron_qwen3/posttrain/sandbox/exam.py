@@ -1,0 +1,120 @@
+"""Tests of a program's functions, such as `assert add(1, 2) == 3`, judged out of its reach.
+
+    report = examine(sandbox, program, ["assert add(1, 2) == 3"])
+    report.reason    # "": all passed; else the first that did not, and why
+
+The program runs in one sandbox, the tests in another. There each name of the program that the tests
+use stands for it: calling it sends the arguments over, and brings back data. So a program never
+sees what is expected, nor the tests, their comparisons and their end; a token that it does not know
+marks that. Arguments go over as copies: a test of what a function did to its argument fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.posttrain.sandbox.harness import beside_the_program
+from megatron_qwen3.posttrain.sandbox.limits import CLOSED, Limits, Outcome
+from megatron_qwen3.posttrain.sandbox.pool import Sandbox
+from megatron_qwen3.posttrain.sandbox.process import Job, pipe
+
+_CALLS = Path(__file__).with_name("calls.py")
+
+
+@dataclass(frozen=True)
+class Report:
+    """reason: why a program did not pass; "" where it did. failure: why nobody can say, or ""."""
+
+    reason: str = ""
+    failure: str = ""
+
+
+def examine(
+    sandbox: Sandbox, program: str, tests: Sequence[str], limits: Limits | None = None
+) -> Report:
+    """What came of the tests, which run one after another in one namespace, up to the first that
+    fails. limits: of all tests together. SyntaxError where they are no Python."""
+    limits = limits or sandbox.limits
+    token = secrets.token_hex(16)
+    told = {"tests": list(tests), "names": names(tests), "token": token}
+    source = _CALLS.read_text(encoding="utf-8")
+    asked, asks = pipe()
+    said, says = pipe()
+    asking = Job(
+        source,
+        json.dumps(told).encode(),
+        arguments=("ask", str(asks), str(said)),
+        descriptors=(asks, said),
+    )
+    answering = Job(
+        program,
+        harness=beside_the_program(source),
+        arguments=("answer", str(asked), str(says)),
+        descriptors=(asked, says),
+    )
+    of_tests, of_program = sandbox.run_pair(asking, answering, limits)
+    return _report(tests, token, of_tests, of_program, limits)
+
+
+def names(tests: Sequence[str]) -> list[str]:
+    """What the tests use, and neither they nor Python define. SyntaxError where they are none."""
+    used: set[str] = set()
+    defined: set[str] = set(vars(builtins))
+    for text in tests:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Name):
+                (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.arg):
+                defined.add(node.arg)
+            elif isinstance(node, ast.alias):
+                defined.add((node.asname or node.name).partition(".")[0])
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                defined.add(node.name)
+    return sorted(used - defined)
+
+
+def _report(
+    tests: Sequence[str], token: str, of_tests: Outcome, of_program: Outcome, limits: Limits
+) -> Report:
+    report = _last_line(of_tests.stdout, token)
+    if failure := of_tests.failure or (not report.get("is_ready") and of_program.failure):
+        return Report(failure=failure)
+    reached = reason_of(of_program, limits) or ("" if report else reason_of(of_tests, limits))
+    if not report:
+        last = " ".join(of_tests.stderr.split())[-200:]
+        return Report(reached, "" if reached else f"the tests ended early: {last}")
+    if not report["reason"]:
+        return Report()
+    if not report["test"]:
+        return Report(reached or f"the program fails: {report['reason']}"[:300])
+    place = f"test {report['test']} of {len(tests)}"
+    text = " ".join(tests[report["test"] - 1].split())
+    last = f"; {report['last']}" if report["last"] else ""
+    return Report(f"{place}: {reached or report['reason']}{last}: {text}"[:500])
+
+
+def _last_line(output: str, token: str) -> dict[str, Any]:
+    """What the side of the tests says at its end; nothing where it did not come to it."""
+    last = output.rstrip("\n").rpartition("\n")[2]
+    return dict(json.loads(last)) if last.startswith(json.dumps({"token": token})[:-1]) else {}
+
+
+def reason_of(outcome: Outcome, limits: Limits) -> str:
+    """Which limit ended a program; "" where none did."""
+    return {
+        "": "",
+        CLOSED: "",
+        "time": f"it took over {limits.seconds:g} s",
+        "cpu": f"it took over {limits.cpu_seconds} s of a processor",
+        "memory": f"it took over {limits.memory_bytes >> 20} MiB of memory",
+        "output": f"it wrote over {limits.output_bytes >> 10} KiB",
+    }[outcome.killed_by]

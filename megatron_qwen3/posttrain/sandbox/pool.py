@@ -1,0 +1,123 @@
+"""`Sandbox`: many programs at once, each in a sandbox of its own; results are remembered.
+
+with Sandbox(Limits(), workers=4) as sandbox:
+    outcomes = sandbox.run_all([("print(1)", ""), ("print(input())", "2")])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.sandbox import probe, process
+from megatron_qwen3.posttrain.sandbox.launch import Launcher
+from megatron_qwen3.posttrain.sandbox.limits import CLOSED, TIME, Limits, Outcome
+from megatron_qwen3.posttrain.sandbox.process import Job
+
+_CACHED_BYTES = 64 << 20  # of programs and what they wrote
+
+
+class Sandbox:
+    """Runs programs; entering it refuses, with a ConfigError, where a wall does not hold.
+
+    workers: programs that run at once, from whatever threads they are asked for.
+    """
+
+    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
+        self.limits = limits or Limits()
+        self.workers = workers if workers is not None else os.cpu_count() or 1
+        if self.workers < 1:
+            raise ConfigError(f"sandbox: workers = {workers}; valid: at least 1")
+        self._cache = _Cache(_CACHED_BYTES)
+        self._free = threading.BoundedSemaphore(self.workers)
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._launcher = Launcher.found()
+        self._closing.clear()
+        probe.check(self._launcher, self.limits)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._threads.shutdown(cancel_futures=True)
+
+    def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
+        """What came of a Python program. The same one on the same input is run once."""
+        limits = limits or self.limits
+        words = repr((program, stdin, limits)).encode("utf-8", "replace")
+        key = hashlib.sha256(words).digest()
+        found = self._cache.get(key)
+        if found is None:
+            with self._free:
+                job = Job(program, stdin.encode("utf-8", "replace"))
+                found = self._run(job, limits, self._closing)
+            # What else ended it depends on the machine's load, too.
+            if not found.failure and found.killed_by not in (TIME, CLOSED):
+                self._cache.put(key, found)
+        return found
+
+    def run_all(self, jobs: Sequence[tuple[str, str]]) -> list[Outcome]:
+        """The outcomes of (program, stdin), in their order."""
+        return list(self._threads.map(lambda job: self.run(*job), jobs))
+
+    def run_pair(self, first: Job, second: Job, limits: Limits) -> tuple[Outcome, Outcome]:
+        """Two programs at once, which talk through descriptors; the first ends the second."""
+        is_over = threading.Event()
+        seconds: list[Outcome] = []
+        # A program dies with the thread that started it: each thread waits for its own.
+        thread = threading.Thread(target=lambda: seconds.append(self._run(second, limits, is_over)))
+        with self._free:
+            thread.start()
+            try:
+                outcome = self._run(first, limits, self._closing)
+            finally:
+                is_over.set()
+                thread.join()
+        return outcome, seconds[0]
+
+    def _run(self, job: Job, limits: Limits, is_over: threading.Event) -> Outcome:
+        def is_stopped() -> bool:
+            return is_over.is_set() or self._closing.is_set()
+
+        return process.run(self._launcher, limits, job, is_stopped)
+
+
+class _Cache:
+    """The outcomes that were used last, up to a number of bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._outcomes: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Outcome | None:
+        with self._lock:
+            if key in self._outcomes:
+                self._outcomes.move_to_end(key)
+            return self._outcomes.get(key)
+
+    def put(self, key: bytes, outcome: Outcome) -> None:
+        with self._lock:
+            if key not in self._outcomes:
+                self._outcomes[key] = outcome
+                self._bytes += _size(outcome)
+            while self._bytes > self._most:
+                self._bytes -= _size(self._outcomes.popitem(last=False)[1])
+
+
+def _size(outcome: Outcome) -> int:
+    return 500 + 4 * (len(outcome.stdout) + len(outcome.stderr))

@@ -1,0 +1,308 @@
+"""One program from its start to its end: what it writes is read, and its limits are watched.
+
+    outcome = run(launcher, limits, Job(program, b"stdin"))
+
+Killing the first process of a namespace of process numbers kills all in it, however they hide. All
+else that ends it comes from the kernel: it dies with the thread that called `run`, also by kill -9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from megatron_qwen3.posttrain.sandbox.harness import RUN
+from megatron_qwen3.posttrain.sandbox.launch import Launcher
+from megatron_qwen3.posttrain.sandbox.limits import (
+    CLOSED,
+    CPU,
+    MEMORY,
+    OUTPUT,
+    TIME,
+    Limits,
+    Outcome,
+)
+
+_WATCH_SECONDS = 0.05  # between two looks at memory
+_START_SECONDS = 60.0  # that the walls may take, on a machine that is busy
+_END_SECONDS = 5.0  # that the kernel may take to end what was killed
+_INODE_BYTES = 1200  # of a file of tmpfs and its name
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program and what is on its standard input.
+
+    harness: what runs it. arguments: of the harness, after the descriptor by which it says that it
+    has begun. descriptors: open ones that it inherits; running the job closes them here.
+    """
+
+    program: str
+    stdin: bytes = b""
+    harness: str = RUN
+    arguments: tuple[str, ...] = ()
+    descriptors: tuple[int, ...] = ()
+
+
+def run(
+    launcher: Launcher,
+    limits: Limits,
+    job: Job,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Run it to its end, or to the first limit that it reaches, or until `is_stopped`."""
+    started = time.monotonic()
+    try:
+        with _started(launcher, limits, job) as (process, begun):
+            watched = _Watched(process, begun, limits, is_stopped)
+            try:
+                watched.read(job.stdin)
+            finally:
+                watched.end()
+    except OSError as error:  # no process, no descriptor left
+        return _failed(str(error), time.monotonic() - started)
+    return watched.outcome(time.monotonic() - started)
+
+
+def pipe() -> tuple[int, int]:
+    """(end to read, end to write) that a job can inherit: the shell within uses numbers below."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    try:
+        read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    finally:
+        for end in ends:
+            os.close(end)
+    return read, write
+
+
+@contextlib.contextmanager
+def _started(
+    launcher: Launcher, limits: Limits, job: Job
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The process, and the end of a pipe that has a byte once the harness has begun."""
+    with contextlib.ExitStack() as stack:
+        with _given_away(job.descriptors):
+            program = _memory(stack, job.program.encode("utf-8", "replace"))
+            filter = _memory(stack, launcher.filter)
+            begun, begins = pipe()
+            stack.callback(os.close, begun)
+            arguments = (str(begins), *job.arguments)
+            with os.fdopen(begins, "wb"):
+                process = subprocess.Popen(
+                    launcher.command(limits, program, filter, job.harness, arguments),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(program, filter, begins, *job.descriptors),
+                    start_new_session=True,
+                    cwd="/",
+                    env={},
+                )
+        os.set_blocking(begun, False)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            assert stream is not None
+            stack.callback(_close, stream)
+            os.set_blocking(stream.fileno(), False)
+        yield process, begun
+
+
+@contextlib.contextmanager
+def _given_away(descriptors: Sequence[int]) -> Iterator[None]:
+    """Close ours once the process has them, or who reads the other end would never see one."""
+    try:
+        yield
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _memory(stack: contextlib.ExitStack, content: bytes) -> int:
+    """A descriptor to read the content from."""
+    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _has_byte(descriptor: int) -> bool:
+    try:
+        return bool(os.read(descriptor, 1))
+    except BlockingIOError:
+        return False
+
+
+class _Watched:
+    """A process that is being read and watched. killed_by: its limit, or why we ended it.
+
+    begun: has a byte to read once the program begins; from then on its time counts.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        begun: int,
+        limits: Limits,
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self.process, self.limits, self.is_stopped = process, limits, is_stopped
+        self.killed_by, self.cpu_seconds, self.is_begun, self._begun = "", 0.0, False, begun
+        self.output = {"stdout": bytearray(), "stderr": bytearray()}
+        self._descriptor = os.pidfd_open(process.pid)
+
+    def read(self, stdin: bytes) -> None:
+        """Until it has ended, or reached a limit."""
+        process, rest, looked = self.process, memoryview(stdin), 0.0
+        end = time.monotonic() + _START_SECONDS
+        assert process.stdin and process.stdout and process.stderr
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ, "stdout")
+            selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+            selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
+            selector.register(self._descriptor, selectors.EVENT_READ, "ended")
+            selector.register(self._begun, selectors.EVENT_READ, "begun")
+            while not self.killed_by:
+                ready = {str(key.data): key for key, _ in selector.select(_WATCH_SECONDS)}
+                for name in self.output.keys() & ready.keys():
+                    if not self._take(name, ready[name].fd):
+                        selector.unregister(ready[name].fileobj)
+                if "stdin" in ready and not (rest := _written(process.stdin, rest)):
+                    selector.unregister(process.stdin)
+                    _close(process.stdin)
+                if "begun" in ready:
+                    selector.unregister(self._begun)
+                    self.is_begun = _has_byte(self._begun)
+                    end = time.monotonic() + self.limits.seconds
+                if "ended" in ready:
+                    break
+                if (now := time.monotonic()) - looked >= _WATCH_SECONDS:
+                    looked = now
+                    self.killed_by = self._reached(now >= end)
+        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
+            while not self.killed_by and self._take(name, pipe.fileno()):
+                pass
+
+    def end(self) -> None:
+        """Kill it, if it has not ended, with all that it started, and wait until they are gone."""
+        for kill in (_kill_within, _kill_group):
+            if not select.select([self._descriptor], [], [], 0)[0]:
+                kill(self.process.pid)
+                select.select([self._descriptor], [], [], _END_SECONDS)
+        os.close(self._descriptor)
+        self.is_begun = self.is_begun or _has_byte(self._begun)
+        pid, status, used = os.wait4(self.process.pid, os.WNOHANG)
+        if not pid:
+            raise OSError("it does not end, though it was killed")
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = used.ru_utime + used.ru_stime
+
+    def outcome(self, seconds: float) -> Outcome:
+        stdout, stderr = (bytes(out).decode("utf-8", "replace") for out in self.output.values())
+        status = self.process.returncode
+        if self.killed_by and not self.is_begun:
+            return _failed(f"{self.killed_by} before the program began", seconds)
+        if not self.killed_by and not self.is_begun:
+            return _failed(stderr.strip()[-300:] or f"status {status} before it began", seconds)
+        if not self.killed_by and status < 0:
+            return _failed(f"it was ended from outside, by signal {-status}", seconds)
+        killed_by = self.killed_by or self._cpu_limit(status)
+        return Outcome(None if killed_by else status, stdout, stderr, seconds, killed_by)
+
+    def _cpu_limit(self, status: int) -> str:
+        by_kernel = status in (128 + signal.SIGKILL, 128 + signal.SIGXCPU)
+        return CPU if by_kernel and self.cpu_seconds > 0.9 * self.limits.cpu_seconds else ""
+
+    def _take(self, name: str, descriptor: int) -> bool:
+        """Read what is there; False where there is nothing, and may never be."""
+        try:
+            more = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return False
+        output = self.output[name]
+        output += more
+        if len(output) > self.limits.output_bytes:
+            del output[self.limits.output_bytes :]
+            self.killed_by = OUTPUT
+        return bool(more)
+
+    def _reached(self, is_late: bool) -> str:
+        if self.is_stopped():
+            return CLOSED
+        if is_late:
+            return TIME
+        used = _resident_bytes(self.process.pid) + _inode_bytes(self.process.pid)
+        return MEMORY if used > self.limits.memory_bytes else ""
+
+
+def _written(pipe: IO[bytes], rest: memoryview) -> memoryview:
+    """What is still to be written; nothing where nobody reads."""
+    try:
+        return rest[os.write(pipe.fileno(), rest) :] if rest else rest
+    except BlockingIOError:
+        return rest
+    except OSError:
+        return rest[:0]
+
+
+def _close(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.close()
+
+
+def _failed(reason: str, seconds: float) -> Outcome:
+    return Outcome(None, "", "", seconds, failure=reason)
+
+
+def _kill_within(pid: int) -> None:
+    """The first process of its namespace; before there is one, bwrap itself."""
+    children = _children(pid)
+    for child in children or [pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def _resident_bytes(pid: int) -> int:
+    """Of a process and its descendants, without what they share with files."""
+    total = 0
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+        total = (resident - shared) * _PAGE
+    return total + sum(map(_resident_bytes, _children(pid)))
+
+
+def _inode_bytes(pid: int) -> int:
+    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count."""
+    files = 0
+    for child in _children(pid)[:1]:
+        root = f"/proc/{child}/root"
+        with contextlib.suppress(OSError):
+            if os.stat(f"{root}/").st_dev == os.stat("/").st_dev:
+                continue  # it has not yet left the machine's own root
+            for folder in ("/tmp", "/dev/shm"):
+                found = os.statvfs(root + folder)
+                files += found.f_files - found.f_ffree
+    return files * _INODE_BYTES
