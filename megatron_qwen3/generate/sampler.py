@@ -83,10 +83,13 @@ def penalize_repetition(scores_BV: Tensor, seen_BV: Tensor, penalty: float) -> T
 def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Scores after temperature, top-k, top-p and min-p, and which tokens they are, both [B, M].
 
-    Ascending in each row; -inf for what was cut. Of equal scores at the edge of top-p those of
-    larger ids stay; transformers leaves open which.
+    Ascending in each row, or all in the order of their ids where nothing is cut, since to sort a
+    vocabulary takes longer than all else; -inf for what was cut. Of equal scores at the edge of
+    top-p those of larger ids stay; transformers leaves open which.
     """
     scores_BM, ids_BM = _top_k(scores_BV / sampling.temperature, sampling.top_k)
+    if sampling.top_p == 1 and not sampling.min_p and scores_BM.shape == scores_BV.shape:
+        return scores_BM, ids_BM
     scores_BM, order_BM = scores_BM.sort(dim=-1, stable=True)
     if sampling.top_p < 1:
         cut_BM = scores_BM.softmax(-1).cumsum(-1) <= 1 - sampling.top_p

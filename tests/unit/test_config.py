@@ -402,6 +402,7 @@ def test_every_stage_composes_with_every_model_in_either_order(stage, model):
     assert config == load([model, stage])
     sources = {"pretrain": config.data.sources, "sft": config.sft.sources}
     sources["reward"] = config.reward.sources
+    sources |= dict.fromkeys(("rl", "distill"), config.rollouts.tasks)
     assert str(config.run_dir).startswith("runs/") and sources[config.run.mode]
     for ranks in GPUS[model.stem]:
         layout = Layout.of(config, ranks)
