@@ -60,6 +60,7 @@ from megatron_qwen3.training.run import Run
 def check(config: Config) -> list[Source]:
     """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong."""
     origin.check(config)
+    resume.check(config)
     tokenizer_check.check_size(config)
     if not config.data.tokenizer:
         raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
@@ -105,7 +106,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
             except BadBatch as error:
                 batch = None  # after a rollback it may be another
                 run.leave_out(step, f"{error}; its rollouts are of batch {number}")
-                of_first(partial(resume.roll_back, run, step))
+                first = of_first(partial(resume.roll_back, run, step))
+                entropies = {done: x for done, x in entropies.items() if done < first}
     return run.is_done
 
 
@@ -122,7 +124,7 @@ def _opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
         judged_by = None
         if model_settings.is_asked(config):
             judged_by = RewardModel(config, run.engine.layout.world_size).score
-        yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by)
+        yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by, run.waiting)
 
 
 def reference_of(config: Config) -> Path:

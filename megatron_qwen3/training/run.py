@@ -14,6 +14,7 @@ and may do what it likes in between.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -149,6 +150,10 @@ class Run:
         """Something long between two steps goes on, is at `at`, and does not hang."""
         self._keeper.heartbeat.beat(at)
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """While this rank waits for what has limits of its own, and hangs no longer than those."""
+        return self._keeper.heartbeat.paused()
+
     def leave_out(self, step: int, reason: str) -> None:
         """Do with a bad batch what guard.bad_batch says, on all ranks. BadBatch: stop."""
         reason = f"step {step + 1}: {reason}; {last_saved(self.config.run_dir)}"
@@ -165,7 +170,8 @@ class Run:
         self.log.note(f"left out: {reason}{back}; the run goes on with step {step + 2}{unwritten}")
 
     def _roll_back(self, reason: str) -> tuple[int, Path]:
-        """Load the newest checkpoint: its step, and where it lies."""
+        """Load the newest checkpoint, one that is being saved included: its step, and where."""
+        self._keeper.settle()
         saved, _ = checkpoint.newest_intact(self.config.run_dir, in_full=False)
         if not saved:
             raise BadBatch(f"{reason}; there is no checkpoint to go back to")

@@ -15,9 +15,11 @@ from ranks import RankError, run_ranks
 from megatron_qwen3 import train
 from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.posttrain import rl
+from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.training import engine
+from megatron_qwen3.training.hang import Heartbeat
 
 MORE = ("train.steps=6", "eval.every_steps=3", "rollouts.held_out=0.2", "rl.eval_prompts=3")
 KEPT = "rollouts.keep_arrays=true"
@@ -253,3 +255,45 @@ def test_a_damaged_record_is_told_with_the_way_out(settings, whole, tmp_path, ca
     ((status, told),) = run_ranks(told_by, 1, asked)
     assert status == 0 and "sampled again: batch 2" in told
     assert train.main([*asked, "--finished"]) == 0
+
+
+def test_a_run_does_not_go_on_with_other_updates_of_a_batch(settings, whole, tmp_path, capsys):
+    """Step 6 of one update each would be batch 6, and of four batch 1, that was trained on."""
+    shutil.copytree(whole, tmp_path / "run")
+    assert train.main(arguments(settings, tmp_path, "rl.updates=4", "train.steps=9")) == 2
+    told = capsys.readouterr().err
+    assert "rl.updates = 4, but" in told and "was made for 2, which a run keeps" in told
+
+
+def watched(arguments):
+    """Whether a hang is looked for while answers are rewarded, of training and of evaluations."""
+    hearts, looks, score, enter = [], [], Rewards.score, Heartbeat.__enter__
+
+    def noting(self):
+        hearts.append(self)
+        return enter(self)
+
+    def looking(self, *args):
+        looks.append(not hearts[0]._is_paused)
+        return score(self, *args)
+
+    Heartbeat.__enter__, Rewards.score = noting, looking
+    assert told_by(arguments)[0] == 0
+    return looks
+
+
+def test_the_time_of_judges_is_no_hang(settings, tmp_path):
+    """They have limits of their own: so many tries of so many seconds."""
+    asked = arguments(settings, tmp_path, "train.steps=1", "eval.every_steps=1", "rl.updates=1")
+    (looks,) = run_ranks(watched, 1, asked)
+    assert len(looks) >= 2 and not any(looks)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_log_probs_before_a_first_update_that_comes_again_are_said_again(whole, tmp_path, step):
+    """Other weights may come to it: after a rollback, or with other settings."""
+    shutil.copytree(whole, tmp_path / "run")
+    assert (folder_of(tmp_path / "run", 1) / "old.npz").exists()
+    assert records.clean(tmp_path / "run", step) == [2]
+    assert (folder_of(tmp_path / "run", 1) / "old.npz").exists() == (step == 3)
+    assert (folder_of(tmp_path / "run", 0) / "old.npz").exists()

@@ -10,6 +10,7 @@ from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import health
 from megatron_qwen3.posttrain.rollouts.asking import Asker
 from megatron_qwen3.posttrain.rollouts.batches import Batch, advantages_of
+from megatron_qwen3.posttrain.rollouts.held_out import _results
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.verifiers import Verdict
@@ -126,6 +127,17 @@ def test_truncated_answers_are_treated_as_set(tmp_path, truncated, rewards, trai
     assert record.counts["truncated"] == 12
     (line,) = [x for x in health.lines(settings, record) if "reached" in x]
     assert line.startswith("batch 5: 12 of 12 answers reached rollouts.max_new_tokens = 50")
+
+
+@pytest.mark.parametrize("truncated", ["masked", "zero"])
+def test_an_answer_that_was_cut_is_not_right_in_an_evaluation(tmp_path, truncated):
+    _, batch = batch_of(tmp_path, f"rl.truncated={truncated}", "rl.refills=0")
+    asks = batch.begin()
+    ends = ("stop", "length", "length", "length")
+    batch.take([[rollout(ask, 1, end) for end in ends] for ask in asks])
+    of_all = dict(_results(batch.groups))["all"]
+    assert of_all.pass_rate == 0.25 and of_all.truncated == 0.75
+    assert of_all.reward == (1 if truncated == "masked" else 0.25)
 
 
 def test_an_answer_that_was_cut_has_no_part_in_its_groups_mean(tmp_path):

@@ -3,7 +3,8 @@
     results = evaluate(rollouts, goes_on)     # {"math": …, "mode thinking": …, "all": …}
 
 Each held-out task, rl.eval_prompts of a source, is answered once in each mode that its source is
-trained in, sampled as in training, with seeds of its own that no step changes.
+trained in, sampled as in training, with seeds of its own that no step changes. One that was cut at
+its limit is not right, whatever rl.truncated says of training.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from statistics import fmean
 
 from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.posttrain.rewards.rewards import Reward
 from megatron_qwen3.posttrain.rollouts import asking
 from megatron_qwen3.posttrain.rollouts.asking import Drawn
 from megatron_qwen3.posttrain.rollouts.batches import Group, rewarded
@@ -55,7 +57,9 @@ def evaluate(
         if not goes_on():
             return None
         made = rollouts.engine.sample(asks[start : start + size])
-        of_first(partial(take, start, made, rollouts.scores(made)))
+        scores = rollouts.scores(made)
+        with rollouts.waiting():
+            of_first(partial(take, start, made, scores))
     return of_first(lambda: dict(_results(groups)))
 
 
@@ -76,7 +80,8 @@ def _result(groups: Sequence[Group]) -> TaskResult:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
     totals = [reward.total for reward in rewards if reward.total is not None]
-    passes = [p for reward in rewards if (p := passed(reward.total, reward.parts)) is not None]
+    known = map(_passed, rollouts, rewards)
+    passes = [is_right for is_right in known if is_right is not None]
     return TaskResult(
         fmean(totals) if totals else None,
         fmean(passes) if passes else None,
@@ -84,3 +89,9 @@ def _result(groups: Sequence[Group]) -> TaskResult:
         fmean(rollout.is_truncated for rollout in rollouts),
         len(rollouts),
     )
+
+
+def _passed(rollout: Rollout, reward: Reward) -> bool | None:
+    """As `passed`; an answer that was cut, which training may leave out, is not right here."""
+    is_right = passed(reward.total, reward.parts)
+    return False if is_right is None and rollout.is_truncated else is_right

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from megatron_qwen3.chat import ChatTokenizer
@@ -29,7 +30,9 @@ ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]
 
 
 class Rollouts:
-    """What samples and rewards. model_scores: of a reward model, which all ranks ask together."""
+    """What samples and rewards. model_scores: of a reward model, which all ranks ask together;
+    waiting: what they are in while the first one asks verifiers and judges, as long as these take.
+    """
 
     def __init__(
         self,
@@ -39,9 +42,10 @@ class Rollouts:
         tokenizer: Any,
         rewards: Rewards | None,
         model_scores: ModelScores | None = None,
+        waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.config, self.engine, self.sources = config, engine, sources
-        self.rewards, self.model_scores = rewards, model_scores
+        self.rewards, self.model_scores, self.waiting = rewards, model_scores, waiting
         self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
         self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
         self._tools = tools_of(config.rollouts.agent)
@@ -97,7 +101,8 @@ class Rollouts:
         while asks:
             made = self.engine.sample(asks)
             scores = self.scores(made)
-            asks = of_first(take)
+            with self.waiting():
+                asks = of_first(take)
         of_first(write)
 
     def _batch(self, number: int, step: int) -> Batch:

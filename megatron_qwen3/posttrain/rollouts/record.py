@@ -300,17 +300,21 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def clean(run_dir: Path, step: int) -> list[int]:
     """Remove what weights of more than `step` updates sampled, and at step 0 everything: the
-    batches that are gone. A record that cannot be read goes with all after it."""
+    batches that are gone. A record that cannot be read goes with all after it. Of a batch whose
+    first update is still to come the log-probs before it go, which other weights may have said."""
     gone, is_later = [], step == 0
     for batch in batches(run_dir):
         folder = folder_of(run_dir, batch)
         try:
-            is_later = is_later or read_about(folder)["sampled_step"] > step
+            about = read_about(folder)
+            is_later = is_later or about["sampled_step"] > step
         except ConfigError:
             is_later = True
         if is_later:
             remove(folder)
             gone.append(batch)
+        elif about["first_step"] >= step:
+            (folder / OLD_FILE).unlink(missing_ok=True)
     for path in home(run_dir).glob("*.partial") if home(run_dir).is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
     return gone

@@ -1,5 +1,6 @@
 """What a run that samples does with its records when it begins, goes back, or goes on.
 
+check(config)                       # before any rank starts
 entropies = begin(run)              # once, on the first rank
 roll_back(run, step)                # after a bad batch
 forget(config, step)                # arrays that no resume needs any more
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import folder_of
-from megatron_qwen3.settings import Config
+from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.folder import checkpoints, step_of
 from megatron_qwen3.training.metrics_file import FILE_NAME, read_rows
 from megatron_qwen3.training.run import Run
@@ -44,11 +45,31 @@ def _entropies(run: Run, step: int) -> dict[int, float]:
     return {done: entropy for done, entropy in found.items() if done not in left_out}
 
 
-def roll_back(run: Run, step: int) -> None:
-    """After `step` was left out: where the run went back for it, what was sampled since goes."""
+def check(config: Config) -> None:
+    """ConfigError where a run would go on with other updates of each batch: a step's number would
+    be that of another batch, whose rollouts are old ones."""
+    batches = records.batches(config.run_dir) if checkpoints(config.run_dir) else []
+    for batch in batches[-1:]:
+        folder = folder_of(config.run_dir, batch)
+        try:
+            before = len(records.read_about(folder)["state"]["update_tokens"])
+        except (ConfigError, LookupError, TypeError):
+            continue  # it goes away when the run begins
+        if before != config.rl.updates:
+            raise ConfigError(
+                f"rl.updates = {config.rl.updates}, but {folder} was made for {before}, which a "
+                "run keeps; with another run.name, checkpoint.init_from = "
+                f'"{config.run_dir}" starts from its weights'
+            )
+
+
+def roll_back(run: Run, step: int) -> int:
+    """After `step` was left out: where the run went back for it, what was sampled since goes. The
+    first step that does not count."""
     first = min(entry.first for entry in run.left_out if entry.last == step)
     if run.config.guard.bad_batch == "rollback":
         records.clean(run.config.run_dir, first)
+    return first
 
 
 def left_out_tokens(run: Run) -> int:
