@@ -111,6 +111,14 @@ def pickles(folder):
         np.savez(path, **{**arrays, "ids": np.array([{}], dtype=object)})
 
 
+def of_another_zip(folder):
+    """A turned bit in the directory of the archive: a way of compression that nobody has."""
+    path = folder / "rollouts.npz"
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = 77
+    path.write_bytes(content)
+
+
 def without_state(folder):
     path = folder / "record.json"
     path.write_text(json.dumps({"version": 1}))
@@ -124,6 +132,8 @@ def without_state(folder):
         (flip, "not a whole record of rollouts: Bad CRC-32"),
         (shorten, "log_probs is [9] of float32, and should be [10] of float32"),
         (pickles, "Object arrays cannot be loaded"),
+        (lambda folder: (folder / "rollouts.npz").write_bytes(b""), "No data left in file"),
+        (of_another_zip, "That compression method is not supported"),
         (without_state, "not a whole record of rollouts: 'tasks'"),
         (lambda folder: (folder / "rollouts.npz").unlink(), "No such file or directory"),
     ],

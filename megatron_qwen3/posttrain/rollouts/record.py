@@ -18,6 +18,7 @@ import io
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -350,9 +351,13 @@ def read_old(folder: Path, tokens: int) -> Array | None:
 
 def forget_arrays(run_dir: Path, before: int) -> None:
     """Of batches below `before` keep what is for reading, and let the arrays go."""
-    for batch in batches(run_dir):
-        for name in (ARRAYS_FILE, OLD_FILE) if batch < before else ():
-            (folder_of(run_dir, batch) / name).unlink(missing_ok=True)
+    for batch in reversed(batches(run_dir)):
+        folder = folder_of(run_dir, batch)
+        if batch < before and not (folder / ARRAYS_FILE).exists():
+            return  # nor have those before it: a long run has tens of thousands
+        others = (path for path in folder.glob("*.npz") if path.name != ARRAYS_FILE)
+        for path in (*others, folder / ARRAYS_FILE) if batch < before else ():
+            path.unlink(missing_ok=True)
 
 
 def _packed(arrays: Mapping[str, Array]) -> bytes:
@@ -362,8 +367,12 @@ def _packed(arrays: Mapping[str, Array]) -> bytes:
 
 
 def _unpacked(folder: Path, name: str, dtypes: Mapping[str, type]) -> dict[str, Array]:
-    with np.load(inside(folder, name), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in dtypes}
+    """Arrays of a file. OSError, ValueError, LookupError, BadZipFile: it is damaged."""
+    try:
+        with np.load(inside(folder, name), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in dtypes}
+    except (EOFError, RuntimeError, zlib.error) as error:  # an empty file, a zip of another kind
+        raise ValueError(str(error)) from None
 
 
 def _damaged(folder: Path, error: Exception) -> ConfigError:
