@@ -1,5 +1,7 @@
 """Rewards of rollouts: parts, weights, what has no score, and that no bad answer hurts the run."""
 
+import contextlib
+import os
 import re
 import time
 from dataclasses import replace
@@ -331,3 +333,19 @@ GERMAN = (
 def test_language_is_that_of_thinking_and_answer(text, language, low, high):
     share, reason = form.language_share(text, language, ENGLISH)
     assert low <= share <= high and bool(reason) == (share < 1)
+
+
+def test_verifiers_are_as_many_as_the_processors_of_the_job(monkeypatch):
+    """Of a node that is shared, not as many as the machine has."""
+    started = []
+
+    def starting(workers, seconds):
+        started.append(workers)
+        return contextlib.nullcontext(InProcess())
+
+    monkeypatch.setattr("megatron_qwen3.posttrain.rewards.rewards.Verifiers", starting)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
+    for settings in (config_of(), config_of(verify_workers=2)):
+        with Rewards(settings, Path("/nowhere")):
+            pass
+    assert started == [3, 2]

@@ -90,7 +90,7 @@ class Rewards:
 
     def __enter__(self) -> Self:
         if self._verifiers is None:
-            workers = self._config.rl.verify_workers or os.cpu_count() or 1
+            workers = self._config.rl.verify_workers or len(os.sched_getaffinity(0))
             made = Verifiers(workers, self._config.rl.verify_seconds)
             self._verifiers = self._opening.enter_context(made)
         if self._own_judge is not None:

@@ -32,7 +32,7 @@ class Sandbox:
 
     def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
         self.limits = limits or Limits()
-        self.workers = workers if workers is not None else os.cpu_count() or 1
+        self.workers = workers if workers is not None else len(os.sched_getaffinity(0))
         if self.workers < 1:
             raise ConfigError(f"sandbox: workers = {workers}; valid: at least 1")
         self._cache = _Cache(_CACHED_BYTES)
