@@ -193,9 +193,9 @@ def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[
         sequences = int(engine.model.sum_over_data(count).item())
         if not sequences:
             raise BadBatch(f"rl.loss.rejection = {config.rl.loss.rejection!r} rejects all tokens")
-    state = batch.record.state
+    state, masked = batch.record.state, batch.masked[update] + len(rows.rollouts) - sequences
     objective = policy_objective(
-        config, sequences, batch.masked[update], state["entropy_coefficient"], OLD in made.extra
+        config, sequences, masked, state["entropy_coefficient"], OLD in made.extra
     )
     tokens = state["tokens"] + sum(state["update_tokens"][: update + 1])
     left_out = of_first(partial(resume.left_out_tokens, run)) if run.left_out else 0

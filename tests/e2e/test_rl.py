@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import broken
 import chaos
@@ -297,3 +298,26 @@ def test_log_probs_before_a_first_update_that_comes_again_are_said_again(whole, 
     assert records.clean(tmp_path / "run", step) == [2]
     assert (folder_of(tmp_path / "run", 1) / "old.npz").exists() == (step == 3)
     assert (folder_of(tmp_path / "run", 0) / "old.npz").exists()
+
+
+def answers_counted(arguments):
+    """Of each update the answers that are trained, and those that are not, with one rejected."""
+    counts, objective = [], rl.policy_objective
+
+    def rejecting(batch, _):
+        weights_BS = batch.weights_BS.clone()
+        weights_BS[0, batch.extra["sequence"][0] == 0] = 0
+        return replace(batch, weights_BS=weights_BS)
+
+    def counting(config, sequences, masked, *more):
+        counts.append((sequences, masked))
+        return objective(config, sequences, masked, *more)
+
+    rl.without_rejected, rl.policy_objective = rejecting, counting
+    assert told_by(arguments)[0] == 0
+    return counts
+
+
+def test_an_answer_that_is_rejected_whole_is_one_of_the_masked(settings, tmp_path):
+    (counts,) = run_ranks(answers_counted, 1, arguments(settings, tmp_path, "train.steps=2"))
+    assert counts == [(7, 1), (7, 1)]
