@@ -62,7 +62,8 @@ __all__ = [
 
 
 _LONGEST_SHOWN = 80  # characters of a value
-_PATHS = {"checkpoint.init_from", "sft.teacher.path"}  # in which {dir} is run.dir
+# In these {dir} is run.dir.
+_PATHS = {"checkpoint.init_from", "sft.teacher.path", "distill.teacher.path"}
 
 
 def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:

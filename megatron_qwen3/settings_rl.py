@@ -228,7 +228,6 @@ class RlConfig:
     )
     verify_seconds: float = setting(30.0, "that verifying an answer may take", above=0)
     repeated: int = setting(40, "tokens of an n-gram that rewards.repetition counts", at_least=2)
-    eval_prompts: int = setting(64, "held-out tasks of each source that are asked", at_least=0)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     kl: KlConfig = field(default_factory=KlConfig)
@@ -241,13 +240,15 @@ class RlConfig:
 class ScoringTeacherConfig:
     """The teacher that scores what its student sampled, in a layout of its own."""
 
-    path: str = setting("", "run folder, checkpoint, folder of Hugging Face's format")
+    path: str = setting(
+        "", "run folder, checkpoint or folder of Hugging Face's format; {dir} is run.dir"
+    )
     url: str = setting("", "or the address of one that is served, ending in /v1")
     tensor: int = setting(1, "ranks that split each matrix of the teacher", at_least=1)
     pipeline: int = setting(1, "ranks that split its layers", at_least=1)
     expert: int = setting(1, "ranks that split its experts", at_least=1)
     in_turns: bool = setting(
-        False, "teacher and student's optimizer take turns in the GPU's memory"
+        False, "its weights and the student's optimizer take turns in the device's memory"
     )
 
 

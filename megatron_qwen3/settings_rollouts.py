@@ -129,6 +129,7 @@ class RolloutsConfig:
     keep_arrays: bool = setting(
         False, "keep ids and log-probs of all batches, not only those that a resume needs"
     )
+    eval_prompts: int = setting(64, "held-out tasks of each source that are asked", at_least=0)
     tasks: tuple[TaskSourceConfig, ...] = setting(
         (), "tables [[rollouts.tasks]]: name, path, weight, mode, rewards"
     )

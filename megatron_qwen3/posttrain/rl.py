@@ -59,20 +59,7 @@ from megatron_qwen3.training.run import Run
 
 def check(config: Config) -> list[Source]:
     """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong."""
-    origin.check(config)
-    resume.check(config)
-    tokenizer_check.check_size(config)
-    if not config.data.tokenizer:
-        raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
-    tokenizer_of(config)
-    check_engine(config)
-    if not config.rollouts.tasks:
-        raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
-    sources = [
-        Source.of(asked, open_source(asked.path, asked.name), config.rollouts.held_out)
-        for asked in config.rollouts.tasks
-    ]
-    rewards = Rewards(config, config.run_dir)
+    sources, rewards = sources_of(config), Rewards(config, config.run_dir)
     for source in sources:
         for number in range(source.tasks.size or 1):
             rewards.check(source.tasks.task(number))
@@ -83,18 +70,37 @@ def check(config: Config) -> list[Source]:
     return sources
 
 
+def sources_of(config: Config) -> list[Source]:
+    """The sources of tasks. ConfigError where there are none, or with all that a run begins with
+    that is wrong."""
+    origin.check(config)
+    resume.check(config)
+    tokenizer_check.check_size(config)
+    if not config.data.tokenizer:
+        raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
+    tokenizer_of(config)
+    check_engine(config)
+    if not config.rollouts.tasks:
+        raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
+    needs_rewards, fraction = config.run.mode == "rl", config.rollouts.held_out
+    return [
+        Source.of(asked, open_source(asked.path, asked.name, needs_rewards), fraction)
+        for asked in config.rollouts.tasks
+    ]
+
+
 def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint or record is intact; BadBatch, SaveFailed,
     EvaluationFailed: it stopped, and a person must look.
     """
-    with Run(config, layout) as run, _opened(run, inputs) as rollouts:
+    with Run(config, layout) as run, opened(run, inputs) as rollouts:
         reference = _reference(config, layout)
         entropies = of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
         for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):
-            number, update = divmod(step, config.rl.updates)
+            number, update = divmod(step, config.batch_updates)
             if batch is None or batch.record.batch != number:
                 batch = _next(run, rollouts, reference, number, step, entropies)
             rows = batch.rows[update]
@@ -112,7 +118,7 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
 
 
 @contextmanager
-def _opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
+def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
     """What samples, on all ranks, and what rewards, on the first one."""
     config, model, tokenizer = run.config, run.engine.model, tokenizer_of(run.config)
     with ExitStack() as opening:
@@ -159,7 +165,7 @@ def _next(
 
     BadBatch where too many batches in a row left nothing to train.
     """
-    config, updates = run.config, run.config.rl.updates
+    config, updates = run.config, run.config.batch_updates
     since = [entropies[s] for s in range(step - updates, step) if s in entropies]
     record = rollouts.batch(number, step, since)
     if config.rollouts.lag and (number + 1) * updates < config.steps:
@@ -197,10 +203,15 @@ def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[
     objective = policy_objective(
         config, sequences, masked, state["entropy_coefficient"], OLD in made.extra
     )
-    tokens = state["tokens"] + sum(state["update_tokens"][: update + 1])
-    left_out = of_first(partial(resume.left_out_tokens, run)) if run.left_out else 0
-    positions = int((batch.record.lengths_N + batch.record.prompt_lengths_N)[rows.rollouts].sum())
-    return run.train(step, kept, objective, tokens - left_out, positions)
+    return run.train(step, kept, objective, *resume.counted(run, batch.record, rows, step))
+
+
+def rows_of(run: Run, record: Record, shares: Sequence[Sequence[int]]) -> list[Rows | None]:
+    """The rows of each update; None of one without rollouts."""
+    config, layout = run.config, run.engine.layout
+    unit = layout.tensor if config.parallel.sequence else 1
+    sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
+    return [Rows.of(record, share, *sizes) if share else None for share in shares]
 
 
 @dataclass(frozen=True)
@@ -219,11 +230,9 @@ class _Batch:
     @classmethod
     def of(cls, run: Run, record: Record, reference: Model | None) -> _Batch:
         """All ranks call it: old and reference log-probs are computed here."""
-        config, layout, model = run.config, run.engine.layout, run.engine.model
-        shares = record.updates(config.rl.updates, config.run.seed)
-        unit = layout.tensor if config.parallel.sequence else 1
-        sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
-        rows = [Rows.of(record, share, *sizes) if share else None for share in shares]
+        config, model = run.config, run.engine.model
+        shares = record.updates(config.batch_updates, config.run.seed)
+        rows = rows_of(run, record, shares)
         of_tokens = {SAMPLER: record.log_probs}
         if before.are_needed(config):
             of_tokens[OLD] = before.own(config, model, record, rows)

@@ -142,7 +142,7 @@ def _taught(
     asked = config.sft.teacher
     head = top_k(asked.top_k, asked.temperature)
     found = teacher.scores(batch, head, partial(_rows, mixture, config, step))
-    here = batch.to(teacher.device)
+    here = batch.to(teacher.model.device)
     return distill.with_targets(here, found["ids"], found["log_probs"], found["log_rest"])
 
 

@@ -2,14 +2,10 @@
 
     teacher = Teacher(config, layout, engine.data_rank)       # all ranks, once the student is built
     outputs = teacher.scores(batch, top_k(64), partial(rows, step))     # of this rank's own rows
-    matrix_vG = teacher.output_matrix(engine.model)           # for a head that compares all of it
 
 The student's data ranks need not be the teacher's: each of the teacher's scores its own share of
 the rows, read anew, and hands it to those whose rows they are. What it says of a row depends on
-neither layout.
-
-Legend: B rows, S positions, G the teacher's hidden size, V its vocabulary, v this tensor rank's
-slice of the student's.
+neither layout. Legend: B rows, S positions.
 """
 
 from collections.abc import Callable
@@ -42,10 +38,6 @@ class Teacher:
         self._mine, self._students = data_rank, layout.data
         self._has_same_ranks = self._ranks_are_the_students()
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
     def scores(
         self, batch: TokenBatch, head: Head, rows: Callable[[int, int], TokenBatch]
     ) -> Outputs:
@@ -76,32 +68,6 @@ class Teacher:
     def _ranks_are_the_students(self) -> bool:
         """Whether every rank has the same data rank in both layouts."""
         is_same = self.model.layout.data == self._students and self.model.data_rank == self._mine
-        everywhere = torch.tensor(int(is_same), device=self.device)
+        everywhere = torch.tensor(int(is_same), device=self.model.device)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
         return bool(everywhere.item())
-
-    @torch.no_grad()
-    def output_matrix(self, student: Model) -> Tensor | None:
-        """[v, G], a copy: the rows of the ids that this rank's slice of the student's logits has,
-        zeros where the teacher has none. None but on the student's last stage. All ranks call it.
-        """
-        whole_VG = self._whole_output_matrix()
-        if not student.chunks[-1].post_process:
-            return None
-        tensor = student.groups.ranks.tp
-        v = student.config.model.vocab_size // tensor.size()
-        rows_vG = whole_VG[tensor.rank() * v : (tensor.rank() + 1) * v]
-        slice_vG = whole_VG.new_zeros((v, whole_VG.shape[1]))
-        slice_vG[: len(rows_vG)] = rows_vG
-        return slice_vG
-
-    def _whole_output_matrix(self) -> Tensor:
-        """[V, G], on every rank, for a moment."""
-        model, ranks = self.model.config.model, self.model.groups.ranks
-        chunk = self.model.chunks[-1]
-        weight = chunk.output_weight() if chunk.post_process else next(chunk.parameters())
-        whole_VG = weight.new_empty((model.vocab_size, model.hidden_size))
-        if chunk.post_process:
-            dist.all_gather_into_tensor(whole_VG.view(-1), weight.reshape(-1), group=ranks.tp)
-        dist.broadcast(whole_VG, group=ranks.pp, group_src=ranks.pp.size() - 1)
-        return whole_VG

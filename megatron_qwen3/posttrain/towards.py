@@ -23,9 +23,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from megatron_qwen3.model.distributions import at_ids_with_entropy, top_k_and_label
 from megatron_qwen3.model.divergence import TEACHER_HIDDEN, against, hidden_states
 from megatron_qwen3.model.outputs import Head, Outputs
+from megatron_qwen3.model.teaching import at_ids_with_entropy, top_k_and_label
 from megatron_qwen3.posttrain.divergences import jensen_shannon, with_rest
 from megatron_qwen3.posttrain.policy import losses
 from megatron_qwen3.posttrain.policy.answers import Answers

@@ -31,6 +31,8 @@ class Turn:
         assert not self.is_away, "it has left already"
         storages = {}
         for tensor in self._tensors():
+            if not tensor.untyped_storage().resizable():  # as of what numpy has read from a file
+                tensor.data = tensor.detach().clone()
             storage = tensor.untyped_storage()
             storages[storage._cdata] = storage
         for storage in storages.values():

@@ -22,7 +22,7 @@ from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.hang import Heartbeat
 
-MORE = ("train.steps=6", "eval.every_steps=3", "rollouts.held_out=0.2", "rl.eval_prompts=3")
+MORE = ("train.steps=6", "eval.every_steps=3", "rollouts.held_out=0.2", "rollouts.eval_prompts=3")
 KEPT = "rollouts.keep_arrays=true"
 
 
@@ -237,7 +237,10 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
             "needs a reference: set rl.kl.reference, or checkpoint.init_from",
         ),
         ("rl.advantage.baseline=none rollouts.samples=1", "has nothing to compare an answer with"),
-        ("rollouts.held_out=1e-9", "held_out = 1e-09 holds out so few tasks that rl.eval_prompts"),
+        (
+            "rollouts.held_out=1e-9",
+            "held_out = 1e-09 holds out so few tasks that rollouts.eval_prompts",
+        ),
         ("optim.z_loss=0.1", 'no part of the objectives of run.mode = "rl"'),
         ("rollouts.thinking_budget=12", "thinking_budget = 12 leaves no room for an answer in"),
         ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),

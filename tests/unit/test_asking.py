@@ -75,13 +75,13 @@ def test_a_generators_tasks_come_one_after_the_other_without_an_end():
 
 @pytest.mark.parametrize("size", [400, None])
 def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
-    settings = config("rollouts.held_out=0.2", "rl.eval_prompts=30")
+    settings = config("rollouts.held_out=0.2", "rollouts.eval_prompts=30")
     (source,) = sources_of(settings, (size,))
     held_out = {each.number for each in asking.held_out(settings, source, encode)}
     trained = {each.number for each in asker(settings, (size,)).draw(300)}
     assert len(held_out) == 30 and not held_out & trained
     assert not set(source.held_out) & trained
-    other = config("rollouts.held_out=0.2", "run.seed=77", "rl.eval_prompts=10")
+    other = config("rollouts.held_out=0.2", "run.seed=77", "rollouts.eval_prompts=10")
     again = asking.held_out(other, *sources_of(other, (size,)), encode)
     assert {each.number for each in again} < held_out
     share = len(source.held_out) / size if size else 400 / max(source.first_held_out(400))
@@ -90,7 +90,7 @@ def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
 
 def test_sources_of_one_generator_hold_out_the_same_tasks():
     """In two modes, for example: what one evaluates the other must not train on."""
-    settings = config("rollouts.held_out=0.2", "rl.eval_prompts=30", sources=("a", "b"))
+    settings = config("rollouts.held_out=0.2", "rollouts.eval_prompts=30", sources=("a", "b"))
     one, other = sources_of(settings, (None, None))
     trained = {number for number, _ in islice(other.trained_from(0, 1), 400)}
     assert not trained & set(one.first_held_out(30))
@@ -192,7 +192,7 @@ def test_only_thinking_has_a_budget():
 
 
 def test_held_out_tasks_are_asked_once_in_each_mode_of_their_source():
-    settings = config("rollouts.held_out=0.3", "rollouts.mode=mixed", "rl.eval_prompts=5")
+    settings = config("rollouts.held_out=0.3", "rollouts.mode=mixed", "rollouts.eval_prompts=5")
     drawn = asking.held_out(settings, *sources_of(settings, (60,)), encode)
     assert Counter(d.number for d in drawn) == {d.number: 2 for d in drawn} and len(drawn) == 10
     assert all(d.ask.samples == 1 for d in drawn)

@@ -86,6 +86,19 @@ def test_values_and_gradients_are_those_of_whole_logits(
 
 
 @BETAS
+def test_in_bfloat16_it_is_as_near_as_bfloat16_is(beta):
+    student, teacher, labels = inputs(dtype=torch.bfloat16)
+    ours = compared(student, teacher, labels, beta, 2048)
+    exact, theirs = by_hand(student, teacher, labels, beta)
+    for mine, true in zip(ours[:4], theirs[:4], strict=True):
+        assert mine.dtype == torch.float32
+        near(mine.detach(), true.detach(), 2e-2)
+    found = torch.autograd.grad(ours[0].sum(), student)
+    for mine, true in zip(found, torch.autograd.grad(theirs[0].sum(), exact), strict=True):
+        assert (mine.double() - true).norm() < 2e-2 * true.norm()
+
+
+@BETAS
 @pytest.mark.parametrize("shared", [V - 1, 130])
 @pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 2048])
 def test_rows_of_padding_have_no_part_in_it(beta, shared, tile_bytes):

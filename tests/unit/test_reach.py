@@ -52,9 +52,9 @@ def reached(*modules):
     ("modules", "most"),
     [
         (("megatron_qwen3.training.engine",), 5900),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 15000),
-        (("megatron_qwen3.train", train.MODES["sft"]), 16850),
-        (("megatron_qwen3.train", train.MODES["reward"]), 14900),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 15050),
+        (("megatron_qwen3.train", train.MODES["sft"]), 16950),
+        (("megatron_qwen3.train", train.MODES["reward"]), 14950),
     ],
 )
 def test_a_reader_meets_few_lines_from(modules, most):

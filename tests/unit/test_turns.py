@@ -1,5 +1,6 @@
 """What takes turns in the device's memory is gone in between, and comes back to the bit."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,15 @@ def test_views_of_one_storage_stay_views_of_it():
     with torch.no_grad():
         second[0] = -1
     assert buffer[6] == -1
+
+
+def test_memory_that_is_not_torchs_own_can_leave_too():
+    weight = nn.Parameter(torch.from_numpy(np.arange(6.0)))
+    turn = Turn(lambda: [weight])
+    turn.leave()
+    assert weight.untyped_storage().nbytes() == 0
+    turn.come()
+    assert weight.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_what_is_away_cannot_leave_again():

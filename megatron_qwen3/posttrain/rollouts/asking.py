@@ -286,7 +286,7 @@ def held_out(config: Config, source: Source, encode: Encode) -> list[Drawn]:
     mode = source.settings.mode or config.rollouts.mode
     modes = (True, False) if mode == "mixed" else (mode == "thinking",)
     drawn = []
-    for number in source.first_held_out(config.rl.eval_prompts):
+    for number in source.first_held_out(config.rollouts.eval_prompts):
         task = source.tasks.task(number)
         for thinking in modes:
             seed = mixed(epoch_key(config.run.seed, f"held out\0{source.name}", 0), number) >> 1

@@ -30,7 +30,7 @@ from megatron_qwen3.posttrain.rewards.weights import PARTS
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Drawn, Outcome
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
-from megatron_qwen3.posttrain.rollouts.rollout import ERROR, STOP, Ask, Rollout
+from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, STOP, Ask, Rollout
 from megatron_qwen3.posttrain.watching.samples import pieces_of
 from megatron_qwen3.settings import Config
 
@@ -92,12 +92,14 @@ class Batch:
         self.groups += rewarded(drawn, made, decode, rewards, model_scores)
         self.seconds["reward"] += time.perf_counter() - began
         missing = self._config.rollouts.prompts - sum(map(self.is_kept, self.groups))
-        if missing <= 0 or not self._config.rl.filter or self.rounds > self._config.rl.refills:
+        if missing <= 0 or not self._filters or self.rounds > self._config.rl.refills:
             return []
         return self._ask(missing)
 
     def is_kept(self, group: Group) -> bool:
-        """Whether anything can be learned of a group."""
+        """Whether anything can be learned of a group; from a teacher something always can."""
+        if self._config.run.mode == "distill":
+            return True
         settings, totals = self._config.rl.advantage, group.totals
         if not self._config.rl.filter:
             return not np.isnan(totals).all()
@@ -119,11 +121,11 @@ class Batch:
         rewards = [reward for group in self.groups for reward in group.rewards]
         reward_N = np.array([g for group in self.groups for g in group.totals], np.float32)
         kept_N = np.array([self.is_kept(g) for g in self.groups for _ in g.rollouts], bool)
-        is_trained_N = kept_N & ~np.isnan(reward_N) & self._has_room(columns)
+        is_trained_N = kept_N & self._has_room(columns) & self._is_answer(columns, reward_N)
         parts = [_scores(reward) for reward in rewards]
         whole = Record(
             self.number,
-            self.number * config.rl.updates,
+            self.number * config.batch_updates,
             self.step,
             PARTS,
             **columns,
@@ -150,7 +152,7 @@ class Batch:
         for entropy in entropies:
             coefficient = next_coefficient(coefficient, entropy, settings)
         trained_N = record.trained_tokens_N
-        shares = record.updates(config.rl.updates, config.run.seed)
+        shares = record.updates(config.batch_updates, config.run.seed)
         in_a_row = {
             "empty": not trained_N.any(),
             "truncated_alone": len(record) and record.is_truncated_N.all(),
@@ -198,6 +200,18 @@ class Batch:
         self.rounds += 1
         self._asked_at = time.perf_counter()
         return [drawn.ask for drawn in self._drawn]
+
+    @property
+    def _filters(self) -> bool:
+        return self._config.rl.filter and self._config.run.mode == "rl"
+
+    def _is_answer(self, columns: Mapping[str, Any], reward_N: Array) -> Array:
+        """Whether each rollout is one to learn from: one that has a reward, or that a teacher can
+        be asked about."""
+        if self._config.run.mode == "rl":
+            return ~np.isnan(reward_N)
+        failed = [records.FINISHES.index(finish) for finish in (ABORT, ERROR)]
+        return ~np.isin(columns["finish_N"], failed)
 
     def _has_room(self, columns: Mapping[str, Any]) -> Array:
         """Whether a row holds each rollout: what agents' tools said may have made it too long."""

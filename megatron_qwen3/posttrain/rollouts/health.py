@@ -22,13 +22,17 @@ def lines(config: Config, record: Record) -> Iterator[str]:
     """What a person should know of the batch."""
     counts, answers, batch = record.counts, len(record), f"batch {record.batch}"
     limit = config.rollouts.max_new_tokens
+    needs_rewards = config.run.mode == "rl"
     if counts["truncated"] > TRUNCATED * answers:
+        then = "they are trained as others are"
+        if needs_rewards:
+            then = f'rl.truncated = "{config.rl.truncated}"'
         yield (
             f"{batch}: {counts['truncated']:,} of {answers:,} answers reached "
-            f'rollouts.max_new_tokens = {limit}; rl.truncated = "{config.rl.truncated}"'
+            f"rollouts.max_new_tokens = {limit}; {then}"
         )
     unscored = counts["unscored"] - counts["unscored_truncated"]
-    if unscored > UNSCORED * answers:
+    if needs_rewards and unscored > UNSCORED * answers:
         yield f"{batch}: {unscored:,} of {answers:,} answers have no reward: samples.jsonl says why"
     if counts["errors"] > FAILED * answers:
         yield f"{batch}: {counts['errors']:,} of {answers:,} answers failed"
@@ -42,7 +46,8 @@ def check(config: Config, record: Record) -> None:
     """BadBatch where it is the last of more batches than rl.most_empty without use. Answers that
     were cut are of none, unless they are scored like others."""
     most, state = config.rl.most_empty, record.state
-    if state["truncated_alone"] > most and config.rl.truncated != "scored":
+    is_lost = config.run.mode == "rl" and config.rl.truncated != "scored"
+    if state["truncated_alone"] > most and is_lost:
         raise BadBatch(
             f"batch {record.batch}: all answers of {state['truncated_alone']} batches in a row "
             f"reached rollouts.max_new_tokens = {config.rollouts.max_new_tokens}; raise it (with "

@@ -2,9 +2,9 @@
 
     results = evaluate(rollouts, goes_on)     # {"math": …, "mode thinking": …, "all": …}
 
-Each held-out task, rl.eval_prompts of a source, is answered once in each mode that its source is
-trained in, sampled as in training, with seeds of its own that no step changes. One that was cut at
-its limit is not right, whatever rl.truncated says of training.
+Each held-out task, rollouts.eval_prompts of a source, is answered once in each mode that its source
+is trained in, sampled as in training, with seeds of its own that no step changes. One that was cut
+at its limit is not right, whatever rl.truncated says of training.
 """
 
 from __future__ import annotations

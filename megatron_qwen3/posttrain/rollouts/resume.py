@@ -9,9 +9,12 @@ forget(config, step)                # arrays that no resume needs any more
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
+from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import folder_of
+from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.folder import checkpoints, step_of
 from megatron_qwen3.training.metrics_file import FILE_NAME, read_rows
@@ -36,7 +39,7 @@ def begin(run: Run) -> dict[int, float]:
 
 
 def _entropies(run: Run, step: int) -> dict[int, float]:
-    first, left_out = step - 2 * run.config.rl.updates, set(_steps(run))
+    first, left_out = step - 2 * run.config.batch_updates, set(_steps(run))
     found = {}
     for row in read_rows(run.config.run_dir / FILE_NAME):
         done = row["step"] - 1
@@ -55,10 +58,10 @@ def check(config: Config) -> None:
             before = len(records.read_about(folder)["state"]["update_tokens"])
         except (ConfigError, LookupError, TypeError):
             continue  # it goes away when the run begins
-        if before != config.rl.updates:
+        if before != config.batch_updates:
             raise ConfigError(
-                f"rl.updates = {config.rl.updates}, but {folder} was made for {before}, which a "
-                "run keeps; with another run.name, checkpoint.init_from = "
+                f"{config.run.mode}.updates = {config.batch_updates}, but {folder} was made for "
+                f"{before}, which a run keeps; with another run.name, checkpoint.init_from = "
                 f'"{config.run_dir}" starts from its weights'
             )
 
@@ -74,7 +77,7 @@ def roll_back(run: Run, step: int) -> int:
 
 def left_out_tokens(run: Run) -> int:
     """Tokens of the updates that the run has left out so far."""
-    updates, total = run.config.rl.updates, 0
+    updates, total = run.config.batch_updates, 0
     for step in _steps(run):
         batch, update = divmod(step, updates)
         folder = folder_of(run.config.run_dir, batch)
@@ -83,11 +86,20 @@ def left_out_tokens(run: Run) -> int:
     return total
 
 
+def counted(run: Run, record: Record, rows: Rows, step: int) -> tuple[int, int]:
+    """Tokens that are trained when an update is done, and positions of it; all ranks call it."""
+    state = record.state
+    tokens = state["tokens"] + sum(state["update_tokens"][: step - record.first_step + 1])
+    left_out = of_first(partial(left_out_tokens, run)) if run.left_out else 0
+    positions = int((record.lengths_N + record.prompt_lengths_N)[rows.rollouts].sum())
+    return tokens - left_out, positions
+
+
 def forget(config: Config, step: int) -> None:
     """Drop the arrays of batches that no checkpoint, nor the run at `step`, goes on with."""
     if not config.rollouts.keep_arrays:
         steps = [*map(step_of, checkpoints(config.run_dir)), step]
-        records.forget_arrays(config.run_dir, min(steps) // config.rl.updates)
+        records.forget_arrays(config.run_dir, min(steps) // config.batch_updates)
 
 
 def _steps(run: Run) -> Iterable[int]:

@@ -74,8 +74,9 @@ class Rows:
     def batch(
         self, data_rank: int, of_rollouts: Mapping[str, Array], of_tokens: Mapping[str, Array]
     ) -> TokenBatch:
-        """This data rank's rows. What is of each rollout [N] and token [T] becomes extras [R, S] of
-        float32, 0 where no token of an answer is the label, beside SEQUENCE and SHARE."""
+        """This data rank's rows. What is of each rollout [N] and token [T, …] becomes extras
+        [R, S, …], float32 or whole numbers as they are, 0 where no token of an answer is the label,
+        beside SEQUENCE and SHARE."""
         record, rows = self.record, self.of_rank(data_rank)
         tokens_RS = np.zeros((len(rows), self.length), np.int64)
         labels_RS = np.zeros_like(tokens_RS)
@@ -101,7 +102,10 @@ class Rows:
         columns = {**{k: x_N[rollout_T] for k, x_N in of_rollouts.items()}, **of_tokens}
         extra = {}
         for name, values_T in columns.items():
-            spread_RS = np.zeros(place_RS.shape, np.float32)
+            of_place, dtype = values_T.shape[1:], values_T.dtype
+            if not np.issubdtype(dtype, np.integer):
+                dtype = np.dtype(np.float32)
+            spread_RS = np.zeros((*place_RS.shape, *of_place), dtype)
             spread_RS[is_answer_RS] = values_T[place_RS[is_answer_RS]]
             extra[name] = torch.from_numpy(spread_RS)
         extra[SEQUENCE] = torch.from_numpy(self._sequence_RS[self._slice(data_rank)])

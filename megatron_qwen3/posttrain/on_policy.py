@@ -1,0 +1,102 @@
+"""On-policy distillation: a student learns from its teacher on what it writes itself.
+
+    python -m megatron_qwen3.train examples/stages/distill_2_on_policy.toml MODEL.toml
+
+The flow of a batch is that of reinforcement learning (`rl.py`), in either mode of thinking: the
+student answers tasks, the answers are written into the run folder, each update trains its share of
+them. In place of a reward the teacher says of every sampled token which it would have chosen
+(`scorers.py`), and the student moves towards it (`towards.py`). Answers that reached their limit
+are trained as others are, and no group is left out. Verifiers, of tasks that have them, say how
+often answers are right, and have no part in the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import teacher_settings
+from megatron_qwen3.posttrain.rl import opened, rows_of, sources_of, told
+from megatron_qwen3.posttrain.rollouts import health, resume
+from megatron_qwen3.posttrain.rollouts.asking import Source
+from megatron_qwen3.posttrain.rollouts.held_out import evaluate
+from megatron_qwen3.posttrain.rollouts.maker import Rollouts
+from megatron_qwen3.posttrain.rollouts.record import Record
+from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.scorers import Scorer, scorer_of, without_unknown
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training.bad_batch import BadBatch
+from megatron_qwen3.training.run import Run
+
+
+def check(config: Config) -> list[Source]:
+    """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong
+    with them, or with the teacher."""
+    sources = sources_of(config)
+    if config.distill.teacher.path:
+        own = teacher_settings.tokenizer_sha256(config.data.tokenizer)
+        tokenizers = {f"data.tokenizer = {config.data.tokenizer}": own}
+        teacher_settings.check(config, launcher.world_size(), tokenizers)
+    return sources
+
+
+def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
+    """Train a stage on this rank; False where it stopped early, to be continued.
+
+    Raises ConfigError where no checkpoint or record is intact, or a served teacher does not answer;
+    BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
+    """
+    with Run(config, layout) as run, opened(run, inputs) as rollouts:
+        scorer = scorer_of(config, layout, run.engine, partial(run.beat, "teacher"))
+        of_first(lambda: resume.begin(run))
+        batch: _Batch | None = None
+        for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):
+            number, update = divmod(step, config.batch_updates)
+            if batch is None or batch.record.batch != number:
+                batch = _next(run, rollouts, scorer, number, step)
+            rows = batch.rows[update]
+            if rows is None:
+                run.log.note(f"step {step + 1}: no answer is left to train")
+                continue
+            try:
+                _train(run, scorer, batch.record, rows, step)
+            except BadBatch as error:
+                batch = None  # after a rollback it may be another
+                run.leave_out(step, f"{error}; its answers are of batch {number}")
+                of_first(partial(resume.roll_back, run, step))
+    return run.is_done
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A record, and the rows of each of its updates, None of one without answers."""
+
+    record: Record
+    rows: list[Rows | None]
+
+
+def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) -> _Batch:
+    """The batch that a step is of, read or made; with lag the one after it is made now, too."""
+    config, updates = run.config, run.config.batch_updates
+    record = rollouts.batch(number, step)
+    if config.rollouts.lag and (number + 1) * updates < config.steps:
+        rollouts.batch(number + 1, step)
+    for line in health.lines(config, record):
+        run.log.note(line)
+    health.check(config, record)
+    if step == record.first_step:
+        run.sampled(step, told(record, 0.0))
+    of_first(lambda: resume.forget(config, step))
+    known = without_unknown(record, scorer.known)
+    if lost := int(record.is_trained_N.sum() - known.is_trained_N.sum()):
+        run.log.note(f"batch {number}: {lost:,} answers have ids that the teacher does not know")
+    return _Batch(known, rows_of(run, known, known.updates(updates, config.run.seed)))
+
+
+def _train(run: Run, scorer: Scorer, record: Record, rows: Rows, step: int) -> None:
+    """One update."""
+    batch = scorer.batch(record, rows)
+    run.train(step, batch, scorer.objective, *resume.counted(run, record, rows, step))

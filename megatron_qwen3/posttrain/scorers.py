@@ -1,0 +1,205 @@
+"""What a teacher says of rollouts: a second model in memory, or one that is served.
+
+    scorer = scorer_of(config, layout, engine)                  # all ranks
+    batch = scorer.batch(record, rows)                          # of an update, on all ranks
+    engine.train_step(batch, scorer.objective, rate)
+
+A model in memory scores the rows of each update right before it. What a served one says may differ
+from one time to the next, so the first rank asks once about all of a batch and keeps the answers
+beside the record, in `teacher.npz`: a run that is resumed in mid-batch trains on the same ones.
+
+Legend: T tokens of all rollouts of a record one after another, K ids of each; R rows, S positions.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import towards
+from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
+from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.output_matrix import output_matrix
+from megatron_qwen3.posttrain.policy.objective import SAMPLER
+from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
+from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.teacher import Teacher
+from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import Objective
+from megatron_qwen3.training.optim import state_tensors
+from megatron_qwen3.training.turns import Turn
+
+TEACHER_FILE = "teacher.npz"  # in the folder of a record
+_AT_ONCE = 64  # rollouts that a served teacher is asked about before a sign of life is given
+_ANSWER = {"ids": np.int64, "log_probs": np.float32, "log_rest": np.float32, "log_prob": np.float32}
+
+
+class Scorer(Protocol):
+    """objective: what is trained; known: how many ids, from 0 on, the teacher knows."""
+
+    objective: Objective
+    known: int
+
+    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+        """An update's rows of this data rank with what the teacher says; all ranks call it."""
+        ...
+
+
+def scorer_of(
+    config: Config, layout: Layout, engine: Engine, beat: Callable[[], None] = lambda: None
+) -> Scorer:
+    """The one of distill.teacher. beat: is called now and then while one that is served is asked.
+    ConfigError where its weights are damaged."""
+    if config.distill.teacher.url:
+        return ServedScorer(config, engine.data_rank, beat)
+    return OwnScorer(config, layout, engine)
+
+
+class OwnScorer:
+    """A second model; with distill.teacher.in_turns its weights and the student's optimizer are in
+    the device's memory by turns."""
+
+    def __init__(self, config: Config, layout: Layout, engine: Engine) -> None:
+        self._data_rank = engine.data_rank
+        self._optimizer = Turn(lambda: state_tensors(engine.optimizer))
+        self._in_turns = config.distill.teacher.in_turns
+        if self._in_turns:
+            self._optimizer.leave()  # before the teacher's weights come
+        self._teacher = teacher = Teacher(config, layout, engine.data_rank)
+        self._weights = Turn(self._tensors)
+        model = teacher.model.config.model
+        self.known = min(model.vocab_size, config.model.vocab_size)
+        self._head = towards.asked_of(config, model.hidden_size)
+        is_whole = towards.is_whole(config.distill)
+        matrix_vG = output_matrix(teacher.model, engine.model) if is_whole else None
+        self.objective = towards.towards(config, model.hidden_size, matrix_vG, self.known)
+        if self._in_turns:
+            self._weights.leave()
+            self._optimizer.come()
+
+    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+        def read(first: int, count: int) -> TokenBatch:
+            members = rows.members[first : first + count]
+            return replace(rows, members=members, ranks=1).batch(0, {}, {})
+
+        batch = rows.batch(self._data_rank, {}, {SAMPLER: record.log_probs})
+        with self._teachers_turn():
+            answer = self._teacher.scores(batch, self._head, read)
+        return towards.with_answer(batch.to(self._teacher.model.device), answer)
+
+    @contextmanager
+    def _teachers_turn(self) -> Iterator[None]:
+        if self._in_turns:
+            self._optimizer.leave()
+            self._weights.come()
+        yield
+        if self._in_turns:
+            self._weights.leave()
+            self._optimizer.come()
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        for chunk in self._teacher.model.chunks:
+            yield from chunk.parameters()
+            yield from chunk.buffers()
+
+
+class ServedScorer:
+    """vLLM, which the first rank asks about all rollouts of a batch, once. beat: is called on all
+    ranks before each part of the questions."""
+
+    def __init__(
+        self, config: Config, data_rank: int, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config, self._data_rank, self._beat = config, data_rank, beat
+        self.known = config.model.vocab_size
+        self.objective = towards.towards(config)
+        self._record: Record | None = None
+        self._answer: dict[str, Array] = {}
+
+    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+        if record is not self._record:  # after a rollback a number may be another batch's
+            self._record, self._answer = record, self._of_batch(record)
+        of_tokens = {SAMPLER: record.log_probs, **self._answer}
+        batch = rows.batch(self._data_rank, {}, of_tokens)
+        answer = {name: batch.extra[name] for name in _ANSWER}
+        others = {name: x for name, x in batch.extra.items() if name not in _ANSWER}
+        return towards.with_answer(replace(batch, extra=others), answer)
+
+    def _of_batch(self, record: Record) -> dict[str, Array]:
+        """[T, K] and [T] each of `_ANSWER`, from the record's folder; asked where it has none."""
+        path = folder_of(self._config.run_dir, record.batch) / TEACHER_FILE
+
+        if not of_first(path.exists):
+            self._ask(record, path)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in _ANSWER}
+        except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+            found, fault = {}, str(error)
+        shapes = _shapes(record, towards.ids_of(self._config.distill))
+        if {name: x.shape for name, x in found.items()} != shapes:
+            why = fault if not found else "other tokens, or another distill.top_k"
+            raise ConfigError(f"{path}: not what a teacher said of this batch: {why}; remove it")
+        return found
+
+    def _ask(self, record: Record, path: Path) -> None:
+        K = towards.ids_of(self._config.distill)
+        found = {name: np.zeros(s, _ANSWER[name]) for name, s in _shapes(record, K).items()}
+        numbers = np.flatnonzero(record.trained_tokens_N)
+        for start in range(0, len(numbers), _AT_ONCE):
+            self._beat()
+            of_first(partial(self._ask_about, numbers[start : start + _AT_ONCE], record, found))
+        of_first(partial(_write, path, found))
+
+    def _ask_about(self, numbers: Array, record: Record, found: dict[str, Array]) -> None:
+        """Have what the teacher says of some rollouts in its places."""
+        config, K = self._config, towards.ids_of(self._config.distill)
+        url, tokenizer = config.distill.teacher.url, config.data.tokenizer
+        with EndpointTeacher(url, tokenizer, self.known, K, Limits()) as teacher:
+            told = teacher.told([_sample(record, n) for n in numbers])
+        for n, (targets, label_log_probs) in zip(numbers, told, strict=True):
+            places = record.places(n)
+            here = places.start + np.flatnonzero(record.sampled[places])
+            found["ids"][here], found["log_probs"][here] = targets.ids, targets.log_probs
+            found["log_rest"][here], found["log_prob"][here] = targets.log_rest, label_log_probs
+
+
+def _write(path: Path, arrays: dict[str, Array]) -> None:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    write_whole(path, [file.getvalue()])
+
+
+def _shapes(record: Record, K: int) -> dict[str, tuple[int, ...]]:
+    T = len(record.log_probs)
+    return {"ids": (T, K), "log_probs": (T, K), "log_rest": (T,), "log_prob": (T,)}
+
+
+def _sample(record: Record, n: int) -> Sample:
+    """Rollout n, as a teacher is asked about its sampled tokens."""
+    prompt, tokens = record.prompt(n), record.tokens(n)
+    trained = np.concatenate([np.zeros(len(prompt), bool), record.sampled[record.places(n)]])
+    return Sample(np.concatenate([prompt, tokens]).astype(np.int64), trained)
+
+
+def without_unknown(record: Record, known: int) -> Record:
+    """The record, in which answers with an id that the teacher does not know are not trained: a
+    model with more rows than its tokenizer has tokens may sample one of the others."""
+    of_ids = np.repeat(np.arange(len(record)), record.lengths_N + record.prompt_lengths_N)
+    is_unknown_N = np.bincount(of_ids, record.ids >= known, minlength=len(record)) > 0
+    return replace(record, is_trained_N=record.is_trained_N & ~is_unknown_N)

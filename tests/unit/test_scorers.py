@@ -1,0 +1,98 @@
+"""What a teacher said of a batch of rollouts lies beside its record, and is that batch's."""
+
+import numpy as np
+import pytest
+import records as made
+import served_teacher
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.posttrain import scorers
+from megatron_qwen3.posttrain.rollouts.record import folder_of
+from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.scorers import TEACHER_FILE, ServedScorer, without_unknown
+
+K, VOCABULARY = 3, 320
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """The first rank of one."""
+    monkeypatch.setattr(scorers, "of_first", lambda do: do())
+
+
+def config_of(tmp_path, address, *more):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    base = ["run.mode=distill", "train.steps=1", "model.preset=tiny-dense", f"run.dir={tmp_path}"]
+    base += [f"distill.teacher.url={address}", f"distill.top_k={K}", "run.name=run"]
+    base += [f"model.vocab_size={VOCABULARY}", f"data.tokenizer={tmp_path}"]
+    return load([], [*base, *more])
+
+
+def rows_of(record):
+    trained = np.flatnonzero(record.trained_tokens_N).tolist()
+    return Rows.of(record, trained, length=64, ranks=1)
+
+
+def test_each_sampled_token_is_a_label_with_what_the_teacher_says_of_its_place(tmp_path):
+    record = made.of_batch(1)
+    with served_teacher.served(VOCABULARY) as (address, bodies):
+        config = config_of(tmp_path, address)
+        folder = folder_of(config.run_dir, 1)
+        record.write(folder)
+        rows = rows_of(record)
+        batch = ServedScorer(config, 0).batch(record, rows)
+        asked = len(bodies)
+        assert asked == len(rows.rollouts)
+        again = ServedScorer(config, 0).batch(record, rows)  # as a run that is resumed
+        assert len(bodies) == asked
+    assert batch.weights_BS.sum() == record.trained_tokens_N.sum()
+    for name, x in batch.extra.items():
+        assert again.extra[name].equal(x), name
+    checked = 0
+    for row, members in enumerate(rows.members):
+        end = 0
+        for n in members:
+            ids = [*record.prompt(n).tolist(), *record.tokens(n).tolist()]
+            for place in range(len(record.prompt(n)), len(ids)):
+                here = end + place - 1
+                if not batch.weights_BS[row, here]:
+                    continue
+                log_p = served_teacher.log_p_after(ids[:place], VOCABULARY)
+                best = np.argsort(-log_p)[:K]
+                told = {name: x[row, here].numpy() for name, x in batch.extra.items()}
+                assert told["ids"].tolist() == best.tolist()
+                np.testing.assert_allclose(told["teacher_log_probs"], log_p[best], rtol=1e-5)
+                np.testing.assert_allclose(told["teacher_log_prob"], log_p[ids[place]], rtol=1e-5)
+                rest = np.log1p(-np.exp(log_p[best]).sum())
+                np.testing.assert_allclose(told["teacher_log_rest"], rest, rtol=1e-4)
+                checked += 1
+            end += len(ids) - 1
+    assert checked == record.trained_tokens_N.sum()
+
+
+@pytest.mark.parametrize("how", ["another top_k", "cut"])
+def test_what_is_of_another_batch_or_damaged_is_told_in_a_line(tmp_path, how):
+    record = made.of_batch(1)
+    with served_teacher.served(VOCABULARY) as (address, _):
+        config = config_of(tmp_path, address)
+        record.write(folder_of(config.run_dir, 1))
+        ServedScorer(config, 0).batch(record, rows_of(record))
+        if how == "cut":
+            file = folder_of(config.run_dir, 1) / TEACHER_FILE
+            file.write_bytes(file.read_bytes()[:100])
+        else:
+            config = config_of(tmp_path, address, f"distill.top_k={K + 1}")
+        with pytest.raises(ConfigError, match=r"teacher\.npz: not what a teacher said .*remove it"):
+            ServedScorer(config, 0).batch(record, rows_of(record))
+
+
+def test_an_answer_with_an_id_that_the_teacher_does_not_know_is_not_trained():
+    record = made.of_batch(1)
+    last = max(int(record.tokens(n).max()) for n in np.flatnonzero(record.is_trained_N))
+    same = without_unknown(record, last + 1)
+    assert same.is_trained_N.tolist() == record.is_trained_N.tolist()
+    cut = without_unknown(record, last)
+    for n in range(len(record)):
+        is_known = record.tokens(n).max() < last
+        assert cut.is_trained_N[n] == (record.is_trained_N[n] and is_known)
+    assert cut.is_trained_N.sum() < record.is_trained_N.sum()
