@@ -74,7 +74,7 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-full: test-slow test-machines chaos
+full: test-slow test-vllm test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
