@@ -92,7 +92,8 @@ def _single_setting_faults(config: Config) -> Iterator[str]:
 
 def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
     if "choices" in rule and value not in rule["choices"]:
-        yield f'{name} = "{value}" is not one of {", ".join(rule["choices"])}'
+        valid = ", ".join(choice for choice in rule["choices"] if choice)  # "" is to leave it out
+        yield f'{name} = "{value}" is not one of {valid}'
     if "at_least" in rule and not value >= rule["at_least"]:
         yield f"{name} = {value} must be at least {rule['at_least']}"
     if "at_most" in rule and not value <= rule["at_most"]:

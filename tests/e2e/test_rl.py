@@ -228,6 +228,10 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
     ("change", "says"),
     [
         ("rollouts.tasks=[]", "rollouts.tasks is empty"),
+        (
+            "rollouts.tasks=[{name='x',path='own:json',mode='think'}]",
+            "mode of 'x' = \"think\" is not one of thinking, non_thinking, mixed",
+        ),
         ("data.tokenizer=", "data.tokenizer is needed to ask tasks"),
         ("rollouts.rows=2", "rollouts.samples = 4 exceeds rollouts.rows = 2"),
         ("rollouts.max_new_tokens=64", "leaves no room for a prompt in data.sequence_length = 64"),
