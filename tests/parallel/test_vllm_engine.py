@@ -6,6 +6,7 @@ They take weights by the worker extension itself, so what is compared after a re
 import contextlib
 import os
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Refit
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client
 from megatron_qwen3.settings_rollouts import RolloutsConfig, VllmConfig
 
 
@@ -108,6 +110,43 @@ def folders(tmp_path_factory):
     return [str(home / str(number)) for number in range(2)]
 
 
+def refits_watched(folders, urls, home, way):
+    """Buckets, signs of life, waits, and the calls that were made outside a wait, on each rank."""
+    state, unwatched, ask = Counter(), [], Client._ask
+
+    @contextlib.contextmanager
+    def waiting():
+        state.update(waits=1, now=1)
+        yield
+        state["now"] -= 1
+
+    def noting(self, path, *args):
+        if not state["now"] and way == "folder":
+            unwatched.append(path)
+        return ask(self, path, *args)
+
+    Client._ask = noting
+    source = Source(Path(folders[0]))
+    settings = ["parallel.tensor=2"]
+    config = config_of(source.config(settings, 2), urls, home, way)
+    model = load(source, config, start(config))
+    watched = {"alive": lambda: state.update(alive=1), "waiting": waiting}
+    with VllmEngine(config, model, (2,), lambda _: None, **watched) as engine:
+        engine.refit(1)
+        buckets = len(engine._weights.plan(config.rollouts.vllm.bucket_bytes))
+    return buckets, state["alive"], state["waits"], unwatched
+
+
+@pytest.mark.parametrize("way", ["folder", "gloo"])
+def test_a_refit_gives_signs_of_life_and_what_servers_take_is_no_hang(folders, tmp_path, way):
+    with running(Server(folders[0])) as urls:
+        results = run_ranks(refits_watched, 2, folders, urls, tmp_path, way)
+    for buckets, alive, waits, unwatched in results:
+        assert buckets > 2 and alive >= buckets and not unwatched
+        assert waits >= 4
+    assert way == "gloo" or results[0] == results[1]
+
+
 def asks():
     return [
         Ask(f"task {n}", (20 + n, 21, 22), n, 2, 5, thinking=n == 1, thinking_budget=2 * (n == 1))
@@ -115,17 +154,21 @@ def asks():
     ]
 
 
-def sampled(folders, urls, home, settings, way, versions=(1, 2)):
-    """After each folder's weights: the rollouts and what the refit found; or the error's text."""
-    source = Source(Path(folders[0]))
-    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+def config_of(config, urls, home, way):
     served = VllmConfig(urls=tuple(urls), refit=way, bucket_bytes=20_000, restarts=1)
-    config = replace(
+    return replace(
         config,
         run=replace(config.run, dir=str(home)),
         data=replace(config.data, sequence_length=64),
         rollouts=RolloutsConfig(engine="vllm", temperature=0.8, vllm=served),
     )
+
+
+def sampled(folders, urls, home, settings, way, versions=(1, 2)):
+    """After each folder's weights: the rollouts and what the refit found; or the error's text."""
+    source = Source(Path(folders[0]))
+    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+    config = config_of(config, urls, home, way)
     tokenizer = tokenizer_of(config)
     model = load(source, config, start(config))
     ends, found, beats = stop_ids(source, config, tokenizer), [], []

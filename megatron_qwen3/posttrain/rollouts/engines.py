@@ -6,7 +6,7 @@ rollouts.engine says which, rollouts.agent whether it calls tools; all ranks ope
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.posttrain.rollouts import environments, vllm_check
 from megatron_qwen3.posttrain.rollouts.agents import Agents
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
+from megatron_qwen3.posttrain.rollouts.refit import Waiting
 from megatron_qwen3.posttrain.rollouts.rollout import RolloutEngine
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
 from megatron_qwen3.settings import Config
@@ -26,15 +27,20 @@ from megatron_qwen3.training.model import Model
 
 @contextmanager
 def open_engine(
-    config: Config, model: Model, tokenizer: Any, beat: Callable[[], None]
+    config: Config,
+    model: Model,
+    tokenizer: Any,
+    beat: Callable[[], None],
+    alive: Callable[[], None] = lambda: None,
+    waiting: Waiting = nullcontext,
 ) -> Iterator[RolloutEngine]:
     """The engine of the settings, with its tools, closed at the end. beat: is called while it
-    samples.
+    samples, on all ranks alike, and may raise to end that; alive, waiting: as of `VllmEngine`.
 
     ConfigError where servers of vLLM do not start, or tools cannot be had.
     """
     agent = config.rollouts.agent
-    with _sampling(config, model, tokenizer, beat) as engine:
+    with _sampling(config, model, tokenizer, beat, alive, waiting) as engine:
         if not agent.environment:
             yield engine
             return
@@ -44,12 +50,17 @@ def open_engine(
 
 @contextmanager
 def _sampling(
-    config: Config, model: Model, tokenizer: Any, beat: Callable[[], None]
+    config: Config,
+    model: Model,
+    tokenizer: Any,
+    beat: Callable[[], None],
+    alive: Callable[[], None],
+    waiting: Waiting,
 ) -> Iterator[RolloutEngine]:
     rollouts, ends = config.rollouts, ends_of([Path(config.data.tokenizer)], tokenizer)
     budget_of = partial(ThinkingBudget.of, tokenizer)
     if rollouts.engine == "vllm":
-        with VllmEngine(config, model, ends, budget_of, beat) as engine:
+        with VllmEngine(config, model, ends, budget_of, beat, alive, waiting) as engine:
             yield engine
     else:
         yield OwnEngine(model, ends, rollouts.temperature, rollouts.rows, budget_of, beat)

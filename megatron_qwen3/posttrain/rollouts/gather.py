@@ -13,7 +13,7 @@ a packed copy of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
@@ -87,11 +87,16 @@ class Gathered:
     def table(self) -> Table:
         return [row for weight, index in self._units for row in self._rows(weight, index)]
 
-    def buckets(self, most_bytes: int) -> Iterator[Bucket]:
-        """Every tensor once, in order; a bucket has more bytes only where one of ours has."""
+    def buckets(
+        self, most_bytes: int, alive: Callable[[], None] = lambda: None
+    ) -> Iterator[Bucket]:
+        """Every tensor once, in order; a bucket has more bytes only where one of ours has.
+
+        alive: is called before each, on every rank: a large model takes longer than a hang."""
         self._model.synchronize()
         mine = [tensor for _, tensor in self._mine()]
         for units in self.plan(most_bytes):
+            alive()
             yield self._gathered(units, mine)
 
     def plan(self, most_bytes: int) -> list[list[tuple[Weight, Index]]]:

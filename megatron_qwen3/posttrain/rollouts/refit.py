@@ -12,8 +12,9 @@ others are in the middle of sending to it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -29,6 +30,7 @@ from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import whole_folder
 
+Waiting = Callable[[], AbstractContextManager[object]]
 PATIENCE_SECONDS = 120.0  # for each message of an exchange
 
 
@@ -53,12 +55,18 @@ def write_config(config: Config, folder: Path) -> None:
         hf_config.write_config(beside, config.model, config.data.sequence_length, dtype, {})
 
 
-def write(weights: Gathered, folder: Path, most_bytes: int, leads: bool) -> Written:
+def write(
+    weights: Gathered,
+    folder: Path,
+    most_bytes: int,
+    leads: bool,
+    alive: Callable[[], None] = lambda: None,
+) -> Written:
     """Replace a folder by the weights of now, as files of safetensors; all ranks call it.
 
-    leads: on the first rank, which alone writes, and has the result.
+    leads: on the first rank, which alone writes, and has the result; alive: of each bucket.
     """
-    made, buckets = Written(weights.table if leads else []), weights.buckets(most_bytes)
+    made, buckets = Written(weights.table if leads else []), weights.buckets(most_bytes, alive)
     if leads:
         try:
             _write(made, folder, buckets)
@@ -105,16 +113,19 @@ def send(
     host: str,
     most_bytes: int,
     leads: bool,
+    alive: Callable[[], None] = lambda: None,
+    waiting: Waiting = nullcontext,
 ) -> None:
     """Broadcast the weights of now to all workers of some servers; all ranks call it.
 
-    way: "gloo" or "nccl"; host: the first rank's address for them. `to.faults` is filled on the
-    first rank.
+    way: "gloo" or "nccl"; host: the first rank's address for them; alive: of each bucket; waiting:
+    what the first rank is in until servers have taken them. `to.faults` is filled on the first
+    rank.
     """
-    buckets = weights.buckets(most_bytes)
+    buckets = weights.buckets(most_bytes, alive)
     if leads:
         try:
-            _send(weights, to, way, host, most_bytes, buckets)
+            _send(weights, to, way, host, most_bytes, buckets, waiting)
         except RuntimeError as error:  # of torch: a worker left, or did not come
             first = str(error).strip().splitlines()[0]
             to.faults = [fault or f"the exchange broke off ({first})" for fault in to.faults]
@@ -129,6 +140,7 @@ def _send(
     host: str,
     most_bytes: int,
     buckets: Any,
+    waiting: Waiting,
 ) -> None:
     size = 1 + sum(to.workers)
     to.faults = [""] * len(to.clients)
@@ -152,7 +164,8 @@ def _send(
             link.close()  # before they are waited for: they wait for us
             raise
         finally:
-            to.faults = [_fault(call) for call in calls]
+            with waiting():
+                to.faults = [_fault(call) for call in calls]
 
 
 def _fault(call: Future[Any]) -> str:

@@ -20,10 +20,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
@@ -43,6 +45,7 @@ from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.training.model import Model
 
+T = TypeVar("T")
 _SHARED_MEMORY = Path("/dev/shm")
 _WEIGHTS = "weights"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -70,12 +73,17 @@ class VllmEngine:
         ends: Sequence[int],
         budget_of: Callable[[int], ThinkingBudget],
         beat: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
+        waiting: refit.Waiting = nullcontext,
     ) -> None:
         """ends: ids that end an answer; budget_of: the thinking budget of so many tokens; beat: is
-        called now and then while answers are waited for, on all ranks."""
+        called now and then while answers are waited for, on all ranks; what it raises ends that.
+        alive: is called while servers start and of each bucket of weights; waiting: what all ranks
+        are in while servers take weights or answer, as long as these may take."""
         self._config, self._model = config, model
         self._ends = tuple(sorted(set(ends)))
         self._budget_of, self._beat = budget_of, beat
+        self._alive, self._waiting = alive, waiting
         self._leads, self._version = dist.get_rank() == 0, -1
         self._given: tuple[int, int] | None = None  # version, and the model's count of updates
         self._folder = folder_of(config)
@@ -96,7 +104,7 @@ class VllmEngine:
         try:
             of_first(start)
             while not of_first(lambda: self._fleet.are_up(WORD_SECONDS)):
-                self._beat()
+                self._alive()
         except BaseException:
             self._close()
             raise
@@ -137,7 +145,7 @@ class VllmEngine:
         """
         now = (version, self._model.weights_version)
         if now != self._given:
-            of_first(self._outdate)
+            self._of_servers(self._outdate)
             self._given, self._version, self._written = now, version, None
         self._bring_up_to_date()
 
@@ -151,12 +159,17 @@ class VllmEngine:
     def _bring_up_to_date(self) -> None:
         """Give their weights to the servers that wait for them; those that fail start again."""
         began = time.monotonic()
-        while numbers := of_first(self._paused):
+        while numbers := self._of_servers(self._paused):
             self._transfer(numbers)
-            answers = of_first(lambda: self._finish(numbers))
+            answers = self._of_servers(partial(self._finish, numbers))
             if answers:
                 self._compare(answers)
             self.refits.seconds = time.monotonic() - began
+
+    def _of_servers(self, ask: Callable[[], T]) -> T:
+        """What servers answer to the first rank, on all of them; they have limits of their own."""
+        with self._waiting():
+            return of_first(ask)
 
     def _paused(self) -> list[int]:
         """Numbers of servers that wait for weights, know what comes, and do nothing else."""
@@ -180,21 +193,23 @@ class VllmEngine:
             def load() -> None:
                 self._each(chosen, self._load)
 
-            of_first(load)
+            self._of_servers(load)
             return
         to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
         host, most_bytes = host_of(self._config), settings.bucket_bytes
-        refit.send(self._weights, to, settings.refit, host, most_bytes, self._leads)
+        watched = self._alive, self._waiting
+        refit.send(self._weights, to, settings.refit, host, most_bytes, self._leads, *watched)
 
         def judge() -> None:
             for member, fault in zip(chosen, to.faults, strict=True):
                 if fault:
                     self._fleet.bury(member, f"its refit failed: {fault}")
 
-        of_first(judge)
+        self._of_servers(judge)
 
     def _write(self, bucket_bytes: int) -> None:
-        made = refit.write(self._weights, self._folder / _WEIGHTS, bucket_bytes, self._leads)
+        folder = self._folder / _WEIGHTS
+        made = refit.write(self._weights, folder, bucket_bytes, self._leads, self._alive)
 
         def check() -> None:
             if made.fault:
