@@ -49,8 +49,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     Raises ConfigError where no checkpoint or record is intact, or a served teacher does not answer;
     BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
     """
-    with Run(config, layout) as run, opened(run, inputs) as rollouts:
-        scorer = scorer_of(config, layout, run.engine, partial(run.beat, "teacher"))
+    with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
+        scorer = scorer_of(config, layout, run.engine, partial(run.go_on, "teacher"))
         of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
         for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):

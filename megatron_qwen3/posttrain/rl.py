@@ -95,7 +95,7 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     Raises ConfigError where no checkpoint or record is intact; BadBatch, SaveFailed,
     EvaluationFailed: it stopped, and a person must look.
     """
-    with Run(config, layout) as run, opened(run, inputs) as rollouts:
+    with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         reference = _reference(config, layout)
         entropies = of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
@@ -122,8 +122,8 @@ def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
     """What samples, on all ranks, and what rewards, on the first one."""
     config, model, tokenizer = run.config, run.engine.model, tokenizer_of(run.config)
     with ExitStack() as opening:
-        beat = partial(run.beat, "rollouts")
-        engine = opening.enter_context(open_engine(config, model, tokenizer, beat))
+        signs = partial(run.go_on, "rollouts"), partial(run.beat, "rollouts"), run.waiting
+        engine = opening.enter_context(open_engine(config, model, tokenizer, *signs))
         rewards = None
         if run.engine.is_first_rank:
             rewards = opening.enter_context(Rewards(config, config.run_dir))

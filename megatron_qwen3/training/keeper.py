@@ -5,6 +5,7 @@
         keeper.save(progress)                 # starts to save; steps go on
         if keeper.check(step, seconds): ...   # after every step, on all ranks: stop now?
         while keeper.goes_on(): ...           # between two batches of an evaluation, likewise
+    keeper.go_on("rollouts")              # between two parts of a step: StopAsked
         keeper.finish(progress)               # the last save, and waits for it
 
 What there is to tell goes to the log. `saver.py`, `stop.py`, `watch.py` and `hang.py` do the work.
@@ -23,7 +24,7 @@ from megatron_qwen3.training.hang import Heartbeat
 from megatron_qwen3.training.metrics import RunLog
 from megatron_qwen3.training.progress import Progress
 from megatron_qwen3.training.saver import IDLE, SaveFailed, Saver
-from megatron_qwen3.training.stop import StopRequest
+from megatron_qwen3.training.stop import StopAsked, StopRequest
 from megatron_qwen3.training.watch import Watch, hosts_of_ranks
 
 
@@ -57,10 +58,18 @@ class Keeper:
 
         What is being saved meanwhile is finished.
         """
-        self.heartbeat.beat("a batch of held-out text")
+        return not self._asked("a batch of held-out text")
+
+    def go_on(self, at: str) -> None:
+        """Before each part of something long within a step. StopAsked, on all ranks alike."""
+        if reason := self._asked(at):
+            raise StopAsked(f"{stop.told(reason)} in {at}")
+
+    def _asked(self, at: str) -> int:
+        self.heartbeat.beat(at)
         roll = self.watch.roll_call(self.request.reason(0.0), self.saver.state, 0.0)
         self._observe(roll.saves)
-        return not roll.stop
+        return roll.stop
 
     def save(self, progress: Progress) -> None:
         """Begin to save; a save that is still under way is waited for. A failed one is told.

@@ -14,7 +14,7 @@ and may do what it likes in between.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +35,7 @@ from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import described, learning_rate
 from megatron_qwen3.training.origin import load_origin, prepare_folder
 from megatron_qwen3.training.progress import LeftOut, Progress
-from megatron_qwen3.training.stop import StopRequest
+from megatron_qwen3.training.stop import StopAsked, StopRequest
 
 _DIVERGED_NATS = 1.0  # by which the loss has risen within guard.window_steps
 
@@ -149,6 +149,21 @@ class Run:
     def beat(self, at: str) -> None:
         """Something long between two steps goes on, is at `at`, and does not hang."""
         self._keeper.heartbeat.beat(at)
+
+    def go_on(self, at: str) -> None:
+        """As `beat`, called on all ranks alike. StopAsked, on all of them, where the run is to stop
+        now: the step is given up, and made anew when the run goes on."""
+        self._keeper.go_on(at)
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Around the steps: one that StopAsked ends is undone, and what was before it saved."""
+        try:
+            yield
+        except StopAsked as asked:
+            self.log.note(f"{asked} after step {self._step}: saving, to be continued")
+            self._keeper.settle()
+            self._keeper.finish(self._progress())
 
     def waiting(self) -> AbstractContextManager[None]:
         """While this rank waits for what has limits of its own, and hangs no longer than those."""

@@ -30,6 +30,10 @@ _REASONS = ("", "SIGUSR1", "SIGTERM", "the time limit", "SIGINT", "SIGHUP")
 _URGENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+class StopAsked(Exception):
+    """A stop was asked for in the middle of a step, which is given up; raised on all ranks."""
+
+
 def check(config: Config) -> None:
     """ConfigError where the job ends before a run could do more than save."""
     began, ends = _slurm_seconds("SLURM_JOB_START_TIME"), _slurm_seconds("SLURM_JOB_END_TIME")

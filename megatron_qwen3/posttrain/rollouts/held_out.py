@@ -24,6 +24,7 @@ from megatron_qwen3.posttrain.rollouts.record import passed
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
 from megatron_qwen3.training.metrics import TaskResult
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
+from megatron_qwen3.training.stop import StopAsked
 
 Scores = Sequence[float | None] | None  # of a reward model
 _AT_ONCE = 4  # times rollouts.rows
@@ -56,7 +57,10 @@ def evaluate(
     for start in range(0, len(asks), size):
         if not goes_on():
             return None
-        made = rollouts.engine.sample(asks[start : start + size])
+        try:
+            made = rollouts.engine.sample(asks[start : start + size])
+        except StopAsked:
+            return None
         scores = rollouts.scores(made)
         with rollouts.waiting():
             of_first(partial(take, start, made, scores))

@@ -31,7 +31,7 @@ from megatron_qwen3.settings import Config
 DONE, WAITING, WORKING = "done", "waiting", "working"
 TRIES = 3  # of a request at servers that live on
 _POLL_SECONDS = 0.2
-WORD_SECONDS = 20.0  # after which those who wait for the answers are told that there are none yet
+WORD_SECONDS = 5.0  # after which those who wait for answers hear that some are missing: may stop
 
 
 @dataclass
