@@ -152,7 +152,11 @@ def test_a_changed_copy_is_asked_for_its_mode_too():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_resolved_configuration_names_every_setting_of_its_mode_and_no_other(mode, tmp_path):
-    given = {"sft": [ONE, "sft.objective=both", "sft.teacher.path=x"]}.get(mode, [])
+    of_modes = {
+        "sft": [ONE, "sft.objective=both", "sft.teacher.path=x"],
+        "distill": ["distill.teacher.path=x"],
+    }
+    given = of_modes.get(mode, [])
     config = load([], [*TINY, f"run.mode={mode}", *given])
     text = to_toml(config)
     tree = tomllib.loads(text)
@@ -161,7 +165,7 @@ def test_the_resolved_configuration_names_every_setting_of_its_mode_and_no_other
         table = tree
         for part in tables:
             table = table.get(part, {})
-        sources_are_empty = leaf == "sources" and not attrgetter(name)(config)
+        sources_are_empty = leaf in ("sources", "tasks") and not attrgetter(name)(config)
         assert (leaf in table) == (belongs(name, mode) and not sources_are_empty), name
     path = tmp_path / "config.toml"
     path.write_text(text, encoding="utf-8")
