@@ -170,7 +170,7 @@ def trl(config: Config, options: argparse.Namespace, report: Report) -> None:
     lines = Path(config.rollouts.tasks[0].path).read_text(encoding="utf-8").splitlines()
     prompts = [render(json.loads(line)["messages"], add_generation_prompt=True) for line in lines]
     model = hugging_face_model(config)
-    model.config.use_cache = True
+    model.config.use_cache = model.generation_config.use_cache = True
     trainer = Timed(
         model=model,
         reward_funcs=reward,
@@ -193,7 +193,7 @@ def trl_settings(config: Config, options: argparse.Namespace) -> Any:
         per_device_train_batch_size=options.trl_batch,
         gradient_accumulation_steps=answers // options.trl_batch,
         max_completion_length=options.tokens,
-        generation_kwargs={"min_new_tokens": options.tokens},
+        generation_kwargs={"min_new_tokens": options.tokens, "use_cache": True},
         temperature=1.0,
         top_p=1.0,
         top_k=0,
