@@ -217,7 +217,8 @@ class RlConfig:
     )
     curriculum: str = setting(
         "uniform",
-        "which tasks are asked: all alike, or those that are learnable, the harder the rather",
+        "which tasks are asked: all alike, or those that are learnable, the harder the rather; an "
+        "answer that was cut at its limit counts as one that did not pass",
         choices=("uniform", "learnable"),
     )
     overlong_tokens: int = setting(

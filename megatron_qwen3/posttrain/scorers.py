@@ -6,7 +6,8 @@
 
 A model in memory scores the rows of each update right before it. What a served one says may differ
 from one time to the next, so the first rank asks once about all of a batch and keeps the answers
-beside the record, in `teacher.npz`: a run that is resumed in mid-batch trains on the same ones.
+beside the record, in `teacher.npz` with its address: a run that is resumed in mid-batch trains on
+the same ones, and with another teacher on what that one says.
 
 Legend: T tokens of all rollouts of a record one after another, K ids of each; R rows, S positions.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import towards
@@ -35,6 +37,7 @@ from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.output_matrix import output_matrix
 from megatron_qwen3.posttrain.policy.objective import SAMPLER
 from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
 from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.posttrain.teacher import Teacher
 from megatron_qwen3.storage.whole import write_whole
@@ -45,6 +48,7 @@ from megatron_qwen3.training.optim import state_tensors
 from megatron_qwen3.training.turns import Turn
 
 TEACHER_FILE = "teacher.npz"  # in the folder of a record
+_TEACHER = "teacher"  # its address, beside what it said
 _AT_ONCE = 64  # rollouts that a served teacher is asked about before a sign of life is given
 _ANSWER = {"ids": np.int64, "log_probs": np.float32, "log_rest": np.float32, "log_prob": np.float32}
 
@@ -144,11 +148,10 @@ class ServedScorer:
         """[T, K] and [T] each of `_ANSWER`, from the record's folder; asked where it has none."""
         path = folder_of(self._config.run_dir, record.batch) / TEACHER_FILE
 
-        if not of_first(path.exists):
+        if not of_first(partial(self._has_said, path)):
             self._ask(record, path)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in _ANSWER}
+            found = read_arrays(path, _ANSWER)
         except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
             found, fault = {}, str(error)
         shapes = _shapes(record, towards.ids_of(self._config.distill))
@@ -157,6 +160,21 @@ class ServedScorer:
             raise ConfigError(f"{path}: not what a teacher said of this batch: {why}; remove it")
         return found
 
+    def _has_said(self, path: Path) -> bool:
+        """Whether the teacher of now answered already; what another one said is asked again."""
+        if not path.exists():
+            return False
+        url = self._config.distill.teacher.url
+        try:
+            of = str(read_arrays(path, (_TEACHER,))[_TEACHER])
+        except LookupError:  # none is named
+            return True
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return True  # it is told where it is read
+        if of != url:
+            tell(f"note: {path} is what {of} said: distill.teacher.url = {url} is asked instead")
+        return of == url
+
     def _ask(self, record: Record, path: Path) -> None:
         K = towards.ids_of(self._config.distill)
         found = {name: np.zeros(s, _ANSWER[name]) for name, s in _shapes(record, K).items()}
@@ -164,7 +182,8 @@ class ServedScorer:
         for start in range(0, len(numbers), _AT_ONCE):
             self._beat()
             of_first(partial(self._ask_about, numbers[start : start + _AT_ONCE], record, found))
-        of_first(partial(_write, path, found))
+        named = {**found, _TEACHER: np.array(self._config.distill.teacher.url)}
+        of_first(partial(_write, path, named))
 
     def _ask_about(self, numbers: Array, record: Record, found: dict[str, Array]) -> None:
         """Have what the teacher says of some rollouts in its places."""

@@ -140,6 +140,16 @@ def test_an_answer_that_was_cut_is_not_right_in_an_evaluation(tmp_path, truncate
     assert of_all.reward == (1 if truncated == "masked" else 0.25)
 
 
+@pytest.mark.parametrize("truncated", ["masked", "zero", "scored"])
+def test_a_task_whose_answers_are_cut_counts_as_asked_and_not_solved(tmp_path, truncated):
+    more = ("rl.curriculum=learnable", f"rl.truncated={truncated}", "rl.refills=0")
+    _, batch = batch_of(tmp_path, *more, size=40)
+    record = answered(batch, [WRONG, WRONG, WRONG], finish="length")
+    rates = record.state["asking"]["task_rates"]["a"]
+    assert list(rates.values()) == [[4.0, 0.0]] * 3
+    assert record.state["seed"] == 1234
+
+
 def test_an_answer_that_was_cut_has_no_part_in_its_groups_mean(tmp_path):
     _, batch = batch_of(tmp_path, "rl.refills=0")
     asks = batch.begin()

@@ -1,5 +1,6 @@
 """Records of rollouts: what was written is read, and a damaged one is refused in a line."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts import record_files as files
 from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 
@@ -119,6 +121,22 @@ def of_another_zip(folder):
     path.write_bytes(content)
 
 
+def turn_beside_a_crc(folder):
+    """In the date of a part, which no array is read by."""
+    content = bytearray((folder / "rollouts.npz").read_bytes())
+    content[10] ^= 1
+    (folder / "rollouts.npz").write_bytes(content)
+
+
+def turn(old, new, name="record.json"):
+    def turned(folder):
+        content = (folder / name).read_bytes()
+        assert old in content
+        (folder / name).write_bytes(content.replace(old, new, 1))
+
+    return turned
+
+
 def without_state(folder):
     path = folder / "record.json"
     path.write_text(json.dumps({"version": 1}))
@@ -134,6 +152,9 @@ def without_state(folder):
         (pickles, "Object arrays cannot be loaded"),
         (lambda folder: (folder / "rollouts.npz").write_bytes(b""), "No data left in file"),
         (of_another_zip, "That compression method is not supported"),
+        (turn(b'"drawn": 17', b'"drawn": 16'), "record.json has another sha256 than it says"),
+        (turn(b'"asked": 2', b'"asked": 3'), "record.json has another sha256 than it says"),
+        (turn_beside_a_crc, "rollouts.npz has another sha256 than record.json says"),
         (without_state, "not a whole record of rollouts: 'tasks'"),
         (lambda folder: (folder / "rollouts.npz").unlink(), "No such file or directory"),
     ],
@@ -176,16 +197,80 @@ def test_a_record_that_cannot_be_read_goes_with_all_after_it(tmp_path):
 def test_old_log_probs_stand_beside_the_rollouts_they_are_of(tmp_path):
     folder = folder_of(tmp_path, 3)
     made().write(folder)
-    assert records.read_old(folder, 10) is None
-    records.write_old(folder, np.arange(10) / 8)
-    assert records.read_old(folder, 10).tolist() == (np.arange(10) / 8).tolist()
+    assert files.read_old(folder, 10) is None
+    files.write_old(folder, np.arange(10) / 8)
+    assert files.read_old(folder, 10).tolist() == (np.arange(10) / 8).tolist()
     with pytest.raises(ConfigError, match="10 log-probs of 11 tokens"):
-        records.read_old(folder, 11)
+        files.read_old(folder, 11)
 
 
 def test_old_batches_stay_for_reading_alone(tmp_path):
     for batch in range(3):
         made(batch).write(folder_of(tmp_path, batch), [{"answer": "x"}])
-    records.forget_arrays(tmp_path, 2)
+    records.forget(tmp_path, 2)
     assert [(folder_of(tmp_path, n) / "rollouts.npz").exists() for n in range(3)] == [0, 0, 1]
     assert records.read_about(folder_of(tmp_path, 0))["batch"] == 0
+
+
+RATES = {"school": {f"t{n}": [4.0, 1.0] for n in range(1000)}}
+ASKING = {"asking": {"drawn": 3, "task_rates": RATES}}
+
+
+def test_pass_rates_of_single_tasks_stand_apart_and_the_next_batch_has_them(tmp_path):
+    folder = folder_of(tmp_path, 3)
+    made(state=ASKING).write(folder)
+    assert (folder / "record.json").stat().st_size < 2000
+    assert Record.read(folder).state == {"asking": {"drawn": 3}}
+    assert records.read_state(folder) == ASKING
+
+
+@pytest.mark.parametrize("arrays", [True, False])
+def test_only_batches_that_may_be_gone_on_from_keep_rates_of_tasks(tmp_path, arrays):
+    for batch in range(6):
+        made(batch, state=ASKING).write(folder_of(tmp_path, batch))
+        records.forget(tmp_path, batch - 1, arrays)
+    have = [n for n in range(6) if (folder_of(tmp_path, n) / "rates.json").exists()]
+    assert have == [3, 4, 5]  # batch 4 may be made again, from what is in 3
+    kept = [n for n in range(6) if (folder_of(tmp_path, n) / "rollouts.npz").exists()]
+    assert kept == ([4, 5] if arrays else [*range(6)])
+    assert records.read_state(folder_of(tmp_path, 3)) == ASKING
+
+
+@pytest.mark.parametrize("damage", [turn(b"4.0", b"5.0", "rates.json"), None])
+def test_rates_that_are_damaged_or_gone_are_told(tmp_path, damage):
+    folder = folder_of(tmp_path, 3)
+    made(state=ASKING).write(folder)
+    damage(folder) if damage else (folder / "rates.json").unlink()
+    with pytest.raises(ConfigError, match="its tasks are asked again"):
+        records.read_state(folder)
+
+
+def test_a_record_without_checksums_and_with_rates_inside_is_read(tmp_path):
+    folder = folder_of(tmp_path, 3)
+    made(state=ASKING).write(folder)
+    about = json.loads((folder / "record.json").read_text())
+    del about["sha256"]
+    (folder / "rates.json").unlink()
+    (folder / "record.json").write_text(json.dumps(about | {"state": ASKING}))
+    assert Record.read(folder).state == records.read_state(folder) == ASKING
+
+
+def test_a_batch_that_is_begun_stays_as_it_was_shared_out_with_another_seed():
+    groups = np.arange(4, dtype=np.int32)
+    trained = {"group_N": groups, "is_trained_N": np.array([True, False, True, True])}
+    begun = made(state={"seed": 5}, **trained)
+    shares = [made(state={}, **trained).updates(2, seed) for seed in range(20)]
+    assert any(share != shares[5] for share in shares)
+    assert all(begun.updates(2, seed) == shares[5] for seed in range(20))
+
+
+def test_whether_an_answer_passed_is_the_same_of_one_and_of_a_batch():
+    known = (NAN, 0.0, 0.4, 0.5, 1.0, -0.1)
+    for parts in (("judge", "verifier"), ("verifier", "judge"), ("judge",), ("format",)):
+        for scores in itertools.product(known, repeat=1 + len(parts)):
+            total, *rest = scores
+            rewards = np.full(4, total, np.float32)
+            found = made(parts=parts, reward_N=rewards, parts_NP=np.float32([rest] * 4)).passed_N[0]
+            told = [None if np.isnan(x) else x for x in scores]
+            expected = records.passed(told[0], dict(zip(parts, told[1:], strict=True)))
+            assert (None if np.isnan(found) else bool(found)) == expected

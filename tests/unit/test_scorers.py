@@ -70,16 +70,37 @@ def test_each_sampled_token_is_a_label_with_what_the_teacher_says_of_its_place(t
     assert checked == record.trained_tokens_N.sum()
 
 
-@pytest.mark.parametrize("how", ["another top_k", "cut"])
+def test_what_another_teacher_said_is_asked_again(tmp_path, capsys):
+    record = made.of_batch(1)
+    with served_teacher.served(VOCABULARY) as (first, _):
+        config = config_of(tmp_path, first)
+        record.write(folder_of(config.run_dir, 1))
+        ServedScorer(config, 0).batch(record, rows_of(record))
+    with served_teacher.served(VOCABULARY) as (second, bodies):
+        config = config_of(tmp_path, second)
+        for _ in range(2):
+            ServedScorer(config, 0).batch(record, rows_of(record))
+        assert len(bodies) == len(rows_of(record).rollouts)
+    told = capsys.readouterr().err
+    assert told.count(f"is what {first} said") == 1 and second in told
+
+
+@pytest.mark.parametrize("how", ["another top_k", "cut", "empty", "another zip"])
 def test_what_is_of_another_batch_or_damaged_is_told_in_a_line(tmp_path, how):
     record = made.of_batch(1)
     with served_teacher.served(VOCABULARY) as (address, _):
         config = config_of(tmp_path, address)
         record.write(folder_of(config.run_dir, 1))
         ServedScorer(config, 0).batch(record, rows_of(record))
+        file = folder_of(config.run_dir, 1) / TEACHER_FILE
         if how == "cut":
-            file = folder_of(config.run_dir, 1) / TEACHER_FILE
             file.write_bytes(file.read_bytes()[:100])
+        elif how == "empty":
+            file.write_bytes(b"")
+        elif how == "another zip":
+            content = bytearray(file.read_bytes())
+            content[content.index(b"PK\x01\x02") + 10] = 77
+            file.write_bytes(content)
         else:
             config = config_of(tmp_path, address, f"distill.top_k={K + 1}")
         with pytest.raises(ConfigError, match=r"teacher\.npz: not what a teacher said .*remove it"):

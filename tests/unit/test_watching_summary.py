@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_qwen3.posttrain.rollouts.record import TaskName
-from megatron_qwen3.posttrain.watching.summary import passed, summary
+from megatron_qwen3.posttrain.watching.summary import summary
 from tests import records
 
 NAN = float("nan")
@@ -73,7 +73,7 @@ def test_a_verifier_says_what_is_right_before_a_judge_and_a_reward():
     parts[0], parts[1], parts[2] = (0, 1, 1), (NAN, 0.5, 0), (NAN, 0.25, 1)
     rewards = np.full(12, NAN, np.float32)
     rewards[:5] = 0.9, 0.9, 0.9, 0.9, -0.1
-    found = passed(records.of_batch(0, parts_NP=parts, reward_N=rewards))
+    found = records.of_batch(0, parts_NP=parts, reward_N=rewards).passed_N
     assert found[:5].tolist() == [0, 1, 0, 1, 0] and np.isnan(found[5:]).all()
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from megatron_qwen3.chat import split_thinking
-from megatron_qwen3.posttrain.rollouts.record import SAMPLES_FILE, Array, Record, batches, folder_of
+from megatron_qwen3.posttrain.rollouts.record import Array, Record, batches, folder_of
+from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
 from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES

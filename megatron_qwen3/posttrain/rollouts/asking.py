@@ -17,7 +17,8 @@ rl.curriculum = "learnable" goes by pass rates. A task of a file is asked in an 
     solved by a share p above that                              2 (1 - p), but 1/4 at least
     solved by all, or by none                                   1/8
 
-where answers of an earlier epoch count half as much as those of the next. Of a generator no task
+where answers of an earlier epoch count half as much as those of the next, and one that was cut at
+its limit did not solve it, scored or not. Of a generator no task
 comes twice: what is its source's pass rate decides whether the source has its turn, or the next one
 has. So what is hard and can be learned is asked most, and nothing is ever left out for good.
 
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple, Protocol
 from megatron_qwen3.chat import soft_switch
 from megatron_qwen3.posttrain.evaluation.tasks import Task
 from megatron_qwen3.posttrain.rollouts.record import TaskName
+from megatron_qwen3.posttrain.rollouts.record_files import TASK_RATES
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.pretrain.order import Interleave, Shuffle, epoch_key, mixed
 from megatron_qwen3.settings import Config, ConfigError
@@ -76,7 +78,8 @@ class Drawn(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a task that was asked: answers that were scored, and those that passed."""
+    """What became of a task that was asked: answers that were scored or cut, and those that
+    passed."""
 
     source: str
     task: str
@@ -160,7 +163,7 @@ class Asker:
         shares = [source.settings.weight / heaviest for source in sources]
         self._turns = Interleave([max(1, round(share * _PERIOD)) for share in shares])
         self.state: State = copy.deepcopy(state) if state else {"turn": 0, "drawn": 0}
-        for name in ("cursors", "asked", "rates", "task_rates"):
+        for name in ("cursors", "asked", "rates", TASK_RATES):
             self.state.setdefault(name, {})
         self.too_long = 0
 
@@ -175,7 +178,7 @@ class Asker:
             sums = of_sources.setdefault(source, [0.0, 0.0])
             sums[0], sums[1] = sums[0] + answers, sums[1] + passed
             if self._goes_by_rates and self._sources[source].tasks.size is not None:
-                rates = self.state["task_rates"].setdefault(source, {})
+                rates = self.state[TASK_RATES].setdefault(source, {})
                 rates[task] = _faded(rates.get(task), answers, passed)
         for source, (answers_, passed) in of_sources.items():
             rates = self.state["rates"]
@@ -218,7 +221,7 @@ class Asker:
     def _task(self, source: Source) -> tuple[int, Task]:
         """The source's next task that is wanted; after an epoch of unwanted ones the next one."""
         cursors = self.state["cursors"]
-        rates = self.state["task_rates"].get(source.name, {})
+        rates = self.state[TASK_RATES].get(source.name, {})
         places = source.trained_from(cursors.get(source.name, 0), self._seed)
         for passed_by in count():
             number, cursors[source.name] = next(places)

@@ -145,7 +145,8 @@ class Batch:
     def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
         """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
         it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, with
-        this one, that left nothing to train, and whose answers were all truncated."""
+        this one, that left nothing to train, and whose answers were all truncated; seed: that its
+        rollouts are shared out by."""
         config, before = self._config, self._before
         settings = config.rl.entropy
         coefficient = before.get("entropy_coefficient", settings.coefficient)
@@ -162,6 +163,7 @@ class Batch:
             "entropy_coefficient": coefficient,
             "tokens": before.get("tokens", 0) + sum(before.get("update_tokens", ())),
             "update_tokens": [int(trained_N[share].sum()) for share in shares],
+            "seed": config.run.seed,
             **{name: before.get(name, 0) + 1 if so else 0 for name, so in in_a_row.items()},
         }
 
@@ -219,7 +221,10 @@ class Batch:
         return places_N <= self._config.data.sequence_length
 
     def _outcomes(self, record: Record) -> Iterator[Outcome]:
+        """What the curriculum hears of each task: an answer that was cut is one that did not pass,
+        also where it is not scored; or what is always cut would count as never asked."""
         passed_N, first = record.passed_N, 0
+        passed_N = np.where(np.isnan(passed_N) & record.is_truncated_N, 0.0, passed_N)
         for group in self.groups:
             own = passed_N[first : first + len(group.rollouts)]
             known = own[~np.isnan(own)]

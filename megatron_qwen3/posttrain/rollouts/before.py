@@ -18,13 +18,8 @@ import numpy as np
 
 from megatron_qwen3.model.outputs import Head, log_probs
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.rollouts.record import (
-    Array,
-    Record,
-    folder_of,
-    read_old,
-    write_old,
-)
+from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record_files import read_old, write_old
 from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.model import Model

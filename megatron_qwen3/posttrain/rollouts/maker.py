@@ -117,4 +117,4 @@ def newest_state(config: Config, number: int) -> dict[str, Any]:
     before = [n for n in records.batches(config.run_dir) if n < number]
     if not before:
         return {}
-    return dict(records.read_about(folder_of(config.run_dir, before[-1]))["state"])
+    return records.read_state(folder_of(config.run_dir, before[-1]))

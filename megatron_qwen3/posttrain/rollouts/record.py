@@ -6,19 +6,18 @@
 
 An update is a function of the record and of the weights, so a run that is killed in the middle of a
 batch goes on with the same rollouts and rewards. `rollouts.npz` has arrays, no pickles;
-`record.json` what tasks, counts, seconds and the loop's state are; `samples.jsonl` some rollouts as
-text, for reading. `old.npz` comes later: log-probs before the batch's first update. No torch here.
+`record.json` what tasks, counts, seconds and the loop's state are, and checksums; `samples.jsonl`
+some rollouts as text, for reading; `rates.json` pass rates of single tasks, where a curriculum goes
+by them. `old.npz` comes later: log-probs before the batch's first update. No torch here.
 
 Legend: N rollouts, T their tokens one after another, P parts of a reward.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +27,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megatron_qwen3.posttrain.rollouts.record_files import (
+    ARRAYS_FILE,
+    OLD_FILE,
+    RATES_FILE,
+    RECORD_FILE,
+    SAMPLES_FILE,
+    SUMS,
+    TASK_RATES,
+    apart,
+    check_own_sum,
+    check_sum,
+    damaged,
+    packed,
+    read_arrays,
+    sum_of,
+)
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH, STOP, Rollout
 from megatron_qwen3.pretrain.order import Shuffle, epoch_key
 from megatron_qwen3.settings import ConfigError
@@ -36,8 +51,6 @@ from megatron_qwen3.storage.whole import beside, sync, whole_folder, write_whole
 
 VERSION = 1
 FINISHES = (STOP, LENGTH, ABORT, ERROR)  # by their numbers in finish_N
-ARRAYS_FILE, RECORD_FILE, SAMPLES_FILE = "rollouts.npz", "record.json", "samples.jsonl"
-OLD_FILE = "old.npz"
 _DTYPES: Mapping[str, type] = {
     "ids": np.int32,
     "prompt_lengths_N": np.int32,
@@ -77,7 +90,8 @@ class Record:
     ids: prompt and tokens of each rollout; prompt_lengths_N, lengths_N: how many of both;
     log_probs, sampled: of all tokens, as `Rollout` has them; group_N ascends; task_N: numbers in
     `tasks`; finish_N: numbers in FINISHES; reward_N, parts_NP: NaN where there is no score;
-    counts: asked, filtered, …; seconds: rollout, reward, …; state: the loop's after the batch.
+    counts: asked, filtered, …; seconds: rollout, reward, …; state: the loop's after the batch;
+    where it was read without pass rates of single tasks (`read_state`).
     """
 
     batch: int
@@ -158,10 +172,14 @@ class Record:
     def updates(self, count: int, seed: int) -> list[list[int]]:
         """The trained rollouts of each of `count` updates: whole groups, in an order of the batch's
         own. Updates have equally many groups, but for one; of too few groups some have none.
+
+        seed: of the order, where the record has none of its own: a batch that is begun stays as it
+        was shared out, whatever run.seed is when the run goes on.
         """
         is_trained_N = self.trained_tokens_N > 0
         groups = np.unique(self.group_N[is_trained_N])
-        order = Shuffle(len(groups), epoch_key(seed, "updates", self.batch))
+        own = self.state.get("seed", seed)
+        order = Shuffle(len(groups), epoch_key(own, "updates", self.batch))
         shares: list[list[int]] = [[] for _ in range(count)]
         for place in range(len(groups)):
             is_own_N = (self.group_N == groups[order[place]]) & is_trained_N
@@ -174,17 +192,24 @@ class Record:
             raise ValueError(f"not a record: {fault}")
         remove(folder)
         with whole_folder(folder) as partial:
-            write_whole(partial / ARRAYS_FILE, [_packed({n: getattr(self, n) for n in _DTYPES})])
+            arrays = packed({n: getattr(self, n) for n in _DTYPES})
+            write_whole(partial / ARRAYS_FILE, [arrays])
             lines = (json.dumps(s, ensure_ascii=False).encode() + b"\n" for s in samples)
             write_whole(partial / SAMPLES_FILE, lines)
-            write_whole(partial / RECORD_FILE, [json.dumps(self._about()).encode()])
+            about, rates = apart(self._about())
+            about[SUMS] = {ARRAYS_FILE: sum_of(arrays)}
+            if rates:
+                about[SUMS][RATES_FILE] = sum_of(rates)
+                write_whole(partial / RATES_FILE, [rates])
+            about[SUMS][RECORD_FILE] = sum_of(json.dumps(about).encode())
+            write_whole(partial / RECORD_FILE, [json.dumps(about).encode()])
 
     @classmethod
     def read(cls, folder: Path) -> Record:
         """ConfigError, in one line, where it is missing, damaged or of another version."""
         about = read_about(folder)
         try:
-            arrays = _unpacked(folder, ARRAYS_FILE, _DTYPES)
+            arrays = read_arrays(folder / ARRAYS_FILE, _DTYPES)
             tasks = tuple(TaskName(*map(str, task)) for task in about["tasks"])
             numbers = (int(about[name]) for name in ("batch", "first_step", "sampled_step"))
             record = cls(
@@ -198,8 +223,9 @@ class Record:
             )
             if fault := record._fault():
                 raise ValueError(fault)
+            check_sum(folder, ARRAYS_FILE, about)
         except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-            raise _damaged(folder, error) from None
+            raise damaged(folder, error) from None
         return record
 
     def _about(self) -> dict[str, Any]:
@@ -289,14 +315,31 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = parse_json(read_small(inside(folder, RECORD_FILE)))
         version = about["version"]
+        if version == VERSION:
+            check_own_sum(about)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _damaged(folder, error) from None
+        raise damaged(folder, error) from None
     if version != VERSION:
         raise ConfigError(
             f"{folder} is a record of rollouts of version {version!r:.40}, known: {VERSION}; "
             "remove it and what comes after it, and its tasks are asked again"
         )
     return dict(about)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of the loop with all that the next batch goes on from, pass rates of single tasks
+    included. ConfigError as of `Record.read`."""
+    about = read_about(folder)
+    state = dict(about["state"])
+    if RATES_FILE not in about.get(SUMS, {}):
+        return state
+    try:
+        check_sum(folder, RATES_FILE, about)
+        rates = parse_json(read_small(inside(folder, RATES_FILE)))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise damaged(folder, error) from None
+    return state | {"asking": {**state["asking"], TASK_RATES: rates}}
 
 
 def clean(run_dir: Path, step: int) -> list[int]:
@@ -331,53 +374,16 @@ def remove(folder: Path) -> None:
     shutil.rmtree(partial)
 
 
-def write_old(folder: Path, log_probs: Array) -> None:
-    """Keep the trainer's log-probs of all tokens, float32 [T], before the batch's first update."""
-    write_whole(folder / OLD_FILE, [_packed({"log_probs": log_probs.astype(np.float32)})])
-
-
-def read_old(folder: Path, tokens: int) -> Array | None:
-    """What `write_old` kept of so many tokens; None where it did not."""
-    if not (folder / OLD_FILE).exists():
-        return None
-    try:
-        found: Array = _unpacked(folder, OLD_FILE, {"log_probs": np.float32})["log_probs"]
-        if found.shape != (tokens,):
-            raise ValueError(f"{len(found)} log-probs of {tokens} tokens")
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
-        raise _damaged(folder, error) from None
-    return found
-
-
-def forget_arrays(run_dir: Path, before: int) -> None:
-    """Of batches below `before` keep what is for reading, and let the arrays go."""
-    for batch in reversed(batches(run_dir)):
+def forget(run_dir: Path, before: int, arrays: bool = True) -> None:
+    """Of batches below `before` keep what is for reading. arrays: let them go; pass rates of single
+    tasks go anyhow, but of the newest of these batches, which the next one goes on from."""
+    old = [batch for batch in batches(run_dir) if batch < before]
+    for place, batch in enumerate(reversed(old)):
         folder = folder_of(run_dir, batch)
-        if batch < before and not (folder / ARRAYS_FILE).exists():
+        last = [folder / ARRAYS_FILE] if arrays else []
+        last += [folder / RATES_FILE] if place else []
+        if place and not any(path.exists() for path in last):
             return  # nor have those before it: a long run has tens of thousands
-        others = (path for path in folder.glob("*.npz") if path.name != ARRAYS_FILE)
-        for path in (*others, folder / ARRAYS_FILE) if batch < before else ():
+        others = [path for path in folder.glob("*.npz") if path.name != ARRAYS_FILE]
+        for path in (*(others if arrays else ()), *reversed(last)):
             path.unlink(missing_ok=True)
-
-
-def _packed(arrays: Mapping[str, Array]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
-def _unpacked(folder: Path, name: str, dtypes: Mapping[str, type]) -> dict[str, Array]:
-    """Arrays of a file. OSError, ValueError, LookupError, BadZipFile: it is damaged."""
-    try:
-        with np.load(inside(folder, name), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in dtypes}
-    except (EOFError, RuntimeError, zlib.error) as error:  # an empty file, a zip of another kind
-        raise ValueError(str(error)) from None
-
-
-def _damaged(folder: Path, error: Exception) -> ConfigError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return ConfigError(
-        f"{folder}: not a whole record of rollouts: {why}; remove it and what comes after it, and "
-        "its tasks are asked again"
-    )

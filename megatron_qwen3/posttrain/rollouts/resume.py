@@ -25,7 +25,8 @@ def begin(run: Run) -> dict[int, float]:
     """Remove what later weights sampled than those that the run begins with: the entropies of the
     last updates, by their steps from 0, which the next coefficient of the entropy follows.
 
-    A newest batch that left nothing to train goes as well: with other settings it may be another.
+    A newest batch that left nothing to train and would be sampled by the weights of now goes as
+    well: with other settings it may be another, and with the same ones it is the same again.
     """
     step, run_dir = run.start.step, run.config.run_dir
     gone = records.clean(run_dir, step)
@@ -33,7 +34,8 @@ def begin(run: Run) -> dict[int, float]:
         run.log.note(f"rollouts after step {step} are sampled again: batch {gone[0]}")
     newest = records.batches(run_dir)[-1:]
     for batch in newest:
-        if records.read_about(folder_of(run_dir, batch))["state"]["empty"]:
+        about = records.read_about(folder_of(run_dir, batch))
+        if about["state"]["empty"] and about["sampled_step"] == step:
             records.remove(folder_of(run_dir, batch))
     return _entropies(run, step) if step else {}
 
@@ -97,9 +99,9 @@ def counted(run: Run, record: Record, rows: Rows, step: int) -> tuple[int, int]:
 
 def forget(config: Config, step: int) -> None:
     """Drop the arrays of batches that no checkpoint, nor the run at `step`, goes on with."""
-    if not config.rollouts.keep_arrays:
-        steps = [*map(step_of, checkpoints(config.run_dir)), step]
-        records.forget_arrays(config.run_dir, min(steps) // config.batch_updates)
+    steps = [*map(step_of, checkpoints(config.run_dir)), step]
+    first = min(steps) // config.batch_updates
+    records.forget(config.run_dir, first, not config.rollouts.keep_arrays)
 
 
 def _steps(run: Run) -> Iterable[int]:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from megatron_qwen3.chat import END_THINK, THINK, TOOL_RESPONSE
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import SAMPLES_FILE, folder_of
+from megatron_qwen3.posttrain.rollouts.record import folder_of
+from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
 from megatron_qwen3.posttrain.rollouts.rollout import STOP
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.storage.inside import inside, parse_json

@@ -18,13 +18,12 @@ from megatron_qwen3.posttrain.rollouts.record import FINISHES, Array, Record
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR
 
 Row = dict[str, float | None]
-_HALF = 0.5
 ZERO = 1e-8  # advantages are float32: of a group without any they are exactly 0, or rounding
 
 
 def summary(record: Record) -> Row:
     """The numbers of a batch, by name."""
-    tokens_N, scored_N, passed_N = record.lengths_N, ~np.isnan(record.reward_N), passed(record)
+    tokens_N, scored_N, passed_N = record.lengths_N, ~np.isnan(record.reward_N), record.passed_N
     row: Row = {
         "batch": record.batch,
         "answers": len(record),
@@ -53,20 +52,6 @@ def summary(record: Record) -> Row:
     return row | dict(_of_sources(record)) | dict(_of_parts(record)) | _of_time(record)
 
 
-def passed(record: Record) -> Array:
-    """Whether each answer is right, 1 or 0, [N]; NaN where nobody can say.
-
-    By its verifier; without one by its judge, from half of its scale on; without both a reward
-    above 0 is right.
-    """
-    passed_N = np.where(np.isnan(record.reward_N), np.nan, record.reward_N > 0)
-    for name in ("judge", "verifier"):
-        if name in record.parts:
-            part_N = record.parts_NP[:, record.parts.index(name)]
-            passed_N = np.where(np.isnan(part_N), passed_N, part_N >= _HALF)
-    return passed_N
-
-
 def _zero_groups(record: Record) -> float | None:
     """The share of groups whose answers have no advantage over each other; None where nothing is
     rewarded, as in distillation."""
@@ -81,7 +66,7 @@ def _zero_groups(record: Record) -> float | None:
 def _of_sources(record: Record) -> Iterator[tuple[str, float | None]]:
     """Of each source and mode what its answers got."""
     places = dict.fromkeys((task.source, task.mode) for task in record.tasks)
-    passed_N = passed(record)
+    passed_N = record.passed_N
     of_tasks = np.array([list(places).index((t.source, t.mode)) for t in record.tasks], np.int64)
     for place, (source, mode) in enumerate(places):
         mine_N = of_tasks[record.task_N] == place
