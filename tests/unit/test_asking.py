@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -91,9 +92,37 @@ def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
 def test_sources_of_one_generator_hold_out_the_same_tasks():
     """In two modes, for example: what one evaluates the other must not train on."""
     settings = config("rollouts.held_out=0.2", "rollouts.eval_prompts=30", sources=("a", "b"))
-    one, other = sources_of(settings, (None, None))
-    trained = {number for number, _ in islice(other.trained_from(0, 1), 400)}
+    one, other = (Source.of(own, Tasks("p", None), 0.2) for own in settings.rollouts.tasks)
+    trained = {number for number, *_ in islice(other.trained_from(0, 1), 400)}
     assert not trained & set(one.first_held_out(30))
+
+
+class Few(Tasks):
+    """Tasks of every number with an id of its own, of which few are different questions."""
+
+    def task(self, number):
+        return replace(super().task(number % 12), id=f"{self.name}-{number}")
+
+
+@pytest.mark.parametrize("size", [300, None])
+def test_no_question_is_on_both_sides_whatever_its_number_and_id(size):
+    settings = config("rollouts.held_out=0.3", "rollouts.eval_prompts=30")
+    source = Source.of(settings.rollouts.tasks[0], Few("a", size), 0.3)
+    held_out = asking.held_out(settings, source, encode)
+    trained = Asker(settings, [source], encode).draw(300)
+    one, other = ({asking.question(d.task) for d in drawn} for drawn in (held_out, trained))
+    assert one and other and not one & other and len(one | other) == 12
+    assert size or len(held_out) == len(one)
+
+
+def test_a_generator_of_held_out_questions_alone_is_told():
+    settings = config("rollouts.held_out=0.9")
+    names = (f"a{n}" for n in range(100))
+    found = (Few(name, None) for name in names)
+    alone = next(t for t in found if all(asking.is_held_out(t.task(n), 0.9) for n in range(12)))
+    source = Source.of(settings.rollouts.tasks[0], alone, 0.9)
+    with pytest.raises(ConfigError, match="in a row of 'a' are held out .* too few questions"):
+        Asker(settings, [source], encode).draw(1)
 
 
 def test_a_source_of_which_nothing_is_left_to_train_on_is_refused():

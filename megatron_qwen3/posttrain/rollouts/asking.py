@@ -8,8 +8,8 @@
 What is drawn is a function of the settings, the sources and the state, which is JSON: a run that
 goes on from a record asks what an undisturbed one would. Sources take turns by their weights,
 exactly. A file's tasks come in epochs, each in an order of its own; a generator's one after the
-other, without an end. What a source holds out is asked in evaluations alone: the tasks whose id's
-hash says so, in every stage the same.
+other, without an end. What a source holds out is asked in evaluations alone: the tasks of
+which a hash of the question says so, in every stage the same.
 
 rl.curriculum = "learnable" goes by pass rates. A task of a file is asked in an epoch by chance:
 
@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -47,6 +48,7 @@ THINKING, NOT_THINKING = "thinking", "non-thinking"
 _PERIOD = 1 << 20  # draws of the heaviest source in a period of all
 _LEAST, _SETTLED = 1 / 4, 1 / 8  # chances of tasks that are mostly, and that are always one way
 _FADING = 0.5  # what answers before the last ones count
+_LOOKED_AT = 3  # times as many tasks of a generator as have enough held-out ones on average
 _LONGEST_WAIT = 1000  # draws of tasks that are too long, after which nothing else is expected
 State = dict[str, Any]
 # Ids of a prompt: of messages, tools, and whether thinking is asked for.
@@ -99,6 +101,7 @@ class Source:
     fraction: float
     trained: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
+    _found: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> Source:
@@ -107,7 +110,7 @@ class Source:
             return cls(settings, tasks, fraction)
         sides: tuple[list[int], list[int]] = ([], [])
         for n in range(tasks.size):
-            sides[is_held_out(tasks.task(n).id, fraction)].append(n)
+            sides[is_held_out(tasks.task(n), fraction)].append(n)
         if not sides[0]:
             raise ConfigError(
                 f"rollouts.tasks: all {tasks.size:,} tasks of {settings.name!r} are held out with "
@@ -120,34 +123,65 @@ class Source:
         return self.settings.name
 
     def first_held_out(self, most: int) -> list[int]:
-        """The first tasks that are held out, at most so many; of a generator some of those."""
+        """The first tasks that are held out, at most so many; of a generator some of those, each
+        question once: all that are among its first numbers, where it has but few questions."""
         if self.tasks.size is not None:
             return list(self.held_out[:most])
-        found = (n for n in count() if self._is_held_out(n))
-        return list(islice(found, most)) if self.fraction else []
+        if most not in self._found:
+            looked_at = int(_LOOKED_AT * most / self.fraction) if self.fraction else 0
+            tasks = ((n, self.tasks.task(n)) for n in range(looked_at))
+            held_out = ((question(task), n) for n, task in tasks if self._is_held_out(task))
+            self._found[most] = list(islice(_firsts(held_out), most))
+        return self._found[most]
 
-    def trained_from(self, cursor: int, seed: int) -> Iterator[tuple[int, int]]:
-        """(number, cursor after it) of the tasks that are trained on, from a cursor on, for ever.
+    def trained_from(self, cursor: int, seed: int) -> Iterator[tuple[int, Task, int]]:
+        """(number, task, cursor after it) of the tasks that are trained on, from a cursor on, for
+        ever. ConfigError where a generator makes nothing but what is held out.
 
         The cursor counts the tasks of a file over its epochs; of a generator it is a number."""
         if self.tasks.size is None:
-            for n in count(cursor):
-                if not self._is_held_out(n):
-                    yield n, n + 1
+            yield from self._generated_from(cursor)
         for place in count(cursor):
             epoch, within = divmod(place, len(self.trained))
             order = Shuffle(len(self.trained), epoch_key(seed, self.name, epoch))
-            yield self.trained[order[within]], place + 1
+            number = self.trained[order[within]]
+            yield number, self.tasks.task(number), place + 1
 
-    def _is_held_out(self, number: int) -> bool:
-        """Of a generator, by its path: sources that share one, in other modes for example, hold
-        out the same tasks."""
-        return is_held_out(f"{self.settings.path}\0{number}", self.fraction)
+    def _generated_from(self, cursor: int) -> Iterator[tuple[int, Task, int]]:
+        last = cursor
+        for n in count(cursor):
+            task = self.tasks.task(n)
+            if not self._is_held_out(task):
+                last = n
+                yield n, task, n + 1
+            elif n - last > _LONGEST_WAIT / (1 - self.fraction):
+                raise ConfigError(
+                    f"rollouts.tasks: {n - last:,} tasks in a row of {self.name!r} are held out "
+                    f"with rollouts.held_out = {self.fraction}: it has too few questions; lower it"
+                )
+
+    def _is_held_out(self, task: Task) -> bool:
+        return is_held_out(task, self.fraction)
 
 
-def is_held_out(key: str, fraction: float) -> bool:
-    """Whether a task is, by a hash of its id that no setting changes."""
-    return _chance("held out", key) < fraction
+def question(task: Task) -> str:
+    """What is asked, as text that is the same for the same messages alone."""
+    return json.dumps([dict(m) for m in task.messages], sort_keys=True, default=str)
+
+
+def is_held_out(task: Task, fraction: float) -> bool:
+    """Whether a task is, by a hash of what it asks, that no setting changes: the same question is
+    on one side, whatever its id, and in whichever source, mode or number of a generator."""
+    return bool(fraction) and _chance("held out", question(task)) < fraction
+
+
+def _firsts(found: Iterable[tuple[str, int]]) -> Iterator[int]:
+    """The numbers of questions, each of the first time that it comes."""
+    seen: set[str] = set()
+    for asked, number in found:
+        if asked not in seen:
+            seen.add(asked)
+            yield number
 
 
 class Asker:
@@ -224,8 +258,7 @@ class Asker:
         rates = self.state[TASK_RATES].get(source.name, {})
         places = source.trained_from(cursors.get(source.name, 0), self._seed)
         for passed_by in count():
-            number, cursors[source.name] = next(places)
-            task = source.tasks.task(number)
+            number, task, cursors[source.name] = next(places)
             is_listed = self._goes_by_rates and source.tasks.size is not None
             key = f"{self._seed}\0{source.name}\0{cursors[source.name]}"
             if not is_listed or _chance("task", key) < _wanted(rates.get(task.id)):
