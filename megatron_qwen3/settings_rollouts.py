@@ -122,7 +122,8 @@ class RolloutsConfig:
     )
     held_out: float = setting(
         0.02,
-        "fraction of each source's tasks, about, that is asked in evaluations alone",
+        "fraction of each source's questions, about, that is asked in evaluations alone; of a "
+        "generator a tenth at least, and with 0 none",
         at_least=0,
         below=1,
     )

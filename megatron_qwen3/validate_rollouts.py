@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import Config
 
-_MOST_LOOKED_AT = 2_000_000  # numbers of tasks, whose hashes take seconds
-
 
 def faults(config: Config) -> Iterator[str]:
     """Faults of [rollouts], and of what its groups are for."""
@@ -33,14 +31,6 @@ def _rollout_faults(config: Config) -> Iterator[str]:
         yield (
             f"rollouts.samples = {rollouts.samples} exceeds rollouts.rows = {rollouts.rows}: the "
             "samples of a prompt are made at once; raise rows, or lower samples"
-        )
-    asked = config.rollouts.eval_prompts
-    looked_at = asked / rollouts.held_out if rollouts.held_out else 0
-    if looked_at > _MOST_LOOKED_AT:
-        yield (
-            f"rollouts.held_out = {rollouts.held_out:g} holds out so few tasks that "
-            f"rollouts.eval_prompts = {asked} of a generator are among its first {looked_at:,.0f}; "
-            f"valid: 0, or {asked / _MOST_LOOKED_AT:g} at least"
         )
     if rollouts.engine == "vllm" and not (rollouts.vllm.python or rollouts.vllm.urls):
         yield (

@@ -272,10 +272,6 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
             "needs a reference: set rl.kl.reference, or checkpoint.init_from",
         ),
         ("rl.advantage.baseline=none rollouts.samples=1", "has nothing to compare an answer with"),
-        (
-            "rollouts.held_out=1e-9",
-            "held_out = 1e-09 holds out so few tasks that rollouts.eval_prompts",
-        ),
         ("optim.z_loss=0.1", 'no part of the objectives of run.mode = "rl"'),
         ("rollouts.thinking_budget=12", "thinking_budget = 12 leaves no room for an answer in"),
         ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),

@@ -48,6 +48,7 @@ THINKING, NOT_THINKING = "thinking", "non-thinking"
 _PERIOD = 1 << 20  # draws of the heaviest source in a period of all
 _LEAST, _SETTLED = 1 / 4, 1 / 8  # chances of tasks that are mostly, and that are always one way
 _FADING = 0.5  # what answers before the last ones count
+_LEAST_HELD_OUT = 0.1  # of a generator: of rarer ones minutes would go by until there are enough
 _LOOKED_AT = 3  # times as many tasks of a generator as have enough held-out ones on average
 _LONGEST_WAIT = 1000  # draws of tasks that are too long, after which nothing else is expected
 State = dict[str, Any]
@@ -105,9 +106,10 @@ class Source:
 
     @classmethod
     def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> Source:
-        """fraction: that is held out. ConfigError where nothing is left to be trained on."""
+        """fraction: that is held out; of a generator a tenth at least: it has enough for both
+        sides, and makes all that is looked at. ConfigError where nothing is left to train on."""
         if tasks.size is None:
-            return cls(settings, tasks, fraction)
+            return cls(settings, tasks, max(fraction, _LEAST_HELD_OUT) if fraction else 0.0)
         sides: tuple[list[int], list[int]] = ([], [])
         for n in range(tasks.size):
             sides[is_held_out(tasks.task(n), fraction)].append(n)

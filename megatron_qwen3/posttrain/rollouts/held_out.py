@@ -51,7 +51,9 @@ def evaluate(
         own = drawn[start : start + len(made)]
         groups.extend(rewarded(own, made, rollouts.decode, rollouts.rewards, scores))
 
-    asks, size = of_first(ask), _AT_ONCE * rollouts.config.rollouts.rows
+    with rollouts.waiting():  # generators may take long to make what is held out
+        asks = of_first(ask)
+    size = _AT_ONCE * rollouts.config.rollouts.rows
     if asks:
         rollouts.engine.refit(version())
     for start in range(0, len(asks), size):
