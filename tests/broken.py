@@ -383,3 +383,20 @@ def losses(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     rows = map(json.loads, lines)
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def terminated(arguments, at_refit):
+    """Like a run of which one rank gets SIGTERM before a batch, or an evaluation, is sampled."""
+    from megatron_qwen3 import train
+    from megatron_qwen3.posttrain.rollouts.own import OwnEngine
+
+    refit, done = OwnEngine.refit, []
+
+    def stopping(self, version):
+        refit(self, version)
+        done.append(None)
+        if len(done) == at_refit and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    OwnEngine.refit = stopping
+    return train.main(arguments)

@@ -17,6 +17,7 @@ from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.optim import state_tensors
+from megatron_qwen3.training.stop import CONTINUE
 
 METRICS = ("loss", "grad_norm", "entropy", "student_log_prob", "teacher_log_prob", "agreement")
 MORE = ("train.steps=6", "eval.every_steps=3", "rollouts.held_out=0.2", "rollouts.keep_arrays=true")
@@ -102,6 +103,14 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=1")
     with pytest.raises(RankError, match="power cut"):
         run_ranks(power_cut, 2, asked, at_step)
+    assert run_ranks(run, 2, asked) == [0, 0]
+    same(tmp_path / "run", whole)
+
+
+def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_path):
+    asked = arguments(settings, tmp_path, "checkpoint.every_steps=50")
+    assert run_ranks(broken.terminated, 2, asked, 2) == [CONTINUE] * 2
+    assert records.batches(tmp_path / "run") == [0]
     assert run_ranks(run, 2, asked) == [0, 0]
     same(tmp_path / "run", whole)
 

@@ -4,9 +4,7 @@ import contextlib
 import io
 import json
 import math
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import broken
@@ -20,7 +18,6 @@ from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.posttrain import rl
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.storage.folder import checkpoints, step_of
 from megatron_qwen3.training import engine
@@ -127,26 +124,12 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
     same(tmp_path / "run", whole)
 
 
-def terminated(arguments, at_refit):
-    """Like a run of which one rank gets SIGTERM before a batch, or an evaluation, is sampled."""
-    refit, done = OwnEngine.refit, []
-
-    def stopping(self, version):
-        refit(self, version)
-        done.append(None)
-        if len(done) == at_refit and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    OwnEngine.refit = stopping
-    return train.main(arguments)
-
-
 @pytest.mark.parametrize("at", ["batch 1", "evaluation"])
 def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_path, at):
     """A batch may take longer than the time between a request and the end."""
     refit, step, batches = {"batch 1": (2, 2, [0]), "evaluation": (3, 3, [0, 1])}[at]
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=50")
-    assert run_ranks(terminated, 2, asked, refit) == [CONTINUE] * 2
+    assert run_ranks(broken.terminated, 2, asked, refit) == [CONTINUE] * 2
     assert records.batches(tmp_path / "run") == batches
     assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [step]
     assert run_ranks(run, 2, asked) == [0, 0]
