@@ -31,6 +31,8 @@ OTHERWISE = {
     "megatron_qwen3/posttrain/building/answer_log.py": "a log grows line by line, and is mended",
     "megatron_qwen3/studies/local.py": "the log of a process that runs",
     "megatron_qwen3/posttrain/rollouts/vllm_server.py": "the log of a process that runs",
+    "megatron_qwen3/posttrain/sandbox/process.py": "a descriptor of a file in memory, not a path",
+    "megatron_qwen3/posttrain/sandbox/tries.py": "what is tried in the sandbox, to see it refused",
     "data_prep/clean/files.py": "counts of progress, which a reader takes for 0 while they change",
     "data_prep/clean/stages.py": "nothing: os.devnull",
     "examples/quickstart/prepare.py": _NAMELESS,
