@@ -28,8 +28,8 @@ STEP = {"loss": 2.5, "grad_norm": 0.8}
 def config_of(tmp_path):
     def build(*overrides):
         base = ["model.preset=tiny-dense", "train.steps=20", "data.sequence_length=128"]
-        if "run.mode=rl" not in overrides:
-            base.append('data.sources=[{name="a",path="a"}]')
+        is_rl = "run.mode=rl" in overrides
+        base.append("rollouts.max_new_tokens=64" if is_rl else 'data.sources=[{name="a",path="a"}]')
         return load([], [*base, f"run.dir={tmp_path}", "log.tensorboard=false", *overrides])
 
     return build

@@ -431,6 +431,15 @@ def called(tree):
             yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
 
 
+# What is unpickled or run as code and is our own, or is within the sandbox.
+_OURS = (
+    "first.py: pickle.loads",  # an error that this rank has pickled the moment before
+    "code.py: exec",  # a function of our own table of tasks
+    "calls.py: exec",  # a model's program, in its sandbox
+    "calls.py: exec",  # its tests, in another
+)
+
+
 def test_no_module_unpickles_what_it_did_not_write():
     files = [
         f for top in ("megatron_qwen3", "data_prep", "tools") for f in (ROOT / top).rglob("*.py")
@@ -446,7 +455,7 @@ def test_no_module_unpickles_what_it_did_not_write():
                 loads = ("pickle.load", "pickle.loads", "dist_checkpointing.load", "yaml.load")
                 is_safe = name not in (*loads, "eval", "exec", "joblib.load", "dill.loads")
             found += [] if is_safe else [f"{file.name}: {name}"]
-    assert len(files) > 100 and found == []
+    assert len(files) > 100 and sorted(found) == sorted(_OURS)
 
 
 def test_boxes_that_overlap_are_found_whatever_their_order():
