@@ -194,7 +194,7 @@ def test_truncated_answers_alone_are_told_as_that(settings, tmp_path):
     more = ("rl.truncated=masked", "rl.most_empty=1", "rollouts.max_new_tokens=1", "rl.refills=0")
     ((status, told),) = run_ranks(told_by, 1, arguments(settings, tmp_path, *more))
     assert status == 1 and "of 16 answers reached rollouts.max_new_tokens = 1" in told
-    assert "stopped: batch 1: all answers of 2 batches in a row reached rollouts.max_new" in told
+    assert "stopped: batch 1: nearly all answers of 2 batches in a row reached rollouts.m" in told
 
 
 def bad_update(arguments):

@@ -34,6 +34,7 @@ from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, STOP, Ask, R
 from megatron_qwen3.posttrain.watching.samples import pieces_of
 from megatron_qwen3.settings import Config
 
+NEARLY_ALL = 0.9  # answers of a batch, which are why nothing is left of it
 SHOWN_GROUPS = 4  # of a batch, of which the best and the worst answer are kept as text
 
 
@@ -145,8 +146,8 @@ class Batch:
     def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
         """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
         it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, with
-        this one, that left nothing to train, and whose answers were all truncated; seed: that its
-        rollouts are shared out by."""
+        this one, that left nothing to train, and of which nearly all answers were truncated; seed:
+        that its rollouts are shared out by."""
         config, before = self._config, self._before
         settings = config.rl.entropy
         coefficient = before.get("entropy_coefficient", settings.coefficient)
@@ -154,9 +155,10 @@ class Batch:
             coefficient = next_coefficient(coefficient, entropy, settings)
         trained_N = record.trained_tokens_N
         shares = record.updates(config.batch_updates, config.run.seed)
+        cut = record.is_truncated_N.mean() if len(record) else 0.0
         in_a_row = {
             "empty": not trained_N.any(),
-            "truncated_alone": len(record) and record.is_truncated_N.all(),
+            "truncated_alone": len(record) and cut >= (1 if trained_N.any() else NEARLY_ALL),
         }
         return {
             "asking": self._asker.state,

@@ -49,9 +49,9 @@ def check(config: Config, record: Record) -> None:
     is_lost = config.run.mode == "rl" and config.rl.truncated != "scored"
     if state["truncated_alone"] > most and is_lost:
         raise BadBatch(
-            f"batch {record.batch}: all answers of {state['truncated_alone']} batches in a row "
-            f"reached rollouts.max_new_tokens = {config.rollouts.max_new_tokens}; raise it (with "
-            "data.sequence_length), or set rollouts.thinking_budget"
+            f"batch {record.batch}: nearly all answers of {state['truncated_alone']} batches in a "
+            f"row reached rollouts.max_new_tokens = {config.rollouts.max_new_tokens}; raise it "
+            "(with data.sequence_length), or set rollouts.thinking_budget"
         )
     if state["empty"] > most:
         raise BadBatch(
