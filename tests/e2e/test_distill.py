@@ -1,13 +1,13 @@
 """Off-policy distillation through the command line: a teacher in memory, or what it left stored."""
 
 import argparse
-import json
 import re
 
 import dialog_sets
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
+from runs import power_cut, rows, run
 
 from data_prep import tokenizer
 from data_prep.shards import file_sha256
@@ -16,19 +16,9 @@ from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.posttrain.dialog_set import DialogSet
 from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
 from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels, write
-from megatron_qwen3.training import engine
 
 LENGTH, BATCH, STEPS, K = 32, 4, 20, 8
 METRICS = ("loss", "kl", "cross_entropy", "teacher_mass", "student_mass", "grad_norm")
-
-
-def run(arguments):
-    return train.main(arguments)
-
-
-def rows(run_dir):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
 def scored(prefixes, teacher, top_k, temperature, *settings):
@@ -165,20 +155,6 @@ def test_a_sparse_teacher_teaches_alike_with_its_experts_on_two_ranks(school):
     for row in whole:
         parts = 0.5 * row["kl"] + 0.5 * row["cross_entropy"]
         assert row["loss"] == pytest.approx(parts + row["z_loss"], rel=1e-5) and row["z_loss"] > 0
-
-
-def power_cut(arguments, at_step):
-    """Like a run that is killed in step `at_step`."""
-    train_step, done = engine.Engine.train_step, []
-
-    def stopping(self, *args):
-        done.append(None)
-        if len(done) == at_step:
-            raise OSError("power cut")
-        return train_step(self, *args)
-
-    engine.Engine.train_step = stopping
-    return train.main(arguments)
 
 
 def test_a_student_that_was_cut_off_goes_on_to_the_bit(school, in_memory):

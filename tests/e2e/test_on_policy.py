@@ -1,6 +1,5 @@
 """On-policy distillation through the command line: it resumes to the bit, whatever the teacher."""
 
-import json
 import re
 import shutil
 
@@ -9,6 +8,7 @@ import chaos
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
+from runs import arguments, power_cut, rows, run
 from served_teacher import served
 
 from megatron_qwen3 import train
@@ -29,24 +29,11 @@ def settings(tmp_path_factory):
     return [*broken.students(tmp_path_factory.mktemp("tasks")), *MORE]
 
 
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
-
-
-def run(arguments):
-    return train.main(arguments)
-
-
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
     home = tmp_path_factory.mktemp("whole")
     assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
     return home / "run"
-
-
-def rows(run_dir, kind="train"):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def numbers(run_dir):
@@ -81,20 +68,6 @@ def test_a_student_goes_towards_its_teacher_on_its_own_answers(whole):
         assert steps[2 * batch + 1]["tokens"] == tokens
     found = {(row["step"], row["source"]) for row in rows(whole, "eval")}
     assert {(3, "all"), (6, "all")} < found
-
-
-def power_cut(arguments, at_step):
-    """Like a run that is killed in step `at_step`."""
-    train_step, done = engine.Engine.train_step, []
-
-    def stopping(self, *args):
-        done.append(None)
-        if len(done) == at_step:
-            raise OSError("power cut")
-        return train_step(self, *args)
-
-    engine.Engine.train_step = stopping
-    return train.main(arguments)
 
 
 @pytest.mark.parametrize("at_step", [4, pytest.param(5, marks=pytest.mark.slow)])

@@ -10,17 +10,13 @@ import random
 
 import pytest
 from ranks import run_ranks
+from runs import rows, run
 
 from data_prep import tokenizer
-from megatron_qwen3 import train
 from megatron_qwen3.cli import tokenize_dialogs
 
 LETTERS, LENGTH = "abcdefgh", 128
 TEACHER_STEPS, STUDENT_STEPS, STEPS = 250, 90, 150
-
-
-def run(arguments):
-    return train.main(arguments)
 
 
 def problems(count, seed):
@@ -77,11 +73,6 @@ def common(home, name):
         "checkpoint.every_steps=0",
         "run.device=cpu",
     ]
-
-
-def rows(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def mean(rows, name):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import RankError, run_ranks
+from runs import arguments, power_cut, rows, run
 
 from data_prep import tokenizer
 from megatron_qwen3 import train
@@ -37,23 +38,10 @@ def settings(tmp_path_factory):
     return [*broken.pairs(tmp_path_factory.mktemp("sets")), *more]
 
 
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
-
-
-def run(arguments):
-    return train.main(arguments)
-
-
 def told(arguments):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         status = train.main(arguments)
     return status, out.getvalue()
-
-
-def rows(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +74,6 @@ def test_each_steps_metrics_are_of_its_pairs_and_held_out_pairs_are_ranked(
         assert report.main([str(run_dir), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "ranked as given" in page and (tmp_path / "page").is_dir()
-
-
-def power_cut(arguments, at_step):
-    """Like a run that is killed in step `at_step`."""
-    train_step, done = engine.Engine.train_step, []
-
-    def stopping(self, *args):
-        done.append(None)
-        if len(done) == at_step:
-            raise OSError("power cut")
-        return train_step(self, *args)
-
-    engine.Engine.train_step = stopping
-    return train.main(arguments)
 
 
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path):

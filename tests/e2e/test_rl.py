@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -12,6 +11,7 @@ import chaos
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
+from runs import arguments, power_cut, rows, run
 
 from megatron_qwen3 import train
 from megatron_qwen3.config import load, to_toml
@@ -34,24 +34,11 @@ def settings(tmp_path_factory):
     return [*broken.tasks(tmp_path_factory.mktemp("tasks")), *MORE, KEPT]
 
 
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
-
-
-def run(arguments):
-    return train.main(arguments)
-
-
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
     home = tmp_path_factory.mktemp("whole")
     assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
     return home / "run"
-
-
-def rows(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def test_a_finished_run_says_what_it_did(settings, whole):
@@ -83,20 +70,6 @@ def test_before_a_batchs_first_update_the_policy_is_what_it_was_and_what_sampled
         else:
             assert row["policy_change"] > 1e-8
         assert row["mismatch"] <= row["mismatch_max"] < 1e-5 and row["mismatch_kl"] < 1e-8
-
-
-def power_cut(arguments, at_step):
-    """Like a run that is killed in step `at_step`."""
-    train_step, done = engine.Engine.train_step, []
-
-    def stopping(self, *args):
-        done.append(None)
-        if len(done) == at_step:
-            raise OSError("power cut")
-        return train_step(self, *args)
-
-    engine.Engine.train_step = stopping
-    return train.main(arguments)
 
 
 def same(run_dir, other):

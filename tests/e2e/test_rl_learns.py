@@ -15,6 +15,7 @@ from itertools import permutations
 import dialog_sets
 import pytest
 from ranks import run_ranks
+from runs import rows
 
 from data_prep import tokenizer
 from megatron_qwen3 import train
@@ -77,11 +78,6 @@ def learning(home, seed):
         *("train.steps=60", "optim.lr=1e-3", "optim.schedule=constant", "optim.warmup_steps=5"),
         *("optim.weight_decay=0.0", "optim.beta2=0.98", "eval.every_steps=20"),
     ]
-
-
-def rows(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 @pytest.mark.slow

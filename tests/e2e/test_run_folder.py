@@ -13,6 +13,7 @@ import broken
 import chaos
 import pytest
 from ranks import run_ranks
+from runs import arguments
 
 from megatron_qwen3 import train
 from megatron_qwen3.storage import lock
@@ -25,10 +26,6 @@ OWNER += "with lock.owned(lock.Path(sys.argv[1])): print('owns', flush=True); ti
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     return broken.corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
 
 
 def test_a_second_run_in_a_folder_is_refused_and_told_who_is_at_work_there(

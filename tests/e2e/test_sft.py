@@ -10,6 +10,7 @@ import chaos
 import dialog_sets
 import pytest
 from ranks import RankError, run_ranks
+from runs import arguments, power_cut, rows, run
 
 from data_prep import tokenizer
 from megatron_qwen3 import train
@@ -24,7 +25,7 @@ from megatron_qwen3.posttrain import sft
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.rows import token_batch
 from megatron_qwen3.storage import folder as folders
-from megatron_qwen3.training import checkpoint, engine
+from megatron_qwen3.training import checkpoint
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.stop import CONTINUE
@@ -41,24 +42,11 @@ def settings(tmp_path_factory):
     return [*broken.dialogs(home), *more]
 
 
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
-
-
-def run(arguments):
-    return train.main(arguments)
-
-
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
     home = tmp_path_factory.mktemp("whole")
     assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
     return home / "run"
-
-
-def rows(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_path):
@@ -83,20 +71,6 @@ def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_p
     trained = sum(row["trained_tokens"] for row in steps)
     assert "trained tokens" in page and f"{trained:.0f}" in page and told.getvalue()
     assert Run.read(whole).column("filled").min() > 0.5
-
-
-def power_cut(arguments, at_step):
-    """Like a run that is killed in step `at_step`."""
-    train_step, done = engine.Engine.train_step, []
-
-    def stopping(self, *args):
-        done.append(None)
-        if len(done) == at_step:
-            raise OSError("power cut")
-        return train_step(self, *args)
-
-    engine.Engine.train_step = stopping
-    return train.main(arguments)
 
 
 @pytest.mark.parametrize("more", [(), ("parallel.tensor=2", "parallel.expert=2")])

@@ -33,10 +33,6 @@ def arguments(settings, home, *more):
     return [*settings, f"run.dir={home}", "run.name=run", *SHORT, *more]
 
 
-def run(arguments):
-    return train.main(arguments)
-
-
 def evaluations(home):
     lines = (home / "run" / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == "eval"]

@@ -12,6 +12,7 @@ import broken
 import pytest
 import torch
 from ranks import run_ranks
+from runs import arguments, run
 
 from megatron_qwen3 import train
 from megatron_qwen3.storage import folder
@@ -31,14 +32,6 @@ def undisturbed(settings, tmp_path_factory):
     home = tmp_path_factory.mktemp("whole")
     assert run_ranks(run, 2, arguments(settings, home)) == [0, 0]
     return broken.losses(home / "run")
-
-
-def arguments(settings, home, *more):
-    return [*settings, f"run.dir={home}", "run.name=run", *more]
-
-
-def run(arguments):
-    return train.main(arguments)
 
 
 def run_and_signal(arguments, rank, number, at_step):

@@ -1,0 +1,40 @@
+"""Runs of tests, whatever their mode: what starts one, what it leaves, how one is cut off.
+
+run_ranks(run, 2, arguments(settings, home))     # in home / "run"
+rows(home / "run", "train")
+run_ranks(power_cut, 2, arguments(settings, home), 4)
+"""
+
+import json
+
+from megatron_qwen3 import train
+from megatron_qwen3.training import engine
+
+
+def arguments(settings, home, *more):
+    """The command line of a run in a folder of its own."""
+    return [*settings, f"run.dir={home}", "run.name=run", *more]
+
+
+def run(arguments):
+    return train.main(arguments)
+
+
+def rows(run_dir, kind="train"):
+    """The rows of a kind in the metrics of a run."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def power_cut(arguments, at_step):
+    """Like a run that is killed in step `at_step`."""
+    train_step, done = engine.Engine.train_step, []
+
+    def stopping(self, *args):
+        done.append(None)
+        if len(done) == at_step:
+            raise OSError("power cut")
+        return train_step(self, *args)
+
+    engine.Engine.train_step = stopping
+    return train.main(arguments)
