@@ -10,7 +10,6 @@ of its own, and they take turns, as in benchmarks/logits.py, whose table this is
 """
 
 import argparse
-import multiprocessing as mp
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from logits import Alone, processor, resident  # beside this file
+from logits import Alone, in_turns, processor, resident  # beside this file
 
 BETAS = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
 
@@ -91,20 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     ways = ["plain", "log-probs", *(f"ours, tiles of {mib} MiB" for mib in args.tile_mib)]
-    spawn, pipes = mp.get_context("spawn"), {}
-    for way in ways:
-        pipes[way], theirs = spawn.Pipe()
-        spawn.Process(target=side, args=(way, args, theirs), daemon=True).start()
-    rounds = []
-    for _ in range(args.rounds + 1):
-        answers = {}
-        for way, pipe in pipes.items():
-            pipe.send(True)
-            answers[way] = pipe.recv()
-        rounds.append(answers)
-    for pipe in pipes.values():
-        pipe.send(False)
-    _, *rounds = rounds  # the first warms up, and pays for pages
+    _, *rounds = in_turns(side, ways, args)  # the first warms up, and pays for pages
     print(f"{processor()}, {args.threads} thread(s), {args.positions} positions, {args.hidden} and")
     print(f"{args.teacher_hidden} wide, {args.vocabulary} columns, float32, {args.divergence}")
     print("| way | s | processor s | ratio | MiB | loss |\n|---|---|---|---|---|---|")

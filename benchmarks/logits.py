@@ -96,6 +96,26 @@ def processor() -> str:
     return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
 
 
+def in_turns(
+    side: Callable[..., None], ways: list[str], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """What each way's process answers in args.rounds + 1 rounds, one at work at any moment."""
+    spawn, pipes = mp.get_context("spawn"), {}
+    for way in ways:
+        pipes[way], theirs = spawn.Pipe()
+        spawn.Process(target=side, args=(way, args, theirs), daemon=True).start()
+    rounds = []
+    for _ in range(args.rounds + 1):
+        answers = {}
+        for way, pipe in pipes.items():
+            pipe.send(True)
+            answers[way] = pipe.recv()
+        rounds.append(answers)
+    for pipe in pipes.values():
+        pipe.send(False)
+    return rounds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--positions", type=int, default=4096)
@@ -110,20 +130,7 @@ def main() -> None:
     args = parser.parse_args()
     tiles = [f"ours, tiles of {mib} MiB" for mib in args.tile_mib]
     ways = args.ways or ["plain", "torch, fused", "torch, chunks", "ours, kept", *tiles]
-    pipes = {}
-    for way in ways:
-        pipes[way], theirs = mp.get_context("spawn").Pipe()
-        mp.get_context("spawn").Process(target=side, args=(way, args, theirs), daemon=True).start()
-    rounds = []
-    for _ in range(args.rounds + 1):
-        answers = {}
-        for way, pipe in pipes.items():
-            pipe.send(True)
-            answers[way] = pipe.recv()
-        rounds.append(answers)
-    for pipe in pipes.values():
-        pipe.send(False)
-    first, *rounds = rounds  # which warms up, and pays for pages
+    first, *rounds = in_turns(side, ways, args)  # which warms up, and pays for pages
     print(f"{processor()}, {args.threads} thread(s), {args.positions} positions,", end=" ")
     print(f"{args.hidden} wide, {args.vocabulary} columns, {args.dtype}; memory {args.memory}")
     print("| way | s | processor s | ratio | MiB | loss |\n|---|---|---|---|---|---|")
