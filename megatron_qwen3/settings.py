@@ -4,7 +4,7 @@ This is the only place where a setting is named, described and given its default
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
 them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. The
 tables of post-training stand in `settings_posttrain.py`, `settings_rollouts.py` and
-`settings_rl.py`; `modes.py` says which mode has which.
+`settings_rl.py`, the one of long texts in `settings_rope.py`; `modes.py` says which mode has which.
 Nothing here imports torch.
 """
 
@@ -18,6 +18,7 @@ from megatron_qwen3.fields import ConfigError as ConfigError
 from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 from megatron_qwen3.settings_rl import DistillConfig, RlConfig
 from megatron_qwen3.settings_rollouts import RolloutsConfig
+from megatron_qwen3.settings_rope import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    rope: RopeConfig = field(default_factory=RopeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
-from megatron_qwen3 import modes, validate_posttrain, validate_rl, validate_rollouts
+from megatron_qwen3 import (
+    modes,
+    validate_posttrain,
+    validate_rl,
+    validate_rollouts,
+    validate_rope,
+)
 from megatron_qwen3.fields import settings_of
 from megatron_qwen3.parallel.layout import near
 from megatron_qwen3.presets import PRESETS
@@ -48,6 +54,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_posttrain.faults(config),
         *validate_rl.faults(config),
         *validate_rollouts.faults(config),
+        *validate_rope.faults(config),
     ]
 
 

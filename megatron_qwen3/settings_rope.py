@@ -1,0 +1,55 @@
+"""The table [rope]: how positions reach beyond the length that a model was trained with.
+
+`model.rope_theta` is the base of the rotary embedding (ABF is another base) and stands with the
+model. These settings change what attention computes, so they go with a checkpoint and hold alike
+for training, scoring and generation; no weight depends on them. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+
+from megatron_qwen3.fields import setting
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Reading longer texts than were trained: YaRN (arXiv 2309.00071) and Dual Chunk Attention."""
+
+    yarn_factor: float = setting(
+        1.0,
+        "times yarn_original_length that positions are stretched to; 1 is plain. It holds for "
+        "short texts, too",
+        at_least=1,
+    )
+    yarn_original_length: int = setting(
+        0, "positions that the model was trained with before; needed by YaRN", at_least=0
+    )
+    yarn_beta_fast: float = setting(
+        32.0, "turns within the original length from which on a pair is left as it is", above=0
+    )
+    yarn_beta_slow: float = setting(
+        1.0, "turns within the original length below which a pair is slowed by the factor", above=0
+    )
+    yarn_truncate: bool = setting(True, "round the bounds of these pairs to whole pairs")
+    yarn_attention_factor: float = setting(
+        0.0, "factor on queries and on keys; 0 is 0.1 ln(yarn_factor) + 1", at_least=0
+    )
+    dca_chunk_size: int = setting(
+        0,
+        "Dual Chunk Attention (arXiv 2402.17463): largest distance that attention meets, at most "
+        "the length that was trained; 0 is plain attention. Training has it as generation does",
+        at_least=0,
+    )
+    dca_local_size: int = setting(
+        0,
+        "of it, what is kept for keys of the chunk before; chunks are dca_chunk_size - "
+        "dca_local_size long",
+        at_least=0,
+    )
+    dca_rule: str = setting(
+        "code",
+        "largest distance: dca_chunk_size as Qwen's inference has it, or one less as the paper",
+        choices=("code", "paper"),
+    )
+    dca_scale: float = setting(
+        1.0, "length factor of the whole run: scores are multiplied by its square", above=0
+    )

@@ -1,0 +1,86 @@
+"""What the settings of [rope] must keep: one line per fault, as `validate.py` has the others."""
+
+from collections.abc import Iterator
+
+from megatron_qwen3.fields import settings_of
+from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_rope import RopeConfig
+
+CHUNK_UNIT = 16  # places: what servers hold keys and values in blocks of
+
+
+def faults(config: Config) -> Iterator[str]:
+    """Faults of the table, alone and with other tables."""
+    rope = config.rope
+    if rope.yarn_factor == 1:
+        yield from _left_over(rope, "yarn_", "rope.yarn_factor = 1 is plain; set it above 1")
+    else:
+        yield from _yarn_faults(rope)
+    if not rope.dca_chunk_size:
+        yield from _left_over(rope, "dca_", "rope.dca_chunk_size = 0 is plain attention; set it")
+        return
+    yield from _chunk_faults(rope)
+    yield from _scale_faults(rope)
+    if config.rollouts.engine == "vllm" and config.run.mode in ("rl", "distill"):
+        yield (
+            f'rollouts.engine = "vllm" with rope.dca_chunk_size = {rope.dca_chunk_size}: vLLM has '
+            'no Dual Chunk Attention; set rollouts.engine = "own", or rope.dca_chunk_size = 0'
+        )
+
+
+def _left_over(rope: RopeConfig, prefix: str, way_out: str) -> Iterator[str]:
+    for name, row in settings_of(RopeConfig).items():
+        value = getattr(rope, name)
+        if name.startswith(prefix) and value != row.default:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            yield f"rope.{name} = {shown}, but {way_out}, or leave this out"
+
+
+def _yarn_faults(rope: RopeConfig) -> Iterator[str]:
+    if not rope.yarn_original_length:
+        yield (
+            f"rope.yarn_factor = {rope.yarn_factor:g} needs rope.yarn_original_length, the length "
+            "that the model was trained with before YaRN (Qwen3: 32768)"
+        )
+    if rope.yarn_beta_fast <= rope.yarn_beta_slow:
+        yield (
+            f"rope.yarn_beta_fast = {rope.yarn_beta_fast:g} must be above rope.yarn_beta_slow = "
+            f"{rope.yarn_beta_slow:g}; YaRN has 32 and 1"
+        )
+
+
+def _chunk_faults(rope: RopeConfig) -> Iterator[str]:
+    size, local = rope.dca_chunk_size, rope.dca_local_size
+    chunk = size - local
+    sizes = f"rope.dca_chunk_size = {size} and rope.dca_local_size = {local}"
+    if local < 1 or local > chunk:
+        yield (
+            f"{sizes} make chunks of {chunk} places; the local size must be at least 1 and not "
+            f"exceed them; valid: {_local_sizes(size)}"
+        )
+    elif chunk % CHUNK_UNIT:
+        yield (
+            f"{sizes} make chunks of {chunk} places, which must be a multiple of {CHUNK_UNIT}; "
+            f"valid: {_local_sizes(size)}"
+        )
+
+
+def _local_sizes(size: int) -> str:
+    """The local sizes that go with a chunk size, as text."""
+    largest = (size - 1) // CHUNK_UNIT * CHUNK_UNIT  # chunk
+    smallest = -(-size // (2 * CHUNK_UNIT)) * CHUNK_UNIT
+    if largest < smallest:
+        return f"a dca_chunk_size of {2 * CHUNK_UNIT} or more"
+    first, last = size - largest, size - smallest
+    if first == last:
+        return f"a dca_local_size of {first}"
+    return f"a dca_local_size of {first} to {last} in steps of {CHUNK_UNIT}"
+
+
+def _scale_faults(rope: RopeConfig) -> Iterator[str]:
+    """Qwen's length factor and YaRN's attention factor are two answers to one question."""
+    if rope.dca_scale != 1 and rope.yarn_factor != 1 and rope.yarn_attention_factor != 1:
+        yield (
+            f"rope.dca_scale = {rope.dca_scale:g} and rope.yarn_factor = {rope.yarn_factor:g} both "
+            "scale the scores; set rope.dca_scale = 1, or rope.yarn_attention_factor = 1"
+        )
