@@ -1,14 +1,22 @@
-"""Causal attention of rows, or of the stretches that rows are cut into.
+"""Attention as one primitive: rectangles of queries and keys, merged by their denominators.
 
-    mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)               # each row is one text
-    mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, stretches)    # several; see stretches.py
+    mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD)                  # each row is one text
+    mixed_SBW = attention(q_SBND, k_TBGD, v_TBGD, reads)           # what `reads` says: reads.py
+    mixed_SBW = attention(q_SBND, k_TBGD, v_TBGD, reads, tables)   # Dual Chunk Attention: dca.py
 
-Nothing of size S×S is made, in memory or as a mask: a stretch is a causal square of its own, and
-time goes with the sum of their squares. On a CPU each is one call of torch's fused kernel, a GPU
-takes all in one call. Both give the logarithm of the softmax's denominator beside the result,
-which their backward passes begin with.
+Documents that share rows, chunks, and a rank that has a part of a row's queries are different lists
+of rectangles. A rectangle p of a query's keys gives a softmax of its own, out_p, and the logarithm
+of its denominator, lse_p; that over all of them is
 
-Shapes: S sequence, B batch, N query heads, G key/value groups, D head size, W = N·D, T = B·S.
+    lse = log Σ_p exp(lse_p)        out = Σ_p exp(lse_p - lse) · out_p
+
+Backward asks the kernel for every rectangle's gradients again, but with the merged out and lse:
+its weights exp(score - lse) and Σ grad · out are then those of the whole softmax, and the gradients
+add up. Autograd could not do it, since kernels give no gradient by lse. Nothing of size S×T is
+made, in memory or as a mask, and time goes with the pairs of places that see each other.
+
+Shapes: S queries and T keys of a row, B batch, N query heads, G key/value groups, D head size,
+W = N·D; b, n and small lengths of one kernel's call.
 """
 
 import torch
@@ -18,96 +26,146 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.cpu import kernels
-from megatron_qwen3.model.stretches import Run, Stretches
+from megatron_qwen3.model import flash, ops
+from megatron_qwen3.model.reads import Call, Reads
+from megatron_qwen3.model.stretches import Stretches
 
-_aten = torch.ops.aten
+Tables = tuple[Tensor, Tensor, Tensor]  # by distance, [2, places of a chunk, 1, 1, D] each
 
 
 def attention(
-    q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, stretches: Stretches | None = None
+    q_SBND: Tensor,
+    k_TBGD: Tensor,
+    v_TBGD: Tensor,
+    reads: Reads | None = None,
+    tables: Tables | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ / √D) v over what each place sees, [S, B, W]: its stretch up to itself.
+    """softmax(q kᵀ / √D) v over what each query reads, [S, B, W].
 
-    Query head n reads group n // (N/G). Without stretches a row is one text. ValueError where
-    `stretches` are of other rows than q.
+    Query head n reads group n // (N/G). Without `reads` a row is one text, S = T, each place of
+    which sees what comes before it and itself. With `tables`, queries are rotated here, by the
+    cosines and sines of a rectangle's distance at their places in their chunks. ValueError where
+    `reads` are of other rows.
     """
-    if stretches is None:
-        return _whole_rows(q_SBND, k_SBGD, v_SBGD)
-    S, B = q_SBND.shape[:2]
-    if (stretches.rows, stretches.length) != (B, S):
-        raise ValueError(
-            f"stretches of {stretches.rows} rows of {stretches.length} places for "
-            f"{B} rows of {S} places"
-        )
-    if kernels.has_attention_of_cpu(q_SBND):
-        return _Squares.apply(q_SBND, k_SBGD, v_SBGD, stretches.runs).flatten(2)
-    packed = _packed if kernels.has_packed_attention(q_SBND) else one_by_one
-    return packed(q_SBND, k_SBGD, v_SBGD, stretches)
+    if reads is None:
+        return _whole_rows(q_SBND, k_TBGD, v_TBGD)
+    _check(q_SBND, k_TBGD, reads)
+    if reads.stretches and kernels.has_packed_attention(q_SBND):
+        return _packed(q_SBND, k_TBGD, v_TBGD, reads.stretches)
+    return _Attention.apply(q_SBND, k_TBGD, v_TBGD, reads, tables).flatten(2)
 
 
-def _whole_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if not kernels.attention_knows_groups(q):
-        k, v = (_for_each_head(x, q) for x in (k, v))
-    q, k, v = (x.permute(1, 2, 0, 3).contiguous() for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    return mixed.permute(2, 0, 1, 3).flatten(2)
+def read(
+    q: Tensor, k: Tensor, v: Tensor, reads: Reads, tables: Tables | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each query reads, [S, B, N, D], and lse [S, B, N, 1], for use inside another function.
 
-
-def _for_each_head(x_SBGD: Tensor, q_SBND: Tensor) -> Tensor:
-    return x_SBGD.repeat_interleave(q_SBND.shape[2] // x_SBGD.shape[2], dim=2)
-
-
-class _Squares(Function):
-    """Stretches on a CPU, each run of equal ones by one call, [S, B, N, D].
-
-    Keeps q, k, v, the result and one number per query. Autograd through slices would make a
-    gradient as long as all rows for every stretch.
+    Softmaxes are merged in float32 at least, and rounded to q's dtype once.
     """
+    S, B, N, _ = q.shape
+    wide = _wide(q)
+    mixed = q.new_empty(q.shape, dtype=wide if reads.merges else q.dtype)
+    lse = q.new_empty(B, N, S, 1, dtype=wide).permute(2, 0, 1, 3)
+    for call in reads.calls:
+        query = _turned(call, call.of_queries(q), tables)
+        part, part_lse = flash.forward(query, call.of_keys(k), call.of_keys(v), call.is_causal)
+        put = _put if call.is_causal else _merge
+        put(call.of_queries(mixed), call.of_queries(lse), part, part_lse[..., None])
+    return mixed.to(q.dtype), lse
+
+
+def read_gradients(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mixed: Tensor,
+    lse: Tensor,
+    reads: Reads,
+    tables: Tables | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by q, k and v, given those by `read`'s result, mixed and lse.
+
+    Where parts add up, they are float32 at least: who takes a piece of each row's queries adds
+    those by keys and values over ranks before they are rounded.
+    """
+    dtype = _wide(q) if reads.merges else q.dtype
+    dq = q.new_empty(q.shape, dtype=dtype)
+    # Of its own place's square a key has a gradient first; without such a place, of nothing.
+    empty = torch.empty_like if reads.queries == reads.keys else torch.zeros_like
+    dk, dv = (empty(x, dtype=dtype) for x in (k, v))
+    for call in reads.calls:
+        query = _turned(call, call.of_queries(q), tables)
+        key, value = call.of_keys(k), call.of_keys(v)
+        merged = call.of_queries(mixed), call.of_queries(lse)[..., 0]
+        parts = flash.backward(call.of_queries(grad), query, key, value, *merged, call.is_causal)
+        part = _turned_back(call, parts[0], tables)
+        put = torch.Tensor.copy_ if call.is_causal else torch.Tensor.add_
+        put(call.of_queries(dq), part)
+        put(call.of_keys(dk), parts[1])
+        put(call.of_keys(dv), parts[2])
+    return dq, dk, dv
+
+
+class _Attention(Function):
+    """Keeps q, k, v, the result and one number per query."""
 
     @staticmethod
-    def forward(ctx, q, k, v, runs):
-        q, k, v = (_readable(x) for x in (q, k, v))
-        S, B, N, _ = q.shape
-        mixed = q.new_empty(q.shape)
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        lse = q.new_empty(B, N, S, 1, dtype=wide).permute(2, 0, 1, 3)
-        for run in runs:
-            inputs = (_batch_of(run, x) for x in (q, k, v))
-            part, part_lse = _aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, True)
-            _batch_of(run, mixed).copy_(part)
-            _batch_of(run, lse).copy_(part_lse[..., None])
+    def forward(ctx, q, k, v, reads, tables):
+        q, k, v = (flash.readable(x) for x in (q, k, v))
+        mixed, lse = read(q, k, v, reads, tables)
         ctx.save_for_backward(q, k, v, mixed, lse)
-        ctx.runs = runs
+        ctx.reads, ctx.tables = reads, tables
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        *kept, lse = ctx.saved_tensors
-        inputs = _readable(grad), *kept
-        gradients = [x.new_empty(x.shape) for x in kept[:3]]
-        for run in ctx.runs:
-            parts = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(_batch_of(run, x) for x in inputs), _batch_of(run, lse)[..., 0], 0.0, True
-            )
-            for gradient, part in zip(gradients, parts, strict=True):
-                _batch_of(run, gradient).copy_(part)
-        return *gradients, None
+        saved = ctx.saved_tensors
+        gradients = read_gradients(flash.readable(grad), *saved, ctx.reads, ctx.tables)
+        return *(x.to(saved[0].dtype) for x in gradients), None, None
 
 
-def _batch_of(run: Run, x_SBnD: Tensor) -> Tensor:
-    """A run's places as a batch, [count, n, length, D], in the same memory."""
-    x_BnSD = x_SBnD.permute(1, 2, 0, 3)
-    if run.length == x_BnSD.shape[2]:
-        return x_BnSD[run.row : run.row + run.count]
-    places = x_BnSD[run.row, :, run.start : run.start + run.count * run.length]
-    return places.unflatten(1, (run.count, run.length)).transpose(0, 1)
+def _put(mixed: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    mixed.copy_(part)
+    lse.copy_(part_lse)
 
 
-def _readable(x: Tensor) -> Tensor:
-    """The kernel reads D numbers that lie next to each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _merge(mixed: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """mixed and lse of two softmaxes, in place of those of the first."""
+    mixed.lerp_(part.to(mixed.dtype), torch.sigmoid(part_lse - lse))
+    lse.copy_(torch.logaddexp(lse, part_lse))
+
+
+def _turned(call: Call, q: Tensor, tables: Tables | None) -> Tensor:
+    if tables is None:
+        return q
+    return ops.rotate(q, *_rotation(call, tables), 1, out=q.new_empty(q.shape))
+
+
+def _turned_back(call: Call, dq: Tensor, tables: Tables | None) -> Tensor:
+    """The gradient by the query as it was before it was rotated, not rounded again."""
+    if tables is None:
+        return dq
+    return ops.rotate(dq, *_rotation(call, tables), -1, out=dq.new_empty(dq.shape, dtype=_wide(dq)))
+
+
+def _rotation(call: Call, tables: Tables) -> Tensor:
+    """cos and sin of a call's queries, [2, queries, D]."""
+    return tables[call.distance][:, call.place : call.place + call.queries, 0, 0]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _whole_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if not kernels.attention_knows_groups(q):
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    q, k, v = (x.permute(1, 2, 0, 3).contiguous() for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return mixed.permute(2, 0, 1, 3).flatten(2)
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
@@ -116,29 +174,19 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
     The operation below torch.nn.attention.varlen, whose arguments change from release to release.
     """
     S, B = q.shape[:2]
-    q, k, v = (_row_after_row(x) for x in (q, k, v))
+    q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (q, k, v))
     bounds, longest = stretches.cu_seqlens, max(stretches.lengths)
-    mixed_TND, *_ = _aten._flash_attention_forward(
+    mixed_TND, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, bounds, bounds, longest, longest, 0.0, True, False
     )
     return mixed_TND.unflatten(0, (B, S)).transpose(0, 1).flatten(2)
 
 
-def one_by_one(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
-    """One plain call per stretch, for what no packed kernel takes: float32 on a GPU."""
-    S, B = q.shape[:2]
-    k, v = (_for_each_head(x, q) for x in (k, v))
-    # split's gradient puts all pieces together once.
-    pieces = zip(*(_row_after_row(x).split(stretches.lengths) for x in (q, k, v)), strict=True)
-    mixed_TND = torch.cat([_alone(*piece) for piece in pieces])
-    return mixed_TND.unflatten(0, (B, S)).transpose(0, 1).flatten(2)
-
-
-def _alone(*qkv_LND: Tensor) -> Tensor:
-    inputs = (x.transpose(0, 1)[None] for x in qkv_LND)
-    return F.scaled_dot_product_attention(*inputs, is_causal=True)[0].transpose(0, 1)
-
-
-def _row_after_row(x_SBnD: Tensor) -> Tensor:
-    """[T, n, D]."""
-    return x_SBnD.transpose(0, 1).flatten(0, 1)
+def _check(q: Tensor, k: Tensor, reads: Reads) -> None:
+    found = q.shape[1], q.shape[0], k.shape[0]
+    wanted = reads.rows, reads.queries, reads.keys
+    if found != wanted:
+        raise ValueError(
+            "q and k are of {} rows of {} queries and {} keys, but `reads` of {} rows of {} "
+            "queries and {} keys".format(*found, *wanted)
+        )

@@ -7,7 +7,6 @@ only here.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,9 +45,7 @@ class Qwen3(GPTModel):
         """Hidden states [S, B, H] for the next stage, or the last one's logits or scalars."""
         if sequences is None:
             return super().forward(tokens_BS, None, None)
-        length = tokens_BS.shape[1]
-        sequences = replace(sequences, max_seqlen_q=length, max_seqlen_kv=length)
-        sequences = sequences.rotated(self.rotary_pos_emb)
+        sequences = sequences.made_for(*tokens_BS.shape, self.rotary_pos_emb)
         return super().forward(tokens_BS, None, None, packed_seq_params=sequences)
 
     def _postprocess(

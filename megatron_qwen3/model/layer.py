@@ -19,8 +19,8 @@ from megatron_qwen3.model import gate_and_up, ops
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.heads import query_key_value
 from megatron_qwen3.model.linear import Products, linear
+from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.sequences import Sequences
-from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import (
     BaseTransformerLayer,
     ColumnParallelLinear,
@@ -89,11 +89,11 @@ class SelfAttention(MegatronModule):
         self,
         hidden_SBH: Tensor,
         rotary: Tensor,
-        stretches: Stretches | None = None,
+        reads: Reads | None = None,
         cache: Any = None,
         products: Products | None = None,
     ) -> Tensor:
-        """Attention within each row, or within the stretches that rows are cut into.
+        """Attention within each row, or of what `reads` says that queries read.
 
         `rotary` as RotaryTables gives it. While text is generated `cache` is a
         generate.cache.KVCache, which then does the attention, and `products` multiplies.
@@ -108,7 +108,7 @@ class SelfAttention(MegatronModule):
             eps=self.q_layernorm.eps,
         )
         if cache is None:
-            mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, stretches)
+            mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, reads)
         else:
             mixed_SBW = cache.attend(q_SBND, k_SBGD, v_SBGD)
         return linear(self.linear_proj, mixed_SBW, products)
@@ -181,7 +181,7 @@ class Layer(MegatronModule, BaseTransformerLayer):
         hidden_SBH = hidden_SBH + self.self_attention(
             self.input_layernorm(hidden_SBH),
             rotary,
-            sequences.stretches,
+            sequences.reads,
             cache,
             sequences.products,
         )

@@ -17,6 +17,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from megatron_qwen3.model.linear import Products
+from megatron_qwen3.model.reads import Reads
+from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import PackedSeqParams
 
@@ -30,7 +32,8 @@ class Sequences(PackedSeqParams):
     valid_BS: bool, False where a position is padding, which no router counts;
     caches: by layer number, what was read before, while text is generated;
     products: of a model that only generates, in place of its linears' own;
-    rotary: cosines and sines of the positions, [2, S, B, 1, D], which the model adds.
+    rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], and which keys each query
+    reads; the model adds both, `rotary` unless every row is read from its first position.
     """
 
     qkv_format: str = "sbhd"
@@ -40,13 +43,18 @@ class Sequences(PackedSeqParams):
     caches: Mapping[int, Any] | None = None
     products: Products | None = None
     rotary: Tensor | None = None
+    reads: Reads | None = None
 
-    def rotated(self, tables: Any) -> Self:
-        """With the rotation by `RotaryTables`, unless every row is read from its first place."""
-        positions_BS = self.positions_BS
-        if positions_BS is None and self.stretches:
+    def made_for(self, rows: int, length: int, tables: RotaryTables) -> Self:
+        """With what attention needs to read `rows` rows of `length` positions."""
+        positions_BS, reads = self.positions_BS, None
+        if self.stretches:
             positions_BS = self.stretches.positions_BS()
-        return self if positions_BS is None else replace(self, rotary=tables.at(positions_BS.t()))
+            reads = Reads.of(rows, length, self.stretches)
+        rotary = None if positions_BS is None else tables.at(positions_BS.t())
+        return replace(
+            self, max_seqlen_q=length, max_seqlen_kv=length, rotary=rotary, reads=reads
+        )
 
     def valid_T(self, tensor_rank: int, tensor_ranks: int) -> Tensor | None:
         """Which positions are no padding, where `tensor_ranks` share those of a row."""

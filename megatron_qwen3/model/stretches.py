@@ -16,22 +16,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-
-
-class Run(NamedTuple):
-    """`count` stretches of `length` places next to each other, the first at `start` of `row`.
-
-    They lie in one row, or are whole rows: either way they are one batch for a kernel.
-    """
-
-    row: int
-    start: int
-    count: int
-    length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +60,13 @@ class Stretches:
         """Places of each stretch."""
         return tuple(last - first for first, last in pairwise(self.bounds))
 
-    @functools.cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """All stretches in order, equal neighbours together."""
-        runs: list[Run] = []
-        for first, length in zip(self.bounds, self.lengths, strict=False):
-            row, start = divmod(first, self.length)
-            if runs and runs[-1].length == length and (start or length == self.length):
-                runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
-            else:
-                runs.append(Run(row, start, 1, length))
-        return tuple(runs)
+    def starts_of_rows(self) -> list[tuple[int, ...]]:
+        """The places of each row, from 0, at which a stretch begins."""
+        rows: list[list[int]] = [[] for _ in range(self.rows)]
+        for bound in self.bounds[:-1]:
+            row, start = divmod(bound, self.length)
+            rows[row].append(start)
+        return [(*starts,) for starts in rows]
 
     def positions_BS(self) -> Tensor:
         """Each place's distance from the start of its stretch, int64, on `cu_seqlens`' device."""

@@ -9,7 +9,8 @@ from live_memory import LiveMemory
 
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import attention as module
-from megatron_qwen3.model.attention import attention, one_by_one
+from megatron_qwen3.model.attention import attention
+from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.stretches import Stretches
 
 S, B, N, G, D = 7, 3, 4, 2, 8
@@ -59,6 +60,12 @@ def heads(make, length=S, groups=G, **kwargs):
     return [make(length, B, n, D, **kwargs) for n in (N, groups, groups)]
 
 
+def of_stretches(q, k, v, stretches=None):
+    """Ours, of rows that are cut into stretches."""
+    reads = stretches and Reads.of(stretches.rows, stretches.length, stretches)
+    return attention(q, k, v, reads)
+
+
 def check_equal(ours, inputs, stretches=None, tolerance=1e-10):
     got, expected = ours(*inputs, stretches), plain_attention(*inputs, stretches)
     grad = torch.randn(*reversed(got.shape), dtype=got.dtype).permute(2, 1, 0)
@@ -72,20 +79,19 @@ def check_equal(ours, inputs, stretches=None, tolerance=1e-10):
 @pytest.mark.parametrize("length", [1, S, 300])
 @pytest.mark.parametrize("groups", [1, G, N])
 def test_attention_of_rows_equals_the_formula(make, length, groups):
-    check_equal(attention, heads(make, length, groups))
+    check_equal(of_stretches, heads(make, length, groups))
 
 
 @pytest.mark.parametrize("make", [randn, strided, transposed])
 @pytest.mark.parametrize("groups", [1, G, N])
-@pytest.mark.parametrize("ours", [attention, one_by_one])
 @pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_attention_of_stretches_equals_the_formula(make, groups, ours, starts):
-    check_equal(ours, heads(make, groups=groups), Stretches.of(starts, S))
+def test_attention_of_stretches_equals_the_formula(make, groups, starts):
+    check_equal(of_stretches, heads(make, groups=groups), Stretches.of(starts, S))
 
 
 def test_attention_of_long_stretches_equals_the_formula():
     starts = Stretches.of([[0, 130, 131], [0, 299], [0, 150]], 300)
-    check_equal(attention, heads(randn, 300), starts)
+    check_equal(of_stretches, heads(randn, 300), starts)
 
 
 def test_attention_of_a_position_does_not_see_later_ones():
@@ -98,13 +104,13 @@ def test_attention_of_a_position_does_not_see_later_ones():
 def test_a_stretch_has_the_same_bits_whatever_stands_beside_it(dtype):
     stretches = Stretches.of([[0, 3], [0, 2, 5], [0]], S)
     q, k, v = heads(randn, dtype=dtype)
-    before = attention(q, k, v, stretches)
+    before = of_stretches(q, k, v, stretches)
     grads = torch.autograd.grad(before[3:, 0].float().sum(), (q, k, v))
     with torch.no_grad():
         for x in (q, k, v):
             x[:3, 0] = torch.nan
             x[:, 1:] = 7.0
-    after = attention(q, k, v, stretches)
+    after = of_stretches(q, k, v, stretches)
     assert torch.equal(after[3:, 0], before[3:, 0])
     again = torch.autograd.grad(after[3:, 0].float().sum(), (q, k, v))
     for x, y in zip(grads, again, strict=True):
@@ -114,7 +120,7 @@ def test_a_stretch_has_the_same_bits_whatever_stands_beside_it(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_text_of_one_token_gives_its_value_and_has_no_gradient_by_its_score(dtype):
     inputs = heads(randn, dtype=dtype)
-    mixed = attention(*inputs, Stretches.of([[*range(S)]] * B, S))
+    mixed = of_stretches(*inputs, Stretches.of([[*range(S)]] * B, S))
     v_SBND = inputs[2].repeat_interleave(N // G, dim=2)
     assert torch.equal(mixed, v_SBND.flatten(2))
     grad = torch.randn_like(mixed)
@@ -126,23 +132,23 @@ def test_a_text_of_one_token_gives_its_value_and_has_no_gradient_by_its_score(dt
 
 def test_a_stretch_of_all_rows_gives_what_rows_give():
     inputs = heads(randn, dtype=torch.float32)
-    whole = attention(*inputs, Stretches.of([[0]] * B, S))
+    whole = of_stretches(*inputs, Stretches.of([[0]] * B, S))
     assert torch.equal(whole, attention(*inputs))
 
 
 def test_without_gradients_the_bits_are_the_same():
     inputs, stretches = heads(randn, dtype=torch.float32), Stretches.of(STARTS["of all sizes"], S)
     with torch.no_grad():
-        assert torch.equal(attention(*inputs, stretches), attention(*inputs, stretches))
-        without = attention(*inputs, stretches)
-    assert torch.equal(without, attention(*inputs, stretches))
+        assert torch.equal(of_stretches(*inputs, stretches), of_stretches(*inputs, stretches))
+        without = of_stretches(*inputs, stretches)
+    assert torch.equal(without, of_stretches(*inputs, stretches))
 
 
 @pytest.mark.parametrize("stretches", [None, Stretches.of(STARTS["of all sizes"], S)])
 def test_bfloat16_agrees_with_float32_to_its_precision(stretches):
     inputs = heads(randn, dtype=torch.bfloat16)
     wide = [x.detach().float().requires_grad_() for x in inputs]
-    got, expected = attention(*inputs, stretches), attention(*wide, stretches)
+    got, expected = of_stretches(*inputs, stretches), of_stretches(*wide, stretches)
     grad = torch.randn_like(expected)
     got = got, *torch.autograd.grad(got, inputs, grad.bfloat16())
     expected = expected, *torch.autograd.grad(expected, wide, grad.bfloat16().float())
@@ -178,7 +184,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_memory_of_attention_is_linear_in_the_length_of_rows_and_the_formula_is_not():
     lengths = [2048, 4096, 8192, 16384]
-    assert grown(attention, lengths) <= 1.05
+    assert grown(of_stretches, lengths) <= 1.05
     assert grown(lambda q, k, v, _: attention(q, k, v), lengths) <= 1.05
     assert grown(plain_attention, [256, 512, 1024, 2048]) > 1.8
 
@@ -212,14 +218,16 @@ def test_the_branches_for_gpus_give_kernels_what_they_take(monkeypatch, starts, 
     monkeypatch.setattr(kernels, "has_packed_attention", lambda q: has_packed_kernel)
 
     def ours(q, k, v, stretches):
-        return attention(q.as_subclass(_AsOnGpu), k, v, stretches).as_subclass(torch.Tensor)
+        return of_stretches(q.as_subclass(_AsOnGpu), k, v, stretches).as_subclass(torch.Tensor)
 
     check_equal(ours, inputs, stretches)
 
 
-@pytest.mark.parametrize("starts", [[[0]] * 2, [[0]] * 4])
-def test_stretches_of_other_rows_are_refused(starts):
-    with pytest.raises(ValueError, match=f"stretches of {len(starts)} rows of 7 places for 3 rows"):
-        attention(*heads(randn), Stretches.of(starts, S))
-    with pytest.raises(ValueError, match="stretches of 3 rows of 8 places for 3 rows of 7 places"):
-        attention(*heads(randn), Stretches.of([[0]] * 3, 8))
+def test_reads_of_other_rows_are_refused():
+    with pytest.raises(ValueError, match="stretches of 2 rows of 7 places for 3 rows of 7 places"):
+        Reads.of(B, S, Stretches.of([[0]] * 2, S))
+    with pytest.raises(
+        ValueError,
+        match="3 rows of 7 queries and 7 keys, but `reads` of 3 rows of 8 queries and 8 keys",
+    ):
+        attention(*heads(randn), Reads.of(B, 8))
