@@ -9,7 +9,9 @@
 Prompts are padded on the right: each is read from its row's first place by plain causal attention,
 in which no token sees what comes after it. In the caches they end at one place, padded on the left,
 so that all rows write to the same place from then on; only a pass of one token needs a mask, of one
-row, and none where prompts are equally long. Legend: B rows, S places of this pass, L places so
+row, and none where prompts are equally long. Under Dual Chunk Attention (model/dca.py) chunks begin
+with each row's text: the one token's query is rotated once for each distance, and a mask leaves
+each of these queries the keys of its own. Legend: B rows, S places of this pass, L places so
 far, N query heads, G key/value groups and D head size of this tensor rank.
 """
 
@@ -20,8 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_qwen3.model import flash, ops
 from megatron_qwen3.model.attention import attention
+from megatron_qwen3.model.dca import DualChunk, Tables
 from megatron_qwen3.model.linear import Products
+from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.sequences import Sequences
 
 _LEAST_GROWTH = 128  # places
@@ -36,18 +41,24 @@ class Timeline:
     """
 
     def __init__(
-        self, lengths_B: list[int], room: int, device: torch.device, dtype: torch.dtype
+        self,
+        lengths_B: list[int],
+        room: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        dual: DualChunk | None = None,
     ) -> None:
         """`lengths_B`: of the prompts; `room`: tokens that may follow them. Caches grow as they
-        are filled, and not beyond that unless more tokens come."""
+        are filled, and not beyond that unless more tokens come. `dual`: how texts are cut."""
         longest = max(lengths_B)
         self._expected = longest + room
         self.padding_B = longest - torch.tensor(lengths_B, device=device)
         self.is_padded = min(lengths_B) < longest
-        self.dtype = dtype
+        self.dtype, self.dual = dtype, dual
         self.start = self.end = 0
         self.capacity = longest + min(room, _LEAST_GROWTH)
         self.mask: Tensor | None = None
+        self.distances: _Distances | None = None
         self._visible_B11C = self._beyond_padding()
 
     @property
@@ -68,6 +79,12 @@ class Timeline:
             self.capacity = max(self.end, min(grown, self._expected))
             self._visible_B11C = self._beyond_padding()
         self.mask = self._visible_B11C[..., : self.end] if self.is_padded else None
+        self.distances = _Distances(self) if self.has_chunks else None
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether this pass of one token meets keys of other chunks than its own."""
+        return bool(self.dual and not self.is_at_prompts and self.end > self.dual.chunk)
 
     def sequences(self, caches: Mapping[int, Any], products: Products) -> Sequences:
         """How the model reads the rows of this pass."""
@@ -109,6 +126,34 @@ class Timeline:
         return visible_BC.masked_fill_(hidden_BC, -torch.inf)[:, None, None, :]
 
 
+class _Distances:
+    """Which keys one new token of each row reads at each distance in chunks, the last of them
+    standing for all that are farther; for Dual Chunk Attention.
+
+    visible_BdL: 0 for these keys and -inf for others. exists_Bd1: 0 where a row has such keys; -inf
+    where it has none, of which `visible_BdL` then shows all: no kernel is given a row without keys.
+    """
+
+    def __init__(self, time: Timeline) -> None:
+        assert time.dual
+        chunk, device = time.dual.chunk, time.padding_B.device
+        self.count = min(3, -(-time.end // chunk))
+        distance_d1 = torch.arange(self.count, device=device)[:, None]
+        place_BL = torch.arange(time.end, device=device) - time.padding_B[:, None]
+        own_B1 = place_BL[:, -1:] // chunk
+        apart_BL = (own_B1 - place_BL // chunk).clamp_(max=2)
+        is_read_BdL = (apart_BL[:, None] == distance_d1) & (place_BL >= 0)[:, None]
+        exists_Bd1 = own_B1[:, None] >= distance_d1
+        self.visible_BdL = _zero_where(is_read_BdL | ~exists_Bd1, time.dtype)
+        self.exists_Bd1 = _zero_where(exists_Bd1, torch.float32)
+
+
+def _zero_where(is_there: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 there, and -inf elsewhere."""
+    zeros = torch.zeros(is_there.shape, dtype=dtype, device=is_there.device)
+    return zeros.masked_fill_(~is_there, -torch.inf)
+
+
 class KVCache:
     """Keys and values of one layer, [B, G, capacity, D]."""
 
@@ -117,21 +162,55 @@ class KVCache:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
-        """Attention of this pass's places over all so far, [S, B, N·D]; keeps their k and v."""
+    def attend(
+        self,
+        q_SBND: Tensor,
+        k_SBGD: Tensor,
+        v_SBGD: Tensor,
+        reads: Reads | None = None,
+        tables: Tables | None = None,
+    ) -> Tensor:
+        """Attention of this pass's places over all so far, [S, B, N·D]; keeps their k and v.
+
+        As `model.attention.attention` has it: `reads` of the prompts, `tables` of queries that are
+        still to be rotated.
+        """
         time = self.timeline
         self.keys = self._append(self.keys, time.at_one_end(k_SBGD))
         self.values = self._append(self.values, time.at_one_end(v_SBGD))
         if q_SBND.shape[0] > 1:
-            return attention(q_SBND, k_SBGD, v_SBGD)
+            return attention(q_SBND, k_SBGD, v_SBGD, reads, tables)
+        if time.distances and tables:
+            return self._attend_by_distance(time.distances, q_SBND, tables)
+        if tables:
+            q_SBND = _rotated(q_SBND, tables[0])
         _, B, N, D = q_SBND.shape
         # The query heads of a group share keys as the queries of one head would: no key is read
         # or copied twice.
         q_BGrD = q_SBND.reshape(B, k_SBGD.shape[2], -1, D)
-        mixed_BGrD = F.scaled_dot_product_attention(
-            q_BGrD, self.keys[:, :, : time.end], self.values[:, :, : time.end], time.mask
-        )
+        mixed_BGrD = F.scaled_dot_product_attention(q_BGrD, *self._so_far(), time.mask)
         return mixed_BGrD.reshape(1, B, N * D)
+
+    def _attend_by_distance(self, distances: _Distances, q_SBND: Tensor, tables: Tables) -> Tensor:
+        """One kernel reads all keys for the queries of every distance; their softmaxes, each over
+        its own keys, are merged as attention.py has it."""
+        _, B, N, D = q_SBND.shape
+        keys, values = self._so_far()
+        G, d = keys.shape[1], distances.count
+        rotated = [_rotated(q_SBND, table).view(B, G, -1, D) for table in tables[:d]]
+        q_BGdrD = torch.stack(rotated, 2)
+        r = q_BGdrD.shape[3]
+        mask_B1dL = distances.visible_BdL.repeat_interleave(r, 1)[:, None]
+        mixed, lse = flash.forward(q_BGdrD.flatten(2, 3), keys, values, False, mask_B1dL)
+        mixed_BGdrD, lse_BGdr = mixed.unflatten(2, (d, r)), lse.unflatten(2, (d, r))
+        share_BGdr = (lse_BGdr + distances.exists_Bd1[:, None]).softmax(2)
+        mixed_BGrD = (mixed_BGdrD * share_BGdr[..., None]).sum(2)
+        return mixed_BGrD.to(q_SBND.dtype).reshape(1, B, N * D)
+
+    def _so_far(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        end = self.timeline.end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def pick(self, rows_B: Tensor) -> None:
         """Go on with these rows, each as often as it is named."""
@@ -149,3 +228,7 @@ class KVCache:
             old = larger
         old[:, :, time.start : time.end] = new_BGSD
         return old
+
+
+def _rotated(q_SBND: Tensor, table: Tensor) -> Tensor:
+    return ops.rotate(q_SBND, *table, 1, out=q_SBND.new_empty(q_SBND.shape))

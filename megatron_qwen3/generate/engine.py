@@ -171,7 +171,8 @@ class _Batch:
         lengths_B = [len(prompt) for prompt in prompts]
         padded = [[*prompt, *[0] * (max(lengths_B) - len(prompt))] for prompt in prompts]
         self.next_BS = torch.tensor(padded, device=device)
-        self.timeline = Timeline(lengths_B, room, device, generator.dtype)
+        dual = generator.chunks[0].dual_chunk
+        self.timeline = Timeline(lengths_B, room, device, generator.dtype, dual)
         layers = [layer for chunk in generator.chunks for layer in chunk.decoder.layers]
         self.caches = {layer.layer_number: KVCache(self.timeline) for layer in layers}
         self.products = Products()

@@ -27,10 +27,11 @@ from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import flash, ops
+from megatron_qwen3.model.dca import Tables
 from megatron_qwen3.model.reads import Call, Reads
 from megatron_qwen3.model.stretches import Stretches
 
-Tables = tuple[Tensor, Tensor, Tensor]  # by distance, [2, places of a chunk, 1, 1, D] each
+_aten = torch.ops.aten
 
 
 def attention(
@@ -176,7 +177,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
     S, B = q.shape[:2]
     q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (q, k, v))
     bounds, longest = stretches.cu_seqlens, max(stretches.lengths)
-    mixed_TND, *_ = torch.ops.aten._flash_attention_forward(
+    mixed_TND, *_ = _aten._flash_attention_forward(
         q, k, v, bounds, bounds, longest, longest, 0.0, True, False
     )
     return mixed_TND.unflatten(0, (B, S)).transpose(0, 1).flatten(2)

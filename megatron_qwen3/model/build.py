@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.model import specs
+from megatron_qwen3.model.dca import DualChunk
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.rope import RotaryTables
@@ -29,10 +30,19 @@ class Qwen3(GPTModel):
     """GPTModel that is told how to read its rows, and whose last stage leaves the rest to heads.
 
     head: model.head, which says whether these get logits or scalars.
+    dual_chunk: how attention cuts texts, where it is Dual Chunk Attention.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, head: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *args: Any,
+        head: str,
+        dual_chunk: DualChunk | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config, *args, **kwargs)
+        self.dual_chunk = dual_chunk
         self.is_scalar = head == "scalar"
         if self.post_process and self.is_scalar:
             self.output_layer = ScalarLayer(config, self.output_layer.tp_group)
@@ -43,9 +53,10 @@ class Qwen3(GPTModel):
         self, tokens_BS: Tensor, sequences: Sequences | None = None
     ) -> Tensor | Logits | Scalars:
         """Hidden states [S, B, H] for the next stage, or the last one's logits or scalars."""
-        if sequences is None:
+        if sequences is None and self.dual_chunk is None:
             return super().forward(tokens_BS, None, None)
-        sequences = sequences.made_for(*tokens_BS.shape, self.rotary_pos_emb)
+        sequences = sequences or Sequences()
+        sequences = sequences.made_for(*tokens_BS.shape, self.rotary_pos_emb, self.dual_chunk)
         return super().forward(tokens_BS, None, None, packed_seq_params=sequences)
 
     def _postprocess(
@@ -135,6 +146,7 @@ def _chunk(
         post_process=pipeline.rank() == layout.pipeline - 1 and index == layout.virtual - 1,
         share_embeddings_and_output_weights=tied,
         head=config.model.head,
+        dual_chunk=DualChunk.of(config.rope),
         position_embedding_type="rope",
         rotary_base=config.model.rope_theta,
         pg_collection=groups.ranks,

@@ -22,49 +22,63 @@ QKV = tuple[Tensor, Tensor, Tensor]
 
 
 def query_key_value(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    rotates_queries: bool = True,
 ) -> QKV:
     """q [S, B, N, D], k and v [S, B, G, D] from qkv [S, B, G, r + 2, D].
 
     A group of qkv is its r query heads, its key, its value. Queries and keys are normed over D
     (Qwen3 technical report, arXiv 2505.09388, section 2: QK-Norm) with q_weight and k_weight [D],
-    rounded to qkv's dtype, and rotated by cos and sin [S, 1 or B, 1, D] as `ops.rope` does.
+    rounded to qkv's dtype, and rotated by cos and sin [S, 1 or B, 1, D] as `ops.rope` does; queries
+    unless attention rotates them.
     """
     if kernels.has_fused_norm(qkv):
         q, k, v = qkv.split([qkv.shape[3] - 2, 1, 1], dim=3)
         q, k = ops.rms_norm(q, q_weight, eps).flatten(2, 3), ops.rms_norm(k, k_weight, eps)
-        return *ops.rope(q, k.squeeze(3), cos, sin), v.squeeze(3)
+        k = ops.rotated(k.squeeze(3), cos, sin)
+        return ops.rotated(q, cos, sin) if rotates_queries else q, k, v.squeeze(3)
     weight = torch.stack([q_weight] * (qkv.shape[3] - 2) + [k_weight])
     cos, sin = cos[:, :, None], sin[:, :, None]
     if torch.is_grad_enabled():
-        return _Heads.apply(qkv, weight, cos, sin, eps)
-    return _heads(qkv, weight, cos, sin, eps)[0]
+        return _Heads.apply(qkv, weight, cos, sin, eps, rotates_queries)
+    return _heads(qkv, weight, cos, sin, eps, rotates_queries)[0]
 
 
-def _heads(qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[QKV, Tensor]:
+def _heads(
+    qkv: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, rotates_queries: bool
+) -> tuple[QKV, Tensor]:
     """The heads, and what each query and key was multiplied by."""
     S, B, G, r2, D = qkv.shape
     normed, scale = ops.normalized(qkv[..., :-1, :], weight, eps)
     query, key = normed.split([r2 - 2, 1], dim=3)
-    q, k = (_head_first(x, cos, sin).flatten(1, 2).permute(2, 0, 1, 3) for x in (query, key))
-    return (q, k, qkv[..., -1, :]), scale
+    q, k = _head_first(query), _head_first(key)
+    ops.rotate(key, cos, sin, 1, out=k)
+    if rotates_queries:
+        ops.rotate(query, cos, sin, 1, out=q)
+    else:
+        q.copy_(query)
+    return (q.flatten(2, 3), k.flatten(2, 3), qkv[..., -1, :]), scale
 
 
-def _head_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[S, B, G, n, D], rotated, as [B, G, n, S, D]."""
+def _head_first(x: Tensor) -> Tensor:
+    """Room for [S, B, G, n, D] that lies in memory as [B, G, n, S, D]."""
     S, B, G, n, D = x.shape
-    rotated = x.new_empty(B, G, n, S, D)
-    ops.rotate(x, cos, sin, 1, out=rotated.permute(3, 0, 1, 2, 4))
-    return rotated
+    return x.new_empty(B, G, n, S, D).permute(3, 0, 1, 2, 4)
 
 
 class _Heads(Function):
     """Keeps the projection and one number per head; `weight` is [r + 1, D]."""
 
     @staticmethod
-    def forward(ctx, qkv, weight, cos, sin, eps):
-        (q, k, v), scale = _heads(qkv, weight, cos, sin, eps)
+    def forward(ctx, qkv, weight, cos, sin, eps, rotates_queries):
+        (q, k, v), scale = _heads(qkv, weight, cos, sin, eps, rotates_queries)
         ctx.save_for_backward(qkv, weight, scale, cos, sin)
+        ctx.rotates_queries = rotates_queries
         return (
             q,
             k,
@@ -79,9 +93,13 @@ class _Heads(Function):
         heads = qkv[..., :-1, :]
         grad_normed = heads.new_empty(heads.shape)
         query, key = grad_normed.split([r2 - 2, 1], dim=3)
-        ops.rotate(grad_q.unflatten(2, (G, r2 - 2)), cos, sin, -1, out=query)
+        grad_q = grad_q.unflatten(2, (G, r2 - 2))
+        if ctx.rotates_queries:
+            ops.rotate(grad_q, cos, sin, -1, out=query)
+        else:
+            query.copy_(grad_q)
         ops.rotate(grad_k.unsqueeze(3), cos, sin, -1, out=key)
         grad = qkv.new_empty(qkv.shape)
         grad[..., -1, :] = grad_v
         grad_weight = ops.norm_gradient(heads, weight, scale, grad_normed, grad[..., :-1, :])
-        return grad, grad_weight, None, None, None
+        return grad, grad_weight, None, None, None, None

@@ -19,7 +19,6 @@ from megatron_qwen3.model import gate_and_up, ops
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.heads import query_key_value
 from megatron_qwen3.model.linear import Products, linear
-from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel.mcore import (
     BaseTransformerLayer,
@@ -89,15 +88,15 @@ class SelfAttention(MegatronModule):
         self,
         hidden_SBH: Tensor,
         rotary: Tensor,
-        reads: Reads | None = None,
+        sequences: Sequences,
         cache: Any = None,
-        products: Products | None = None,
     ) -> Tensor:
-        """Attention within each row, or of what `reads` says that queries read.
+        """Attention within each row, or of what `sequences.reads` says that queries read.
 
         `rotary` as RotaryTables gives it. While text is generated `cache` is a
-        generate.cache.KVCache, which then does the attention, and `products` multiplies.
+        generate.cache.KVCache, which then does the attention, and `sequences.products` multiplies.
         """
+        products, query_rotary = sequences.products, sequences.query_rotary
         qkv = linear(self.linear_qkv, hidden_SBH, products)
         qkv = qkv.unflatten(2, (self.groups, self.heads_per_group + 2, self.head_dim))
         q_SBND, k_SBGD, v_SBGD = query_key_value(
@@ -106,11 +105,10 @@ class SelfAttention(MegatronModule):
             self.k_layernorm(),
             *rotary,
             eps=self.q_layernorm.eps,
+            rotates_queries=query_rotary is None,
         )
-        if cache is None:
-            mixed_SBW = attention(q_SBND, k_SBGD, v_SBGD, reads)
-        else:
-            mixed_SBW = cache.attend(q_SBND, k_SBGD, v_SBGD)
+        attend = attention if cache is None else cache.attend
+        mixed_SBW = attend(q_SBND, k_SBGD, v_SBGD, sequences.reads, query_rotary)
         return linear(self.linear_proj, mixed_SBW, products)
 
 
@@ -179,11 +177,7 @@ class Layer(MegatronModule, BaseTransformerLayer):
         mlp = functools.partial(self._mlp, sequences=sequences)
         hidden_SBH = hidden_states
         hidden_SBH = hidden_SBH + self.self_attention(
-            self.input_layernorm(hidden_SBH),
-            rotary,
-            sequences.reads,
-            cache,
-            sequences.products,
+            self.input_layernorm(hidden_SBH), rotary, sequences, cache
         )
         if self.recompute_mlp and self.training:
             update_SBH = tensor_parallel.checkpoint(mlp, False, hidden_SBH)

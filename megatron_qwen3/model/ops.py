@@ -46,8 +46,12 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     tables and each product. The results lie in memory as [B, N, S, D]: attention kernels then read
     one head's positions next to each other.
     """
-    rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated_by_head
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+    return rotated(q, cos, sin), rotated(k, cos, sin)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope` of queries or keys alone."""
+    return (_Rotate.apply if torch.is_grad_enabled() else _rotated_by_head)(x, cos, sin)
 
 
 def _wide(x: Tensor) -> Tensor:

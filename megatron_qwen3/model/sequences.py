@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
+from megatron_qwen3.model.dca import DualChunk, Tables
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.rope import RotaryTables
@@ -32,8 +34,9 @@ class Sequences(PackedSeqParams):
     valid_BS: bool, False where a position is padding, which no router counts;
     caches: by layer number, what was read before, while text is generated;
     products: of a model that only generates, in place of its linears' own;
-    rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], and which keys each query
-    reads; the model adds both, `rotary` unless every row is read from its first position.
+    rotary, query_rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], under Dual
+    Chunk Attention of keys alone, and three tables of queries; and which keys each query reads. The
+    model adds them.
     """
 
     qkv_format: str = "sbhd"
@@ -43,18 +46,30 @@ class Sequences(PackedSeqParams):
     caches: Mapping[int, Any] | None = None
     products: Products | None = None
     rotary: Tensor | None = None
+    query_rotary: Tables | None = None
     reads: Reads | None = None
 
-    def made_for(self, rows: int, length: int, tables: RotaryTables) -> Self:
+    def made_for(
+        self, rows: int, length: int, tables: RotaryTables, dual: DualChunk | None = None
+    ) -> Self:
         """With what attention needs to read `rows` rows of `length` positions."""
-        positions_BS, reads = self.positions_BS, None
-        if self.stretches:
-            positions_BS = self.stretches.positions_BS()
-            reads = Reads.of(rows, length, self.stretches)
-        rotary = None if positions_BS is None else tables.at(positions_BS.t())
-        return replace(
-            self, max_seqlen_q=length, max_seqlen_kv=length, rotary=rotary, reads=reads
-        )
+        positions_BS = self.stretches.positions_BS() if self.stretches else self.positions_BS
+        made = replace(self, max_seqlen_q=length, max_seqlen_kv=length)
+        if self.stretches or dual and positions_BS is None:
+            made.reads = Reads.of(rows, length, self.stretches, chunk=dual and dual.chunk)
+        if dual:
+            device = tables.inv_freq.device
+            if positions_BS is None:
+                positions_BS = torch.arange(length, device=device)[None]
+            # Without reads it is one token of each row, at a position of its own.
+            place_SB = positions_BS.t() % dual.chunk
+            if made.reads:
+                place_SB = torch.arange(min(length, dual.chunk), device=device)[:, None]
+            made.query_rotary = dual.query_tables(tables.at, place_SB)
+            made.rotary = dual.key_table(tables.at, positions_BS.t())
+        elif positions_BS is not None:
+            made.rotary = tables.at(positions_BS.t())
+        return made
 
     def valid_T(self, tensor_rank: int, tensor_ranks: int) -> Tensor | None:
         """Which positions are no padding, where `tensor_ranks` share those of a row."""

@@ -1,14 +1,18 @@
 """Attention of rows and of stretches equals the formula, value and gradients, by every kernel."""
 
+import itertools
 import types
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from live_memory import LiveMemory
 
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import attention as module
+from megatron_qwen3.model import flash
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.stretches import Stretches
@@ -66,6 +70,30 @@ def of_stretches(q, k, v, stretches=None):
     return attention(q, k, v, reads)
 
 
+def in_chunks(chunk):
+    """Ours, by the rectangles of Dual Chunk Attention without its rotations: the same sum."""
+
+    def ours(q, k, v, stretches=None):
+        length, rows = q.shape[:2]
+        return attention(q, k, v, Reads.of(rows, length, stretches, chunk=chunk))
+
+    return ours
+
+
+def in_pieces(*pieces, chunk=None):
+    """Ours, as many times as there are pieces, each with its part of the queries and all keys."""
+
+    def ours(q, k, v, stretches=None):
+        length, rows = k.shape[:2]
+        mixed = [None] * length
+        for first, last in pieces:
+            reads = Reads.of(rows, length, stretches, [(first, last)], chunk)
+            mixed[first:last] = attention(q[first:last], k, v, reads).unbind()
+        return torch.stack(mixed)
+
+    return ours
+
+
 def check_equal(ours, inputs, stretches=None, tolerance=1e-10):
     got, expected = ours(*inputs, stretches), plain_attention(*inputs, stretches)
     grad = torch.randn(*reversed(got.shape), dtype=got.dtype).permute(2, 1, 0)
@@ -92,6 +120,40 @@ def test_attention_of_stretches_equals_the_formula(make, groups, starts):
 def test_attention_of_long_stretches_equals_the_formula():
     starts = Stretches.of([[0, 130, 131], [0, 299], [0, 150]], 300)
     check_equal(of_stretches, heads(randn, 300), starts)
+
+
+@pytest.mark.parametrize("make", [randn, strided, transposed])
+@pytest.mark.parametrize("groups", [1, G, N])
+@pytest.mark.parametrize("chunk", [1, 2, 3, S, 9])
+@pytest.mark.parametrize("starts", [None, *STARTS.values()], ids=["none", *STARTS])
+def test_merged_rectangles_equal_the_formula(make, groups, chunk, starts):
+    check_equal(in_chunks(chunk), heads(make, groups=groups), starts and Stretches.of(starts, S))
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("starts", [None, *STARTS.values()], ids=["none", *STARTS])
+def test_queries_of_a_part_of_each_row_read_all_of_its_keys(chunk, starts):
+    pieces = in_pieces((0, 3), (3, 4), (4, S), chunk=chunk)
+    check_equal(pieces, heads(strided), starts and Stretches.of(starts, S))
+
+
+def test_long_rectangles_equal_the_formula_in_float32():
+    starts = Stretches.of([[0, 130, 131], [0, 299], [0, 150]], 300)
+    check_equal(in_chunks(64), heads(randn, 300, dtype=torch.float32), starts, tolerance=2e-6)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_gradients_are_those_of_differences_whatever_the_geometry(data):
+    length = data.draw(st.integers(1, 9))
+    places = st.sets(st.integers(1, length)).map(lambda s: [0, *sorted(s - {length})])
+    stretches = Stretches.of([data.draw(places) for _ in range(2)], length)
+    cuts = [*data.draw(places), length]
+    pieces = data.draw(st.permutations([*itertools.pairwise(cuts)]))
+    pieces = pieces[: data.draw(st.integers(1, len(pieces)))]
+    reads = Reads.of(2, length, stretches, pieces, data.draw(st.sampled_from([None, 1, 2, 3, 5])))
+    inputs = [randn(n, 2, h, 2) for n, h in ((reads.queries, 2), (length, 1), (length, 1))]
+    assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, reads), inputs)
 
 
 def test_attention_of_a_position_does_not_see_later_ones():
@@ -186,13 +248,8 @@ def test_memory_of_attention_is_linear_in_the_length_of_rows_and_the_formula_is_
     lengths = [2048, 4096, 8192, 16384]
     assert grown(of_stretches, lengths) <= 1.05
     assert grown(lambda q, k, v, _: attention(q, k, v), lengths) <= 1.05
+    assert grown(in_chunks(700), lengths) <= 1.05
     assert grown(plain_attention, [256, 512, 1024, 2048]) > 1.8
-
-
-class _AsOnGpu(torch.Tensor):
-    """Says that it is on a GPU."""
-
-    is_cuda = True
 
 
 def _varlen(q, k, v, bounds_q, bounds_k, most_q, most_k, dropout, is_causal, debug):
@@ -209,18 +266,88 @@ def _varlen(q, k, v, bounds_q, bounds_k, most_q, most_k, dropout, is_causal, deb
     return torch.stack(mixed), None, None, None, None
 
 
+def _softmax(q, k, v, is_causal):
+    """Of [b, n, S, D] and as many heads of keys: result, and lse."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if is_causal:
+        assert q.shape[2] == k.shape[2]
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).bool().tril(), -torch.inf)
+    return scores.softmax(-1) @ v, scores.logsumexp(-1), scores
+
+
+def _gradients(grad, q, k, v, mixed, lse, is_causal):
+    """By the formula of FlashAttention-2 (arXiv 2307.08691, algorithm 2)."""
+    weights = (_softmax(q, k, v, is_causal)[2] - lse[..., None]).exp()
+    of_scores = weights * (grad @ v.transpose(-1, -2) - (grad * mixed).sum(-1, keepdim=True))
+    of_scores = of_scores / q.shape[-1] ** 0.5
+    return of_scores @ k, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
+
+
+def _each_head(x, q):
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
+
+
+def _flash(q, k, v, dropout, is_causal):
+    """What _scaled_dot_product_flash_attention promises: it knows groups."""
+    assert dropout == 0 and q.shape[1] % k.shape[1] == 0
+    return *_softmax(q, _each_head(k, q), _each_head(v, q), is_causal)[:2], *[None] * 7
+
+
+def _flash_backward(*args):
+    grad, q, k, v, mixed, lse, bounds_q, bounds_k, S, T, dropout, is_causal, _, _ = args
+    assert bounds_q is None and bounds_k is None and dropout == 0 and lse.is_contiguous()
+    assert (q.shape[2], k.shape[2]) == (S, T)
+    each = _each_head(k, q), _each_head(v, q)
+    dq, *others = _gradients(grad, q, *each, mixed, lse, is_causal)
+    return dq, *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in others)
+
+
+def _efficient(q, k, v, bias, gives_lse, dropout, is_causal):
+    """What _scaled_dot_product_efficient_attention promises: no groups, lse padded with inf."""
+    assert bias is None and gives_lse and dropout == 0 and q.shape[1] == k.shape[1] == v.shape[1]
+    mixed, lse, _ = _softmax(q, k, v, is_causal)
+    padding = (0, -lse.shape[-1] % 32)
+    return mixed, torch.nn.functional.pad(lse, padding, value=torch.inf), None, None
+
+
+def _efficient_backward(*args):
+    grad, q, k, v, bias, mixed, lse, _, _, dropout, asked, is_causal = args
+    assert bias is None and dropout == 0 and asked == [True, True, True, False]
+    S = q.shape[2]
+    assert q.shape[1] == k.shape[1] and lse.shape[2] == -(-S // 32) * 32
+    assert lse[..., S:].isposinf().all()
+    return *_gradients(grad, q, k, v, mixed, lse[..., :S], is_causal), None
+
+
+GPU = types.SimpleNamespace(
+    _flash_attention_forward=_varlen,
+    _scaled_dot_product_flash_attention=_flash,
+    _scaled_dot_product_flash_attention_backward=_flash_backward,
+    _scaled_dot_product_efficient_attention=_efficient,
+    _scaled_dot_product_efficient_attention_backward=_efficient_backward,
+)
+
+
+@pytest.fixture(params=["flash", "efficient"])
+def as_on_a_gpu(monkeypatch, request):
+    """Kernels as a GPU's promise to be, for bfloat16 and for float32."""
+    monkeypatch.setattr(module, "_aten", GPU)
+    monkeypatch.setattr(flash, "_aten", GPU)
+    monkeypatch.setattr(kernels, "has_attention_of_cpu", lambda q: False)
+    monkeypatch.setattr(kernels, "has_packed_attention", lambda q: request.param == "flash")
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-@pytest.mark.parametrize("has_packed_kernel", [True, False])
-def test_the_branches_for_gpus_give_kernels_what_they_take(monkeypatch, starts, has_packed_kernel):
-    stretches, inputs = Stretches.of(starts, S), heads(strided)
-    kernel = types.SimpleNamespace(_flash_attention_forward=_varlen)
-    monkeypatch.setattr(module, "_aten", kernel)
-    monkeypatch.setattr(kernels, "has_packed_attention", lambda q: has_packed_kernel)
+def test_the_branches_for_gpus_give_kernels_what_they_take(starts):
+    check_equal(of_stretches, heads(strided), Stretches.of(starts, S))
 
-    def ours(q, k, v, stretches):
-        return of_stretches(q.as_subclass(_AsOnGpu), k, v, stretches).as_subclass(torch.Tensor)
 
-    check_equal(ours, inputs, stretches)
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_the_branches_for_gpus_merge_rectangles(starts):
+    check_equal(in_chunks(2), heads(strided), Stretches.of(starts, S))
+    check_equal(in_pieces((4, 6), (0, 4), (6, S)), heads(randn), Stretches.of(starts, S))
 
 
 def test_reads_of_other_rows_are_refused():
