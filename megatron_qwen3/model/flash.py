@@ -14,12 +14,14 @@ q, grad and mixed [b, n, S, D], k and v [b, g, T, D], lse [b, n, S].
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.cpu import kernels
 
 _aten = torch.ops.aten
 _ALIGNED = 32  # the GPU's efficient kernel reads lse of so many queries at a time
+_ALIGNED_MASK = 16  # and so many numbers of a mask
 Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -37,7 +39,7 @@ def forward(
         mixed, lse = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[:2]
     else:
         k, v = (_for_each_head(x, q) for x in (k, v))
-        bias = None if mask is None else mask.expand(*q.shape[:-1], k.shape[2])
+        bias = None if mask is None else _aligned(mask).expand(*q.shape[:-1], k.shape[2])
         mixed, lse = _aten._scaled_dot_product_efficient_attention(
             q, k, v, bias, True, 0.0, is_causal
         )[:2]
@@ -90,6 +92,12 @@ def _efficient_backward(
         *(grad, q, k, v, None, mixed, padded, none, none, 0.0, asked, is_causal)
     )
     return dq, *(x.unflatten(1, (groups, -1)).sum(2) for x in (dk, dv))
+
+
+def _aligned(mask_bnST: Tensor) -> Tensor:
+    """The same, in memory whose rows begin where the efficient kernel can read them."""
+    T = mask_bnST.shape[-1]
+    return F.pad(mask_bnST, (0, -T % _ALIGNED_MASK))[..., :T]
 
 
 def _for_each_head(x_bgTD: Tensor, q_bnSD: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Values and gradients of the hand-written operations equal those of the plain formulas."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,8 +102,14 @@ def plain_heads(qkv, q_weight, k_weight):
     return plain_rope(q, *tables()), plain_rope(k, *tables()), v.squeeze(3)
 
 
-def our_heads(qkv, q_weight, k_weight):
-    return heads.query_key_value(qkv, q_weight, k_weight, *tables(qkv.dtype), eps=1e-6)
+def plain_heads_with_keys_rotated(qkv, q_weight, k_weight):
+    normed = plain_norm(qkv[..., :-2, :], q_weight).flatten(2, 3)
+    return normed, *plain_heads(qkv, q_weight, k_weight)[1:]
+
+
+def our_heads(qkv, q_weight, k_weight, rotates_queries=True):
+    weights, rotation = (q_weight, k_weight), tables(qkv.dtype)
+    return heads.query_key_value(qkv, *weights, *rotation, 1e-6, rotates_queries)
 
 
 @pytest.mark.parametrize("make", [randn, strided])
@@ -109,6 +117,16 @@ def our_heads(qkv, q_weight, k_weight):
 def test_heads_equal_split_norm_and_rope(make, heads_per_group):
     inputs = make(S, B, G, heads_per_group + 2, D), randn(D), randn(D)
     check_equal(our_heads, plain_heads, *inputs)
+
+
+@pytest.mark.parametrize("heads_per_group", [1, 3])
+def test_queries_that_attention_rotates_are_normed_alone(heads_per_group):
+    inputs = randn(S, B, G, heads_per_group + 2, D), randn(D), randn(D)
+    ours = functools.partial(our_heads, rotates_queries=False)
+    check_equal(ours, plain_heads_with_keys_rotated, *inputs)
+    branch = _by_gpu_branch(*inputs, rotates_queries=False)
+    for a, b in zip(ours(*inputs), branch, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 class _AsOnGpu:
@@ -129,8 +147,8 @@ def test_heads_by_the_branch_for_gpus_are_the_same():
         torch.testing.assert_close(ours, branch)
 
 
-def _by_gpu_branch(qkv, *weights):
-    return heads.query_key_value(_AsOnGpu(qkv), *weights, *tables(), eps=1e-6)
+def _by_gpu_branch(qkv, *weights, **how):
+    return heads.query_key_value(_AsOnGpu(qkv), *weights, *tables(), eps=1e-6, **how)
 
 
 def test_heads_of_bf16_are_within_its_rounding_and_the_same_without_gradients():
