@@ -24,8 +24,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ class Turn:
     emitted: str | None = None  # None where the model has no part in the turn
     history: bool = False  # before the last query
     closed: bool = True  # False where the model goes on
+    results: tuple[tuple[int, int], ...] = ()  # begin and end in the body of what each tool said
 
     @property
     def body(self) -> str:
@@ -63,6 +65,16 @@ class Turn:
     @property
     def text(self) -> str:
         return TURN_START + self.body + (f"{TURN_END}\n" if self.closed else "")
+
+    @property
+    def stretches(self) -> Iterator[tuple[int, str, bool]]:
+        """(begin, text, whether a tool said it) of parts that are the body, end to end."""
+        end = 0
+        for first, last in self.results:
+            yield end, self.body[end:first], False
+            yield first, self.body[first:last], True
+            end = last
+        yield end, self.body[end:], False
 
 
 class EncodedChat(NamedTuple):
@@ -94,9 +106,10 @@ class ChatTokenizer:
     """A tokenizer of Qwen's kind (`data_prep.tokenizer.load`) that reads and writes conversations.
 
     Only the format opens and closes turns: a control token such as `<|im_end|>` in the text of a
-    message stays text, so nobody who wrote a part of the data can end a turn or open another. The
-    published template lets them, as `control_tokens_in_text=True` does. The tags of MARKUP are
-    tokens either way: content may carry calls, results and thinking already written out.
+    message stays text, so nobody who wrote a part of the data can end a turn or open another. In
+    what a tool says the tags of MARKUP stay text, too: it cannot end its block, nor think or call
+    in the model's place. The published template lets them, as `control_tokens_in_text=True` does.
+    Elsewhere tags are tokens: content may carry calls, results and thinking already written out.
     """
 
     def __init__(
@@ -108,7 +121,8 @@ class ChatTokenizer:
             needed = ", ".join((TURN_START, TURN_END, *MARKUP))
             raise ChatError(f"not a tokenizer for chat: it needs each of {needed} as a token")
         self.turn_start, self.turn_end = known[:2]
-        self._tokenizer = tokenizer if control_tokens_in_text else _without_control(tokenizer)
+        self._published, self._lets_all = tokenizer, control_tokens_in_text
+        self._tokenizer = tokenizer if control_tokens_in_text else _without(tokenizer, MARKUP)
         self.after_turn: list[int] = tokenizer.encode("\n", add_special_tokens=False).ids
 
     def encode_conversation(
@@ -154,9 +168,12 @@ class ChatTokenizer:
 
     def encode_turn(self, turn: Turn) -> tuple[list[int], list[int]]:
         """Its ids, and for each the character of the turn's body where it begins (-1: outside)."""
-        body = self._tokenizer.encode(turn.body, add_special_tokens=False)
-        ids = [self.turn_start, *body.ids]
-        starts = [-1, *(start for start, _ in body.offsets)]
+        ids, starts = [self.turn_start], [-1]
+        for begin, text, is_result in turn.stretches:
+            tokenizer = self._of_tools if is_result else self._tokenizer
+            encoded = tokenizer.encode(text, add_special_tokens=False)
+            ids += encoded.ids
+            starts += [begin + start for start, _ in encoded.offsets]
         if turn.closed:
             ids += [self.turn_end, *self.after_turn]
             starts += [len(turn.body), *[-1] * len(self.after_turn)]
@@ -166,9 +183,14 @@ class ChatTokenizer:
         """The text of ids, with the tags of MARKUP and what opens and closes turns."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    @cached_property
+    def _of_tools(self) -> tokenizers.Tokenizer:
+        """For what tools say, in which no tag is one."""
+        return self._published if self._lets_all else _without(self._published, ())
+
     def cut(self, text: str, most: int) -> str:
-        """The beginning of a text that `most` tokens give, at a character's end."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        """The beginning of what a tool says that `most` tokens give, at a character's end."""
+        encoded = self._of_tools.encode(text, add_special_tokens=False)
         return text if len(encoded.ids) <= most else text[: encoded.offsets[most - 1][1]]
 
 
@@ -248,7 +270,7 @@ def turns_of(
             yield _assistant_turn(message, k <= last_query, is_last, enable_thinking)
         elif role == "tool" and (k == 0 or not _is_tool(messages[k - 1])):
             results = takewhile(_is_tool, islice(messages, k, None))
-            yield Turn("user" + "".join(_tool_response(result) for result in results))
+            yield _results_turn(results)
 
 
 def turns_to_train(
@@ -312,8 +334,15 @@ def _tool_call(call: Any) -> str:
     return f'{TOOL_CALL}\n{{"name": "{name}", "arguments": {arguments}}}\n{END_TOOL_CALL}'
 
 
-def _tool_response(message: Message) -> str:
-    return f"\n{TOOL_RESPONSE}\n{_content(message)}\n{END_TOOL_RESPONSE}"
+def _results_turn(messages: Iterable[Message]) -> Turn:
+    """What tools said, each in a block of its own, with the line ends around it."""
+    given, places = "user", []
+    for message in messages:
+        said = f"\n{_content(message)}\n"
+        begin = len(given) + len(f"\n{TOOL_RESPONSE}")
+        given += f"\n{TOOL_RESPONSE}{said}{END_TOOL_RESPONSE}"
+        places.append((begin, begin + len(said)))
+    return Turn(given, results=tuple(places))
 
 
 def _first_system_text(first: Message, tools: Sequence[Mapping[str, Any]] | None) -> str:
@@ -364,11 +393,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _without_control(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy with the same ids that cuts no added token out of a text but those of MARKUP."""
+def _without(tokenizer: tokenizers.Tokenizer, kept: Sequence[str]) -> tokenizers.Tokenizer:
+    """A copy with the same ids that cuts no added token out of a text but those that are kept."""
     spec = json.loads(tokenizer.to_str())
     for token in spec["added_tokens"]:
-        token["special"] = token["content"] not in MARKUP
+        token["special"] = token["content"] not in kept
     copy = tokenizers.Tokenizer.from_str(json.dumps(spec))
     copy.encode_special_tokens = True  # special tokens are encoded like any other text
     return copy
