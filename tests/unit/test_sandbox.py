@@ -125,6 +125,18 @@ def test_a_program_that_the_sandbox_could_not_start_is_no_program_that_failed(sa
     assert outcome.failure == "time before the program began"
 
 
+def test_a_program_that_cannot_be_watched_does_not_live_on(sandbox, monkeypatch):
+    """As where no descriptor is left."""
+
+    def fails(*_):
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", fails)
+    outcome = sandbox.run("import time; time.sleep(600)")
+    assert (outcome.status, outcome.failure) == (None, "Too many open files")
+    _wait(lambda: not _bubbles(os.getpid()))
+
+
 def test_kill_9_of_our_process_leaves_no_sandbox(tmp_path):
     with needs_sandbox():
         source = """

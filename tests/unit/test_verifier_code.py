@@ -1,10 +1,12 @@
 """The verifier of programs: right programs pass, and nothing else does, however it cheats."""
 
 import textwrap
+from dataclasses import replace
 
 import pytest
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.sandbox import Outcome, process
 from megatron_qwen3.posttrain.verifiers import Verifiers, check_spec, code, kinds, verdict
 from tests.sandboxes import needs_sandbox
 
@@ -273,6 +275,31 @@ def test_time_of_the_program_is_wrong_and_a_failure_of_the_sandbox_is_no_score(m
     for spec in (ADDS, ADD):
         found = verdict(spec | {"seconds": 0.4}, answer("while True: pass"))
         assert found.score is NOBODY_KNOWS and "no room" in found.reason, found
+
+
+def test_a_program_that_was_ended_from_outside_is_no_verdict(monkeypatch):
+    """As by the kernel of a machine that is out of memory: what it would have said is not known."""
+    run = process.run
+
+    def ended(launcher, limits, job, is_stopped):
+        outcome = run(launcher, limits, job, is_stopped)
+        if job.arguments[:1] == ("ask",):
+            return outcome
+        return replace(outcome, status=None, failure="it was ended from outside, by signal 9")
+
+    monkeypatch.setattr(process, "run", ended)
+    found = verdict(ADD, answer("import os\ndef add(a, b): os._exit(0)"))
+    assert found.score is NOBODY_KNOWS and "ended from outside" in found.reason
+    found = verdict(ADD, answer("def add(a, b): return a + b"))
+    assert found.score == RIGHT  # all tests were passed before
+
+
+def test_a_sandbox_that_is_closed_meanwhile_is_no_verdict(monkeypatch):
+    closed = Outcome(None, "", "", 0.1, killed_by="closed")
+    monkeypatch.setattr(process, "run", lambda *_: closed)
+    for spec in (ADDS, ADD):
+        found = verdict(spec, answer("def add(a, b): return a + b  # and is never run"))
+        assert found.score is NOBODY_KNOWS, (spec, found)
 
 
 def test_tests_that_end_themselves_are_no_verdict():

@@ -94,6 +94,8 @@ def _report(
         return Report(reached, "" if reached else f"the tests ended early: {last}")
     if not report["reason"]:
         return Report()
+    if of_program.failure:  # what it would have answered is not known
+        return Report(failure=of_program.failure)
     if not report["test"]:
         return Report(reached or f"the program fails: {report['reason']}"[:300])
     place = f"test {report['test']} of {len(tests)}"

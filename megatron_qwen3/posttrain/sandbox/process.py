@@ -108,12 +108,21 @@ def _started(
                     cwd="/",
                     env={},
                 )
+        stack.callback(_end_unwatched, process)
         os.set_blocking(begun, False)
         for stream in (process.stdin, process.stdout, process.stderr):
             assert stream is not None
             stack.callback(_close, stream)
             os.set_blocking(stream.fileno(), False)
         yield process, begun
+
+
+def _end_unwatched(process: subprocess.Popen[bytes]) -> None:
+    """End a process that nobody could watch, and its program with it: it dies with its parent."""
+    if process.returncode is None:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.sandbox import Limits, Sandbox
 from megatron_qwen3.posttrain.sandbox.exam import examine, names, reason_of
+from megatron_qwen3.posttrain.sandbox.limits import CLOSED
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 
 SECONDS = 6.0
@@ -130,8 +131,8 @@ def _fault(
 ) -> str:
     """Why the program does not write what is wanted; "" where it does."""
     outcome = sandbox.run(program, given, limits)
-    if outcome.failure:
-        raise CannotJudge(f"sandbox: {outcome.failure}")
+    if outcome.failure or outcome.killed_by == CLOSED:
+        raise CannotJudge(f"sandbox: {outcome.failure or CLOSED}")
     if outcome.status is None:
         return reason_of(outcome, limits)
     if outcome.status:
