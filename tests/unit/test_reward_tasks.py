@@ -39,7 +39,7 @@ def test_a_right_answer_passes_its_verifier_and_empty_talk_does_not(kind):
             assert judged(task, task.gold) == 1.0, task
             check_spec(task.verifier)
         for text in EMPTY_TALK:
-            follows = task.domain in ("functions", "logic", "instructions")
+            follows = task.domain in ("functions", "logic")
             assert judged(task, text) == 0.0 or (text and follows), (task, text)
 
 
@@ -54,6 +54,21 @@ def test_the_answer_of_another_task_is_wrong(kind):
                 total, wrong = total + 1, wrong + (judged(one, other.gold) == 0.0)
     least = 0.2 if kind in ("instructions", "roles") else 0.95
     assert total >= len(tasks) and wrong >= least * total
+
+
+def test_no_constant_and_no_look_at_the_length_passes_the_tests_of_a_function():
+    """Or a policy is rewarded for it: of a yes or no there are few other results."""
+    by_length = []
+    for number in range(300):
+        task = kinds.task("code", 9, number)
+        tests = task.verifier["tests"]
+        results = {test.rpartition(" == ")[2] for test in tests}
+        assert len(results) > 1, task
+        if "is_mirrored" in tests[0]:
+            inputs = [test.partition("(")[2].rpartition(") == ")[0] for test in tests]
+            mirrored = [test.endswith("True") for test in tests]
+            by_length.append([len(text) < 4 for text in inputs] == mirrored)
+    assert len(by_length) > 10 and sum(by_length) < 0.2 * len(by_length)
 
 
 def test_functions_that_come_with_tests_pass_them():

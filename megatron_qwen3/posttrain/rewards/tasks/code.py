@@ -16,6 +16,7 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
 )
 
 _TESTS = 6
+_ATTEMPTS = 50  # to find inputs that have different results
 _WORDINGS = {
     ENGLISH: (
         "Write a Python function `{name}({arguments})` that {task}. Reply with one block of code.",
@@ -56,6 +57,11 @@ def _numbers(draw: Draw) -> tuple[list[int]]:
 
 def _word(draw: Draw) -> tuple[str]:
     return ("".join(draw.choice("abcdeio ") for _ in range(draw.randint(0, 9))),)
+
+
+def _often_mirrored(draw: Draw) -> tuple[str]:
+    (word,) = _word(draw)
+    return (word + word[::-1] if draw.random() < 0.5 else word,)
 
 
 def _nothing(draw: Draw) -> dict[str, Any]:
@@ -127,7 +133,7 @@ _FAMILIES = (
         "takes a text and returns whether it reads the same backwards, spaces left out",
         'letters = text.replace(" ", "")\n    return letters == letters[::-1]',
         _nothing,
-        _word,
+        _often_mirrored,
     ),
     _Family(
         "divisors",
@@ -149,9 +155,7 @@ def code(draw: Draw) -> Made:
     scope: dict[str, Any] = {}
     exec(source, scope)  # of the table above, never of a model
     tests = []
-    for _ in range(_TESTS):
-        arguments = family.inputs(draw)
-        wanted = scope[family.name](*arguments)
+    for arguments, wanted in _examples(draw, family, scope[family.name]):
         shown = ", ".join(map(repr, arguments))
         tests.append(f"assert {family.name}({shown}) == {wanted!r}")
     language, wording = draw.wording(_WORDINGS)
@@ -161,3 +165,15 @@ def code(draw: Draw) -> Made:
     example = f"\n\n{tests[0].removeprefix('assert ')}"
     verifier = {"kind": "code", "tests": tests}
     return Made(text + example, verifier, f"```python\n{source}```", language)
+
+
+def _examples(
+    draw: Draw, family: _Family, function: Callable[..., Any]
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """Arguments and results, which are not all the same: no constant passes for the function."""
+    for _ in range(_ATTEMPTS):
+        inputs = [family.inputs(draw) for _ in range(_TESTS)]
+        results = [function(*arguments) for arguments in inputs]
+        if any(result != results[0] for result in results):
+            return list(zip(inputs, results, strict=True))
+    raise AssertionError(f"{family.name} gives {results[0]!r} for whatever is drawn")

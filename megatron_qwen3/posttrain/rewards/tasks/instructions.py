@@ -100,11 +100,14 @@ _INSTRUCTIONS = (  # in the order in which a text is made that follows them
     _with_end,
     _in_small_letters,
 )
+_KEPT_BY_SAYING_NOTHING = (_without_words, _without_commas, _in_small_letters)
 
 
 def instructions(draw: Draw) -> Made:
-    """1 to 3 of them; all must be followed."""
-    chosen = sorted(draw.sample(range(len(_INSTRUCTIONS)), draw.randint(1, 3)))
+    """1 to 3 of them, of which one at least takes more than a word; all must be followed."""
+    chosen: list[int] = []
+    while all(_INSTRUCTIONS[n] in _KEPT_BY_SAYING_NOTHING for n in chosen):
+        chosen = sorted(draw.sample(range(len(_INSTRUCTIONS)), draw.randint(1, 3)))
     drawn = [_INSTRUCTIONS[n](draw) for n in chosen]
     gold = _BASE
     for one in drawn:
