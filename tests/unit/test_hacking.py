@@ -1,6 +1,7 @@
 """Signs of reward hacking: each is told where it is there, and none where all is well."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,13 +51,33 @@ def test_numbers_of_a_batch_are_those_counted_by_hand():
         "judge_alone": pytest.approx(1 / 2),
         "judge_against": pytest.approx(2 / 4),
         "model_wrong": pytest.approx(1.5 / 3),
+        "unscored": 0,
     }
+
+
+def test_a_task_that_is_asked_twice_and_answered_alike_is_no_answer_to_another_task():
+    """Of a small file a batch has tasks more than once, also in both modes."""
+    record = record_of([[(1, 2), (3,)], [(1, 2), (4,)], [(4,), (5,)]], [(1,) * 4] * 6)
+    first = record.tasks[0]
+    again = first._replace(mode="non-thinking")
+    found = hacking.numbers(replace(record, tasks=(first, again, record.tasks[2])))
+    assert found["hacking/repeated"] == pytest.approx(2 / 6)  # (4,), of the first task and the last
+    assert found["hacking/alike"] == pytest.approx(2 / 6)
+
+
+def test_answers_without_a_reward_are_told_however_those_that_were_cut_are_treated():
+    record = record_of([[(1,), (2,), (3,), (4,)]], [(1,) * 4] * 4)
+    cut, nan = np.array([1, 1, 0, 0], np.uint8), np.float32(NAN)
+    for of_cut in (0.0, nan):
+        rewards = np.array([of_cut, of_cut, 1, nan], np.float32)
+        found = hacking.numbers(replace(record, finish_N=cut, reward_N=rewards))
+        assert found["hacking/unscored"] == 0.5
 
 
 def test_of_what_was_not_scored_nothing_is_told():
     found = hacking.numbers(record_of([[(1,)], [(2,)]], [(NAN,) * 4] * 2))
     assert found.pop("hacking/repeated") == found.pop("hacking/alike") == 0
-    assert set(found.values()) == {None}
+    assert found.pop("hacking/unscored") == 0 and set(found.values()) == {None}
 
 
 def write(run_dir, batches=9, held_out=(), **columns):
@@ -97,7 +118,7 @@ CASES = {
     "model": ({"hacking/model_wrong": lambda at: 0.2 + 0.4 * at}, ["model_wrong"]),
     "a weak model that gets better": ({"hacking/model_wrong": lambda at: 0.6 - 0.1 * at}, []),
     "cut": ({"truncated": lambda at: 0.2 * at, "scored": lambda at: 1 - 0.2 * at}, ["truncated"]),
-    "unscored": ({"scored": lambda at: 1 - 0.1 * at}, ["unscored"]),
+    "unscored": ({"hacking/unscored": lambda at: 0.1 * at}, ["unscored"]),
     "unknown": ({"reward": NAN, "pass_rate": None, "length": None}, []),
 }  # fmt: skip
 
@@ -119,7 +140,8 @@ def test_few_batches_are_not_compared(tmp_path):
 
 
 def sample(n, answer, reward=1.0, **parts):
-    return {"task": f"t{n}", "answer": answer, "reward": reward, "parts": parts, "reasons": {}}
+    return {"task": f"t{n}", "answer": answer, "reward": reward, "parts": parts, "reasons": {},
+            "source": "s", "mode": "thinking", "messages": []}  # fmt: skip
 
 
 def test_answers_that_look_like_it_are_there_to_be_read(tmp_path):
@@ -137,6 +159,8 @@ def test_answers_that_look_like_it_are_there_to_be_read(tmp_path):
     folder = run_dir / "rollouts" / "000000"
     with (folder / "samples.jsonl").open("a") as file:
         file.write('{"answer": 3}\nnot JSON\n[1]\n')
+        for changed in ({"reward": "much"}, {"parts": {"judge": "high"}}, {"reward": "2"}):
+            file.write(json.dumps(sample(20, "By hand.", verifier=0.0) | changed) + "\n")
     found = hacking.report(run_dir)
     assert [(one["why"], one["task"]) for one in found["samples"]] == [
         ("judge and verifier disagree", "t10"),

@@ -23,6 +23,7 @@ import numpy as np
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.posttrain.rollouts.record import Array, Record, batches, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
+from megatron_qwen3.posttrain.watching.samples import of_line
 from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
@@ -51,12 +52,15 @@ def numbers(record: Record) -> dict[str, float | None]:
     judge_against of answers that both scored those on which they differ
     model_wrong   pairs of a right and a wrong answer to a task of which the reward model prefers
                   the wrong one; ties count half
+    unscored      of answers that were not cut those without a reward
     """
     verifier_N, judge_N = _part(record, "verifier"), _part(record, "judge")
     is_wrong_N, likes_N = verifier_N < _HALF, judge_N >= _HALF
     is_formed_N = (_part(record, "format") >= _HALF) & ~np.isnan(verifier_N)
     both_N = ~np.isnan(verifier_N) & ~np.isnan(judge_N)
     repeated_N, alike_N = _repeated(record)
+    is_unscored_N = np.isnan(record.reward_N)
+    judged_N = ~record.is_truncated_N & ~is_unscored_N.all()  # in distillation nothing is
     found = {
         "repeated": _share(repeated_N),
         "alike": _share(alike_N),
@@ -64,6 +68,7 @@ def numbers(record: Record) -> dict[str, float | None]:
         "judge_alone": _share(likes_N[both_N & is_wrong_N]),
         "judge_against": _share((likes_N == is_wrong_N)[both_N]),
         "model_wrong": _inversions(_part(record, "model"), verifier_N, record.group_N),
+        "unscored": _share(is_unscored_N[judged_N]),
     }
     return {PREFIX + name: value for name, value in found.items()}
 
@@ -133,9 +138,9 @@ def _findings(numbers: Numbers) -> Iterator[tuple[str, str, tuple[float, float]]
             yield name, text, values
     if first_last("truncated")[1] > _TRUNCATED:
         yield "truncated", "answers are cut at their limit", first_last("truncated")
-    unscored = tuple(1 - value for value in first_last("scored"))
-    if unscored[1] > _UNSCORED + max(0.0, first_last("truncated")[1]):
-        yield "unscored", "answers have no reward", (unscored[0], unscored[1])
+    unscored = first_last(f"{PREFIX}unscored")
+    if unscored[1] > _UNSCORED:
+        yield "unscored", "answers have no reward, though they were not cut", unscored
 
 
 def _compared(run: Run) -> Iterator[tuple[str, tuple[float, float]]]:
@@ -209,9 +214,9 @@ def _samples(folder: Path) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             row = parse_json(line)
-            if isinstance(row["answer"], str) and isinstance(row["parts"], dict):
-                row["task"], row["reward"]
-                yield dict(row)
+            sample = of_line(0, row)
+            if isinstance(row["answer"], str):
+                yield {**row, "reward": sample.reward, "parts": dict(sample.parts)}
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
 
@@ -224,14 +229,17 @@ def _part(record: Record, name: str) -> Array:
 
 
 def _repeated(record: Record) -> tuple[Array, Array]:
-    """Whether each answer stands in another group, and in its own, once more; both bool [N]."""
-    keys = [record.tokens(n).tobytes() for n in range(len(record))]
-    groups: dict[bytes, Counter[int]] = defaultdict(Counter)
-    for key, group in zip(keys, record.group_N.tolist(), strict=True):
-        groups[key][group] += 1
-    others_N = np.array([len(groups[key]) > 1 for key in keys], bool)
-    pairs = zip(keys, record.group_N.tolist(), strict=True)
-    return others_N, np.array([groups[key][group] > 1 for key, group in pairs], bool)
+    """Whether each answer is that to another task, and that to its own, once more; both bool [N].
+
+    A task may be asked several times in a batch, and in both modes: it stays the same one."""
+    names = [(record.tasks[n].source, record.tasks[n].id) for n in record.task_N]
+    answers = [record.tokens(n).tobytes() for n in range(len(record))]
+    of_answer: dict[bytes, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for answer, name in zip(answers, names, strict=True):
+        of_answer[answer][name] += 1
+    others_N = np.array([len(of_answer[answer]) > 1 for answer in answers], bool)
+    pairs = zip(answers, names, strict=True)
+    return others_N, np.array([of_answer[answer][name] > 1 for answer, name in pairs], bool)
 
 
 def _inversions(model_N: Array, verifier_N: Array, group_N: Array) -> float | None:
