@@ -91,9 +91,21 @@ def _sampling(job: Job, rank: int, rollouts: RolloutsConfig) -> Parts:
 
 
 def rows_at_once(job: Job, rollouts: RolloutsConfig) -> int:
-    """Answers that a data rank samples at a time: all of a prompt, of as many as rows allow."""
+    """Answers that a data rank samples at a time: all of a prompt, of as many as rows allow; those
+    of evaluations and of an agent's later turns, each by itself, fill the rows."""
     prompts = min(rollouts.rows // rollouts.samples, -(-rollouts.prompts // job.layout.data))
-    return max(1, prompts) * rollouts.samples
+    together = max(1, prompts) * rollouts.samples
+    alone = _held_out(rollouts)
+    if rollouts.agent.environment:
+        alone = max(alone, rollouts.prompts * rollouts.samples)
+    return max(together, min(rollouts.rows, -(-alone // job.layout.data)))
+
+
+def _held_out(rollouts: RolloutsConfig) -> int:
+    """Answers that an evaluation asks for: one of each task, in each of its modes."""
+    modes = [source.mode or rollouts.mode for source in rollouts.tasks]
+    asked = sum(2 if mode == "mixed" else 1 for mode in modes) * rollouts.eval_prompts
+    return asked if rollouts.held_out else 0
 
 
 def cache_bytes(job: Job, rank: int, rollouts: RolloutsConfig) -> float:
@@ -149,16 +161,17 @@ def reward_model_bytes(config: Config, world_size: int) -> float:
 
 
 def scores_bytes(config: Config, job: Job, rank: int, width: int) -> float:
-    """What a teacher says of an update's answers at their full length, in on-policy distillation:
-    its hidden states, with the matrix that makes logits of them, or so many ids of each token.
+    """What a teacher says of an update's answers, in on-policy distillation: its hidden states,
+    with the matrix that makes logits of them, or so many ids of each token.
 
+    It says that of all places of the rows, prompts too, which are as full as they may be.
     width: `compared_width`.
     """
     distill, rollouts = config.distill, config.rollouts
     if config.run.mode != "distill":
         return 0.0
     answers = rollouts.prompts * rollouts.samples / distill.updates / job.layout.data
-    tokens = answers * min(config.data.sequence_length, rollouts.max_new_tokens)
+    tokens = answers * config.data.sequence_length
     if not width:
         return float(tokens * _id_bytes(distill.top_k or 1))
     return float(tokens * width * job.weight_bytes) + matrix_bytes(job, rank, width)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from megatron_qwen3 import train
@@ -17,6 +19,10 @@ from megatron_qwen3.planner.launch_check import (
 )
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.moments import compared_width, fullest, scores_bytes, teacher_bytes
+from megatron_qwen3.posttrain.rollouts.own import OwnEngine
+from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, of_groups
+from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
+from megatron_qwen3.posttrain.rollouts.rows import Rows
 from tests import dialog_sets
 
 H100 = Device("a H100", 80e9, is_gpu=True)
@@ -139,14 +145,34 @@ def test_a_teacher_that_takes_turns_leaves_room_for_the_students_optimizer(tmp_p
         for more in ([], ["distill.teacher.in_turns=true"], ["distill.top_k=8"])
     )
     assert teacher_bytes(beside, 1) == pytest.approx(2 * 8.19e9, rel=0.01)
-    states, matrix = 32 * 8 * 1000 * 4096 * 2, 151_936 * 4096 * 2
+    states, matrix = 32 * 8 * 4096 * 4096 * 2, 151_936 * 4096 * 2
     job, width = Job.of(beside, 1), compared_width(beside)
     assert scores_bytes(beside, job, 0, width) == pytest.approx(states + matrix)
-    of_ids = 32 * 8 * 1000 * (8 * 12 + 4)
+    of_ids = 32 * 8 * 4096 * (8 * 12 + 4)
     assert scores_bytes(ids, job, 0, compared_width(ids)) == pytest.approx(of_ids)
     (_, all_there), (_, by_turns) = (fullest(c, job, 1, is_gpu=True) for c in (beside, turns))
     least = min(all_there["teacher"], all_there["optimizer"])
     assert sum(by_turns.values()) < sum(all_there.values()) - 0.9 * least
+
+
+def test_what_a_teacher_says_of_prompts_is_counted(tmp_path):
+    """Of answers of 16 tokens after prompts of 240: each place of their rows has hidden states."""
+    teacher = config_of(preset="qwen3-8b").model
+    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    base = ["run.mode=distill", f"distill.teacher.path={tmp_path}", "data.sequence_length=256"]
+    base += ["rollouts.max_new_tokens=16", "rollouts.prompts=4", "rollouts.samples=2"]
+    config = config_of(*base, preset="qwen3-1.7b")
+    prompt, said = (1,) * 240, (2,) * 16
+    one = Rollout("t", prompt, said, (0.0,) * 16, (True,) * 16, "length", (0, 0), True, 0)
+    columns = of_groups([[one, one]] * 4, [TaskName("t", "s", "thinking")] * 4)
+    zeros, one_part = np.zeros(8, np.float32), np.zeros((8, 1), np.float32)
+    record = Record(0, 0, 0, ("verifier",), **columns, reward_N=zeros, advantage_N=zeros,
+                    parts_NP=one_part, is_trained_N=np.ones(8, bool))  # fmt: skip
+    rows = Rows.of(record, range(8), length=256, ranks=1)
+    places = rows.batch(0, {}, {}).tokens_BS.numel()
+    job, width = Job.of(config, 1), compared_width(config)
+    of_states = scores_bytes(config, job, 0, width) - moments.matrix_bytes(job, 0, width)
+    assert places * width * 2 <= of_states <= 1.01 * places * width * 2
 
 
 def rl_config(*overrides, preset="qwen3-8b"):
@@ -204,8 +230,33 @@ def test_caches_of_rollouts_stand_where_activations_of_an_update_do():
 def test_answers_at_once_are_all_of_some_prompts(rows, prompts, samples, at_once):
     """On 4 data ranks; the samples of a prompt share its pass."""
     asked = [f"rollouts.rows={rows}", f"rollouts.prompts={prompts}", f"rollouts.samples={samples}"]
-    config = rl_config(*asked)
+    config = rl_config(*asked, "rollouts.held_out=0")
     assert moments.rows_at_once(Job.of(config, 8), config.rollouts) == at_once
+
+
+def _of_the_engine(rows, data, count, samples):
+    """Answers that a data rank of the engine samples at once."""
+    model = SimpleNamespace(layout=SimpleNamespace(data=data))
+    asks = [Ask(f"{n}", (1,), n, samples, 8, True) for n in range(count)]
+    parts = OwnEngine._parts(SimpleNamespace(_rows=rows, _model=model), asks)
+    return max(-(-len(part) // data) * samples for part in parts)
+
+
+@pytest.mark.parametrize(("rows", "prompts", "samples"), [(64, 2, 8), (64, 64, 24), (10, 64, 8)])
+@pytest.mark.parametrize("more", [(), ("rollouts.mode=mixed",), ("rollouts.eval_prompts=3",)])
+def test_answers_to_held_out_tasks_and_later_turns_of_agents_fill_the_rows(
+    rows, prompts, samples, more
+):
+    """Each is sampled by itself: there may be more at once than of whole prompts."""
+    asked = [f"rollouts.rows={rows}", f"rollouts.prompts={prompts}", f"rollouts.samples={samples}"]
+    for environment in ("", "python"):
+        config = rl_config(*asked, *more, f"rollouts.agent.environment={environment}")
+        rollouts, job = config.rollouts, Job.of(config, 8)
+        held_out = rollouts.eval_prompts * (2 if rollouts.mode == "mixed" else 1)
+        kinds = [(prompts, samples), (held_out, 1)]
+        kinds += [(prompts * samples, 1)] if environment else []
+        most = max(_of_the_engine(rows, job.layout.data, *kind) for kind in kinds)
+        assert moments.rows_at_once(job, rollouts) == most
 
 
 def test_the_nearest_layout_of_rl_has_room_for_its_rollouts():
