@@ -3,6 +3,7 @@
 import ast
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,11 @@ from safetensors.torch import save_file
 
 from megatron_qwen3.config import load
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.posttrain.rollouts.in_server import mq3_refit
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Refit, checksum, places
+from megatron_qwen3.posttrain.rollouts.vllm_client import Died
 
 MODELS = {
     "dense": ["model.preset=tiny-dense", "model.num_layers=2"],
@@ -207,6 +211,13 @@ def test_a_worker_that_refuses_or_finds_a_fault_still_hears_the_trainer_out():
     assert "error" not in good and "mlp.gate_proj.weight is no tensor" in refused["error"]
     spoilt, _ = sent(buckets_of(tensors, 3), workers, spoil=name)
     assert name in spoilt["error"] and spoilt["is_broken"]
+
+
+@pytest.mark.parametrize("error", [Died("it broke off"), Refused("status 404")])
+def test_a_server_that_does_not_take_its_weights_is_told_of_and_ends_nothing(error):
+    call = Future()
+    call.set_exception(error)
+    assert refit._fault(call) == str(error)
 
 
 def test_it_needs_nothing_but_torch_and_safetensors():

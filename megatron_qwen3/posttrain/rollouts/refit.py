@@ -24,6 +24,7 @@ import torch
 
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.hf_writer import Sink
+from megatron_qwen3.posttrain.replies import Refused
 from megatron_qwen3.posttrain.rollouts.gather import Gathered
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Table, checksum
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died
@@ -171,6 +172,6 @@ def _send(
 def _fault(call: Future[Any]) -> str:
     try:
         call.result()
-    except Died as error:
-        return str(error)
+    except (Died, Refused) as error:
+        return str(error) or type(error).__name__
     return ""
