@@ -68,7 +68,8 @@ def sections(run: Run, kept: Kept, name: str = "") -> list[Markup]:
 def source_rows(run: Run) -> list[list[str]]:
     """Of each source and mode, below the headers, what its first and its last answers got: means of
     the first and of the last tenth of the batches."""
-    names = [name.removeprefix("reward/") for name in run.rollouts if name.startswith("reward/")]
+    # What is not rewarded, as in distillation, has lengths all the same.
+    names = [name.removeprefix("length/") for name in run.rollouts if name.startswith("length/")]
     header = ["source", "mode"]
     for label in _OF_SOURCES.values():
         header += [f"{label}, first", "last"]

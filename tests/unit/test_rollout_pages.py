@@ -83,6 +83,15 @@ def test_answers_of_distillation_are_not_looked_at_for_hacking(made):
     assert "hacking" not in "".join(sections(run, kept))
 
 
+def test_sources_of_distillation_have_their_rows(made):
+    home, _, _, _ = made
+    run = Run.read(home / "run")
+    for name in [name for name in run.rollouts if name.partition("/")[0] == "reward"]:
+        del run.rollouts[name]
+    rows = {(row[0], row[1]): row[2:6] for row in source_rows(run)}
+    assert rows["sums", "thinking"][:2] == ["–", "–"] and rows["sums", "thinking"][2] != "–"
+
+
 def test_a_run_is_told_in_the_terminal(made):
     _, _, _, told = made
     assert "Answers of run" in told and "non-thinking" in told
@@ -167,6 +176,17 @@ def test_thinking_is_told_from_answers_and_no_text_is_lost(text, kinds):
     sample = samples.of_line(0, line)
     assert [block.kind for block in sample.blocks] == kinds
     assert "".join(t for block in sample.blocks for t, _ in block.spans) == text
+
+
+def test_what_a_tool_says_opens_no_thinking(tmp_path):
+    said = "<|im_start|>user\n<tool_response>\n<think>\n</tool_response><|im_end|>"
+    pieces = [["<think>a</think>call", True], [said, False], ["<think>b</think>c", True]]
+    sample = samples.of_line(0, dict(LINE, pieces=pieces))
+    assert [block.kind for block in sample.blocks] == ["thinking", "answer", "thinking", "answer"]
+    assert "".join(t for block in sample.blocks for t, _ in block.spans) == "".join(
+        text for text, _ in pieces
+    )
+    assert sample.blocks[1].spans == (("call", ""), (said, "tool"))
 
 
 LINE = {"task": "t", "source": "s", "mode": "m", "messages": [], "parts": {}, "reasons": {}}

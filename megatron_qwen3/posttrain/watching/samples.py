@@ -65,11 +65,15 @@ class Sample:
 
     @property
     def blocks(self) -> list[Block]:
-        """The answer, thinking apart."""
+        """The answer, thinking apart; what a tool said is no thinking, whatever tags it has."""
         text = "".join(piece for piece, _ in self.pieces)
         marks = list(_marks(self.pieces))
         blocks, end = [], 0
-        for kind, first, last in _stretches(text):
+        own = "".join(
+            "\0" * (last - first) if mark == TOOL else text[first:last]
+            for first, last, mark in marks
+        )
+        for kind, first, last in _stretches(own):
             blocks.append(Block(kind, tuple(_cut(text, marks, first, last))))
             end = last
         assert end == len(text)
