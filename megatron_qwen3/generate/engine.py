@@ -12,7 +12,7 @@ passes: who is done goes on until all are.
 Legend: B rows, S places of a pass, H hidden, V vocabulary, v = V/tp.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -55,6 +55,7 @@ class Generator:
         first_row: int = 0,
         samples: int = 1,
         seeds: Sequence[int] | None = None,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> list[Completion]:
         """`samples` completions for each prompt, those of one prompt after each other.
 
@@ -64,8 +65,9 @@ class Generator:
         whatever else is in the batch; a prompt is read once for all its samples. With `seeds`, one
         for each prompt, its sample k draws from (its seed, k) instead: what it gets does not depend
         on where it stands among others.
-        `on_token` is called on every rank as tokens come. ValueError, on all ranks, where one was
-        given what is out of range.
+        `on_token` is called on every rank as tokens come, `on_pass` before each pass; what that
+        raises, on all ranks alike, ends them. ValueError, on all ranks, where one was given what is
+        out of range.
         """
         self.model.synchronize()  # all data ranks take part, also one without prompts
         with self.model.together():
@@ -87,6 +89,7 @@ class Generator:
             room = max(limits, default=0)
             batch = _Batch(self, prompts, sampling, first_row, room, samples, draws)
             while self._any_rank(not all(row.is_done for row in rows)):
+                on_pass()
                 rows = batch.without_done(rows)
                 logits_BV = batch.of_all_samples(self._forward(batch))
                 forced = [row.forced() for row in rows] or [None]

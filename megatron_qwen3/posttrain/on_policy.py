@@ -50,7 +50,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
     """
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
-        scorer = scorer_of(config, layout, run.engine, partial(run.go_on, "teacher"))
+        beat = partial(run.go_on, "teacher")
+        scorer = scorer_of(config, layout, run.engine, beat, run.waiting)
         of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
         for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):

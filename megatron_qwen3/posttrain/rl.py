@@ -129,7 +129,8 @@ def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
             rewards = opening.enter_context(Rewards(config, config.run_dir))
         judged_by = None
         if model_settings.is_asked(config):
-            judged_by = RewardModel(config, run.engine.layout.world_size).score
+            alive = partial(run.beat, "rewards")
+            judged_by = RewardModel(config, run.engine.layout.world_size, alive).score
         yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by, run.waiting)
 
 
@@ -230,15 +231,15 @@ class _Batch:
     @classmethod
     def of(cls, run: Run, record: Record, reference: Model | None) -> _Batch:
         """All ranks call it: old and reference log-probs are computed here."""
-        config, model = run.config, run.engine.model
+        config, model, alive = run.config, run.engine.model, partial(run.beat, "log-probs")
         shares = record.updates(config.batch_updates, config.run.seed)
         rows = rows_of(run, record, shares)
         of_tokens = {SAMPLER: record.log_probs}
         if before.are_needed(config):
-            of_tokens[OLD] = before.own(config, model, record, rows)
+            of_tokens[OLD] = before.own(config, model, record, rows, alive)
         if reference:
             temperature = config.rollouts.temperature
-            of_tokens[REFERENCE] = before.scored(reference, rows, record, temperature)
+            of_tokens[REFERENCE] = before.scored(reference, rows, record, temperature, alive)
         if before.penalizes(config):
             record = _penalized(config, record, of_tokens)
         masked = [_without(record, share) for share in shares]

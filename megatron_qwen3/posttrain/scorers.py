@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from megatron_qwen3.training.turns import Turn
 
 TEACHER_FILE = "teacher.npz"  # in the folder of a record
 _TEACHER = "teacher"  # its address, beside what it said
+Waiting = Callable[[], AbstractContextManager[object]]
 _AT_ONCE = 64  # rollouts that a served teacher is asked about before a sign of life is given
 _ANSWER = {"ids": np.int64, "log_probs": np.float32, "log_rest": np.float32, "log_prob": np.float32}
 
@@ -65,12 +66,16 @@ class Scorer(Protocol):
 
 
 def scorer_of(
-    config: Config, layout: Layout, engine: Engine, beat: Callable[[], None] = lambda: None
+    config: Config,
+    layout: Layout,
+    engine: Engine,
+    beat: Callable[[], None] = lambda: None,
+    waiting: Waiting = nullcontext,
 ) -> Scorer:
-    """The one of distill.teacher. beat: is called now and then while one that is served is asked.
-    ConfigError where its weights are damaged."""
+    """The one of distill.teacher. beat: is called now and then while one that is served is asked;
+    waiting: what all ranks are in until it answers. ConfigError where its weights are damaged."""
     if config.distill.teacher.url:
-        return ServedScorer(config, engine.data_rank, beat)
+        return ServedScorer(config, engine.data_rank, beat, waiting)
     return OwnScorer(config, layout, engine)
 
 
@@ -124,12 +129,17 @@ class OwnScorer:
 
 class ServedScorer:
     """vLLM, which the first rank asks about all rollouts of a batch, once. beat: is called on all
-    ranks before each part of the questions."""
+    ranks before each part of the questions; waiting: what they are in until it is answered."""
 
     def __init__(
-        self, config: Config, data_rank: int, beat: Callable[[], None] = lambda: None
+        self,
+        config: Config,
+        data_rank: int,
+        beat: Callable[[], None] = lambda: None,
+        waiting: Waiting = nullcontext,
     ) -> None:
-        self._config, self._data_rank, self._beat = config, data_rank, beat
+        self._config, self._data_rank = config, data_rank
+        self._beat, self._waiting = beat, waiting
         self.known = config.model.vocab_size
         self.objective = towards.towards(config)
         self._record: Record | None = None
@@ -181,7 +191,8 @@ class ServedScorer:
         numbers = np.flatnonzero(record.trained_tokens_N)
         for start in range(0, len(numbers), _AT_ONCE):
             self._beat()
-            of_first(partial(self._ask_about, numbers[start : start + _AT_ONCE], record, found))
+            with self._waiting():
+                of_first(partial(self._ask_about, numbers[start : start + _AT_ONCE], record, found))
         named = {**found, _TEACHER: np.array(self._config.distill.teacher.url)}
         of_first(partial(_write, path, named))
 

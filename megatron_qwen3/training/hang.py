@@ -41,7 +41,7 @@ class Heartbeat:
         self.seconds, self.folder, self.rank = seconds, run_dir / "hang", rank
         self._watched = threading.get_ident()
         self._last, self._doing = time.monotonic(), "the start"
-        self._over, self._is_paused = threading.Event(), False
+        self._over, self._pauses = threading.Event(), 0
 
     def beat(self, done: str) -> None:
         """Something was done."""
@@ -50,12 +50,12 @@ class Heartbeat:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is a hang meanwhile: a load has no beats, and lasts as its files are big."""
-        self._is_paused = True
+        self._pauses += 1
         try:
             yield
         finally:
             self.beat("a pause")
-            self._is_paused = False
+            self._pauses -= 1
 
     def __enter__(self) -> Self:
         if self.seconds:
@@ -67,7 +67,7 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.seconds / 10)):
-            if not self._is_paused and time.monotonic() - self._last > self.seconds:
+            if not self._pauses and time.monotonic() - self._last > self.seconds:
                 self._end()
 
     def _end(self) -> None:

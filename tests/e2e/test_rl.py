@@ -265,7 +265,7 @@ def watched(arguments):
         return enter(self)
 
     def looking(self, *args):
-        looks.append(not hearts[0]._is_paused)
+        looks.append(not hearts[0]._pauses)
         return score(self, *args)
 
     Heartbeat.__enter__, Rewards.score = noting, looking

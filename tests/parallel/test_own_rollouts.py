@@ -18,6 +18,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.stop import StopAsked
 
 TEMPERATURE = 0.7
 BUDGET = 3
@@ -143,3 +144,44 @@ def test_a_rollout_depends_on_its_own_seed_in_every_layout(
         for rollout, expected in pairs:
             gap = np.abs(np.array(rollout.log_probs) - expected)[np.array(rollout.sampled)]
             assert gap.max(initial=0) < 1e-5
+
+
+def signs_of_life(checkpoint, settings, limits, stop_at=0):
+    """(signs of all ranks alike, of this one, whether a stop ended it, tokens) while ask n has
+    limits[n] tokens; the one numbered `stop_at` raises."""
+    source = Source(Path(checkpoint))
+    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+    model = load(source, config, start(config))
+    alike, own = [], []
+
+    def beat():
+        alike.append(None)
+        if len(alike) == stop_at:
+            raise StopAsked("now")
+
+    engine = OwnEngine(model, (), TEMPERATURE, 64, None, beat, lambda: own.append(None))
+    asked = [Ask(f"{n}", (20 + n,), n, 1, limit, False) for n, limit in enumerate(limits)]
+    try:
+        made = [len(rollout.tokens) for (rollout,) in engine.sample(asked)]
+    except StopAsked:
+        return len(alike), len(own), True, []
+    return len(alike), len(own), False, made
+
+
+@pytest.mark.parametrize("settings", [(), ("parallel.tensor=2",), ("parallel.pipeline=2",)])
+def test_a_long_pass_gives_signs_of_life_on_ranks_that_have_nothing_left_to_sample(
+    checkpoint, settings
+):
+    """Of two data ranks one is done after two tokens, and the other after two hundred."""
+    ranks = 4 if settings else 2
+    found = run_ranks(signs_of_life, ranks, checkpoint[1], settings, (2, 200))
+    assert {made for *_, made in ((*x[:3], tuple(x[3])) for x in found)} == {(2, 200)}
+    alike = {x[0] for x in found}
+    assert len(alike) == 1 and alike.pop() >= 200 // 32 + 2
+    assert max(x[1] for x in found) >= 200
+
+
+def test_a_stop_is_heard_in_the_middle_of_a_long_pass(checkpoint):
+    found = run_ranks(signs_of_life, 2, checkpoint[1], (), (2, 200), 3)
+    assert [x[0] for x in found] == [3, 3] and all(x[2] for x in found)
+    assert max(x[1] for x in found) < 100

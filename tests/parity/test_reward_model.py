@@ -16,6 +16,7 @@ from megatron_qwen3.convert.load import fill, model_of
 from megatron_qwen3.convert.mapping import SCALAR_HEAD
 from megatron_qwen3.convert.verify import compare
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rewards import reward_model
 from megatron_qwen3.posttrain.rewards.model_settings import check
 from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
@@ -108,8 +109,11 @@ def test_a_folder_of_transformers_gives_its_scores_in_any_layout(theirs):
 def scores_of_rollouts(policy, asked):
     """By the reward model of a run of mode rl, whose policy has a layout of its own."""
     config = load([], [*policy])
-    layout = start(config)
-    return RewardModel(config, layout.world_size).score(asked)
+    layout, signs = start(config), []
+    reward_model._ROWS_AT_ONCE = 0  # parts of one answer each
+    found = RewardModel(config, layout.world_size, lambda: signs.append(None)).score(asked)
+    assert len(signs) == len(found) - 4  # of life, one for each part that is scored
+    return found
 
 
 @pytest.mark.parametrize("ranks", [1, 4])

@@ -1,11 +1,12 @@
 """A hang says which collective it is in, whichever backend of torch recorded it."""
 
 import json
+import threading
 
 import pytest
 import torch._C._distributed_c10d as c10d
 
-from megatron_qwen3.training.hang import active_collective, recorded
+from megatron_qwen3.training.hang import Heartbeat, active_collective, recorded
 
 
 def recorder(*entries):
@@ -46,3 +47,14 @@ def test_a_recorder_that_fails_does_not_hide_the_other(monkeypatch, broken):
         monkeypatch.setattr(c10d, name, recorder(entry(3, "x:send", 1, False)), raising=False)
     monkeypatch.setattr(c10d, broken, fails)
     assert active_collective().startswith("send number 3")
+
+
+def test_a_pause_within_a_pause_does_not_end_it(tmp_path, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(Heartbeat, "_end", lambda self: ended.set())
+    with Heartbeat(0.05, tmp_path, 0) as heart:
+        with heart.paused():
+            with heart.paused():
+                pass
+            assert not ended.wait(0.5)
+        assert ended.wait(30)

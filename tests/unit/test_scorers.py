@@ -1,5 +1,7 @@
 """What a teacher said of a batch of rollouts lies beside its record, and is that batch's."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import records as made
@@ -68,6 +70,30 @@ def test_each_sampled_token_is_a_label_with_what_the_teacher_says_of_its_place(t
                 checked += 1
             end += len(ids) - 1
     assert checked == record.trained_tokens_N.sum()
+
+
+def test_the_time_of_a_served_teacher_is_no_hang(tmp_path, monkeypatch):
+    """It has limits of its own: so many tries of so many seconds."""
+    record, paused, asked = made.of_batch(1), [], scorers.ServedScorer._ask_about
+    looks = []
+
+    @contextlib.contextmanager
+    def waiting():
+        paused.append(None)
+        yield
+        paused.pop()
+
+    def looking(self, *args):
+        looks.append(len(paused))
+        return asked(self, *args)
+
+    monkeypatch.setattr(scorers.ServedScorer, "_ask_about", looking)
+    monkeypatch.setattr(scorers, "_AT_ONCE", 1)
+    with served_teacher.served(VOCABULARY) as (address, _):
+        config = config_of(tmp_path, address)
+        record.write(folder_of(config.run_dir, 1))
+        ServedScorer(config, 0, waiting=waiting).batch(record, rows_of(record))
+    assert looks == [1] * len(rows_of(record).rollouts) and not paused
 
 
 def test_what_another_teacher_said_is_asked_again(tmp_path, capsys):

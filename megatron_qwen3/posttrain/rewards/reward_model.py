@@ -1,6 +1,6 @@
 """A reward model beside the policy: a second model on the same ranks, in a layout of its own.
 
-    reward_model = RewardModel(config, layout.world_size)    # all ranks, once the policy is built
+    reward_model = RewardModel(config, layout.world_size, alive)   # all ranks, after the policy
     scores = reward_model.score(rollouts)                    # all ranks, with the same rollouts
     rewards.score(answered, scores)                          # the first rank
 
@@ -12,7 +12,7 @@ token that ended the answer. An answer that was cut has none, and neither a scor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,9 +32,12 @@ _ROWS_AT_ONCE = 8  # of each data rank
 
 
 class RewardModel:
-    """The model of rl.judge.model, filled. ConfigError where its weights are damaged."""
+    """The model of rl.judge.model, filled. alive: is called before each part of what is scored.
+    ConfigError where its weights are damaged."""
 
-    def __init__(self, config: Config, world_size: int) -> None:
+    def __init__(
+        self, config: Config, world_size: int, alive: Callable[[], None] = lambda: None
+    ) -> None:
         theirs = settings_of(config, world_size)
         own = Layout.of(theirs, world_size)
         self._model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
@@ -44,7 +47,7 @@ class RewardModel:
             config.checkpoint.verify,
             free=load.CHANGEABLE,
         )
-        self._vocab_size = theirs.model.vocab_size
+        self._vocab_size, self._alive = theirs.model.vocab_size, alive
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """The reward of each answer, in order, on every rank.
@@ -60,6 +63,7 @@ class RewardModel:
         ]
         found: list[float | None] = [None] * len(rollouts)
         for part in self._parts(whole, ids):
+            self._alive()
             made = scores(self._model, [ids[n] for n in part], _ROW_TOKENS)
             for n, score in zip(part, made, strict=True):
                 found[n] = score if math.isfinite(score) else None

@@ -2,7 +2,7 @@
 
     actors = [Actor("task-17"), …]                       # one for each rollout, for all its turns
     answers = act(environments, actors, calls, seconds=60)     # a list of texts for each
-    actor.end()
+    end(environments, actors, seconds=60)
 
 A thread that a tool never gives back is left alone: the environment of its rollout is given up, and
 another thread takes its place. No such thread keeps the process from ending.
@@ -47,10 +47,15 @@ class Actor:
             return f"error: the tool answered {answer!r:.200}, which is no text"
         return answer.encode("utf-8", "replace").decode()  # halves of characters have no tokens
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything to end."""
+        return self._environment is not None and not self.is_lost
+
     def end(self) -> None:
         """End what was begun; how that fails is of no use to anybody any more."""
         if self._environment is not None and not self.is_lost:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # of others, who may exit, too
                 self._environment.end()
 
 
@@ -79,6 +84,27 @@ def act(
                 actors[n].is_lost = True
                 answers[n] = _with_errors(answers[n], len(calls[n]), seconds)
     return answers
+
+
+def end(environments: Environments, actors: Sequence[Actor], seconds: float) -> None:
+    """End all that was begun; what has not ended after so many seconds is left alone."""
+    begun: queue.SimpleQueue[Actor] = queue.SimpleQueue()
+    for actor in actors:
+        if actor.is_begun:
+            begun.put(actor)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                begun.get_nowait().end()
+
+    count = min(begun.qsize(), max(1, environments.at_once))
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def _run(

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.rollouts.acting import Actor, act
+from megatron_qwen3.posttrain.rollouts.acting import Actor, act, end
 from megatron_qwen3.posttrain.rollouts.environments import Environments
 from megatron_qwen3.posttrain.rollouts.rollout import (
     LENGTH,
@@ -102,7 +103,8 @@ class _Dialog:
 
 
 class Agents:
-    """A RolloutEngine. beat: is called on all ranks before tools act, which may take long."""
+    """A RolloutEngine. beat: is called on all ranks before tools act; waiting: what they are in
+    while these act, which have a limit of their own."""
 
     def __init__(
         self,
@@ -111,9 +113,10 @@ class Agents:
         chat: ChatTokenizer,
         settings: AgentConfig,
         beat: Callable[[], None] = lambda: None,
+        waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._engine, self._environments, self._chat = engine, environments, chat
-        self._settings, self._beat = settings, beat
+        self._settings, self._beat, self._waiting = settings, beat, waiting
 
     def refit(self, version: int) -> None:
         """Sample by the weights of now from here on."""
@@ -136,8 +139,8 @@ class Agents:
                 asked = self._engine.sample([dialogs[n].next_ask() for n in going]) if going else []
                 said = [rollout for group in asked for rollout in group]
         finally:
-            for actor in actors:
-                actor.end()
+            with self._waiting():
+                end(self._environments, actors, self._settings.call_seconds)
         return [[dialog.rollout() for dialog in group] for group in groups]
 
     def _take(self, dialog: _Dialog, rollout: Rollout) -> None:
@@ -169,7 +172,8 @@ class Agents:
         answer = partial(act, self._environments, actors, calls, self._settings.call_seconds)
         if not calls:
             return []
-        return answer() if launcher.world_size() == 1 else of_first(answer)
+        with self._waiting():
+            return answer() if launcher.world_size() == 1 else of_first(answer)
 
     def _cut(self, text: str) -> str:
         most = self._settings.answer_tokens

@@ -12,7 +12,7 @@ Legend: T tokens of all rollouts, R rows, S positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,22 +37,36 @@ def penalizes(config: Config) -> bool:
     return config.rl.kl.coefficient > 0 and config.rl.kl.place == "reward"
 
 
-def own(config: Config, model: Model, record: Record, rows: Sequence[Rows | None]) -> Array:
+def own(
+    config: Config,
+    model: Model,
+    record: Record,
+    rows: Sequence[Rows | None],
+    alive: Callable[[], None] = lambda: None,
+) -> Array:
     """The policy's, float32 [T], on all ranks; computed once in the life of a batch."""
     folder, tokens = folder_of(config.run_dir, record.batch), len(record.log_probs)
     kept: Array | None = of_first(lambda: read_old(folder, tokens))
     if kept is None:
-        kept = scored(model, rows, record, config.rollouts.temperature)
+        kept = scored(model, rows, record, config.rollouts.temperature, alive)
         found = kept
         of_first(lambda: write_old(folder, found))
     return kept
 
 
-def scored(model: Model, rows: Sequence[Rows | None], record: Record, temperature: float) -> Array:
-    """log p of all tokens in the rows under a model, at a temperature, float32 [T]; 0 elsewhere."""
+def scored(
+    model: Model,
+    rows: Sequence[Rows | None],
+    record: Record,
+    temperature: float,
+    alive: Callable[[], None] = lambda: None,
+) -> Array:
+    """log p of all tokens in the rows under a model, at a temperature, float32 [T]; 0 elsewhere.
+    alive: is called before the rows of each update."""
     head, found_T = tempered(temperature), np.zeros(len(record.log_probs), np.float32)
     for update in rows:
         if update is not None:
+            alive()
             batch = update.batch(model.data_rank, {}, {})
             log_prob_RS = model.score(batch, head)["log_prob"]
             update.spread(model.gather_over_data(log_prob_RS).cpu().numpy(), found_T)

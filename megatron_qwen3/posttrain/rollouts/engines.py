@@ -35,7 +35,8 @@ def open_engine(
     waiting: Waiting = nullcontext,
 ) -> Iterator[RolloutEngine]:
     """The engine of the settings, with its tools, closed at the end. beat: is called while it
-    samples, on all ranks alike, and may raise to end that; alive, waiting: as of `VllmEngine`.
+    samples, on all ranks alike, and may raise to end that; alive: by each rank for itself; waiting:
+    what all ranks are in while servers or tools answer, which have limits of their own.
 
     ConfigError where servers of vLLM do not start, or tools cannot be had.
     """
@@ -45,7 +46,7 @@ def open_engine(
             yield engine
             return
         with environments.opened(agent, launcher.rank() == 0) as found:
-            yield Agents(engine, found, ChatTokenizer(tokenizer), agent, beat)
+            yield Agents(engine, found, ChatTokenizer(tokenizer), agent, beat, waiting)
 
 
 @contextmanager
@@ -63,7 +64,8 @@ def _sampling(
         with VllmEngine(config, model, ends, budget_of, beat, alive, waiting) as engine:
             yield engine
     else:
-        yield OwnEngine(model, ends, rollouts.temperature, rollouts.rows, budget_of, beat)
+        temperature, rows = rollouts.temperature, rollouts.rows
+        yield OwnEngine(model, ends, temperature, rows, budget_of, beat, alive)
 
 
 def check_engine(config: Config) -> None:

@@ -31,7 +31,8 @@ ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]
 
 class Rollouts:
     """What samples and rewards. model_scores: of a reward model, which all ranks ask together;
-    waiting: what they are in while the first one asks verifiers and judges, as long as these take.
+    waiting: what they are in while the first one makes tasks or asks verifiers and judges, as long
+    as these take.
     """
 
     def __init__(
@@ -97,7 +98,8 @@ class Rollouts:
             self.seconds += batch.seconds
 
         self.engine.refit(step)
-        asks = of_first(begin)
+        with self.waiting():  # generators may take long to make tasks
+            asks = of_first(begin)
         while asks:
             made = self.engine.sample(asks)
             scores = self.scores(made)

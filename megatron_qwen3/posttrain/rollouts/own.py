@@ -4,8 +4,9 @@
     engine.refit(version=step)               # the weights are these: nothing is copied
     groups = engine.sample(asks)             # on all ranks; the same groups on each
 
-Data ranks share the prompts of a pass, short ones together. What they sampled is put together as
-arrays, so that many tokens cost no more than a few messages. Tokens are drawn from the whole
+Data ranks share the prompts of a batch, short ones together. What they sampled is put together as
+arrays, so that many tokens cost no more than a few messages. One whose answers are short waits for
+the others, and gives signs of life with them. Tokens are drawn from the whole
 distribution at the temperature, without top-k or top-p: log-probs are those of what was sampled.
 
 Legend: N samples of this data rank, T their tokens.
@@ -29,6 +30,8 @@ from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.posttrain.rollouts.rollout import LENGTH, STOP, Ask, Rollout
 from megatron_qwen3.training.model import Model
 
+_PASSES = 32  # of a data rank, after which it asks the others whether they are done
+
 
 @dataclass(frozen=True, eq=False)
 class _Sampled:
@@ -43,9 +46,9 @@ class _Sampled:
 
 
 class OwnEngine:
-    """A RolloutEngine. ends: ids that end an answer; rows: samples of a data rank in a pass;
-    budget_of: the thinking budget of so many tokens; beat: is called before each pass, on all
-    ranks: sampling may take long."""
+    """A RolloutEngine. ends: ids that end an answer; rows: samples of a data rank at once;
+    budget_of: the thinking budget of so many tokens; beat: is called now and then while it samples,
+    on all ranks alike, and may raise to end that; alive: of each token, by each rank for itself."""
 
     def __init__(
         self,
@@ -55,11 +58,12 @@ class OwnEngine:
         rows: int,
         budget_of: Callable[[int], ThinkingBudget],
         beat: Callable[[], None] = lambda: None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._generator = model, Generator(model)
         self._ends, self._rows = tuple(ends), rows
         self._sampling = Sampling(temperature=temperature)
-        self._budget_of, self._beat = budget_of, beat
+        self._budget_of, self._beat, self._alive = budget_of, beat, alive
         self._version = 0
 
     def refit(self, version: int) -> None:
@@ -69,7 +73,7 @@ class OwnEngine:
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
         """The samples of each ask, on every rank the same."""
         found: dict[int, list[Rollout]] = {}
-        for numbers in self._passes(asks):
+        for numbers in self._parts(asks):
             self._beat()
             part = [asks[n] for n in numbers]
             rollouts = self._rollouts(part, self._of_all_ranks(self._sampled(part)))
@@ -78,7 +82,7 @@ class OwnEngine:
                 found[n] = rollouts[place * size : (place + 1) * size]
         return [found[n] for n in range(len(asks))]
 
-    def _passes(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
+    def _parts(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
         """Numbers of asks that all data ranks answer at once: of equally many samples, in order of
         their prompts' lengths."""
         alike: dict[int, list[int]] = defaultdict(list)
@@ -94,7 +98,8 @@ class OwnEngine:
         """Of this data rank's share of the asks, every `layout.data`-th of them."""
         mine = asks[self._model.data_rank :: self._model.layout.data]
         budgets = [self._budget_of(n) if (n := ask.thinking_budget) else None for ask in mine]
-        return self._generator.generate(
+        together = _Together(self._model, self._beat, self._alive)
+        completions = self._generator.generate(
             [ask.prompt for ask in mine],
             self._sampling,
             [ask.max_new_tokens for ask in mine],
@@ -102,7 +107,10 @@ class OwnEngine:
             budgets,
             samples=asks[0].samples,
             seeds=[ask.seed for ask in mine],
+            on_pass=together.passed,
         )
+        together.wait()
+        return completions
 
     def _of_all_ranks(self, completions: Sequence[Completion]) -> list[_Sampled]:
         """What each data rank sampled, on all ranks."""
@@ -145,6 +153,34 @@ class OwnEngine:
         ranks, versions = len(of_ranks), (self._version, self._version)
         own = [iter(_rollouts(asks[d::ranks], s, versions)) for d, s in enumerate(of_ranks)]
         return [next(own[n % ranks]) for n, ask in enumerate(asks) for _ in range(ask.samples)]
+
+
+class _Together:
+    """Data ranks that sample each its own prompts, as long as one of them does: none waits for
+    another longer than _PASSES passes last without hearing of it, or of a stop."""
+
+    def __init__(self, model: Model, beat: Callable[[], None], alive: Callable[[], None]) -> None:
+        self._model, self._beat, self._alive = model, beat, alive
+        self._count = 0
+
+    def passed(self) -> None:
+        """Before each pass of this rank."""
+        self._alive()
+        self._count += 1
+        if self._count % _PASSES == 0:
+            self._are_done(False)
+
+    def wait(self) -> None:
+        """This rank is done: until all are."""
+        while not self._are_done(True):
+            pass
+
+    def _are_done(self, am_done: bool) -> bool:
+        self._beat()
+        if self._model.layout.data == 1:
+            return am_done
+        mine = torch.tensor([int(am_done)], device=self._model.device)
+        return bool(self._model.gather_over_data(mine).all())
 
 
 def _arrays(completions: Sequence[Completion]) -> _Sampled:

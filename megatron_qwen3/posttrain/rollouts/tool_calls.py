@@ -20,6 +20,7 @@ from megatron_qwen3.chat import (
     turns_of,
 )
 
+_MOST_CALLS = 32  # of an answer: each of them may take its time
 _CALL = re.compile(f"{TOOL_CALL}(.*?)(?:{END_TOOL_CALL}|(?={TOOL_CALL})|$)", re.DOTALL)
 
 
@@ -33,9 +34,15 @@ class Call:
 
 
 def calls_of(text: str) -> list[Call]:
-    """The calls after the thinking, in order; those within it are thoughts."""
+    """The calls after the thinking, in order; those within it are thoughts. Where there are too
+    many, the model is told in place of the others."""
     _, answer = split_thinking(text)
-    return [_call(match) for match in _CALL.finditer(answer)]
+    calls = [_call(match) for match in _CALL.finditer(answer)]
+    more = len(calls) - _MOST_CALLS
+    if more <= 0:
+        return calls
+    fault = f"an answer may have {_MOST_CALLS} calls; {more:,} more were not made"
+    return [*calls[:_MOST_CALLS], Call(fault=fault)]
 
 
 def header_of(chat: ChatTokenizer, prompt: Sequence[int]) -> list[int]:
