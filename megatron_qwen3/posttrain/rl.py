@@ -124,9 +124,13 @@ def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
     with ExitStack() as opening:
         signs = partial(run.go_on, "rollouts"), partial(run.beat, "rollouts"), run.waiting
         engine = opening.enter_context(open_engine(config, model, tokenizer, *signs))
-        rewards = None
-        if run.engine.is_first_rank:
+        rewards: Rewards | None = None
+
+        def open_rewards() -> None:
+            nonlocal rewards
             rewards = opening.enter_context(Rewards(config, config.run_dir))
+
+        of_first(open_rewards)  # a judge that is not there ends all ranks
         judged_by = None
         if model_settings.is_asked(config):
             alive = partial(run.beat, "rewards")

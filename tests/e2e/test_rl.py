@@ -239,6 +239,12 @@ def test_a_wrong_input_is_told_before_any_rank_starts(settings, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_a_judge_that_is_not_there_ends_all_ranks(settings, tmp_path):
+    """Or the others would wait for the first one until somebody ends them."""
+    asked = arguments(settings, tmp_path, "rl.judge.url=http://127.0.0.1:9/v1")
+    assert run_ranks(run, 2, asked) == [2, 2]
+
+
 def test_a_damaged_record_is_told_with_the_way_out(settings, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     asked = arguments(settings, tmp_path, "train.steps=7")
