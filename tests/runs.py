@@ -8,7 +8,9 @@ run_ranks(power_cut, 2, arguments(settings, home), 4)
 import json
 
 from megatron_qwen3 import train
+from megatron_qwen3.convert import load
 from megatron_qwen3.training import engine
+from megatron_qwen3.training.hang import Heartbeat
 
 
 def arguments(settings, home, *more):
@@ -24,6 +26,23 @@ def rows(run_dir, kind="train"):
     """The rows of a kind in the metrics of a run."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def paused_loads(arguments):
+    """Of each model that a run loads beside its own, whether a hang is looked for meanwhile."""
+    hearts, looks, enter, fill = [], [], Heartbeat.__enter__, load.fill
+
+    def noting(self):
+        hearts.append(self)
+        return enter(self)
+
+    def looking(*args, **more):
+        looks.extend(not heart._pauses for heart in hearts)
+        return fill(*args, **more)
+
+    Heartbeat.__enter__, load.fill = noting, looking
+    assert train.main(arguments) == 0
+    return looks
 
 
 def power_cut(arguments, at_step):

@@ -51,7 +51,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     """
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         beat = partial(run.go_on, "teacher")
-        scorer = scorer_of(config, layout, run.engine, beat, run.waiting)
+        with run.waiting():  # a teacher is loaded, as long as its files are big
+            scorer = scorer_of(config, layout, run.engine, beat, run.waiting)
         of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
         for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):

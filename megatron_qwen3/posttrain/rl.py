@@ -96,7 +96,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     EvaluationFailed: it stopped, and a person must look.
     """
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
-        reference = _reference(config, layout)
+        with run.waiting():  # as long as its files are big
+            reference = _reference(config, layout)
         entropies = of_first(lambda: resume.begin(run))
         batch: _Batch | None = None
         for step in run.steps(partial(evaluate, rollouts, lambda: run.step)):
@@ -130,11 +131,13 @@ def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
             nonlocal rewards
             rewards = opening.enter_context(Rewards(config, config.run_dir))
 
-        of_first(open_rewards)  # a judge that is not there ends all ranks
+        with run.waiting():
+            of_first(open_rewards)  # a judge that is not there ends all ranks
         judged_by = None
         if model_settings.is_asked(config):
             alive = partial(run.beat, "rewards")
-            judged_by = RewardModel(config, run.engine.layout.world_size, alive).score
+            with run.waiting():  # as long as its files are big
+                judged_by = RewardModel(config, run.engine.layout.world_size, alive).score
         yield Rollouts(config, engine, sources, tokenizer, rewards, judged_by, run.waiting)
 
 

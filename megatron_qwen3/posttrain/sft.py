@@ -55,7 +55,8 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
     """
     mixture = inputs
     with Run(config, layout) as run:
-        stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
+        with run.waiting():  # a teacher is loaded, as long as its files are big
+            stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
         read = partial(_batch, mixture, config, run.engine, stored)
         judge = partial(evaluate, run.engine.model, mixture, config)
         taught = partial(_taught, teacher, mixture, config) if teacher else None

@@ -166,7 +166,8 @@ class Run:
             self._keeper.finish(self._progress())
 
     def waiting(self) -> AbstractContextManager[None]:
-        """While this rank waits for what has limits of its own, and hangs no longer than those."""
+        """While this rank loads a model, or waits for what has limits of its own: nothing that
+        takes as long as that is a hang."""
         return self._keeper.heartbeat.paused()
 
     def leave_out(self, step: int, reason: str) -> None:

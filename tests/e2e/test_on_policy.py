@@ -8,7 +8,7 @@ import chaos
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
-from runs import arguments, power_cut, rows, run
+from runs import arguments, paused_loads, power_cut, rows, run
 from served_teacher import served
 
 from megatron_qwen3 import train
@@ -86,6 +86,11 @@ def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_pat
     assert records.batches(tmp_path / "run") == [0]
     assert run_ranks(run, 2, asked) == [0, 0]
     same(tmp_path / "run", whole)
+
+
+def test_a_teacher_is_loaded_as_long_as_that_takes(settings, tmp_path):
+    more = ("train.steps=1", "distill.updates=1", "eval.every_steps=0")
+    assert run_ranks(paused_loads, 1, arguments(settings, tmp_path, *more)) == [[False]]
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ import chaos
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
-from runs import arguments, power_cut, rows, run
+from runs import arguments, paused_loads, power_cut, rows, run
 
 from megatron_qwen3 import train
 from megatron_qwen3.config import load, to_toml
 from megatron_qwen3.posttrain import rl
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
+from megatron_qwen3.posttrain.rollouts import environments
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.storage.folder import checkpoints, step_of
@@ -245,6 +246,17 @@ def test_a_judge_that_is_not_there_ends_all_ranks(settings, tmp_path):
     assert run_ranks(run, 2, asked) == [2, 2]
 
 
+def without_a_look(arguments):
+    """A run whose tools went between the check and the start."""
+    environments.check = lambda settings: None
+    return train.main(arguments)
+
+
+def test_tools_that_are_not_there_end_all_ranks(settings, tmp_path):
+    more = ("rollouts.agent.environment=search", "rollouts.agent.corpus=nowhere.jsonl")
+    assert run_ranks(without_a_look, 2, arguments(settings, tmp_path, *more)) == [2, 2]
+
+
 def test_a_damaged_record_is_told_with_the_way_out(settings, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     asked = arguments(settings, tmp_path, "train.steps=7")
@@ -284,6 +296,11 @@ def test_the_time_of_judges_is_no_hang(settings, tmp_path):
     asked = arguments(settings, tmp_path, "train.steps=1", "eval.every_steps=1", "rl.updates=1")
     (looks,) = run_ranks(watched, 1, asked)
     assert len(looks) >= 2 and not any(looks)
+
+
+def test_a_reference_is_loaded_as_long_as_that_takes(settings, whole, tmp_path):
+    more = ("train.steps=1", "rl.updates=1", "rl.kl.coefficient=0.1", f"rl.kl.reference={whole}")
+    assert run_ranks(paused_loads, 1, arguments(settings, tmp_path, *more)) == [[False]]
 
 
 @pytest.mark.parametrize("step", [2, 3])

@@ -54,7 +54,7 @@ class Actor:
 
     def end(self) -> None:
         """End what was begun; how that fails is of no use to anybody any more."""
-        if self._environment is not None and not self.is_lost:
+        if self._environment is not None and self.is_begun:
             with contextlib.suppress(BaseException):  # of others, who may exit, too
                 self._environment.end()
 

@@ -6,7 +6,7 @@ rollouts.engine says which, rollouts.agent whether it calls tools; all ranks ope
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.generate.load import ends_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rollouts import environments, vllm_check
 from megatron_qwen3.posttrain.rollouts.agents import Agents
+from megatron_qwen3.posttrain.rollouts.environments import Environments
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.refit import Waiting
 from megatron_qwen3.posttrain.rollouts.rollout import RolloutEngine
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
 from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_rollouts import AgentConfig
 from megatron_qwen3.training.model import Model
 
 
@@ -45,8 +48,25 @@ def open_engine(
         if not agent.environment:
             yield engine
             return
-        with environments.opened(agent, launcher.rank() == 0) as found:
+        with _environments(agent, waiting) as found:
             yield Agents(engine, found, ChatTokenizer(tokenizer), agent, beat, waiting)
+
+
+@contextmanager
+def _environments(agent: AgentConfig, waiting: Waiting) -> Iterator[Environments]:
+    """Where tools act on the first rank, and what they are on all; a fault there is raised on
+    all."""
+    with ExitStack() as opening:
+        found: list[Environments] = []
+
+        def lead() -> None:
+            found.append(opening.enter_context(environments.opened(agent)))
+
+        with waiting():
+            of_first(lead)
+        if not found:
+            found.append(opening.enter_context(environments.opened(agent, leads=False)))
+        yield found[0]
 
 
 @contextmanager
