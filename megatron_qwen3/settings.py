@@ -112,7 +112,7 @@ class ParallelConfig:
     )
     expert: int = setting(1, "ranks that split the experts of a layer", at_least=1)
     expert_tensor: int = setting(1, "ranks that split the matrices of one expert", at_least=1)
-    context: int = setting(1, "ranks that split the sequence; only 1 for now", at_least=1)
+    context: int = setting(1, "ranks that split each row", at_least=1)
     sequence: bool = setting(True, "sequence parallelism where tensor > 1")
     recompute: str = setting(
         "none", "activations computed again in backward", choices=("none", "selective", "full")

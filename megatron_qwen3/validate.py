@@ -20,7 +20,7 @@ from megatron_qwen3 import (
     validate_rope,
 )
 from megatron_qwen3.fields import settings_of
-from megatron_qwen3.parallel.layout import near
+from megatron_qwen3.parallel.layout import near, row_unit
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, Config, ModelConfig, ParallelConfig
 
@@ -165,14 +165,12 @@ def _tensor_faults(config: Config) -> Iterator[str]:
             f"parallel.tensor = {p.tensor} does not divide model.{undivided[0]} = "
             f"{getattr(model, undivided[0])}{_of(model)}; valid: {_divisors(*lengths)}"
         )
-    elif p.sequence and config.data.sequence_length % p.tensor:
+    unit, settings = row_unit(p)
+    if config.data.sequence_length % unit:
         yield (
-            f"parallel.tensor = {p.tensor} does not divide data.sequence_length = "
-            f"{config.data.sequence_length}, as parallel.sequence = true needs; "
-            f"valid: {_divisors(*lengths, config.data.sequence_length)}"
+            f"data.sequence_length = {config.data.sequence_length} is no multiple of {unit}, which "
+            f"{settings} needs; valid near it: {near(config.data.sequence_length, unit)}"
         )
-    if p.context != 1:
-        yield f"parallel.context = {p.context}: context parallelism is not there yet; valid: 1"
 
 
 def _expert_faults(config: Config) -> Iterator[str]:
@@ -290,11 +288,6 @@ def _data_faults(config: Config) -> Iterator[str]:
         )
     if data.curriculum and not data.stage:
         yield f'data.curriculum = "{data.curriculum}" needs data.stage, one of the stages it names'
-    if data.reset_at_documents and config.parallel.context > 1:
-        yield (
-            f"data.reset_at_documents = true with parallel.context = {config.parallel.context}: "
-            "documents are kept apart only where a rank has whole sequences; set one of them back"
-        )
     if data.stage and not data.curriculum:
         yield f'data.stage = "{data.stage}" needs data.curriculum, the file that has this stage'
 

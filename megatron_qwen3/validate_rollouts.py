@@ -32,6 +32,12 @@ def _rollout_faults(config: Config) -> Iterator[str]:
             f"rollouts.samples = {rollouts.samples} exceeds rollouts.rows = {rollouts.rows}: the "
             "samples of a prompt are made at once; raise rows, or lower samples"
         )
+    if rollouts.engine == "own" and config.parallel.context > 1:
+        yield (
+            f'rollouts.engine = "own" generates where ranks have whole rows, and parallel.context '
+            f'= {config.parallel.context} splits them; set rollouts.engine = "vllm", or '
+            "parallel.context = 1"
+        )
     if rollouts.engine == "vllm" and not (rollouts.vllm.python or rollouts.vllm.urls):
         yield (
             'rollouts.engine = "vllm" needs rollouts.vllm.python, to start servers, or '

@@ -31,6 +31,11 @@ MODELS = {
     "dense-8-layers": ("model.preset=tiny-dense", "model.num_layers=8"),
     "moe": ("model.preset=tiny-moe",),
     "moe-tied": ("model.preset=tiny-moe", "model.tie_embeddings=true"),
+    "dense-dca": (
+        "model.preset=tiny-dense",
+        "rope.dca_chunk_size=24",
+        "rope.dca_local_size=8",
+    ),
     "dense-scalar": ("model.preset=tiny-dense", "run.mode=reward"),
     "moe-scalar": ("model.preset=tiny-moe", "run.mode=reward"),
 }
@@ -74,6 +79,10 @@ CASES = (
     Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
     Case("moe", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2", 2),
     Case("moe", "tp2-pp2-ep2", 4, "tensor=2 pipeline=2 expert=2"),
+    Case("dense", "cp2", 2, "context=2"),
+    Case("dense-dca", "cp2", 2, "context=2"),
+    Case("moe", "cp2-ep2", 2, "context=2 expert=2"),
+    Case("moe", "cp2-tp2", 4, "context=2 tensor=2", 2),
 )
 SLOW_CASES = (
     Case("moe", "tp2-pp2-ep2-dp2", 8, "tensor=2 pipeline=2 expert=2"),
@@ -105,6 +114,19 @@ SLOW_CASES = (
     Case("moe", "etp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2 expert_tensor=2"),
     Case("moe", "pp2-ep2-recompute-full", 4, "pipeline=2 expert=2 recompute=full"),
     Case("moe-tied", "pp2-vpp2-tp2", 4, "tensor=2 pipeline=2 virtual_pipeline=2"),
+    Case("dense", "cp4", 4, "context=4 recompute=full"),
+    Case("dense", "cp2-recompute-selective", 2, "context=2 recompute=selective", 2),
+    Case("dense", "cp2-tp2", 4, "context=2 tensor=2"),
+    Case("dense", "cp2-tp2-without-sequence", 4, "context=2 tensor=2 sequence=false", 2),
+    Case("dense", "cp2-pp2", 4, "context=2 pipeline=2", 2),
+    Case("dense", "cp2-pp2-vpp2", 4, "context=2 pipeline=2 virtual_pipeline=2"),
+    Case("dense", "cp2-dp2", 4, "context=2"),
+    Case("dense-dca", "cp2-tp2-pp2", 8, "context=2 tensor=2 pipeline=2 recompute=full"),
+    Case("moe", "cp2", 2, "context=2 recompute=full", 2),
+    Case("moe", "cp4", 4, "context=4"),
+    Case("moe", "cp2-pp2-ep2", 4, "context=2 pipeline=2 expert=2"),
+    Case("moe", "cp2-dp2-ep2", 4, "context=2 expert=2"),
+    Case("moe", "cp2-tp2-ep4", 4, "context=2 tensor=2 expert=4 recompute=selective"),
 )
 SCALAR_CASES = (
     Case("dense-scalar", "dp2", 2, micro_batch=2),
@@ -118,6 +140,7 @@ SLOW_SCALAR_CASES = (
     Case("dense-scalar", "dp4", 4),
     Case("dense-scalar", "one-micro-batch", 1, micro_batch=8),
     Case("dense-scalar", "tp2-pp2-dp2", 8, "tensor=2 pipeline=2"),
+    Case("dense-scalar", "cp2", 2, "context=2", 2),
     Case("moe-scalar", "ep2-dp2", 4, "expert=2"),
     Case("moe-scalar", "etp2-ep2", 4, "tensor=2 expert=2 expert_tensor=2", 2),
     Case("moe-scalar", "tp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2"),
@@ -182,15 +205,27 @@ def train_once(config, layout):
 def global_batches(ragged):
     """The batch of each step; ragged rows train differently many positions."""
     random = torch.Generator().manual_seed(7)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         ids = torch.randint(0, VOCABULARY, (SEQUENCES, POSITIONS + 1), generator=random)
-        weights = torch.ones(SEQUENCES, POSITIONS)
+        weights, stretches = torch.ones(SEQUENCES, POSITIONS), None
         if ragged:
             weights = torch.rand(weights.shape, generator=random)
             left_out_of_row = torch.rand((SEQUENCES, 1), generator=random)
             weights[torch.rand(weights.shape, generator=random) < left_out_of_row] = 0
             weights[5] = 0
-        yield TokenBatch(ids[:, :-1], ids[:, 1:], weights)
+            weights[6, : POSITIONS // 4] = weights[6, -POSITIONS // 4 :] = 0  # of a context rank
+        if step:
+            stretches = documents(random)
+        yield TokenBatch(ids[:, :-1], ids[:, 1:], weights, stretches)
+
+
+def documents(random):
+    """Rows of one document, of many, and of some of one token."""
+    starts = [[0], [0, 1, 2, 7], [0, POSITIONS - 1], list(range(0, POSITIONS, 4))]
+    for _ in range(SEQUENCES - len(starts)):
+        cuts = 1 + torch.randperm(POSITIONS - 1, generator=random)[:3].sort().values
+        starts.append([0, *cuts.tolist()])
+    return Stretches.of(starts, POSITIONS)
 
 
 def pair_batches(ragged):

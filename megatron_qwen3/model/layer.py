@@ -107,7 +107,11 @@ class SelfAttention(MegatronModule):
             eps=self.q_layernorm.eps,
             rotates_queries=query_rotary is None,
         )
-        attend = attention if cache is None else cache.attend
+        attend = attention
+        if cache is not None:
+            attend = cache.attend
+        elif sequences.share:
+            attend = sequences.share.attention
         mixed_SBW = attend(q_SBND, k_SBGD, v_SBGD, sequences.reads, query_rotary)
         return linear(self.linear_proj, mixed_SBW, products)
 

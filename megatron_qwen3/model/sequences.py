@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.dca import DualChunk, Tables
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.reads import Reads
@@ -32,6 +33,8 @@ class Sequences(PackedSeqParams):
     stretches: the texts that rows are cut into, each read from its first position;
     positions_BS: int64, the place of each token in its text, where it is none of these;
     valid_BS: bool, False where a position is padding, which no router counts;
+    share: of several context-parallel ranks, where the pass computes this rank's places alone: the
+    stretches are those of whole rows, of `length` places, and the positions are given;
     caches: by layer number, what was read before, while text is generated;
     products: of a model that only generates, in place of its linears' own;
     rotary, query_rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], under Dual
@@ -43,6 +46,8 @@ class Sequences(PackedSeqParams):
     stretches: Stretches | None = None
     positions_BS: Tensor | None = None
     valid_BS: Tensor | None = None
+    share: ContextShare | None = None
+    length: int = 0
     caches: Mapping[int, Any] | None = None
     products: Products | None = None
     rotary: Tensor | None = None
@@ -52,11 +57,15 @@ class Sequences(PackedSeqParams):
     def made_for(
         self, rows: int, length: int, tables: RotaryTables, dual: DualChunk | None = None
     ) -> Self:
-        """With what attention needs to read `rows` rows of `length` positions."""
-        positions_BS = self.stretches.positions_BS() if self.stretches else self.positions_BS
+        """With what attention needs to read `rows` rows, of `length` positions on this rank."""
+        positions_BS = self.positions_BS
+        if self.stretches and not self.share:
+            positions_BS = self.stretches.positions_BS()
         made = replace(self, max_seqlen_q=length, max_seqlen_kv=length)
-        if self.stretches or dual and positions_BS is None:
-            made.reads = Reads.of(rows, length, self.stretches, chunk=dual and dual.chunk)
+        whole = self.length if self.share else length
+        if self.stretches or self.share or dual and positions_BS is None:
+            pieces = self.share and self.share.pieces(whole)
+            made.reads = Reads.of(rows, whole, self.stretches, pieces, dual and dual.chunk)
         if dual:
             device = tables.inv_freq.device
             if positions_BS is None:
@@ -64,7 +73,7 @@ class Sequences(PackedSeqParams):
             # Without reads it is one token of each row, at a position of its own.
             place_SB = positions_BS.t() % dual.chunk
             if made.reads:
-                place_SB = torch.arange(min(length, dual.chunk), device=device)[:, None]
+                place_SB = torch.arange(min(whole, dual.chunk), device=device)[:, None]
             made.query_rotary = dual.query_tables(tables.at, place_SB)
             made.rotary = dual.key_table(tables.at, positions_BS.t())
         elif positions_BS is not None:

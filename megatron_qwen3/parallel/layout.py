@@ -75,6 +75,20 @@ class Layout:
         return sizes
 
 
+def row_unit(p: ParallelConfig) -> tuple[int, str]:
+    """What the length of a row must be a multiple of, and the settings that want it.
+
+    A row is cut into two pieces per context rank, and tensor ranks share what one of these has.
+    """
+    unit, settings = 1, []
+    if p.context > 1:
+        unit, settings = 2 * p.context, [f"parallel.context = {p.context}"]
+    if p.sequence and p.tensor > 1:
+        unit = math.lcm(unit, p.context * p.tensor)
+        settings.append(f"parallel.tensor = {p.tensor} with parallel.sequence = true")
+    return unit, " and ".join(settings)
+
+
 def smallest_world(p: ParallelConfig) -> int:
     """The fewest ranks that can be laid out so; every world is a multiple of them."""
     return p.pipeline * math.lcm(p.tensor * p.context, p.expert * p.expert_tensor)

@@ -3,12 +3,21 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter, methodcaller
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
+
+
+class Part(NamedTuple):
+    """Of the places of one context-parallel rank: see TokenBatch."""
+
+    labels_BS: Tensor
+    extra: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,32 @@ class TokenBatch:
         """Positions of a row."""
         return self.tokens_BS.shape[1]
 
-    @property
-    def sequences(self) -> Sequences | None:
-        """How the model is to read the rows; None: each as one text, all of it."""
-        if self.stretches is None and self.valid_BS is None:
-            return None
-        return Sequences(stretches=self.stretches, valid_BS=self.valid_BS)
+    def sequences(self, share: ContextShare | None = None) -> Sequences | None:
+        """How the model is to read the rows, or this rank's share of them; None: each as one text,
+        all of it."""
+        if share is None:
+            if self.stretches is None and self.valid_BS is None:
+                return None
+            return Sequences(stretches=self.stretches, valid_BS=self.valid_BS)
+        return Sequences(
+            stretches=self.stretches,
+            positions_BS=share.of(self._positions_BS()),
+            valid_BS=None if self.valid_BS is None else share.of(self.valid_BS),
+            share=share,
+            length=self.length,
+        )
+
+    def part(self, share: ContextShare) -> "Part":
+        """What heads need of this rank's share of the rows."""
+        shape = self.tokens_BS.shape
+        extra = {n: share.of(x) for n, x in self.extra.items() if x.shape[:2] == shape}
+        return Part(share.of(self.labels_BS), extra)
+
+    def _positions_BS(self) -> Tensor:
+        """Each place's distance from the start of its text."""
+        if self.stretches:
+            return self.stretches.positions_BS()
+        return torch.arange(self.length, device=self.tokens_BS.device).expand(self.rows, -1)
 
     @property
     def positions(self) -> Tensor:

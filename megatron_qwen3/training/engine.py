@@ -89,7 +89,7 @@ class Engine:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        finish = _weighing(objective, counts)
+        finish = _weighing(self.model, objective, counts)
         reports = self.model.run_schedule(self.chunks, batch, finish, forward_only=False)
         columns = len(objective.means) + len(objective.largest)
         sums_DMK = self._sums_of_step(reports, batch.rows, columns)
@@ -123,7 +123,7 @@ class Engine:
             fault = error
         read = self.model.sum_over_data(local).tolist()
         *sums, positions, within, apart, rows, length, rows_2, length_2, sound_ranks = read
-        ranks = self.layout.data * self.layout.context
+        ranks = self.layout.data
         if sound_ranks != ranks:
             raise fault or ValueError(ANOTHER)
         if ranks * rows_2 != rows**2 or ranks * length_2 != length**2:
@@ -195,7 +195,7 @@ class Engine:
         groups = self.model.groups.ranks
         dist.all_reduce(sums_MK, group=groups.pp)
         sums_DMK = sums_MK.new_empty((self.layout.data, count, means))
-        dist.all_gather_into_tensor(sums_DMK.view(-1), sums_MK.view(-1), group=groups.dp_cp)
+        dist.all_gather_into_tensor(sums_DMK.view(-1), sums_MK.view(-1), group=groups.dp)
         return sums_DMK
 
     def _memory(self) -> dict[str, Tensor]:
@@ -209,12 +209,12 @@ class Engine:
         return dict(zip(held, most, strict=True))
 
 
-def _weighing(objective: Objective, counts: Mapping[str, float]) -> Finish:
+def _weighing(model: Model, objective: Objective, counts: Mapping[str, float]) -> Finish:
     """Of a micro-batch: its share of the loss, and of all means, then its largest values, [K]."""
 
     def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Tensor]:
         assert not isinstance(output, Tensor)
-        outputs = objective.head.compute(output, micro)
+        outputs = model.compute(objective.head, output, micro)
         sums, largest = objective.sums_and_largest(outputs, micro)
         shares = [x / counts[name] for name, x in sums.items()]
         shares_K = torch.stack([*shares, *largest.values()])

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.model.build import build
+from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.outputs import Head, LastStage, Outputs
 from megatron_qwen3.parallel.groups import Groups
-from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.parallel.mcore import get_forward_backward_func
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
@@ -42,6 +43,7 @@ class Model:
         self.groups = groups or Groups.of_run()
         self.device = torch.device(torch.cuda.current_device())
         self.chunks = build(config, layout, self.groups)
+        self.share = ContextShare(self.groups.ranks.cp) if layout.context > 1 else None
         self.weights_version = 0
         self.replicas: list[Any] = []  # the chunks with gradients, where an engine trains them
         # What the schedules call the token count; losses are normalised before they reach them.
@@ -70,8 +72,7 @@ class Model:
 
         def finish(output: Tensor | LastStage, micro: TokenBatch) -> tuple[Tensor, Outputs]:
             assert not isinstance(output, Tensor)
-            outputs = head.compute(output, micro)
-            return output.hidden_SBH.sum(), outputs
+            return output.hidden_SBH.sum(), self.compute(head, output, micro)
 
         micro = self._evaluate(padded, finish)
         outputs = head.empty(padded.rows, padded.length, self.device)
@@ -81,6 +82,14 @@ class Model:
         for x in outputs.values():
             dist.broadcast(x, group=pipeline, group_src=pipeline.size() - 1)
         return {name: x[:rows] for name, x in outputs.items()}
+
+    def compute(self, head: Head, output: LastStage, micro: TokenBatch) -> Outputs:
+        """The head's outputs of all positions of a micro-batch, on the last pipeline stage."""
+        share = self.share
+        if share is None:
+            return head.compute(output, micro)
+        outputs = head.compute(output, micro.part(share))
+        return {name: share.whole(x, micro.length) for name, x in outputs.items()}
 
     def read(self, batch: TokenBatch) -> None:
         """Let all layers see the batch, for what they note of it: no logits, no gradients."""
@@ -98,7 +107,7 @@ class Model:
 
         `modules`: the chunks, or what wraps them. The batch is `filled`.
         """
-        size = self.config.train.micro_batch
+        size, share = self.config.train.micro_batch, self.share
         iterators = [batch.split(size) for _ in modules]
 
         def forward(micro_batches: Iterator[TokenBatch], chunk: Any) -> tuple[Any, Any]:
@@ -108,7 +117,8 @@ class Model:
                 trained, report = finish(output, micro)
                 return trained, self._one, report
 
-            return chunk(micro.tokens_BS, micro.sequences), told
+            tokens_BS = micro.tokens_BS if share is None else share.of(micro.tokens_BS)
+            return chunk(tokens_BS, micro.sequences(share)), told
 
         several = len(modules) > 1
         with self.groups.current():
@@ -128,11 +138,11 @@ class Model:
 
         ValueError where tensor ranks are to share rows that they do not divide.
         """
-        tensor = self.layout.tensor
-        if self.chunks[0].config.sequence_parallel and batch.length % tensor:
+        unit, settings = row_unit(self.config.parallel)
+        if batch.length % unit:
             raise ValueError(
-                f"rows of {batch.length} positions are no multiple of parallel.tensor = {tensor}, "
-                "as parallel.sequence = true needs"
+                f"rows of {batch.length} positions are no multiple of {unit}, which {settings} "
+                "needs"
             )
         stages = self.layout.pipeline if self.layout.virtual > 1 else 1
         unit = self.config.train.micro_batch * stages
@@ -187,7 +197,7 @@ class Model:
 
     def sum_over_data(self, x: Tensor) -> Tensor:
         """`x`, one number or more per data rank, added up over the data ranks in place."""
-        dist.all_reduce(x, group=self.groups.ranks.dp_cp)
+        dist.all_reduce(x, group=self.groups.ranks.dp)
         return x
 
     def gather_over_data(self, x: Tensor) -> Tensor:

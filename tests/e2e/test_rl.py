@@ -222,6 +222,7 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
         ),
         ("data.tokenizer=", "data.tokenizer is needed to ask tasks"),
         ("rollouts.rows=2", "rollouts.samples = 4 exceeds rollouts.rows = 2"),
+        ("parallel.context=2", 'set rollouts.engine = "vllm", or parallel.context = 1'),
         ("rollouts.max_new_tokens=64", "leaves no room for a prompt in data.sequence_length = 64"),
         ("rollouts.engine=vllm", "needs rollouts.vllm.python, to start servers, or"),
         (

@@ -78,6 +78,7 @@ def _scores(settings, is_apart=True):
         (1, ("model.preset=tiny-dense", "train.micro_batch=4")),
         pytest.param(1, ("model.preset=tiny-moe",), marks=pytest.mark.slow),
         (4, ("model.preset=tiny-moe", "parallel.tensor=2", "parallel.expert=2")),
+        (2, ("model.preset=tiny-moe", "parallel.context=2")),
     ],
 )
 def test_documents_kept_apart_score_as_they_do_alone(ranks, settings):
@@ -122,6 +123,7 @@ LAYOUTS = (
     (1, ("parallel.recompute=full", "train.micro_batch=2")),
     (2, ("parallel.tensor=2", "train.micro_batch=2")),
     (2, ("parallel.pipeline=2",)),
+    (2, ("parallel.context=2",)),
 )
 LAST = (2, slice(14, 32))  # the last document of the third row
 
@@ -183,7 +185,7 @@ def _peaks(lengths):
         stretches = Stretches.of([[*range(0, length, 100)]], length)
         batch = TokenBatch.of(ids[:, :-1], ids[:, 1:], stretches)
         with LiveMemory() as memory:
-            outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences), batch)
+            outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences()), batch)
             outputs["log_prob"].sum().backward()
         peaks.append(memory.peak_bytes)
     return peaks

@@ -221,7 +221,11 @@ def near(shards_of_ranks, expected_shards, what):
 
 
 QUICK = ("dense-tp2", "dense-pp2", "dense-dp2", "dense-untied-tp2-pp2", "moe-ep2", "moe-tp2-ep2")
-LAYOUTS = [case for case in (*CASES, *SLOW_CASES) if case.ranks <= 4 and "8" not in case.model]
+LAYOUTS = [
+    case
+    for case in (*CASES, *SLOW_CASES)
+    if case.ranks <= 4 and "8" not in case.model and "dca" not in case.model
+]
 
 
 @cases(

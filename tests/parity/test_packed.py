@@ -44,8 +44,8 @@ def ours(*settings):
     ids, packed = rows(), stretches()
     batch = TokenBatch.of(ids[:, :-1], ids[:, 1:], packed)
     with torch.no_grad():
-        logits_BSV = model(batch.tokens_BS, batch.sequences).whole().transpose(0, 1)
-    outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences), batch)
+        logits_BSV = model(batch.tokens_BS, batch.sequences()).whole().transpose(0, 1)
+    outputs = log_probs.compute(model(batch.tokens_BS, batch.sequences()), batch)
     (-outputs["log_prob"].sum()).backward()
     weights = {name: p.data for name, p in model.named_parameters()}
     return weights, logits_BSV, {name: p.grad for name, p in model.named_parameters()}

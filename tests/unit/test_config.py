@@ -288,9 +288,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ),
         (
             [*TINY, "parallel.tensor=2", "data.sequence_length=33"],
-            "parallel.tensor = 2 does not divide data.sequence_length = 33",
+            "data.sequence_length = 33 is no multiple of 2, which parallel.tensor = 2",
         ),
-        ([*TINY, "parallel.context=2"], "parallel.context = 2: context parallelism is not there"),
+        (
+            [*TINY, "parallel.context=2", "data.sequence_length=30"],
+            "data.sequence_length = 30 is no multiple of 4, which parallel.context = 2 needs; "
+            "valid near it: 28, 32",
+        ),
+        (
+            [*TINY, "parallel.context=2", "parallel.tensor=4", "data.sequence_length=36"],
+            "data.sequence_length = 36 is no multiple of 8, which parallel.context = 2 and "
+            "parallel.tensor = 4 with parallel.sequence = true needs; valid near it: 32, 40",
+        ),
         ([*TINY, "parallel.expert=2"], "parallel.expert = 2, but the model is dense"),
         ([*TINY, "parallel.expert_tensor=2"], "parallel.expert_tensor = 2, but the model is dense"),
         (
