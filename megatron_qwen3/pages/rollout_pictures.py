@@ -96,6 +96,21 @@ _OF_BATCHES = (
         "updates",
         {"age": "mean", "age_most": "most"},
     ),
+    Asked(
+        "refit",
+        "New weights for the servers",
+        "from their pause to their agreement with the model in training",
+        "seconds",
+        {"refit/seconds": "a refit"},
+    ),
+    Asked(
+        "refit_difference",
+        "Servers against trainer after a refit",
+        "largest difference of a log-probability on the fixed prompts",
+        "nats",
+        {"refit/difference": "largest"},
+        is_logarithmic=True,
+    ),
 )
 _OF_UPDATES = (
     Asked(

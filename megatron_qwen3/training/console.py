@@ -13,7 +13,7 @@ last. Colour follows rich: NO_COLOR and FORCE_COLOR are honoured.
 
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import rich.console
@@ -175,7 +175,15 @@ def rollouts_line(row: Mapping[str, Any], batches: int) -> Text:
             fields.append((label, f"{row[name]:.1f}", unit))
     fields.append(("", count(row["rollout_tokens_per_second"] or 0), "tok/s"))
     fields.append(("sampled in", duration(row["seconds"]), ""))
-    return _labelled(fields)
+    return _labelled([*fields, *_of_servers(row)])
+
+
+def _of_servers(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What a batch's row says of the servers that sampled it; nothing where there were none."""
+    if "refit/seconds" in row:
+        yield "weights in", _short(row["refit/seconds"]), "s"
+    if row.get("refit/restarts"):
+        yield "servers started again", count(row["refit/restarts"]), ""
 
 
 def _percent(share: float) -> str:

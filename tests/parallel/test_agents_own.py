@@ -58,7 +58,7 @@ class CallsFirst:
         self.engine, self.call, self.is_first = engine, tuple(call), True
 
     def refit(self, version):
-        self.engine.refit(version)
+        return self.engine.refit(version)
 
     def sample(self, asks):
         if not self.is_first:

@@ -118,9 +118,9 @@ class Agents:
         self._engine, self._environments, self._chat = engine, environments, chat
         self._settings, self._beat, self._waiting = settings, beat, waiting
 
-    def refit(self, version: int) -> None:
+    def refit(self, version: int) -> dict[str, float]:
         """Sample by the weights of now from here on."""
-        self._engine.refit(version)
+        return self._engine.refit(version)
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
         """The samples of each ask, on every rank the same."""

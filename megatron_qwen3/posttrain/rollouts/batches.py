@@ -54,7 +54,8 @@ class Group(NamedTuple):
 
 class Batch:
     """One batch while it is made. step: updates that its weights have behind them; before: the
-    state in the record before, {} at first; seconds: spent so far, by what."""
+    state in the record before, {} at first; seconds: spent so far, by what; refit: what the engine
+    says of the weights that it was given for it."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class Batch:
         self.groups: list[Group] = []
         self.rounds = 0
         self.seconds = Counter[str]()
+        self.refit: dict[str, float] = {}
         self._asked_at = 0.0
 
     def begin(self) -> list[Ask]:
@@ -136,6 +138,7 @@ class Batch:
             is_trained_N=is_trained_N,
             counts=self._counts(),
             seconds=dict(self.seconds),
+            refit=self.refit,
         )
         self._asker.learn(self._outcomes(whole))
         weights = [list(self._rewards.weights(g.drawn.task).values()) for g in self.groups]

@@ -9,6 +9,7 @@ is raised on all of them.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -83,6 +84,8 @@ class Rollouts:
         def begin() -> list[Ask]:
             nonlocal batch
             batch = self._batch(number, step)
+            if refit:
+                batch.refit, batch.seconds["refit"] = refit, refit_seconds
             return batch.begin()
 
         def take() -> list[Ask]:
@@ -97,7 +100,9 @@ class Rollouts:
                 tell(f"note: batch {number}: {line}")
             self.seconds += batch.seconds
 
-        self.engine.refit(step)
+        began = time.perf_counter()
+        refit = self.engine.refit(step)
+        refit_seconds = time.perf_counter() - began
         with self.waiting():  # generators may take long to make tasks
             asks = of_first(begin)
         while asks:

@@ -66,9 +66,10 @@ class OwnEngine:
         self._budget_of, self._beat, self._alive = budget_of, beat, alive
         self._version = 0
 
-    def refit(self, version: int) -> None:
+    def refit(self, version: int) -> dict[str, float]:
         """The weights of now have this version; they are sampled by where they are."""
         self._version = version
+        return {}
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
         """The samples of each ask, on every rank the same."""

@@ -91,7 +91,8 @@ class Record:
     log_probs, sampled: of all tokens, as `Rollout` has them; group_N ascends; task_N: numbers in
     `tasks`; finish_N: numbers in FINISHES; reward_N, parts_NP: NaN where there is no score;
     counts: asked, filtered, …; seconds: rollout, reward, …; state: the loop's after the batch;
-    where it was read without pass rates of single tasks (`read_state`).
+    where it was read without pass rates of single tasks (`read_state`). refit: what new weights for
+    the servers took, {} where none were asked.
     """
 
     batch: int
@@ -118,6 +119,7 @@ class Record:
     counts: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
+    refit: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths_N)
@@ -220,6 +222,7 @@ class Record:
                 counts=about["counts"],
                 seconds=about["seconds"],
                 state=about["state"],
+                refit=about.get("refit", {}),
             )
             if fault := record._fault():
                 raise ValueError(fault)
@@ -230,7 +233,8 @@ class Record:
 
     def _about(self) -> dict[str, Any]:
         names = ("batch", "first_step", "sampled_step", "parts", "tasks", "counts", "seconds")
-        return {"version": VERSION, **{n: getattr(self, n) for n in names}, "state": self.state}
+        about = {"version": VERSION, **{n: getattr(self, n) for n in names}, "state": self.state}
+        return about | ({"refit": self.refit} if self.refit else {})
 
     def _fault(self) -> str:
         """Why the arrays do not go together; "" where they do."""

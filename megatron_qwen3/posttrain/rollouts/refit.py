@@ -1,7 +1,7 @@
 """The weights of now on their way to servers of vLLM, by a shared folder or by a process group.
 
-    made = write(weights, folder, most_bytes, leads)          # all ranks
-    send(weights, receivers, way, host, most_bytes, leads)    # all ranks
+    made = write(weights, folder, most_bytes, leads)              # all ranks
+    send(weights, receivers, exchange, most_bytes, leads)         # all ranks
 
 Both take the model bucket by bucket (`gather.py`) and tell each worker what comes, names, shapes
 and checksums, so that a server knows whether it has what the trainer has
@@ -11,28 +11,33 @@ others are in the middle of sending to it.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.hf_writer import Sink
+from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.replies import Refused
-from megatron_qwen3.posttrain.rollouts.gather import Gathered
+from megatron_qwen3.posttrain.rollouts.gather import Bucket, Gathered
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Table, checksum
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.whole import whole_folder
 
 Waiting = Callable[[], AbstractContextManager[object]]
-PATIENCE_SECONDS = 120.0  # for each message of an exchange
+PATIENCE_SECONDS = 120.0  # that workers may need to come, and each message at most
+_LAST_WORDS_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 
 
 @dataclass
@@ -100,18 +105,37 @@ def _write(made: Written, folder: Path, buckets: Any) -> None:
 
 @dataclass
 class Receivers:
-    """Servers that get weights by a group. faults: why the n-th one did not; "" where it did."""
+    """Servers that get weights by a group. faults: why the n-th one did not; "" where it did.
+
+    workers: of each, how many processes share its model; checksums: of what was sent.
+    """
 
     clients: Sequence[Client]
     workers: Sequence[int]
     faults: list[str] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+
+
+class Exchange(NamedTuple):
+    """way: "gloo" or "nccl"; host: the first rank's address for servers; seconds: after which the
+    first rank gives a message up."""
+
+    way: str
+    host: str
+    seconds: float
+
+
+def patience(config: Config) -> float:
+    """Seconds for each message of an exchange: half of what would be a hang at most, so that a
+    server which is stuck is given up before the run is."""
+    hang = config.guard.hang_seconds
+    return min(PATIENCE_SECONDS, hang / 2) if hang else PATIENCE_SECONDS
 
 
 def send(
     weights: Gathered,
     to: Receivers,
-    way: str,
-    host: str,
+    exchange: Exchange,
     most_bytes: int,
     leads: bool,
     alive: Callable[[], None] = lambda: None,
@@ -119,59 +143,111 @@ def send(
 ) -> None:
     """Broadcast the weights of now to all workers of some servers; all ranks call it.
 
-    way: "gloo" or "nccl"; host: the first rank's address for them; alive: of each bucket; waiting:
-    what the first rank is in until servers have taken them. `to.faults` is filled on the first
-    rank.
+    alive: of each bucket; waiting: what ranks are in while servers come, and have yet to pack what
+    they got. `to.faults` and `to.checksums` are filled on the first rank.
     """
-    buckets = weights.buckets(most_bytes, alive)
-    if leads:
-        try:
-            _send(weights, to, way, host, most_bytes, buckets, waiting)
-        except RuntimeError as error:  # of torch: a worker left, or did not come
-            first = str(error).strip().splitlines()[0]
-            to.faults = [fault or f"the exchange broke off ({first})" for fault in to.faults]
-    for _ in buckets:
-        pass
+    sender = _Sender(weights, to, exchange, most_bytes) if leads else None
+
+    def meet() -> bool:
+        assert sender is not None
+        return sender.meet()
+
+    try:
+        with waiting():
+            has_met = of_first(meet)
+        if has_met:
+            buckets = weights.buckets(most_bytes, alive)
+            if sender:
+                sender.send(buckets)
+            for _ in buckets:  # whatever failed on the first rank, the others send to the end
+                pass
+    finally:
+        if sender:
+            with waiting():
+                sender.end()
 
 
-def _send(
-    weights: Gathered,
-    to: Receivers,
-    way: str,
-    host: str,
-    most_bytes: int,
-    buckets: Any,
-    waiting: Waiting,
-) -> None:
-    size = 1 + sum(to.workers)
-    to.faults = [""] * len(to.clients)
-    link = Link(host, 0, 0, size, way, PATIENCE_SECONDS)
-    tables = [weights.rows(units) for units in weights.plan(most_bytes)]
-    with ThreadPoolExecutor(len(to.clients)) as pool:
-        calls: list[Future[Any]] = []
-        first = 1
-        for client, workers in zip(to.clients, to.workers, strict=True):
-            arguments = {"host": host, "port": link.port, "first": first, "size": size}
-            arguments |= {"backend": way, "seconds": PATIENCE_SECONDS, "buckets": tables}
-            calls.append(pool.submit(client.call, "mq3_from_group", **arguments))
-            first += workers
-        try:
-            link.join()
+class _Sender:
+    """The first rank's side of an exchange: `meet`, `send` where that was true, `end`."""
+
+    def __init__(
+        self, weights: Gathered, to: Receivers, exchange: Exchange, most_bytes: int
+    ) -> None:
+        self._to, self._exchange, self._fault = to, exchange, ""
+        self._tables = [weights.rows(units) for units in weights.plan(most_bytes)]
+        self._pool, self._calls = ThreadPoolExecutor(len(to.clients)), list[Future[Any]]()
+
+    def meet(self) -> bool:
+        """Have all workers come; whether they did.
+
+        They are waited for as long as a busy machine needs, but not where the server of one has
+        said that it will not.
+        """
+        self._call()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not (here := self._link.all_are_here()) and time.monotonic() < until:
+            if any(call.done() for call in self._calls):
+                break
+            time.sleep(_POLL_SECONDS)
+        if here:
+            self._try(self._link.join)
+        else:
+            self.give_up("not all workers came")
+        return not self._fault
+
+    def send(self, buckets: Iterator[Bucket]) -> None:
+        """Give them all buckets, or fewer where one does not take them."""
+
+        def all_of_them() -> None:
             for bucket in buckets:
                 sums = [checksum(tensor) for tensor in bucket.tensors.values()]
-                link.send(torch.tensor(sums, device=bucket.flat.device))
-                link.send(bucket.flat)
-        except RuntimeError:
-            link.close()  # before they are waited for: they wait for us
-            raise
-        finally:
-            with waiting():
-                to.faults = [_fault(call) for call in calls]
+                self._to.checksums += sums
+                self._link.send(torch.tensor(sums, device=bucket.flat.device), seconds)
+                self._link.send(bucket.flat, seconds)
+
+        seconds = self._exchange.seconds
+        self._try(all_of_them)
+
+    def end(self) -> None:
+        """Hear what each server says of it. One that says nothing is not waited for where the
+        exchange broke off: it may be stuck."""
+        wait(self._calls, _LAST_WORDS_SECONDS if self._fault else None)
+        self._to.faults = [_fault(call) or self._fault for call in self._calls]
+        self._pool.shutdown(wait=False)
+
+    def give_up(self, why: str) -> None:
+        """End the exchange: servers hear of it."""
+        self._fault = f"the exchange broke off ({why})"
+        self._link.close()
+
+    def _call(self) -> None:
+        way, host, _ = self._exchange
+        size = 1 + sum(self._to.workers)
+        self._link = Link(host, 0, 0, size, way, PATIENCE_SECONDS)
+        about = {"host": host, "port": self._link.port, "size": size, "backend": way}
+        about |= {"seconds": PATIENCE_SECONDS, "buckets": self._tables}
+        for number, client in enumerate(self._to.clients):
+            first = 1 + sum(self._to.workers[:number])
+            call = self._pool.submit(client.call, "mq3_from_group", first=first, **about)
+            self._calls.append(call)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except RuntimeError as error:  # of torch: a worker left, or did not answer
+            self.give_up(str(error).strip().splitlines()[0])
 
 
 def _fault(call: Future[Any]) -> str:
+    if not call.done():
+        return ""
     try:
         call.result()
     except (Died, Refused) as error:
         return str(error) or type(error).__name__
     return ""
+
+
+def together(checksums: Sequence[int]) -> int:
+    """One number of all of them, below 2^48: a column of metrics holds it exactly."""
+    return int.from_bytes(hashlib.sha256(repr(list(checksums)).encode()).digest()[:6], "big")

@@ -78,6 +78,10 @@ class RolloutEngine(Protocol):
         with finish "error"; only what makes all further asking useless is raised."""
         ...
 
-    def refit(self, version: int) -> None:
-        """Sample by the weights of now from here on, which have this version."""
+    def refit(self, version: int) -> dict[str, float]:
+        """Sample by the weights of now from here on, which have this version.
+
+        What giving them took, by name, for the row of a batch: the first rank's counts, others' may
+        be other ones; {} of an engine that has them anyhow.
+        """
         ...

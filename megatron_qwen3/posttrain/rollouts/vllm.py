@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -53,11 +53,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class Refits:
-    """What refits took. bytes: of the weights; seconds: of the last one, from the first server's
-    pause to the last one's agreement; difference: of its log-probabilities, the largest;
-    restarts: servers that were started again in this run, as the first rank knows."""
+    """What the last refit took. bytes, tensors: of the weights; checksum: of all of them, as the
+    servers found it, too; seconds: from the first question of its check to the last server's
+    agreement; difference: of log-probabilities, the largest; restarts: servers that were started
+    again in this run. Checksum and restarts are known to the first rank."""
 
     bytes: int = 0
+    tensors: int = 0
+    checksum: int = 0
     seconds: float = 0.0
     difference: float = 0.0
     restarts: int = 0
@@ -93,7 +96,8 @@ class VllmEngine:
 
     def __enter__(self) -> Self:
         self._weights = Gathered(self._model)
-        self.refits.bytes = refit.bytes_of(self._weights.table)
+        table = self._weights.table
+        self.refits.bytes, self.refits.tensors = refit.bytes_of(table), len(table)
         on_cpu = self._model.device.type == "cpu"
         self._fleet = Fleet(self._config, on_cpu, self._folder, _tell)
 
@@ -132,33 +136,34 @@ class VllmEngine:
             while (state := of_first(lambda: batch.work(self._fleet, self._version))) != DONE:
                 self._beat()
                 if state == WAITING:
-                    self._bring_up_to_date()
+                    self._bring_up_to_date(time.monotonic())
             self.refits.restarts = self._fleet.restarted
             return unpacked(asks, of_first(lambda: packed(batch.rollouts())))
         finally:
             batch.close()
 
-    def refit(self, version: int) -> None:
+    def refit(self, version: int) -> dict[str, float]:
         """Give all servers the weights of now, unless they have them. All ranks call it.
 
         ConfigError where one computes something else.
         """
+        began = time.monotonic()
         now = (version, self._model.weights_version)
         if now != self._given:
             self._of_servers(self._outdate)
             self._given, self._version, self._written = now, version, None
-        self._bring_up_to_date()
+        self._bring_up_to_date(began)
+        return asdict(self.refits)
 
     def _outdate(self) -> None:
         """Have servers read the prompts of the check by the weights that they will not have."""
+        known = [m for m in self._fleet.members if m.version is not None and m.is_up]
+        self._tried(known, lambda m: self._canary(m, 1))
         for member in self._fleet.members:
-            if member.version is not None and member.is_up:
-                self._try(member, lambda m: self._canary(m, 1))
             member.version = None
 
-    def _bring_up_to_date(self) -> None:
+    def _bring_up_to_date(self, began: float) -> None:
         """Give their weights to the servers that wait for them; those that fail start again."""
-        began = time.monotonic()
         while numbers := self._of_servers(self._paused):
             self._transfer(numbers)
             answers = self._of_servers(partial(self._finish, numbers))
@@ -196,11 +201,13 @@ class VllmEngine:
             self._of_servers(load)
             return
         to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
-        host, most_bytes = host_of(self._config), settings.bucket_bytes
+        patience = refit.patience(self._config)
+        exchange = refit.Exchange(settings.refit, host_of(self._config), patience)
         watched = self._alive, self._waiting
-        refit.send(self._weights, to, settings.refit, host, most_bytes, self._leads, *watched)
+        refit.send(self._weights, to, exchange, settings.bucket_bytes, self._leads, *watched)
 
         def judge() -> None:
+            self.refits.checksum = refit.together(to.checksums)
             for member, fault in zip(chosen, to.faults, strict=True):
                 if fault:
                     self._fleet.bury(member, f"its refit failed: {fault}")
@@ -216,7 +223,7 @@ class VllmEngine:
                 raise ConfigError(made.fault)
 
         of_first(check)
-        self._written = made
+        self._written, self.refits.checksum = made, refit.together(made.checksums)
 
     def _load(self, member: Member) -> None:
         assert self._written is not None
@@ -265,12 +272,16 @@ class VllmEngine:
 
     def _each(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[Member]:
         """Those of some servers that did it, all at once; the others are started again."""
-        with ThreadPoolExecutor(max(1, len(members))) as pool:
-            done = list(pool.map(lambda member: self._try(member, action), members))
-        for member, fault in zip(members, done, strict=True):
+        faults = self._tried(members, action)
+        for member, fault in zip(members, faults, strict=True):
             if fault:
                 self._fleet.bury(member, fault)
-        return [member for member, fault in zip(members, done, strict=True) if not fault]
+        return [member for member, fault in zip(members, faults, strict=True) if not fault]
+
+    def _tried(self, members: Sequence[Member], action: Callable[[Member], object]) -> list[str]:
+        """Why each did not do it, "" where it did; all at once."""
+        with ThreadPoolExecutor(max(1, len(members))) as pool:
+            return list(pool.map(lambda member: self._try(member, action), members))
 
     def _try(self, member: Member, action: Callable[[Member], object]) -> str:
         """Why a server did not do it; "" where it did."""

@@ -4,9 +4,9 @@
 
 All of it follows from the record, so that a run which goes on says the same again. Names with a
 slash are of a part of the batch: `reward/SOURCE/MODE`, `pass_rate/SOURCE/MODE`, `part/NAME`,
-`seconds/WHAT`, `count/WHAT`, and `hacking/SIGN` of posttrain/rewards/hacking.py. Values are None
-where nothing is known: no answer was scored, or nobody says which are right. Legend: N rollouts, T
-their tokens, G groups.
+`seconds/WHAT`, `count/WHAT`, `refit/WHAT` of weights for servers, and `hacking/SIGN` of
+posttrain/rewards/hacking.py. Values are None where nothing is known: no answer was scored, or
+nobody says which are right. Legend: N rollouts, T their tokens, G groups.
 """
 
 from collections.abc import Iterator
@@ -49,6 +49,7 @@ def summary(record: Record) -> Row:
         "age_most": float((record.first_step - record.versions_N2[:, 0]).max(initial=0)),
     }
     row |= hacking.numbers(record)
+    row |= {f"refit/{name}": float(value) for name, value in record.refit.items()}
     return row | dict(_of_sources(record)) | dict(_of_parts(record)) | _of_time(record)
 
 

@@ -79,8 +79,13 @@ class Link:
         self._rank, self._size, self._backend, self._patience = rank, size, backend, patience
         self._group: Any = None
 
+    def all_are_here(self) -> bool:
+        """Whether all the others wait to join, as rank 0 sees it; asked without waiting."""
+        return bool(self._store.check([f"here {rank}" for rank in range(1, self._size)]))
+
     def join(self) -> None:
         """Wait for all the others, as long as `seconds`."""
+        self._store.set(f"here {self._rank}", "yes")
         store = c10d.PrefixStore(self._backend, self._store)
         if self._backend == "gloo":
             self._group = c10d.ProcessGroupGloo(store, self._rank, self._size, self._patience)
@@ -93,11 +98,13 @@ class Link:
         """Leave: whoever still waits for something hears of it."""
         self._group = self._store = None
 
-    def send(self, x: Tensor) -> None:
-        """`x` of rank 0, into `x` of all the others."""
+    def send(self, x: Tensor, seconds: float | None = None) -> None:
+        """`x` of rank 0, into `x` of all the others. RuntimeError after so many seconds, where they
+        are fewer than those of the group."""
         options = c10d.BroadcastOptions()
         options.rootRank = 0
-        self._group.broadcast([x], options).wait(self._patience)
+        patience = self._patience if seconds is None else timedelta(seconds=seconds)
+        self._group.broadcast([x], options).wait(patience)
         if self._backend == "nccl":
             torch.cuda.synchronize(x.device)
 
