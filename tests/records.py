@@ -62,6 +62,7 @@ def of_batch(batch, tasks=TASKS, **more):
         "is_trained_N": ~np.isnan(rewards) & (advantages != 0),
         "counts": {"asked": 3, "kept": 2},
         "seconds": {"rollout": 4.0, "reward": 1.0},
+        "refit": {"seconds": 0.5, "difference": 2e-6},
     }
     return Record(**(records.of_groups(groups, list(tasks)) | fields | more))
 

@@ -6,6 +6,7 @@ They take weights by the worker extension itself, so what is compared after a re
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Refit
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
@@ -57,6 +59,9 @@ class Server(Refit):
             with self.lock:
                 return self.generate(body["token_ids"], body["sampling_params"])
         self.calls.append(body.get("method", path))
+        if body.get("method") == "mq3_from_group" and self.fault == "refuses once":
+            self.fault = ""
+            return 500
         if path == "/collective_rpc":
             return {"results": [getattr(self, body["method"])(**body["kwargs"])]}
         if path == "/update_weight_version":
@@ -248,6 +253,24 @@ def test_a_server_that_came_back_without_its_weights_gets_them_in_the_middle_of_
     ((undisturbed, _),) = expected[0][0]
     assert [[r.tokens for r in g] for g in groups] == [[r.tokens for r in g] for g in undisturbed]
     assert {r.versions for g in groups for r in g} == {(3, 3)}
+
+
+def test_a_server_that_does_not_come_to_an_exchange_is_not_waited_for_and_no_other_is_lost(
+    folders, tmp_path
+):
+    """Within the time of one try: those who wait for each other would wait for two minutes."""
+    servers = [Server(folders[0], "refuses once"), Server(folders[0])]
+    with running(*servers) as urls:
+        arguments = (folders, urls, tmp_path, ("parallel.tensor=2",), "gloo", (3,))
+        began = time.monotonic()
+        results = run_ranks(sampled, 2, *arguments)
+        seconds = time.monotonic() - began
+    assert results[0] == results[1] and not results[0][1]
+    ((groups, difference),) = results[0][0]
+    assert difference < 1e-4 and {r.versions for g in groups for r in g} == {(3, 3)}
+    for server in servers:
+        assert server.calls.count("mq3_from_group") == 2 and server.calls.count("/resume") == 1
+    assert seconds < refit.PATIENCE_SECONDS
 
 
 def test_a_server_of_another_model_is_refused_with_the_tensor_on_all_ranks(folders, tmp_path):

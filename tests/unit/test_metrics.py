@@ -422,6 +422,15 @@ def test_a_batch_of_rollouts_is_a_row_and_a_line_of_its_own(config_of, capsys):
     assert run.rollouts["reward"].tolist() == [0.25] and run.column("loss").tolist() == [2.5]
 
 
+def test_a_batch_that_servers_sampled_is_told_with_what_their_weights_took(config_of, capsys):
+    servers = {"refit/seconds": 0.25, "refit/restarts": 2.0, "refit/difference": 3e-6}
+    config = rl_config(config_of)
+    with open_log(config) as log:
+        log.rollouts(5, ROLLOUTS | servers)
+    assert rows_of(config)[0]["refit/difference"] == 3e-6
+    assert capsys.readouterr().out.rstrip().endswith("weights in 0.25 s  servers started again 2")
+
+
 def test_a_batch_of_which_nothing_is_known_is_told_without_it(config_of, capsys):
     config = rl_config(config_of)
     with open_log(config) as log:

@@ -3,6 +3,7 @@
 import ast
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,39 @@ def test_a_server_that_does_not_take_its_weights_is_told_of_and_ends_nothing(err
     call = Future()
     call.set_exception(error)
     assert refit._fault(call) == str(error)
+
+
+def test_a_link_knows_who_came_and_gives_up_on_one_who_takes_nothing():
+    link = Link("127.0.0.1", 0, 0, 3, "gloo", 30)
+    others = [Link("127.0.0.1", link.port, rank, 3, "gloo", 30) for rank in (1, 2)]
+    threads = [threading.Thread(target=other.join, daemon=True) for other in others]
+    threads[0].start()
+    for _ in range(20):
+        assert not link.all_are_here()
+    threads[1].start()
+    deadline = time.monotonic() + 30
+    while not link.all_are_here():
+        assert time.monotonic() < deadline
+    link.join()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError):  # more than any buffer on the way holds
+        link.send(torch.zeros(1 << 26, dtype=torch.uint8), seconds=0.2)
+    assert time.monotonic() - began < 20
+
+
+def test_a_worker_whose_trainer_leaves_before_the_exchange_has_touched_nothing():
+    worker, found = Worker("dense"), []
+    tables = [table_of(tensors_of(worker.model))]
+    link = Link("127.0.0.1", 0, 0, 3, "gloo", 60)
+    arguments = ("127.0.0.1", link.port, 1, 3, "gloo", 60, tables)
+    thread = threading.Thread(target=lambda: found.append(worker.mq3_from_group(*arguments)))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not link._store.check(["here 1"]):
+        assert time.monotonic() < deadline
+    link.close()
+    thread.join(50)
+    assert list(found[0]) == ["unbegun"] and worker.taken is None
 
 
 def test_it_needs_nothing_but_torch_and_safetensors():

@@ -25,6 +25,7 @@ HOSTILE = "</pre></details><script>alert(1)</script>{{ 7*7 }}\x1b[2J\u202e\"'&"
 OF_RL = {
     *("rollout_reward", "rollout_pass_rate", "entropy", "kl", "clip_share", "mismatch", "parts"),
     *("answer_lengths", "cut_answers", "groups", "advantages", "age", "time", "rollout_speed"),
+    *("refit", "refit_difference"),
 }
 
 

@@ -44,6 +44,7 @@ def made(batch=3, sampled_step=6, **more):
         "parts": ("verifier", "format"),
         "counts": {"asked": 2},
         "seconds": {"rollout": 1.25},
+        "refit": {"bytes": 4096, "difference": 3e-6},
         "state": {"drawn": 17, "rates": {"school": [0.1, 3.0]}},
     }
     return Record(**(records.of_groups(GROUPS, TASKS) | scores | about | more))
@@ -57,7 +58,16 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
         one, other = getattr(made(), name), getattr(found, name)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    for name in ("batch", "first_step", "sampled_step", "parts", "counts", "seconds", "state"):
+    for name in (
+        "batch",
+        "first_step",
+        "sampled_step",
+        "parts",
+        "counts",
+        "seconds",
+        "state",
+        "refit",
+    ):
         assert getattr(found, name) == getattr(made(), name)
     assert found.tasks == tuple(TASKS) and len(found) == 4
     for n, each in enumerate(each for group in GROUPS for each in group):

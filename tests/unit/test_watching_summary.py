@@ -43,6 +43,7 @@ def test_a_batch_in_numbers():
         "seconds/rollout": 4.0,
         "rollout_tokens_per_second": 120 / 4,
         "count/asked": 3,
+        "refit/seconds": 0.5,
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 

@@ -1,24 +1,33 @@
-"""What the tests of vLLM start with: tiny models that it can run, and an engine in ranks.
+"""What the tests of vLLM start with: tiny models that it can run, an engine in ranks, a teacher.
 
 folders = models(home, "moe", count=3)               # the same model with three sets of weights
 with engine_of(folders[0], python, home) as (engine, model): ...       # on a rank
+with teacher_of(folder, python, home) as address: ...
+
+A server takes half a minute of both cores to start, and minutes where others want them. What fails
+is told at once, so all that waits here may wait long: SECONDS end what hangs.
 """
 
 import contextlib
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 import transformers
 
+from megatron_qwen3.config import load as load_config
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rollouts import vllm_server
 from megatron_qwen3.posttrain.rollouts.vllm import VllmEngine
 from megatron_qwen3.settings_rollouts import RolloutsConfig, VllmConfig
 
+SECONDS, START_SECONDS = 3000, 1200
 HEAD = 32  # the smallest size of a head that vLLM has kernels for on a CPU
 CACHE_BYTES = 64 << 20
 LENGTH = 256
@@ -37,9 +46,11 @@ def models(home, kind, count=1):
 @contextlib.contextmanager
 def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
     """(engine, model) on a rank; settings: of the layout, vllm: of [rollouts.vllm]."""
+    one_thread()
     source = Source(Path(folder))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
-    served = VllmConfig(python=python, cache_bytes=CACHE_BYTES, **vllm)
+    vllm = {"cache_bytes": CACHE_BYTES, "start_seconds": START_SECONDS, **vllm}
+    served = VllmConfig(python=python, **vllm)
     config = replace(
         config,
         run=replace(config.run, dir=str(home), name="served"),
@@ -51,6 +62,49 @@ def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
     ends = stop_ids(source, config, tokenizer)
     with VllmEngine(config, model, ends, lambda n: ThinkingBudget.of(tokenizer, n)) as engine:
         yield engine, model
+
+
+def one_thread():
+    """Of a server's workers, in the environment that it inherits: more would wait for each other,
+    spinning, wherever somebody else is at work."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def settings_of(python):
+    """Of a run that starts its servers."""
+    return [
+        "rollouts.engine=vllm",
+        f"rollouts.vllm.python={python}",
+        f"rollouts.vllm.cache_bytes={CACHE_BYTES}",
+        f"rollouts.vllm.start_seconds={START_SECONDS}",
+    ]
+
+
+@contextlib.contextmanager
+def teacher_of(folder, python, home, most_log_probs=20):
+    """The address of a folder's model, as people serve one that is to be a teacher."""
+    one_thread()
+    served = VllmConfig(python=python, start_seconds=START_SECONDS)
+    config = load_config([], ["model.preset=tiny-dense", "train.steps=1", f"run.dir={home}"])
+    config = replace(config, rollouts=RolloutsConfig(engine="vllm", vllm=served))
+
+    def command(config, folder, port, *_):
+        words = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+        words += ["--host=127.0.0.1", f"--port={port}", "--dtype=float32", "--enforce-eager"]
+        words += [f"--max-model-len={LENGTH}", f"--max-logprobs={most_log_probs}"]
+        return [*words, "--block-size=32", f"--kv-cache-memory-bytes={CACHE_BYTES}"]
+
+    # Its folder goes only where the one who started it was killed.
+    server = vllm_server.Server(config, 0, True, Path(folder), Path(home) / "teacher.log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_server, "command", command)
+        server.start()
+    try:
+        while not server.is_ready():
+            time.sleep(0.2)
+        yield f"{server.url}/v1"
+    finally:
+        server.kill()
 
 
 @torch.no_grad()

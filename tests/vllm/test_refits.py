@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from serving import engine_of, greedy, models, theirs
+from serving import SECONDS, engine_of, greedy, models, theirs
 
 from megatron_qwen3.convert.load import fill
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-TOKENS, SECONDS = 16, 500
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
+TOKENS = 16
 CASES = {
     "tied, folder": ("tied", (), "folder"),
     "dense tp2, gloo": ("dense", ("parallel.tensor=2",), "gloo"),
@@ -83,9 +83,11 @@ def test_after_each_refit_a_server_is_the_model_in_training(python, tmp_path, ca
         rollouts = [rollout for group in made for rollout in group]
         check_rollouts(folders[number], rollouts, number + 1)
         assert answers == [greedy(folders[number], p, TOKENS) for p in (LONG, (5, 6, 7))]
-        assert refits["difference"] < 1e-4 and refits["seconds"] < 20 and not refits["restarts"]
+        assert refits["difference"] < 1e-4 and not refits["restarts"]
+        assert refits["tensors"] > 20 and refits["bytes"] > 100_000 and refits["seconds"] > 0
         assert len({rollout.tokens for rollout in rollouts[:3]}) == 3, "samples are copies"
     assert len({str(made) for made, *_ in results[0]}) == 3
+    assert len({refits["checksum"] for *_, refits in results[0]}) == 3, "the same weights"
     assert not list(Path("/dev/shm").glob(f"mq3-served-*{tmp_path.name}*"))
 
 

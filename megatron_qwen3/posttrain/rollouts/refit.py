@@ -36,7 +36,7 @@ from megatron_qwen3.storage.whole import whole_folder
 
 Waiting = Callable[[], AbstractContextManager[object]]
 PATIENCE_SECONDS = 120.0  # that workers may need to come, and each message at most
-_LAST_WORDS_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 20.0
 _POLL_SECONDS = 0.01
 
 
@@ -107,13 +107,15 @@ def _write(made: Written, folder: Path, buckets: Any) -> None:
 class Receivers:
     """Servers that get weights by a group. faults: why the n-th one did not; "" where it did.
 
-    workers: of each, how many processes share its model; checksums: of what was sent.
+    workers: of each, how many processes share its model; checksums: of what was sent. met: whether
+    anything was: where one server does not come, the others have no fault, and no weights.
     """
 
     clients: Sequence[Client]
     workers: Sequence[int]
     faults: list[str] = field(default_factory=list)
     checksums: list[int] = field(default_factory=list)
+    met: bool = False
 
 
 class Exchange(NamedTuple):
@@ -193,7 +195,8 @@ class _Sender:
             self._try(self._link.join)
         else:
             self.give_up("not all workers came")
-        return not self._fault
+        self._to.met = not self._fault
+        return self._to.met
 
     def send(self, buckets: Iterator[Bucket]) -> None:
         """Give them all buckets, or fewer where one does not take them."""
@@ -212,7 +215,8 @@ class _Sender:
         """Hear what each server says of it. One that says nothing is not waited for where the
         exchange broke off: it may be stuck."""
         wait(self._calls, _LAST_WORDS_SECONDS if self._fault else None)
-        self._to.faults = [_fault(call) or self._fault for call in self._calls]
+        faults = [_fault(call, self._fault) for call in self._calls]
+        self._to.faults = faults if any(faults) else [self._fault] * len(faults)
         self._pool.shutdown(wait=False)
 
     def give_up(self, why: str) -> None:
@@ -238,14 +242,18 @@ class _Sender:
             self.give_up(str(error).strip().splitlines()[0])
 
 
-def _fault(call: Future[Any]) -> str:
+def _fault(call: Future[Any], broken: str = "") -> str:
+    """Why a server did not take its weights; "" where it did, or nothing of it was touched.
+
+    broken: why the exchange broke off, where it did.
+    """
     if not call.done():
-        return ""
+        return broken
     try:
-        call.result()
+        workers = call.result()
     except (Died, Refused) as error:
         return str(error) or type(error).__name__
-    return ""
+    return "" if all("unbegun" in worker for worker in workers) else broken
 
 
 def together(checksums: Sequence[int]) -> int:

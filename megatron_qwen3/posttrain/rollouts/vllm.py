@@ -165,8 +165,8 @@ class VllmEngine:
     def _bring_up_to_date(self, began: float) -> None:
         """Give their weights to the servers that wait for them; those that fail start again."""
         while numbers := self._of_servers(self._paused):
-            self._transfer(numbers)
-            answers = self._of_servers(partial(self._finish, numbers))
+            reached = self._transfer(numbers)
+            answers = self._of_servers(partial(self._finish, reached))
             if answers:
                 self._compare(answers)
             self.refits.seconds = time.monotonic() - began
@@ -185,34 +185,38 @@ class VllmEngine:
             member.workers = member.client.check(self._weights.table)
             member.client.pause()
 
-        return [self._fleet.members.index(m) for m in self._each(waiting, pause)]
+        return self._numbers(self._each(waiting, pause))
 
-    def _transfer(self, numbers: list[int]) -> None:
-        """The weights of now into these servers; all ranks gather them."""
+    def _numbers(self, members: Sequence[Member]) -> list[int]:
+        return [self._fleet.members.index(member) for member in members]
+
+    def _transfer(self, numbers: list[int]) -> list[int]:
+        """The weights of now into these servers: those that have them. All ranks gather them."""
         settings, members = self._config.rollouts.vllm, self._fleet.members
         chosen = [members[n] for n in numbers]
         if settings.refit == "folder":
             if self._written is None:
                 self._write(settings.bucket_bytes)
 
-            def load() -> None:
-                self._each(chosen, self._load)
+            def load() -> list[int]:
+                return self._numbers(self._each(chosen, self._load))
 
-            self._of_servers(load)
-            return
+            return self._of_servers(load)
         to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
         patience = refit.patience(self._config)
         exchange = refit.Exchange(settings.refit, host_of(self._config), patience)
         watched = self._alive, self._waiting
         refit.send(self._weights, to, exchange, settings.bucket_bytes, self._leads, *watched)
 
-        def judge() -> None:
+        def judge() -> list[int]:
             self.refits.checksum = refit.together(to.checksums)
             for member, fault in zip(chosen, to.faults, strict=True):
                 if fault:
                     self._fleet.bury(member, f"its refit failed: {fault}")
+            whole = zip(chosen, to.faults, strict=True) if to.met else ()
+            return self._numbers([member for member, fault in whole if not fault])
 
-        self._of_servers(judge)
+        return self._of_servers(judge)
 
     def _write(self, bucket_bytes: int) -> None:
         folder = self._folder / _WEIGHTS
@@ -240,12 +244,11 @@ class VllmEngine:
             member.client.resume()
             answers[id(member)] = self._canary(member, canary.TOKENS)
 
-        chosen = [m for n in numbers if (m := self._fleet.members[n]).is_up]
-        done = self._each(chosen, go_on)
+        done = self._each([self._fleet.members[n] for n in numbers], go_on)
         for member in done:
             member.version = self._version
         self.refits.restarts = self._fleet.restarted
-        return [(self._fleet.members.index(m), answers[id(m)]) for m in done]
+        return [(n, answers[id(self._fleet.members[n])]) for n in self._numbers(done)]
 
     def _canary(self, member: Member, tokens: int) -> list[canary.Answer]:
         temperature = self._config.rollouts.temperature

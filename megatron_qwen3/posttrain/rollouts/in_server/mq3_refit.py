@@ -194,11 +194,16 @@ class Refit:
     ) -> dict[str, Any]:
         """Take the weights that rank 0 of a process group sends bucket by bucket.
 
-        first: rank of this server's first worker in a group of `size`.
+        first: rank of this server's first worker in a group of `size`. {"unbegun": why} where the
+        group did not come about: nothing was touched.
         """
         table = [row for bucket in buckets for row in bucket]
-        link = Link(host, port, first + self.rank, size, backend, seconds)  # type: ignore[attr-defined]
-        link.join()
+        rank = first + self.rank  # type: ignore[attr-defined]
+        try:
+            link = Link(host, port, rank, size, backend, seconds)
+            link.join()
+        except RuntimeError as error:  # of torch: another one did not come
+            return {"unbegun": str(error)}
         device = "cpu" if backend == "gloo" else torch.device("cuda", torch.cuda.current_device())
         checksums: dict[str, int] = {}
         stream = _of_group(link, buckets, checksums, device)
