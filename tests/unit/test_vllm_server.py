@@ -68,6 +68,18 @@ def test_a_server_knows_nothing_of_our_ranks(tmp_path, monkeypatch):
     assert on_cpu["CUDA_VISIBLE_DEVICES"] == "" and on_cpu["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def test_servers_on_a_cpu_share_its_cores_and_do_not_spin(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for servers, threads in ((1, "8"), (3, "2"), (9, "1")):
+        found = environment(config_of(tmp_path, servers=servers), 0, on_cpu=True)
+        assert found["OMP_NUM_THREADS"] == threads and found["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environment(config_of(tmp_path, servers=9), 0, on_cpu=True)["OMP_NUM_THREADS"] == "5"
+    assert "OMP_WAIT_POLICY" not in environment(config_of(tmp_path), 0, on_cpu=False)
+
+
 FAMILY = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -31,6 +31,7 @@ SECONDS, START_SECONDS = 3000, 1200
 HEAD = 32  # the smallest size of a head that vLLM has kernels for on a CPU
 CACHE_BYTES = 64 << 20
 LENGTH = 256
+OPTIONS = ("--distributed-executor-backend=uni",)  # goes with `prepare`
 KINDS = {"dense": (None, False), "tied": (None, True), "moe": (tiny.SPARSE, False)}
 
 
@@ -46,11 +47,11 @@ def models(home, kind, count=1):
 @contextlib.contextmanager
 def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
     """(engine, model) on a rank; settings: of the layout, vllm: of [rollouts.vllm]."""
-    one_thread()
+    prepare()
     source = Source(Path(folder))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
-    vllm = {"cache_bytes": CACHE_BYTES, "start_seconds": START_SECONDS, **vllm}
-    served = VllmConfig(python=python, **vllm)
+    usual = {"cache_bytes": CACHE_BYTES, "start_seconds": START_SECONDS, "options": OPTIONS}
+    served = VllmConfig(python=python, **usual | vllm)
     config = replace(
         config,
         run=replace(config.run, dir=str(home), name="served"),
@@ -64,10 +65,10 @@ def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
         yield engine, model
 
 
-def one_thread():
-    """Of a server's workers, in the environment that it inherits: more would wait for each other,
-    spinning, wherever somebody else is at work."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def prepare():
+    """The environment that servers inherit: one thread computes, where several would wait for each
+    other, and it does so in the engine's process, as on a GPU: one process fewer has to start."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def settings_of(python):
@@ -77,13 +78,14 @@ def settings_of(python):
         f"rollouts.vllm.python={python}",
         f"rollouts.vllm.cache_bytes={CACHE_BYTES}",
         f"rollouts.vllm.start_seconds={START_SECONDS}",
+        f"rollouts.vllm.options=['{OPTIONS[0]}']",
     ]
 
 
 @contextlib.contextmanager
 def teacher_of(folder, python, home, most_log_probs=20):
     """The address of a folder's model, as people serve one that is to be a teacher."""
-    one_thread()
+    prepare()
     served = VllmConfig(python=python, start_seconds=START_SECONDS)
     config = load_config([], ["model.preset=tiny-dense", "train.steps=1", f"run.dir={home}"])
     config = replace(config, rollouts=RolloutsConfig(engine="vllm", vllm=served))
@@ -92,7 +94,7 @@ def teacher_of(folder, python, home, most_log_probs=20):
         words = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
         words += ["--host=127.0.0.1", f"--port={port}", "--dtype=float32", "--enforce-eager"]
         words += [f"--max-model-len={LENGTH}", f"--max-logprobs={most_log_probs}"]
-        return [*words, "--block-size=32", f"--kv-cache-memory-bytes={CACHE_BYTES}"]
+        return [*words, "--block-size=32", f"--kv-cache-memory-bytes={CACHE_BYTES}", *OPTIONS]
 
     # Its folder goes only where the one who started it was killed.
     server = vllm_server.Server(config, 0, True, Path(folder), Path(home) / "teacher.log")

@@ -6,7 +6,7 @@ import pytest
 import runs
 import tiny
 from ranks import run_ranks
-from serving import HEAD, SECONDS, one_thread, settings_of, teacher_of, theirs
+from serving import HEAD, SECONDS, prepare, settings_of, teacher_of, theirs
 
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
@@ -45,7 +45,7 @@ def test_a_served_teacher_says_what_transformers_says_of_the_same_ids(teacher):
 
 
 def run(asked):
-    one_thread()
+    prepare()
     return runs.run(asked)
 
 

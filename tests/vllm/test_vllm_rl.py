@@ -6,7 +6,7 @@ import broken
 import pytest
 import runs
 from ranks import RankError, run_ranks
-from serving import SECONDS, one_thread, settings_of
+from serving import SECONDS, prepare, settings_of
 
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
 
 def run(asked, stop_at=0):
     """Train; killed in update `stop_at`, where it is not 0."""
-    one_thread()
+    prepare()
     return runs.power_cut(asked, stop_at)
 
 

@@ -55,13 +55,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Refits:
     """What the last refit took. bytes, tensors: of the weights; checksum: of all of them, as the
     servers found it, too; seconds: from the first question of its check to the last server's
-    agreement; difference: of log-probabilities, the largest; restarts: servers that were started
-    again in this run. Checksum and restarts are known to the first rank."""
+    agreement, check_seconds of them for the check; difference: of log-probabilities, the largest;
+    restarts: servers that were started again in this run. Checksum and restarts are known to the
+    first rank."""
 
     bytes: int = 0
     tensors: int = 0
     checksum: int = 0
     seconds: float = 0.0
+    check_seconds: float = 0.0
     difference: float = 0.0
     restarts: int = 0
 
@@ -147,12 +149,13 @@ class VllmEngine:
 
         ConfigError where one computes something else.
         """
-        began = time.monotonic()
+        began, check = time.monotonic(), 0.0
         now = (version, self._model.weights_version)
         if now != self._given:
             self._of_servers(self._outdate)
             self._given, self._version, self._written = now, version, None
-        self._bring_up_to_date(began)
+            check = time.monotonic() - began
+        self._bring_up_to_date(began, check)
         return asdict(self.refits)
 
     def _outdate(self) -> None:
@@ -162,14 +165,19 @@ class VllmEngine:
         for member in self._fleet.members:
             member.version = None
 
-    def _bring_up_to_date(self, began: float) -> None:
-        """Give their weights to the servers that wait for them; those that fail start again."""
+    def _bring_up_to_date(self, began: float, check: float = 0.0) -> None:
+        """Give their weights to the servers that wait for them; those that fail start again.
+
+        began: when that was asked for; check: seconds since then that were the check's.
+        """
         while numbers := self._of_servers(self._paused):
             reached = self._transfer(numbers)
-            answers = self._of_servers(partial(self._finish, reached))
-            if answers:
+            going = self._of_servers(partial(self._go_on, reached))
+            asked = time.monotonic()
+            if answers := self._of_servers(partial(self._answers, going)):
                 self._compare(answers)
-            self.refits.seconds = time.monotonic() - began
+            check += time.monotonic() - asked
+            self.refits.check_seconds, self.refits.seconds = check, time.monotonic() - began
 
     def _of_servers(self, ask: Callable[[], T]) -> T:
         """What servers answer to the first rank, on all of them; they have limits of their own."""
@@ -234,17 +242,24 @@ class VllmEngine:
         made, path = self._written, str(self._folder.resolve() / _WEIGHTS)
         member.client.call("mq3_from_folder", path=path, table=made.table, checksums=made.checksums)
 
-    def _finish(self, numbers: list[int]) -> list[tuple[int, list[canary.Answer]]]:
-        """Of servers that have the weights: let them go on, and ask what will be compared."""
-        answers: dict[int, list[canary.Answer]] = {}
+    def _go_on(self, numbers: list[int]) -> list[int]:
+        """Have servers that got the weights compute with them."""
 
         def go_on(member: Member) -> None:
             member.client.forget_prompts()
             member.client.set_version(self._version)
             member.client.resume()
+
+        return self._numbers(self._each([self._fleet.members[n] for n in numbers], go_on))
+
+    def _answers(self, numbers: list[int]) -> list[tuple[int, list[canary.Answer]]]:
+        """What servers say that will be compared; from here on they have the version of now."""
+        answers: dict[int, list[canary.Answer]] = {}
+
+        def ask(member: Member) -> None:
             answers[id(member)] = self._canary(member, canary.TOKENS)
 
-        done = self._each([self._fleet.members[n] for n in numbers], go_on)
+        done = self._each([self._fleet.members[n] for n in numbers], ask)
         for member in done:
             member.version = self._version
         self.refits.restarts = self._fleet.restarted

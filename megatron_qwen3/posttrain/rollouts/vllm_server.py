@@ -98,9 +98,11 @@ def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
     if on_cpu:
         kept["CUDA_VISIBLE_DEVICES"] = ""
         kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else all servers share core 0
-        # All cores for each of several servers would have their threads wait for one another.
+        # Threads that wait for each other spin, ten times as long as they compute where somebody
+        # else is at work: other servers, or the ranks.
         cores = len(os.sched_getaffinity(0)) // config.rollouts.vllm.servers
         kept.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+        kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     elif gpus:
         kept["CUDA_VISIBLE_DEVICES"] = gpus[number]
     return kept
