@@ -239,6 +239,12 @@ def test_a_link_knows_who_came_and_gives_up_on_one_who_takes_nothing():
     assert time.monotonic() - began < 20
 
 
+def test_a_message_that_nobody_takes_is_given_up_before_the_run_is_held_for_hung():
+    for hang, seconds in ((600, 120), (100, 50), (0, 120)):
+        config = load([], ["train.steps=1", *MODELS["dense"], f"guard.hang_seconds={hang}"])
+        assert refit.patience(config) == seconds
+
+
 def test_a_worker_whose_trainer_leaves_before_the_exchange_has_touched_nothing():
     worker, found = Worker("dense"), []
     tables = [table_of(tensors_of(worker.model))]

@@ -4,8 +4,8 @@ folders = models(home, "moe", count=3)               # the same model with three
 with engine_of(folders[0], python, home) as (engine, model): ...       # on a rank
 with teacher_of(folder, python, home) as address: ...
 
-A server takes half a minute of both cores to start, and minutes where others want them. What fails
-is told at once, so all that waits here may wait long: SECONDS end what hangs.
+A server takes twenty seconds of a core to start, and minutes where others want it. What fails is
+told at once, so all that waits here may wait long: SECONDS end what hangs.
 """
 
 import contextlib
