@@ -32,10 +32,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_qwen3.cpu.products import product
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.outputs import NUMBER, Head, Labelled, Outputs
-from megatron_qwen3.model.tiles import is_one, multiplied, row_blocks, square_tiles
+from megatron_qwen3.model.tiles import (
+    is_one,
+    multiplied,
+    row_blocks,
+    square_tiles,
+    tempered_logits,
+    untempered,
+)
 
 TEACHER_HIDDEN = "teacher_hidden"  # the batch's extra, [B, S, G]
 
@@ -69,6 +75,7 @@ def compare(
         teacher.weight_vH,
         labels_SB.flatten(),
         student.group,
+        (student.temperature, teacher.temperature),
         beta,
         shared,
         student.tile_bytes,
@@ -122,13 +129,14 @@ class TiledDivergence(torch.autograd.Function):
         matrix_vG: Tensor,
         labels_T: Tensor,
         group: Any,
+        temperatures: tuple[float, float],
         beta: float,
         shared: int,
         tile_bytes: int,
     ) -> tuple[Tensor, ...]:
         v = len(weight_vH)
         first = group.rank() * v
-        both = _Both(hidden_TH, weight_vH, teacher_TG, matrix_vG, shared - first)
+        both = _Both(hidden_TH, weight_vH, teacher_TG, matrix_vG, shared - first, temperatures)
         sums, normals, kept = [], [], []
         blocks = row_blocks(len(hidden_TH), v, tile_bytes // 2)  # two logits at a time
         for rows in blocks:
@@ -146,7 +154,7 @@ class TiledDivergence(torch.autograd.Function):
         if len(blocks) > 1:
             kept = []
         ctx.save_for_backward(*both[:4], normals_4T, of_q_T, *kept)
-        ctx.known, ctx.beta = both.known, beta
+        ctx.not_tensors, ctx.beta = both[4:], beta
         ctx.tiles = blocks, [slice(0, v)]
         if not is_one(ctx.tiles):
             ctx.tiles = square_tiles(len(hidden_TH), v, tile_bytes // 2)
@@ -158,10 +166,10 @@ class TiledDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, normals_4T, of_q_T = ctx.saved_tensors[:6]
-        both, kept = _Both(*tensors, ctx.known), ctx.saved_tensors[6:]
-        upstream_T = grads[0]
+        both, kept = _Both(*tensors, *ctx.not_tensors), ctx.saved_tensors[6:]
+        upstream_T = untempered(grads[0], both.temperatures[0])
         if upstream_T is None:
-            return (None,) * 9
+            return (None,) * 10
 
         def of_logits(rows: slice, columns: slice) -> Tensor:
             log_probs = kept or _log_probs(both.logits(rows, columns), normals_4T[:, rows])
@@ -171,24 +179,26 @@ class TiledDivergence(torch.autograd.Function):
         of_hidden_and_weight = multiplied(
             of_logits, both.hidden_TH, both.weight_vH, ctx.tiles, ctx.needs_input_grad
         )
-        return *of_hidden_and_weight, *[None] * 7
+        return *of_hidden_and_weight, *[None] * 8
 
 
 class _Both(NamedTuple):
     """What makes logits of student and teacher; known: how many of this rank's columns both have,
-    below 1 where it has none of them."""
+    below 1 where it has none of them; temperatures: that each one's logits are divided by."""
 
     hidden_TH: Tensor
     weight_vH: Tensor
     teacher_TG: Tensor
     matrix_vG: Tensor
     known: int
+    temperatures: tuple[float, float]
 
     def logits(self, rows: slice, columns: slice) -> list[Tensor]:
         """[n, w] of the student, and of the teacher; what only one of them knows has no mass."""
         found = []
-        for hidden, matrix in zip(self[0:4:2], self[1:4:2], strict=True):
-            logits_nw = product(hidden[rows], matrix[columns].t())
+        pairs = (self.hidden_TH, self.weight_vH), (self.teacher_TG, self.matrix_vG)
+        for (hidden, matrix), temperature in zip(pairs, self.temperatures, strict=True):
+            logits_nw = tempered_logits(hidden[rows], matrix[columns], temperature)
             logits_nw = logits_nw.to(torch.promote_types(logits_nw.dtype, torch.float32))
             least = torch.finfo(logits_nw.dtype).min / 4  # its differences are still finite
             logits_nw[:, max(self.known - columns.start, 0) :] = least

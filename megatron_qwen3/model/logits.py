@@ -18,15 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_qwen3.cpu.products import product
 from megatron_qwen3.model.linear import Products
 from megatron_qwen3.model.tiles import (
     TILE_BYTES,
     TiledLogProbs,
+    divided,
     joined,
     over_ranks,
     part_and_exps,
     row_blocks,
+    tempered_logits,
 )
 from megatron_qwen3.parallel.mcore import ColumnParallelLinear, TransformerConfig, tensor_parallel
 
@@ -54,18 +55,20 @@ class Logits:
 
     hidden_SBH: of all positions, equal on all ranks. Its gradient here is this rank's share, which
     `OutputLayer` sees summed. The weight's gradient goes into its `main_grad` if megatron-core's
-    DDP has given it one. tile_bytes: of the logits, as float32, that exist at a time; if all of
-    them fit, they are kept from the forward to the backward pass.
+    DDP has given it one. temperature: by which the products are divided. tile_bytes: of the logits,
+    as float32, that exist at a time; if all of them fit, they are kept from the forward to the
+    backward pass.
     """
 
     hidden_SBH: Tensor
     weight_vH: Tensor
     group: Any
     tile_bytes: int = TILE_BYTES
+    temperature: float = 1.0
 
     def whole(self) -> Tensor:
         """This rank's slice of the logits of all positions, [S, B, v]: for small models to look."""
-        return self.hidden_SBH @ self.weight_vH.t()
+        return divided(self.hidden_SBH @ self.weight_vH.t(), self.temperature)
 
     def of_places(self, place_B: Tensor | None, products: Products) -> Tensor:
         """This rank's slice at one position of each row, the last by default, [B, v]; untrained."""
@@ -74,13 +77,11 @@ class Logits:
             hidden_BH = hidden_SBH[-1]
         else:
             hidden_BH = hidden_SBH[place_B, torch.arange(len(place_B), device=place_B.device)]
-        return products.of(hidden_BH[None], self.weight_vH).squeeze(0)
+        return divided(products.of(hidden_BH[None], self.weight_vH).squeeze(0), self.temperature)
 
     def tempered(self, temperature: float) -> "Logits":
-        """The logits divided by a temperature above 0."""
-        if temperature == 1:
-            return self
-        return replace(self, hidden_SBH=self.hidden_SBH / temperature)
+        """The logits divided by a temperature above 0, in float32 at least."""
+        return replace(self, temperature=self.temperature * temperature)
 
     def scores(self, ids: Tensor, with_entropy: bool = False, rest_of: int = 0) -> Scores:
         """log p of one id per position, [S, B], or of K, [S, B, K]; log z; the entropy if asked.
@@ -95,7 +96,14 @@ class Logits:
         ids_TK = ids.reshape(shape.numel(), K)
         hidden_TH = self.hidden_SBH.flatten(0, -2)
         log_p_TK, log_z_T, entropy_T, log_rest_T = TiledLogProbs.apply(
-            hidden_TH, self.weight_vH, ids_TK, self.group, with_entropy, rest_of, self.tile_bytes
+            hidden_TH,
+            self.weight_vH,
+            ids_TK,
+            self.group,
+            with_entropy,
+            rest_of,
+            self.temperature,
+            self.tile_bytes,
         )
         entropy, log_rest = (None if x is None else x.view(shape) for x in (entropy_T, log_rest_T))
         return Scores(log_p_TK.view(ids.shape), log_z_T.view(shape), entropy, log_rest)
@@ -115,7 +123,7 @@ class Logits:
         hidden_TH = self.hidden_SBH.flatten(0, -2)
         parts, ids = [], []
         for rows in row_blocks(len(hidden_TH), v, self.tile_bytes):
-            logits_nv = product(hidden_TH[rows], self.weight_vH.t())
+            logits_nv = tempered_logits(hidden_TH[rows], self.weight_vH, self.temperature)
             ids.append(logits_nv.topk(own).indices)
             parts.append(part_and_exps(logits_nv, ids[-1], with_entropy=False, rest_of=own)[0])
         part, ids_TK = joined(parts), torch.cat(ids) + self.group.rank() * v

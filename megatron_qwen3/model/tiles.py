@@ -22,7 +22,7 @@ each position; n positions and w columns of one tile.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -78,13 +78,14 @@ class TiledLogProbs(torch.autograd.Function):
         group: Any,
         with_entropy: bool,
         rest_of: int,
+        temperature: float,
         tile_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         first = group.rank() * len(weight_vH)
         tiles = square_tiles(len(hidden_TH), len(weight_vH), tile_bytes)
 
         def of(rows: slice, columns: slice) -> tuple[Part, Tensor]:
-            logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
+            logits_nw = tempered_logits(hidden_TH[rows], weight_vH[columns], temperature)
             local_nK = ids_TK[rows] - first - columns.start
             return part_and_exps(logits_nw, local_nK, with_entropy, rest_of)
 
@@ -108,7 +109,7 @@ class TiledLogProbs(torch.autograd.Function):
             log_rest_T,
             exps_Tv,
         )
-        ctx.rest_of = rest_of
+        ctx.rest_of, ctx.temperature = rest_of, temperature
         ctx.tiles = tiles  # the same: a product of another shape rounds otherwise
         ctx.set_materialize_grads(False)
         return log_p_TK, whole.log_z_T, entropy_T, log_rest_T
@@ -117,13 +118,13 @@ class TiledLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_TH, weight_vH, local_TK, peak_T, *of_positions, exps_Tv = ctx.saved_tensors
-        slopes = _slopes(grads, *of_positions)
+        slopes = _slopes([untempered(g, ctx.temperature) for g in grads], *of_positions)
 
         def of_logits(rows: slice, columns: slice) -> Tensor:
             exps_nw = exps_Tv
             if exps_nw is None:
-                logits_nw = product(hidden_TH[rows], weight_vH[columns].t())
-                exps_nw = _exps(logits_nw, peak_T[rows].unsqueeze(1))
+                logits_nw = tempered_logits(hidden_TH[rows], weight_vH[columns], ctx.temperature)
+                exps_nw = _below(logits_nw, peak_T[rows].unsqueeze(1)).exp_()
             local_nK = local_TK[rows] - columns.start
             grad_nw = _gradient_in_place(exps_nw, slopes.of(rows), local_nK, ctx.rest_of)
             return grad_nw.to(hidden_TH.dtype)
@@ -131,7 +132,28 @@ class TiledLogProbs(torch.autograd.Function):
         of_hidden_and_weight = multiplied(
             of_logits, hidden_TH, weight_vH, ctx.tiles, ctx.needs_input_grad
         )
-        return *of_hidden_and_weight, *[None] * 5
+        return *of_hidden_and_weight, *[None] * 6
+
+
+def tempered_logits(hidden_nH: Tensor, weight_wH: Tensor, temperature: float) -> Tensor:
+    """hidden · weightᵀ, [n, w], `divided` by a temperature."""
+    return divided(product(hidden_nH, weight_wH.t()), temperature)
+
+
+def divided(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature in float32 at least, in place where they have that type.
+
+    What is divided is a logit as the product rounds it, which is what vLLM samples from: hidden
+    states divided in bf16 would be rounded once more, and all of a position's logits with them.
+    """
+    if temperature == 1:
+        return logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+
+
+def untempered(grad: Tensor | None, temperature: float) -> Tensor | None:
+    """A gradient upstream of logits that were divided, for those that were not."""
+    return grad if grad is None or temperature == 1 else grad / temperature
 
 
 def row_blocks(positions: int, columns: int, tile_bytes: int) -> list[slice]:
@@ -171,9 +193,10 @@ def part_and_exps(
     column_nK, is_mine_nK = _columns(local_nK, logits_nv.shape[1])
     peak_n1 = peak_n1.to(torch.promote_types(logits_nv.dtype, torch.float32))
     above_nK = (logits_nv.gather(1, column_nK) - peak_n1).masked_fill_(~is_mine_nK, 0.0)
-    exps_nv = _exps(logits_nv, peak_n1)
+    below_nv = _below(logits_nv, peak_n1)
+    exps_nv = below_nv.exp() if with_entropy else below_nv.exp_()
     total_n = exps_nv.sum(-1)
-    moment_n = torch.xlogy(exps_nv, exps_nv).sum(-1) if with_entropy else torch.zeros_like(total_n)
+    moment_n = below_nv.mul_(exps_nv).sum(-1) if with_entropy else torch.zeros_like(total_n)
     rest_n = torch.zeros_like(total_n)
     if rest_of:
         column_nR, taken_nR = _take_out(exps_nv, local_nK[:, :rest_of])
@@ -249,9 +272,9 @@ def _relative_to(peak_T: Tensor, part: Part) -> Part:
     )
 
 
-def _exps(logits: Tensor, peak_n1: Tensor) -> Tensor:
-    """exp(logit - peak), in place of the logits where they have the peak's precision."""
-    return torch.sub(logits, peak_n1, out=logits if logits.dtype == peak_n1.dtype else None).exp_()
+def _below(logits: Tensor, peak_n1: Tensor) -> Tensor:
+    """logit - peak, log e, in place of the logits where they have the peak's precision."""
+    return torch.sub(logits, peak_n1, out=logits if logits.dtype == peak_n1.dtype else None)
 
 
 def _columns(local_nK: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -274,7 +297,7 @@ class _Slopes(NamedTuple):
 
 
 def _slopes(
-    grads: tuple[Tensor | None, ...],
+    grads: Sequence[Tensor | None],
     log_factor_T: Tensor,
     entropy_T: Tensor | None,
     log_rest_T: Tensor | None,
@@ -299,7 +322,9 @@ def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor, rest_
     """d loss / d logits of a tile, in place of its e; local_nK: ids from its first column on."""
     moments_nw = None
     if slopes.moments_T is not None:
-        moments_nw = torch.xlogy(exps_nw, exps_nw).mul_(slopes.moments_T.unsqueeze(1))
+        # Not xlogy, which a CPU computes one number at a time. Of e = 0 it is 0, too.
+        moments_nw = exps_nw.clamp_min(torch.finfo(exps_nw.dtype).tiny).log_()
+        moments_nw.mul_(exps_nw).mul_(slopes.moments_T.unsqueeze(1))
     of_exps_n1 = slopes.exps_T.unsqueeze(1)
     if slopes.rest_T is None:
         grad_nw = exps_nw.mul_(of_exps_n1)

@@ -8,6 +8,7 @@ from live_memory import LiveMemory
 from test_logits import Alone, Products, near
 
 from megatron_qwen3.model.distributions import at_ids_and_label
+from megatron_qwen3.model.linear import Products as Linears
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.tiles import LEAST_LOG_REST, TILE_BYTES
 from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
@@ -147,6 +148,38 @@ def test_tempered_logits_are_divided_and_so_are_their_gradients(tile_bytes):
         strict=True,
     ):
         near(mine, true, 2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+@pytest.mark.parametrize("tile_bytes", [TILE_BYTES, 1024])
+def test_bfloat16_logits_are_divided_and_not_what_they_are_made_of(tile_bytes, temperature):
+    """As vLLM's sampler does: the product is in bf16, all after it in float32."""
+    *given, labels = inputs()
+    hidden, weight = (x.detach().to(torch.bfloat16).requires_grad_() for x in given)
+    logits = Logits(hidden, weight, Alone(), tile_bytes).tempered(temperature)
+    rounded = (hidden @ weight.t()).detach().double().requires_grad_()
+    log_p = (rounded / temperature).log_softmax(-1)
+    best = logits.top_k(K)
+    asked = torch.cat([best.ids, labels], -1)
+    scores = logits.scores(asked, with_entropy=True, rest_of=K)
+    near(scores.log_p.detach(), log_p.gather(-1, asked).detach(), 1e-6)
+    near(scores.entropy.detach(), -(log_p.exp() * log_p).sum(-1).detach(), 1e-6)
+    near(scores.log_z.detach(), (rounded / temperature).logsumexp(-1).detach(), 1e-6)
+    near(scores.log_rest.detach(), rest_by_hand(log_p, best.ids).detach(), 1e-6)
+    near(best.log_p, log_p.topk(K).values.detach(), 1e-6)
+    for plain in (logits.whole(), logits.of_places(None, Linears())[None]):
+        assert plain.dtype == torch.float32
+        near(plain.detach(), (rounded / temperature).detach()[-len(plain) :], 1e-6)
+    scores.log_p[..., -1].sum().backward()
+    log_p.gather(-1, labels).sum().backward()
+    of_logits = rounded.grad.flatten(0, 1)
+    for mine, exact in (
+        (hidden.grad.flatten(0, 1), of_logits @ weight.detach().double()),
+        (weight.grad, of_logits.t() @ hidden.detach().double().flatten(0, 1)),
+    ):
+        # The logits' gradient is rounded to bf16 once, and so is what is made of it.
+        assert ((mine.double() - exact).norm() / exact.norm()).item() < 2**-8
+    assert hidden.grad.dtype == torch.bfloat16
 
 
 def soft_targets(hidden, weight, ids, tile_bytes):
