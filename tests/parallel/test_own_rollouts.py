@@ -1,6 +1,7 @@
 """Rollouts by the weights in training: in every layout the same, with a fresh pass's log-probs."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.model.distributions import log_probs_and_entropy
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rollouts.engines import open_engine
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
 from megatron_qwen3.training.batch import TokenBatch
@@ -185,3 +187,23 @@ def test_a_stop_is_heard_in_the_middle_of_a_long_pass(checkpoint):
     found = run_ranks(signs_of_life, 2, checkpoint[1], (), (2, 200), 3)
     assert [x[0] for x in found] == [3, 3] and all(x[2] for x in found)
     assert max(x[1] for x in found) < 100
+
+
+def sampled_by_a_run(path, judge):
+    """What each rank gets of what a run's engine sampled; judge: a reward model, "" for none."""
+    source = Source(Path(path))
+    config = source.config([], int(os.environ["WORLD_SIZE"]))
+    config = replace(config, rl=replace(config.rl, judge=replace(config.rl.judge, model=judge)))
+    tokenizer = tokenizer_of(config)
+    model = load(source, config, start(config))
+    with open_engine(config, model, tokenizer, lambda: None) as engine:
+        return plain(engine.sample(asks(tokenizer.token_to_id(THINK))))
+
+
+@pytest.mark.parametrize("judge", ["", "models/judge"])
+def test_the_first_rank_alone_gets_rollouts_unless_a_reward_model_reads_them_on_all(
+    checkpoint, judge
+):
+    first, second = run_ranks(sampled_by_a_run, 2, checkpoint[1], judge)
+    assert [len(group) for group in first] == [3, 3, 3, 3, 1]
+    assert second == (first if judge else [])

@@ -193,6 +193,21 @@ def sampled(folders, urls, home, settings, way, versions=(1, 2)):
     return found, ""
 
 
+def sampled_for_the_first_rank(folders, urls, home):
+    source = Source(Path(folders[0]))
+    config = config_of(source.config(["parallel.tensor=2"], 2), urls, home, "folder")
+    model = load(source, config, start(config))
+    with VllmEngine(config, model, (2,), lambda _: None, everywhere=False) as engine:
+        engine.refit(1)
+        return [len(group) for group in engine.sample([replace(asks()[0], samples=3)])]
+
+
+def test_the_first_rank_alone_gets_rollouts_where_others_do_not_read_them(folders, tmp_path):
+    with running(Server(folders[0])) as urls:
+        found = run_ranks(sampled_for_the_first_rank, 2, folders, urls, tmp_path)
+    assert found == [[3], []]
+
+
 CASES = [
     pytest.param(("parallel.tensor=2",), "folder", id="tp2-folder"),
     pytest.param((), "folder", id="folder", marks=pytest.mark.slow),

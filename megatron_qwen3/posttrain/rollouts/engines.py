@@ -16,6 +16,7 @@ from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.generate.load import ends_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.first import of_first
+from megatron_qwen3.posttrain.rewards import model_settings
 from megatron_qwen3.posttrain.rollouts import environments, vllm_check
 from megatron_qwen3.posttrain.rollouts.agents import Agents
 from megatron_qwen3.posttrain.rollouts.environments import Environments
@@ -79,13 +80,22 @@ def _sampling(
     waiting: Waiting,
 ) -> Iterator[RolloutEngine]:
     rollouts, ends = config.rollouts, ends_of([Path(config.data.tokenizer)], tokenizer)
-    budget_of = partial(ThinkingBudget.of, tokenizer)
+    budget_of, everywhere = partial(ThinkingBudget.of, tokenizer), _are_read_everywhere(config)
     if rollouts.engine == "vllm":
-        with VllmEngine(config, model, ends, budget_of, beat, alive, waiting) as engine:
+        signs = beat, alive, waiting, everywhere
+        with VllmEngine(config, model, ends, budget_of, *signs) as engine:
             yield engine
     else:
-        temperature, rows = rollouts.temperature, rollouts.rows
-        yield OwnEngine(model, ends, temperature, rows, budget_of, beat, alive)
+        how = rollouts.temperature, rollouts.rows, budget_of
+        yield OwnEngine(model, ends, *how, beat, alive, everywhere)
+
+
+def _are_read_everywhere(config: Config) -> bool:
+    """Whether all ranks read rollouts: where agents go on with them, or a reward model scores them.
+
+    Else they are rewarded, filtered and written by the first one, and others read the record.
+    """
+    return bool(config.rollouts.agent.environment) or model_settings.is_asked(config)
 
 
 def check_engine(config: Config) -> None:

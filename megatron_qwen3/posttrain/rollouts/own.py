@@ -2,7 +2,7 @@
 
     engine = OwnEngine(run.engine.model, ends, temperature=1.0, rows=64, budget_of=budget_of)
     engine.refit(version=step)               # the weights are these: nothing is copied
-    groups = engine.sample(asks)             # on all ranks; the same groups on each
+    groups = engine.sample(asks)             # all ranks call it; the same groups on each
 
 Data ranks share the prompts of a batch, short ones together. What they sampled is put together as
 arrays, so that many tokens cost no more than a few messages. One whose answers are short waits for
@@ -22,6 +22,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from megatron_qwen3.generate.completion import Completion
 from megatron_qwen3.generate.engine import Generator
@@ -48,7 +49,8 @@ class _Sampled:
 class OwnEngine:
     """A RolloutEngine. ends: ids that end an answer; rows: samples of a data rank at once;
     budget_of: the thinking budget of so many tokens; beat: is called now and then while it samples,
-    on all ranks alike, and may raise to end that; alive: of each token, by each rank for itself."""
+    on all ranks alike, and may raise to end that; alive: of each token, by each rank for itself;
+    everywhere: whether all ranks get what was sampled, or the first one alone."""
 
     def __init__(
         self,
@@ -59,8 +61,10 @@ class OwnEngine:
         budget_of: Callable[[int], ThinkingBudget],
         beat: Callable[[], None] = lambda: None,
         alive: Callable[[], None] = lambda: None,
+        everywhere: bool = True,
     ) -> None:
         self._model, self._generator = model, Generator(model)
+        self._gets_rollouts = everywhere or dist.get_rank() == 0
         self._ends, self._rows = tuple(ends), rows
         self._sampling = Sampling(temperature=temperature)
         self._budget_of, self._beat, self._alive = budget_of, beat, alive
@@ -72,16 +76,17 @@ class OwnEngine:
         return {}
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask, on every rank the same."""
+        """The samples of each ask; [] on a rank that is not to get them."""
         found: dict[int, list[Rollout]] = {}
         for numbers in self._parts(asks):
             self._beat()
             part = [asks[n] for n in numbers]
-            rollouts = self._rollouts(part, self._of_all_ranks(self._sampled(part)))
-            size = part[0].samples
-            for place, n in enumerate(numbers):
-                found[n] = rollouts[place * size : (place + 1) * size]
-        return [found[n] for n in range(len(asks))]
+            of_ranks = self._of_all_ranks(self._sampled(part))
+            if self._gets_rollouts:
+                rollouts, size = self._rollouts(part, of_ranks), part[0].samples
+                for place, n in enumerate(numbers):
+                    found[n] = rollouts[place * size : (place + 1) * size]
+        return [found[n] for n in sorted(found)]
 
     def _parts(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
         """Numbers of asks that all data ranks answer at once: of equally many samples, in order of

@@ -74,8 +74,10 @@ class RolloutEngine(Protocol):
     """What samples. All ranks of the run call it alike."""
 
     def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """The samples of each ask, on every rank the same. An answer that failed is in its place,
-        with finish "error"; only what makes all further asking useless is raised."""
+        """The samples of each ask, on the first rank, and the same or [] on the others: an engine
+        is opened for all ranks where these need them. A token of a rollout takes 80 bytes, which
+        are not for every rank of a machine to have. An answer that failed is in its place, with
+        finish "error"; only what makes all further asking useless is raised."""
         ...
 
     def refit(self, version: int) -> dict[str, float]:

@@ -80,16 +80,19 @@ class VllmEngine:
         beat: Callable[[], None] = lambda: None,
         alive: Callable[[], None] = lambda: None,
         waiting: refit.Waiting = nullcontext,
+        everywhere: bool = True,
     ) -> None:
         """ends: ids that end an answer; budget_of: the thinking budget of so many tokens; beat: is
         called now and then while answers are waited for, on all ranks; what it raises ends that.
         alive: is called while servers start and of each bucket of weights; waiting: what all ranks
-        are in while servers take weights or answer, as long as these may take."""
+        are in while servers take weights or answer, as long as these may take; everywhere: whether
+        all ranks get what was sampled, or the first one alone."""
         self._config, self._model = config, model
         self._ends = tuple(sorted(set(ends)))
         self._budget_of, self._beat = budget_of, beat
         self._alive, self._waiting = alive, waiting
         self._leads, self._version = dist.get_rank() == 0, -1
+        self._gets_rollouts = everywhere or self._leads
         self._given: tuple[int, int] | None = None  # version, and the model's count of updates
         self._folder = folder_of(config)
         self._written: refit.Written | None = None  # the weights of now, where a folder has them
@@ -140,7 +143,8 @@ class VllmEngine:
                 if state == WAITING:
                     self._bring_up_to_date(time.monotonic())
             self.refits.restarts = self._fleet.restarted
-            return unpacked(asks, of_first(lambda: packed(batch.rollouts())))
+            arrays = of_first(lambda: packed(batch.rollouts()))
+            return unpacked(asks, arrays) if self._gets_rollouts else []
         finally:
             batch.close()
 
