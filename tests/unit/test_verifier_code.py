@@ -302,6 +302,20 @@ def test_a_sandbox_that_is_closed_meanwhile_is_no_verdict(monkeypatch):
         assert found.score is NOBODY_KNOWS, (spec, found)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda spec: spec, lambda spec: {"kind": "every", "specs": [spec]}]
+)
+def test_programs_and_their_tests_keep_each_character_as_it_is(wrap):
+    """Of a letter and its accent, which are two characters or one."""
+    two, one = "e\u0301", "\u00e9"
+    counts = {"kind": "code", "tests": [{"input": f"{two}\n", "output": "2\n"}]}
+    assert verdict(wrap(counts), answer("print(len(input()))")).score == RIGHT
+    parts = {"kind": "code", "tests": [f"assert parted('{one}') == '{two}'"]}
+    source = f"def parted(text): return text.replace('{one}', '{two}')"
+    assert verdict(wrap(parts), answer(source)).score == RIGHT
+    assert verdict(wrap(parts), answer("def parted(text): return text")).score == WRONG
+
+
 def test_tests_that_end_themselves_are_no_verdict():
     spec = {"kind": "code", "tests": ["assert add(1, 2) == 3", "import sys; sys.exit(0)"]}
     found = verdict(spec, answer("def add(a, b): return a + b"))

@@ -95,6 +95,8 @@ KINDS: dict[str, Check] = {
 }
 # What judges the thinking gets the whole text, and so does what passes it on to its parts.
 WITH_THINKING = ("think_format", "every", "ifeval")
+# Programs mean each character as it is; what has parts leaves that to them.
+_AS_IT_IS = ("code", "every", "ifeval")
 
 
 def verdict(spec: Spec, text: str) -> Verdict:
@@ -192,8 +194,9 @@ def _judged(spec: Spec, text: str) -> str:
 
 
 def _check(spec: Spec, answer: str) -> str:
-    fields = {name: _composed(value) for name, value in spec.items() if name != "kind"}
-    answer = _composed(answer)
+    fields = {name: value for name, value in spec.items() if name != "kind"}
+    if spec["kind"] not in _AS_IT_IS:
+        fields, answer = _composed(fields), _composed(answer)
     reason = KINDS[spec["kind"]](answer, **fields)
     follows_nothing = spec["kind"].startswith("ifeval") and not answer.strip()
     return reason or ("the answer is empty" if follows_nothing else "")
