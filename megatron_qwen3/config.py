@@ -37,6 +37,7 @@ from megatron_qwen3.settings import (
     TrainConfig,
 )
 from megatron_qwen3.shown import shown, shown_text
+from megatron_qwen3.storage.folder import SETTINGS_FILE
 from megatron_qwen3.toml import as_kind, did_you_mean, emit, parse_value, read_toml
 
 __all__ = [
@@ -62,20 +63,27 @@ __all__ = [
 
 
 _LONGEST_SHOWN = 80  # characters of a value
+_LENGTH = ("train.tokens", "train.steps", "optim.warmup_steps", "optim.decay_steps")
 # In these {dir} is run.dir.
 _PATHS = {"checkpoint.init_from", "sft.teacher.path", "distill.teacher.path"}
 
 
-def load(paths: Iterable[str | Path], overrides: Sequence[str] = ()) -> Config:
+def load(
+    paths: Iterable[str | Path], overrides: Sequence[str] = (), any_length: bool = False
+) -> Config:
     """The validated configuration of TOML files and key=value pairs.
 
+    any_length: how long the run is changes nothing, and nothing has to say so: it has one step.
     ConfigError: a file cannot be read, a key is unknown, or values are wrong or do not go together.
     """
     values: dict[str, Any] = {}
     for path in paths:
-        values |= _read_file(Path(path))
+        read = _read_file(Path(path))
+        values |= modes.of_saved(read) if Path(path).name == SETTINGS_FILE else read
     for override in overrides:
         values |= _read_override(override)
+    if any_length:
+        values = {n: value for n, value in values.items() if n not in _LENGTH} | {"train.steps": 1}
     values = _preset_values(values.get("model.preset", "")) | values
     values = {"model.head": modes.head_of(values.get("run.mode", ""))} | values
     here = values.get("run.dir", SETTINGS["run.dir"].default)

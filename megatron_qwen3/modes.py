@@ -7,8 +7,8 @@
 `config.load` asks of everything that files and the command line set. No torch here.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 # A table or setting that some modes alone have; all others are every mode's.
 _MODES_OF: Final = {
@@ -22,7 +22,11 @@ _MODES_OF: Final = {
     "data.stage": ("pretrain",),
     "data.held_out": ("pretrain",),
     "data.reset_at_documents": ("pretrain",),
+    "train.tokens": ("pretrain", "sft", "reward"),
+    "train.global_batch": ("pretrain", "sft", "reward"),
+    "eval.tokens": ("pretrain", "sft", "reward"),
 }
+_UNREAD: Final = ("train.tokens", "train.global_batch", "eval.tokens")  # but written by some runs
 # In place of a setting of another mode.
 _INSTEAD: Final = {
     "data.sources": "it trains on {trained_on}",
@@ -30,6 +34,9 @@ _INSTEAD: Final = {
     "data.stage": "it trains on {trained_on}",
     "data.held_out": "set {held_out}",
     "data.reset_at_documents": "texts that share a row never see each other there",
+    "train.tokens": "answers are of any length; set train.steps",
+    "train.global_batch": "an update has rollouts.prompts * rollouts.samples / {updates} answers",
+    "eval.tokens": "set rollouts.eval_prompts",
 }
 
 
@@ -44,6 +51,14 @@ def belongs(name: str, mode: str) -> bool:
     return not alone or mode in _MODES_OF[alone]
 
 
+def of_saved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run wrote down, without those that its mode does not read: runs of modes
+    that sample have some, which no file of a person may name there."""
+    mode = values.get("run.mode", "")
+    unread = [n for n in _UNREAD if n in values and mode and not belongs(n, mode)]
+    return {name: value for name, value in values.items() if name not in unread}
+
+
 def faults(mode: str, names: Iterable[str]) -> Iterator[str]:
     """A line for each table or setting of another mode among the names."""
     told = set()
@@ -52,7 +67,7 @@ def faults(mode: str, names: Iterable[str]) -> Iterator[str]:
         if belongs(name, mode) or alone in told:
             continue
         told.add(alone)
-        whose = " or ".join(f'"{one}"' for one in _MODES_OF[alone])
+        whose = _either([f'"{one}"' for one in _MODES_OF[alone]])
         way_out = f"leave [{alone}] out, or set run.mode = {whose}"
         if alone in _INSTEAD:
             way_out = f"leave it out: {_INSTEAD[alone].format(**_words(mode))}"
@@ -66,6 +81,12 @@ def _alone(name: str) -> str:
 
 def _words(mode: str) -> dict[str, str]:
     """What a mode trains on, and what it does not train on."""
+    words = {"trained_on": f"[[{mode}.sources]]", "held_out": f"{mode}.held_out"}
     if belongs("rollouts", mode):
-        return {"trained_on": "[[rollouts.tasks]]", "held_out": "rollouts.held_out"}
-    return {"trained_on": f"[[{mode}.sources]]", "held_out": f"{mode}.held_out"}
+        words = {"trained_on": "[[rollouts.tasks]]", "held_out": "rollouts.held_out"}
+    return words | {"updates": f"{mode}.updates"}
+
+
+def _either(names: list[str]) -> str:
+    """a, b or c."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

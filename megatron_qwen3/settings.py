@@ -297,8 +297,16 @@ class Config:
         return {"rl": self.rl.updates, "distill": self.distill.updates}.get(self.run.mode, 0)
 
     @property
+    def step_rows(self) -> int:
+        """Sequences of one optimizer step, over all ranks; in modes whose model samples them, the
+        answers of an update, which fill so many rows at most."""
+        if updates := self.batch_updates:
+            return -(-self.rollouts.prompts * self.rollouts.samples // updates)
+        return self.train.global_batch
+
+    @property
     def step_tokens(self) -> int:
-        """Tokens of one optimizer step, over all ranks."""
+        """Tokens of one optimizer step, over all ranks, in modes whose rows are full."""
         return self.train.global_batch * self.data.sequence_length
 
 

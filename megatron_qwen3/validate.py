@@ -226,6 +226,10 @@ def _pipeline_faults(config: Config) -> Iterator[str]:
 
 def _train_faults(config: Config) -> Iterator[str]:
     train = config.train
+    if not modes.belongs("train.tokens", config.run.mode):
+        if not train.steps:
+            yield "how long is the run? set train.steps"
+        return
     if train.tokens and train.steps:
         yield (
             f"train.tokens = {train.tokens} and train.steps = {train.steps} both say how long; "

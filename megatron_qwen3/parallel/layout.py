@@ -55,7 +55,7 @@ class Layout:
             context=p.context,
             data=data,
             expert_data=world_size // (p.expert * p.expert_tensor * p.pipeline),
-            micro_batches=max(1, train.global_batch // (train.micro_batch * data)),
+            micro_batches=max(1, config.step_rows // (train.micro_batch * data)),
             stage_layers=p.pipeline_layers
             or even_stages(config.model.num_layers, p.pipeline * p.virtual_pipeline),
         )

@@ -115,12 +115,15 @@ def _sizes(job: Job) -> dict[str, int | str]:
 def _question(config: Config, world_size: int, free_bytes: float) -> search.Question:
     """What the trainer has, on GPUs with so much memory for it."""
     cluster = dataclasses.replace(hardware.load("h100"), memory_gb=free_bytes / 1e9)
+    batch = config.step_rows
+    if config.batch_updates:  # whose rows any number of ranks shares
+        batch = -(-batch // world_size) * world_size
     return search.Question(
         model=config.model,
         cluster=cluster,
         gpus=world_size,
         sequence_length=config.data.sequence_length,
-        global_batch=config.train.global_batch,
+        global_batch=batch,
         precisions=(config.train.precision,),
         dispatchers=("alltoall",),
         fixed=(("context", config.parallel.context),),

@@ -115,7 +115,9 @@ class RunLog:
         """
         if not self.is_writer:
             return
-        row = {"step": step, "tokens": step * self.config.step_tokens, **metrics, "lr": rate}
+        row = {"step": step, "tokens": 0, **metrics, "lr": rate}
+        if "tokens" not in metrics:
+            row["tokens"] = step * self.config.step_tokens
         row |= speed(self.config, self.layout.world_size, seconds, tokens)
         self._write("train", row)
         self.boards.plot(step, {f"train/{name}": row[name] for name in row.keys() - {"step"}})

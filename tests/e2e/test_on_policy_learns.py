@@ -96,7 +96,6 @@ def test_a_student_learns_what_its_teacher_knows_on_its_own_answers(school, dive
         "rollouts.samples=4",
         "rollouts.held_out=0.1",
         f"train.steps={STEPS}",
-        "train.global_batch=4",
         "train.micro_batch=4",
         "optim.lr=2e-3",
         "optim.warmup_steps=2",

@@ -23,7 +23,7 @@ def config_of(*overrides):
     asked = [f"rollouts.prompts={PROMPTS}", f"rollouts.samples={SAMPLES}", "rollouts.held_out=0"]
     asked += [f"rollouts.max_new_tokens={NEW}", f"data.sequence_length={PROMPT + NEW}"]
     asked += ["rollouts.tasks=[{name='a', path='gym:chain_sum'}]", "run.mode=rl"]
-    return load([], ["train.steps=1", "train.global_batch=4", *DENSE, *asked, *overrides])
+    return load([], ["train.steps=1", *DENSE, *asked, *overrides])
 
 
 def most_while_sampling(overrides):

@@ -93,7 +93,7 @@ def packed(rows):
 
 
 def config_of(variant, *settings):
-    base = ["train.precision=fp32", f"train.global_batch={ROWS}", "optim.eps=1e-6"]
+    base = ["train.precision=fp32", "optim.eps=1e-6"]
     base += ["run.mode=rl", "train.steps=9", f"data.sequence_length={LENGTH}"]
     base += ["rollouts.max_new_tokens=20"]
     # The router's loss is of rows, which differ.

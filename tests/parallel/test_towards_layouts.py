@@ -27,7 +27,7 @@ KINDS = {
 
 
 def config_of(kind, path, *settings):
-    base = ["run.mode=distill", "train.precision=fp32", f"train.global_batch={ROWS}"]
+    base = ["run.mode=distill", "train.precision=fp32"]
     base += ["train.steps=1", "model.preset=tiny-dense", "optim.distributed=false"]
     base += ["optim.clip_grad=1e9", f"data.sequence_length={POSITIONS}", "model.init_std=0.1"]
     base.append(f"rollouts.max_new_tokens={POSITIONS // 2}")

@@ -119,7 +119,7 @@ def test_what_a_fault_proposes_is_accepted():
 
 def rl(*changes):
     tasks = "rollouts.tasks=[{name='sums', path='gym:chain_sum'}]"
-    sizes = ["train.steps=4", "train.global_batch=64", "data.sequence_length=4096"]
+    sizes = ["train.steps=4", "data.sequence_length=4096"]
     model = [ROOT / "examples/models/qwen3_8b.toml"]
     return settings.load(model, ["run.mode=rl", "rollouts.rows=8", tasks, *sizes, *changes])
 
@@ -234,7 +234,7 @@ def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slur
     (slurm / "rl.toml").write_text(
         '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\nvllm = {python = "p"}\n'
         'tasks = [{name = "sums", path = "gym:chain_sum"}]\n'
-        "[train]\nsteps = 40\nglobal_batch = 64\n[rl]\nupdates = 4\n"
+        "[train]\nsteps = 40\n[rl]\nupdates = 4\n"
     )
     words = [str(slurm / "rl.toml"), "examples/models/qwen3_8b.toml", f"run.dir={slurm}"]
     words += ["--nodes=3", "--server-nodes=1", "--node-servers=2", "--skip-files"]

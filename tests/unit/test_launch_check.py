@@ -29,9 +29,9 @@ H100 = Device("a H100", 80e9, is_gpu=True)
 
 
 def config_of(*overrides, preset="qwen3-8b"):
-    return load(
-        [], [f"model.preset={preset}", "train.steps=1", "train.global_batch=64", *overrides]
-    )
+    samples = {"run.mode=rl", "run.mode=distill"} & set(overrides)
+    batch = [] if samples else ["train.global_batch=64"]
+    return load([], [f"model.preset={preset}", "train.steps=1", *batch, *overrides])
 
 
 def test_what_fits_is_let_through_in_milliseconds():
@@ -178,6 +178,17 @@ def test_what_a_teacher_says_of_prompts_is_counted(tmp_path):
 def rl_config(*overrides, preset="qwen3-8b"):
     asked = ["run.mode=rl", "rollouts.tasks=[{name='a', path='gym:chain_sum'}]"]
     return config_of(*asked, "parallel.tensor=2", *overrides, preset=preset)
+
+
+def test_the_layout_that_a_run_which_samples_is_told_of_may_have_more_data_ranks_than_eight():
+    """64 GPUs share an update's answers, whatever train.global_batch is of other modes."""
+    asked = ["run.mode=rl", "rollouts.tasks=[{name='a', path='gym:chain_sum'}]"]
+    config = config_of(*asked, "train.micro_batch=4", "rollouts.rows=8")
+    device = Device("a H100", 80e9, is_gpu=True)
+    changes = nearest_layout(config, 64, device)
+    assert changes and " ".join(changes) in memory_fault(config, 64, device)
+    found = Job.of(config_of(*asked, "rollouts.rows=8", *changes), 64)
+    assert found.layout.data > 8
 
 
 def test_a_reference_takes_its_weights_in_the_policys_layout():

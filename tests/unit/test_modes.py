@@ -143,6 +143,37 @@ def test_a_table_of_another_mode_is_one_fault_with_the_way_out():
     ]
 
 
+@pytest.mark.parametrize("mode", ["rl", "distill"])
+def test_a_mode_that_samples_refuses_settings_of_rows_that_are_full(mode):
+    asked = [*TINY, f"run.mode={mode}", *["distill.teacher.path=x"] * (mode == "distill")]
+    more = ["train.global_batch=8", "train.tokens=4096", "eval.tokens=4096"]
+    of = 'is a setting of run.mode = "pretrain", "sft" or "reward", but run.mode = '
+    assert error_of([*asked, *more]).splitlines() == [
+        f'train.global_batch {of}"{mode}"; leave it out: an update has '
+        f"rollouts.prompts * rollouts.samples / {mode}.updates answers",
+        f'train.tokens {of}"{mode}"; leave it out: answers are of any length; set train.steps',
+        f'eval.tokens {of}"{mode}"; leave it out: set rollouts.eval_prompts',
+    ]
+    assert error_of([*asked, "train.steps=0"]) == "how long is the run? set train.steps"
+    config = load([], [*asked, "train.micro_batch=3", f"{mode}.updates=2"])  # divides no batch
+    assert config.step_rows == config.rollouts.prompts * config.rollouts.samples / 2
+
+
+def test_what_runs_that_sample_wrote_down_is_read_and_in_files_of_people_refused(tmp_path):
+    for name in ("config.toml", "stage.toml"):
+        lines = '[run]\nmode = "rl"\n[model]\npreset = "tiny-dense"\n[train]\nsteps = 1\n'
+        lines += "tokens = 0\nglobal_batch = 8\n[eval]\ntokens = 262144\n"
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    assert load([tmp_path / "config.toml"]).run.mode == "rl"
+    assert len(error_of([], [tmp_path / "stage.toml"]).splitlines()) == 3
+
+
+def test_where_the_length_of_a_run_does_not_matter_none_has_to_be_set():
+    for mode in ("pretrain", "rl"):
+        asked = ["model.preset=tiny-dense", f"run.mode={mode}", "optim.warmup_steps=7"]
+        assert load([], asked, any_length=True).steps == 1
+
+
 def test_a_changed_copy_is_asked_for_its_mode_too():
     config = load([], [*SFT, ONE])
     other = dataclasses.replace(config, run=dataclasses.replace(config.run, mode="pretrain"))

@@ -28,8 +28,6 @@ _EXAMPLES = """examples:
   python tools/scaling_study.py dry-run model.preset=qwen3-8b parallel.tensor=4 --shapes
   python tools/scaling_study.py dry-run STAGE.toml MODEL.toml --json > ranks.json
 """
-# How long the run is changes nothing here; a file of a model alone is enough.
-_ANY_LENGTH = ("train.tokens=0", "train.steps=1", "optim.warmup_steps=0", "optim.decay_steps=0")
 
 
 def add_parser(commands: Any) -> None:
@@ -55,7 +53,7 @@ def add_parser(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Print a table or JSON; the exit status."""
     files, overrides = settings.split(given.settings)
-    config = settings.load(files, [*overrides, *_ANY_LENGTH])
+    config = settings.load(files, overrides, any_length=True)  # a file of a model is enough
     world_size = given.world_size or smallest_world(config.parallel)
     if world_size < 1:
         raise ConfigError(f"--world-size {world_size}: a run has at least 1 rank")

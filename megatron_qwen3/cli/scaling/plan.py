@@ -150,7 +150,7 @@ def _name(question: Question) -> str:
 def model_of(name: str) -> ModelConfig:
     """A preset by its name or size, or the model of a TOML file."""
     if name.endswith(".toml"):
-        return settings.load([name], ["train.tokens=0", "train.steps=1"]).model
+        return settings.load([name], any_length=True).model
     preset = name.lower() if name.lower() in PRESETS else f"qwen3-{name.lower()}"
     if preset not in PRESETS:
         sizes = ", ".join(preset.removeprefix("qwen3-") for preset in PRESETS)
