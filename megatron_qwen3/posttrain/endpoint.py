@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
@@ -35,7 +35,20 @@ _OPTIONAL = {
     "top_p": "answers are drawn without top_p",
     "temperature": "the endpoint draws at a temperature of its own",
 }
+_MOST_LISTED = 20  # models in an error
 _LENGTH = "max_tokens"  # which some endpoints call max_completion_tokens
+
+
+class Named(NamedTuple):
+    """What a person sets of an endpoint, as errors call it. model: empty is #MODEL after the
+    address; key: where the variable of its key is set, empty where it is always the same."""
+
+    address: str = ""
+    model: str = ""
+    key: str = "--key-variable"
+
+
+UNNAMED = Named()  # of a command's option, which is an address
 
 
 class Endpoint:
@@ -43,12 +56,12 @@ class Endpoint:
 
     leads = True
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, limits: Limits, named: Named = UNNAMED) -> None:
         """`name`: the address, and after # a model's name. ConfigError where it is no address."""
         address, _, model = name.partition("#")
         self.label = self.model = model
         self.address = _checked(address)
-        self.limits = limits
+        self.limits, self._named = limits, named
         self.notes: list[str] = []
         self._left_out: set[str] = set()
         self._lock = threading.Lock()
@@ -94,6 +107,14 @@ class Endpoint:
         finally:
             for _ in threads:
                 todo.put(None)
+
+    def check(self, request: Request) -> None:
+        """Ask it once. ConfigError, in a line that names what is set wrong, where it does not
+        answer; it is to be entered before."""
+        try:
+            self._several(request, 1, request.seed)
+        except (Failure, Refused) as error:
+            raise ConfigError(self.fault(error)) from None
 
     def _work(
         self,
@@ -188,33 +209,61 @@ class Endpoint:
     def _about_key(self) -> str:
         variable = self.limits.key_variable
         told = "is not taken" if _key(variable) else "is missing"
-        return f"the key in the environment variable {variable} {told} (--key-variable)"
+        where = f" ({self._named.key})" if self._named.key else ""
+        return f"the key in the environment variable {variable} {told}{where}"
+
+    @property
+    def _told(self) -> str:
+        """The address, after its setting where it has one."""
+        return f"{self._named.address} = {self.address}" if self._named.address else self.address
+
+    @property
+    def _how_to_name(self) -> str:
+        if self._named.model:
+            return f"set {self._named.model}"
+        return f"name one, as {self.address}#MODEL"
+
+    def fault(self, error: Failure | Refused) -> str:
+        """Why it does not answer, and what to look at. Whether it has a model of this name is asked
+        where that may be why."""
+        if isinstance(error, LockedOut):
+            return f"{self._told}: {error}; {self._about_key()}"
+        if isinstance(error, Unreachable):
+            return (
+                f"{self._told} cannot be reached ({error}); is it running, and is that its address?"
+            )
+        if isinstance(error, Senseless):
+            return (
+                f"{self._told} does not speak OpenAI's protocol ({error}); is that its address, up "
+                "to /v1?"
+            )
+        served = self._served() if isinstance(error, Refused) else []
+        if served and self.model not in served:
+            listed = ", ".join(served[:_MOST_LISTED])
+            return f"{self._told} serves no {self.model!r}, but {listed}; {self._how_to_name}"
+        return f"{self._told} does not answer ({error})"
+
+    def _served(self) -> list[str]:
+        """The models that it says it serves; none where it does not say."""
+        try:
+            return self.wire.ask("/models", None, models_of)
+        except (Failure, Refused):
+            return []
 
     def _only_model(self) -> str:
         try:
             names = self.wire.ask("/models", None, models_of)
-        except LockedOut as error:
-            raise ConfigError(f"{self.address}: {error}; {self._about_key()}") from None
-        except Unreachable as error:
-            raise ConfigError(
-                f"{self.address} cannot be reached ({error}); is it running, and is that its "
-                "address?"
-            ) from None
-        except Senseless as error:
-            raise ConfigError(
-                f"{self.address} does not speak OpenAI's protocol ({error}); is that its address, "
-                "up to /v1?"
-            ) from None
+        except (LockedOut, Unreachable, Senseless) as error:
+            raise ConfigError(self.fault(error)) from None
         except (Failure, Refused) as error:
             raise ConfigError(
-                f"{self.address}: which models it serves is not to be known ({error}); name one, "
-                f"as {self.address}#MODEL"
+                f"{self._told}: which models it serves is not to be known ({error}); "
+                f"{self._how_to_name}"
             ) from None
         if len(names) != 1:
-            listed = ", ".join(names[:20]) or "none"
+            listed = ", ".join(names[:_MOST_LISTED]) or "none"
             raise ConfigError(
-                f"{self.address} serves {len(names)} models ({listed}); name one, as "
-                f"{self.address}#MODEL"
+                f"{self._told} serves {len(names)} models ({listed}); {self._how_to_name}"
             )
         return str(names[0])
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import Sample
-from megatron_qwen3.posttrain.endpoint import Endpoint
+from megatron_qwen3.posttrain.endpoint import UNNAMED, Endpoint, Named
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut
 from megatron_qwen3.posttrain.teacher_set import Targets, Unscored, none, trained_labels
@@ -28,6 +28,7 @@ from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 from megatron_qwen3.posttrain.wire import Failure
 
 _MOST_DIGITS = 18  # of an id
+_CHECKED_IDS = 8
 _LEAST = -1e30  # a float32 holds it; JSON can name whole numbers that no float does
 _LEAST_REST = float(np.finfo(np.float32).eps)  # what is below it is rounding of the sum
 
@@ -50,9 +51,15 @@ class EndpointTeacher:
     part_labels = 1 << 15  # they take minutes, and a stop costs no more
 
     def __init__(
-        self, name: str, tokenizer_path: str, vocab_size: int, top_k: int, limits: Limits
+        self,
+        name: str,
+        tokenizer_path: str,
+        vocab_size: int,
+        top_k: int,
+        limits: Limits,
+        named: Named = UNNAMED,
     ) -> None:
-        self._endpoint, self._limits = Endpoint(name, limits), limits
+        self._endpoint, self._limits = Endpoint(name, limits, named), limits
         self._top_k, self._vocab_size = top_k, vocab_size
         self.tokenizer = tokenizer_sha256(tokenizer_path)
 
@@ -70,6 +77,17 @@ class EndpointTeacher:
 
     def follow(self) -> None:
         raise AssertionError("an endpoint has no other ranks")
+
+    def check(self) -> None:
+        """Ask it about a few ids. ConfigError, in a line, where it does not say what a run needs
+        to know of them."""
+        ids = np.arange(min(_CHECKED_IDS, self._vocab_size))
+        try:
+            found = self._one(Sample(ids, np.ones(len(ids), bool)))
+            if isinstance(found, Refused):
+                raise found
+        except (Failure, Refused) as error:
+            raise ConfigError(self._endpoint.fault(error)) from None
 
     def score(self, samples: Sequence[Sample]) -> list[Targets]:
         """Targets of the trained labels of each sample. Unscored, ConfigError: as of `told`."""

@@ -32,10 +32,12 @@ from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import towards
 from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.endpoint import Named
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.output_matrix import output_matrix
 from megatron_qwen3.posttrain.policy.objective import SAMPLER
+from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
 from megatron_qwen3.posttrain.rollouts.rows import Rows
@@ -198,15 +200,25 @@ class ServedScorer:
 
     def _ask_about(self, numbers: Array, record: Record, found: dict[str, Array]) -> None:
         """Have what the teacher says of some rollouts in its places."""
-        config, K = self._config, towards.ids_of(self._config.distill)
-        url, tokenizer = config.distill.teacher.url, config.data.tokenizer
-        with EndpointTeacher(url, tokenizer, self.known, K, Limits()) as teacher:
+        with served_teacher(self._config, Limits()) as teacher:
             told = teacher.told([_sample(record, n) for n in numbers])
         for n, (targets, label_log_probs) in zip(numbers, told, strict=True):
             places = record.places(n)
             here = places.start + np.flatnonzero(record.sampled[places])
             found["ids"][here], found["log_probs"][here] = targets.ids, targets.log_probs
             found["log_rest"][here], found["log_prob"][here] = targets.log_rest, label_log_probs
+
+
+def served_teacher(config: Config, limits: Limits) -> EndpointTeacher:
+    """The one of distill.teacher.url, to be entered. It may say any id that the student has."""
+    return EndpointTeacher(
+        config.distill.teacher.url,
+        config.data.tokenizer,
+        config.model.vocab_size,
+        towards.ids_of(config.distill),
+        limits,
+        Named("distill.teacher.url", key=""),
+    )
 
 
 def _write(path: Path, arrays: dict[str, Array]) -> None:
@@ -228,8 +240,8 @@ def _sample(record: Record, n: int) -> Sample:
 
 
 def without_unknown(record: Record, known: int) -> Record:
-    """The record, in which answers with an id that the teacher does not know are not trained: a
-    model with more rows than its tokenizer has tokens may sample one of the others."""
-    of_ids = np.repeat(np.arange(len(record)), record.lengths_N + record.prompt_lengths_N)
-    is_unknown_N = np.bincount(of_ids, record.ids >= known, minlength=len(record)) > 0
-    return replace(record, is_trained_N=record.is_trained_N & ~is_unknown_N)
+    """The record, in which answers with an id that the teacher does not know are not trained, as
+    the batch left them out if it was made for this teacher."""
+    places_N = record.lengths_N + record.prompt_lengths_N
+    has_unknown_N = records.any_beyond(record.ids, places_N, known)
+    return replace(record, is_trained_N=record.is_trained_N & ~has_unknown_N)

@@ -14,7 +14,8 @@ from scripted import InProcess, Scripted, thought
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.generators import Answer
-from megatron_qwen3.posttrain.rewards.judge import AnswerJudge, quote, read_template
+from megatron_qwen3.posttrain.rewards.judge import AnswerJudge, check, quote, read_template
+from megatron_qwen3.posttrain.rewards.kept_replies import KeptReplies
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.settings import Config
@@ -255,3 +256,72 @@ def test_a_disk_that_is_full_costs_the_next_run_a_request_and_this_one_nothing(
     monkeypatch.setattr(AnswerLog, "add", full)
     assert one(tmp_path, scoring(6)).score == 0.6
     assert Path(tmp_path / "judge.jsonl").stat().st_size == 0
+
+
+def test_replies_that_are_kept_have_a_limit_and_the_newest_stay(tmp_path):
+    path, reply = tmp_path / "judge.jsonl", [Answer("x" * 400, "stop")]
+    for start in (0, 50):  # and a run that goes on
+        with KeptReplies(path, 4000) as kept:
+            for n in range(start, start + 50):
+                kept.add(f"{n}", reply)
+                sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+                assert len(sizes) <= 2 and sum(sizes) < 2 * (2000 + 500)
+                assert kept.answers(f"{n}") == reply
+                assert not n or kept.answers(f"{n - 1}") == reply
+            assert not kept.answers("0") and len(kept.answers(f"{n - 3}")) == 1
+
+
+def models(*names):
+    return {"data": [{"id": name} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "told"),
+    [
+        ("judge", 401, "rl.judge.url = {}: status 401: no; the key in the environment variable "),
+        ("", models("a", "b"), "rl.judge.url = {} serves 2 models (a, b); set rl.judge.name"),
+        ("judge", b"<html>", "rl.judge.url = {} does not speak OpenAI's protocol (the reply is "),
+        ("judge", 400, "rl.judge.url = {} does not answer (status 400: no)"),
+    ],
+)
+def test_a_judge_that_does_not_answer_is_one_line_that_names_the_setting(name, reply, told):
+    with (
+        endpoint.serving(lambda body, number: reply) as (address, asked),
+        pytest.raises(ConfigError) as caught,
+    ):
+        check(JudgeConfig(url=address, name=name, tries=1))
+    assert str(caught.value).startswith(told.format(address))
+    assert len(str(caught.value).splitlines()) == 1 and len(asked) <= 2
+    if reply == 401:
+        assert str(caught.value).endswith("(rl.judge.key_variable)")
+
+
+def test_a_judge_under_another_name_is_told_with_those_that_are_served():
+    def reply(path, body):
+        return 404 if body else models("large", "small")
+
+    with (
+        endpoint.serving(reply, with_path=True) as (address, _),
+        pytest.raises(ConfigError) as caught,
+    ):
+        check(JudgeConfig(url=address, name="big"))
+    assert str(caught.value) == (
+        f"rl.judge.url = {address} serves no 'big', but large, small; set rl.judge.name"
+    )
+
+
+def test_a_judge_that_nobody_serves_is_told_as_that():
+    with pytest.raises(ConfigError) as caught:
+        check(JudgeConfig(url="http://127.0.0.1:9/v1", name="judge", tries=1))
+    assert re.fullmatch(
+        r"rl\.judge\.url = http://127\.0\.0\.1:9/v1 cannot be reached \(.*\); is it running, and "
+        r"is that its address\?",
+        str(caught.value),
+    )
+
+
+def test_a_judge_that_answers_is_asked_one_thing_in_the_way_of_a_run():
+    with endpoint.serving(lambda body, number: endpoint.completion("ready")) as (address, asked):
+        check(JudgeConfig(url=address, name="judge", max_tokens=77))
+    ((_, _, body),) = asked
+    assert body["model"] == "judge" and body["max_tokens"] == 77

@@ -179,11 +179,27 @@ def test_what_keeps_servers_from_starting_is_told_before_any_rank_starts(tmp_pat
 
 
 def test_addresses_where_nobody_answers_are_told(tmp_path):
-    with serving(lambda body, number: {}) as (address, asked):
+    worker = {"results": [{"error": "a is missing"}]}
+    with serving(lambda body, number: worker if body else {}) as (address, asked):
         check(config_of(tmp_path, python="", urls=(address.removesuffix("/v1"),)))
-        assert asked[0][0] == "/health"
+        assert [path for path, *_ in asked] == ["/health", "/collective_rpc"]
     with pytest.raises(ConfigError, match=r"urls: http://127.0.0.1:9 does not answer at /health"):
         check(config_of(tmp_path, python="", urls=("http://127.0.0.1:9",)))
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (404, r"is no server that takes weights \(status 404: no\); start it by python -m"),
+        (500, r"is no server that takes weights \(.*: status 500: no\)"),
+        (401, r"status 401: no; the key in the environment variable VLLM_API_KEY is missing"),
+    ],
+)
+def test_an_address_of_another_server_or_with_another_key_is_told(tmp_path, reply, told):
+    with serving(lambda body, number: reply if body else {}) as (address, _):
+        url = address.removesuffix("/v1")
+        with pytest.raises(ConfigError, match=rf"rollouts.vllm.urls: {url}:? {told}"):
+            check(config_of(tmp_path, python="", urls=(url,)))
 
 
 FAULTS = {

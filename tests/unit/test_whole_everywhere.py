@@ -29,6 +29,7 @@ OTHERWISE = {
     "megatron_qwen3/training/hang.py": "the last words of a rank",
     "megatron_qwen3/training/origin.py": "a note beside the run, written again at each start",
     "megatron_qwen3/posttrain/building/answer_log.py": "a log grows line by line, and is mended",
+    "megatron_qwen3/posttrain/rewards/kept_replies.py": "a log makes room for the next one",
     "megatron_qwen3/studies/local.py": "the log of a process that runs",
     "megatron_qwen3/posttrain/rollouts/vllm_server.py": "the log of a process that runs",
     "megatron_qwen3/posttrain/sandbox/process.py": "a descriptor of a file in memory, not a path",

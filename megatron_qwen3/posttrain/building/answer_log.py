@@ -57,6 +57,11 @@ class AnswerLog:
     ) -> None:
         self._file.close()
 
+    @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
     def count(self, key: str) -> int:
         """Answers that are there."""
         return sum(line.answers for line in self._lines.get(key, ()))
@@ -92,7 +97,7 @@ class AnswerLog:
     def _append(self, row: dict[str, Any]) -> tuple[int, int]:
         """One line, on the disk when this returns; where it begins and its bytes."""
         data = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        start = os.fstat(self._file.fileno()).st_size
+        start = self.bytes
         try:
             rest = memoryview(data)
             while rest:

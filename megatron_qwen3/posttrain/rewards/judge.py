@@ -8,8 +8,9 @@ The prompt is a template, the project's (`judge_prompt.txt`) or rl.judge.templat
 without < and >: whatever stands in an answer ("Score: 10", a tag of the template, "END") stays
 within its quotation marks, and its own {places} stay text. The reply is one JSON object with the
 word, which no answer can know (posttrain/judged.py), and a score of 0 to 10. Anything else is asked
-for again, rl.judge.replies times in all, and is no score then. Replies are kept on the disk by the
-content of what was asked: nothing is paid for twice, and a run that resumes has the same scores.
+for again, rl.judge.replies times in all, and is no score then. The newest replies are kept on the
+disk by the content of what was asked: a run that resumes pays for nothing twice, and has the same
+scores.
 
 An endpoint that fails _MOST_FAILURES times in a row is asked nothing more for this batch. Nothing
 here raises for an answer or a reply, and nothing imports torch.
@@ -26,16 +27,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.building.answer_log import AnswerLog, key_of
+from megatron_qwen3.posttrain.building.answer_log import key_of
+from megatron_qwen3.posttrain.endpoint import Endpoint, Named
 from megatron_qwen3.posttrain.evaluation.task import Task
-from megatron_qwen3.posttrain.generators import (
-    Answer,
-    AnyGenerator,
-    Limits,
-    Request,
-    open_generator,
-)
+from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Limits, Request
 from megatron_qwen3.posttrain.judged import Failed, read, word_of
+from megatron_qwen3.posttrain.rewards.kept_replies import KeptReplies
 from megatron_qwen3.posttrain.verifiers.final import after_thinking
 from megatron_qwen3.settings_rl import JudgeConfig
 
@@ -44,6 +41,8 @@ _TEMPLATE = Path(__file__).with_name("judge_prompt.txt")
 _PLACE = re.compile(r"\{(question|reference|checklist|answer|word)\}")
 _BEST = 10
 _MOST_FAILURES = 32  # in a row
+_MOST_BYTES = 512 << 20  # of replies that are kept
+_CHECK_SECONDS = 60.0  # for one word, thinking included
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>\u0085\u2028\u2029"}
 
 
@@ -66,20 +65,12 @@ class AnswerJudge:
         """folder: where replies are kept; generator: in place of the endpoint."""
         self._settings, self._folder = settings, folder
         self._template = read_template(settings.template)
-        self._opening = generator or open_generator(
-            f"{settings.url}#{settings.name}" if settings.name else settings.url,
-            Limits(
-                concurrency=settings.concurrency,
-                tries=settings.tries,
-                seconds=settings.seconds,
-                key_variable=settings.key_variable,
-            ),
-        )
+        self._opening = generator or _endpoint(settings, settings.seconds)
 
     def __enter__(self) -> Self:
         self._generator = self._opening.__enter__()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._log = AnswerLog(self._folder / REPLIES_FILE).__enter__()
+        self._log = KeptReplies(self._folder / REPLIES_FILE, _MOST_BYTES).__enter__()
         return self
 
     def __exit__(
@@ -113,7 +104,7 @@ class AnswerJudge:
         """The reply to each request, kept or new, or why there is none."""
         keys = [key_of(self._generator.label, request) for request in requests]
         found: dict[str, tuple[list[Answer], str]] = {
-            key: (self._log.answers(key), "") for key in keys if self._log.count(key)
+            key: (kept, "") for key in keys if (kept := self._log.answers(key))
         }
         missing = list(dict.fromkeys(key for key in keys if key not in found))
         by_key = dict(zip(keys, requests, strict=True))
@@ -135,6 +126,26 @@ class AnswerJudge:
         except OSError:
             return good, ""  # a full disk costs the next run a request, and this one nothing
         return good, "" if good else next((a.error for a in answers), "no answer")
+
+
+def check(settings: JudgeConfig) -> None:
+    """Ask the judge one thing, before anything is sampled that it is to score. ConfigError, in a
+    line that names the setting, where it does not answer."""
+    question = [{"role": "user", "content": "Reply with the one word: ready"}]
+    with _endpoint(settings, min(settings.seconds, _CHECK_SECONDS)) as judge:
+        judge.check(Request(question, max_tokens=settings.max_tokens))
+
+
+def _endpoint(settings: JudgeConfig, seconds: float) -> Endpoint:
+    limits = Limits(
+        concurrency=settings.concurrency,
+        tries=settings.tries,
+        seconds=seconds,
+        key_variable=settings.key_variable,
+    )
+    name = f"{settings.url}#{settings.name}" if settings.name else settings.url
+    named = Named("rl.judge.url", "rl.judge.name", "rl.judge.key_variable")
+    return Endpoint(name, limits, named)
 
 
 class _Prompt(NamedTuple):

@@ -4,9 +4,12 @@ Asks the interpreter of the servers whether it has vLLM, which takes a tenth of 
 servers at addresses whether they are there. Nothing here imports torch.
 """
 
+import os
 import subprocess
 from pathlib import Path
 
+from megatron_qwen3.posttrain.replies import LockedOut, Refused
+from megatron_qwen3.posttrain.rollouts.vllm_client import KEY_VARIABLE, Client, Died
 from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy, python_of
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
@@ -23,14 +26,32 @@ def check(config: Config) -> None:
     """ConfigError with the setting, and what is wrong with it."""
     settings = config.rollouts.vllm
     for url in settings.urls:
-        if not is_healthy(url.rstrip("/")):
-            raise ConfigError(
-                f"rollouts.vllm.urls: {url} does not answer at /health; is the server running?"
-            )
+        _check_server(url.rstrip("/"), config.model.vocab_size)
     if not settings.urls:
         _check_python(python_of(config), settings.python)
     if settings.folder and not Path(settings.folder).is_dir():
         raise ConfigError(f"rollouts.vllm.folder = {settings.folder} is no folder")
+
+
+def _check_server(url: str, vocabulary: int) -> None:
+    """ConfigError where a server is not there, or is none that takes weights of a run."""
+    if not is_healthy(url):
+        raise ConfigError(
+            f"rollouts.vllm.urls: {url} does not answer at /health; is the server running?"
+        )
+    try:
+        Client(url, vocabulary, _SECONDS).look()
+    except LockedOut as error:
+        told = "is not taken" if os.environ.get(KEY_VARIABLE) else "is missing"
+        raise ConfigError(
+            f"rollouts.vllm.urls: {url}: {error}; the key in the environment variable "
+            f"{KEY_VARIABLE} {told}"
+        ) from None
+    except (Died, Refused) as error:
+        raise ConfigError(
+            f"rollouts.vllm.urls: {url} is no server that takes weights ({error}); start it by "
+            "python -m megatron_qwen3.posttrain.rollouts.serve"
+        ) from None
 
 
 def _check_python(python: str, named: str) -> None:

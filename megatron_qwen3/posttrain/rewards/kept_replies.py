@@ -1,0 +1,57 @@
+"""Replies of a judge on the disk, the newest ones: `with KeptReplies(path, most_bytes) as kept`.
+
+    kept.add(key, answers)
+    kept.answers(key)                # [] where none are there, or not any more
+
+What was replied is needed while a batch is scored again, after a kill, and where the same answer
+comes again. A long run has more replies than a disk holds, so two files take turns: the one that is
+written to, and the one before it, which goes when the next is begun. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from megatron_qwen3.posttrain.building.answer_log import AnswerLog
+from megatron_qwen3.posttrain.generators import Answer
+
+
+class KeptReplies:
+    """path: of the newer file; the older one is beside it. most_bytes: of both, about."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._path, self._most = path, most_bytes // 2
+        self._before = path.with_name(f"{path.stem}_before{path.suffix}")
+
+    def __enter__(self) -> Self:
+        self._logs = [AnswerLog(self._path).__enter__()]
+        if self._before.exists():
+            self._logs.append(AnswerLog(self._before).__enter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for log in self._logs:
+            log.__exit__(kind, error, trace)
+
+    def answers(self, key: str) -> list[Answer]:
+        """All of a request, in the order in which they came."""
+        return [answer for log in reversed(self._logs) for answer in log.answers(key)]
+
+    def add(self, key: str, answers: Sequence[Answer]) -> None:
+        """Keep answers; errors are none. OSError where the disk does not take them."""
+        self._logs[0].add(key, answers)
+        if self._logs[0].bytes > self._most:
+            os.replace(self._path, self._before)
+            fresh = AnswerLog(self._path).__enter__()
+            for log in self._logs[1:]:
+                log.__exit__(None, None, None)
+            self._logs = [fresh, self._logs[0]]
