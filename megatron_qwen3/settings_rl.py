@@ -245,9 +245,13 @@ class ScoringTeacherConfig:
         "", "run folder, checkpoint or folder of Hugging Face's format; {dir} is run.dir"
     )
     url: str = setting("", "or the address of one that is served, ending in /v1")
-    tensor: int = setting(1, "ranks that split each matrix of the teacher", at_least=1)
+    tensor: int = setting(
+        0,
+        "ranks that split each matrix of the teacher; 0 is as many as can, up to 8",
+        at_least=0,
+    )
     pipeline: int = setting(1, "ranks that split its layers", at_least=1)
-    expert: int = setting(1, "ranks that split its experts", at_least=1)
+    expert: int = setting(0, "ranks that split its experts; 0 is as many as can", at_least=0)
     in_turns: bool = setting(
         False, "its weights and the student's optimizer take turns in the device's memory"
     )

@@ -251,9 +251,10 @@ def _teacher_fault(config: Config, allocation: Allocation) -> str:
     if not paths.get(config.run.mode):
         return ""
     try:
-        Layout.of(teacher_settings.settings_of(config), allocation.world_size)
+        world_size = allocation.world_size
+        Layout.of(teacher_settings.settings_of(config, world_size), world_size)
     except ConfigError as error:
-        return str(error)
+        return teacher_settings.named(teacher_settings.table_of(config)[0], error)
     return ""
 
 

@@ -142,7 +142,7 @@ def teacher_bytes(config: Config, world_size: int) -> float:
     _, asked = teacher_settings.table_of(config)
     if config.run.mode not in ("sft", "distill") or not asked.path:
         return 0.0
-    job = Job.of(teacher_settings.settings_of(config), world_size)
+    job = Job.of(teacher_settings.settings_of(config, world_size), world_size)
     parameters = max(State.of(job, rank).parameters for rank in range(job.layout.pipeline))
     weights = float(parameters * job.weight_bytes)
     if config.run.mode == "distill":
@@ -188,7 +188,7 @@ def compared_width(config: Config) -> int:
     distill = config.distill
     if config.run.mode != "distill" or distill.divergence == "sampled" or distill.top_k:
         return 0
-    return teacher_settings.settings_of(config).model.hidden_size
+    return teacher_settings.settings_of(config, 1).model.hidden_size
 
 
 def _id_bytes(top_k: int) -> int:

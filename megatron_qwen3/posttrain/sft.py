@@ -17,8 +17,9 @@ from torch import Tensor
 
 from megatron_qwen3.model.distributions import top_k
 from megatron_qwen3.model.outputs import Outputs, log_probs
+from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import distill, row_order, soft_targets
+from megatron_qwen3.posttrain import distill, kept_models, row_order, soft_targets
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.held_out_loss import evaluate
 from megatron_qwen3.posttrain.row_loop import train_rows
@@ -43,6 +44,7 @@ def check(config: Config) -> DialogMixture:
     mixture = DialogMixture(config)
     row_order.check(config.run_dir, step, mixture.facts)
     if config.sft.objective in TAUGHT:
+        kept_models.check(config)
         soft_targets.check(config, mixture)
     return mixture
 
@@ -55,6 +57,7 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
     """
     mixture = inputs
     with Run(config, layout) as run:
+        of_first(partial(kept_models.write, config))
         with run.waiting():  # a teacher is loaded, as long as its files are big
             stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
         read = partial(_batch, mixture, config, run.engine, stored)

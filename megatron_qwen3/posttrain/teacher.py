@@ -31,7 +31,7 @@ class Teacher:
 
     def __init__(self, config: Config, layout: Layout, data_rank: int) -> None:
         """layout, data_rank: of the student on this rank. All ranks call it."""
-        theirs, (_, asked) = settings_of(config), table_of(config)
+        theirs, (_, asked) = settings_of(config, layout.world_size), table_of(config)
         own = Layout.of(theirs, layout.world_size)
         self.model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
         load.fill(self.model, load.find(asked.path), config.checkpoint.verify)

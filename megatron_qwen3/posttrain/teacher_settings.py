@@ -1,6 +1,6 @@
 """What a teacher in memory is built with, and whether student and teacher can share a vocabulary.
 
-    theirs = settings_of(config)              # a Config of the teacher, in its own layout
+    theirs = settings_of(config, world_size)  # a Config of the teacher, in its own layout
     check(config, world_size, {"web": dialogs.tokenizer})
 
 Asked before any rank starts, and by the check of memory. No torch.
@@ -8,6 +8,8 @@ Asked before any rank starts, and by the check of memory. No torch.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,12 @@ from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import config as settings
 from megatron_qwen3.generate.load import Source
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
+from megatron_qwen3.settings import Config, ConfigError, ModelConfig, ParallelConfig
 from megatron_qwen3.settings_posttrain import TeacherConfig
 from megatron_qwen3.settings_rl import ScoringTeacherConfig
+
+_NODE_RANKS = 8  # whose links are fast enough to split matrices
+_LAYOUT = re.compile(r"\bparallel\.(tensor|pipeline|expert)\b")
 
 
 def table_of(config: Config) -> tuple[str, TeacherConfig | ScoringTeacherConfig]:
@@ -29,16 +34,16 @@ def table_of(config: Config) -> tuple[str, TeacherConfig | ScoringTeacherConfig]
     return "sft.teacher", config.sft.teacher
 
 
-def settings_of(config: Config) -> Config:
+def settings_of(config: Config, world_size: int) -> Config:
     """ConfigError where the teacher's path has no model, or its layout does not fit that model."""
     table, asked = table_of(config)
-    layout = ParallelConfig(asked.tensor, asked.pipeline, expert=asked.expert)
     try:
         model = Source(Path(asked.path)).config([], 1).model
+        layout = layout_of(asked, model, config.data.sequence_length, world_size)
         theirs = replace(config, model=model, parallel=layout)
         settings.validate(theirs)
     except ConfigError as error:
-        raise ConfigError(f"{table}: {error}") from None
+        raise ConfigError(named(table, error)) from None
     picks_ids = config.run.mode == "sft" or config.distill.top_k > 0
     if model.vocab_size > config.model.vocab_size and picks_ids:
         raise ConfigError(
@@ -48,17 +53,56 @@ def settings_of(config: Config) -> Config:
     return theirs
 
 
+def layout_of(
+    asked: TeacherConfig | ScoringTeacherConfig, model: ModelConfig, length: int, world_size: int
+) -> ParallelConfig:
+    """The layout that is asked for. What is 0 of it follows from the ranks, so that each holds as
+    few of the weights as may be: matrices on up to so many ranks as a node has, experts on all.
+
+    length: of rows, which tensor ranks share out.
+    """
+    ranks = max(1, world_size // asked.pipeline)
+    sizes = [model.num_query_groups, model.num_attention_heads, model.vocab_size, length]
+    sizes += [] if model.num_experts else [model.ffn_hidden_size]
+    tensor = asked.tensor or _largest(_NODE_RANKS, ranks, *sizes)
+    expert = asked.expert or (_largest(ranks, ranks, model.num_experts) if model.num_experts else 1)
+    return ParallelConfig(tensor, asked.pipeline, expert=expert)
+
+
+def _largest(most: int, *sizes: int) -> int:
+    """The largest number up to `most` that divides all sizes."""
+    common = math.gcd(*sizes)
+    return next(n for n in range(min(most, common), 0, -1) if common % n == 0)
+
+
+def named(table: str, error: ConfigError, place: str = "") -> str:
+    """An error of a model's settings in a layout of its own, with the names that these have.
+
+    place: where it stands, if its text does not begin with that; the table unless it is said.
+    """
+    told = _LAYOUT.sub(rf"{table}.\1", str(error))
+    return told if told.startswith(f"{table}.") else f"{place or table}: {told}"
+
+
+def known_ids(config: Config) -> int:
+    """How many ids, from 0 on, the teacher of a distillation knows of the student's."""
+    asked = config.distill.teacher
+    if asked.url:
+        return config.model.vocab_size
+    return min(Source(Path(asked.path)).config([], 1).model.vocab_size, config.model.vocab_size)
+
+
 def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> None:
     """ConfigError where the teacher does not fit the run's ranks, or has another vocabulary.
 
     tokenizers: of each dialog set, or of the student, by name, the sha256 of its tokenizer.json.
     """
     table, asked = table_of(config)
-    theirs = settings_of(config)
+    theirs = settings_of(config, world_size)
     try:
         Layout.of(theirs, world_size)
     except ConfigError as error:
-        raise ConfigError(f"{table}: {error}") from None
+        raise ConfigError(named(table, error)) from None
     own = tokenizer_sha256(Source(Path(asked.path)).config([], 1).data.tokenizer)
     for name, of_set in tokenizers.items():
         check_tokenizer(f"{table}.path = {asked.path}", own, name, of_set)

@@ -1,13 +1,19 @@
 """Objectives of on-policy distillation: whom they follow, what they leave alone, where they end."""
 
+from dataclasses import replace
+
 import pytest
+import tiny
 import torch
 from test_logits import Alone
 
-from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.config import ConfigError, load, validate
 from megatron_qwen3.model.logits import Logits
+from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain.policy.objective import SAMPLER, SEQUENCE
+from megatron_qwen3.posttrain.teacher_settings import check, layout_of, settings_of
 from megatron_qwen3.posttrain.towards import asked_of, is_whole, towards, with_answer
+from megatron_qwen3.settings_rl import ScoringTeacherConfig
 from megatron_qwen3.training.batch import TokenBatch
 
 B, S, H, V, K = 3, 7, 8, 13, 4
@@ -198,3 +204,41 @@ def test_settings_that_do_not_go_together_are_told_in_a_line(settings, says):
 def test_a_served_teacher_is_asked_only_what_it_can_tell(settings, says):
     with pytest.raises(ConfigError, match=says):
         config_of("distill.teacher.path=", "distill.teacher.url=http://a/v1", *settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "ranks", "asked", "sizes"),
+    [
+        ("qwen3-32b", 1, {}, (1, 1, 1)),
+        ("qwen3-32b", 6, {}, (2, 1, 1)),
+        ("qwen3-32b", 16, {}, (8, 1, 1)),
+        ("qwen3-32b", 16, {"pipeline": 4}, (4, 4, 1)),
+        ("qwen3-32b", 16, {"tensor": 1}, (1, 1, 1)),
+        ("qwen3-235b-a22b", 64, {}, (4, 1, 64)),
+        ("tiny-moe", 3, {}, (1, 1, 1)),
+    ],
+)
+def test_the_layout_of_a_teacher_follows_from_the_ranks_where_it_is_not_set(
+    preset, ranks, asked, sizes
+):
+    model = load([], [f"model.preset={preset}", "train.steps=1"]).model
+    found = layout_of(ScoringTeacherConfig(path="x", **asked), model, 4096, ranks)
+    assert (found.tensor, found.pipeline, found.expert) == sizes
+    config = load([], [f"model.preset={preset}", "train.steps=1"])
+    laid_out = replace(config, parallel=found, train=replace(config.train, global_batch=64 * 3))
+    validate(laid_out)
+    check_world_size(laid_out, ranks)
+
+
+def test_a_wrong_layout_of_a_teacher_is_told_by_the_names_of_its_settings(tmp_path):
+    tiny.save(tmp_path)
+    settings = config_of(f"distill.teacher.path={tmp_path}", "distill.teacher.tensor=8")
+    with pytest.raises(ConfigError) as caught:
+        settings_of(settings, 8)
+    assert str(caught.value).startswith("distill.teacher.tensor = 8 does not divide model.num_q")
+    settings = config_of(f"distill.teacher.path={tmp_path}", "distill.teacher.tensor=2")
+    with pytest.raises(ConfigError) as caught:
+        check(settings, 1, {})
+    assert str(caught.value).startswith(
+        "distill.teacher: a world of 1 ranks is no multiple of distill.teacher.tensor * pipeline"
+    )

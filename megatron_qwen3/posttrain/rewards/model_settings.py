@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_qwen3.generate.load import Source
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
+from megatron_qwen3.posttrain.teacher_settings import named, tokenizer_sha256
 from megatron_qwen3.settings import Config, ConfigError
 
 
@@ -35,7 +35,7 @@ def settings_of(config: Config, world_size: int) -> Config:
         theirs = Source(Path(asked.model)).config(overrides, world_size, head="scalar")
         Layout.of(theirs, world_size)
     except ConfigError as error:
-        raise ConfigError(f"rl.judge.model: {error}") from None
+        raise ConfigError(named("rl.judge", error, "rl.judge.model")) from None
     return theirs
 
 
