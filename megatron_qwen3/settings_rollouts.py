@@ -40,7 +40,12 @@ class AgentConfig:
     )
     corpus: str = setting("", "file of JSON lines with id and text that search looks through")
     turns: int = setting(8, "most answers of the model in a rollout", at_least=1)
-    answer_tokens: int = setting(512, "most tokens that a tool's answer is given", at_least=1)
+    answer_tokens: int = setting(
+        0,
+        "most tokens that a tool's answer is given, of those of rollouts.max_new_tokens; 0 is a "
+        "quarter of them, or 512 where that is less",
+        at_least=0,
+    )
     call_seconds: float = setting(60.0, "that a tool may take to answer", above=0)
 
 
@@ -128,7 +133,9 @@ class RolloutsConfig:
         below=1,
     )
     keep_arrays: bool = setting(
-        False, "keep ids and log-probs of all batches, not only those that a resume needs"
+        False,
+        "keep ids, log-probs and samples of all batches, not only those that a resume needs, and "
+        "samples of the newest",
     )
     eval_prompts: int = setting(64, "held-out tasks of each source that are asked", at_least=0)
     tasks: tuple[TaskSourceConfig, ...] = setting(
@@ -136,3 +143,8 @@ class RolloutsConfig:
     )
     agent: AgentConfig = field(default_factory=AgentConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
+
+    @property
+    def tool_tokens(self) -> int:
+        """Most tokens that a tool's answer is given."""
+        return self.agent.answer_tokens or max(1, min(512, self.max_new_tokens // 4))

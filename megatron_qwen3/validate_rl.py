@@ -65,7 +65,8 @@ def _agent_faults(rollouts: RolloutsConfig) -> Iterator[str]:
     if agent.answer_tokens >= rollouts.max_new_tokens:
         yield (
             f"{table}.answer_tokens = {agent.answer_tokens} leaves the model no room within "
-            f"rollouts.max_new_tokens = {rollouts.max_new_tokens}, which tools' answers count in"
+            f"rollouts.max_new_tokens = {rollouts.max_new_tokens}, which tools' answers count in; "
+            f"valid: 1 to {rollouts.max_new_tokens - 1}, or 0 for a quarter of it, 512 at most"
         )
 
 

@@ -27,6 +27,11 @@ def _rollout_faults(config: Config) -> Iterator[str]:
             f"in rollouts.max_new_tokens = {rollouts.max_new_tokens}; valid: below it, or 0 for "
             "none"
         )
+    if config.batch_updates > rollouts.prompts:
+        yield (
+            f"{config.run.mode}.updates = {config.batch_updates} exceeds rollouts.prompts = "
+            f"{rollouts.prompts}: an update has whole groups; valid: 1 to {rollouts.prompts}"
+        )
     if rollouts.engine == "own" and rollouts.samples > rollouts.rows:
         yield (
             f"rollouts.samples = {rollouts.samples} exceeds rollouts.rows = {rollouts.rows}: the "
@@ -47,11 +52,6 @@ def _rollout_faults(config: Config) -> Iterator[str]:
 
 def _group_faults(config: Config) -> Iterator[str]:
     rollouts, rl = config.rollouts, config.rl
-    if rl.updates > rollouts.prompts:
-        yield (
-            f"rl.updates = {rl.updates} exceeds rollouts.prompts = {rollouts.prompts}: an update "
-            f"has whole groups; valid: 1 to {rollouts.prompts}"
-        )
     advantage = rl.advantage
     compares = advantage.baseline != "none" or advantage.scale == "group"
     if rollouts.samples == 1 and compares and advantage.lone == "zero":

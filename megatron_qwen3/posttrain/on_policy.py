@@ -18,7 +18,8 @@ from functools import partial
 from megatron_qwen3 import launcher
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.posttrain import teacher_settings
+from megatron_qwen3.posttrain import kept_models, teacher_settings
+from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.rl import opened, rows_of, sources_of, told
 from megatron_qwen3.posttrain.rollouts import health, resume
 from megatron_qwen3.posttrain.rollouts.asking import Source
@@ -26,10 +27,12 @@ from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import Record
 from megatron_qwen3.posttrain.rollouts.rows import Rows
-from megatron_qwen3.posttrain.scorers import Scorer, scorer_of, without_unknown
+from megatron_qwen3.posttrain.scorers import Scorer, scorer_of, served_teacher, without_unknown
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.run import Run
+
+_AT_START = Limits(tries=2, seconds=60.0)  # that a served teacher is asked with
 
 
 def check(config: Config) -> list[Source]:
@@ -40,6 +43,9 @@ def check(config: Config) -> list[Source]:
         own = teacher_settings.tokenizer_sha256(config.data.tokenizer)
         tokenizers = {f"data.tokenizer = {config.data.tokenizer}": own}
         teacher_settings.check(config, launcher.world_size(), tokenizers)
+    elif launcher.rank() == 0:
+        with served_teacher(config, _AT_START) as teacher:
+            teacher.check()
     return sources
 
 
@@ -50,6 +56,7 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
     """
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
+        of_first(partial(kept_models.write, config))
         beat = partial(run.go_on, "teacher")
         with run.waiting():  # a teacher is loaded, as long as its files are big
             scorer = scorer_of(config, layout, run.engine, beat, run.waiting)
@@ -93,8 +100,6 @@ def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) 
         run.sampled(step, told(record, 0.0))
     of_first(lambda: resume.forget(config, step))
     known = without_unknown(record, scorer.known)
-    if lost := int(record.is_trained_N.sum() - known.is_trained_N.sum()):
-        run.log.note(f"batch {number}: {lost:,} answers have ids that the teacher does not know")
     return _Batch(known, rows_of(run, known, known.updates(updates, config.run.seed)))
 
 

@@ -27,6 +27,7 @@ from megatron_qwen3.convert import load
 from megatron_qwen3.generate.load import tokenizer_of
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import kept_models
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.policy import kl
 from megatron_qwen3.posttrain.policy.objective import (
@@ -38,7 +39,7 @@ from megatron_qwen3.posttrain.policy.objective import (
     trained_answers,
 )
 from megatron_qwen3.posttrain.policy.rejection import without_rejected
-from megatron_qwen3.posttrain.rewards import model_settings
+from megatron_qwen3.posttrain.rewards import judge, model_settings
 from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import before, health, resume
@@ -47,6 +48,7 @@ from megatron_qwen3.posttrain.rollouts.batches import advantages_of
 from megatron_qwen3.posttrain.rollouts.engines import check_engine, open_engine
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
+from megatron_qwen3.posttrain.rollouts.prompts import check_room, encoder
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
 from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.posttrain.watching.summary import summary
@@ -67,6 +69,8 @@ def check(config: Config) -> list[Source]:
         load.check_model(config.model, reference_of(config))
     if model_settings.is_asked(config):
         model_settings.check(config, launcher.world_size())
+    if config.rl.judge.url and launcher.rank() == 0:
+        judge.check(config.rl.judge)
     return sources
 
 
@@ -74,19 +78,22 @@ def sources_of(config: Config) -> list[Source]:
     """The sources of tasks. ConfigError where there are none, or with all that a run begins with
     that is wrong."""
     origin.check(config)
+    kept_models.check(config)
     resume.check(config)
     tokenizer_check.check_size(config)
     if not config.data.tokenizer:
         raise ConfigError("data.tokenizer is needed to ask tasks and to read answers; set it")
-    tokenizer_of(config)
+    tokenizer = tokenizer_of(config)
     check_engine(config)
     if not config.rollouts.tasks:
         raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
     needs_rewards, fraction = config.run.mode == "rl", config.rollouts.held_out
-    return [
+    sources = [
         Source.of(asked, open_source(asked.path, asked.name, needs_rewards), fraction)
         for asked in config.rollouts.tasks
     ]
+    check_room(config, sources, encoder(config, tokenizer))
+    return sources
 
 
 def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
@@ -96,6 +103,7 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     EvaluationFailed: it stopped, and a person must look.
     """
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
+        of_first(partial(kept_models.write, config))
         with run.waiting():  # as long as its files are big
             reference = _reference(config, layout)
         entropies = of_first(lambda: resume.begin(run))

@@ -2,17 +2,20 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 
 import broken
 import chaos
 import numpy as np
 import pytest
+import tiny
 from ranks import RankError, run_ranks
 from runs import arguments, paused_loads, power_cut, rows, run
 from served_teacher import served
 
 from megatron_qwen3 import train
-from megatron_qwen3.posttrain import scorers
+from megatron_qwen3.config import load
+from megatron_qwen3.posttrain import on_policy, scorers
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.training import engine
@@ -164,9 +167,45 @@ def test_a_served_teacher_is_asked_once_of_each_answer(settings, tmp_path, diver
         with pytest.raises(RankError, match="power cut"):
             run_ranks(power_cut, 2, asked, 4)
         assert run_ranks(run, 2, asked) == [0, 0]
-        assert len(bodies) == 3 * 16
+        assert len(bodies) == 3 * 16 + 2  # and once at each start
     for row in rows(tmp_path / "run"):
         assert np.isfinite([row[name] for name in METRICS]).all() and row["teacher_log_prob"] < 0
+
+
+def test_a_run_keeps_its_teacher_wherever_its_files_are(settings, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    path = next(s for s in settings if s.startswith("distill.teacher.path=")).partition("=")[2]
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    shutil.copytree(path, copied, copy_function=shutil.copyfile)  # with times of its own
+    asked = arguments(settings, tmp_path, "train.steps=9")
+    on_policy.check(load([], [*asked, f"distill.teacher.path={copied}"]))
+    tiny.save(other, seed=5)
+    assert train.main([*asked, f"distill.teacher.path={other}"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"distill.teacher.path = {other} has other weights than the model that {tmp_path}/ru"
+        in told
+    )
+    assert "which a run keeps: set that one; with another run.name, checkpoint.init_from" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (None, "cannot be reached"),
+        (lambda reply, body: b"<html>", "does not speak OpenAI's protocol"),
+        (lambda reply, body: {"choices": [{"text": "x"}]}, "the reply has no prompt_logprobs"),
+    ],
+)
+def test_a_served_teacher_that_does_not_answer_is_told_before_any_rank_starts(
+    settings, tmp_path, capsys, change, told
+):
+    with served(320, change) if change else nullcontext(("http://127.0.0.1:9/v1", [])) as (at, _):
+        more = ["distill.teacher.path=", f"distill.teacher.url={at}#big", "distill.top_k=5"]
+        assert train.main(arguments(settings, tmp_path, *more)) == 2
+    said = capsys.readouterr().err
+    assert f"error: distill.teacher.url = {at}" in said and told in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(settings, tmp_path, capsys):

@@ -224,6 +224,7 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
         ("rollouts.rows=2", "rollouts.samples = 4 exceeds rollouts.rows = 2"),
         ("parallel.context=2", 'set rollouts.engine = "vllm", or parallel.context = 1'),
         ("rollouts.max_new_tokens=64", "leaves no room for a prompt in data.sequence_length = 64"),
+        ("data.sequence_length=16", "tasks of 'letters' has room in a row: the shortest prompt"),
         ("rollouts.engine=vllm", "needs rollouts.vllm.python, to start servers, or"),
         (
             "rl.kl.coefficient=0.1",
@@ -232,6 +233,10 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
         ("rl.advantage.baseline=none rollouts.samples=1", "has nothing to compare an answer with"),
         ("optim.z_loss=0.1", 'no part of the objectives of run.mode = "rl"'),
         ("rollouts.thinking_budget=12", "thinking_budget = 12 leaves no room for an answer in"),
+        (
+            "rl.judge.url=http://127.0.0.1:9/v1 rl.judge.name=j rl.judge.tries=1",
+            "rl.judge.url = http://127.0.0.1:9/v1 cannot be reached",
+        ),
         ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
     ],
 )

@@ -18,7 +18,7 @@ from megatron_qwen3.posttrain.rollouts.corpus import Corpus, words
 from megatron_qwen3.posttrain.rollouts.environments import Environments, opened, tool
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
 from megatron_qwen3.posttrain.rollouts.tool_calls import Call, calls_of
-from megatron_qwen3.settings_rollouts import AgentConfig
+from megatron_qwen3.settings_rollouts import AgentConfig, RolloutsConfig
 from tests.sandboxes import needs_sandbox
 
 QUESTION = [{"role": "user", "content": "How many legs have three cats?"}]
@@ -597,3 +597,11 @@ def faults(mode, settings):
     except ConfigError as error:
         return [line for line in str(error).splitlines() if "rollouts.agent" in line]
     return []
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "given"), [(8192, 0, 512), (1024, 0, 256), (64, 0, 16), (2, 0, 1), (64, 9, 9)]
+)
+def test_what_a_tool_may_say_follows_from_what_a_rollout_may(most, asked, given):
+    agent = AgentConfig(environment="python", answer_tokens=asked)
+    assert RolloutsConfig(max_new_tokens=most, agent=agent).tool_tokens == given

@@ -12,6 +12,7 @@ from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.rollouts import asking
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Outcome, Source
+from megatron_qwen3.posttrain.rollouts.prompts import check_room
 
 SPEC = {"kind": "exact", "gold": "42"}
 
@@ -235,3 +236,32 @@ def test_a_task_without_room_is_passed_over_and_counted():
     alone = config(sources=("b",))
     with pytest.raises(ConfigError, match=r"1,000 tasks in a row have no room: .* = 99; raise"):
         Asker(alone, [long], encode).draw(1)
+
+
+@pytest.mark.parametrize("size", [7, None])
+def test_a_source_of_which_no_task_has_room_is_refused_with_ways_out_that_work(size):
+    """Prompts of 3 ids, and answers of 50."""
+    short = config("data.sequence_length=51")
+    with pytest.raises(ConfigError) as caught:
+        check_room(short, sources_of(short, (size,)), encode)
+    assert str(caught.value) == (
+        f"rollouts.tasks: none of {size or 1000:,} tasks of 'a' has room in a row: the shortest "
+        "prompt has 3 tokens, and with rollouts.max_new_tokens = 50 that is more than "
+        "data.sequence_length = 51; raise it to at least 52, or lower rollouts.max_new_tokens "
+        "to at most 49"
+    )
+    for way in ("data.sequence_length=52", "rollouts.max_new_tokens=49"):
+        settings = config("data.sequence_length=51", way)
+        check_room(settings, sources_of(settings, (size,)), encode)
+        assert len(asker(settings, (size,)).draw(5)) == 5
+
+
+def test_one_task_that_has_room_is_enough():
+    class Long(Tasks):
+        def task(self, number):
+            many = replace(super().task(number), messages=({"role": "user", "content": "a " * 60},))
+            return super().task(number) if number == 6 else many
+
+    settings = config()
+    source = Source.of(settings.rollouts.tasks[0], Long("a", 9), 0.0)
+    check_room(settings, [source], encode)

@@ -221,6 +221,58 @@ def test_batch_after_batch_without_use_ends_the_run_with_the_reason(
         health.check(settings, record)
 
 
+def hints(settings, record):
+    ways = "easier or harder tasks, more rollouts.samples or rl.refills"
+    return [line for line in health.lines(settings, record) if ways in line]
+
+
+def test_updates_that_train_nothing_are_told_with_the_ways_out_once_in_a_row(tmp_path):
+    asked, state = ("rl.updates=3", "rl.refills=0"), {}
+    told = (
+        "batch 5: 2 of its 3 updates train nothing, since so few of 3 tasks have answers of "
+        "different rewards: easier or harder tasks, more rollouts.samples or rl.refills, or fewer "
+        "rl.updates help"
+    )
+    for number, (groups, idle) in enumerate(
+        [([MIXED, WRONG, RIGHT], 1), ([WRONG, MIXED, RIGHT], 2), ([MIXED] * 3, 0)]
+    ):
+        settings, batch = batch_of(tmp_path, *asked, before=state)
+        record = answered(batch, groups)
+        state = json.loads(json.dumps(record.state))
+        assert state["idle"] == idle
+        assert hints(settings, record) == ([] if number else [told])
+
+
+@pytest.mark.parametrize(
+    ("more", "is_told"),
+    [((), True), (("rl.kl.coefficient=0.1", "rl.kl.place=reward", "rl.kl.reference=x"), False)],
+)
+def test_a_batch_without_any_advantage_is_told_also_where_it_is_trained(tmp_path, more, is_told):
+    settings, batch = batch_of(tmp_path, "rl.filter=false", *more)
+    record = answered(batch, [RIGHT, RIGHT, WRONG])
+    assert record.is_trained_N.all() and not record.advantage_N.any()
+    told = (
+        "batch 5: no answer has an advantage, so that no reward is learnt: the answers of each of "
+        "3 tasks were rewarded alike, 67% of them right: easier or harder tasks, more "
+        "rollouts.samples or rl.refills help"
+    )
+    assert hints(settings, record) == ([told] if is_told else [])
+    settings, batch = batch_of(tmp_path, "rl.filter=false")
+    assert not hints(settings, answered(batch, [RIGHT, MIXED, WRONG]))
+
+
+def test_answers_that_a_teacher_cannot_be_asked_about_are_not_counted_as_trained(tmp_path):
+    settings = config("rollouts.prompts=3", "run.mode=distill", "distill.teacher.path=x")
+    rewards = Rewards(settings, tmp_path, Judges())
+    asker = Asker(settings, sources_of(settings, (None,)), encode)
+    batch = Batch(settings, 5, 10, {}, asker, lambda ids: str(ids[0]), rewards, known=7)
+    record = answered(batch, [(1, 2, NOBODY, 2), RIGHT, [NOBODY] * 4])
+    assert record.is_trained_N.reshape(3, 4).tolist() == [[1, 1, 0, 1], [1] * 4, [0] * 4]
+    assert record.state["update_tokens"] == [14] and record.counts["unknown_ids"] == 5
+    told = [line for line in health.lines(settings, record) if "does not know" in line]
+    assert told == ["batch 5: 5 of 12 answers have ids that the teacher does not know"]
+
+
 def test_some_answers_are_kept_as_text_with_why_they_got_what_they_got(tmp_path):
     _, batch = batch_of(tmp_path, "rl.refills=0")
     record = answered(batch, [MIXED, RIGHT, WRONG])

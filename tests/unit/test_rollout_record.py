@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.posttrain.rollouts import forgetting
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts import record_files as files
 from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
+from megatron_qwen3.posttrain.watching import samples
 
 NAN = float("nan")
 
@@ -217,9 +219,25 @@ def test_old_log_probs_stand_beside_the_rollouts_they_are_of(tmp_path):
 def test_old_batches_stay_for_reading_alone(tmp_path):
     for batch in range(3):
         made(batch).write(folder_of(tmp_path, batch), [{"answer": "x"}])
-    records.forget(tmp_path, 2)
+    forgetting.forget(tmp_path, 2)
     assert [(folder_of(tmp_path, n) / "rollouts.npz").exists() for n in range(3)] == [0, 0, 1]
     assert records.read_about(folder_of(tmp_path, 0))["batch"] == 0
+
+
+@pytest.mark.parametrize("arrays", [True, False])
+def test_a_long_run_keeps_samples_of_its_newest_batches_and_of_some_before(
+    tmp_path, monkeypatch, arrays
+):
+    monkeypatch.setattr(forgetting, "KEPT_SAMPLES", 3)
+    monkeypatch.setattr(forgetting, "KEPT_EVERY", 4)
+    for batch in range(12):
+        made(batch).write(folder_of(tmp_path, batch), [{"answer": "x"}])
+        forgetting.forget(tmp_path, batch, arrays)
+    have = [n for n in range(12) if (folder_of(tmp_path, n) / "samples.jsonl").exists()]
+    assert have == ([0, 4, 8, 9, 10, 11] if arrays else [*range(12)])
+    if arrays:
+        with pytest.raises(ConfigError, match="has no samples.jsonl: answers are kept of the new"):
+            samples.read(folder_of(tmp_path, 3))
 
 
 RATES = {"school": {f"t{n}": [4.0, 1.0] for n in range(1000)}}
@@ -238,7 +256,7 @@ def test_pass_rates_of_single_tasks_stand_apart_and_the_next_batch_has_them(tmp_
 def test_only_batches_that_may_be_gone_on_from_keep_rates_of_tasks(tmp_path, arrays):
     for batch in range(6):
         made(batch, state=ASKING).write(folder_of(tmp_path, batch))
-        records.forget(tmp_path, batch - 1, arrays)
+        forgetting.forget(tmp_path, batch - 1, arrays)
     have = [n for n in range(6) if (folder_of(tmp_path, n) / "rates.json").exists()]
     assert have == [3, 4, 5]  # batch 4 may be made again, from what is in 3
     kept = [n for n in range(6) if (folder_of(tmp_path, n) / "rollouts.npz").exists()]

@@ -291,6 +291,12 @@ def thinks(config: Config, source: TaskSourceConfig, nth: int) -> bool:
     return mode == "thinking"
 
 
+def modes_of(config: Config, source: TaskSourceConfig) -> tuple[bool, ...]:
+    """Whether a source's tasks are asked thinking; both where they are asked in either mode."""
+    mode = source.mode or config.rollouts.mode
+    return (True, False) if mode == "mixed" else (mode == "thinking",)
+
+
 def ask_of(
     config: Config, task: Task, thinking: bool, seed: int, encode: Encode, samples: int = 0
 ) -> Ask:
@@ -321,9 +327,7 @@ def has_room(config: Config, ask: Ask) -> bool:
 
 def held_out(config: Config, source: Source, encode: Encode) -> list[Drawn]:
     """What an evaluation asks of a source: each task once, in each mode that it is trained in."""
-    mode = source.settings.mode or config.rollouts.mode
-    modes = (True, False) if mode == "mixed" else (mode == "thinking",)
-    drawn = []
+    modes, drawn = modes_of(config, source.settings), []
     for number in source.first_held_out(config.rollouts.eval_prompts):
         task = source.tasks.task(number)
         for thinking in modes:

@@ -31,11 +31,10 @@ from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Drawn, Outcome
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, STOP, Ask, Rollout
-from megatron_qwen3.posttrain.watching.samples import pieces_of
+from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, pieces_of
 from megatron_qwen3.settings import Config
 
 NEARLY_ALL = 0.9  # answers of a batch, which are why nothing is left of it
-SHOWN_GROUPS = 4  # of a batch, of which the best and the worst answer are kept as text
 
 
 class Group(NamedTuple):
@@ -66,7 +65,11 @@ class Batch:
         asker: Asker,
         decode: Callable[[Sequence[int]], str],
         rewards: Rewards,
+        known: int | None = None,
     ) -> None:
+        """known: ids from here on a teacher does not know, and trains no answer with one of them;
+        None where it knows all of them, or there is none."""
+        self._known = known
         self._config, self.number, self.step, self._before = config, number, step, before
         self._asker, self._decode, self._rewards = asker, decode, rewards
         self._drawn: list[Drawn] = []
@@ -136,7 +139,7 @@ class Batch:
             advantage_N=np.zeros(len(rewards), np.float32),
             parts_NP=np.array(parts, np.float32).reshape(-1, len(PARTS)),
             is_trained_N=is_trained_N,
-            counts=self._counts(),
+            counts=self._counts() | {"unknown_ids": int(self._has_unknown(columns).sum())},
             seconds=dict(self.seconds),
             refit=self.refit,
         )
@@ -148,9 +151,9 @@ class Batch:
 
     def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
         """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
-        it; update_tokens: of each of its updates; empty, truncated_alone: batches in a row, with
-        this one, that left nothing to train, and of which nearly all answers were truncated; seed:
-        that its rollouts are shared out by."""
+        it; update_tokens: of each of its updates; empty, idle, truncated_alone: batches in a row,
+        with this one, that left nothing to train, that left some updates nothing, and of which
+        nearly all answers were truncated; seed: that its rollouts are shared out by."""
         config, before = self._config, self._before
         settings = config.rl.entropy
         coefficient = before.get("entropy_coefficient", settings.coefficient)
@@ -161,6 +164,7 @@ class Batch:
         cut = record.is_truncated_N.mean() if len(record) else 0.0
         in_a_row = {
             "empty": not trained_N.any(),
+            "idle": trained_N.any() and not all(shares),
             "truncated_alone": len(record) and cut >= (1 if trained_N.any() else NEARLY_ALL),
         }
         return {
@@ -218,7 +222,14 @@ class Batch:
         if self._config.run.mode == "rl":
             return ~np.isnan(reward_N)
         failed = [records.FINISHES.index(finish) for finish in (ABORT, ERROR)]
-        return ~np.isin(columns["finish_N"], failed)
+        return ~np.isin(columns["finish_N"], failed) & ~self._has_unknown(columns)
+
+    def _has_unknown(self, columns: Mapping[str, Any]) -> Array:
+        """Whether each rollout has an id that the teacher does not know."""
+        places_N: Array = columns["prompt_lengths_N"] + columns["lengths_N"]
+        if self._known is None:
+            return np.zeros(len(places_N), bool)
+        return records.any_beyond(columns["ids"], places_N, self._known)
 
     def _has_room(self, columns: Mapping[str, Any]) -> Array:
         """Whether a row holds each rollout: what agents' tools said may have made it too long."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def open_engine(
             yield engine
             return
         with _environments(agent, waiting) as found:
-            yield Agents(engine, found, ChatTokenizer(tokenizer), agent, beat, waiting)
+            limits = replace(agent, answer_tokens=config.rollouts.tool_tokens)
+            yield Agents(engine, found, ChatTokenizer(tokenizer), limits, beat, waiting)
 
 
 @contextmanager

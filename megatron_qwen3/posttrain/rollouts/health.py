@@ -11,10 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from megatron_qwen3.posttrain.rollouts.record import Record
+from megatron_qwen3.posttrain.watching.summary import ZERO
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 
+_WAYS_OUT = "easier or harder tasks, more rollouts.samples or rl.refills"
 TRUNCATED, UNSCORED, FAILED = 0.05, 0.01, 0.01  # shares of answers above which a line says so
 
 
@@ -36,10 +40,21 @@ def lines(config: Config, record: Record) -> Iterator[str]:
         yield f"{batch}: {unscored:,} of {answers:,} answers have no reward: samples.jsonl says why"
     if counts["errors"] > FAILED * answers:
         yield f"{batch}: {counts['errors']:,} of {answers:,} answers failed"
+    if unknown := counts.get("unknown_ids"):
+        yield f"{batch}: {unknown:,} of {answers:,} answers have ids that the teacher does not know"
     if counts["too_long"]:
         yield f"{batch}: {counts['too_long']:,} tasks were passed over, which have no room in a row"
     if record.state["empty"]:
         yield f"{batch}: nothing to train: {_why(record)}"
+    if needs_rewards and record.state.get("idle") == 1:  # the first of several in a row
+        idle, updates = record.state["update_tokens"].count(0), config.batch_updates
+        yield (
+            f"{batch}: {idle:,} of its {updates:,} updates train nothing, since so few of "
+            f"{counts['asked']:,} tasks have answers of different rewards: {_WAYS_OUT}, or fewer "
+            "rl.updates help"
+        )
+    if needs_rewards and _is_all_alike(config, record):
+        yield f"{batch}: no answer has an advantage, so that no reward is learnt: {_why(record)}"
 
 
 def check(config: Config, record: Record) -> None:
@@ -69,7 +84,13 @@ def _why(record: Record) -> str:
         return "no answer has a reward"
     passed = record.passed_N[record.passed_N == record.passed_N]
     rate = f", {passed.mean():.0%} of them right" if len(passed) else ""
-    return (
-        f"the answers of each of {asked:,} tasks were rewarded alike{rate}: easier or harder "
-        "tasks, more rollouts.samples or rl.refills, or rl.filter = false help"
-    )
+    return f"the answers of each of {asked:,} tasks were rewarded alike{rate}: {_WAYS_OUT} help"
+
+
+def _is_all_alike(config: Config, record: Record) -> bool:
+    """Whether answers are trained and none of them has an advantage, nor gets one by its divergence
+    from the reference."""
+    if config.rl.kl.coefficient and config.rl.kl.place == "reward":
+        return False
+    advantage_N = record.advantage_N[record.is_trained_N]
+    return bool(len(advantage_N)) and bool((np.abs(advantage_N) <= ZERO).all())

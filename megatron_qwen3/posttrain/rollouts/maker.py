@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, Source
 from megatron_qwen3.posttrain.rollouts.batches import Batch
-from megatron_qwen3.posttrain.rollouts.environments import tools_of
+from megatron_qwen3.posttrain.rollouts.prompts import encoder
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout, RolloutEngine
+from megatron_qwen3.posttrain.teacher_settings import known_ids
 from megatron_qwen3.settings import Config
 
 ModelScores = Callable[[Sequence[Rollout]], Sequence[float | None]]
@@ -49,8 +49,7 @@ class Rollouts:
         self.config, self.engine, self.sources = config, engine, sources
         self.rewards, self.model_scores, self.waiting = rewards, model_scores, waiting
         self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
-        self._tokenizer, self._chat = tokenizer, ChatTokenizer(tokenizer)
-        self._tools = tools_of(config.rollouts.agent)
+        self._tokenizer, self.encode = tokenizer, encoder(config, tokenizer)
 
     def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> Record:
         """The record of a batch, which the weights of `step` updates sample where there is none.
@@ -61,13 +60,6 @@ class Rollouts:
         if not of_first(folder.exists):
             self._make(number, step, entropies)
         return Record.read(folder)
-
-    def encode(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], enable_thinking: bool
-    ) -> list[int]:
-        """Ids of a prompt that offers the tools of the environment, and those of the task."""
-        offered = [*self._tools, *tools]
-        return self._chat.encode_prompt(messages, offered or None, enable_thinking=enable_thinking)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, in which control tokens stand as they are."""
@@ -116,7 +108,8 @@ class Rollouts:
         assert self.rewards is not None
         config, before = self.config, newest_state(self.config, number)
         asker = Asker(config, self.sources, self.encode, before.get("asking"))
-        return Batch(config, number, step, before, asker, self.decode, self.rewards)
+        known = known_ids(config) if config.run.mode == "distill" else None
+        return Batch(config, number, step, before, asker, self.decode, self.rewards, known)
 
 
 def newest_state(config: Config, number: int) -> dict[str, Any]:

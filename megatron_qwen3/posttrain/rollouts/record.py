@@ -346,6 +346,16 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state | {"asking": {**state["asking"], TASK_RATES: rates}}
 
 
+def any_beyond(ids: Array, places_N: Array, known: int) -> Array:
+    """Bool [N]: whether a rollout has an id that is not below `known`. A model with more rows than
+    its tokenizer has tokens may sample one of the others.
+
+    ids: of all rollouts, one after another; places_N: how many are of each, its prompt included.
+    """
+    of_ids = np.repeat(np.arange(len(places_N)), places_N)
+    return np.bincount(of_ids, ids >= known, minlength=len(places_N)) > 0
+
+
 def clean(run_dir: Path, step: int) -> list[int]:
     """Remove what weights of more than `step` updates sampled, and at step 0 everything: the
     batches that are gone. A record that cannot be read goes with all after it. Of a batch whose
@@ -376,18 +386,3 @@ def remove(folder: Path) -> None:
     folder.rename(partial)
     sync(folder.parent)
     shutil.rmtree(partial)
-
-
-def forget(run_dir: Path, before: int, arrays: bool = True) -> None:
-    """Of batches below `before` keep what is for reading. arrays: let them go; pass rates of single
-    tasks go anyhow, but of the newest of these batches, which the next one goes on from."""
-    old = [batch for batch in batches(run_dir) if batch < before]
-    for place, batch in enumerate(reversed(old)):
-        folder = folder_of(run_dir, batch)
-        last = [folder / ARRAYS_FILE] if arrays else []
-        last += [folder / RATES_FILE] if place else []
-        if place and not any(path.exists() for path in last):
-            return  # nor have those before it: a long run has tens of thousands
-        others = [path for path in folder.glob("*.npz") if path.name != ARRAYS_FILE]
-        for path in (*(others if arrays else ()), *reversed(last)):
-            path.unlink(missing_ok=True)

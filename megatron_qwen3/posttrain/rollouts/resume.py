@@ -13,6 +13,7 @@ from functools import partial
 
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.forgetting import forget as forget_old
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
 from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.settings import Config, ConfigError
@@ -101,7 +102,7 @@ def forget(config: Config, step: int) -> None:
     """Drop the arrays of batches that no checkpoint, nor the run at `step`, goes on with."""
     steps = [*map(step_of, checkpoints(config.run_dir)), step]
     first = min(steps) // config.batch_updates
-    records.forget(config.run_dir, first, not config.rollouts.keep_arrays)
+    forget_old(config.run_dir, first, not config.rollouts.keep_arrays)
 
 
 def _steps(run: Run) -> Iterable[int]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from megatron_qwen3.chat import END_THINK, THINK, TOOL_RESPONSE
 from megatron_qwen3.posttrain.rollouts import record as records
+from megatron_qwen3.posttrain.rollouts.forgetting import KEPT_EVERY, KEPT_SAMPLES
 from megatron_qwen3.posttrain.rollouts.record import folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
 from megatron_qwen3.posttrain.rollouts.rollout import STOP
@@ -29,6 +30,7 @@ Decode = Callable[[Sequence[int]], str]
 THINKING, ANSWER = "thinking", "answer"
 FORCED, TOOL = "forced", "tool"  # marks of what was not sampled
 _THOUGHTS = re.compile(rf"{re.escape(THINK)}.*?(?:{re.escape(END_THINK)}|\Z)", re.DOTALL)
+SHOWN_GROUPS = 4  # of a batch, the first ones, of which the best and the worst answer are kept
 _MOST_LINE_BYTES = 64 << 20
 
 
@@ -128,8 +130,13 @@ def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Decode) -> li
 def read(folder: Path) -> list[Sample]:
     """The answers that a record keeps. ConfigError, in one line, where they cannot be read."""
     batch = int(records.read_about(folder)["batch"])
-    path = inside(folder, SAMPLES_FILE)
     samples = []
+    if not (folder / SAMPLES_FILE).exists():
+        raise ConfigError(
+            f"{folder} has no {SAMPLES_FILE}: answers are kept of the newest {KEPT_SAMPLES} "
+            f"batches, and of every {KEPT_EVERY}th before them"
+        )
+    path = inside(folder, SAMPLES_FILE)
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
