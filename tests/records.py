@@ -115,6 +115,10 @@ def write_run(run_dir, batches=4, mode="rl"):
         record, first = write(run_dir, batch), UPDATES * batch
         rows.append({"kind": "rollouts", "step": first + 1, **summary(record)})
         rows += [_train_row(first + update + 1) for update in range(UPDATES)]
+    held_out = {"reward": 0.5, "pass_rate": 0.5, "length": 4.0, "truncated": 0.0, "answers": 8}
+    for source in ("sums", "all"):
+        step = UPDATES * batches
+        rows.append({"kind": "eval", "step": step, "source": source, **held_out})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (run_dir / "metrics.jsonl").write_text(lines)
     band = "[rl.entropy]\nlow = 0.2\nhigh = 0.6\n" if mode == "rl" else ""

@@ -18,11 +18,15 @@ from markupsafe import Markup
 from megatron_qwen3.pages import answers, page
 from megatron_qwen3.pages.rollout_pictures import seconds_by_kind
 from megatron_qwen3.posttrain.rewards import hacking
-from megatron_qwen3.posttrain.watching.samples import Sample, of_line
+from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, Sample, of_line
 from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import Run
 
 SHOWN = 3  # answers of a kind
+KEPT = (
+    f"Kept are the best and the worst answer to each of the first {SHOWN_GROUPS} tasks of a batch, "
+    "and here those of the newest batches: better and worse ones may have been among the others."
+)
 
 
 class Kept(NamedTuple):
@@ -61,7 +65,7 @@ def sections(run: Run, kept: Kept, name: str = "") -> list[Markup]:
     for title, found in (examples(samples) | suspects(kept.hacking)).items():
         body.append(answers.section(f"{title}{of}", found))
     if samples:
-        body.append(page.text("How to read answers", [answers.MARKS]))
+        body.append(page.text("How to read answers", [KEPT, answers.MARKS]))
     return body
 
 
@@ -96,16 +100,17 @@ def time_rows(run: Run) -> list[list[str]]:
 
 
 def examples(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """The best and the worst answers, and those that differ most from the others of their task."""
+    """Of the answers that were kept the best and the worst, and those that differ most from the
+    others of their task."""
     scored = [sample for sample in samples if sample.reward is not None]
     best = sorted(scored, key=lambda s: (-(s.reward or 0.0), -s.batch))
     surprising = sorted(scored, key=lambda s: (-abs(s.advantage), -s.batch))
     unscored = [sample for sample in samples if sample.reward is None][-SHOWN:]
     found = {
-        "Best answers": best[:SHOWN],
-        "Worst answers": best[::-1][:SHOWN],
-        "Most surprising answers": [s for s in surprising if s.advantage][:SHOWN],
-        "Answers without a reward": unscored,
+        "Best of the kept answers": best[:SHOWN],
+        "Worst of the kept answers": best[::-1][:SHOWN],
+        "Most surprising of the kept answers": [s for s in surprising if s.advantage][:SHOWN],
+        "Kept answers without a reward": unscored,
     }
     return {title: own for title, own in found.items() if own}
 

@@ -103,7 +103,9 @@ def write_report(runs: Sequence[Run], out: Path, kept: KeptOf | None = None) -> 
             body += rollouts.sections(run, kept[n], name)
     stages, held_out = held_out_rows(runs)
     if len(held_out) > 1:
-        body.append(page.table("Held-out text by source", held_out, stages))
+        what = {"tasks" if run.rollouts else "text" for run in runs if run.held_out()}
+        title = f"Held-out {' and '.join(sorted(what, reverse=True))} by source"
+        body.append(page.table(title, held_out, stages))
     settings = [(run.name, run.config_text) for run in runs if run.config_text]
     if settings:
         body.append(page.files("Configuration", settings))

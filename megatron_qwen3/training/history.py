@@ -54,7 +54,9 @@ class Run:
             else:
                 (of_batches if kind == "rollouts" else of_steps).add(row)
         if not of_steps.rows:
-            raise MetricsError(f"{path}: no training step in it yet")
+            sampled = f", though {of_batches.rows:,} batches of rollouts" if of_batches.rows else ""
+            where = "; rollouts/*/samples.jsonl there has answers" if sampled else ""
+            raise MetricsError(f"{path}: no training step in it yet{sampled}{where}")
         config = folder / "config.toml"
         return cls(
             name=folder.resolve().name,

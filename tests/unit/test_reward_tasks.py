@@ -299,3 +299,24 @@ def test_the_command_lists_kinds_and_shows_tasks_that_read_back(tmp_path, capsys
             task = again.task(n)
             assert replace(task, source="") == source.task(7 + n)
     assert tasks_command.main(["own:no"]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"verifier": {"kind": "exact", "gold": "42"}}, "gold: 42"),
+        ({"verifier": {"kind": "exact", "gold": ["one", "två"]}}, 'gold: ["one", "två"]'),
+        ({"verifier": {"kind": "math", "gold": "42"}, "gold": "6 * 7 = 42"}, "gold: 6 * 7 = 42"),
+        (
+            {"verifier": {"kind": "ifeval/keywords:existence", "keywords": ["a"]}},
+            "gold: its verifier alone knows",
+        ),
+        ({"checklist": ["is short"]}, "gold: none"),
+    ],
+)
+def test_the_command_shows_the_right_answer_wherever_a_task_has_it(tmp_path, capsys, line, told):
+    path = tmp_path / "tasks.jsonl"
+    messages = [{"role": "user", "content": "What?"}]
+    path.write_text(json.dumps({"id": "a", "messages": messages, **line}) + "\n")
+    assert tasks_command.main([str(path)]) == 0
+    assert told in capsys.readouterr().out.splitlines()

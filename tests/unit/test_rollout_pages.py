@@ -61,9 +61,13 @@ def test_the_band_of_the_entropy_is_drawn(made):
 def test_the_page_has_rewards_by_source_and_mode_and_answers_to_read(made):
     _, html, _, _ = made
     text = re.sub(r"<[^>]*>", "|", html)
-    for part in ("sums", "non-thinking", "Where the time goes", "Best answers", "Worst answers"):
+    for part in ("sums", "non-thinking", "Where the time goes", "Held-out tasks by source"):
         assert part in text, part
-    assert "Most surprising answers" in text and "Answers without a reward" in text
+    for kind in ("Best", "Worst", "Most surprising"):
+        assert f"{kind} of the kept answers" in text
+    assert "Kept answers without a reward" in text
+    assert "the best and the worst answer to each of the first 4 tasks of a batch" in text
+    assert "Held-out text" not in text
 
 
 def test_the_report_on_hacking_is_joined(made):
@@ -222,9 +226,10 @@ def test_a_batch_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys
 def test_examples_are_the_best_the_worst_and_the_farthest_from_their_groups():
     made = [samples.of_line(0, dict(LINE, answer="", reward=r, advantage=a)) for r, a in VALUES]
     found = {title: [(s.reward, s.advantage) for s in own] for title, own in examples(made).items()}
-    assert found["Best answers"][0] == (3, 0.0) and found["Worst answers"][0] == (-1, -0.5)
-    assert found["Most surprising answers"][:2] == [(0.5, 2.0), (1, -1.5)]
-    assert found["Answers without a reward"] == [(None, 0.0)]
+    best, worst, surprising, unscored = found.values()
+    assert best[0] == (3, 0.0) and worst[0] == (-1, -0.5)
+    assert surprising[:2] == [(0.5, 2.0), (1, -1.5)]
+    assert unscored == [(None, 0.0)]
 
 
 VALUES = [(3, 0.0), (0.5, 2.0), (1, -1.5), (-1, -0.5), (None, 0.0)]
