@@ -191,6 +191,12 @@ def _distill_faults(config: Config) -> Iterator[str]:
             f'distill.beta = {distill.beta} goes with distill.divergence = "jensen_shannon", not '
             f'"{distill.divergence}"; leave it out'
         )
+    for source in config.rollouts.tasks:
+        if source.rewards:
+            yield (
+                f"rollouts.tasks.{source.name}.rewards = {list(source.rewards)} has no effect in "
+                'run.mode = "distill", where the teacher says what is learnt; leave it out'
+            )
     if distill.top_k and distill.divergence == "sampled":
         yield (
             f'distill.top_k = {distill.top_k} has no effect with distill.divergence = "sampled", '

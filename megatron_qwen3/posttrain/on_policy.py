@@ -32,6 +32,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.run import Run
 
+_OF_REWARDS = ("reward", "reward_deviation", "advantage", "zero_groups")  # no part of the loss
 _AT_START = Limits(tries=2, seconds=60.0)  # that a served teacher is asked with
 
 
@@ -97,7 +98,8 @@ def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) 
         run.log.note(line)
     health.check(config, record)
     if step == record.first_step:
-        run.sampled(step, told(record, 0.0))
+        row = told(record, 0.0)
+        run.sampled(step, {name: row[name] for name in row if name not in _OF_REWARDS})
     of_first(lambda: resume.forget(config, step))
     known = without_unknown(record, scorer.known)
     return _Batch(known, rows_of(run, known, known.updates(updates, config.run.seed)))

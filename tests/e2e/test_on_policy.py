@@ -61,6 +61,7 @@ def test_a_student_goes_towards_its_teacher_on_its_own_answers(whole):
     assert steps[-1]["loss"] < steps[0]["loss"]
     sampled = rows(whole, "rollouts")
     assert [row["step"] for row in sampled] == [1, 3, 5]
+    assert not {"reward", "advantage", "zero_groups"} & set(sampled[0])
     tokens = 0
     for batch in records.batches(whole):
         record = Record.read(folder_of(whole, batch))

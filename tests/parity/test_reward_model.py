@@ -41,7 +41,8 @@ LAYOUTS = {
 
 
 def settings(name, *more):
-    base = ["train.steps=1", "train.precision=fp32", "run.device=cpu", "train.global_batch=4"]
+    base = ["train.steps=1", "train.precision=fp32", "run.device=cpu"]
+    base += [] if "run.mode=rl" in more else ["train.global_batch=4"]
     return [*base, *MODELS[name], *more]
 
 

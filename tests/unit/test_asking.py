@@ -256,6 +256,13 @@ def test_a_source_of_which_no_task_has_room_is_refused_with_ways_out_that_work(s
         assert len(asker(settings, (size,)).draw(5)) == 5
 
 
+def test_tools_are_named_where_a_prompt_has_them():
+    more = ("data.sequence_length=51", "rollouts.agent.environment=python")
+    settings = config(*more)
+    with pytest.raises(ConfigError, match=r"3 tokens with the tools of rollouts.agent, and with"):
+        check_room(settings, sources_of(settings, (3,)), encode)
+
+
 def test_one_task_that_has_room_is_enough():
     class Long(Tasks):
         def task(self, number):

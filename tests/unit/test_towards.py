@@ -179,6 +179,10 @@ def test_the_whole_vocabulary_is_compared_unless_ids_are_asked_for():
             ["distill.divergence=sampled", "rollouts.temperature=0.7"],
             "distill.temperature = 1.0 .* must be rollouts.temperature = 0.7",
         ),
+        (
+            ["rollouts.tasks=[{name='a', path='p', rewards=['judge=1']}]"],
+            r"rollouts.tasks.a.rewards = \['judge=1'\] has no effect in run.mode = .distill.",
+        ),
         (["optim.z_loss=1e-4"], "optim.z_loss = 0.0001 is no part"),
         (["distill.teacher.path="], "neither is set; set one"),
         (["distill.teacher.url=http://a/v1"], "both are set; set one"),

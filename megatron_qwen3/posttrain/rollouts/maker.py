@@ -88,7 +88,8 @@ class Rollouts:
             assert batch is not None
             record = batch.record(entropies)
             record.write(folder_of(self.config.run_dir, number), batch.samples(record))
-            if self.rewards is not None and (line := self.rewards.alarm()):
+            needs_rewards = self.config.run.mode == "rl" and self.rewards is not None
+            if needs_rewards and (line := self.rewards.alarm()):
                 tell(f"note: batch {number}: {line}")
             self.seconds += batch.seconds
 

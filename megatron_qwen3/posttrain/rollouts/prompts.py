@@ -53,10 +53,11 @@ def _told(config: Config, name: str, lengths: Sequence[int]) -> str:
     length, answer = config.data.sequence_length, config.rollouts.max_new_tokens
     unit = config.parallel.tensor if config.parallel.sequence else 1
     least = -(-(shortest + answer - 1) // unit) * unit
+    with_tools = " with the tools of rollouts.agent" if config.rollouts.agent.environment else ""
     lower = f", or lower rollouts.max_new_tokens to at most {length + 1 - shortest}"
     return (
         f"rollouts.tasks: none of {tasks:,} tasks of {name!r} has room in a row: the shortest "
-        f"prompt has {shortest:,} tokens, and with rollouts.max_new_tokens = {answer} that is more "
-        f"than data.sequence_length = {length}; raise it to at least {least}"
+        f"prompt has {shortest:,} tokens{with_tools}, and with rollouts.max_new_tokens = {answer} "
+        f"that is more than data.sequence_length = {length}; raise it to at least {least}"
         f"{lower if shortest <= length else ''}"
     )
