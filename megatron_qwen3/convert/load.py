@@ -50,6 +50,15 @@ def model_of(source: Path) -> ModelConfig:
     return settings.load([source / folders.SETTINGS_FILE]).model
 
 
+def check_there(name: str, path: str) -> None:
+    """ConfigError, which begins with a setting's name, where what it names has no weights that can
+    be read; of a checkpoint whether they are whole is seen when they are loaded."""
+    try:
+        model_of(find(path))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
 def begins_head(model: ModelConfig, source: Path) -> bool:
     """Whether a reward model begins with a language model's weights, and so with a fresh head."""
     return model.head == "scalar" and model_of(source).head == "vocabulary"

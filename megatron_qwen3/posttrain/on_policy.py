@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from megatron_qwen3 import launcher
+from megatron_qwen3.convert import load
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import kept_models, teacher_settings
@@ -44,6 +45,7 @@ def check(config: Config) -> list[Source]:
         own = teacher_settings.tokenizer_sha256(config.data.tokenizer)
         tokenizers = {f"data.tokenizer = {config.data.tokenizer}": own}
         teacher_settings.check(config, launcher.world_size(), tokenizers)
+        load.check_there("distill.teacher.path", config.distill.teacher.path)
     elif launcher.rank() == 0:
         with served_teacher(config, _AT_START) as teacher:
             teacher.check()

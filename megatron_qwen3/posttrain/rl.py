@@ -69,6 +69,7 @@ def check(config: Config) -> list[Source]:
         load.check_model(config.model, reference_of(config))
     if model_settings.is_asked(config):
         model_settings.check(config, launcher.world_size())
+        load.check_there("rl.judge.model", config.rl.judge.model)
     if config.rl.judge.url and launcher.rank() == 0:
         judge.check(config.rl.judge)
     return sources

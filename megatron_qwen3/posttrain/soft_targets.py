@@ -9,6 +9,7 @@ what `tools/build_dialogs.py teacher` left beside each set is read with the rows
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.config import Config
+from megatron_qwen3.convert import load
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
@@ -24,6 +25,7 @@ def check(config: Config, mixture: DialogMixture) -> None:
         return
     tokenizers = {source.dialogs.prefix: source.dialogs.tokenizer for source in mixture.sources}
     teacher_settings.check(config, launcher.world_size(), tokenizers)
+    load.check_there("sft.teacher.path", config.sft.teacher.path)
 
 
 def sources(

@@ -173,6 +173,17 @@ def test_a_served_teacher_is_asked_once_of_each_answer(settings, tmp_path, diver
         assert np.isfinite([row[name] for name in METRICS]).all() and row["teacher_log_prob"] < 0
 
 
+def test_a_teacher_without_weights_is_told_before_any_rank_starts(settings, tmp_path, capsys):
+    path = next(s for s in settings if s.startswith("distill.teacher.path=")).partition("=")[2]
+    shutil.copytree(path, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    asked = arguments(settings, tmp_path, f"distill.teacher.path={tmp_path}/empty")
+    assert train.main(asked) == 2
+    assert f"error: distill.teacher.path: {tmp_path}/empty: neither model.safetensors" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_keeps_its_teacher_wherever_its_files_are(settings, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     path = next(s for s in settings if s.startswith("distill.teacher.path=")).partition("=")[2]
