@@ -5,6 +5,8 @@ rows(home / "run", "train")
 run_ranks(power_cut, 2, arguments(settings, home), 4)
 """
 
+import contextlib
+import io
 import json
 
 from megatron_qwen3 import train
@@ -20,6 +22,16 @@ def arguments(settings, home, *more):
 
 def run(arguments):
     return train.main(arguments)
+
+
+def told_by(arguments):
+    """The exit status of a run, and what it said, in one line."""
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
+        try:
+            status = train.main(arguments)
+        except SystemExit as error:
+            status = error.code
+    return status, " ".join(told.getvalue().split())
 
 
 def rows(run_dir, kind="train"):

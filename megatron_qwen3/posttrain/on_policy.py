@@ -46,10 +46,13 @@ def check(config: Config) -> list[Source]:
         tokenizers = {f"data.tokenizer = {config.data.tokenizer}": own}
         teacher_settings.check(config, launcher.world_size(), tokenizers)
         load.check_there("distill.teacher.path", config.distill.teacher.path)
-    elif launcher.rank() == 0:
-        with served_teacher(config, _AT_START) as teacher:
-            teacher.check()
     return sources
+
+
+def _ask_teacher(config: Config) -> None:
+    """ConfigError, in a line, where a teacher that is served does not say what is asked of it."""
+    with served_teacher(config, _AT_START) as teacher:
+        teacher.check()
 
 
 def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
@@ -58,6 +61,8 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     Raises ConfigError where no checkpoint or record is intact, or a served teacher does not answer;
     BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
     """
+    if config.distill.teacher.url:
+        of_first(partial(_ask_teacher, config))  # before a model is built
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         of_first(partial(kept_models.write, config))
         beat = partial(run.go_on, "teacher")

@@ -70,8 +70,6 @@ def check(config: Config) -> list[Source]:
     if model_settings.is_asked(config):
         model_settings.check(config, launcher.world_size())
         load.check_there("rl.judge.model", config.rl.judge.model)
-    if config.rl.judge.url and launcher.rank() == 0:
-        judge.check(config.rl.judge)
     return sources
 
 
@@ -100,9 +98,11 @@ def sources_of(config: Config) -> list[Source]:
 def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
-    Raises ConfigError where no checkpoint or record is intact; BadBatch, SaveFailed,
-    EvaluationFailed: it stopped, and a person must look.
+    Raises ConfigError where no checkpoint or record is intact, or the judge does not answer;
+    BadBatch, SaveFailed, EvaluationFailed: it stopped, and a person must look.
     """
+    if config.rl.judge.url:
+        of_first(partial(judge.check, config.rl.judge))  # before a model is built
     with Run(config, layout) as run, opened(run, inputs) as rollouts, run.stopping():
         of_first(partial(kept_models.write, config))
         with run.waiting():  # as long as its files are big

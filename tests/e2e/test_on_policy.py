@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from ranks import RankError, run_ranks
-from runs import arguments, paused_loads, power_cut, rows, run
+from runs import arguments, paused_loads, power_cut, rows, run, told_by
 from served_teacher import served
 
 from megatron_qwen3 import train
@@ -209,15 +209,14 @@ def test_a_run_keeps_its_teacher_wherever_its_files_are(settings, whole, tmp_pat
         (lambda reply, body: {"choices": [{"text": "x"}]}, "the reply has no prompt_logprobs"),
     ],
 )
-def test_a_served_teacher_that_does_not_answer_is_told_before_any_rank_starts(
-    settings, tmp_path, capsys, change, told
+def test_a_served_teacher_that_does_not_answer_is_told_before_anything_is_sampled(
+    settings, tmp_path, change, told
 ):
     with served(320, change) if change else nullcontext(("http://127.0.0.1:9/v1", [])) as (at, _):
         more = ["distill.teacher.path=", f"distill.teacher.url={at}#big", "distill.top_k=5"]
-        assert train.main(arguments(settings, tmp_path, *more)) == 2
-    said = capsys.readouterr().err
-    assert f"error: distill.teacher.url = {at}" in said and told in said
-    assert not (tmp_path / "run").exists()
+        ((status, said),) = run_ranks(told_by, 1, arguments(settings, tmp_path, *more))
+    assert status == 2 and f"error: distill.teacher.url = {at}" in said and told in said
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(settings, tmp_path, capsys):

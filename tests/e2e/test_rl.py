@@ -1,7 +1,5 @@
 """Mode rl through the command line: it resumes to the bit, and its rollouts are the policy's."""
 
-import contextlib
-import io
 import math
 import shutil
 from dataclasses import replace
@@ -11,7 +9,7 @@ import chaos
 import numpy as np
 import pytest
 from ranks import RankError, run_ranks
-from runs import arguments, paused_loads, power_cut, rows, run
+from runs import arguments, paused_loads, power_cut, rows, run, told_by
 
 from megatron_qwen3 import train
 from megatron_qwen3.config import load, to_toml
@@ -146,15 +144,6 @@ def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
 ALL_ALIKE = ("rl.rewards.verifier=0.0", "rl.rewards.format=1.0")  # random weights have no form
 
 
-def told_by(settings, *more, ranks=1):
-    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
-        try:
-            status = train.main([*settings, *more])
-        except SystemExit as error:
-            status = error.code
-    return status, " ".join(told.getvalue().split())
-
-
 def test_tasks_that_teach_nothing_are_told_and_end_the_run_in_time(settings, tmp_path):
     asked = [*arguments(settings, tmp_path, "rl.most_empty=1", "rl.refills=0"), *ALL_ALIKE]
     ((status, told),) = run_ranks(told_by, 1, asked)
@@ -233,10 +222,6 @@ def test_the_reference_is_the_policy_at_the_start(settings, whole, tmp_path):
         ("rl.advantage.baseline=none rollouts.samples=1", "has nothing to compare an answer with"),
         ("optim.z_loss=0.1", 'no part of the objectives of run.mode = "rl"'),
         ("rollouts.thinking_budget=12", "thinking_budget = 12 leaves no room for an answer in"),
-        (
-            "rl.judge.url=http://127.0.0.1:9/v1 rl.judge.name=j rl.judge.tries=1",
-            "rl.judge.url = http://127.0.0.1:9/v1 cannot be reached",
-        ),
         ("checkpoint.init_from=nowhere", "neither a checkpoint nor a run folder"),
     ],
 )
@@ -248,8 +233,13 @@ def test_a_wrong_input_is_told_before_any_rank_starts(settings, tmp_path, capsys
 
 def test_a_judge_that_is_not_there_ends_all_ranks(settings, tmp_path):
     """Or the others would wait for the first one until somebody ends them."""
-    asked = arguments(settings, tmp_path, "rl.judge.url=http://127.0.0.1:9/v1")
-    assert run_ranks(run, 2, asked) == [2, 2]
+    for name in ("", "judge"):  # which models are served is asked where none is named
+        more = ("rl.judge.tries=1", f"rl.judge.name={name}")
+        asked = arguments(settings, tmp_path, "rl.judge.url=http://127.0.0.1:9/v1", *more)
+        (status, told), (others, _) = run_ranks(told_by, 2, asked)
+        assert status == others == 2
+        assert "error: rl.judge.url = http://127.0.0.1:9/v1 cannot be reached (Connec" in told
+        assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def without_a_look(arguments):

@@ -49,7 +49,7 @@ def test_a_server_listens_on_the_loopback_and_draws_from_the_whole_distribution(
     assert pairs["--logprobs-mode"] == "processed_logprobs"
     assert pairs["--generation-config"] == "vllm" and pairs["--block-size"] == "32"
     assert pairs["--kv-cache-memory-bytes"] == str(1 << 30)
-    assert words[-1] == "--tensor-parallel-size=2"
+    assert words[-1] == "--tensor-parallel-size=2" and "--disable-uvicorn-access-log" in words
     on_gpu = command(config_of(tmp_path), tmp_path, 1, on_cpu=False)
     for option in ("--block-size", "--kv-cache-memory-bytes", "--enforce-eager"):
         assert option not in on_gpu

@@ -73,6 +73,7 @@ def command(config: Config, folder: Path, port: int, on_cpu: bool, host: str = _
     words += ["--dtype", dtype, "--max-model-len", str(config.data.sequence_length)]
     words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
     words += ["--enable-scale-out", "--skip-tokenizer-init", "--seed", "0"]
+    words += ["--disable-uvicorn-access-log"]  # a line for each answer would fill a disk
     words += ["--load-format", "dummy", "--worker-extension-cls", WORKER]
     cache = settings.cache_bytes
     if on_cpu:
