@@ -109,7 +109,8 @@ def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) 
         run.sampled(step, {name: row[name] for name in row if name not in _OF_REWARDS})
     of_first(lambda: resume.forget(config, step))
     known = without_unknown(record, scorer.known)
-    return _Batch(known, rows_of(run, known, known.updates(updates, config.run.seed)))
+    shares = known.updates(updates, config.run.seed)
+    return _Batch(known, rows_of(run, known, shares, scorer.unit))
 
 
 def _train(run: Run, scorer: Scorer, record: Record, rows: Rows, step: int) -> None:

@@ -12,6 +12,7 @@ Legend: N rollouts, T their tokens one after another.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.convert import load
 from megatron_qwen3.generate.load import tokenizer_of
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.posttrain import kept_models
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.policy import kl
@@ -223,10 +224,13 @@ def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[
     return run.train(step, kept, objective, *resume.counted(run, batch.record, rows, step))
 
 
-def rows_of(run: Run, record: Record, shares: Sequence[Sequence[int]]) -> list[Rows | None]:
-    """The rows of each update; None of one without rollouts."""
+def rows_of(
+    run: Run, record: Record, shares: Sequence[Sequence[int]], unit: int = 1
+) -> list[Rows | None]:
+    """The rows of each update; None of one without rollouts. unit: that their length has to be a
+    multiple of for others than the policy, too."""
     config, layout = run.config, run.engine.layout
-    unit = layout.tensor if config.parallel.sequence else 1
+    unit = math.lcm(unit, row_unit(config.parallel)[0])
     sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
     return [Rows.of(record, share, *sizes) if share else None for share in shares]
 

@@ -29,7 +29,7 @@ import torch
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.posttrain import towards
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.endpoint import Named
@@ -57,10 +57,12 @@ _ANSWER = {"ids": np.int64, "log_probs": np.float32, "log_rest": np.float32, "lo
 
 
 class Scorer(Protocol):
-    """objective: what is trained; known: how many ids, from 0 on, the teacher knows."""
+    """objective: what is trained; known: how many ids, from 0 on, the teacher knows; unit: what the
+    length of rows must be a multiple of for it."""
 
     objective: Objective
     known: int
+    unit: int
 
     def batch(self, record: Record, rows: Rows) -> TokenBatch:
         """An update's rows of this data rank with what the teacher says; all ranks call it."""
@@ -94,6 +96,7 @@ class OwnScorer:
         self._teacher = teacher = Teacher(config, layout, engine.data_rank)
         self._weights = Turn(self._tensors)
         model = teacher.model.config.model
+        self.unit, _ = row_unit(teacher.model.config.parallel)
         self.known = min(model.vocab_size, config.model.vocab_size)
         self._head = towards.asked_of(config, model.hidden_size)
         is_whole = towards.is_whole(config.distill)
@@ -142,7 +145,7 @@ class ServedScorer:
     ) -> None:
         self._config, self._data_rank = config, data_rank
         self._beat, self._waiting = beat, waiting
-        self.known = config.model.vocab_size
+        self.known, self.unit = config.model.vocab_size, 1
         self.objective = towards.towards(config)
         self._record: Record | None = None
         self._answer: dict[str, Array] = {}

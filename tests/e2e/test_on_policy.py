@@ -18,6 +18,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.posttrain import on_policy, scorers
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.rows import Rows
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.optim import state_tensors
 from megatron_qwen3.training.stop import CONTINUE
@@ -105,6 +106,31 @@ def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
 
 
 @pytest.mark.slow
+def lengths_of_rows(arguments):
+    """The length of rows of each update of a run."""
+    of, lengths = Rows.of.__func__, []
+
+    def noting(cls, *args):
+        made = of(cls, *args)
+        lengths.append(made.length)
+        return made
+
+    Rows.of = classmethod(noting)
+    assert train.main(arguments) == 0
+    return lengths
+
+
+def test_rows_can_be_shared_out_by_the_ranks_of_the_teacher(settings, tmp_path):
+    """Answers of 28 places, that the student's own layout has in rows of any length."""
+    more = ("rollouts.max_new_tokens=11", "rollouts.samples=1", "rollouts.prompts=2")
+    asked = arguments(settings, tmp_path, *more, "distill.updates=1", "train.steps=4")
+    lengths, _ = run_ranks(lengths_of_rows, 2, asked)
+    assert len(lengths) == 4 and all(length % 2 == 0 for length in lengths)
+    one = [*asked, "distill.teacher.tensor=1", "run.name=one"]
+    lengths, _ = run_ranks(lengths_of_rows, 2, one)
+    assert any(length % 2 for length in lengths)
+
+
 def test_neither_layout_changes_what_is_learnt(settings, whole, tmp_path):
     more = ("parallel.tensor=2", "distill.teacher.pipeline=2", "train.steps=2")
     assert run_ranks(run, 2, arguments(settings, tmp_path, *more)) == [0, 0]
