@@ -105,6 +105,15 @@ def test_many_draws_follow_the_distribution():
     assert ((counts - expected) ** 2 / expected).sum() < 43.8
 
 
+def test_scores_that_are_no_numbers_give_some_id_and_leave_other_rows_alone():
+    logits_2V = torch.randn(2, 20, generator=torch.Generator().manual_seed(1))
+    uniform, ids_2V = torch.tensor([0.3, 0.7], dtype=torch.float64), torch.arange(20).expand(2, -1)
+    expected = sampler.draw(logits_2V, ids_2V, uniform)
+    logits_2V[0, 3] = torch.nan
+    found = sampler.draw(logits_2V, ids_2V, uniform)
+    assert 0 <= found[0] < 20 and found[1] == expected[1]
+
+
 def test_presence_penalty_counts_tokens_of_the_text_once_and_not_the_prompt():
     sampling = Sampling(temperature=0, presence_penalty=1.5)
     ours = Sampler(sampling, [[0, 1]], 0, 4, torch.device("cpu"))
