@@ -2,7 +2,8 @@
 
 `tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
 data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
-both can move together. Version 1, which is still read, has no marks of shards.
+both can move together. Version 1, which is still read, has no marks of shards; version 3 is one
+with text in rows (`packed.py`), which readers of version 2 would train on with its filler.
 
     curriculum = read("runs/data/curriculum.json")
     stage = curriculum.stage("reasoning")
@@ -20,12 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.packed import Packed
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
 
-VERSION = 2
-_READ = (1, 2)
+VERSION, VERSION_PACKED = 2, 3
+READ = (1, VERSION, VERSION_PACKED)
 
 
 class ShardFile(NamedTuple):
@@ -44,7 +46,8 @@ class Source:
     """Shards in a row that are drawn from as one text.
 
     folder: what the shards' paths are relative to; held_out: tokens at the end of the row that are
-    never trained on; labels: what all its documents have in common.
+    never trained on; labels: what all its documents have in common; packed: of text in rows, which
+    a sequence must hold a whole number of.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Source:
     shards: tuple[ShardFile, ...]
     held_out: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    packed: Packed | None = None
 
     @property
     def tokens(self) -> int:
@@ -59,8 +63,26 @@ class Source:
 
     @property
     def training_tokens(self) -> int:
-        """Tokens that are inputs. The one before the held-out end is a label alone."""
-        return self.tokens - self.held_out - 1
+        """Tokens that are inputs.
+
+        The one before the held-out end is a label alone; but rows have all their labels in them.
+        """
+        return self.tokens - self.held_out - (0 if self.packed else 1)
+
+    @property
+    def row_length(self) -> int:
+        """Of text in rows; 1 where sequences may begin at any token."""
+        return self.packed.row_length if self.packed else 1
+
+    def refusal(self, sequence_length: int) -> str:
+        """Why it cannot be read in sequences of this length, and what is valid; or ""."""
+        if sequence_length % self.row_length == 0:
+            return ""
+        return (
+            f"its documents are packed in rows of {self.row_length:,} tokens, which sequences of "
+            f"{sequence_length:,} would cut; valid: {self.row_length:,}, a multiple of it, or text "
+            "that was tokenized without --pack"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,17 +103,19 @@ class Source:
         return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        row = {
             "labels": dict(self.labels),
             "tokens": self.tokens,
             "held_out": self.held_out,
             "shards": [shard if shard.mark else shard[:2] for shard in self.shards],
         }
+        return row | ({"packed": self.packed.as_json()} if self.packed else {})
 
     @classmethod
     def from_json(cls, name: str, folder: str, row: Mapping[str, Any]) -> Source:
         shards = tuple(ShardFile(*shard) for shard in row["shards"])
-        return cls(name, folder, shards, row["held_out"], row["labels"])
+        packed = Packed.from_json(row["packed"]) if "packed" in row else None
+        return cls(name, folder, shards, row["held_out"], row["labels"], packed)
 
 
 @dataclass(frozen=True)
@@ -173,6 +197,11 @@ def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) 
     ]
 
 
+def version_of(sources: Iterable[Source]) -> int:
+    """Of a file that names these sources."""
+    return VERSION_PACKED if any(source.packed for source in sources) else VERSION
+
+
 def listed(names: Sequence[str]) -> str:
     """How many sources, and the first of them."""
     return f"{len(names):,} sources ({', '.join(names[:3])}{', …' if names[3:] else ''})"
@@ -185,7 +214,7 @@ def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:
     sources = {share.source.name: share.source for s in curriculum.stages for share in s.shares}
     folder = next(iter(sources.values())).folder
     content = {
-        "version": VERSION,
+        "version": version_of(sources.values()),
         "folder": os.path.relpath(folder, path.parent),
         "seed": curriculum.seed,
         "tokenizer": curriculum.tokenizer,
@@ -201,8 +230,8 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
     path = Path(path)
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
-        if content["version"] not in _READ:
-            raise ConfigError(f"{path} is of version {content['version']}; known: 1 and 2")
+        if content["version"] not in READ:
+            raise ConfigError(f"{path} is of version {content['version']}; known: 1 to 3")
         folder = os.path.normpath(path.parent / content["folder"])
         rows = content["sources"].items()
         sources = {name: Source.from_json(name, folder, row) for name, row in rows}

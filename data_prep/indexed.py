@@ -10,7 +10,9 @@ The files are Megatron-LM's byte for byte, so either side reads the other's, her
 
 The .idx file, little-endian, for S sequences that make D documents: magic (9 bytes), version (u64),
 dtype code (u8), S (u64), D + 1 (u64), lengths in tokens (i32 × S), byte offsets (i64 × S),
-documents as boundaries between sequences (i64 × (D + 1)).
+documents as boundaries between sequences (i64 × (D + 1)). Of tokens that are packed into R rows of
+one length (`packed.py`) there follow, where Megatron's readers do not look and ours of old refuse
+the file: magic (8 bytes), length of a row (u64), how many tokens of each row are text (i32 × R).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ _BLOCKS, _BLOCK = 16, 256  # of an index, what is compared on opening: some 80 K
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document boundaries
+_ROWS = struct.Struct("<8sQ")  # magic, length of a row
+_ROWS_MAGIC = b"QWENROWS"
 _DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
@@ -66,6 +70,7 @@ class IndexedWriter:
         self._code = codes[0]
         self._limits = np.iinfo(self._dtype)
         self._lengths = array("i")
+        self._rows = b""
         Path(self._prefix).parent.mkdir(parents=True, exist_ok=True)
         self._files = ExitStack()  # the last that is entered is the first to get its name
         self._idx = self._files.enter_context(whole_file(Path(f"{self._prefix}.idx")))
@@ -94,6 +99,14 @@ class IndexedWriter:
         self._bin.write(np.ascontiguousarray(tokens).data)
         self._lengths.frombytes(sizes.tobytes())
 
+    def pack(self, row_length: int, text_R: npt.ArrayLike) -> None:
+        """Say that all tokens are rows of `row_length`, of which the first text_R [rows] are text.
+
+        What follows them in a row is filler, which nobody is to be trained on.
+        """
+        texts = np.asarray(text_R, "<i4")
+        self._rows = _ROWS.pack(_ROWS_MAGIC, row_length) + texts.tobytes()
+
     def _fits(self, tokens: npt.NDArray[Any]) -> bool:
         is_whole = tokens.dtype.kind in "iu"
         return is_whole and bool(
@@ -112,7 +125,8 @@ class IndexedWriter:
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[:-1]
         boundaries = np.arange(len(lengths) + 1, dtype="<i8")
         header = _HEADER.pack(_MAGIC, _VERSION, self._code, len(lengths), len(boundaries))
-        return header + lengths.tobytes() + starts.tobytes() + boundaries.tobytes()
+        columns = lengths.tobytes() + starts.tobytes() + boundaries.tobytes()
+        return header + columns + self._rows
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +146,9 @@ class IndexedWriter:
 class IndexedReader:
     """A PREFIX.bin/.idx pair, memory-mapped: opening one costs the same at any size.
 
-    tokens: the stream of ids, [number of tokens], in the dtype of the file.
+    tokens: the stream of ids, [number of tokens], in the dtype of the file; row_length: of the rows
+    that they are packed into, 0 where they are not; text_R: of each row the tokens before its
+    filler, int32 [rows].
     Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
     short or no index of tokens, or its borders do not follow each other: on opening that is looked
     at for up to 4,096 sequences in blocks, evenly spread, for all others when they are asked for.
@@ -151,6 +167,7 @@ class IndexedReader:
             )
         self.tokens: npt.NDArray[Any] = _map(f"{self._prefix}.bin", self._dtype, 0, num_tokens)
         self._check_borders()
+        self.row_length, self.text_R = self._read_rows()
 
     @property
     def num_documents(self) -> int:
@@ -190,6 +207,13 @@ class IndexedReader:
             raise self._lies("documents do not follow each other")
         return found
 
+    def text_of_rows(self, first: int, last: int) -> list[int]:
+        """How many tokens are text in each of the rows [first, last), of tokens in rows."""
+        texts = self.text_R[first:last].tolist()
+        if any(not 0 < tokens <= self.row_length for tokens in texts):
+            raise self._lies(f"a row of {self.row_length:,} tokens has less than one or more text")
+        return texts
+
     def _read_header(self) -> tuple[np.dtype[Any], int, int]:
         path = f"{self._prefix}.idx"
         actual = _size(path)
@@ -205,9 +229,29 @@ class IndexedReader:
         if code not in _DTYPES:
             raise ConfigError(f"{path} stores no token ids: its dtype code is {code}")
         expected = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-        if actual != expected:
+        self._row_bytes = actual - expected
+        if self._row_bytes and not self._has_rows(expected):
             raise ConfigError(f"{path} has {actual:,} bytes, its header says {expected:,}")
         return _DTYPES[code], num_sequences, num_boundaries
+
+    def _has_rows(self, at: int) -> bool:
+        """Whether what follows the columns, from byte `at` on, says how tokens are packed."""
+        if self._row_bytes < _ROWS.size:
+            return False
+        with open(f"{self._prefix}.idx", "rb") as file:
+            file.seek(at)
+            return file.read(len(_ROWS_MAGIC)) == _ROWS_MAGIC
+
+    def _read_rows(self) -> tuple[int, npt.NDArray[np.int32]]:
+        if not self._row_bytes:
+            return 0, np.zeros(0, np.int32)
+        columns = 12 * self._num_sequences + 8 * self._num_boundaries
+        row_length = int(self._column("<i8", columns + len(_ROWS_MAGIC), 1)[0])
+        text_R = self._column("<i4", columns + _ROWS.size, (self._row_bytes - _ROWS.size) // 4)
+        is_whole = (self._row_bytes - _ROWS.size) % 4 == 0 and row_length > 0
+        if not is_whole or len(text_R) * row_length != len(self.tokens):
+            raise self._lies(f"its rows of {row_length:,} are not the tokens that there are")
+        return row_length, text_R
 
     def _bin_bytes(self) -> int:
         """What the .bin must measure: where its last sequence begins, and how long that is."""

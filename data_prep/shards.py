@@ -11,7 +11,8 @@ whole shard. `inventory.json` at the top names all shards and appears when all a
 
 The .docs file, little-endian, for D documents: magic (8 bytes); of each document the number of its
 file among the inventory's inputs (u32), its line there from 1, or its row in Parquet (u64), and
-where its id ends (u64); then the ids in UTF-8, end to end.
+where its id ends (u64); then the ids in UTF-8, end to end. Of a packed shard (`packed.py`) a
+"document" there and in the .idx is a piece: a document, what of one is in its rows, or filler.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.labels import Labels
+from data_prep.packed import Packed
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -36,6 +38,7 @@ INVENTORY = "inventory.json"
 VERSION = 1
 _MAGIC = b"QWENDOCS"
 ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
+NO_FILE = 0xFFFFFFFF  # of filler
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Shard:
     """What the inventory says of one shard.
 
     path: PREFIX, relative to the inventory's folder; bytes: of the documents' text in UTF-8;
-    tokens: each document's last one, <|endoftext|>, included.
+    tokens: each document's last one, <|endoftext|>, included, and filler. packed: None where texts
+    simply follow each other; otherwise documents counts those that begin here, cut those of them
+    that are longer than a row, and pieces what the files have as documents.
     """
 
     path: str
@@ -51,10 +56,21 @@ class Shard:
     documents: int
     tokens: int
     bytes: int
+    packed: Packed | None = None
+    cut: int = 0
+    pieces: int = 0
+
+    @property
+    def in_files(self) -> int:
+        """How many documents the .idx and .docs have."""
+        return self.pieces if self.packed else self.documents
 
     def as_json(self) -> dict[str, Any]:
         counts = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
-        return {"path": self.path, **self.labels._asdict(), **counts}
+        row = {"path": self.path, **self.labels._asdict(), **counts}
+        if self.packed:
+            row |= {"packed": self.packed.as_json(), "cut": self.cut, "pieces": self.pieces}
+        return row
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Origin(NamedTuple):
-    """Where a document came from. line: from 1; of a Parquet file the row."""
+    """Where a document came from. line: from 1; of a Parquet file the row. Of filler: "", 0, ""."""
 
     file: str
     line: int
@@ -91,8 +107,17 @@ class Chunk(NamedTuple):
     ids: bytes
 
 
-def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterable[Chunk]) -> None:
-    """Write the four files of a shard in `folder`, its mark last. An older shard is replaced."""
+def write_shard(
+    folder: Path,
+    shard: Shard,
+    dtype: npt.DTypeLike,
+    chunks: Iterable[Chunk],
+    text_R: npt.ArrayLike = (),
+) -> None:
+    """Write the four files of a shard in `folder`, its mark last. An older shard is replaced.
+
+    text_R: of a packed shard, how many tokens of each row are text.
+    """
     prefix = folder / shard.path
     prefix.parent.mkdir(parents=True, exist_ok=True)
     mark = Path(f"{prefix}.json")
@@ -106,6 +131,8 @@ def write_shard(folder: Path, shard: Shard, dtype: npt.DTypeLike, chunks: Iterab
             moved["id_end"] += len(ids)
             origins.append(moved.tobytes())
             ids += chunk.ids
+        if shard.packed:
+            writer.pack(shard.packed.row_length, text_R)
     write_whole(Path(f"{prefix}.docs"), [_MAGIC, *origins, ids])
     digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
     write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
@@ -149,16 +176,19 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
     """Where a document of a shard came from; needs the inventory, which names the input files."""
     prefix = os.path.abspath(prefix)
     shard = read_shard(prefix)
-    if not 0 <= document < shard.documents:
-        raise ConfigError(f"{prefix} has documents 0 to {shard.documents - 1}, not {document}")
+    if not 0 <= document < shard.in_files:
+        kind = "pieces" if shard.packed else "documents"
+        raise ConfigError(f"{prefix} has {kind} 0 to {shard.in_files - 1}, not {document}")
     with open(f"{prefix}.docs", "rb") as file:
         place = len(_MAGIC) + document * ORIGIN.itemsize
         before = 1 if document else 0  # its id begins where that of the document before ends
         file.seek(place - before * ORIGIN.itemsize)
         rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
         start = int(rows[0]["id_end"]) if before else 0
-        file.seek(len(_MAGIC) + shard.documents * ORIGIN.itemsize + start)
+        file.seek(len(_MAGIC) + shard.in_files * ORIGIN.itemsize + start)
         text = file.read(int(rows[-1]["id_end"]) - start).decode()
+    if rows[-1]["file"] == NO_FILE:
+        return Origin("", 0, "")
     inputs = read_inventory(folder_of(prefix)).inputs
     return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), text)
 
@@ -180,8 +210,10 @@ def faults(folder: Path, shard: Shard) -> Iterator[str]:
             if file_sha256(f"{prefix}.{suffix}") != expected:
                 yield f"{prefix}.{suffix} is not what was written: its sha256 differs"
         reader = IndexedReader(prefix)
-        if (reader.num_documents, len(reader.tokens)) != (shard.documents, shard.tokens):
+        if (reader.num_documents, len(reader.tokens)) != (shard.in_files, shard.tokens):
             yield f"{prefix} has other numbers of documents and tokens than the inventory"
+        if reader.row_length != (shard.packed.row_length if shard.packed else 0):
+            yield f"{prefix} is packed otherwise than the inventory says"
     except (ConfigError, OSError) as error:
         yield str(error)
 
@@ -200,7 +232,9 @@ def json_bytes(content: Any, indent: int | None = None) -> bytes:
 
 def shard_from_json(row: dict[str, Any]) -> Shard:
     labels = Labels(*(row[name] for name in Labels._fields))
-    return Shard(row["path"], labels, row["documents"], row["tokens"], row["bytes"])
+    packed = Packed.from_json(row["packed"]) if "packed" in row else None
+    counts = (row["documents"], row["tokens"], row["bytes"])
+    return Shard(row["path"], labels, *counts, packed, row.get("cut", 0), row.get("pieces", 0))
 
 
 def read_json(path: Path, otherwise: str, version: int = VERSION) -> dict[str, Any]:

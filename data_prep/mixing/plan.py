@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
 from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
@@ -21,6 +22,7 @@ from data_prep.languages import LANGUAGES
 from data_prep.languages import UNKNOWN as UNDETERMINED
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences, rounded
+from data_prep.packed import Packed
 from data_prep.shards import Inventory, Shard
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.toml import did_you_mean
@@ -56,6 +58,7 @@ def plan(
     than there are.
     """
     sources = _sources(inventory, recipe, marks or {})
+    _check_lengths(inventory, recipe, sources)
     _check_values(inventory, recipe)
     before = read_before(sources) if read_before else {}
     cursors = {source.name: before.get(source.name, 0) for source in sources}
@@ -79,14 +82,16 @@ def _sources(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> 
     for shard in sorted(inventory.shards, key=lambda shard: shard.path):
         if shard.tokens:
             together[tuple(getattr(shard.labels, name) for name in labels)].append(shard)
-    window = 1 + min(stage.sequence_length for stage in recipe.stages)
+    shortest = min(stage.sequence_length for stage in recipe.stages)
     _check_names(together, labels)
     sources = []
     for values, shards in together.items():
         files = tuple(ShardFile(s.path, s.tokens, marks.get(s.path, "")) for s in shards)
-        held_out = _held_out(sum(file.tokens for file in files), recipe, window)
+        packed = [shard.packed for shard in shards if shard.packed]
         row = dict(zip(labels, values, strict=True))
-        source = Source("/".join(values), str(inventory.folder), files, held_out, row)
+        in_rows = Packed.of_all(packed) if packed else None
+        source = Source("/".join(values), str(inventory.folder), files, 0, row, in_rows)
+        source = replace(source, held_out=_held_out(source, recipe, shortest))
         if source.training_tokens > 0:
             sources.append(source)
     if not sources:
@@ -109,12 +114,23 @@ def _check_names(together: Iterable[tuple[str, ...]], labels: Sequence[str]) -> 
             )
 
 
-def _held_out(tokens: int, recipe: Recipe, window: int) -> int:
-    """The recipe's fraction; one window where that is less and the source is not tiny."""
-    wanted = min(math.ceil(tokens * recipe.held_out), recipe.held_out_tokens)
+def _held_out(source: Source, recipe: Recipe, shortest: int) -> int:
+    """The recipe's fraction, in whole rows; one window where that is less and the source is not
+    tiny. shortest: of the stages' sequences."""
+    window = shortest + (0 if source.packed else 1)
+    wanted = min(math.ceil(source.tokens * recipe.held_out), recipe.held_out_tokens)
     if wanted and wanted < window:
-        wanted = window if tokens >= _SMALLEST_HELD_OUT * window else 0
-    return wanted
+        wanted = window if source.tokens >= _SMALLEST_HELD_OUT * window else 0
+    return source.row_length * math.ceil(wanted / source.row_length)
+
+
+def _check_lengths(inventory: Inventory, recipe: Recipe, sources: Sequence[Source]) -> None:
+    """ConfigError where a stage's sequences would cut the rows of packed text."""
+    for stage in recipe.stages:
+        for source in sources:
+            if refusal := source.refusal(stage.sequence_length):
+                where = f"stages.{stage.name}.sequence_length = {stage.sequence_length:,}"
+                raise ConfigError(f"{where}: {inventory.folder}, {source.name}: {refusal}")
 
 
 def _divide(stage: StageRecipe, sources: Sequence[Source], cursors: Mapping[str, int]) -> list[int]:

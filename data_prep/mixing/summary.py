@@ -10,8 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from data_prep.curriculum import Curriculum, Share, Stage
+from data_prep.labels import LENGTHS
 
 NO_LABEL = "–"
+FILLER = "filler"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,23 @@ def summary(stage: Stage, label: str) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.tokens, -row.available))
 
 
+def texts(stage: Stage) -> list[Row]:
+    """Of text in rows, a row for each length that texts have in theirs, and one for filler.
+
+    A row counts to the length of its longest text where shares and weights are concerned, and holds
+    shorter ones beside it. Tokens are as many as all rows of a source have on average. [] where
+    nothing is packed.
+    """
+    amounts: dict[str, list[tuple[Share, int]]] = defaultdict(list)
+    for share in stage.shares:
+        if packed := share.source.packed:
+            for value, tokens in {**packed.texts, FILLER: packed.filler}.items():
+                amounts[value].append((share, tokens))
+    whole = sum(share.source.tokens for share in stage.shares)
+    order = [value for value in (*reversed(LENGTHS), FILLER) if value in amounts]
+    return [_texts_row(value, amounts[value], stage, whole) for value in order]
+
+
 def total(stage: Stage) -> Row:
     """All sources of a stage together."""
     whole = sum(share.source.training_tokens for share in stage.shares)
@@ -103,6 +122,23 @@ def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> Row:
         natural=available / whole,
         epochs=tokens / available,
         most=max(share.epochs_after for share in shares),
+        used_up=sum(_is_used_up(share, stage) for share in shares),
+    )
+
+
+def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> Row:
+    available = sum(tokens for _, tokens in parts)
+    read = round(sum(s.tokens * tokens / s.source.tokens for s, tokens in parts))
+    shares = [share for share, tokens in parts if tokens]
+    return Row(
+        value=value,
+        sources=len(shares),
+        available=available,
+        tokens=read,
+        share=read / stage.tokens,
+        natural=available / whole,
+        epochs=read / available if available else 0.0,
+        most=max((share.epochs_after for share in shares), default=0.0),
         used_up=sum(_is_used_up(share, stage) for share in shares),
     )
 

@@ -101,13 +101,12 @@ def _write_shards(
 ) -> list[Shard]:
     """All shards of the group, in the order of their labels, those of earlier runs among them."""
     pieces = groups.plan_pieces(job, group)
-    shards = {piece.path: groups.written(job, piece) for piece in pieces}
+    shards = {piece.path: groups.written(job, group, piece) for piece in pieces}
     todo = [piece for piece in pieces if shards[piece.path] is None]
     progress.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
-    for shard in pool.run(write_piece, [(piece,) for piece in todo]):
-        if shard is not None:
-            shards[shard.path] = shard
-    return [shard for shard in shards.values() if shard is not None]
+    for piece in pool.run(write_piece, [(piece,) for piece in todo]):
+        shards[piece.path] = piece.shards
+    return [shard for of_piece in shards.values() for shard in of_piece or ()]
 
 
 def _group_bytes(plan: Plan, group: int) -> int:

@@ -35,7 +35,7 @@ from data_prep.shards import (
 )
 from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import Run, Section, Source
-from data_prep.tokenization.work import Job, Piece, unit_mark
+from data_prep.tokenization.work import Job, Piece, piece_mark, unit_mark
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
@@ -70,14 +70,17 @@ def open_units(job: Job, group: int) -> list[Unit]:
 
 
 def plan_pieces(job: Job, group: int) -> list[Piece]:
-    """The group's shards: each combination of labels in as few as `shard_tokens` allows."""
+    """The group's shards: each combination of labels in as few as `shard_tokens` allows.
+
+    Where documents are packed, those of all lengths together."""
     sources: dict[Labels, list[Source]] = {}
     for unit, lines_before, mark in _unit_marks(job, group):
         for run in (Run(*row) for row in mark["runs"]):
             path = str(job.work_folder(group) / run.name)
             for section in (Section(*row) for row in run.sections):
                 base, length = divmod(section.labels, len(LENGTHS))
-                labels = Labels._make([*mark["labels"][base], LENGTHS[length]])
+                of = "" if job.plan.settings.pack else LENGTHS[length]
+                labels = Labels._make([*mark["labels"][base], of])
                 source = Source(path, run.tokens, run.documents, section, unit.input, lines_before)
                 sources.setdefault(labels, []).append(source)
     return [
@@ -85,10 +88,14 @@ def plan_pieces(job: Job, group: int) -> list[Piece]:
     ]
 
 
-def written(job: Job, piece: Piece) -> Shard | None:
-    """The shard of a piece, if it is whole already."""
+def written(job: Job, group: int, piece: Piece) -> list[Shard] | None:
+    """The shards of a piece, if they are whole already."""
+    if job.plan.settings.pack:
+        mark = piece_mark(job.work_folder(group), piece)
+        rows = read_json(mark, _CHANGED)["shards"] if mark.exists() else None
+        return None if rows is None else [shard_from_json(row) for row in rows]
     prefix = job.out / piece.path
-    return read_shard(prefix) if Path(f"{prefix}.json").exists() else None
+    return [read_shard(prefix)] if Path(f"{prefix}.json").exists() else None
 
 
 def close_group(job: Job, group: int, shards: Sequence[Shard]) -> None:
@@ -174,4 +181,4 @@ def _cut(job: Job, group: int, labels: Labels, sources: list[Source]) -> Iterato
     tokens = sum(source.section.tokens for source in sources)
     pieces = -(-tokens // job.plan.settings.shard_tokens)
     for k in range(pieces):
-        yield Piece(f"{labels.folder}/{group:05}-{k:05}", labels, sources, k, pieces)
+        yield Piece(f"{group:05}-{k:05}", labels, sources, k, pieces)

@@ -28,6 +28,7 @@ from data_prep.documents import (
     not_read,
 )
 from data_prep.labels import LONGEST_LABEL
+from data_prep.packed import SHORTEST_ROW
 from data_prep.shards import VERSION, read_json, write_json
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
@@ -37,6 +38,7 @@ PLAN = "plan.json"
 OURS = ("inventory.json", "tokenizer", "groups", "work", "problems")  # what is written beside it
 UNIT_BYTES = 1 << 26
 DEFAULTED = ("source", "language", "domain")
+_OF_OLD = {"hidden": True, "pack": 0}  # settings that plans have who do not name them
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Settings:
     tokenizer: folder or tokenizer.json. names: what fields are called in the files, where that is
     not their own name. defaults: source, language or domain of documents that have none.
     shard_tokens: about how many a shard has at most. group_bytes: of input, shuffled as one.
+    pack: tokens of the rows that documents are laid out in (`data_prep/packed.py`), 0 where they
+    simply follow each other.
     hidden: whether files and folders whose names begin with a dot are read, as plans do that began
     before there was a choice.
     """
@@ -57,6 +61,7 @@ class Settings:
     shard_tokens: int = 1 << 26
     group_bytes: int = 1 << 36
     hidden: bool = False
+    pack: int = 0
 
 
 class Input(NamedTuple):
@@ -190,7 +195,7 @@ def check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    old, new = {"hidden": True, **before.get("settings", {})}, now["settings"]
+    old, new = {**_OF_OLD, **before.get("settings", {})}, now["settings"]
     parts = [f"{k} was {old.get(k)}, is {new.get(k)}" for k in new if old.get(k) != new[k]]
     old_files, new_files = ({name: rest for name, *rest in x["inputs"]} for x in (before, now))
     gone, added = old_files.keys() - new_files.keys(), new_files.keys() - old_files.keys()
@@ -230,6 +235,11 @@ def _check(settings: Settings) -> None:
     for name in ("shard_tokens", "group_bytes"):
         if getattr(settings, name) < 1:
             raise ConfigError(f"{name} = {getattr(settings, name)} is not positive")
+    if settings.pack and not SHORTEST_ROW <= settings.pack <= settings.shard_tokens:
+        raise ConfigError(
+            f"pack = {settings.pack:,}; valid: from {SHORTEST_ROW} to the "
+            f"{settings.shard_tokens:,} tokens that a shard has at most, or 0 for text as it comes"
+        )
 
 
 def _input(file: Path, top: str) -> Input:

@@ -129,15 +129,25 @@ def write_run(path: Path, tables: Sequence[Table]) -> Run:
 
 
 def read_piece(
-    sources: Sequence[Source], dtype: np.dtype[Any], piece: int, pieces: int
+    sources: Sequence[Source],
+    dtype: np.dtype[Any],
+    piece: int,
+    pieces: int,
+    tail: Sequence[int] = (),
 ) -> tuple[Table, npt.NDArray[np.uint32]]:
-    """(documents with keys in the piece-th of `pieces` equal ranges, the input of each), sorted."""
+    """(documents with keys in the piece-th of `pieces` equal ranges, the input of each), sorted.
+
+    tail: ids that the table's tokens end with, which are of no document.
+    """
     low, high = ((k << 64) // pieces for k in (piece, piece + 1))
     tables = [_read(source, dtype, low, high) for source in sources]
-    table = concatenate(tables)
     inputs = np.repeat(
         np.array([source.input for source in sources], np.uint32), [len(t.rows) for t in tables]
     )
+    if len(tail):
+        of_none = Table(np.asarray(tail, dtype), *(part[:0] for part in tables[0][1:]))
+        tables.append(of_none)
+    table = concatenate(tables)
     order = np.lexsort((table.rows["line"], inputs, table.keys))
     return table._replace(keys=table.keys[order], rows=table.rows[order]), inputs[order]
 

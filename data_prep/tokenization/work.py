@@ -1,7 +1,7 @@
 """What one process does for a corpus: it tokenizes a unit, or writes a shard.
 
     tokenize_unit(job, group, unit, tick)     # documents -> sorted runs, and a mark
-    write_piece(job, piece, tick)             # runs -> one shard
+    write_piece(job, piece, tick)             # runs -> one shard, or those of its rows
 
 Either may be killed at any moment and done again: a file has its real name only when it is whole,
 and what says that all are there is written last.
@@ -24,6 +24,7 @@ from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, lev
 from data_prep.lines import lines_before
 from data_prep.shards import VERSION, Shard, write_json, write_shard
 from data_prep.tokenization.plan import Plan, Unit
+from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
     ROW,
     Run,
@@ -82,13 +83,22 @@ class Job:
 
 
 class Piece(NamedTuple):
-    """A shard to be written: the piece-th of `pieces` of all documents with these labels."""
+    """What is written at a time: the piece-th of `pieces` of all documents with these labels.
 
-    path: str
+    One shard; of a job that packs documents of all lengths share rows, the length in `labels` is
+    "", and each length that a row's longest text has makes a shard. name: of the files.
+    """
+
+    name: str
     labels: Labels
     sources: list[Source]
     piece: int
     pieces: int
+
+    @property
+    def path(self) -> str:
+        """As in Shard, where it is one."""
+        return f"{self.labels.folder}/{self.name}"
 
     @property
     def text_bytes(self) -> int:
@@ -96,9 +106,23 @@ class Piece(NamedTuple):
         return sum(source.section.bytes for source in self.sources) // self.pieces
 
 
+class Written(NamedTuple):
+    """What a piece has become. path: the piece's."""
+
+    path: str
+    shards: list[Shard]
+
+
 def unit_mark(folder: Path, unit: Unit) -> Path:
     """The file that appears when all runs of a unit are there."""
     return folder / f"{unit.number:05}.json"
+
+
+def piece_mark(folder: Path, piece: Piece) -> Path:
+    """The file that appears when all shards of a piece are there, of a job that packs."""
+    path = folder / "pieces" / f"{piece.path}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
@@ -138,16 +162,40 @@ def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
         done = now
 
 
-def write_piece(job: Job, piece: Piece, tick: Tick) -> Shard | None:
-    """Write one shard; None where chance left no document in this range of keys."""
-    with shared(Path(piece.sources[0].path).parent):
-        table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces)
-        sums = (int(table.rows[name].sum(dtype=np.int64)) for name in ("length", "text_bytes"))
-        shard = Shard(piece.path, piece.labels, len(table.rows), *sums)
-        if shard.documents:
-            write_shard(job.out, shard, job.dtype, chunks(table, inputs))
+def write_piece(job: Job, piece: Piece, tick: Tick) -> Written:
+    """Write its shards; none where chance left no document in this range of keys."""
+    folder = Path(piece.sources[0].path).parent
+    with shared(folder):
+        shards = _write_rows(job, piece, folder) if job.plan.settings.pack else _write(job, piece)
         tick(piece.text_bytes)
-        return shard if shard.documents else None
+        return Written(piece.path, shards)
+
+
+def _write(job: Job, piece: Piece) -> list[Shard]:
+    table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces)
+    if not len(table.rows):
+        return []
+    tokens, text_bytes = (
+        int(table.rows[name].sum(dtype=np.int64)) for name in ("length", "text_bytes")
+    )
+    shard = Shard(piece.path, piece.labels, len(table.rows), tokens, text_bytes)
+    write_shard(job.out, shard, job.dtype, chunks(table, inputs))
+    return [shard]
+
+
+def _write_rows(job: Job, piece: Piece, folder: Path) -> list[Shard]:
+    row_length = job.plan.settings.pack
+    filler = [job.tokenizer["end_of_document"]] * row_length
+    table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces, filler)
+    shards = []
+    if len(table.rows):
+        packed = in_rows(table, inputs, piece.labels, piece.name, row_length)
+        for shard, text_R, rows, files in packed:
+            write_shard(job.out, shard, job.dtype, chunks(rows, files), text_R)
+            shards.append(shard)
+    mark = {"version": VERSION, "shards": [shard.as_json() for shard in shards]}
+    write_json(piece_mark(folder, piece), mark)
+    return shards
 
 
 class Problems:

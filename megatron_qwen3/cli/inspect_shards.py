@@ -85,8 +85,14 @@ def _show(given: argparse.Namespace) -> int:
     place = origin(given.prefix, given.document)
     reader = IndexedReader(given.prefix)
     start, end = reader.document_offsets[given.document : given.document + 2]
+    if not place.line:
+        print(f"filler at the end of a row, never trained on  {end - start:,} tokens")
+        return 0
     tokenizer = load(folder_of(given.prefix) / "tokenizer")
-    text = tokenizer.decode(reader.tokens[start : end - 1].tolist(), skip_special_tokens=False)
+    ids = reader.tokens[start:end].tolist()
+    if ids[-1] == read_inventory(folder_of(given.prefix)).tokenizer["end_of_document"]:
+        ids.pop()  # of a document that was cut its first rows do not end with it
+    text = tokenizer.decode(ids, skip_special_tokens=False)
     name = place.id or "(none)"
     print(shown(f"{place.file}:{place.line}  id {name}  {end - start:,} tokens"))
     print(f"\n{shown_text(text)}")
@@ -147,9 +153,13 @@ def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
     groups: dict[tuple[str, ...], Counter[str]] = {}
     for shard in shards:
         row = groups.setdefault(tuple(getattr(shard.labels, name) for name in by), Counter())
+        filler = shard.packed.filler if shard.packed else 0
+        text = shard.tokens - filler
         row.update(documents=shard.documents, tokens=shard.tokens, bytes=shard.bytes, shards=1)
+        row.update(filler=filler, text=text, packed=bool(shard.packed))
     rows = sorted(groups.items(), key=lambda item: -item[1]["tokens"])
-    lines = [[*by, "documents", "MB of text", "tokens", "bytes/token", "shards"]]
+    header = [*by, "documents", "MB of text", "tokens", "bytes/token", "shards"]
+    lines = [[*header, "filler"] if _sum(groups.values())["packed"] else header]
     lines += [[*labels, *_cells(row)] for labels, row in rows[:most]]
     empty = [""] * (len(by) - 1)
     if len(rows) > most:
@@ -169,10 +179,11 @@ def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def _cells(row: Counter[str]) -> list[str]:
-    return [
+    cells = [
         f"{row['documents']:,}",
         f"{row['bytes'] / 1e6:,.1f}",
         f"{row['tokens']:,}",
-        f"{row['bytes'] / row['tokens']:.2f}" if row["tokens"] else "–",
+        f"{row['bytes'] / row['text']:.2f}" if row["text"] else "–",
         f"{row['shards']:,}",
     ]
+    return [*cells, f"{100 * row['filler'] / row['tokens']:.2g} %"] if row["packed"] else cells

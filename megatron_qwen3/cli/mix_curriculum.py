@@ -152,8 +152,8 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _print(curriculum: Curriculum, rows: int) -> None:
-    from data_prep.mixing.summary import folded, labels_of, summary, total
-    from megatron_qwen3.pages.curriculum_rows import HEADER, cells
+    from data_prep.mixing.summary import folded, labels_of, summary, texts, total
+    from megatron_qwen3.pages.curriculum_rows import HEADER, OF_TEXTS, cells
 
     console = tables.console()
     for stage in curriculum.stages:
@@ -162,8 +162,8 @@ def _print(curriculum: Curriculum, rows: int) -> None:
             plain(stage.name, "bold"), f"in sequences of {stage.sequence_length:,} tokens"
         )
         lines, labels, ends = [HEADER, cells(total(stage))], [], [0]
-        for label in labels_of(curriculum):
-            found = folded(summary(stage, label), rows)
+        for label in (*labels_of(curriculum), OF_TEXTS):
+            found = texts(stage) if label == OF_TEXTS else folded(summary(stage, label), rows)
             if len(found) > 1:
                 labels.append(len(lines) - 1)
                 lines += [[label], *map(cells, found)]

@@ -6,10 +6,16 @@
         --default source=books domain=books language=eng_Latn
     python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\
         --field text=content language=lang --task $SLURM_ARRAY_TASK_ID --of $SLURM_ARRAY_TASK_COUNT
+    python tools/tokenize_corpus.py data/clean/documents --out data/packed \\
+        --tokenizer data/tokenizer --pack 32768
 
 A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
 "source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
 OUT/inventory.json, written last, names the shards; OUT/problems lists lines that were left out.
+
+--pack TOKENS lays documents out in rows of that many tokens, for runs of this sequence length: none
+that fits into a row is cut, each row ends with filler that is never trained on. A longer document
+fills whole rows, and what is left of it is packed like a document.
 
 The same documents, seed and sizes give the same bytes, with any number of workers and tasks. A run
 that was stopped or killed goes on where it was when the same command is run again.
@@ -27,7 +33,8 @@ from pathlib import Path
 from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
 from data_prep.lifetime import Stopped, ended_by_signals
-from data_prep.shards import INVENTORY
+from data_prep.packed import Packed
+from data_prep.shards import INVENTORY, Shard
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
@@ -38,6 +45,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown, shown_lines
 
 ROWS_SHOWN = 12
+_MUCH_FILLER = 2  # percent
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -52,6 +60,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             defaults=pairs(given.default, "--default"),
             shard_tokens=amount(given.shard_mtokens, 1e6, "--shard-mtokens"),
             group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
+            pack=given.pack,
         )
         options = Options(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
@@ -84,6 +93,7 @@ def _parser(prog: str | None) -> Parser:
     add("--seed", type=int, default=0, help="of the order of documents (default 0)")
     add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")
     add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
+    add("--pack", type=int, default=0, metavar="TOKENS", help="lay out in rows of this length")
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
     add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
     add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
@@ -117,7 +127,28 @@ def amount(value: float, unit: float, option: str) -> int:
 def _print(report: Report, out: Path, seconds: float) -> None:
     """What the shards hold, and what was left out."""
     print_table(report.shards, ("source", "language"), ROWS_SHOWN)
+    if packed := [shard for shard in report.shards if shard.packed]:
+        print(shown(_packed(packed)))
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
         print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
     print(shown(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}"))
+
+
+def _packed(shards: Sequence[Shard]) -> str:
+    """How full the rows of shards are, and what could not be left whole."""
+    packed = Packed.of_all([shard.packed for shard in shards if shard.packed])
+    tokens, cut = sum(shard.tokens for shard in shards), sum(shard.cut for shard in shards)
+    share = 100 * packed.filler / tokens
+    told = (
+        f"{tokens // packed.row_length:,} rows of {packed.row_length:,} tokens: {packed.filler:,} "
+        f"tokens of filler ({share:.2g} %), {cut:,} documents longer than a row cut"
+    )
+    if share < _MUCH_FILLER:
+        return told
+    ways = {shard.labels._replace(length="") for shard in shards}
+    return (
+        f"{told}; documents of other labels never share a row, and {len(ways):,} combinations of "
+        f"labels have {tokens / len(ways):,.0f} tokens each: fewer labels, a larger --group-gb or "
+        "--shard-mtokens, shorter rows leave less filler"
+    )

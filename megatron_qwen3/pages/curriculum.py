@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_prep.curriculum import Curriculum
-from data_prep.mixing.summary import labels_of, summary, total
+from data_prep.mixing.summary import labels_of, summary, texts, total
 from megatron_qwen3.pages import page, pictures
-from megatron_qwen3.pages.curriculum_rows import HEADER, cells
+from megatron_qwen3.pages.curriculum_rows import HEADER, OF_TEXTS, cells
 from megatron_qwen3.pages.pictures import FAINT, HUES, INK, MUTED, Picture
 from megatron_qwen3.shown import shown
 from megatron_qwen3.training.console import count
@@ -31,6 +31,11 @@ def write(curriculum: Curriculum, out: Path) -> None:
         page.table(f"{stage.name} by {label}", [HEADER, *map(cells, summary(stage, label))])
         for stage in curriculum.stages
         for label in labels_of(curriculum)
+    ]
+    tables += [
+        page.table(f"{stage.name} by the {OF_TEXTS}", [HEADER, *map(cells, texts(stage))])
+        for stage in curriculum.stages
+        if texts(stage)
     ]
     names = " → ".join(stage.name for stage in curriculum.stages)
     page.write(out, "Curriculum", names, [page.numbers(tiles), page.FIGURES, *tables], drawn)

@@ -3,6 +3,7 @@
 from data_prep.mixing.summary import Row
 from megatron_qwen3.training.console import count
 
+OF_TEXTS = "length of the texts in their rows"
 HEADER = ["", "sources", "there are", "read", "share", "by size", "epochs", ""]
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample, set_of
-from megatron_qwen3.posttrain.packing import Packing, Place, best_fit, by_epochs, by_weights
+from megatron_qwen3.posttrain.packing import Packing, Place, by_epochs, by_weights
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 

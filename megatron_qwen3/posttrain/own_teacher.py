@@ -25,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3 import launcher
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
@@ -33,7 +34,6 @@ from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.own_generator import label_of
-from megatron_qwen3.posttrain.packing import best_fit
 from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3.pretrain.order import Interleave, Shuffle, epoch_key, mixed
 
 Int64 = npt.NDArray[np.int64]
@@ -136,72 +137,3 @@ class Packing:
             order = Shuffle(size, epoch_key(self.seed, drawn.key, epoch))
             parts.append(order.at(np.arange(low, high)))
         return np.concatenate(parts)
-
-
-def best_fit(lengths_W: Int64, capacity: int) -> list[list[int]]:
-    """Rows of at most `capacity` places: of each the numbers of its samples.
-
-    Longest first, of equals the earlier; each goes into the row with the least room left that is
-    enough, or into a new one. ValueError where a sample has no place or more than a row.
-    """
-    if not len(lengths_W):
-        return []
-    shortest, longest = int(lengths_W.min()), int(lengths_W.max())
-    if shortest < 1 or longest > capacity:
-        raise ValueError(f"lengths are {shortest} to {longest}; valid: 1 to {capacity}")
-    rows: list[list[int]] = []
-    rooms = _Rooms(capacity)
-    order = np.argsort(-lengths_W, kind="stable")
-    for sample, length in zip(order.tolist(), lengths_W[order].tolist(), strict=True):
-        room = rooms.least(length)
-        if room:
-            row = rooms.take(room)
-        else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(sample)
-        if room - length >= shortest:  # else nothing fits in any more
-            rooms.put(room - length, row)
-    return rows
-
-
-class _Rooms:
-    """Rows by the room that they have left, the least that is enough found by bits.
-
-    Bit r of word w stands for room 64 w + r, bit w of `_any` for a word that is not 0.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._rows: list[list[int]] = [[] for _ in range(capacity + 1)]
-        self._words, self._any = [0] * (capacity // 64 + 1), 0
-
-    def least(self, length: int) -> int:
-        """The least room of a row that is at least `length`; 0 where there is none."""
-        word = length >> 6
-        bits = self._words[word] >> (length & 63)
-        if bits:
-            return length + (bits & -bits).bit_length() - 1
-        words = self._any >> (word + 1)
-        if not words:
-            return 0
-        word += (words & -words).bit_length()
-        bits = self._words[word]
-        return 64 * word + (bits & -bits).bit_length() - 1
-
-    def take(self, room: int) -> int:
-        """A row with that room, which is not among the others any more."""
-        rows = self._rows[room]
-        row = rows.pop()
-        if not rows:
-            word = room >> 6
-            self._words[word] ^= 1 << (room & 63)
-            if not self._words[word]:
-                self._any ^= 1 << word
-        return row
-
-    def put(self, room: int, row: int) -> None:
-        """A row has that room."""
-        if not self._rows[room]:
-            self._words[room >> 6] |= 1 << (room & 63)
-            self._any |= 1 << (room >> 6)
-        self._rows[room].append(row)

@@ -53,16 +53,29 @@ class Documents(NamedTuple):
     goes_on_BS: npt.NDArray[np.bool_]
 
 
+class InRows(NamedTuple):
+    """Of samples that are, some of them, whole rows of packed text: bool [B, S].
+
+    is_text_BS: False where a place is filler; has_label_BS: False also where a row's text ends:
+    what follows is filler, or the next row, which has nothing to do with this one.
+    """
+
+    is_text_BS: npt.NDArray[np.bool_]
+    has_label_BS: npt.NDArray[np.bool_]
+
+
 class Rows(NamedTuple):
     """Samples: inputs and labels [B, S], sources [B], and their documents if asked for.
 
-    A label is the token that follows the input in its source, also where a range ends.
+    A label is the token that follows the input in its source, also where a range ends. packed: None
+    where no source of the mixture is packed.
     """
 
     tokens_BS: Int64
     labels_BS: Int64
     sources_B: Int64
     documents: Documents | None
+    packed: InRows | None = None
 
 
 class Mixture:
@@ -102,7 +115,8 @@ class Mixture:
         Together at most `max_tokens` but one at least, or none where the end is shorter than one.
         """
         size, held_out = self.sequence_length, self.sources[source].held_out
-        count = min(max(0, held_out - 1) // size, max(1, max_tokens // size))
+        after = 0 if self.sources[source].packed else 1  # the last window's last label
+        count = min(max(0, held_out - after) // size, max(1, max_tokens // size))
         start = self.sources[source].tokens - held_out
         firsts = range(start, start + count * size, size)
         return [Place(source, 0, [(first, first + size)]) for first in firsts]
@@ -115,7 +129,9 @@ class Mixture:
             self._read(place, tokens_BS[row], labels_BS[row])
         sources_B = np.array([place.source for place in places], np.int64)
         documents = self._documents(places) if with_documents else None
-        return Rows(tokens_BS, labels_BS, sources_B, documents)
+        is_any_packed = any(source.packed for source in self.sources)
+        packed = self._in_rows(places) if is_any_packed else None
+        return Rows(tokens_BS, labels_BS, sources_B, documents, packed)
 
     def check_vocabulary(self, vocab_size: int, scan_bytes: int = SCAN_BYTES) -> None:
         """ConfigError where a source has an id without an embedding in the model.
@@ -131,12 +147,30 @@ class Mixture:
             self._checked(index, 0, min(source.tokens, max(1, share // first.itemsize)))
 
     def _read(self, place: Place, tokens_S: Int64, labels_S: Int64) -> None:
-        done = 0
+        done, after = 0, 0 if self.sources[place.source].packed else 1
         for first, last in place.ranges:
-            ids = self._checked(place.source, first, last + 1)
-            tokens_S[done : done + last - first] = ids[:-1]
-            labels_S[done : done + last - first] = ids[1:]
+            ids = self._checked(place.source, first, last + after)
+            tokens_S[done : done + last - first] = ids[: last - first]
+            labels_S[done : done + len(ids) - 1] = ids[1:]
             done += last - first
+            if not after:  # some id, which is not trained
+                labels_S[done - 1] = ids[-1]
+
+    def _in_rows(self, places: Sequence[Place]) -> InRows:
+        """What of each sample is text, and what is trained of it; all where nothing is packed."""
+        is_text_BS = np.ones((len(places), self.sequence_length), np.bool_)
+        has_label_BS = np.ones_like(is_text_BS)
+        for row, place in enumerate(places):
+            source, done = self.sources[place.source], 0
+            if not source.packed:
+                continue
+            length = source.row_length
+            for first, last in place.ranges:
+                for tokens in self.files[place.source].text_of_rows(first, last):
+                    is_text_BS[row, done + tokens : done + length] = False
+                    has_label_BS[row, done + tokens - 1 : done + length] = False
+                    done += length
+        return InRows(is_text_BS, has_label_BS)
 
     def _documents(self, places: Sequence[Place]) -> Documents:
         starts: list[list[int]] = []
@@ -145,7 +179,8 @@ class Mixture:
             in_row, done = set(), 0
             for first, last in place.ranges:
                 # The label of a range's last token is the token after it.
-                begins = self.files[place.source].document_starts(first + 1, last + 1)
+                end = min(last + 1, self.sources[place.source].tokens)
+                begins = self.files[place.source].document_starts(first + 1, end)
                 goes_on_S[[done + token - first - 1 for token in begins]] = False
                 in_row |= {done, *(done + token - first for token in begins if token < last)}
                 done += last - first

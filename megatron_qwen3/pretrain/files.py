@@ -43,6 +43,15 @@ class SourceFiles:
         parts = [self._open(n).tokens[a:b] for n, a, b in self._pieces(first, last)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def text_of_rows(self, first: int, last: int) -> list[int]:
+        """Of the rows that [first, last) is made of, how many tokens of each are text."""
+        length = self.source.row_length
+        return [
+            tokens
+            for n, a, b in self._pieces(first, last)
+            for tokens in self._open(n).text_of_rows(a // length, b // length)
+        ]
+
     def document_starts(self, first: int, last: int) -> list[int]:
         """Which tokens of [first, last) are the first of a document."""
         return [
@@ -102,6 +111,11 @@ class SourceFiles:
             raise ConfigError(
                 f"{self._where}: {prefix} holds {len(reader.tokens):,} tokens, but {expected:,} "
                 "when it was mixed; mix again from the new inventory"
+            )
+        if (reader.row_length or 1) != self.source.row_length:
+            raise ConfigError(
+                f"{self._where}: {prefix} is in rows of {reader.row_length:,} tokens (0: in none), "
+                "but was not when it was mixed or first read; mix again from the new inventory"
             )
         if found != known:
             raise ConfigError(

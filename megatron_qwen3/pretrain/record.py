@@ -31,7 +31,6 @@ from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 FILE_NAME = "data.json"
-_VERSION, _READ = 2, (1, 2)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Feed:
 
     def reading(self, sequence_length: int, sequences: int | None) -> Reading:
         source, start = self.source, self.start
-        stream = Stream(self.key, source.training_tokens, start.seed)
+        stream = Stream.of_rows(self.key, source.training_tokens, start.seed, source.row_length)
         return Reading(stream, start.cursor, sequence_length, sequences)
 
 
@@ -173,8 +172,8 @@ class Record:
             return None
         try:
             content = parse_json(path.read_bytes())
-            if (version := content.get("version", 1)) not in _READ:
-                raise ConfigError(f"{path} is of version {version!r:.40}; known: 1 and 2")
+            if (version := content.get("version", 1)) not in curriculum.READ:
+                raise ConfigError(f"{path} is of version {version!r:.40}; known: 1 to 3")
             return _record(content)
         except ConfigError:
             raise
@@ -256,6 +255,10 @@ def _wanted(config: Config) -> Part:
         Feed(share.source, share.tokens, Start(plan.seed, Cursor(share.cursor))) for share in shares
     )
     _check_names(planned, data.curriculum)
+    for feed in planned:
+        if refusal := feed.source.refusal(data.sequence_length):
+            where = f"data.sequence_length = {data.sequence_length:,}: source {feed.source.name}"
+            raise ConfigError(f"{where} of {data.curriculum}: {refusal}")
     sequences = stage.tokens // data.sequence_length
     return Part(0, train.global_batch, data.sequence_length, sequences, planned)
 
@@ -335,7 +338,7 @@ def _checked(config: Config, record: Record) -> Record:
 
 def _record_json(record: Record) -> dict[str, Any]:
     return {
-        "version": _VERSION,
+        "version": curriculum.version_of(record.sources().values()),
         "sources": {
             key: {"name": source.name, "folder": source.folder, **source.as_json()}
             for key, source in record.sources().items()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
+
+import numpy as np
 
 from data_prep.curriculum import ShardFile, Source
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
+from data_prep.packed import Packed
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 
 _WEIGHT_UNIT = 1 << 40  # weights are kept to a millionth of a millionth of the mixture
@@ -36,16 +40,21 @@ def simple_sources(data: DataConfig) -> list[tuple[Source, int]]:
 
 
 def _source(config: SourceConfig, data: DataConfig) -> Source:
-    """One source, divided: its training tokens first, then data.held_out of it."""
+    """One source, divided: its training tokens first, then data.held_out of it, in whole rows."""
     where = f"data.sources.{config.name}"
     try:
-        shard = ShardFile(config.path, len(IndexedReader(config.path).tokens), mark(config.path))
+        reader = IndexedReader(config.path)
+        shard = ShardFile(config.path, len(reader.tokens), mark(config.path))
     except ConfigError as error:
         raise ConfigError(f"{where}.path: {error}") from None
-    needed = data.sequence_length + 1
-    window = f"one window of data.sequence_length + 1 = {needed:,}"
-    tokens = shard.tokens
-    held_out = math.ceil(tokens * data.held_out)
+    whole = Source(config.name, "", (shard,), packed=_packed(reader))
+    if refusal := whole.refusal(data.sequence_length):
+        length = f"data.sequence_length = {data.sequence_length:,}"
+        raise ConfigError(f"{length}: {where} ({config.path}): {refusal}")
+    needed = data.sequence_length + (0 if whole.packed else 1)
+    window = f"one window of data.sequence_length{'' if whole.packed else ' + 1'} = {needed:,}"
+    tokens, row = whole.tokens, whole.row_length
+    held_out = row * math.ceil(tokens * data.held_out / row)
     if tokens - held_out < needed:
         raise ConfigError(
             f"{where}: {config.path} has {tokens - held_out:,} training tokens, fewer than "
@@ -57,4 +66,11 @@ def _source(config: SourceConfig, data: DataConfig) -> Source:
             f"{config.path} is {held_out:,}, fewer than {window}; "
             f"valid: 0, or at least {1.05 * needed / tokens:.2g}"
         )
-    return Source(config.name, "", (shard,), held_out)
+    return replace(whole, held_out=held_out)
+
+
+def _packed(reader: IndexedReader) -> Packed | None:
+    if not reader.row_length:
+        return None
+    text = int(reader.text_R.sum(dtype=np.int64))
+    return Packed(reader.row_length, len(reader.tokens) - text, {})

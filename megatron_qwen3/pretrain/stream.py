@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import Self
 
 from megatron_qwen3.pretrain.order import Shuffle, epoch_key, mixed
 
@@ -51,6 +52,12 @@ class Stream:
     tokens: int
     seed: int
     chunk_tokens: int = CHUNK_TOKENS
+
+    @classmethod
+    def of_rows(cls, name: str, tokens: int, seed: int, row_length: int) -> Self:
+        """Whose chunks are whole rows, so that sequences of whole rows never cut one."""
+        rows = max(1, CHUNK_TOKENS // row_length)
+        return cls(name, tokens, seed, rows * row_length)
 
     def ranges(self, place: int, count: int) -> Iterator[Range]:
         """Where in the source the stream's places [place, place + count) are, in order."""

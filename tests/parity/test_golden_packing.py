@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.packing import Place, best_fit
+from megatron_qwen3.posttrain.packing import Place
 from megatron_qwen3.posttrain.rows import token_batch
 from tests import golden
 

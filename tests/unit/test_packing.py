@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3.posttrain import packing
-from megatron_qwen3.posttrain.packing import Drawn, Packing, best_fit, by_epochs, by_weights
+from megatron_qwen3.posttrain.packing import Drawn, Packing, by_epochs, by_weights
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=120)
 

@@ -21,8 +21,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.packing import best_fit
 from megatron_qwen3.posttrain.rollouts.record import Array, Record
 from megatron_qwen3.training.batch import TokenBatch
 
