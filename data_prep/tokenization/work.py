@@ -191,7 +191,10 @@ def _write_rows(job: Job, piece: Piece, folder: Path) -> list[Shard]:
     if len(table.rows):
         packed = in_rows(table, inputs, piece.labels, piece.name, row_length)
         for shard, text_R, rows, files in packed:
-            write_shard(job.out, shard, job.dtype, chunks(rows, files), text_R)
+            if not Path(
+                f"{job.out / shard.path}.json"
+            ).exists():  # written by a run that was killed
+                write_shard(job.out, shard, job.dtype, chunks(rows, files), text_R)
             shards.append(shard)
     mark = {"version": VERSION, "shards": [shard.as_json() for shard in shards]}
     write_json(piece_mark(folder, piece), mark)
