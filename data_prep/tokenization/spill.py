@@ -145,8 +145,8 @@ def read_piece(
         np.array([source.input for source in sources], np.uint32), [len(t.rows) for t in tables]
     )
     if len(tail):
-        of_none = Table(np.asarray(tail, dtype), *(part[:0] for part in tables[0][1:]))
-        tables.append(of_none)
+        _, keys, rows, ids = tables[0]
+        tables.append(Table(np.asarray(tail, dtype), keys[:0], rows[:0], ids[:0]))
     table = concatenate(tables)
     order = np.lexsort((table.rows["line"], inputs, table.keys))
     return table._replace(keys=table.keys[order], rows=table.rows[order]), inputs[order]
