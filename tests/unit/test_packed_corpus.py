@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -236,7 +237,8 @@ def test_a_folder_that_was_begun_before_there_were_rows_goes_on_and_is_not_packe
     known = json.loads((out / "plan.json").read_text())
     assert known["settings"].pop("pack") == 0
     (out / "plan.json").write_text(json.dumps(known))
-    tokenize([folder], out, plain, Options(workers=1))
+    shutil.rmtree(out / "groups")
+    assert tokenize([folder], out, plain, ONE) is not None
     with pytest.raises(ConfigError, match=r"pack was 0, is 64"):
         tokenize([folder], out, settings(tokenizer), ONE)
     for pack in (1, -5, 4001):
