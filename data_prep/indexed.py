@@ -210,8 +210,9 @@ class IndexedReader:
     def text_of_rows(self, first: int, last: int) -> list[int]:
         """How many tokens are text in each of the rows [first, last), of tokens in rows."""
         texts: list[int] = self.text_R[first:last].tolist()
-        if any(not 0 < tokens <= self.row_length for tokens in texts):
-            raise self._lies(f"a row of {self.row_length:,} tokens has less than one or more text")
+        for tokens in texts:
+            if not 0 < tokens <= self.row_length:
+                raise self._lies(f"a row of {self.row_length:,} tokens has {tokens:,} of text")
         return texts
 
     def _read_header(self) -> tuple[np.dtype[Any], int, int]:

@@ -33,7 +33,7 @@ def write(curriculum: Curriculum, out: Path) -> None:
         for label in labels_of(curriculum)
     ]
     tables += [
-        page.table(f"{stage.name} by the {OF_TEXTS}", [HEADER, *map(cells, texts(stage))])
+        page.table(f"{stage.name} by {OF_TEXTS}", [HEADER, *map(cells, texts(stage))])
         for stage in curriculum.stages
         if texts(stage)
     ]

@@ -3,7 +3,7 @@
 from data_prep.mixing.summary import Row
 from megatron_qwen3.training.console import count
 
-OF_TEXTS = "length of the texts in their rows"
+OF_TEXTS = "length of texts"
 HEADER = ["", "sources", "there are", "read", "share", "by size", "epochs", ""]
 
 

