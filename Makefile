@@ -2,7 +2,8 @@
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
 # make test-slow    the tests that take too long for that: further layouts, more ways to break
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
-# make test-vllm    tests of rollouts and teachers from vLLM, with a vLLM for CPUs of its own (2.5 GB)
+# make test-vllm    tests of rollouts and a teacher from vLLM, with a vLLM for CPUs of its own
+#                   (2.5 GB; two minutes to install, five to run)
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
@@ -74,7 +75,7 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-full: test-slow test-vllm test-machines chaos
+full: test-slow test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

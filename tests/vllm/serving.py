@@ -31,7 +31,10 @@ SECONDS, START_SECONDS = 3000, 1200
 HEAD = 32  # the smallest size of a head that vLLM has kernels for on a CPU
 CACHE_BYTES = 64 << 20
 LENGTH = 256
-OPTIONS = ("--distributed-executor-backend=uni",)  # goes with `prepare`
+# One thread computes, where several would wait for each other, and it does so in the process of the
+# engine, as on a GPU: one process fewer has to start.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+OPTIONS = ("--distributed-executor-backend=uni",)
 KINDS = {"dense": (None, False), "tied": (None, True), "moe": (tiny.SPARSE, False)}
 
 
@@ -66,9 +69,8 @@ def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
 
 
 def prepare():
-    """The environment that servers inherit: one thread computes, where several would wait for each
-    other, and it does so in the engine's process, as on a GPU: one process fewer has to start."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    """Of a rank: what servers inherit."""
+    os.environ |= ENVIRONMENT
 
 
 def settings_of(python):
@@ -85,7 +87,6 @@ def settings_of(python):
 @contextlib.contextmanager
 def teacher_of(folder, python, home, most_log_probs=20):
     """The address of a folder's model, as people serve one that is to be a teacher."""
-    prepare()
     served = VllmConfig(python=python, start_seconds=START_SECONDS)
     config = load_config([], ["model.preset=tiny-dense", "train.steps=1", f"run.dir={home}"])
     config = replace(config, rollouts=RolloutsConfig(engine="vllm", vllm=served))
@@ -100,6 +101,8 @@ def teacher_of(folder, python, home, most_log_probs=20):
     server = vllm_server.Server(config, 0, True, Path(folder), Path(home) / "teacher.log")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_server, "command", command)
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
         server.start()
     try:
         while not server.is_ready():
