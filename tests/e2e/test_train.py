@@ -15,7 +15,9 @@ from ranks import RankError, run_ranks
 
 from data_prep import tokenizer
 from data_prep.indexed import IndexedWriter
+from data_prep.packed import FILLER, lay_out
 from megatron_qwen3 import train
+from megatron_qwen3.pretrain import files, sources
 from megatron_qwen3.pretrain.provenance import locate
 from megatron_qwen3.training import checkpoint, engine
 from megatron_qwen3.training.stop import CONTINUE
@@ -233,6 +235,35 @@ def test_a_run_goes_on_with_other_weights_lengths_and_batches_where_its_sources_
                 assert not places & seen
                 seen |= places
     assert len(seen) == tokens[-1]
+
+
+def run_by_name(arguments):
+    """The order of samples comes from names alone, whatever the files hold."""
+    sources.mark = files.mark = lambda prefix: "0"
+    return train.main(arguments)
+
+
+def test_what_stands_in_filler_changes_no_loss(folder, tmp_path):
+    encoder = tokenizer.DocumentTokenizer(folder / "tokenizer")
+    texts = [" ".join(str(n) for n in range(i, i + 3 + i % 29)) for i in range(80)]
+    documents = [encoder.encode_document(text) for text in texts]
+    pieces, in_rows = lay_out(np.array([len(ids) for ids in documents]), 32)
+    assert 1 - in_rows.text_R.mean() / 32 > 0.02
+    found = []
+    for filler in (encoder.end_of_document, 7):
+        prefix = tmp_path / f"filled_with_{filler}"
+        with IndexedWriter(prefix, np.uint16) as writer:
+            for document, first, length in zip(*(x.tolist() for x in pieces[:3]), strict=True):
+                ids = [filler] * length if document == FILLER else documents[document]
+                writer.add_document(ids if document == FILLER else ids[first : first + length])
+            writer.pack(32, in_rows.text_R)
+        source = f'[{{name = "packed", path = "{prefix}"}}]'
+        home = tmp_path / str(filler)
+        more = (f"data.sources={source}", "data.reset_at_documents=true", "train.steps=2")
+        assert run_ranks(run_by_name, 1, arguments(folder, "one", home, *more)) == [0]
+        found.append([r["loss"] for kind in ("train", "eval") for r in rows(home, "one", kind)])
+    assert len(found[0]) > 2
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def run_and_stop(arguments, at_step, error):
