@@ -245,10 +245,10 @@ def run_by_name(arguments):
 
 def test_what_stands_in_filler_changes_no_loss(folder, tmp_path):
     encoder = tokenizer.DocumentTokenizer(folder / "tokenizer")
-    texts = [" ".join(str(n) for n in range(i, i + 3 + i % 29)) for i in range(80)]
-    documents = [encoder.encode_document(text) for text in texts]
+    texts = [" ".join(str(n) for n in range(i, i + 30)) for i in range(80)]
+    documents = [encoder.encode_document(text)[: 19 + i % 9] for i, text in enumerate(texts)]
     pieces, in_rows = lay_out(np.array([len(ids) for ids in documents]), 32)
-    assert 1 - in_rows.text_R.mean() / 32 > 0.02
+    assert in_rows.text_R.max() < 32
     found = []
     for filler in (encoder.end_of_document, 7):
         prefix = tmp_path / f"filled_with_{filler}"
