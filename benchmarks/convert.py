@@ -92,10 +92,11 @@ def make_model(model: ModelConfig, folder: Path) -> Path:
 
     from megatron_qwen3.convert import hf_config, hf_writer
     from megatron_qwen3.convert.mapping import in_order
+    from megatron_qwen3.settings_rope import RopeConfig
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    hf_config.write_config(folder, model, 4096, "bfloat16", {})
+    hf_config.write_config(folder, model, RopeConfig(), 4096, "bfloat16", {})
     shapes = [
         (weight.part_name(part, index), weight.part_shape(part), torch.bfloat16)
         for weight, index in in_order(model)

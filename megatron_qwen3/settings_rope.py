@@ -5,9 +5,12 @@ model. These settings change what attention computes, so they go with a checkpoi
 for training, scoring and generation; no weight depends on them. Nothing here imports torch.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
 
 from megatron_qwen3.fields import setting
+
+MOST_POSITIONS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,13 @@ class RopeConfig:
         "times yarn_original_length that positions are stretched to; 1 is plain. It holds for "
         "short texts, too",
         at_least=1,
+        below=1 << 20,
     )
     yarn_original_length: int = setting(
-        0, "positions that the model was trained with before; needed by YaRN", at_least=0
+        0,
+        "positions that the model was trained with before; needed by YaRN",
+        at_least=0,
+        below=MOST_POSITIONS,
     )
     yarn_beta_fast: float = setting(
         32.0, "turns within the original length from which on a pair is left as it is", above=0
@@ -38,6 +45,7 @@ class RopeConfig:
         "Dual Chunk Attention (arXiv 2402.17463): largest distance that attention meets, at most "
         "the length that was trained; 0 is plain attention. Training has it as generation does",
         at_least=0,
+        below=MOST_POSITIONS,
     )
     dca_local_size: int = setting(
         0,
@@ -53,3 +61,31 @@ class RopeConfig:
     dca_scale: float = setting(
         1.0, "length factor of the whole run: scores are multiplied by its square", above=0
     )
+
+    @property
+    def yarn_length(self) -> int:
+        """Positions that YaRN reaches; 0 without it."""
+        return round(self.yarn_factor * self.yarn_original_length)
+
+    @property
+    def has_yarn(self) -> bool:
+        """Whether frequencies are other than the base's."""
+        return self.yarn_factor != 1
+
+    @property
+    def attention_factor(self) -> float:
+        """What YaRN multiplies queries and keys by, so scores by its square; its section 3.4."""
+        if not self.has_yarn:
+            return 1.0
+        return self.yarn_attention_factor or 0.1 * math.log(self.yarn_factor) + 1.0
+
+    @property
+    def has_dca(self) -> bool:
+        """Whether attention is Dual Chunk Attention."""
+        return self.dca_chunk_size > 0
+
+    def without_dca(self) -> "RopeConfig":
+        """The same frequencies with plain attention."""
+        usual = RopeConfig()
+        names = [field.name for field in fields(self) if field.name.startswith("dca_")]
+        return replace(self, **{name: getattr(usual, name) for name in names})

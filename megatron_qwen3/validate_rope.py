@@ -1,10 +1,12 @@
 """What the settings of [rope] must keep: one line per fault, as `validate.py` has the others."""
 
+import math
 from collections.abc import Iterator
 
 from megatron_qwen3.fields import settings_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_rope import RopeConfig
+from megatron_qwen3.toml import emit
 
 CHUNK_UNIT = 16  # places: what servers hold keys and values in blocks of
 
@@ -12,11 +14,11 @@ CHUNK_UNIT = 16  # places: what servers hold keys and values in blocks of
 def faults(config: Config) -> Iterator[str]:
     """Faults of the table, alone and with other tables."""
     rope = config.rope
-    if rope.yarn_factor == 1:
-        yield from _left_over(rope, "yarn_", "rope.yarn_factor = 1 is plain; set it above 1")
+    if rope.has_yarn:
+        yield from _yarn_faults(rope, config.model.rope_theta)
     else:
-        yield from _yarn_faults(rope)
-    if not rope.dca_chunk_size:
+        yield from _left_over(rope, "yarn_", "rope.yarn_factor = 1 is plain; set it above 1")
+    if not rope.has_dca:
         yield from _left_over(rope, "dca_", "rope.dca_chunk_size = 0 is plain attention; set it")
         return
     yield from _chunk_faults(rope)
@@ -32,15 +34,25 @@ def _left_over(rope: RopeConfig, prefix: str, way_out: str) -> Iterator[str]:
     for name, row in settings_of(RopeConfig).items():
         value = getattr(rope, name)
         if name.startswith(prefix) and value != row.default:
-            shown = str(value).lower() if isinstance(value, bool) else value
-            yield f"rope.{name} = {shown}, but {way_out}, or leave this out"
+            shown, default = emit(value), emit(row.default)
+            yield f"rope.{name} = {shown}, but {way_out}, or this back to {default}"
 
 
-def _yarn_faults(rope: RopeConfig) -> Iterator[str]:
+def _yarn_faults(rope: RopeConfig, theta: float) -> Iterator[str]:
     if not rope.yarn_original_length:
         yield (
             f"rope.yarn_factor = {rope.yarn_factor:g} needs rope.yarn_original_length, the length "
             "that the model was trained with before YaRN (Qwen3: 32768)"
+        )
+    elif rope.yarn_original_length <= 2 * math.pi * rope.yarn_beta_slow:
+        yield (
+            f"rope.yarn_original_length = {rope.yarn_original_length} must be above 2π times "
+            f"rope.yarn_beta_slow = {rope.yarn_beta_slow:g}: no pair turns so often within it"
+        )
+    if theta <= 1:
+        yield (
+            f"model.rope_theta = {theta:g} must be above 1 with rope.yarn_factor = "
+            f"{rope.yarn_factor:g}: all pairs turn alike"
         )
     if rope.yarn_beta_fast <= rope.yarn_beta_slow:
         yield (
@@ -79,7 +91,7 @@ def _local_sizes(size: int) -> str:
 
 def _scale_faults(rope: RopeConfig) -> Iterator[str]:
     """Qwen's length factor and YaRN's attention factor are two answers to one question."""
-    if rope.dca_scale != 1 and rope.yarn_factor != 1 and rope.yarn_attention_factor != 1:
+    if rope.dca_scale != 1 and rope.has_yarn and rope.yarn_attention_factor != 1:
         yield (
             f"rope.dca_scale = {rope.dca_scale:g} and rope.yarn_factor = {rope.yarn_factor:g} both "
             "scale the scores; set rope.dca_scale = 1, or rope.yarn_attention_factor = 1"

@@ -32,6 +32,13 @@ def faults(config: Config) -> Iterator[str]:
         yield (
             f'{_TABLE}.refit = "nccl" is between GPUs, and run.device = "cpu"; valid: folder, gloo'
         )
+    rope, length = config.rope, config.data.sequence_length
+    if rope.has_yarn and length > rope.yarn_length:
+        yield (
+            f"data.sequence_length = {length} exceeds rope.yarn_factor * yarn_original_length = "
+            f"{rope.yarn_factor:g} * {rope.yarn_original_length} = {rope.yarn_length}, the most "
+            'that rollouts.engine = "vllm" takes'
+        )
     if config.data.sequence_length < LEAST_LENGTH:
         yield (
             f"data.sequence_length = {config.data.sequence_length} is too short for the prompts "

@@ -25,6 +25,7 @@ from megatron_qwen3.training.objectives import cross_entropy
 
 RATE = 1e-4
 STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
+YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=8")
 MODELS = {
     "dense": ("model.preset=tiny-dense",),
     "dense-untied": ("model.preset=tiny-dense", "model.tie_embeddings=false"),
@@ -36,6 +37,8 @@ MODELS = {
         "rope.dca_chunk_size=24",
         "rope.dca_local_size=8",
     ),
+    "dense-yarn": ("model.preset=tiny-dense", *YARN),
+    "moe-yarn": ("model.preset=tiny-moe", *YARN),
     "dense-scalar": ("model.preset=tiny-dense", "run.mode=reward"),
     "moe-scalar": ("model.preset=tiny-moe", "run.mode=reward"),
 }
@@ -113,6 +116,8 @@ SLOW_CASES = (
     Case("moe", "etp2-without-tp", 2, "expert_tensor=2"),
     Case("moe", "etp2-pp2-ep2", 8, "tensor=2 pipeline=2 expert=2 expert_tensor=2"),
     Case("moe", "pp2-ep2-recompute-full", 4, "pipeline=2 expert=2 recompute=full"),
+    Case("dense-yarn", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
+    Case("moe-yarn", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
     Case("moe-tied", "pp2-vpp2-tp2", 4, "tensor=2 pipeline=2 virtual_pipeline=2"),
     Case("dense", "cp4", 4, "context=4 recompute=full"),
     Case("dense", "cp2-recompute-selective", 2, "context=2 recompute=selective", 2),

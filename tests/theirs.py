@@ -73,9 +73,20 @@ def _parts(name, tensor, model):
         yield their_name, tensor
 
 
-def theirs(model, weights):
-    """Their network; `model` is the table of settings, `weights` by their names."""
+def theirs(model, weights, rope=None):
+    """Their network; `model` is the table of settings, `weights` by their names.
+
+    rope: the table [rope]; without it positions are plain.
+    """
     import transformers
+
+    positions = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if rope is not None and rope.yarn_factor > 1:
+        positions |= {
+            "rope_type": "yarn",
+            "factor": rope.yarn_factor,
+            "original_max_position_embeddings": rope.yarn_original_length,
+        }
 
     shared = {
         "vocab_size": model.vocab_size,
@@ -86,7 +97,7 @@ def theirs(model, weights):
         "num_key_value_heads": model.num_query_groups,
         "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": positions,
         "tie_word_embeddings": model.tie_embeddings,
         "attn_implementation": "eager",
     }

@@ -1,7 +1,8 @@
 """Convert between Hugging Face's Qwen3 and our checkpoints, and check both.
 
-    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT [--dtype bfloat16]
+    python tools/convert_checkpoint.py from-hf  HF_FOLDER  OUT [--dtype bfloat16] [--dca]
     python tools/convert_checkpoint.py to-hf    CHECKPOINT OUT [--dtype …] [--tokenizer FOLDER]
+                                                [--dca-length N] [rope.yarn_factor=4 …]
     python tools/convert_checkpoint.py verify   A B [--precision bf16]
     python tools/convert_checkpoint.py inspect  X
 
@@ -12,6 +13,12 @@ becomes bfloat16 or float32, rounded to the nearest, ties to even. verify comput
 and exits with 1 where they differ by more than rounding. A reward model (run.mode = "reward") is
 Qwen3ForSequenceClassification or Qwen3MoeForSequenceClassification there, with one label; what its
 chat template makes of a conversation ends at the <|im_end|> where the reward is read.
+
+YaRN stands in config.json, for transformers 4 and 5, as the checkpoint has it or as settings of
+[rope] on the command line say: a model that was trained without it can be read with it. Dual Chunk
+Attention does not: to-hf writes config_1m.json beside it for servers that know it (sglang; vLLM 0.9
+and 0.10), and from-hf reads that file only with --dca. verify leaves it out where one of the two is
+transformers'.
 """
 
 import argparse
@@ -21,8 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_qwen3 import config as settings
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown, shown_lines, shown_text
 
 
@@ -89,8 +98,25 @@ def _parser(prog: str | None) -> Parser:
                 choices=("bfloat16", "float32"),
                 help="type of all tensors; default: as they are",
             )
+        if name == "from-hf":
+            command.add_argument(
+                "--dca",
+                action="store_true",
+                help="with Dual Chunk Attention as config_1m.json has it; default: without",
+            )
         if name == "to-hf":
             command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+            command.add_argument(
+                "--dca-length",
+                type=_positive,
+                help="tokens that servers take by config_1m.json; default: 4 dca_chunk_size",
+            )
+            command.add_argument(
+                "settings",
+                nargs="*",
+                metavar="rope.KEY=VALUE",
+                help="how the folder's model reads long texts, in place of the checkpoint's",
+            )
         if name == "verify":
             command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser
@@ -106,21 +132,76 @@ def _positive(text: str) -> int:
 def _from_hf(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert import stream
 
-    stream.from_hf(given.source, given.out, given.workers, _dtype(given))
+    stream.from_hf(given.source, given.out, given.workers, _dtype(given), given.dca)
+    for line in _long_notes(given):
+        print(shown(line))
     print(f"{shown(given.out)}: ready for checkpoint.init_from")
     return 0
+
+
+def _long_notes(given: argparse.Namespace) -> list[str]:
+    """What is told of Dual Chunk Attention: that it was left out, or that its factor is fixed."""
+    from megatron_qwen3.convert.hf_config import has_dca
+
+    if not given.dca:
+        left_out = "Dual Chunk Attention is left out; --dca takes it"
+        return [f"{name}: {left_out}" for name in has_dca(given.source)]
+    rope = settings.load([given.out / "config.toml"]).rope
+    if rope.dca_scale == 1:
+        return []
+    return [
+        f"rope.dca_scale = {rope.dca_scale:.6g}, the length factor of the longest text for all "
+        "texts; servers let it grow with a text"
+    ]
 
 
 def _to_hf(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert import stream
 
     source = _step_folder(given.source)
+    rope = _rope_of(source, given.settings)
+    dca_length, line = _dca_length(rope, given.dca_length)
     has_tokenizer = stream.to_hf(
-        source, given.out, given.tokenizer, given.workers, dtype=_dtype(given)
+        source,
+        given.out,
+        given.tokenizer,
+        given.workers,
+        dtype=_dtype(given),
+        rope=rope,
+        dca_length=dca_length,
     )
+    if line:
+        print(shown(line))
     note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
     print(shown(f"{shown(given.out)}: {shown(source)} for transformers{note}"))
     return 0
+
+
+def _rope_of(source: Path, pairs: list[str]) -> RopeConfig | None:
+    """The checkpoint's table [rope] with what the command line says; None where it has none."""
+    for pair in pairs:
+        if not pair.startswith("rope."):
+            raise ConfigError(
+                f"command line: {pair} is no setting of [rope]; valid: rope.KEY=VALUE"
+            )
+    file = source / "config.toml"
+    return settings.load([file], pairs).rope if file.is_file() else None
+
+
+def _dca_length(rope: RopeConfig | None, asked: int | None) -> tuple[int, str]:
+    """Tokens of config_1m.json, 0 where there is to be none; and what is told of it.
+
+    Asked for it is to be written, or to fail. Else a model that servers cannot run so is written
+    without it.
+    """
+    from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
+
+    if asked or rope is None or not rope.has_dca:
+        return asked or 0, ""
+    length = 4 * rope.dca_chunk_size
+    if fault := dca_fault(rope, length):
+        return 0, f"{LONG_FILE} is left out: {fault}"
+    return length, f"{LONG_FILE}: Dual Chunk Attention for {length:,} tokens, for servers"
 
 
 def _dtype(given: argparse.Namespace) -> Any:
@@ -134,10 +215,14 @@ def _verify(given: argparse.Namespace) -> int:
     from megatron_qwen3.convert import verify
 
     result = verify.compare(_step_folder(given.a), _step_folder(given.b), given.precision)
+    without_dca = ""
+    if result.without_dca:
+        without_dca = "Dual Chunk Attention is left out: transformers has none\n"
     print(
         f"cosine similarity   {result.cosine:.9f} (worst position {result.worst_cosine:.9f})\n"
         f"largest difference  {result.largest_difference:.3g} (logits spread {result.spread:.3g})\n"
         f"greedy agreement    {result.greedy_agreement:.2%}\n"
+        f"{without_dca}"
         f"the models {'agree' if result.agree else 'DIFFER'} in {shown(given.precision)}"
     )
     return 0 if result.agree else 1

@@ -8,6 +8,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.model.flops import active_parameter_count, parameter_count
 from megatron_qwen3.settings import ModelConfig
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
 
 
@@ -24,7 +25,7 @@ def describe(path: Path) -> str:
         for part in range(len(weight.parts))
     ]
     title = f"{shown(path)}: Hugging Face, {len(files)} safetensors file(s), {_counted(kinds)}"
-    return "\n".join([title, *_model(source.model), *_table(rows)])
+    return "\n".join([title, *_model(source.model, source.rope), *_table(rows)])
 
 
 def _checkpoint(path: Path) -> str:
@@ -40,17 +41,33 @@ def _checkpoint(path: Path) -> str:
     ]
     title = f"{shown(path)}: checkpoint of megatron_qwen3, {_counted(kinds)}"
     state = f"with{'' if moments else 'out'} optimizer state; written as {layout}"
-    return "\n".join([title, state, *_model(config.model), *_table(rows)])
+    return "\n".join([title, state, *_model(config.model, config.rope), *_table(rows)])
 
 
 def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} × {kind.removeprefix('torch.')}" for kind, count in kinds.items())
 
 
-def _model(model: ModelConfig) -> list[str]:
+def _model(model: ModelConfig, rope: RopeConfig) -> list[str]:
     total, active = parameter_count(model), active_parameter_count(model)
     fields = ", ".join(f"{name} {value}" for name, value in vars(model).items() if value != "")
-    return [f"{total:,} parameters, {active:,} active", fields, ""]
+    return [f"{total:,} parameters, {active:,} active", fields, *_long(rope), ""]
+
+
+def _long(rope: RopeConfig) -> list[str]:
+    """How it reads texts that are longer than those it was trained with; none where it does not."""
+    lines = []
+    if rope.has_yarn:
+        lines.append(
+            f"YaRN: {rope.yarn_factor:g} × {rope.yarn_original_length:,} = {rope.yarn_length:,} "
+            f"positions, attention factor {rope.attention_factor:.6g}"
+        )
+    if rope.has_dca:
+        lines.append(
+            f"Dual Chunk Attention: chunk_size {rope.dca_chunk_size}, local_size "
+            f'{rope.dca_local_size}, rule "{rope.dca_rule}", length factor {rope.dca_scale:.6g}'
+        )
+    return lines
 
 
 def _table(rows: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[str]:

@@ -15,7 +15,10 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
 
 # Files that may ask for code to run.
-MAY_ASK = ("config.json", "generation_config.json", "tokenizer_config.json")
+MAY_ASK = (
+    *("config.json", "config_1m.json"),
+    *("generation_config.json", "tokenizer_config.json"),
+)
 _NEVER = {
     "auto_map": "code of its own",
     "custom_generate": "code of its own",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from megatron_qwen3.config import ConfigError, ModelConfig
-from megatron_qwen3.convert.hf_config import read_config
+from megatron_qwen3.convert.hf_config import read_config, read_long_config
 from megatron_qwen3.convert.mapping import in_order
 from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside, parse_json, read_small
@@ -45,14 +45,16 @@ class Stored:
 class Source:
     """A folder with a Qwen3. ConfigError names the file and what is wrong with it.
 
-    `config`: config.json as it is; `model`: as our settings. `tensors` are complete: none is
-    missing, unexpected or of another shape. A tied model's own copy of lm_head, which some
-    folders have, must equal the embedding.
+    `config`: config.json as it is and as our settings; `model`, `rope`: those. `tensors` are
+    complete: none is missing, unexpected or of another shape. A tied model's own copy of lm_head,
+    which some folders have, must equal the embedding.
+    with_dca: with Dual Chunk Attention, as config_1m.json has it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, with_dca: bool = False) -> None:
         self.folder = folder
-        self.config, self.model = read_config(folder)
+        self.config = read_long_config(folder) if with_dca else read_config(folder)
+        self.model, self.rope = self.config.model, self.config.rope
         self.tensors = dict(_stored_tensors(folder))
         expected = _shapes(self.model)
         head = self.tensors.get("lm_head.weight")

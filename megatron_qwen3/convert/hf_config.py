@@ -1,16 +1,17 @@
 """config.json of Hugging Face's Qwen3 and our model settings.
 
-    config, model = read_config(folder)
-    write_config(folder, model, …)
+    read = read_config(folder)          # .fields as they are, .model and .rope as our settings
+    write_config(folder, model, rope, …)
 
 What a field of config.json would change in the model, and our model does not have, is refused by
 name: a converted model must compute the same. We write the field names of transformers 4 and 5
 side by side, because each silently falls back to its defaults where it meets only the other's.
+Positions are `hf_rope.py`'s.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import (
@@ -22,11 +23,18 @@ from megatron_qwen3.config import (
     TrainConfig,
 )
 from megatron_qwen3.convert.foreign import read_json
+from megatron_qwen3.convert.hf_rope import (
+    DCA_FIELD,
+    LONG_FILE,
+    dca_fields,
+    dca_values,
+    rope_fields,
+    rope_values,
+)
 from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings_rope import MOST_POSITIONS, RopeConfig
 from megatron_qwen3.storage.inside import check_links
 from megatron_qwen3.toml import emit
-
-_MOST_POSITIONS: Final = 1 << 31
 
 # Our setting, the names of its field in config.json. A field that must be there has no default.
 _FIELDS: Final = (
@@ -54,7 +62,6 @@ _FIXED: Final[dict[str, tuple[Any, ...]]] = {
     "attention_bias": (False, None),
     "attention_dropout": (0.0, None),
     "use_sliding_window": (False, None),
-    "rope_scaling": (None,),
     "quantization_config": (None,),
     "partial_rotary_factor": (1.0, None),
     "mlp_bias": (False, None),
@@ -74,9 +81,40 @@ _HEADS: Final = {"ForCausalLM": "vocabulary", "ForSequenceClassification": "scal
 _ONE_LABEL: Final = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    """config.json as it is and as our settings. ConfigError names the field that does not fit."""
-    path = folder / "config.json"
+class HfConfig(NamedTuple):
+    """config.json: its fields as they are, and what they are as our settings."""
+
+    fields: dict[str, Any]
+    model: ModelConfig
+    rope: RopeConfig
+
+
+def read_config(folder: Path) -> HfConfig:
+    """A model without Dual Chunk Attention. ConfigError names the field that does not fit."""
+    return _read(folder / "config.json")
+
+
+def read_long_config(folder: Path) -> HfConfig:
+    """The same model with Dual Chunk Attention, of config_1m.json, or of config.json that has it.
+
+    ConfigError where neither has it, or the two files are not of one model.
+    """
+    plain = read_config(folder)
+    name = LONG_FILE if (folder / LONG_FILE).is_file() else "config.json"
+    long = _read(folder / name, with_dca=True)
+    if long.model != plain.model:
+        raise ConfigError(f"{folder / name} is of another model than config.json beside it")
+    return long
+
+
+def has_dca(folder: Path) -> list[str]:
+    """The files of a folder that have Dual Chunk Attention."""
+    files = [folder / name for name in ("config.json", LONG_FILE)]
+    return [str(f) for f in files if f.is_file() and DCA_FIELD in read_json(f, "no model")]
+
+
+def _read(path: Path, with_dca: bool = False) -> HfConfig:
+    folder = path.parent
     if folder.is_dir():
         check_links(folder)
     config = read_json(path, "no model of Hugging Face's format")
@@ -87,13 +125,17 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     sparse = kind == "qwen3_moe"
     _check_fixed(path, config, _FIXED | (_FIXED_SPARSE if sparse else {}))
     fields = _FIELDS + (_SPARSE_FIELDS if sparse else ())
-    values = {ours: _field(path, config, names) for ours, names in fields}
-    values |= {ours: config.get(names[0], default) for ours, names, default in _OPTIONAL}
-    values["rope_theta"] = _rope_theta(path, config)
-    values["head"] = head
+    values = {f"model.{ours}": _field(path, config, names) for ours, names in fields}
+    values |= {f"model.{ours}": config.get(names[0], usual) for ours, names, usual in _OPTIONAL}
+    values |= rope_values(path, config)
+    values["model.head"] = head
     if sparse:
-        values["router_aux_loss"] = config.get("router_aux_loss_coef", 0.001)
-    return config, _model(path, values)
+        values["model.router_aux_loss"] = config.get("router_aux_loss_coef", 0.001)
+    if with_dca and DCA_FIELD not in config:
+        raise ConfigError(f"{path}: {DCA_FIELD} is missing, and {LONG_FILE} beside it has none")
+    if with_dca:
+        values |= dca_values(path, config)
+    return HfConfig(config, *_settings(path, values))
 
 
 def _head(path: Path, config: dict[str, Any], kind: str) -> str:
@@ -114,24 +156,26 @@ def _head(path: Path, config: dict[str, Any], kind: str) -> str:
     return heads[name]
 
 
-def settings_of(
-    config: dict[str, Any], model: ModelConfig, precision: str, tokenizer: str
-) -> Config:
+def settings_of(read: HfConfig, precision: str, tokenizer: str) -> Config:
     """The settings of a checkpoint that was not trained here, but converted."""
-    length = config.get("max_position_embeddings") or 32768
-    mode = "reward" if model.head == "scalar" else "pretrain"
+    length = read.fields.get("max_position_embeddings") or 32768
+    mode = "reward" if read.model.head == "scalar" else "pretrain"
     return Config(
         run=RunConfig(mode=mode),
-        model=model,
+        model=read.model,
+        rope=read.rope,
         data=DataConfig(sequence_length=length, tokenizer=tokenizer),
         train=TrainConfig(steps=1, precision=precision),
     )
 
 
-def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, ids: Ids) -> None:
+def write_config(
+    folder: Path, model: ModelConfig, rope: RopeConfig, positions: int, dtype: str, ids: Ids
+) -> None:
     """config.json for transformers 4 and 5. `dtype`: "bfloat16"; `ids`: see `hf_files.py`.
 
-    ConfigError for a reward model without "pad": transformers finds the last token by it.
+    positions: that it takes without YaRN. Nothing of Dual Chunk Attention is in it. ConfigError for
+    a reward model without "pad": transformers finds the last token by it.
     """
     kind = "qwen3_moe" if model.num_experts else "qwen3"
     fields = _FIELDS + (_SPARSE_FIELDS if model.num_experts else ())
@@ -143,11 +187,7 @@ def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, i
         "attention_bias": False,
         "attention_dropout": 0.0,
         "hidden_act": "silu",
-        "max_position_embeddings": positions,
         "max_window_layers": model.num_layers,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "rope_scaling": None,
-        "rope_theta": model.rope_theta,
         "sliding_window": None,
         "use_sliding_window": False,
         "use_cache": True,
@@ -156,6 +196,7 @@ def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, i
         "bos_token_id": ids.get("bos"),
         "eos_token_id": ids.get("eos"),
     }
+    config |= rope_fields(model.rope_theta, rope, positions)
     if "pad" in ids:
         config["pad_token_id"] = ids["pad"]
     if model.head == "scalar":
@@ -176,28 +217,31 @@ def write_config(folder: Path, model: ModelConfig, positions: int, dtype: str, i
     write_json(folder / "config.json", dict(sorted(config.items())))
 
 
+def write_long_config(folder: Path, rope: RopeConfig, length: int) -> None:
+    """config_1m.json: the config.json of the folder, with Dual Chunk Attention.
+
+    length: tokens that servers take by it. ConfigError where they cannot run it as set.
+    """
+    path = folder / "config.json"
+    config = read_json(path, "no model of Hugging Face's format")
+    write_json(folder / LONG_FILE, dict(sorted((config | dca_fields(rope, length)).items())))
+
+
 def _check_fixed(path: Path, config: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> None:
     for name, valid in fixed.items():
         default = False if name == "norm_topk_prob" else valid[0]  # transformers' default
         value = config.get(name, default)
-        if name == "rope_scaling" and _is_plain_rope(value):
-            continue
         if value not in valid:
             raise ConfigError(f"{path}: {name} = {value!r}, but Qwen3 has {valid[0]!r}")
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ConfigError(f"{path}: layer_types = {kinds!r:.80}, but Qwen3 has 'full_attention'")
     length = config.get("max_position_embeddings")
-    if length is not None and (type(length) is not int or not 0 < length < _MOST_POSITIONS):
+    if length is not None and (type(length) is not int or not 0 < length < MOST_POSITIONS):
         raise ConfigError(
             f"{path}: max_position_embeddings = {length!r:.80} is not a number above 0, "
-            f"and below {_MOST_POSITIONS}"
+            f"and below {MOST_POSITIONS}"
         )
-
-
-def _is_plain_rope(value: Any) -> bool:
-    kinds = (value.get("rope_type"), value.get("type")) if isinstance(value, dict) else ()
-    return bool(kinds) and set(kinds) <= {"default", None}
 
 
 def _field(path: Path, config: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -209,35 +253,23 @@ def _field(path: Path, config: dict[str, Any], names: tuple[str, ...]) -> Any:
     return values[0]
 
 
-def _rope_theta(path: Path, config: dict[str, Any]) -> Any:
-    """transformers 4 has it beside, 5 within rope_parameters; both may be there."""
-    rope = config.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or (rope and not _is_plain_rope(rope)):
-        raise ConfigError(f"{path}: rope_parameters = {rope!r}, but Qwen3 has rope_type 'default'")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError(f"{path}: rope_parameters.partial_rotary_factor must be 1.0")
-    places = ("rope_theta", "rope_parameters.rope_theta")
-    both = zip(places, (config.get("rope_theta"), rope.get("rope_theta")), strict=True)
-    return _field(path, {k: v for k, v in both if v is not None}, places)
-
-
-def _model(path: Path, values: dict[str, Any]) -> ModelConfig:
+def _settings(path: Path, values: dict[str, Any]) -> tuple[ModelConfig, RopeConfig]:
     """Checked like the settings of a run, types included."""
-    mode = "reward" if values["head"] == "scalar" else "pretrain"
-    lines = [f"model.{name}={emit(value)}" for name, value in values.items()]
-    lines.append(f"run.mode={mode}")
-    sparse = bool(values.get("num_experts"))
-    defaults = [] if sparse else ["model.num_experts=0"]
+    mode = "reward" if values["model.head"] == "scalar" else "pretrain"
+    lines = [f"{name}={emit(value)}" for name, value in values.items()]
+    lines += [f"run.mode={mode}", "train.steps=1"]
+    defaults = [] if values.get("model.num_experts") else ["model.num_experts=0"]
     try:
-        model = settings.load([], [*lines, *defaults, "train.steps=1"]).model
+        config = settings.load([], [*lines, *defaults])
     except ConfigError as error:
         text = str(error).replace("command line: ", "")
         raise ConfigError(f"{path}: {text}") from None
     for name, preset in PRESETS.items():
-        if all(getattr(model, key) == value for key, value in preset.items()):
-            lines = [f"model.preset={name}", f"model.head={model.head}", f"run.mode={mode}"]
-            return settings.load([], [*lines, "train.steps=1"]).model
-    return model
+        if all(getattr(config.model, key) == value for key, value in preset.items()):
+            lines = [f"model.preset={name}", f"model.head={config.model.head}"]
+            lines += [f"run.mode={mode}", "train.steps=1"]
+            return settings.load([], lines).model, config.rope
+    return config.model, config.rope
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

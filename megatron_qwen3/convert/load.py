@@ -2,6 +2,7 @@
 
     source = find("runs/stage_1")           # or a checkpoint, or a folder with config.json
     model_of(source)                        # ConfigError where it is not a whole Qwen3
+    check_model(config, source)             # and what its weights compute with, positions included
     fill(model, source, verify="full")      # all ranks of a Model, whatever its layout
 
 Hugging Face's folder is not converted first. Tensors of ours are made of whole rows of its tensors
@@ -13,6 +14,7 @@ the nearest, of two equally near to the even one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,8 @@ from torch import Tensor
 from megatron_qwen3 import config as settings
 from megatron_qwen3.convert import hf
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, SCALAR_HEAD, Weight, weights
-from megatron_qwen3.settings import ConfigError, ModelConfig
+from megatron_qwen3.settings import Config, ConfigError, ModelConfig
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage.load import faults, load
 from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
@@ -33,8 +36,9 @@ if TYPE_CHECKING:
 
 # Settings that say how a model is made and trained, not what it computes.
 _OF_TRAINING = ("preset", "init_std", "router_aux_loss", "router_balance")
-CHANGEABLE = ("rope_theta", "norm_eps")
-"""What a stage, or whoever generates, may change on purpose; shapes do not depend on it."""
+CHANGEABLE = ("rope_theta", "norm_eps", "rope")
+"""What a stage, or whoever generates, may change on purpose; shapes do not depend on it. "rope" is
+the table: another base or YaRN is how a model learns longer texts."""
 
 
 def find(path: str) -> Path:
@@ -45,9 +49,15 @@ def find(path: str) -> Path:
 
 def model_of(source: Path) -> ModelConfig:
     """The model whose weights a source has; of Hugging Face's format all tables are looked at."""
+    return _of(source)[0]
+
+
+def _of(source: Path) -> tuple[ModelConfig, RopeConfig]:
     if folders.is_hf(source):
-        return hf.Source(source).model
-    return settings.load([source / folders.SETTINGS_FILE]).model
+        theirs = hf.Source(source)
+        return theirs.model, theirs.rope
+    saved = settings.load([source / folders.SETTINGS_FILE])
+    return saved.model, saved.rope
 
 
 def check_there(name: str, path: str) -> None:
@@ -64,19 +74,33 @@ def begins_head(model: ModelConfig, source: Path) -> bool:
     return model.head == "scalar" and model_of(source).head == "vocabulary"
 
 
-def check_model(wanted: ModelConfig, source: Path, free: Sequence[str] = ()) -> None:
+def check_model(wanted: Config, source: Path, free: Sequence[str] = ()) -> None:
     """ConfigError where a source's weights are of a model that computes something else.
 
-    free: settings that may differ. A reward model has no output layer to be tied.
+    free: settings that may differ, or "rope", the table. A reward model has no output layer to be
+    tied.
     """
-    saved = model_of(source)
-    free = (*free, *_OF_TRAINING, *(("tie_embeddings",) if wanted.head == "scalar" else ()))
-    for name, value in vars(wanted).items():
-        if name not in free and value != getattr(saved, name):
-            raise ConfigError(
-                f"model.{name} = {value}, but {source} was saved with {getattr(saved, name)}; "
-                "weights stay in the model that they were trained in"
-            )
+    model, rope = _of(source)
+    is_scalar = wanted.model.head == "scalar"
+    free = (*free, *_OF_TRAINING, *(("tie_embeddings",) if is_scalar else ()))
+    tables = {"model": (wanted.model, model)} | (
+        {} if "rope" in free else {"rope": (wanted.rope, rope)}
+    )
+    for table, (now, saved) in tables.items():
+        for name, value in vars(now).items():
+            if name not in free and value != getattr(saved, name):
+                raise ConfigError(
+                    f"{table}.{name} = {value}, but {source} was saved with "
+                    f"{getattr(saved, name)}; weights stay in the model that they were trained in"
+                )
+
+
+def changed(wanted: Config, source: Path) -> list[str]:
+    """A line for each setting of CHANGEABLE that a source was saved with another value of."""
+    model, rope = _of(source)
+    before = {name: getattr(model, name) for name in CHANGEABLE if name != "rope"}
+    saved = replace(wanted, model=replace(wanted.model, **before), rope=rope)
+    return settings.changes(saved, wanted)
 
 
 def fill(
@@ -96,7 +120,7 @@ def fill(
     free: settings of the model that may be others than the source's, as CHANGEABLE.
     ConfigError, on all ranks, where one of them finds the source damaged or of another model.
     """
-    check_model(model.config.model, source, (*free, "head") if fresh_head else free)
+    check_model(model.config, source, (*free, "head") if fresh_head else free)
     is_hf = folders.is_hf(source)
     if verify and not is_hf:
         check_intact(source, verify == "full")

@@ -29,8 +29,10 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer
 from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
+from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
 from megatron_qwen3.settings import ModelConfig
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import sync_tree, whole_folder
 
@@ -43,16 +45,21 @@ Move = tuple[int, Callable[[], None]]  # bytes, and what moves them
 
 
 def from_hf(
-    folder: Path, out: Path, workers: int | None = None, dtype: torch.dtype | None = None
+    folder: Path,
+    out: Path,
+    workers: int | None = None,
+    dtype: torch.dtype | None = None,
+    with_dca: bool = False,
 ) -> None:
     """A folder of Hugging Face's format -> a checkpoint that a run can start from.
 
-    dtype: bfloat16 or float32, of every tensor; None: as they are. ConfigError where the folder is
-    not a whole Qwen3, its types do not fit together, its tokenizer has too many tokens, or `out`
-    exists.
+    dtype: bfloat16 or float32, of every tensor; None: as they are. with_dca: with Dual Chunk
+    Attention as config_1m.json has it; otherwise that file is not looked at. ConfigError where the
+    folder is not a whole Qwen3, its types do not fit together, its tokenizer has too many tokens,
+    or `out` exists.
     """
     with whole_folder(out) as beside:
-        fill_from_hf(folder, beside, workers, dtype, named=out)
+        fill_from_hf(folder, beside, workers, dtype, out, with_dca)
         sync_tree(beside)
 
 
@@ -62,9 +69,10 @@ def fill_from_hf(
     workers: int | None = None,
     dtype: torch.dtype | None = None,
     named: Path | None = None,
+    with_dca: bool = False,
 ) -> None:
     """`from_hf` into an empty folder that will be called `named`; it need not outlive a crash."""
-    source, named = hf.Source(folder), named or out
+    source, named = hf.Source(folder, with_dca), named or out
     hf_files.check_tokenizer(folder, source.model.vocab_size)
     hf_files.end_ids(folder)  # what is no id is told before any byte is moved
     dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
@@ -82,7 +90,7 @@ def fill_from_hf(
     hf_files.keep_ids(folder, out / "tokenizer")
     tokenizer = str(named / "tokenizer") if has_tokenizer else ""
     precision = _PRECISIONS[dtypes["embedding.word_embeddings.weight"]]
-    writer.finish(hf_config.settings_of(source.config, source.model, precision, tokenizer))
+    writer.finish(hf_config.settings_of(source.config, precision, tokenizer))
 
 
 def to_hf(
@@ -92,16 +100,22 @@ def to_hf(
     workers: int | None = None,
     shard_bytes: int = hf_writer.SHARD_BYTES,
     dtype: torch.dtype | None = None,
+    rope: RopeConfig | None = None,
+    dca_length: int = 0,
 ) -> bool:
     """A checkpoint that any layout wrote -> a folder that transformers loads.
 
     `tokenizer`: folder of the tokenizer, where it is not the checkpoint's own or that of its
-    settings; `dtype`: as in `from_hf`. False where no tokenizer was found; ConfigError where the
-    checkpoint is not whole, `out` exists, or the tokenizer that the settings name is gone or has
-    more tokens than the model.
+    settings; `dtype`: as in `from_hf`; `rope`: in place of the checkpoint's; `dca_length`: tokens
+    that servers with Dual Chunk Attention are to take, as config_1m.json says; 0 writes none. False
+    where no tokenizer was found; ConfigError where the checkpoint is not whole, `out` exists, or
+    the tokenizer that the settings name is gone or has more tokens than the model.
     """
     checkpoint = Checkpoint(folder)
-    model, positions = checkpoint.config.model, checkpoint.config.data.sequence_length
+    model, rope = checkpoint.config.model, rope or checkpoint.config.rope
+    positions = checkpoint.config.data.sequence_length
+    if dca_length and (fault := dca_fault(rope, dca_length)):
+        raise ConfigError(f"{folder}: {LONG_FILE} cannot be written: {fault}")
     tokenizer = tokenizer or _tokenizer_of(checkpoint)
     if tokenizer:
         hf_files.check_tokenizer(tokenizer, model.vocab_size)
@@ -129,7 +143,10 @@ def to_hf(
         else:
             hf_files.end_chat_template_at_the_answer(beside)
         kind = dtype or checkpoint.dtypes["embedding.word_embeddings.weight"]
-        hf_config.write_config(beside, model, positions, str(kind).removeprefix("torch."), ids)
+        name = str(kind).removeprefix("torch.")
+        hf_config.write_config(beside, model, rope, positions, name, ids)
+        if dca_length:
+            hf_config.write_long_config(beside, rope, dca_length)
         sync_tree(beside)
     return has_tokenizer
 

@@ -35,7 +35,8 @@ class Comparison:
     cosine: similarity of two positions' logits, on average and at worst; largest_difference: in
     units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions
     with the same likeliest token. Of reward models the numbers of a sequence's positions are the
-    one vector that is compared, and what agrees is the position with the largest.
+    one vector that is compared, and what agrees is the position with the largest. without_dca: Dual
+    Chunk Attention was left out, as transformers has none.
     """
 
     cosine: float
@@ -44,6 +45,7 @@ class Comparison:
     greedy_agreement: float
     spread: float
     precision: str
+    without_dca: bool = False
 
     @property
     def agree(self) -> bool:
@@ -61,7 +63,8 @@ def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Compari
         raise ConfigError(f"{names[0]} is a reward model, {names[1]} a language model")
     random = torch.Generator().manual_seed(seed)
     ids_BS = torch.randint(sizes[0], (SEQUENCES, POSITIONS), generator=random)
-    first_BSV, second_BSV = logits(a, ids_BS, precision), logits(b, ids_BS, precision)
+    with_dca = is_checkpoint(a) == is_checkpoint(b)
+    first_BSV, second_BSV = (logits(path, ids_BS, precision, with_dca) for path in (a, b))
     cosine_BS = torch.nn.functional.cosine_similarity(
         first_BSV.double(), second_BSV.double(), dim=-1
     )
@@ -72,6 +75,7 @@ def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Compari
         greedy_agreement=(first_BSV.argmax(-1) == second_BSV.argmax(-1)).float().mean().item(),
         spread=first_BSV.std().item(),
         precision=precision,
+        without_dca=not with_dca and any(_has_dca(path) for path in (a, b)),
     )
 
 
@@ -80,26 +84,32 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "config.toml").is_file()
 
 
+def _has_dca(path: Path) -> bool:
+    return is_checkpoint(path) and Checkpoint(path).config.rope.has_dca
+
+
 def model_of(path: Path) -> ModelConfig:
     if is_checkpoint(path):
         return Checkpoint(path).config.model
     return hf.Source(path).model  # all files looked at before transformers sees them
 
 
-def logits(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
+def logits(path: Path, ids_BS: Tensor, precision: str, with_dca: bool = True) -> Tensor:
     """Float32 [B, S, V] on the CPU, of an HF folder or of a checkpoint of ours.
 
-    [B, 1, S] of a reward model.
+    [B, 1, S] of a reward model. with_dca: Dual Chunk Attention, where a checkpoint has it.
     """
     if is_checkpoint(path):
-        return _logits_of_ours(path, ids_BS, precision)
+        return _logits_of_ours(path, ids_BS, precision, with_dca)
     x_BSV = reference.logits(path, ids_BS, _DTYPES[precision])
     return x_BSV.transpose(1, 2) if hf.Source(path).model.head == "scalar" else x_BSV
 
 
 @torch.no_grad()
-def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str) -> Tensor:
+def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str, with_dca: bool) -> Tensor:
     config = _on_one_rank(Checkpoint(path).config, ids_BS.shape[1], precision)
+    if not with_dca:
+        config = replace(config, rope=config.rope.without_dca())
     try:
         model = Model(config, runtime.start(config))
         sealed = (path / manifest.FILE_NAME).is_file()  # another program's checkpoint is not

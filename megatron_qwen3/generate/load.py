@@ -17,6 +17,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.convert.hf_files import end_ids, has_tokenizer
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.folder import checkpoints, find, is_hf
 from megatron_qwen3.toml import emit
@@ -57,10 +58,11 @@ class Source:
         What the model was trained with, but its precision and tokenizer, has no part in it.
         head: "scalar" to score answers. ConfigError where the model has the other one.
         """
-        model, precision, tokenizer = self._read()
+        model, rope, precision, tokenizer = self._read()
         if model.head != head:
             raise ConfigError(f"{self.path} is {_USE_OF[model.head]}")
         values = {f"model.{field.name}": getattr(model, field.name) for field in fields(model)}
+        values |= {f"rope.{field.name}": getattr(rope, field.name) for field in fields(rope)}
         values |= {
             "run.mode": _MODE_OF[head],
             "train.steps": 1,
@@ -84,21 +86,22 @@ class Source:
                 )
         return config
 
-    def _read(self) -> tuple[Any, str, str]:
-        """Settings of the model, precision, and where the tokenizer is."""
+    def _read(self) -> tuple[Any, RopeConfig, str, str]:
+        """Settings of the model and its positions, precision, and where the tokenizer is."""
         if self.is_hf:
-            fields_of_hf, model = read_config(self.path)
-            dtype = fields_of_hf.get("dtype") or fields_of_hf.get("torch_dtype")
+            read = read_config(self.path)
+            dtype = read.fields.get("dtype") or read.fields.get("torch_dtype")
             if not isinstance(dtype, str):
                 from megatron_qwen3.convert.hf import Source as Tensors
 
                 dtype = str(Tensors(self.path).tensors["model.embed_tokens.weight"].dtype)
             is_bf16 = dtype.removeprefix("torch.") == "bfloat16"
-            return model, "bf16" if is_bf16 else "fp32", str(self.path)
+            return read.model, read.rope, "bf16" if is_bf16 else "fp32", str(self.path)
         saved = settings.load([self.path / "config.toml"])
         own = self.path / "tokenizer"
         return (
             saved.model,
+            saved.rope,
             saved.train.precision,
             str(own if has_tokenizer(own) else saved.data.tokenizer),
         )

@@ -152,7 +152,7 @@ def _chunk(
         pg_collection=groups.ranks,
         vp_stage=stage,
     )
-    chunk.rotary_pos_emb = RotaryTables(config.model.head_dim, config.model.rope_theta)
+    chunk.rotary_pos_emb = RotaryTables(config.model.head_dim, config.model.rope_theta, config.rope)
     return chunk
 
 

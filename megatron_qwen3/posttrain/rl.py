@@ -67,7 +67,7 @@ def check(config: Config) -> list[Source]:
         for number in range(source.tasks.size or 1):
             rewards.check(source.tasks.task(number))
     if config.rl.kl.coefficient:
-        load.check_model(config.model, reference_of(config))
+        load.check_model(config, reference_of(config))
     if model_settings.is_asked(config):
         model_settings.check(config, launcher.world_size())
         load.check_there("rl.judge.model", config.rl.judge.model)

@@ -22,6 +22,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError, ModelConfig, ParallelConfig
 from megatron_qwen3.settings_posttrain import TeacherConfig
 from megatron_qwen3.settings_rl import ScoringTeacherConfig
+from megatron_qwen3.settings_rollouts import VllmConfig
 
 _NODE_RANKS = 8  # whose links are fast enough to split matrices
 _LAYOUT = re.compile(r"\bparallel\.(tensor|pipeline|expert)\b")
@@ -38,10 +39,12 @@ def settings_of(config: Config, world_size: int) -> Config:
     """ConfigError where the teacher's path has no model, or its layout does not fit that model."""
     table, asked = table_of(config)
     try:
-        model = Source(Path(asked.path)).config([], 1).model
+        own = Source(Path(asked.path)).config([], 1)
+        model = own.model
         layout = layout_of(asked, model, config.data.sequence_length, world_size)
-        theirs = replace(config, model=model, parallel=layout)
-        settings.validate(theirs)
+        theirs = replace(config, model=model, rope=own.rope, parallel=layout)
+        sampler = replace(config.rollouts, engine="own", vllm=VllmConfig())
+        settings.validate(replace(theirs, rollouts=sampler))  # servers have the student alone
     except ConfigError as error:
         raise ConfigError(named(table, error)) from None
     picks_ids = config.run.mode == "sft" or config.distill.top_k > 0

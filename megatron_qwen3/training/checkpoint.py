@@ -39,7 +39,7 @@ def check_same_model(config: Config, source: Path) -> None:
     A reward model may begin with a language model.
     """
     is_reward_model = config.model.head == "scalar"
-    check_model(config.model, source, (*CHANGEABLE, "head") if is_reward_model else CHANGEABLE)
+    check_model(config, source, (*CHANGEABLE, "head") if is_reward_model else CHANGEABLE)
 
 
 def check_same_run(config: Config, checkpoint: Path) -> None:

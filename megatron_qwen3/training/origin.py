@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from megatron_qwen3.config import Config, ConfigError, changes, to_toml
 from megatron_qwen3.config import load as load_settings
+from megatron_qwen3.convert.load import changed
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import boards, checkpoint, stop
 from megatron_qwen3.training.engine import Engine
@@ -69,7 +70,8 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
         head = ""
         if checkpoint.begins_head(config.model, source):
             head = f", a language model's; the scalar head is fresh, from seed {config.run.seed}"
-        return Progress(), [f"weights from {source}{head}"]
+        told += [f"changed: {line}" for line in changed(config, source)]
+        return Progress(), [*told, f"weights from {source}{head}"]
     return Progress(), [f"fresh weights from seed {config.run.seed}"]
 
 

@@ -18,6 +18,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.convert.verify import POSITIONS, SEQUENCES, compare, logits, model_of
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.engine import Engine
@@ -62,7 +63,7 @@ def transformers_model(folder, name, dtype):
     """A model that transformers made and saved, with weights that show in its logits."""
     of = settings(name).model
     folder.mkdir()
-    hf_config.write_config(folder, of, 4096, str(dtype).removeprefix("torch."), {})
+    hf_config.write_config(folder, of, RopeConfig(), 4096, str(dtype).removeprefix("torch."), {})
     torch.manual_seed(3)
     config = transformers.AutoConfig.from_pretrained(folder)
     network = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

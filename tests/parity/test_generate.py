@@ -64,12 +64,12 @@ def fresh_scores(engine, row):
 @functools.cache
 def ours_and_theirs(name):
     weights, results = run_ranks(ours, 1, name)[0]
-    model = tiny(*MODELS[name]).model
-    return results, theirs(model, as_theirs(weights, model)).eval()
+    config = tiny(*MODELS[name])
+    return results, theirs(config.model, as_theirs(weights, config.model), config.rope).eval()
 
 
 @pytest.mark.parametrize("mode", ["greedy", "greedy-repetition"])
-@pytest.mark.parametrize("name", ["dense", "moe"])
+@pytest.mark.parametrize("name", ["dense", "moe", "dense-yarn"])
 def test_greedy_tokens_equal_transformers_generate(name, mode):
     results, network = ours_and_theirs(name)
     longest = max(LENGTHS)
@@ -89,7 +89,7 @@ def test_greedy_tokens_equal_transformers_generate(name, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["dense", "moe"])
+@pytest.mark.parametrize("name", ["dense", "moe", "dense-yarn"])
 def test_log_probs_equal_a_fresh_forward_pass(name, mode):
     results, _ = ours_and_theirs(name)
     completions, scores = results[mode]

@@ -13,6 +13,7 @@ from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.load import CHANGEABLE, check_model, fill, model_of
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.training import objectives, optim
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -45,7 +46,7 @@ def theirs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / request.param
     folder.mkdir()
     model = load([], settings(request.param, folder)).model
-    hf_config.write_config(folder, model, 4096, "float32", {})
+    hf_config.write_config(folder, model, RopeConfig(), 4096, "float32", {})
     network = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.from_pretrained(folder)
     )
@@ -119,9 +120,9 @@ def test_weights_are_not_read_into_a_model_that_computes_something_else(theirs, 
     arguments = settings(preset, tmp_path, f"model.{name}={OTHERS[name](stored)}")
     told = f"model.{name} = .*, but .* was saved with {getattr(stored, name)}"
     with pytest.raises(ConfigError, match=told):
-        check_model(load([], arguments).model, folder)
+        check_model(load([], arguments), folder)
     if name in CHANGEABLE:
-        check_model(load([], arguments).model, folder, CHANGEABLE)
+        check_model(load([], arguments), folder, CHANGEABLE)
     if name == "norm_eps":
         with pytest.raises(RankError, match=told):
             run_ranks(filled, 1, folder, arguments)

@@ -21,6 +21,7 @@ from megatron_qwen3.posttrain.rewards.model_settings import check
 from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.scoring import scores
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model
@@ -54,7 +55,7 @@ def made_by_transformers(folder, name, head):
     """A folder that transformers wrote by itself, config.json too; the weights show in scores."""
     of = load([], settings(name)).model
     folder.mkdir(parents=True)
-    hf_config.write_config(folder, of, 4096, "float32", {"pad": PAD})
+    hf_config.write_config(folder, of, RopeConfig(), 4096, "float32", {"pad": PAD})
     config = transformers.AutoConfig.from_pretrained(folder)
     if head == "scalar":
         config.num_labels = 1

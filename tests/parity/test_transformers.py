@@ -20,13 +20,16 @@ from megatron_qwen3.training.batch import TokenBatch
 pytest.importorskip("transformers")
 
 BATCH, LENGTHS = 2, (3, 17, 64)
+YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=16")  # below, past and at its end
 MODELS = {
     "dense": ("model.preset=tiny-dense",),
     "dense-untied": ("model.preset=tiny-dense", "model.tie_embeddings=false"),
     "dense-theta-10000": ("model.preset=tiny-dense", "model.rope_theta=1e4"),
+    "dense-yarn": ("model.preset=tiny-dense", *YARN),
     "moe": ("model.preset=tiny-moe",),
     "moe-tied": ("model.preset=tiny-moe", "model.tie_embeddings=true"),
     "moe-theta-10000": ("model.preset=tiny-moe", "model.rope_theta=1e4"),
+    "moe-yarn": ("model.preset=tiny-moe", *YARN),
 }
 
 
@@ -63,7 +66,8 @@ def ours(*settings):
 def ours_and_theirs(name):
     config = tiny(*MODELS[name])
     weights, results = run_ranks(ours, 1, *MODELS[name])[0]
-    return config.model, results, theirs(config.model, as_theirs(weights, config.model))
+    network = theirs(config.model, as_theirs(weights, config.model), config.rope)
+    return config.model, results, network
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -21,6 +21,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
 from megatron_qwen3.generate.load import Source
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
 from megatron_qwen3.training.checkpoint import check_same_model, find
@@ -42,7 +43,7 @@ def random_hf(folder, of, dtype=torch.bfloat16):
         for part in range(len(weight.parts))
     }
     save_file({k: v.to(dtype) for k, v in tensors.items()}, folder / hf.SINGLE_FILE)
-    hf_config.write_config(folder, of, 4096, str(dtype).removeprefix("torch."), {})
+    hf_config.write_config(folder, of, RopeConfig(), 4096, str(dtype).removeprefix("torch."), {})
     return folder
 
 

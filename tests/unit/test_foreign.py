@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf, hf_config, stream
 from megatron_qwen3.convert.mapping import in_order
+from megatron_qwen3.settings_rope import RopeConfig
 
 MODEL = load([], ["model.preset=tiny-moe", "model.num_layers=1", "train.steps=1"]).model
 
@@ -28,7 +29,7 @@ def theirs(tmp_path):
         for part in range(len(weight.parts))
     }
     save_file(tensors, folder / "model.safetensors")
-    hf_config.write_config(folder, MODEL, 128, "float32", {})
+    hf_config.write_config(folder, MODEL, RopeConfig(), 128, "float32", {})
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text("{}")

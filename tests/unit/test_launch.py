@@ -22,6 +22,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.allocation import Allocation
+from megatron_qwen3.settings_rope import RopeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -266,7 +267,7 @@ def test_files_of_rl_are_looked_for(slurm, capsys, changes, told):
 
 def test_a_teacher_that_does_not_fit_the_ranks_is_told(slurm, capsys):
     (slurm / "t").mkdir()
-    hf_config.write_config(slurm / "t", config().model, 4096, "bfloat16", {})
+    hf_config.write_config(slurm / "t", config().model, RopeConfig(), 4096, "bfloat16", {})
     source = {"name": "a", "path": dialog_sets.write(slurm / "a", [5] * 40)}
     words = [*dialog_sets.settings(source), "train.steps=1", "sft.objective=both"]
     words += [f"sft.teacher.path={slurm}/t", "sft.teacher.pipeline=3", f"run.dir={slurm}"]

@@ -23,6 +23,7 @@ from megatron_qwen3.posttrain.rollouts.own import OwnEngine
 from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, of_groups
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
 from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.settings_rope import RopeConfig
 from tests import dialog_sets
 
 H100 = Device("a H100", 80e9, is_gpu=True)
@@ -118,7 +119,7 @@ def test_a_stage_of_dialogs_needs_as_much_memory_as_pretraining_in_the_same_rows
 def test_a_teacher_in_memory_takes_its_weights_and_targets_of_what_there_is(tmp_path):
     """A teacher of 8e9 parameters in bf16, cut in two, beside a student that fits alone."""
     teacher = config_of(preset="qwen3-8b").model
-    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    hf_config.write_config(tmp_path, teacher, RopeConfig(), 4096, "bfloat16", {})
     student = ["run.mode=sft", "sft.sources=[{name='a', path='p'}]", "sft.objective=both"]
     asked = [*student, f"sft.teacher.path={tmp_path}", "sft.teacher.top_k=8"]
     alone = config_of(*student, preset="qwen3-1.7b")
@@ -138,7 +139,7 @@ def test_a_teacher_in_memory_takes_its_weights_and_targets_of_what_there_is(tmp_
 def test_a_teacher_that_takes_turns_leaves_room_for_the_students_optimizer(tmp_path):
     """On one rank: of 8e9 parameters beside 1.7e9, whose whole distributions are compared."""
     teacher = config_of(preset="qwen3-8b").model
-    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    hf_config.write_config(tmp_path, teacher, RopeConfig(), 4096, "bfloat16", {})
     base = ["run.mode=distill", f"distill.teacher.path={tmp_path}", "rollouts.max_new_tokens=1000"]
     beside, turns, ids = (
         config_of(*base, *more, preset="qwen3-1.7b")
@@ -158,7 +159,7 @@ def test_a_teacher_that_takes_turns_leaves_room_for_the_students_optimizer(tmp_p
 def test_what_a_teacher_says_of_prompts_is_counted(tmp_path):
     """Of answers of 16 tokens after prompts of 240: each place of their rows has hidden states."""
     teacher = config_of(preset="qwen3-8b").model
-    hf_config.write_config(tmp_path, teacher, 4096, "bfloat16", {})
+    hf_config.write_config(tmp_path, teacher, RopeConfig(), 4096, "bfloat16", {})
     base = ["run.mode=distill", f"distill.teacher.path={tmp_path}", "data.sequence_length=256"]
     base += ["rollouts.max_new_tokens=16", "rollouts.prompts=4", "rollouts.samples=2"]
     config = config_of(*base, preset="qwen3-1.7b")
@@ -206,7 +207,7 @@ def test_a_reference_takes_its_weights_in_the_policys_layout():
 def test_a_reward_model_takes_its_weights_in_its_own_layout(tmp_path):
     """A model of 8e9 parameters in bf16 without its head of 0.6e9, cut in four."""
     model = dataclasses.replace(config_of().model, head="scalar")
-    hf_config.write_config(tmp_path, model, 4096, "bfloat16", {"pad": 0})
+    hf_config.write_config(tmp_path, model, RopeConfig(), 4096, "bfloat16", {"pad": 0})
     asked = ["rl.rewards.model=1.0", f"rl.judge.model={tmp_path}", "rl.judge.tensor=4"]
     config = rl_config(*asked, preset="qwen3-1.7b")
     found = moments.reward_model_bytes(config, 8)

@@ -58,7 +58,8 @@ def write_config(config: Config, folder: Path) -> None:
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[config.train.precision]
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as beside:
-        hf_config.write_config(beside, config.model, config.data.sequence_length, dtype, {})
+        length = config.data.sequence_length
+        hf_config.write_config(beside, config.model, config.rope, length, dtype, {})
 
 
 def write(

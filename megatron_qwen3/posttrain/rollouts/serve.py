@@ -88,7 +88,7 @@ def serve(config: Config, host: str, port: int, home: Path) -> int:
     on_cpu = config.run.device == "cpu" or not _has_gpus()
     make(home / MODEL_FOLDER)
     length, dtype = config.data.sequence_length, _DTYPES[config.train.precision]
-    hf_config.write_config(home / MODEL_FOLDER, config.model, length, dtype, {})
+    hf_config.write_config(home / MODEL_FOLDER, config.model, config.rope, length, dtype, {})
     logs = config.run_dir / "vllm"
     servers = [
         Server(config, n, on_cpu, home, logs / f"{host}_{n}.log", (host, port + n))

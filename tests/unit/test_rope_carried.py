@@ -1,0 +1,83 @@
+"""How a model reads positions goes with it: to those who generate, teach, judge and serve it."""
+
+import json
+
+import pytest
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.convert import hf_config
+from megatron_qwen3.generate.load import Source
+from megatron_qwen3.posttrain import teacher_settings
+from megatron_qwen3.posttrain.rewards import model_settings
+from megatron_qwen3.settings_rope import RopeConfig
+
+BASE = ["model.preset=tiny-dense", "train.steps=1", "train.precision=fp32"]
+YARN = RopeConfig(yarn_factor=4.0, yarn_original_length=64)
+PAIRS = ["rope.yarn_factor=4", "rope.yarn_original_length=64"]
+CHUNKS = ["rope.dca_chunk_size=64", "rope.dca_local_size=16"]
+TASKS = 'rollouts.tasks=[{name="a",path="x"}]'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = load([], BASE).model
+    hf_config.write_config(tmp_path, model, YARN, 4096, "float32", {})
+    return tmp_path
+
+
+def test_whoever_generates_has_the_models_own_and_may_change_it(folder):
+    assert Source(folder).config([], 1).rope == YARN
+    longer = Source(folder).config(["rope.yarn_factor=8", *CHUNKS], 1).rope
+    assert (longer.yarn_factor, longer.yarn_original_length) == (8, 64)
+    assert (longer.dca_chunk_size, longer.dca_scale) == (64, 1)
+
+
+@pytest.mark.parametrize("student", [[], CHUNKS])
+def test_a_teacher_keeps_its_own(folder, student):
+    given = ["run.mode=sft", "sft.objective=both", f"sft.teacher.path={folder}", *student]
+    config = load([], [*BASE, *given, 'sft.sources=[{name="a",path="x"}]'])
+    assert teacher_settings.settings_of(config, 1).rope == YARN
+
+
+def test_a_teacher_with_chunks_may_teach_a_student_that_vllm_samples(folder, tmp_path):
+    """It is not the teacher that vLLM runs."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "metadata.json").write_text("{}")
+    saved = load([], [*BASE, *CHUNKS])
+    student = load(
+        [],
+        [
+            *BASE,
+            "run.mode=distill",
+            "rollouts.engine=vllm",
+            TASKS,
+            f"distill.teacher.path={folder}",
+        ],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "config", lambda *_: saved)
+        assert teacher_settings.settings_of(student, 1).rope == saved.rope
+
+
+def test_a_judge_keeps_its_own(tmp_path):
+    judge = load([], [*BASE, "run.mode=reward"]).model
+    hf_config.write_config(tmp_path, judge, YARN, 4096, "float32", {"pad": 0})
+    config = load([], [*BASE, "run.mode=rl", TASKS, f"rl.judge.model={tmp_path}"])
+    assert model_settings.settings_of(config, 1).rope == YARN
+
+
+def test_servers_of_vllm_are_told_of_yarn(tmp_path):
+    refit = pytest.importorskip("megatron_qwen3.posttrain.rollouts.refit")
+    config = load([], [*BASE, "run.mode=rl", "rollouts.engine=vllm", TASKS, *PAIRS,
+                       "data.sequence_length=256"])  # fmt: skip
+    refit.write_config(config, tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert fields["rope_scaling"]["factor"] == 4 and fields["max_position_embeddings"] == 256
+    assert hf_config.read_config(tmp_path / "model").rope == YARN
+
+
+def test_servers_of_vllm_take_no_more_positions_than_yarn_reaches():
+    given = [*BASE, "run.mode=rl", "rollouts.engine=vllm", TASKS, *PAIRS]
+    with pytest.raises(ConfigError, match=r"data.sequence_length = 257 exceeds .* = 4 \* 64 = 256"):
+        load([], [*given, "data.sequence_length=257"])
