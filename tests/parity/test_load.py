@@ -128,6 +128,33 @@ def test_weights_are_not_read_into_a_model_that_computes_something_else(theirs, 
             run_ranks(filled, 1, folder, arguments)
 
 
+YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=64")
+
+
+def test_weights_are_not_read_into_a_model_that_reads_positions_otherwise(theirs, tmp_path):
+    preset, folder = theirs
+    config = load([], settings(preset, tmp_path, *YARN))
+    with pytest.raises(ConfigError, match=r"rope.yarn_factor = 4.0, but .* was saved with 1.0"):
+        check_model(config, folder)
+    check_model(config, folder, CHANGEABLE)
+
+
+def told_of(arguments):
+    return begin(arguments)[1][1]
+
+
+def test_a_stage_with_other_positions_than_the_one_before_says_so(theirs, tmp_path):
+    preset, folder = theirs
+    more = [f"checkpoint.init_from={folder}", "model.rope_theta=5e6", *YARN]
+    (told,) = run_ranks(told_of, 1, settings(preset, tmp_path, *more))
+    assert told == [
+        "changed: model.rope_theta: 1000000.0 → 5000000.0",
+        "changed: rope.yarn_factor: 1.0 → 4.0",
+        "changed: rope.yarn_original_length: 0 → 64",
+        f"weights from {folder}",
+    ]
+
+
 def truncate(folder):
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1000])
