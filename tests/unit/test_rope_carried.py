@@ -15,6 +15,7 @@ BASE = ["model.preset=tiny-dense", "train.steps=1", "train.precision=fp32"]
 YARN = RopeConfig(yarn_factor=4.0, yarn_original_length=64)
 PAIRS = ["rope.yarn_factor=4", "rope.yarn_original_length=64"]
 CHUNKS = ["rope.dca_chunk_size=64", "rope.dca_local_size=16"]
+VLLM = ["rollouts.engine=vllm", "rollouts.vllm.python=python"]
 TASKS = 'rollouts.tasks=[{name="a",path="x"}]'
 
 
@@ -39,25 +40,12 @@ def test_a_teacher_keeps_its_own(folder, student):
     assert teacher_settings.settings_of(config, 1).rope == YARN
 
 
-def test_a_teacher_with_chunks_may_teach_a_student_that_vllm_samples(folder, tmp_path):
+def test_a_teacher_with_chunks_may_teach_a_student_that_vllm_samples(folder, monkeypatch):
     """It is not the teacher that vLLM runs."""
-    teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    (teacher / "metadata.json").write_text("{}")
     saved = load([], [*BASE, *CHUNKS])
-    student = load(
-        [],
-        [
-            *BASE,
-            "run.mode=distill",
-            "rollouts.engine=vllm",
-            TASKS,
-            f"distill.teacher.path={folder}",
-        ],
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Source, "config", lambda *_: saved)
-        assert teacher_settings.settings_of(student, 1).rope == saved.rope
+    student = load([], [*BASE, "run.mode=distill", *VLLM, f"distill.teacher.path={folder}"])
+    monkeypatch.setattr(Source, "config", lambda *_: saved)
+    assert teacher_settings.settings_of(student, 1).rope == saved.rope
 
 
 def test_a_judge_keeps_its_own(tmp_path):
@@ -69,7 +57,7 @@ def test_a_judge_keeps_its_own(tmp_path):
 
 def test_servers_of_vllm_are_told_of_yarn(tmp_path):
     refit = pytest.importorskip("megatron_qwen3.posttrain.rollouts.refit")
-    config = load([], [*BASE, "run.mode=rl", "rollouts.engine=vllm", TASKS, *PAIRS,
+    config = load([], [*BASE, "run.mode=rl", *VLLM, TASKS, *PAIRS,
                        "data.sequence_length=256"])  # fmt: skip
     refit.write_config(config, tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -78,6 +66,6 @@ def test_servers_of_vllm_are_told_of_yarn(tmp_path):
 
 
 def test_servers_of_vllm_take_no_more_positions_than_yarn_reaches():
-    given = [*BASE, "run.mode=rl", "rollouts.engine=vllm", TASKS, *PAIRS]
+    given = [*BASE, "run.mode=rl", *VLLM, TASKS, *PAIRS]
     with pytest.raises(ConfigError, match=r"data.sequence_length = 257 exceeds .* = 4 \* 64 = 256"):
         load([], [*given, "data.sequence_length=257"])
