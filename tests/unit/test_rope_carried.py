@@ -9,13 +9,14 @@ from megatron_qwen3.convert import hf_config
 from megatron_qwen3.generate.load import Source
 from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.rewards import model_settings
+from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.settings_rope import RopeConfig
 
 BASE = ["model.preset=tiny-dense", "train.steps=1", "train.precision=fp32"]
 YARN = RopeConfig(yarn_factor=4.0, yarn_original_length=64)
 PAIRS = ["rope.yarn_factor=4", "rope.yarn_original_length=64"]
 CHUNKS = ["rope.dca_chunk_size=64", "rope.dca_local_size=16"]
-VLLM = ["rollouts.engine=vllm", "rollouts.vllm.python=python"]
+VLLM = ["rollouts.engine=vllm", "rollouts.vllm.python=python", "rollouts.max_new_tokens=100"]
 TASKS = 'rollouts.tasks=[{name="a",path="x"}]'
 
 
@@ -56,9 +57,8 @@ def test_a_judge_keeps_its_own(tmp_path):
 
 
 def test_servers_of_vllm_are_told_of_yarn(tmp_path):
-    refit = pytest.importorskip("megatron_qwen3.posttrain.rollouts.refit")
-    config = load([], [*BASE, "run.mode=rl", *VLLM, TASKS, *PAIRS,
-                       "data.sequence_length=256"])  # fmt: skip
+    given = ["run.mode=rl", *VLLM, TASKS, *PAIRS, "data.sequence_length=256"]
+    config = load([], [*BASE, *given])
     refit.write_config(config, tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "config.json").read_text())
     assert fields["rope_scaling"]["factor"] == 4 and fields["max_position_embeddings"] == 256
