@@ -55,7 +55,7 @@ def test_yarn_comes_and_goes_with_all_its_bits(tmp_path, source):
     expected_BSV = their_logits(source, "fp32")
     assert torch.equal(their_logits(tmp_path / "out", "fp32"), expected_BSV)
     (result,) = run_ranks(compare_with, 1, expected_BSV, source, tmp_path / "ours", "fp32")
-    assert result.agree and result.spread > 0.3 and result.largest_difference < 1e-5
+    assert result.agree and result.spread > 0.3 and result.largest_difference < 1e-4
 
 
 def test_transformers_4_would_read_the_same(tmp_path, source):
