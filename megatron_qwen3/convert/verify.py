@@ -113,7 +113,8 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str, with_dca: bool) 
     try:
         model = Model(config, runtime.start(config))
         sealed = (path / manifest.FILE_NAME).is_file()  # another program's checkpoint is not
-        fill(model, path, config.checkpoint.verify if sealed else "")
+        free = () if with_dca else ("rope",)
+        fill(model, path, config.checkpoint.verify if sealed else "", free=free)
         (chunk,) = model.chunks
         output = chunk.eval()(ids_BS.to(model.device))
         if isinstance(output, Scalars):
