@@ -44,9 +44,9 @@ def attention(
     """softmax(q kᵀ / √D) v over what each query reads, [S, B, W].
 
     Query head n reads group n // (N/G). Without `reads` a row is one text, S = T, each place of
-    which sees what comes before it and itself. With `tables`, queries are rotated here, by the
-    cosines and sines of a rectangle's distance at their places in their chunks. ValueError where
-    `reads` are of other rows.
+    which sees what comes before it and itself. With `tables`, of the places of a chunk, queries are
+    rotated here, each time that they are read and by the table of the distance: so they are not
+    kept three times. ValueError where `reads` are of other rows.
     """
     if reads is None:
         return _whole_rows(q_SBND, k_TBGD, v_TBGD)

@@ -13,6 +13,7 @@ call of a kernel. All of it grows with the number of documents, chunks and piece
 Legend: B rows, S queries of a row on this rank, T keys of a row.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -112,7 +113,7 @@ class Reads:
         queries = sum(last - first for first, last in pieces)
         return cls(rows, queries, length, tuple(calls), squares_alone)
 
-    @property
+    @functools.cached_property
     def merges(self) -> bool:
         """Whether some queries read more than their square."""
         return not all(call.is_causal for call in self.calls)

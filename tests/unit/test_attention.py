@@ -1,7 +1,6 @@
 """Attention of rows and of stretches equals the formula, value and gradients, by every kernel."""
 
 import itertools
-import types
 
 import numpy as np
 import pytest
@@ -10,12 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_memory import LiveMemory
 
-from megatron_qwen3.cpu import kernels
-from megatron_qwen3.model import attention as module
-from megatron_qwen3.model import flash
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.stretches import Stretches
+from tests import gpu_kernels
 
 S, B, N, G, D = 7, 3, 4, 2, 8
 STARTS = {
@@ -252,89 +249,9 @@ def test_memory_of_attention_is_linear_in_the_length_of_rows_and_the_formula_is_
     assert grown(plain_attention, [256, 512, 1024, 2048]) > 1.8
 
 
-def _varlen(q, k, v, bounds_q, bounds_k, most_q, most_k, dropout, is_causal, debug):
-    """What _flash_attention_forward promises, [T, n, D], one place after the other."""
-    assert torch.equal(bounds_q, bounds_k) and most_q == most_k == int(bounds_q.diff().max())
-    assert (dropout, is_causal, debug) == (0.0, True, False)
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    mixed = []
-    for begin, end in zip(bounds_q[:-1].tolist(), bounds_q[1:].tolist(), strict=True):
-        for place in range(begin, end):
-            seen = slice(begin, place + 1)
-            score = torch.einsum("nd,tnd->nt", q[place], k[seen]) / q.shape[-1] ** 0.5
-            mixed.append(torch.einsum("nt,tnd->nd", score.softmax(-1), v[seen]))
-    return torch.stack(mixed), None, None, None, None
-
-
-def _softmax(q, k, v, is_causal):
-    """Of [b, n, S, D] and as many heads of keys: result, and lse."""
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if is_causal:
-        assert q.shape[2] == k.shape[2]
-        scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).bool().tril(), -torch.inf)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1), scores
-
-
-def _gradients(grad, q, k, v, mixed, lse, is_causal):
-    """By the formula of FlashAttention-2 (arXiv 2307.08691, algorithm 2)."""
-    weights = (_softmax(q, k, v, is_causal)[2] - lse[..., None]).exp()
-    of_scores = weights * (grad @ v.transpose(-1, -2) - (grad * mixed).sum(-1, keepdim=True))
-    of_scores = of_scores / q.shape[-1] ** 0.5
-    return of_scores @ k, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
-
-
-def _each_head(x, q):
-    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
-
-
-def _flash(q, k, v, dropout, is_causal):
-    """What _scaled_dot_product_flash_attention promises: it knows groups."""
-    assert dropout == 0 and q.shape[1] % k.shape[1] == 0
-    return *_softmax(q, _each_head(k, q), _each_head(v, q), is_causal)[:2], *[None] * 7
-
-
-def _flash_backward(*args):
-    grad, q, k, v, mixed, lse, bounds_q, bounds_k, S, T, dropout, is_causal, _, _ = args
-    assert bounds_q is None and bounds_k is None and dropout == 0 and lse.is_contiguous()
-    assert (q.shape[2], k.shape[2]) == (S, T)
-    each = _each_head(k, q), _each_head(v, q)
-    dq, *others = _gradients(grad, q, *each, mixed, lse, is_causal)
-    return dq, *(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in others)
-
-
-def _efficient(q, k, v, bias, gives_lse, dropout, is_causal):
-    """What _scaled_dot_product_efficient_attention promises: no groups, lse padded with inf."""
-    assert bias is None and gives_lse and dropout == 0 and q.shape[1] == k.shape[1] == v.shape[1]
-    mixed, lse, _ = _softmax(q, k, v, is_causal)
-    padding = (0, -lse.shape[-1] % 32)
-    return mixed, torch.nn.functional.pad(lse, padding, value=torch.inf), None, None
-
-
-def _efficient_backward(*args):
-    grad, q, k, v, bias, mixed, lse, _, _, dropout, asked, is_causal = args
-    assert bias is None and dropout == 0 and asked == [True, True, True, False]
-    S = q.shape[2]
-    assert q.shape[1] == k.shape[1] and lse.shape[2] == -(-S // 32) * 32
-    assert lse[..., S:].isposinf().all()
-    return *_gradients(grad, q, k, v, mixed, lse[..., :S], is_causal), None
-
-
-GPU = types.SimpleNamespace(
-    _flash_attention_forward=_varlen,
-    _scaled_dot_product_flash_attention=_flash,
-    _scaled_dot_product_flash_attention_backward=_flash_backward,
-    _scaled_dot_product_efficient_attention=_efficient,
-    _scaled_dot_product_efficient_attention_backward=_efficient_backward,
-)
-
-
 @pytest.fixture(params=["flash", "efficient"])
 def as_on_a_gpu(monkeypatch, request):
-    """Kernels as a GPU's promise to be, for bfloat16 and for float32."""
-    monkeypatch.setattr(module, "_aten", GPU)
-    monkeypatch.setattr(flash, "_aten", GPU)
-    monkeypatch.setattr(kernels, "has_attention_of_cpu", lambda q: False)
-    monkeypatch.setattr(kernels, "has_packed_attention", lambda q: request.param == "flash")
+    gpu_kernels.install(monkeypatch, has_flash=request.param == "flash")
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

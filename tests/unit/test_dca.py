@@ -2,17 +2,19 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from live_memory import LiveMemory
 
+from megatron_qwen3.generate.cache import KVCache, Timeline
 from megatron_qwen3.model import ops
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.dca import DualChunk
 from megatron_qwen3.model.reads import Reads
 from megatron_qwen3.model.stretches import Stretches
-from tests import golden
+from tests import golden, gpu_kernels
 from tests.hashed import uniform
 
 GOLDEN = golden.read("dca.json") or {"relative_position_matrices": [], "cases": []}
@@ -184,6 +186,73 @@ def test_no_query_is_kept_three_times():
     # The result, keys as they are rotated, half as many, and as much of cosines and sines.
     assert memory.live_bytes < 2.5 * size
     mixed.sum().backward()
+
+
+def by_cache(dual, at, rows, lengths):
+    """What the cache gives for each row's places: of prompts in one pass, then one by one."""
+    tables = SimpleNamespace(at=at, inv_freq=torch.zeros(()))
+    longest, new = max(lengths), len(rows[0][0]) - lengths[0]
+    time = Timeline(lengths, new, torch.device("cpu"), rows[0][0].dtype, dual)
+    cache, found = KVCache(time), [[] for _ in rows]
+
+    def read(places, *qkv):
+        time.begin(places)
+        made = time.sequences({}, None).made_for(len(rows), places, tables, dual)
+        q, k, v = (torch.cat(x, 1) for x in zip(*qkv, strict=True))
+        k = ops.rotated(k, *made.rotary)
+        return cache.attend(q, k, v, made.reads, made.query_rotary)
+
+    padded = [
+        [torch.nn.functional.pad(x[:n], (0,) * 7 + (longest - n,)) for x in row]
+        for row, n in zip(rows, lengths, strict=True)
+    ]
+    mixed = read(longest, *padded)
+    for row, n in enumerate(lengths):
+        found[row] += mixed[:n, row].unbind()
+    for step in range(new):
+        mixed = read(
+            1, *([x[n + step, None] for x in r] for r, n in zip(rows, lengths, strict=True))
+        )
+        for row in range(len(rows)):
+            found[row].append(mixed[0, row])
+    return [torch.stack(of_row) for of_row in found]
+
+
+# In chunks of 12: below, at and past one, two and four of them, alike and each its own.
+@pytest.mark.parametrize(
+    "lengths", [(1, 1), (12, 12), (5, 11, 12, 13), (1, 23, 24, 25), (3, 47, 48, 49), (50, 50)]
+)
+@pytest.mark.parametrize("rule", ["code", "paper"])
+@torch.no_grad()
+def test_what_is_cached_is_read_as_in_one_pass(rule, lengths):
+    dual, at, new = DualChunk(16, 4, rule, scale=1.1), angles(1e4, 8), 30
+    rows = [random_inputs(n + new, rows=1) for n in lengths]
+    for row, ours in zip(rows, by_cache(dual, at, rows, lengths), strict=True):
+        expected = dual_attention(dual, at, *row)[:, 0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_what_is_cached_on_a_gpu_is_read_by_a_kernel_that_takes_masks(monkeypatch):
+    gpu_kernels.install(monkeypatch, has_flash=True)
+    dual, at, lengths = DualChunk(16, 4), angles(1e4, 8), (3, 20, 35)
+    rows = [random_inputs(n + 9, rows=1) for n in lengths]
+    for row, ours in zip(rows, by_cache(dual, at, rows, lengths), strict=True):
+        expected = dual_attention(dual, at, *row)[:, 0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_the_branches_for_gpus_are_attention_in_chunks(monkeypatch, has_flash):
+    dual, at, inputs = DualChunk(16, 4), angles(1e4, 8), random_inputs(70)
+    stretches = Stretches.of([[0, 5, 45], [0]], 70)
+    expected = dual_attention(dual, at, *inputs, stretches)
+    grad = torch.randn_like(expected)
+    wanted = expected, *torch.autograd.grad(expected, inputs, grad)
+    gpu_kernels.install(monkeypatch, has_flash)
+    ours = dual_attention(dual, at, *inputs, stretches)
+    for a, b in zip((ours, *torch.autograd.grad(ours, inputs, grad)), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("places", [20, 24, 25, 96])
