@@ -21,7 +21,6 @@ import functools
 import math
 import multiprocessing as mp
 import random
-import resource
 import statistics
 import sys
 import time
@@ -159,12 +158,12 @@ def compare(sides: dict[str, Step], rounds: int) -> dict[str, tuple[float, float
 def memory_of(side: str, length: int, options: argparse.Namespace) -> tuple[float, float]:
     """MiB of tensors, and of the process, in a process of its own."""
     with mp.get_context("spawn").Pool(1) as pool:
-        resident: float = pool.apply(_resident, (side, length, options))
+        of_process: float = pool.apply(_resident, (side, length, options))
     torch.set_num_threads(options.threads)
     step, heads = memory_step(side, length, options), Heads.of(length)
     with LiveMemory() as memory:
         step(heads)
-    return memory.peak_bytes / 2**20, resident
+    return memory.peak_bytes / 2**20, of_process
 
 
 def memory_step(
@@ -183,12 +182,16 @@ def _resident(side: str, length: int, options: argparse.Namespace) -> float:
     torch.set_num_threads(options.threads)
     memory_step(side, 256, options)(Heads.of(256))
     step, heads = memory_step(side, length, options), Heads.of(length)
-    for x in heads:
-        x.detach().zero_()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
+    before = resident("VmRSS")
     step(heads)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (peak - before) / 2**20
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def exponent(lengths: Sequence[int], mib: Sequence[float]) -> float:
@@ -215,8 +218,8 @@ def show_memory(options: argparse.Namespace) -> None:
     print(f"\n{'tokens':>7}  {'side':20}  {'MiB of tensors':>15}  {'MiB of process':>15}")
     for side in ("one text", "packed documents", "chunks"):
         found = [memory_of(side, length, options) for length in lengths]
-        for length, (tensors, resident) in zip(lengths, found, strict=True):
-            print(f"{length:7,}  {side:20}  {tensors:15.1f}  {resident:15.1f}", flush=True)
+        for length, (tensors, of_process) in zip(lengths, found, strict=True):
+            print(f"{length:7,}  {side:20}  {tensors:15.1f}  {of_process:15.1f}", flush=True)
         grown = (exponent(lengths, mib) for mib in zip(*found, strict=True))
         print(f"{'':7}  {'exponent':20}  " + "  ".join(f"{each:15.2f}" for each in grown))
 

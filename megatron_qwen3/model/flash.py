@@ -72,7 +72,7 @@ def _flash_backward(
     S, T = q.shape[2], k.shape[2]
     random = torch.empty(2, dtype=torch.uint64, device=q.device)  # of dropout: there is none
     gradients: Three = _aten._scaled_dot_product_flash_attention_backward(
-        *(grad, q, k, v, mixed, lse, None, None, S, T, 0.0, is_causal, random, random[:0])
+        *(grad, q, k, v, mixed, lse, None, None, S, T, 0.0, is_causal, random, random.new_empty(()))
     )
     return gradients
 

@@ -106,7 +106,8 @@ class Reads:
                 f"stretches of {stretches.rows} rows of {stretches.length} places for {rows} rows "
                 f"of {length} places"
             )
-        is_whole, pieces = pieces is None, joined(pieces or ((0, length),))
+        is_whole = pieces is None
+        pieces = joined(((0, length),) if pieces is None else pieces)
         starts_of_rows = stretches.starts_of_rows() if stretches else [(0,)] * rows
         calls = _calls([(*starts, length) for starts in starts_of_rows], pieces, chunk)
         squares_alone = stretches if is_whole and chunk is None else None
