@@ -74,12 +74,15 @@ def test_stages_that_follow_pretraining_show_how_they_are_begun():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_stage_of_general_reinforcement_learning_runs_on_a_laptop(tmp_path):
     """The whole block of its head, as it stands there, but for where it writes."""
     head = (STAGES / "post_4_general_rl.toml").read_text(encoding="utf-8").partition("\n[")[0]
     block = re.sub(r"^#\s*", "", head.partition("takes a minute:")[2], flags=re.M)
     block = block.partition("The kinds that")[0].replace("runs/try", str(tmp_path))
-    root, environment = STAGES.parents[1], {**os.environ, "PYTHONPATH": str(STAGES.parents[1])}
+    root = STAGES.parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(root)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     subprocess.run(["bash", "-ec", block], cwd=root, env=environment, check=True)
     rows = (tmp_path / "post_4_general_rl/metrics.jsonl").read_text().splitlines()
