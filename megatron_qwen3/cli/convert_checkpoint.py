@@ -33,6 +33,7 @@ from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown, shown_lines, shown_text
+from megatron_qwen3.toml import emit
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -178,14 +179,24 @@ def _to_hf(given: argparse.Namespace) -> int:
 
 
 def _rope_of(source: Path, pairs: list[str]) -> RopeConfig | None:
-    """The checkpoint's table [rope] with what the command line says; None where it has none."""
+    """The checkpoint's table [rope] with what the command line says; None where it has none.
+
+    Checked with the model alone: how it was trained has no part in it.
+    """
     for pair in pairs:
         if not pair.startswith("rope."):
             raise ConfigError(
                 f"command line: {pair} is no setting of [rope]; valid: rope.KEY=VALUE"
             )
     file = source / "config.toml"
-    return settings.load([file], pairs).rope if file.is_file() else None
+    if not file.is_file():
+        return None
+    saved = settings.load([file])
+    values = {f"model.{name}": value for name, value in vars(saved.model).items()}
+    values |= {f"rope.{name}": value for name, value in vars(saved.rope).items()}
+    mode = "reward" if saved.model.head == "scalar" else "pretrain"
+    lines = [f"{name}={emit(value)}" for name, value in values.items()]
+    return settings.load([], [*lines, f"run.mode={mode}", "train.steps=1", *pairs]).rope
 
 
 def _dca_length(rope: RopeConfig | None, asked: int | None) -> tuple[int, str]:

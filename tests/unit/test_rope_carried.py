@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.cli import convert_checkpoint
+from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.generate.load import Source
 from megatron_qwen3.posttrain import teacher_settings
@@ -63,6 +64,14 @@ def test_servers_of_vllm_are_told_of_yarn(tmp_path):
     fields = json.loads((tmp_path / "model" / "config.json").read_text())
     assert fields["rope_scaling"]["factor"] == 4 and fields["max_position_embeddings"] == 256
     assert hf_config.read_config(tmp_path / "model").rope == YARN
+
+
+def test_a_model_that_vllm_sampled_is_exported_with_chunks(tmp_path):
+    """The engine has no Dual Chunk Attention, but it is no part of the model."""
+    config = load([], [*BASE, "run.mode=rl", *VLLM, TASKS, *PAIRS, "data.sequence_length=256"])
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    rope = convert_checkpoint._rope_of(tmp_path, [*CHUNKS, "rope.yarn_factor=2"])
+    assert (rope.yarn_factor, rope.yarn_original_length, rope.dca_chunk_size) == (2, 64, 64)
 
 
 def test_servers_of_vllm_take_no_more_positions_than_yarn_reaches():
