@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -119,6 +120,33 @@ def test_what_a_server_leaves_behind_when_it_ends_is_ended_and_its_last_words_ar
         until(server.is_ready)
     assert "\n" not in str(told.value) and str(tmp_path / "log") in str(told.value)
     until(lambda: gone(child_in(tmp_path / "log")))
+
+
+SHARING = """
+import os, time
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=64)
+print("shares", memory.name, os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["it is killed", "it dies"])
+def test_what_a_server_shared_by_name_goes_with_it(tmp_path, monkeypatch, how):
+    """vLLM's processes talk by hundreds of megabytes in /dev/shm."""
+    scripted(monkeypatch, SHARING)
+    log = tmp_path / "log"
+    server = Server(config_of(tmp_path), 0, True, tmp_path, log)
+    server.start()
+    until(lambda: log.read_text().partition("shares ")[2].endswith("\n"))
+    name, pid = log.read_text().partition("shares ")[2].split()[:2]
+    memory = Path("/dev/shm") / name
+    assert memory.exists()
+    if how == "it dies":
+        os.kill(int(pid), signal.SIGKILL)
+        until(lambda: not server.is_running)
+    server.kill()
+    assert not memory.exists()
 
 
 def test_a_server_that_does_not_answer_in_time_has_failed(tmp_path, monkeypatch):

@@ -4,16 +4,24 @@ vLLM's server is three processes or more, of which the others live on when one i
 their memory. So they run in a session of their own whose leader is this script: when the command
 ends, or the process PARENT has gone, however it went, the whole session is killed. FOLDER, which
 holds weights in memory, then goes with PARENT.
+
+What a killed process shared with others by name (/dev/shm) stays. Python starts a process that
+knows these names and removes them once all who used them have gone; `end` lets it.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 POLL_SECONDS = 0.2
+_TRACKER = b"multiprocessing.resource_tracker"
+_TRACKER_SECONDS, _TRACKER_POLL_SECONDS = 20.0, 0.02
 
 
 def main(parent: int, folder: str, command: list[str]) -> None:
@@ -25,7 +33,28 @@ def main(parent: int, folder: str, command: list[str]) -> None:
         os.write(2, b"== was left by who started it\n")
     else:
         os.write(2, b"== ended with status %d\n" % child.returncode)
+    end(os.getpid())
     os.killpg(0, signal.SIGKILL)
+
+
+def end(group: int) -> None:
+    """Kill a group's processes but for its leader, and wait for what they shared to be removed."""
+    for pid, is_tracker in _members(group):
+        if not is_tracker:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + _TRACKER_SECONDS
+    while any(is_tracker for _, is_tracker in _members(group)) and time.monotonic() < until:
+        time.sleep(_TRACKER_POLL_SECONDS)
+
+
+def _members(group: int) -> Iterator[tuple[int, bool]]:
+    """(process, whether it is such a tracker) of those that live, without the leader."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            state, _, own = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(own) == group != int(folder.name) and state != "Z":
+                yield int(folder.name), _TRACKER in (folder / "cmdline").read_bytes()
 
 
 if __name__ == "__main__":

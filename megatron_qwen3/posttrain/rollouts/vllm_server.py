@@ -23,12 +23,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+from megatron_qwen3.posttrain.rollouts import leash
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import make
 
 IN_SERVER = Path(__file__).parent / "in_server"
-LEASH = Path(__file__).with_name("leash.py")
+LEASH = Path(leash.__file__)
 WORKER = "mq3_refit.Refit"
 MODEL_FOLDER = "model"  # has config.json
 MODEL = "policy"  # the name that it is served under
@@ -184,6 +185,7 @@ class Server:
         """End it and every process that it started, and have them gone: they hold memory."""
         if self._process is None:
             return
+        leash.end(self._process.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
