@@ -1,0 +1,80 @@
+"""Writes texts whose every symbol follows from what came before, far away or near.
+
+    python examples/long_context/texts.py --out runs/long_context/data
+
+Each document has a rule of its own, which of eight letters follows which; one letter in ten is
+drawn instead. Who reads on learns the rule, so loss falls along a text for as long as attention
+reaches. [4821] says a key, <4821> asks for it again: places at which a model must look far back.
+
+FOLDER/documents has short and long ones for training, of one row each; FOLDER/test.jsonl longer
+ones, with keys only where `read-long` puts them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from random import Random
+
+LETTERS = "abcdefgh"
+NOISE = 0.1
+DIGITS = 4
+KEYS_BEFORE = 40  # characters
+BETWEEN = (5, 80)  # characters from one question to the next
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--rows", type=int, nargs=2, default=(64, 256), help="their lengths")
+    parser.add_argument("--documents", type=int, nargs=2, default=(38_400, 9_600))
+    parser.add_argument(
+        "--test", type=int, nargs=2, default=(64, 1_100), help="texts, their length"
+    )
+    given = parser.parse_args()
+    for name, row, count in zip(("short", "long"), given.rows, given.documents, strict=True):
+        # The end-of-text token is the last one of a row.
+        texts = (with_keys(Random(f"{name} {n}"), row - 1) for n in range(count))
+        write(given.out / "documents" / f"{name}.jsonl", name, texts)
+    count, length = given.test
+    write(
+        given.out / "test.jsonl", "test", (plain(Random(f"test {n}"), length) for n in range(count))
+    )
+
+
+def write(path: Path, name: str, texts) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number, text in enumerate(texts):
+            labels = {"source": name, "domain": "synthetic", "language": "eng_Latn"}
+            file.write(json.dumps({"id": f"{name}/{number}", "text": text, **labels}) + "\n")
+
+
+def plain(random: Random, length: int) -> str:
+    """Letters, each the one that follows the last by the document's rule, or a random one."""
+    follows = dict(zip(LETTERS, random.sample(LETTERS, len(LETTERS)), strict=True))
+    letters = [random.choice(LETTERS)]
+    while len(letters) < length:
+        is_noise = random.random() < NOISE
+        letters.append(random.choice(LETTERS) if is_noise else follows[letters[-1]])
+    return "".join(letters)
+
+
+def with_keys(random: Random, length: int) -> str:
+    """Such a text with a key near its beginning, and questions for it at random places."""
+    key = "".join(random.choice("0123456789") for _ in range(DIGITS))
+    text = plain(random, length)
+    place = random.randrange(1, min(length // 3, KEYS_BEFORE))
+    pieces, said = [text[:place], f"[{key}]"], place
+    while True:
+        gap = random.randint(*BETWEEN) if len(pieces) > 2 else random.randint(1, 30)
+        size = sum(map(len, pieces))
+        if size + gap + DIGITS + 2 > length:
+            break
+        pieces += [text[said : said + gap], f"<{key}>"]
+        said += gap
+    size = sum(map(len, pieces))
+    return "".join([*pieces, text[said : said + length - size]])
+
+
+if __name__ == "__main__":
+    main()

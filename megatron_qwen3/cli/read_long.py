@@ -1,0 +1,194 @@
+"""How well a model reads beyond the length that it was trained with: loss by position, passkeys.
+
+    python tools/read_long.py runs/pretrain_3_long_context --texts books.jsonl --out runs/long
+    python tools/read_long.py export/qwen3-8b --trained 32768 --lengths 32768 65536 131072 \\
+        --ways plain yarn --texts books.jsonl --out runs/long
+    torchrun --nproc-per-node 8 tools/read_long.py runs/pretrain_3_long_context \\
+        --texts books.jsonl --out runs/long parallel.context=8
+
+Texts are documents as tools/tokenize_corpus.py reads them; those that are long enough for the
+longest length are read, up to --count of them, the same at every length. plain is rotary embedding
+as it was trained; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
+setting for all lengths, that of the longest; both is YaRN's frequencies at DCA's positions.
+
+A pass key, which stands at even depths of a text, is found where the model would write all of it,
+token for token. A model that was not trained on words is asked otherwise: --key-said "[{key}]"
+--key-asked "<{key}".
+
+OUT/report.html draws loss by position and what was found, OUT/results.json has all numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.documents import Part, read
+from megatron_qwen3 import launcher
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.parallel.layout import Layout, check_world_size
+from megatron_qwen3.reading import passkey
+from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of
+from megatron_qwen3.storage.whole import write_whole
+
+if TYPE_CHECKING:
+    from megatron_qwen3.reading.measure import Done
+    from megatron_qwen3.training.model import Model
+
+BINS = 32  # parts of a text, each a point of the picture
+RESULTS, PAGE = "results.json", "report.html"
+_SEED = 1
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The exit status: 0 done, 2 something that was given is wrong."""
+    given = _parser(prog).parse_intermixed_args(arguments)
+    try:
+        _run(given)
+    except ConfigError as error:
+        launcher.tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def _parser(prog: str | None) -> Parser:
+    words = passkey.Words()
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, run or HF folder")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="as parallel.context=2")
+    parser.add_argument("--texts", type=Path, required=True, metavar="FILE", help="documents")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--trained", type=_positive, metavar="N", help="default: as the model says")
+    parser.add_argument(
+        "--lengths", type=_positive, nargs="+", metavar="N", help="default: trained × 1, 2 and 4"
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--count", type=_positive, default=32, metavar="N", help="texts (32)")
+    parser.add_argument("--keys", type=_positive, default=40, metavar="N", help="of a length (40)")
+    parser.add_argument("--key-said", default=words.said, metavar="TEXT")
+    parser.add_argument("--key-asked", default=words.asked, metavar="TEXT")
+    parser.add_argument("--key-digits", type=_positive, default=words.digits, metavar="N")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
+    return number
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Check all that was given, then measure every way at every length."""
+    launcher.check()
+    words = passkey.Words(given.key_said, given.key_asked, given.key_digits)
+    words.check()
+    source = Source(given.model)
+    trained = given.trained or source.trained_length()
+    lengths = sorted({*(given.lengths or (trained, 2 * trained, 4 * trained))})
+    ways = {way: settings_of(way, trained, lengths[-1]) for way in given.ways}
+    configs = {
+        way: source.config([*as_overrides(rope), *given.settings], launcher.world_size(), "scored")
+        for way, rope in ways.items()
+    }
+    first = next(iter(configs.values()))
+    check_world_size(first, launcher.world_size())
+    tokenizer = tokenizer_of(first)
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    texts = _texts(given.texts, lengths[-1] + 1, given.count, encode)
+    prompts = {
+        length: passkey.make(texts, length, given.keys, words, encode, _SEED) for length in lengths
+    }
+    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    # torch and megatron-core are imported only now: something wrong costs no seconds.
+    from megatron_qwen3.parallel import runtime
+
+    layout, rows = runtime.start(first), []
+    with _progress(len(ways) * len(lengths) * (len(texts) + given.keys)) as done:
+        for way, config in configs.items():
+            model = load(source, config, layout)
+            rows += [_row(model, way, texts, length, prompts[length], done) for length in lengths]
+            del model
+    if launcher.rank() == 0:
+        settings = {way: asdict(rope) for way, rope in ways.items()}
+        _write(given, rows, {"trained": trained, "texts": len(texts), "ways": settings}, layout)
+    runtime.stop()
+
+
+def _texts(path: Path, tokens: int, count: int, encode: passkey.Encode) -> list[list[int]]:
+    """The first `tokens` of documents that have so many. ConfigError where none has."""
+    found: list[list[int]] = []
+    longest = 0
+    try:
+        for batch in read(Part(str(path), 0, path.stat().st_size), {}):
+            for document in batch.documents:
+                ids = encode(document.text)
+                longest = max(longest, len(ids))
+                found += [ids[:tokens]] if len(ids) >= tokens else []
+                if len(found) == count:
+                    return found
+    except OSError as error:
+        raise ConfigError(f"--texts {path}: {error.strerror or error}") from None
+    if not found:
+        raise ConfigError(
+            f"--texts {path}: no document has {tokens:,} tokens, the longest {longest:,}; give "
+            "longer ones, or smaller --lengths"
+        )
+    return found
+
+
+def _row(
+    model: Model,
+    way: str,
+    texts: Sequence[Sequence[int]],
+    length: int,
+    prompts: Sequence[passkey.Prompt],
+    done: Done,
+) -> dict[str, Any]:
+    from megatron_qwen3.reading import measure
+
+    nats = measure.losses(model, texts, length, min(BINS, length), done)
+    found = measure.keys_found(model, prompts, done)
+    return {
+        "way": way,
+        "length": length,
+        "nats": nats,
+        "last_quarter": measure.last_quarter(nats),
+        "keys": sum(found) / len(found),
+        "found": [
+            [prompt.depth, is_found] for prompt, is_found in zip(prompts, found, strict=True)
+        ],
+    }
+
+
+def _write(
+    given: argparse.Namespace, rows: list[dict[str, Any]], facts: dict[str, Any], layout: Layout
+) -> None:
+    from megatron_qwen3.pages import reading
+
+    content = {"model": str(given.model), **facts, "layout": layout.counts(), "rows": rows}
+    write_whole(given.out / RESULTS, [json.dumps(content, indent=1).encode()])
+    reading.write(content, given.out / PAGE)
+    reading.tell(content)
+    print(f"wrote {given.out / PAGE}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Done]:
+    """A bar on standard error, where that is a terminal: what moves it on."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    is_seen = launcher.rank() == 0 and console.is_terminal
+    with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
+        task = bar.add_task("texts", total=total)
+        yield lambda count: bar.advance(task, count)

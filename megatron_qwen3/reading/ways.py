@@ -1,0 +1,49 @@
+"""Ways of reading beyond the trained length, as settings of the table [rope]. No torch.
+
+    rope = settings_of("dca", trained=32_768, longest=131_072)
+
+One setting reads all lengths, as in use: YaRN's factor and Dual Chunk Attention's are those of the
+longest text, and hold for short ones, too.
+"""
+
+import math
+from dataclasses import fields
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings_rope import RopeConfig
+from megatron_qwen3.toml import emit
+from megatron_qwen3.validate_rope import CHUNK_UNIT
+
+WAYS = ("plain", "yarn", "dca", "both")
+
+
+def settings_of(way: str, trained: int, longest: int) -> RopeConfig:
+    """The settings of a way. ConfigError for a model too short to cut into chunks.
+
+    Chunks are seven eighths of the trained length, and the rest is kept of the chunk before: more
+    than Qwen2.5-1M's thirty-second (arXiv 2501.15383), which is little of a small model's length.
+    The length factor of Dual Chunk Attention is YaRN's, unless YaRN's tables have it already.
+    """
+    factor = max(1.0, longest / trained)
+    yarn = {"yarn_factor": factor, "yarn_original_length": trained} if factor > 1 else {}
+    if way == "plain":
+        return RopeConfig()
+    if way == "yarn":
+        return RopeConfig(**yarn)
+    chunk = trained * 7 // 8 // CHUNK_UNIT * CHUNK_UNIT
+    if trained - chunk > chunk:
+        chunk += CHUNK_UNIT
+    if chunk >= trained:
+        raise ConfigError(
+            f"a model of {trained} positions is too short for Dual Chunk Attention; valid: above "
+            f"{CHUNK_UNIT}"
+        )
+    dual = {"dca_chunk_size": trained, "dca_local_size": trained - chunk}
+    if way == "both":
+        return RopeConfig(**yarn, **dual)
+    return RopeConfig(**dual, dca_scale=0.1 * math.log(factor) + 1)
+
+
+def as_overrides(rope: RopeConfig) -> list[str]:
+    """key=value of every setting of the table."""
+    return [f"rope.{row.name}={emit(getattr(rope, row.name))}" for row in fields(rope)]

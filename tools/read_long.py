@@ -1,0 +1,9 @@
+"""Loss by position and passkeys beyond the trained length: python tools/read_long.py --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+from megatron_qwen3.cli.commands import run
+
+run("read-long", __name__)
