@@ -72,6 +72,9 @@ COMMANDS = {
     "evaluate-model": Command(
         "megatron_qwen3.cli.evaluate_model", "verified tasks, in both modes; a page"
     ),
+    "read-long": Command(
+        "megatron_qwen3.cli.read_long", "texts longer than were trained: loss, pass keys; a page"
+    ),
     "study": Command(
         "megatron_qwen3.cli.scaling_study",
         "plan, weigh and measure runs; scaling laws",

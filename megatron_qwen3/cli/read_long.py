@@ -95,7 +95,9 @@ def _run(given: argparse.Namespace) -> None:
     lengths = sorted({*(given.lengths or (trained, 2 * trained, 4 * trained))})
     ways = {way: settings_of(way, trained, lengths[-1]) for way in given.ways}
     configs = {
-        way: source.config([*as_overrides(rope), *given.settings], launcher.world_size(), "scored")
+        way: source.config(
+            [*as_overrides(rope), *given.settings], launcher.world_size(), generates=False
+        )
         for way, rope in ways.items()
     }
     first = next(iter(configs.values()))
