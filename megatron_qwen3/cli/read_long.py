@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,9 +35,10 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
-from megatron_qwen3.parallel.layout import Layout, check_world_size
+from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_unit
 from megatron_qwen3.reading import passkey
 from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of
+from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.storage.whole import write_whole
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def _run(given: argparse.Namespace) -> None:
         for way, rope in ways.items()
     }
     first = next(iter(configs.values()))
+    _check(given.out, lengths, first.parallel)
     check_world_size(first, launcher.world_size())
     tokenizer = tokenizer_of(first)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
@@ -122,6 +125,23 @@ def _run(given: argparse.Namespace) -> None:
         settings = {way: asdict(rope) for way, rope in ways.items()}
         _write(given, rows, {"trained": trained, "texts": len(texts), "ways": settings}, layout)
     runtime.stop()
+
+
+def _check(out: Path, lengths: Sequence[int], parallel: ParallelConfig) -> None:
+    """ConfigError where ranks cannot share rows of a length, or nothing can be written to `out`."""
+    unit, settings = row_unit(parallel)
+    for length in lengths:
+        if length % unit:
+            raise ConfigError(
+                f"--lengths: {length} is no multiple of {unit}, which {settings} needs; valid near "
+                f"it: {near(length, unit)}"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror or error}") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: no file can be written there")
 
 
 def _texts(path: Path, tokens: int, count: int, encode: passkey.Encode) -> list[list[int]]:
