@@ -19,7 +19,6 @@ LETTERS = "abcdefgh"
 NOISE = 0.1
 DIGITS = 4
 KEYS_BEFORE = 40  # characters
-BETWEEN = (5, 80)  # characters from one question to the next
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def with_keys(random: Random, length: int) -> str:
     place = random.randrange(1, min(length // 3, KEYS_BEFORE))
     pieces, said = [text[:place], f"[{key}]"], place
     while True:
-        gap = random.randint(*BETWEEN) if len(pieces) > 2 else random.randint(1, 30)
+        gap = random.randint(3, length // 4)
         size = sum(map(len, pieces))
         if size + gap + DIGITS + 2 > length:
             break
