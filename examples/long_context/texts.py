@@ -12,8 +12,13 @@ ones, with keys only where `read-long` puts them.
 
 import argparse
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also from a plain checkout
+from megatron_qwen3.storage.whole import write_whole
 
 LETTERS = "abcdefgh"
 NOISE = 0.1
@@ -40,12 +45,14 @@ def main() -> None:
     )
 
 
-def write(path: Path, name: str, texts) -> None:
+def write(path: Path, name: str, texts: Iterable[str]) -> None:
+    labels = {"source": name, "domain": "synthetic", "language": "eng_Latn"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for number, text in enumerate(texts):
-            labels = {"source": name, "domain": "synthetic", "language": "eng_Latn"}
-            file.write(json.dumps({"id": f"{name}/{number}", "text": text, **labels}) + "\n")
+    lines = (
+        json.dumps({"id": f"{name}/{number}", "text": text, **labels}) + "\n"
+        for number, text in enumerate(texts)
+    )
+    write_whole(path, (line.encode() for line in lines))
 
 
 def plain(random: Random, length: int) -> str:

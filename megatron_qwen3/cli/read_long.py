@@ -39,6 +39,7 @@ from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_u
 from megatron_qwen3.reading import passkey
 from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of
 from megatron_qwen3.settings import ParallelConfig
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _write(
     write_whole(given.out / RESULTS, [json.dumps(content, indent=1).encode()])
     reading.write(content, given.out / PAGE)
     reading.tell(content)
-    print(f"wrote {given.out / PAGE}")
+    print(shown(f"wrote {given.out / PAGE}"))
 
 
 @contextmanager

@@ -54,8 +54,8 @@ def reached(*modules):
     ("modules", "most"),
     [
         (("megatron_qwen3.training.engine",), 7000),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 16800),
-        (("megatron_qwen3.train", train.MODES["sft"]), 18700),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 17300),
+        (("megatron_qwen3.train", train.MODES["sft"]), 19500),
         (("megatron_qwen3.train", train.MODES["reward"]), 16700),
     ],
 )
