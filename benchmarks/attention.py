@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from logits import processor, resident, resident_from_now  # beside this file
 from torch import Tensor
 
 from megatron_qwen3.model import ops
@@ -155,43 +156,36 @@ def compare(sides: dict[str, Step], rounds: int) -> dict[str, tuple[float, float
     return found
 
 
-def memory_of(side: str, length: int, options: argparse.Namespace) -> tuple[float, float]:
-    """MiB of tensors, and of the process, in a process of its own."""
+def memory_of(make: Callable[[int], Step], length: int, threads: int) -> tuple[float, float]:
+    """MiB of tensors, and of the process, that a step takes, measured in a process of its own.
+
+    make: gives the step of so many tokens, with all that is there before it.
+    """
     with mp.get_context("spawn").Pool(1) as pool:
-        of_process: float = pool.apply(_resident, (side, length, options))
-    torch.set_num_threads(options.threads)
-    step, heads = memory_step(side, length, options), Heads.of(length)
+        found: tuple[float, float] = pool.apply(_memory_here, (make, length, threads))
+    return found
+
+
+def _memory_here(make: Callable[[int], Step], length: int, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    make(256)()
+    step = make(length)
+    before = resident_from_now()
     with LiveMemory() as memory:
-        step(heads)
-    return memory.peak_bytes / 2**20, of_process
+        step()
+    return memory.peak_bytes / 2**20, resident("VmHWM") - before
 
 
-def memory_step(
-    side: str, length: int, options: argparse.Namespace
-) -> Callable[[Heads], tuple[Tensor, ...]]:
+def memory_step(side: str, options: argparse.Namespace, length: int) -> Step:
+    """Forward and backward of a row."""
+    heads = Heads.of(length)
     forward: Callable[[Heads], Tensor] = lambda heads: attention(*heads)  # noqa: E731
     if side == "packed documents":
         reads = Reads.of(1, length, packed_row(length, options.document))
         forward = lambda heads: attention(*heads, reads)  # noqa: E731
     elif side == "chunks":
         forward = in_chunks(length, DualChunk(options.chunk, options.local))
-    return lambda heads: torch.autograd.grad(forward(heads).sum(), heads)
-
-
-def _resident(side: str, length: int, options: argparse.Namespace) -> float:
-    torch.set_num_threads(options.threads)
-    memory_step(side, 256, options)(Heads.of(256))
-    step, heads = memory_step(side, length, options), Heads.of(length)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
-    before = resident("VmRSS")
-    step(heads)
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    return lambda: torch.autograd.grad(forward(heads).sum(), heads)
 
 
 def exponent(lengths: Sequence[int], mib: Sequence[float]) -> float:
@@ -214,12 +208,25 @@ def show_times(
 
 
 def show_memory(options: argparse.Namespace) -> None:
-    lengths = options.lengths or [4096, 8192, 16384, 32768]
+    steps = {
+        side: functools.partial(memory_step, side, options)
+        for side in ("one text", "packed documents", "chunks")
+    }
+    show_growth(steps, options.lengths, options.threads)
+
+
+def show_growth(
+    steps: dict[str, Callable[[int], Step]], lengths: Sequence[int] | None, threads: int
+) -> None:
+    """A table of what each of the steps takes at all lengths, 4k to 32k by default."""
+    lengths = lengths or [4096, 8192, 16384, 32768]
     print(f"\n{'tokens':>7}  {'side':20}  {'MiB of tensors':>15}  {'MiB of process':>15}")
-    for side in ("one text", "packed documents", "chunks"):
-        found = [memory_of(side, length, options) for length in lengths]
-        for length, (tensors, of_process) in zip(lengths, found, strict=True):
-            print(f"{length:7,}  {side:20}  {tensors:15.1f}  {of_process:15.1f}", flush=True)
+    for side, make in steps.items():
+        found = []
+        for length in lengths:
+            found.append(memory_of(make, length, threads))
+            tensors, process = found[-1]
+            print(f"{length:7,}  {side:20}  {tensors:15.1f}  {process:15.1f}", flush=True)
         grown = (exponent(lengths, mib) for mib in zip(*found, strict=True))
         print(f"{'':7}  {'exponent':20}  " + "  ".join(f"{each:15.2f}" for each in grown))
 
@@ -229,14 +236,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "chunks": functools.partial(show_times, chunk_sides, (8192, 16384)),
     "memory": show_memory,
 }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "an unknown processor"
 
 
 def main() -> None:

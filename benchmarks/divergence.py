@@ -14,10 +14,9 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from logits import Alone, in_turns, processor, resident  # beside this file
+from logits import Alone, in_turns, processor, resident, resident_from_now  # beside this file
 
 BETAS = {"forward_kl": 0.0, "jensen_shannon": 0.5, "reverse_kl": 1.0}
 
@@ -69,8 +68,7 @@ def side(way: str, args: argparse.Namespace, pipe: Connection) -> None:
         x.grad = torch.zeros_like(x)
     labels, loss = torch.randint(V, (args.positions,)), loss_of(way, args.divergence)
     while pipe.recv():
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
-        before = resident("VmRSS")
+        before = resident_from_now()
         start, cpu_start = time.perf_counter(), time.process_time()
         value = loss(*student, *teacher, labels)
         value.backward()

@@ -76,13 +76,18 @@ def side(way: str, args: argparse.Namespace, pipe: Connection) -> None:
     hidden.grad, weight.grad = torch.zeros_like(hidden), torch.zeros_like(weight)
     loss = loss_of(way)
     while pipe.recv():
-        Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
-        before = resident("VmRSS")
+        before = resident_from_now()
         start, cpu_start = time.perf_counter(), time.process_time()
         value = loss(hidden, weight, labels)
         value.backward()
         took = time.perf_counter() - start, time.process_time() - cpu_start
         pipe.send((*took, resident("VmHWM") - before, value.item()))
+
+
+def resident_from_now() -> float:
+    """MiB of this process; its highest mark, VmHWM, begins anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def resident(field: str) -> float:
@@ -92,8 +97,11 @@ def resident(field: str) -> float:
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    """The processor's name, where the system tells it."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "an unknown processor"
 
 
 def in_turns(

@@ -17,12 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """The most bytes at a time, the bytes now, and the largest single tensor."""
+    """The most bytes at a time, the bytes now, and the largest single tensor.
+
+    at_peak: (bytes, dtype, shape) of each tensor that lived when there were most.
+    """
 
     def __init__(self):
         super().__init__()
         self.live_bytes = self.peak_bytes = self.largest_bytes = 0
-        self._known = {}  # address of a storage -> (weak reference to it, its bytes)
+        self.at_peak = []
+        self._known = {}  # address of a storage -> (weak reference to it, its bytes, type, shape)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self._learn((args, kwargs), are_new=False)
@@ -40,11 +44,13 @@ class LiveMemory(TorchDispatchMode):
                 continue
             size = storage.nbytes() if are_new else 0
             forget = weakref.ref(storage, lambda _, address=address: self._forget(address))
-            self._known[address] = (forget, size)
+            self._known[address] = (forget, size, tensor.dtype, tuple(tensor.shape))
             self.live_bytes += size
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
             self.largest_bytes = max(self.largest_bytes, size)
+            if self.live_bytes > self.peak_bytes:
+                self.peak_bytes = self.live_bytes
+                self.at_peak = [known[1:] for known in self._known.values() if known[1]]
 
     def _forget(self, address):
-        _, size = self._known.pop(address)
+        _, size, *_ = self._known.pop(address)
         self.live_bytes -= size
