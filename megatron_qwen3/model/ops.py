@@ -11,6 +11,8 @@ Attention is in `attention.py`.
 Shapes: S sequence, B batch, N query heads, G key/value groups, D head size, H and F widths.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model.gate_and_up import cut
+
+_BLOCK = 1 << 23  # numbers of which `norm_gradient` has float32 copies at a time, as 32 MiB each
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -90,24 +94,36 @@ def norm_gradient(x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, grad_x
     """Writes the gradient of `normalized` by x to grad_x and returns that by weight.
 
     x is [..., H], weight [H] or, with x [..., J, H], [J, H]. With p = grad·x:
-    d weight = Σ_rows scale·p; d x = scale·(grad·w) - x·scale³·(p·w)/H.
+    d weight = Σ_rows scale·p; d x = scale·(grad·w) - x·scale³·(p·w)/H. A part of the first axis at
+    a time: of a long row's queries and keys, four float32 copies would be most of a layer's memory.
     """
-    wide_x, wide_grad, wide_weight = _wide(x), _wide(grad), _wide(weight)
+    rows = max(1, _BLOCK * len(x) // max(1, x.numel()))
+    wide_weight, parts = _wide(weight), (each.split(rows) for each in (x, scale, grad, grad_x))
+    of_blocks = [
+        _norm_gradient(part, wide_weight, *rest) for part, *rest in zip(*parts, strict=True)
+    ]
+    return functools.reduce(torch.Tensor.add_, of_blocks).to(weight.dtype)
+
+
+def _norm_gradient(
+    x: Tensor, wide_weight: Tensor, scale: Tensor, grad: Tensor, grad_x: Tensor
+) -> Tensor:
+    wide_x, wide_grad = _wide(x), _wide(grad)
     product = wide_grad * wide_x
-    if weight.dim() == 1:
+    if wide_weight.dim() == 1:
         rows = product.reshape(-1, x.shape[-1])
         shrink = (rows @ wide_weight).view(scale.shape)
         grad_weight = rows.t() @ scale.reshape(-1)
     else:
         shrink = (product * wide_weight).sum(-1, keepdim=True)
-        grad_weight = product.mul_(scale).reshape(-1, *weight.shape).sum(0)
+        grad_weight = product.mul_(scale).reshape(-1, *wide_weight.shape).sum(0)
     shrink.mul_(scale).mul_(scale).mul_(scale).div_(-x.shape[-1])
     torch.mul(wide_grad, wide_weight, out=product).mul_(scale)
     if grad_x.dtype == product.dtype:
         torch.addcmul(product, wide_x, shrink, out=grad_x)
     else:
         grad_x.copy_(product.addcmul_(wide_x, shrink))
-    return grad_weight.to(weight.dtype)
+    return grad_weight
 
 
 class _SwiGLU(Function):

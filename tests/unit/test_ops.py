@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from live_memory import LiveMemory
 
 from megatron_qwen3.model import grouped, heads, ops
 
@@ -80,6 +81,24 @@ def test_rms_norm_without_gradients_equals_that_with():
     with torch.no_grad():
         without = ops.rms_norm(x, weight, 1e-6)
     torch.testing.assert_close(without, ops.rms_norm(x, weight, 1e-6).detach())
+
+
+@pytest.mark.parametrize("block", [1, 3 * B * H, 7 * B * G * 4 * D])
+def test_norms_have_the_same_gradients_a_block_of_positions_at_a_time(monkeypatch, block):
+    monkeypatch.setattr(ops, "_BLOCK", block)
+    check_equal(lambda x, w: ops.rms_norm(x, w, 1e-6), plain_norm, strided(S, B, H), randn(H))
+    inputs = strided(S, B, G, 3 + 2, D), randn(D), randn(D)
+    check_equal(our_heads, plain_heads, *inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_long_rows_norms_take_no_copies_of_all_of_it(monkeypatch, dtype):
+    x, weight = torch.randn(4096, 1, 4, 16).to(dtype), torch.randn(4, 16).to(dtype)
+    monkeypatch.setattr(ops, "_BLOCK", block := x.numel() // 16)
+    _, scale = ops.normalized(x, weight, 1e-6)
+    with LiveMemory() as memory:
+        ops.norm_gradient(x, weight, scale, torch.randn_like(x), grad := torch.empty_like(x))
+    assert memory.peak_bytes <= 2 * grad.nbytes + 4 * 4 * block + 16 * 4 * weight.numel() + 1024
 
 
 @pytest.mark.parametrize("make", [randn, strided])
