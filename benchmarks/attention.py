@@ -168,7 +168,8 @@ def memory_of(make: Callable[[int], Step], length: int, threads: int) -> tuple[f
 
 def _memory_here(make: Callable[[int], Step], length: int, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
-    make(256)()
+    with LiveMemory():  # which loads modules the first time
+        make(256)()
     step = make(length)
     before = resident_from_now()
     with LiveMemory() as memory:

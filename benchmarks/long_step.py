@@ -108,8 +108,10 @@ def held(engine: Any) -> dict[str, float]:
 def memory_of_step(config: Config, threads: int, pipe: Connection) -> None:
     """Body of a worker that takes one step."""
     torch.set_num_threads(threads)
-    engine, (_, batch) = engine_and_batches(config)
+    engine, (short, batch) = engine_and_batches(config)
     parts = held(engine)
+    with LiveMemory():  # which loads modules the first time
+        seconds_of_step(engine, short)
     before = resident_from_now()
     with LiveMemory() as memory:
         seconds, loss = seconds_of_step(engine, batch)
@@ -237,7 +239,7 @@ def print_turns(length: int, seconds: dict[str, list[float]], losses: dict[str, 
         ratios = [a / b for a, b in zip(of_side, seconds[last], strict=True)]
         print(
             f"{name:27}{statistics.median(of_side):10.2f}{statistics.median(ratios):28.2f}"
-            f"{losses[name]:12.5f}"
+            f"{losses[name]:12.7f}"
         )
 
 

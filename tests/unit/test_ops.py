@@ -94,11 +94,12 @@ def test_norms_have_the_same_gradients_a_block_of_positions_at_a_time(monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_a_long_rows_norms_take_no_copies_of_all_of_it(monkeypatch, dtype):
     x, weight = torch.randn(4096, 1, 4, 16).to(dtype), torch.randn(4, 16).to(dtype)
-    monkeypatch.setattr(ops, "_BLOCK", block := x.numel() // 16)
+    grad, grad_x = torch.randn_like(x), torch.empty_like(x)
     _, scale = ops.normalized(x, weight, 1e-6)
+    monkeypatch.setattr(ops, "_BLOCK", block := x.numel() // 16)
     with LiveMemory() as memory:
-        ops.norm_gradient(x, weight, scale, torch.randn_like(x), grad := torch.empty_like(x))
-    assert memory.peak_bytes <= 2 * grad.nbytes + 4 * 4 * block + 16 * 4 * weight.numel() + 1024
+        ops.norm_gradient(x, weight, scale, grad, grad_x)
+    assert memory.peak_bytes <= 5 * 4 * block  # four copies, and small things
 
 
 @pytest.mark.parametrize("make", [randn, strided])
