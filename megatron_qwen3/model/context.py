@@ -94,7 +94,7 @@ class _Attention(Function):
         keys = _keys_of_all(k, v, ctx.group, ctx.reads.keys)
         grad = flash.readable(grad)
         dq, dk, dv = read_gradients(grad, q, *keys, mixed, lse, ctx.reads, ctx.tables)
-        dk, dv = _added_up(torch.cat((dk, dv), -1), ctx.group).chunk(2, -1)
+        dk, dv = _added_up(dk, dv, ctx.group)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -119,19 +119,21 @@ def _gathered(x_L: Tensor, group: Any, length: int) -> Tensor:
     return torch.cat(first + second[::-1])
 
 
-def _added_up(grad_S: Tensor, group: Any) -> Tensor:
-    """The sum over all ranks at this rank's places, [L, …], of float32 at least."""
-    ranks, length = group.size(), len(grad_S)
+def _added_up(dk_S: Tensor, dv_S: Tensor, group: Any) -> tuple[Tensor, ...]:
+    """The sums over all ranks at this rank's places, [L, …] each, of float32 at least."""
+    ranks, length = group.size(), len(dk_S)
     most = _most_places(ranks, length)
-    wide = torch.promote_types(grad_S.dtype, torch.float32)  # sums in bf16 would round
-    parts = []
+    wide = torch.promote_types(dk_S.dtype, torch.float32)  # sums in bf16 would round
+    every = dk_S.new_zeros((ranks, most, 2, *dk_S.shape[1:]), dtype=wide)
     for rank in range(ranks):
         (a, b), (c, d) = pieces_of(rank, ranks, length)
-        parts.append(_padded(torch.cat((grad_S[a:b], grad_S[c:d])).to(wide), most))
-    mine = parts[0].new_empty(parts[0].shape)
-    dist.reduce_scatter_tensor(mine, torch.cat(parts), group=group)
+        for x_S, to_L in zip((dk_S, dv_S), every[rank].unbind(1), strict=True):
+            to_L[: b - a] = x_S[a:b]
+            to_L[b - a : b - a + d - c] = x_S[c:d]
+    mine = every.new_empty(every.shape[1:])
+    dist.reduce_scatter_tensor(mine, every.flatten(0, 1), group=group)
     (a, b), (c, d) = pieces_of(group.rank(), ranks, length)
-    return mine[: b - a + d - c]
+    return mine[: b - a + d - c].unbind(1)
 
 
 def _most_places(ranks: int, length: int) -> int:

@@ -8,9 +8,12 @@ counted for Transformer Engine's fused layers (method of arXiv 2205.05198, secti
 dropout). Letters: h hidden, a = heads · head_dim, k = groups · head_dim, f width of the MLP.
 """
 
+import math
+
 from megatron_qwen3.planner.job import Job
 
 _FP8 = ("fp8", "mxfp8", "nvfp4")
+TILE_BYTES = 256 << 20  # model/tiles.py has it, and a test that both are equal
 
 
 def layer_bytes(job: Job, layer: int) -> float:
@@ -36,12 +39,27 @@ def attention_bytes(job: Job) -> float:
     if model.latent_key_value_rank:
         return shared * width * h * input_width + tokens * _latent_bytes(job)
     if job.kernels == "torch":
-        # The product; q, k and v as attention wants them; the result by head and by position.
-        inner = 2 * (a + 2 * k) + 2 * a
+        # The product; q, k and v as attention wants them; the result by head and by position, which
+        # are one where context ranks share a row.
+        inner = 2 * (a + 2 * k) + (2 * a if job.layout.context == 1 else a)
     else:
         inner = (a + 2 * k) + a + (a + k if model.qk_norm else 0)
     inner_bytes = width * inner + log_sum_exp + _square_bytes(job)
     return shared * width * h * input_width + tokens * inner_bytes / tp
+
+
+def exchange_bytes(job: Job) -> float:
+    """What our attention over context ranks takes at its worst, in one layer's backward pass.
+
+    Keys and values of all places, gathered again; their gradients in float32, and once more as
+    they go out to the ranks and come in; beside it those of this rank's queries and of the result.
+    """
+    if job.layout.context == 1 or job.kernels != "torch":
+        return 0.0
+    model, tokens = job.model, job.micro_batch_tokens
+    keys = 2 * model.num_query_groups * model.head_dim * tokens * job.layout.context
+    queries = model.num_attention_heads * model.head_dim * tokens
+    return (keys * (job.weight_bytes + 8) + queries * (job.weight_bytes + 4)) / job.layout.tensor
 
 
 def _square_bytes(job: Job) -> float:
@@ -92,15 +110,31 @@ def expert_bytes(job: Job) -> float:
 
 
 def logits_bytes(job: Job) -> float:
-    """Logits and the float32 softmax that the loss keeps, on the last stage.
+    """What the loss takes on the last stage: of our own the tiles of logits, and the gradients of
+    what they are products of; of others the logits, and their softmax in float32.
 
     A scalar head keeps its input, in float32.
     """
     if job.model.scalar_head:
         return 4 * _shared(job) * job.model.hidden_size
     local_vocab = job.model.vocab_size / job.layout.tensor
+    if job.kernels == "torch":
+        return _tile_bytes(job, job.micro_batch_tokens, math.ceil(local_vocab))
     times = 1 + job.model.predicted_layers
     return times * job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)
+
+
+def _tile_bytes(job: Job, positions: int, columns: int) -> float:
+    """Of one tile the logits, e of each in float32, and the gradient; that of the hidden states,
+    summed up in float32 where several tiles have a part in it; and one of the matrix, which goes
+    into its buffer but for what autograd is given. See model/tiles.py."""
+    hidden, width = job.model.hidden_size, job.weight_bytes
+    area = min(positions * columns, TILE_BYTES // 4)
+    is_one = area == positions * columns
+    tile_columns = min(columns, max(math.isqrt(area), area // positions))
+    tile = area * (4 if width == 4 else 6 if is_one else 8)
+    sums = 0 if tile_columns == columns else (4 + width) * area // tile_columns * hidden
+    return tile + sums + width * hidden * (positions + columns)
 
 
 def _shared(job: Job) -> float:

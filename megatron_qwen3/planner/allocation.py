@@ -74,13 +74,20 @@ def faults(config: Config, allocation: Allocation) -> list[str]:
 
 def advice(config: Config, allocation: Allocation) -> list[str]:
     """One line for each thing that works but costs time."""
-    group, domain = config.parallel.expert * config.parallel.expert_tensor, allocation.nvlink_domain
-    if domain % group == 0:
-        return []
-    return [
-        f"parallel.expert * expert_tensor = {group} does not divide the {domain} GPUs that NVLink "
-        "joins (--nvlink-domain): tokens go to their experts over the network"
-    ]
+    p, domain = config.parallel, allocation.nvlink_domain
+    experts, rows = p.expert * p.expert_tensor, p.tensor * p.context
+    found = []
+    if domain % experts:
+        found.append(
+            f"parallel.expert * expert_tensor = {experts} does not divide the {domain} GPUs that "
+            "NVLink joins (--nvlink-domain): tokens go to their experts over the network"
+        )
+    if p.context > 1 and domain % rows:
+        found.append(
+            f"parallel.tensor * context = {rows} does not divide the {domain} GPUs that NVLink "
+            "joins (--nvlink-domain): keys and values of every layer go over the network"
+        )
+    return found
 
 
 def step_seconds(config: Config, allocation: Allocation) -> float:

@@ -108,6 +108,7 @@ def _sizes(job: Job) -> dict[str, int | str]:
         "parallel.virtual_pipeline": layout.virtual,
         "parallel.expert": layout.expert,
         "parallel.expert_tensor": layout.expert_tensor,
+        "parallel.context": layout.context,
         "train.micro_batch": job.micro_batch,
     }
 
@@ -126,8 +127,17 @@ def _question(config: Config, world_size: int, free_bytes: float) -> search.Ques
         global_batch=batch,
         precisions=(config.train.precision,),
         dispatchers=("alltoall",),
-        fixed=(("context", config.parallel.context),),
+        fixed=_pinned(config),
     )
+
+
+def _pinned(config: Config) -> tuple[tuple[str, int | str], ...]:
+    """Context ranks as they are: where ranks sample, which need whole rows, and where rows are so
+    short that the search would have none."""
+    samples = belongs("rollouts", config.run.mode) and config.rollouts.engine == "own"
+    if samples or config.data.sequence_length < search.LONG_SEQUENCE:
+        return (("context", config.parallel.context),)
+    return ()
 
 
 def _plain(value: object) -> str:

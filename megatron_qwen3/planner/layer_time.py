@@ -85,10 +85,12 @@ class LayerTimer:
         )
         launch = self._launch(sparse)
         tensor = self.c["tensor_exposed"] * self.tensor_seconds(sparse)
-        context = self.c["context_exposed"] * self.context_seconds()
+        context, context_backward = (self.context_shown * x for x in self.context_seconds())
         beside = Pass(tensor=2 * tensor, context=context, launch=launch / 3)
         # Backward gathers the input of column-parallel matrices once more.
-        beside_backward = Pass(tensor=3 * tensor, context=2 * context, launch=2 * launch / 3)
+        beside_backward = Pass(
+            tensor=3 * tensor, context=context_backward, launch=2 * launch / 3
+        )
         backward = Pass(
             gemm=2 * once.gemm,
             attention=2.5 * once.attention,
@@ -135,14 +137,28 @@ class LayerTimer:
         moved = self.tokens * self.model.hidden_size * 2 * (tp - 1) / tp
         return blocks * moved / network.rate(tp, 1, self.cluster, self.c)
 
-    def context_seconds(self) -> float:
-        """Keys and values of the other context ranks, hidden or not."""
+    def context_seconds(self) -> tuple[float, float]:
+        """Keys and values of the other context ranks, forward and backward, hidden or not.
+
+        Backward they come once more, and their gradients go: ours in float32, and where a layer is
+        computed again once more before it; those of published runs in the model's precision.
+        """
         cp, model = self.layout.context, self.model
         if cp == 1:
-            return 0.0
+            return 0.0, 0.0
         k = model.num_query_groups * model.head_dim
-        moved = self.tokens * 2 * k * 2 * (cp - 1) / self.layout.tensor
-        return moved / network.rate(cp, self.layout.tensor, self.cluster, self.c)
+        moved = self.tokens * 2 * k * self.job.weight_bytes * (cp - 1) / self.layout.tensor
+        once = moved / network.rate(cp, self.layout.tensor, self.cluster, self.c)
+        if self.job.kernels != "torch":
+            return once, 2 * once
+        gradients = 4 / self.job.weight_bytes
+        again = 1 if "layer" in self.job.recompute else 0
+        return once, (1 + gradients + again) * once
+
+    @property
+    def context_shown(self) -> float:
+        """Share of it that nothing hides: our attention waits for all keys before it begins."""
+        return 1.0 if self.job.kernels == "torch" else float(self.c["context_exposed"])
 
     @property
     def _exposed(self) -> float:

@@ -106,7 +106,10 @@ def in_flight_bytes(job: Job, rank: int) -> float:
 
 
 def workspace_bytes(job: Job, rank: int) -> float:
-    """What lives only while one layer runs: its gradients, or its recomputed activations."""
+    """What lives only while one layer runs: its gradients, or its recomputed activations.
+
+    Keys and values of all context ranks are there when the MLP's gradients are not, or not yet.
+    """
     layers = _rank_layers(job, rank)
     layer = max(layers, key=lambda index: activations.mlp_bytes(job, index))
     everything = activations.attention_bytes(job) + activations.mlp_bytes(job, layer)
@@ -117,7 +120,8 @@ def workspace_bytes(job: Job, rank: int) -> float:
     gathered = 0.0
     if job.sequence_ranks > 1:  # the whole sequence, gathered for the weights' gradient
         gathered = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
-    return again + mlp + gathered + MATMUL_WORKSPACE_BYTES
+    block = max(mlp, activations.exchange_bytes(job))
+    return again + block + gathered + MATMUL_WORKSPACE_BYTES
 
 
 def _chunk_layers(job: Job, rank: int, chunk: int) -> range:

@@ -19,7 +19,6 @@ from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import emit
 
 _ABSENT = {
-    "context": "context parallelism: the trainer has none yet; the memory above is divided by it",
     "precision": "matrix products in {0}: the trainer has bf16 and fp32; bf16 is written below",
     "dispatcher": "tokens by {0}: the trainer exchanges them by NCCL's all-to-all",
     "overlap": "the exchange of tokens beside another micro-batch: the trainer does one at a time",
@@ -39,6 +38,7 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
         "pipeline_layers": [] if is_even else list(layout.stage_layers),
         "expert": layout.expert,
         "expert_tensor": layout.expert_tensor,
+        "context": layout.context,
         "recompute": plan.recompute,
         "overlap": job.overlap_data,
     }
@@ -82,16 +82,9 @@ def text(plan: Plan, question: Question) -> str:
 
 def _as_trained(job: Job) -> Job:
     """The job without what the trainer does not have."""
-    layout = job.layout
     known = SETTINGS["train.precision"].rule["choices"]
     return replace(
         job,
-        layout=replace(
-            layout,
-            context=1,
-            data=layout.data * layout.context,
-            micro_batches=max(1, layout.micro_batches // layout.context),
-        ),
         precision=job.precision if job.precision in known else "bf16",
         kernels="torch",
         dispatcher="alltoall",
@@ -113,8 +106,6 @@ def _model(question: Question) -> dict[str, Any]:
 def _absent(plan: Plan) -> list[str]:
     job = plan.job
     lines = []
-    if job.layout.context > 1:
-        lines.append(f"context = {job.layout.context}  {_ABSENT['context']}")
     if job.precision not in SETTINGS["train.precision"].rule["choices"]:
         lines.append(_ABSENT["precision"].format(job.precision.upper()))
     if job.dispatcher != "alltoall":

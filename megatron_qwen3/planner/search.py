@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from megatron_qwen3.parallel.layout import Layout, even_stages
+from megatron_qwen3.parallel.layout import Layout, even_stages, row_unit
 from megatron_qwen3.planner import activations, architecture
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.hardware import Cluster
@@ -21,9 +21,9 @@ from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.layer_time import Constants, LayerTimer
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.step import Step, local_parameters
-from megatron_qwen3.settings import ModelConfig
+from megatron_qwen3.settings import ModelConfig, ParallelConfig
 
-_LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
+LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
 _VARIED = 300  # layouts that are priced with every way to exchange tokens
 _SIMULATED = 60  # layouts that are priced a second time, exactly
 _USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
@@ -65,8 +65,6 @@ class Plan:
     def needs(self) -> list[str]:
         """What the trainer does not have yet."""
         job, needs = self.job, []
-        if job.layout.context > 1:
-            needs.append(f"cp {job.layout.context}")
         if job.precision not in ("bf16", "fp32"):
             needs.append(job.precision.upper())
         if job.model.num_experts and job.dispatcher != "alltoall":
@@ -206,7 +204,7 @@ def candidates(question: Question) -> Iterator[Job]:
     ):
         ranks = tensor * pipeline * context
         allowed = question.allows("tensor", tensor) and question.allows("pipeline", pipeline)
-        if question.gpus % ranks or not allowed:
+        if question.gpus % ranks or not allowed or not _divide(question, tensor, context):
             continue
         data = question.gpus // ranks
         for micro_batch, virtual, experts in itertools.product(
@@ -279,7 +277,7 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
 def _needs(job: Job) -> bool:
     """Whether a job asks for what the trainer does not have."""
     low = job.precision not in ("bf16", "fp32")
-    return low or job.layout.context > 1 or job.dispatcher != "alltoall" or job.overlap_exchange
+    return low or job.dispatcher != "alltoall" or job.overlap_exchange
 
 
 def _divisors(number: int) -> list[int]:
@@ -292,17 +290,20 @@ def _tensor_sizes(question: Question) -> list[int]:
     whole = math.gcd(model.num_query_groups, model.num_attention_heads, model.vocab_size)
     if not model.num_experts:
         whole = math.gcd(whole, model.ffn_hidden_size)
-    sizes = [n for n in _divisors(whole) if n <= question.cluster.nvlink_domain]
-    return [n for n in sizes if question.sequence_length % n == 0]
+    return [n for n in _divisors(whole) if n <= question.cluster.nvlink_domain]
 
 
 def _context_sizes(question: Question) -> list[int]:
     pinned = dict(question.fixed).get("context")
     if isinstance(pinned, int):
         return [pinned]
-    if question.sequence_length < _LONG_SEQUENCE:
-        return [1]
-    return [n for n in (1, 2, 4) if question.sequence_length % (2 * n) == 0]
+    return [1, 2, 4, 8] if question.sequence_length >= LONG_SEQUENCE else [1]
+
+
+def _divide(question: Question, tensor: int, context: int) -> bool:
+    """Whether context ranks can share a row, and tensor ranks what one of these has."""
+    unit, _ = row_unit(ParallelConfig(tensor=tensor, context=context))
+    return question.sequence_length % unit == 0
 
 
 def _micro_batches(question: Question, data: int) -> list[int]:
@@ -347,8 +348,8 @@ def quick_bytes(job: Job) -> float:
     per_owned = 8 if job.precision == "fp32" else 12
     state += per_owned * dense / (layout.data * layout.context)
     state += per_owned * sparse / layout.expert_data
-    mlp = activations.mlp_bytes(job, model.num_layers - 1)
-    return state + 1.03 * (max(held) + mlp) + 1.5e9
+    block = max(activations.mlp_bytes(job, model.num_layers - 1), activations.exchange_bytes(job))
+    return state + 1.03 * (max(held) + block) + 1.5e9
 
 
 def _in_flight(layout: Layout, rank: int) -> int:

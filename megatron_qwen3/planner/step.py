@@ -138,7 +138,7 @@ class _Stages:
         sparse = self.model.sparse_layers / self.model.num_layers
         share = c["exchange_hidden"] if self.job.overlap_exchange else 0.0
         tensor = 5 * timer.tensor_seconds(sparse > 0.5) * (1 - c["tensor_exposed"])
-        context = 3 * timer.context_seconds() * (1 - c["context_exposed"])
+        context = sum(timer.context_seconds()) * (1 - timer.context_shown)
         return {
             "token exchange": layers * sparse * 4 * timer.exchange_seconds() * share,
             "tensor parallelism": layers * tensor,

@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
         "--balanced", action="store_true", help="even load of the experts, as benchmarks force it"
     )
     parser.add_argument(
-        "--today", action="store_true", help="only what this trainer has: no cp, FP8, DeepEP"
+        "--today", action="store_true", help="only what this trainer has: no FP8, no DeepEP"
     )
     for name, setting in _PINS.items():
         parser.add_argument(f"--{name}", type=int, help=f"pin {setting.replace('_', ' ')}")
@@ -139,7 +139,7 @@ def question_of(given: argparse.Namespace) -> Question:
         fixed=tuple(fixed.items()),
     )
     if given.today:
-        question = replace(question, precisions=("bf16",), fixed=(*question.fixed, ("context", 1)))
+        question = replace(question, precisions=("bf16",))
     return question
 
 
