@@ -88,9 +88,7 @@ class LayerTimer:
         context, context_backward = (self.context_shown * x for x in self.context_seconds())
         beside = Pass(tensor=2 * tensor, context=context, launch=launch / 3)
         # Backward gathers the input of column-parallel matrices once more.
-        beside_backward = Pass(
-            tensor=3 * tensor, context=context_backward, launch=2 * launch / 3
-        )
+        beside_backward = Pass(tensor=3 * tensor, context=context_backward, launch=2 * launch / 3)
         backward = Pass(
             gemm=2 * once.gemm,
             attention=2.5 * once.attention,

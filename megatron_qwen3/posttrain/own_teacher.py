@@ -30,7 +30,7 @@ from megatron_qwen3 import launcher
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.generate.load import Source, load
-from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.parallel.layout import check_world_size, row_unit
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.own_generator import label_of
@@ -70,7 +70,7 @@ class OwnTeacher:
         self._source, self._rows, world_size = Source(path), scoring.rows, launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
         overrides = ["guard.hang_seconds=0", *scoring.local]
-        self._config = self._source.config(overrides, world_size)
+        self._config = self._source.config(overrides, world_size, generates=False)
         check_world_size(self._config, world_size)
         vocab_size = self._config.model.vocab_size
         if not 0 < top_k <= vocab_size:
@@ -93,7 +93,7 @@ class OwnTeacher:
         layout = runtime.start(self._config)
         self._model = load(self._source, self._config, layout)
         self._head = top_k(self._top_k, self._temperature)
-        self._unit = layout.tensor  # with sequence parallelism its ranks share the positions
+        self._unit, _ = row_unit(self._config.parallel)  # ranks share the positions of a row
         return self
 
     def __exit__(

@@ -4,6 +4,7 @@ Answers share rows by best fit, each apart from the others; the data ranks share
 call it with the same answers and get all the scores.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from data_prep.best_fit import best_fit
 from megatron_qwen3.model.outputs import scalar
 from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.posttrain.answer_lines import Ids
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import share_of_rank
@@ -27,7 +29,7 @@ def scores(model: Model, answers: Sequence[Ids], row_tokens: int) -> list[float]
     """
     lengths_N = np.array([len(ids) for ids in answers], np.int64)
     length = max(int(lengths_N.max()), min(row_tokens, int(lengths_N.sum())))
-    unit = _UNIT * model.layout.tensor  # which share a row's places
+    unit = math.lcm(_UNIT, row_unit(model.config.parallel)[0])  # ranks share a row's places
     length = -(-length // unit) * unit
     rows = best_fit(lengths_N, length)
     batch = share_of_rank(model, rows, lambda rows: _batch(rows, answers, length))

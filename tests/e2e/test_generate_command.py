@@ -144,6 +144,7 @@ def test_a_conversation_goes_on_until_standard_input_ends(folder):
         (["nowhere", "--prompt", "a"], "nowhere is no checkpoint"),
         (["HF", "--prompt", "a", "--top-p", "0"], "top_p = 0.0"),
         (["HF", "--prompt", "a", "parallel.tensor=3"], "parallel.tensor = 3"),
+        (["HF", "--prompt", "a", "parallel.context=2"], "parallel.context = 2: text is generated"),
         (["HF", "--prompt", "a", "data.tokenizer=gone"], "data.tokenizer = gone"),
         (["HF", "--prompt", ""], "prompt is empty"),
         (["HF", "--prompt", "a", "model.num_layers=3"], "model.num_layers = 3, but"),

@@ -233,6 +233,7 @@ def test_answers_are_scored_alike_in_our_format_and_transformers_on_one_rank_and
     for model, ranks, more in (
         (school, 1, ()),
         (school, 2, ("--row-tokens", "64")),
+        (school, 2, ("parallel.context=2", "--row-tokens", "300")),
         (tmp_path / "hf", 2, ("parallel.tensor=2", "--row-tokens", "100")),
     ):
         out = tmp_path / f"scored-{len(outs)}.jsonl"

@@ -96,6 +96,8 @@ LAYOUTS = {
     "tp2": (2, ("parallel.tensor=2", "train.micro_batch=2")),
     "pp2": (2, ("parallel.pipeline=2",)),
     "dp2": (2, ("train.micro_batch=4",)),
+    "cp2": (2, ("parallel.context=2",)),
+    "cp2-tp2": (4, ("parallel.context=2", "parallel.tensor=2", "train.micro_batch=4")),
 }
 
 

@@ -58,6 +58,7 @@ def allocated(overrides):
 
 
 MOE, DENSE = "model.preset=tiny-moe", "model.preset=tiny-dense"
+FLOAT32 = "train.precision=fp32"
 LAYOUTS = {
     "moe-dp3": (3, [MOE, "model.vocab_size=517", "train.global_batch=9"]),
     "moe-tp2-pp2-ep2": (
@@ -70,11 +71,24 @@ LAYOUTS = {
     ),
     "moe-tp2-etp2-fp32": (
         4,
-        [MOE, "parallel.tensor=2", "parallel.expert_tensor=2", "train.precision=fp32"],
+        [MOE, "parallel.tensor=2", "parallel.expert_tensor=2", FLOAT32],
     ),
     "dense-tied-pp2-uneven": (
         4,
         [DENSE, "parallel.pipeline=2", "parallel.pipeline_layers=[3, 1]"],
+    ),
+    "dense-cp2-dp2": (4, [DENSE, "parallel.context=2"]),
+    "dense-cp2-tp2-dp3-fp32": (
+        12,
+        [DENSE, "parallel.context=2", "parallel.tensor=2", "train.global_batch=9", FLOAT32],
+    ),
+    "moe-cp2-ep4-pp2": (
+        8,
+        [MOE, "parallel.context=2", "parallel.expert=4", "parallel.pipeline=2"],
+    ),
+    "dense-cp2-without-distributed-optimizer": (
+        4,
+        [DENSE, "parallel.context=2", "optim.distributed=false"],
     ),
     "reward-tp2-pp2": (
         4,

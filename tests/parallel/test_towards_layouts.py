@@ -133,9 +133,15 @@ LAYOUTS = {
     "tp2": (2, ("parallel.tensor=2", "train.micro_batch=2")),
     "pp2-teacher-tp2": (2, ("parallel.pipeline=2", "distill.teacher.tensor=2")),
     "dp2-teacher-pp2": (2, ("train.micro_batch=4", "distill.teacher.pipeline=2")),
+    "cp2-teacher-dp2": (2, ("parallel.context=2",)),
 }
 SLOW = {
     "tp2-pp2-teacher-dp4": (4, ("parallel.tensor=2", "parallel.pipeline=2")),
+    "cp2-tp2-teacher-pp2": (
+        4,
+        ("parallel.context=2", "parallel.tensor=2", "distill.teacher.pipeline=2"),
+    ),
+    "cp2-dp2-teacher-tp2": (4, ("parallel.context=2", "distill.teacher.tensor=2")),
     "tp2-dp2-teacher-tp4": (4, ("parallel.tensor=2", "distill.teacher.tensor=2")),
 }
 SPARSE = {
@@ -170,7 +176,7 @@ def assert_like(results, expected):
 
 QUICK = {
     *((kind, "tp2") for kind in KINDS),
-    *(("reverse", name) for name in ("one-rank", "pp2-teacher-tp2", "dp2-teacher-pp2")),
+    *(("reverse", name) for name in ("one-rank", "pp2-teacher-tp2", "cp2-teacher-dp2")),
     ("sampled", "pp2-teacher-tp2"),
     ("top-k", "dp2-teacher-pp2"),
 }

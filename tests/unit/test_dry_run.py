@@ -67,6 +67,9 @@ LAYOUTS = [
     ("qwen3-8b", 24, {"tensor": 2, "pipeline": 4}),  # three data ranks: no power of two
     ("qwen3-8b", 32, {"tensor": 2, "pipeline": 4, "virtual_pipeline": 3}),
     ("qwen3-0.6b", 12, {"pipeline": 2, "distributed": False}),
+    ("qwen3-8b", 24, {"tensor": 2, "context": 4}),  # three data ranks of eight each
+    ("qwen3-30b-a3b", 32, {"tensor": 2, "context": 2, "expert": 8, "pipeline": 2}),
+    ("qwen3-0.6b", 8, {"context": 2, "distributed": False}),
 ]
 
 
@@ -99,7 +102,8 @@ def test_ranks_hold_what_the_matrices_say_and_every_weight_has_one_owner(case):
     assert sorted(rank for role in roles for rank in role.ranks) == list(range(world_size))
     stored = 2 if config.train.precision == "bf16" else 4
     state = 12 if stored == 2 else 8  # Adam's moments, and a float32 weight where there is none
-    model, padding = config.model, 128 * layout.data * layout.expert_data
+    model, data = config.model, layout.data * layout.context
+    padding = 128 * data * layout.expert_data
     for stage in range(layout.pipeline):
         same = [role for role in roles if role.pipeline_rank == stage]
         layers = sum(map(len, same[0].layers))
@@ -111,7 +115,7 @@ def test_ranks_hold_what_the_matrices_say_and_every_weight_has_one_owner(case):
             assert 0 <= role.weight_bytes - stored * role.parameters < stored * padding
             assert role.gradient_bytes == role.weight_bytes // stored * 4
         owned = sum(role.optimizer_bytes * len(role.ranks) for role in same)
-        copies_dense = layout.tensor * (1 if config.optim.distributed else layout.data)
+        copies_dense = layout.tensor * (1 if config.optim.distributed else data)
         assert owned == state * (
             dense * copies_dense + expert * layout.expert * layout.expert_tensor
         )

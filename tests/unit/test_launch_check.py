@@ -10,7 +10,7 @@ import pytest
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.convert import hf_config
-from megatron_qwen3.planner import moments
+from megatron_qwen3.planner import launch_check, moments, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import (
     Device,
@@ -47,6 +47,8 @@ def test_what_fits_is_let_through_in_milliseconds():
     [
         ("qwen3-8b", 8, ["train.micro_batch=4"]),
         ("qwen3-8b", 8, ["data.sequence_length=32768"]),
+        ("qwen3-8b", 8, ["data.sequence_length=32768", "parallel.context=8"]),
+        ("qwen3-14b", 8, ["parallel.context=2", "parallel.tensor=2"]),
         ("qwen3-32b", 16, ["parallel.tensor=2"]),
         ("qwen3-30b-a3b", 16, ["parallel.pipeline=2", "parallel.pipeline_layers=[25, 23]"]),
     ],
@@ -279,6 +281,15 @@ def test_the_nearest_layout_of_rl_has_room_for_its_rollouts():
     other = rl_config("rollouts.rows=64", "parallel.tensor=1", *changes)
     _, parts = moments.fullest(other, Job.of(other, 8), 8, is_gpu=True)
     assert sum(parts.values()) <= H100.bytes
+
+
+def test_ranks_that_sample_are_not_told_to_share_rows():
+    """Rows that ranks would share, were it not for rollouts.engine."""
+    long = ["data.sequence_length=32768", "rollouts.rows=8", "parallel.tensor=1"]
+    for engine, contexts in (("own", {1}), ("vllm", {1, 2, 4, 8})):
+        config = rl_config(*long, f"rollouts.engine={engine}")
+        question = launch_check._question(config, 8, 80e9)
+        assert {job.layout.context for job in search.candidates(question)} == contexts
 
 
 def test_where_no_layout_has_room_for_rollouts_fewer_rows_are_named():

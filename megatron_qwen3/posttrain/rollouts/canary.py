@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from megatron_qwen3.model.distributions import log_probs_and_entropy
+from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
@@ -66,7 +67,7 @@ def differences(
         for prompt, (tokens, _) in zip(prompts, answers, strict=True)
     ]
     length, width = len(prompts[0]), len(rows[0]) - 1
-    padding = [0] * (-width % model.layout.tensor)
+    padding = [0] * (-width % row_unit(model.config.parallel)[0])
     ids_BS = torch.tensor([[*row, *padding] for row in rows])
     batch = TokenBatch.of(ids_BS[:, :-1], ids_BS[:, 1:])
     scored_BS = model.score(batch, log_probs_and_entropy(temperature))["log_prob"]
