@@ -48,7 +48,7 @@ examples:
   python tools/launch.py chain examples/models/qwen3_8b.toml --nodes 8 \\
       --stage examples/stages/pretrain_1_general.toml \\
       --stage examples/stages/pretrain_2_reasoning.toml \\
-      --stage examples/stages/pretrain_3_long_context.toml parallel.tensor=4
+      --stage examples/stages/pretrain_3_long_context.toml examples/models/long/qwen3_8b.toml
 
   # reinforcement learning: six nodes of ranks and two of vLLM, which sample
   python tools/launch.py train examples/stages/post_2_reasoning_rl.toml \\

@@ -59,7 +59,8 @@ def exchange_bytes(job: Job) -> float:
     model, tokens = job.model, job.micro_batch_tokens
     keys = 2 * model.num_query_groups * model.head_dim * tokens * job.layout.context
     queries = model.num_attention_heads * model.head_dim * tokens
-    return (keys * (job.weight_bytes + 8) + queries * (job.weight_bytes + 4)) / job.layout.tensor
+    of_keys = job.weight_bytes + 8 + 4 / job.layout.context
+    return (keys * of_keys + queries * (job.weight_bytes + 4)) / job.layout.tensor
 
 
 def _square_bytes(job: Job) -> float:
@@ -125,16 +126,16 @@ def logits_bytes(job: Job) -> float:
 
 
 def _tile_bytes(job: Job, positions: int, columns: int) -> float:
-    """Of one tile the logits, e of each in float32, and the gradient; that of the hidden states,
-    summed up in float32 where several tiles have a part in it; and one of the matrix, which goes
-    into its buffer but for what autograd is given. See model/tiles.py."""
+    """The gradient of the hidden states; and of one tile the logits, e of each in float32, and the
+    gradient, with a float32 sum of the former where several tiles have a part in it; or, in the
+    end, what autograd is given for a gradient of the matrix. See model/tiles.py."""
     hidden, width = job.model.hidden_size, job.weight_bytes
     area = min(positions * columns, TILE_BYTES // 4)
     is_one = area == positions * columns
     tile_columns = min(columns, max(math.isqrt(area), area // positions))
     tile = area * (4 if width == 4 else 6 if is_one else 8)
-    sums = 0 if tile_columns == columns else (4 + width) * area // tile_columns * hidden
-    return tile + sums + width * hidden * (positions + columns)
+    sums = 0 if tile_columns == columns or width == 4 else 4 * area // tile_columns * hidden
+    return width * hidden * positions + max(tile + sums, width * hidden * columns)
 
 
 def _shared(job: Job) -> float:

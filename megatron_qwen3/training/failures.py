@@ -6,7 +6,10 @@ if told := explain(error, config): ...
 import errno
 import os
 import socket
+from dataclasses import replace
 
+from megatron_qwen3.modes import belongs
+from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.settings import Config
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -54,6 +57,10 @@ def _less(config: Config) -> str:
         f"parallel.tensor={2 * parallel.tensor} or parallel.pipeline="
         f"{2 * parallel.pipeline} (more ranks share the model)"
     )
+    context = 2 * parallel.context
+    unit, _ = row_unit(replace(parallel, context=context))
+    if not belongs("rollouts", config.run.mode) and config.data.sequence_length % unit == 0:
+        advice.append(f"parallel.context={context} (more ranks share each row)")
     if config.model.num_experts:
         advice.append(f"parallel.expert={2 * parallel.expert} (more ranks share the experts)")
     advice.append("python tools/scaling_study.py memory … (what each part of a rank needs)")

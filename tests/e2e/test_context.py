@@ -116,11 +116,12 @@ def test_every_mode_learns_the_same_of_rows_that_ranks_share(mode, tmp_path):
 
 
 RL = ("run.mode=rl", "model.preset=tiny-dense", "train.steps=1", *TWO, "train.precision=fp32")
-RL += ("rollouts.tasks=[{name='a', path='gym:chain_sum'}]", "data.sequence_length=256")
+RL += ("rollouts.tasks=[{name='a', path='gym:chain_sum'}]", "data.sequence_length=2048")
 
 
 def test_ranks_that_share_rows_leave_sampling_to_servers():
-    assert load([], [*RL, "rollouts.engine=vllm"]).parallel.context == 2
+    servers = ("rollouts.engine=vllm", "rollouts.vllm.urls=['http://node1:8000']")
+    assert load([], [*RL, *servers]).parallel.context == 2
     with pytest.raises(ConfigError) as error:
         load([], [*RL, "rollouts.engine=own"])
     assert "parallel.context = 2 splits them" in str(error.value)

@@ -168,8 +168,10 @@ def test_a_student_that_was_cut_off_goes_on_to_the_bit(school, in_memory):
 
 
 def test_what_a_teacher_stores_depends_on_no_layout(school, tmp_path):
-    """Records of two ranks that split its matrices equal those of one, whatever they share rows."""
-    for name, settings in (("tp2", ("--local", "parallel.tensor=2")), ("dp2", ())):
+    """Records of two ranks that split its matrices, or rows, equal those of one."""
+    layouts = {"tp2": ("--local", "parallel.tensor=2"), "dp2": ()}
+    layouts["cp2"] = ("--local", "parallel.context=2")
+    for name, settings in layouts.items():
         prefix = tmp_path / name
         for path in school.home.glob("a.*"):
             if path.is_file():

@@ -128,20 +128,22 @@ def by_autograd(kind, path):
     return {name: x.item() for name, x in metrics.items()}, shards
 
 
+# Ranks that share rows leave sampling to servers, which an update does not ask.
+SERVED = ("rollouts.engine=vllm", "rollouts.vllm.urls=['http://node1:8000']")
 LAYOUTS = {
     "one-rank": (1, ()),
     "tp2": (2, ("parallel.tensor=2", "train.micro_batch=2")),
     "pp2-teacher-tp2": (2, ("parallel.pipeline=2", "distill.teacher.tensor=2")),
     "dp2-teacher-pp2": (2, ("train.micro_batch=4", "distill.teacher.pipeline=2")),
-    "cp2-teacher-dp2": (2, ("parallel.context=2",)),
+    "cp2-teacher-dp2": (2, ("parallel.context=2", *SERVED)),
 }
 SLOW = {
     "tp2-pp2-teacher-dp4": (4, ("parallel.tensor=2", "parallel.pipeline=2")),
     "cp2-tp2-teacher-pp2": (
         4,
-        ("parallel.context=2", "parallel.tensor=2", "distill.teacher.pipeline=2"),
+        ("parallel.context=2", "parallel.tensor=2", "distill.teacher.pipeline=2", *SERVED),
     ),
-    "cp2-dp2-teacher-tp2": (4, ("parallel.context=2", "distill.teacher.tensor=2")),
+    "cp2-dp2-teacher-tp2": (4, ("parallel.context=2", "distill.teacher.tensor=2", *SERVED)),
     "tp2-dp2-teacher-tp4": (4, ("parallel.tensor=2", "distill.teacher.tensor=2")),
 }
 SPARSE = {

@@ -26,6 +26,10 @@ from megatron_qwen3.config import (
 )
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.planner import calibration, hardware, search
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.step import Step
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, TABLES
 
@@ -503,3 +507,57 @@ def test_a_mode_says_which_head_its_model_has_and_old_settings_have_the_vocabula
         'model.head = "scalar", but run.mode = "pretrain" trains "vocabulary"; leave model.head '
         'out, or set run.mode = "reward"'
     )
+
+
+# Layouts of long rows
+
+LONG = sorted((ROOT / "examples/models/long").glob("*.toml"))
+LONG_STAGE = ROOT / "examples/stages/pretrain_3_long_context.toml"
+# By model the numbers of H100 that the comments name, with what they say must be passed.
+LONG_GPUS = {
+    "qwen3_0.6b": {8: ()},
+    "qwen3_1.7b": {1: ("parallel.context=1", "parallel.recompute=full"), 8: (), 16: ()},
+    "qwen3_4b": {4: (), 8: (), 32: ()},
+    "qwen3_8b": {8: (), 64: ()},
+    "qwen3_14b": {8: ("parallel.recompute=selective",), 64: ()},
+    "qwen3_32b": {16: ("parallel.recompute=selective",), 128: ()},
+    "qwen3_30b_a3b": {16: ("parallel.context=4",), 32: (), 64: ()},
+    "qwen3_235b_a22b": {128: (), 256: ()},
+}
+
+
+def test_every_released_size_has_a_layout_of_long_rows_which_sets_nothing_else():
+    assert {path.stem for path in LONG} == {m.stem for m in MODELS if m.stem.startswith("qwen3")}
+    assert {path.stem for path in LONG} == {*LONG_GPUS}
+    for path in LONG:
+        whole = load([LONG_STAGE, ROOT / "examples/models" / path.name, path])
+        plain = load([LONG_STAGE, ROOT / "examples/models" / path.name])
+        assert dataclasses.replace(whole, parallel=plain.parallel) == plain
+        assert whole.parallel != plain.parallel
+
+
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_a_layout_of_long_rows_fits_as_its_comment_says_with_room_left(path):
+    text, room = path.read_text(encoding="utf-8"), 0.92
+    for gpus, more in LONG_GPUS[path.stem].items():
+        files = [LONG_STAGE, ROOT / "examples/models" / path.name, path]
+        needed = Memory.of(Job.of(load(files, more), gpus)).total / 1e9
+        assert needed <= room * hardware.load("h100").memory_gb
+        assert all(setting in text for setting in more)
+        assert f"{needed:.0f} GB" in text, needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_no_layout_of_whole_rows_is_faster_where_ranks_share_them(path):
+    files = [LONG_STAGE, ROOT / "examples/models" / path.name]
+    gpus, constants, cluster = max(LONG_GPUS[path.stem]), calibration.load(), hardware.load("h100")
+    config = load([*files, path])
+    question = search.Question(
+        *(config.model, cluster, gpus, config.data.sequence_length, config.train.global_batch),
+        dispatchers=("alltoall",),
+        fixed=(("context", 1), ("micro_batch", 1), ("virtual", 1)),
+    )
+    best = search.search(question, constants)[0].step
+    ours = Step.of(Job.of(config, gpus), cluster, constants)
+    assert ours.tokens_per_second_per_gpu >= best.tokens_per_second_per_gpu

@@ -154,6 +154,9 @@ def test_out_of_memory_is_told_with_what_to_change(tmp_path):
         assert "rank 0 on " in told and "out of memory" in told
         assert "train.micro_batch=2" in told and "parallel.recompute=selective" in told
         assert "optim.distributed=true" in told and "parallel.tensor=2" in told
+        assert "parallel.context=2 (more ranks share each row)" in told
+    odd = config_of(tmp_path, "data.sequence_length=129")
+    assert "parallel.context" not in explain(MemoryError(), odd)
     assert "lost another rank" in explain(RuntimeError("Connection closed by peer [x]"), config)
     assert explain(RuntimeError("shapes do not match"), config) == ""
     full = OSError(28, "No space left on device", "runs/a/data.json")

@@ -48,7 +48,7 @@ def test_what_fits_is_let_through_in_milliseconds():
         ("qwen3-8b", 8, ["train.micro_batch=4"]),
         ("qwen3-8b", 8, ["data.sequence_length=32768"]),
         ("qwen3-8b", 8, ["data.sequence_length=32768", "parallel.context=8"]),
-        ("qwen3-14b", 8, ["parallel.context=2", "parallel.tensor=2"]),
+        ("qwen3-14b", 8, ["parallel.context=2", "train.micro_batch=8"]),
         ("qwen3-32b", 16, ["parallel.tensor=2"]),
         ("qwen3-30b-a3b", 16, ["parallel.pipeline=2", "parallel.pipeline_layers=[25, 23]"]),
     ],
@@ -286,8 +286,9 @@ def test_the_nearest_layout_of_rl_has_room_for_its_rollouts():
 def test_ranks_that_sample_are_not_told_to_share_rows():
     """Rows that ranks would share, were it not for rollouts.engine."""
     long = ["data.sequence_length=32768", "rollouts.rows=8", "parallel.tensor=1"]
-    for engine, contexts in (("own", {1}), ("vllm", {1, 2, 4, 8})):
-        config = rl_config(*long, f"rollouts.engine={engine}")
+    servers = ["rollouts.engine=vllm", "rollouts.vllm.urls=['http://node1:8000']"]
+    for engine, contexts in ((["rollouts.engine=own"], {1}), (servers, {1, 2, 4, 8})):
+        config = rl_config(*long, *engine)
         question = launch_check._question(config, 8, 80e9)
         assert {job.layout.context for job in search.candidates(question)} == contexts
 

@@ -1,10 +1,15 @@
 """Rollouts as rows: every token once with what is said of it, equally many rows for all ranks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from test_rollout_record import made, rollout
 
+from megatron_qwen3.config import load
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.posttrain import rl
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.record import Record, TaskName
 from megatron_qwen3.posttrain.rollouts.rows import Rows
@@ -138,3 +143,26 @@ def test_a_rank_may_have_rows_without_rollouts():
     batches = [rows.batch(d, {}, {}) for d in range(4)]
     assert [bool(b.weights_BS.any()) for b in batches] == [True, True, False, False]
     assert not torch.stack([b.valid_BS for b in batches[2:]]).any()
+
+
+SERVED = ("rollouts.engine=vllm", "rollouts.vllm.urls=['http://node1:8000']")
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "unit"),
+    [
+        (("parallel.context=3", *SERVED), 3, 6),
+        (("parallel.tensor=2", "parallel.context=2", *SERVED), 4, 4),
+        (("distill.teacher.tensor=4", "distill.teacher.path=p", "run.mode=distill"), 4, 4),
+        (("parallel.tensor=2", "distill.teacher.tensor=4", "run.mode=distill"), 4, 4),
+        (("parallel.tensor=2",), 2, 2),
+    ],
+)
+def test_rows_are_such_that_all_ranks_that_share_them_can(settings, ranks, unit):
+    base = ["model.preset=tiny-dense", "run.mode=rl", "train.steps=1", "data.sequence_length=48"]
+    base += ["rollouts.tasks=[{name='a', path='gym:chain_sum'}]", "rollouts.max_new_tokens=16"]
+    config = load([], [*base, *settings])
+    run = SimpleNamespace(config=config, engine=SimpleNamespace(layout=Layout.of(config, ranks)))
+    shares = [[0], [1], [2], [0, 1], [4, 5, 6]]
+    lengths = {rows.length for rows in rl.rows_of(run, many(), shares)}
+    assert len(lengths) > 1 and not [length for length in lengths if length % unit]
