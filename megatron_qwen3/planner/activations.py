@@ -86,8 +86,10 @@ def mlp_bytes(job: Job, layer: int) -> float:
     model, width = job.model, job.weight_bytes
     shared, h = _shared(job), model.hidden_size
     is_sparse = model.is_sparse(layer)
-    # The router and the exchange read the norm's output in the model's precision.
-    norm_width = width if is_sparse else _linear_input(job)
+    # The router and the exchange read the norm's output in the model's precision; our router keeps
+    # a float32 copy in its place, and our exchange nothing.
+    is_copied = job.kernels == "torch" and width < 4
+    norm_width = (0 if is_copied else width) if is_sparse else _linear_input(job)
     norm = 0.0 if "layernorm" in job.recompute else shared * norm_width * h
     if not is_sparse:
         ffn = job.micro_batch_tokens * model.ffn_hidden_size / job.layout.tensor
@@ -127,15 +129,17 @@ def logits_bytes(job: Job) -> float:
 
 def _tile_bytes(job: Job, positions: int, columns: int) -> float:
     """The gradient of the hidden states; and of one tile the logits, e of each in float32, and the
-    gradient, with a float32 sum of the former where several tiles have a part in it; or, in the
-    end, what autograd is given for a gradient of the matrix. See model/tiles.py."""
+    gradient, with a float32 sum of the former where several tiles have a part in it. What autograd
+    is given for a gradient of the matrix comes when all tiles but a single one, which is kept from
+    the forward pass, are gone. See model/tiles.py."""
     hidden, width = job.model.hidden_size, job.weight_bytes
     area = min(positions * columns, TILE_BYTES // 4)
     is_one = area == positions * columns
     tile_columns = min(columns, max(math.isqrt(area), area // positions))
     tile = area * (4 if width == 4 else 6 if is_one else 8)
     sums = 0 if tile_columns == columns or width == 4 else 4 * area // tile_columns * hidden
-    return width * hidden * positions + max(tile + sums, width * hidden * columns)
+    of_hidden, of_matrix = width * hidden * positions, width * hidden * columns
+    return of_hidden + (tile + of_matrix if is_one else max(tile + sums, of_matrix))
 
 
 def _shared(job: Job) -> float:

@@ -153,8 +153,6 @@ SERVED = ("rollouts.engine=vllm", "rollouts.vllm.urls=['http://node1:8000']")
     [
         (("parallel.context=3", *SERVED), 3, 6),
         (("parallel.tensor=2", "parallel.context=2", *SERVED), 4, 4),
-        (("distill.teacher.tensor=4", "distill.teacher.path=p", "run.mode=distill"), 4, 4),
-        (("parallel.tensor=2", "distill.teacher.tensor=4", "run.mode=distill"), 4, 4),
         (("parallel.tensor=2",), 2, 2),
     ],
 )
