@@ -166,7 +166,7 @@ def _tensor_faults(config: Config) -> Iterator[str]:
             f"{getattr(model, undivided[0])}{_of(model)}; valid: {_divisors(*lengths)}"
         )
     unit, settings = row_unit(p)
-    if config.data.sequence_length % unit:
+    if config.data.sequence_length % unit and not undivided:
         yield (
             f"data.sequence_length = {config.data.sequence_length} is no multiple of {unit}, which "
             f"{settings} needs; valid near it: {near(config.data.sequence_length, unit)}"

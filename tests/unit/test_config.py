@@ -300,9 +300,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             "valid near it: 28, 32",
         ),
         (
-            [*TINY, "parallel.context=2", "parallel.tensor=4", "data.sequence_length=36"],
-            "data.sequence_length = 36 is no multiple of 8, which parallel.context = 2 and "
-            "parallel.tensor = 4 with parallel.sequence = true needs; valid near it: 32, 40",
+            [*TINY, "parallel.context=3", "parallel.tensor=2", "data.sequence_length=20"],
+            "data.sequence_length = 20 is no multiple of 6, which parallel.context = 3 and "
+            "parallel.tensor = 2 with parallel.sequence = true needs; valid near it: 18, 24",
         ),
         ([*TINY, "parallel.expert=2"], "parallel.expert = 2, but the model is dense"),
         ([*TINY, "parallel.expert_tensor=2"], "parallel.expert_tensor = 2, but the model is dense"),
