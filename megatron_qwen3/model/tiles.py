@@ -390,11 +390,12 @@ def _for_autograd(weight_vH: Tensor, sum_vH: Tensor) -> Tensor:
     """The gradient; or, if it is in megatron-core's buffer, what its hooks expect in its place.
 
     They run only where autograd is given something, and add it to the buffer if the embedding's
-    gradient comes with it (`zero_out_wgrad`).
+    gradient comes with it (`zero_out_wgrad`). Autograd keeps it until then, through the backward
+    pass of all layers: it is one zero, seen as a matrix.
     """
     if not hasattr(weight_vH, "grad_added_to_main_grad"):
         return sum_vH.to(weight_vH.dtype)
     weight_vH.grad_added_to_main_grad = True
     if getattr(weight_vH, "zero_out_wgrad", False):
-        return torch.zeros_like(weight_vH)
+        return weight_vH.new_zeros(()).expand_as(weight_vH)
     return torch.empty_like(weight_vH)

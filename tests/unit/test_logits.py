@@ -244,6 +244,25 @@ def test_tiles_hold_every_logit_once_and_are_no_larger_than_asked(positions, col
     assert largest * 4 <= tile_bytes
 
 
+def test_what_stands_for_a_tied_matrixs_gradient_takes_no_memory_until_the_embeddings_comes():
+    _, weight, ids = inputs()
+    tokens, live = ids.flip(0), []
+
+    def backward(logits):
+        return logits.scores(ids).log_p.sum().backward()
+
+    backward(Logits(F.embedding(tokens, weight), weight, Alone(), 1024))
+    plain, weight.grad = weight.grad, None
+    weight.main_grad = torch.zeros(V, H)
+    weight.grad_added_to_main_grad, weight.zero_out_wgrad = False, True
+    embedded = F.embedding(tokens, weight)
+    embedded.register_hook(lambda _: live.append(memory.live_bytes))
+    with LiveMemory() as memory:
+        backward(Logits(embedded, weight, Alone(), 1024))
+    assert live[0] < weight.nbytes / 2
+    near(weight.main_grad + weight.grad, plain.double(), 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_memory_grows_by_a_few_numbers_per_position_and_no_more(dtype, with_entropy):
