@@ -7,7 +7,7 @@ clipping and with the optimizer's state sharded.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import cross_entropy
 
-RATE = 1e-4
+RATE, _CONTEXT = 1e-4, "parallel.context="
 STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
 YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=8")
 MODELS = {
@@ -163,6 +163,14 @@ def one_rank(model):
     """Both runs on one rank, in two micro-batches."""
     settings = (*MODELS[model], "train.micro_batch=4")
     return run_ranks(train, 1, (*settings, *PLAIN), (*settings, *SHARDED))[0]
+
+
+def of_an_update(settings):
+    """Settings of an update by answers. Who samples them takes whole rows, or servers that want
+    longer ones; an update takes neither, so its ranks may share any."""
+    context = [int(one.partition("=")[2]) for one in settings if one.startswith(_CONTEXT)]
+    config = load([], [one for one in settings if not one.startswith(_CONTEXT)])
+    return replace(config, parallel=replace(config.parallel, context=max(context, default=1)))
 
 
 def train(*settings_of_runs):

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from layouts import CASES, MODELS, RATE, SLOW_CASES, cases
+from layouts import CASES, MODELS, RATE, SLOW_CASES, cases, of_an_update
 from ranks import run_ranks
 from shards import assemble, difference, local_shards
 
-from megatron_qwen3.config import load
 from megatron_qwen3.model.distributions import log_probs_and_entropy
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.runtime import start
@@ -98,7 +97,7 @@ def config_of(variant, *settings):
     base += ["rollouts.max_new_tokens=20"]
     # The router's loss is of rows, which differ.
     base += ["optim.distributed=false", "optim.clip_grad=0.0", "model.router_aux_loss=0.0"]
-    return load([], [*base, *COMMON, *VARIANTS[variant], *settings])
+    return of_an_update([*base, *COMMON, *VARIANTS[variant], *settings])
 
 
 def updated(trained_rows, *settings):
@@ -220,7 +219,15 @@ def near(shards_of_ranks, expected_shards, what):
     assert relative < 1e-5, f"{what}: {name} is off by {relative:.1e} of its norm"
 
 
-QUICK = ("dense-tp2", "dense-pp2", "dense-dp2", "dense-untied-tp2-pp2", "moe-ep2", "moe-tp2-ep2")
+QUICK = (
+    "dense-tp2",
+    "dense-cp2",
+    "dense-pp2",
+    "dense-dp2",
+    "dense-untied-tp2-pp2",
+    "moe-ep2",
+    "moe-tp2-ep2",
+)
 LAYOUTS = [
     case
     for case in (*CASES, *SLOW_CASES)

@@ -1,14 +1,11 @@
 """On-policy objectives: a student's gradient is that of whole softmaxes, in any layout of both."""
 
-from dataclasses import replace
-
 import pytest
 import tiny as models
 import torch
-from layouts import assert_same, local_shards
+from layouts import assert_same, local_shards, of_an_update
 from ranks import run_ranks
 
-from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.output_matrix import output_matrix
 from megatron_qwen3.posttrain.policy.objective import SAMPLER, SEQUENCE
@@ -33,12 +30,7 @@ def config_of(kind, path, *settings):
     base += ["train.steps=1", "model.preset=tiny-dense", "optim.distributed=false"]
     base += ["optim.clip_grad=1e9", f"data.sequence_length={POSITIONS}", "model.init_std=0.1"]
     base.append(f"rollouts.max_new_tokens={POSITIONS // 2}")
-    context = [setting for setting in settings if setting.startswith("parallel.context=")]
-    others = [setting for setting in settings if setting not in context]
-    config = load([], [*base, f"distill.teacher.path={path}", *KINDS[kind], *others])
-    # Sampling takes whole rows, or servers that want longer ones; an update takes neither.
-    shared = replace(config.parallel, context=int(context[0].partition("=")[2]) if context else 1)
-    return replace(config, parallel=shared)
+    return of_an_update([*base, f"distill.teacher.path={path}", *KINDS[kind], *settings])
 
 
 def rows_of(first, count):

@@ -552,6 +552,7 @@ def test_a_layout_of_long_rows_fits_as_its_comment_says_with_room_left(path):
 def test_no_layout_of_whole_rows_is_faster_where_ranks_share_them(path):
     files = [LONG_STAGE, ROOT / "examples/models" / path.name]
     gpus, constants, cluster = max(LONG_GPUS[path.stem]), calibration.load(), hardware.load("h100")
+    cluster = dataclasses.replace(cluster, memory_gb=0.92 * cluster.memory_gb)  # room is left
     config = load([*files, path])
     question = search.Question(
         *(config.model, cluster, gpus, config.data.sequence_length, config.train.global_batch),
