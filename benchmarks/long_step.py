@@ -11,9 +11,9 @@ measurement lives in a process of its own, on a CPU.
 step: forward, backward and AdamW with full recomputation. Told are the resident memory at its
 highest (Linux) and what that is made of: the process without the model; weights, gradients and the
 optimizer's state, resident before the step; tensors that live at a time beside these; and what is
-beyond them, as freed blocks that nothing fits into, and kernels' own. Then the largest tensors that
-live when there are most, by type and shape, and, of several lengths, the exponent of growth of all
-that a step takes.
+beyond them, as freed blocks that nothing fits into, and kernels' own, less what the process had
+free. Then the largest tensors that live when there are most, by type and shape, and, of several
+lengths, the exponent of growth of all that a step takes.
 
 loss: hidden states to log-probabilities of labels over the whole vocabulary, and back: the memory
 above hidden states, the output matrix and its gradient, and the exponent of its growth.
@@ -154,16 +154,20 @@ def show_step(options: argparse.Namespace) -> None:
 
 
 def loss_step(options: argparse.Namespace, length: int) -> Step:
-    """The output matrix has a gradient to add to, as an engine's has."""
+    """The output matrix is the embedding's, and has a gradient to add to, as an engine's has."""
     width, dtype = 1024, torch.bfloat16 if options.precision == "bf16" else torch.float32
     hidden = torch.randn(length, 1, width).to(dtype).requires_grad_()
     weight: Any = torch.empty(options.vocabulary, width, dtype=dtype).normal_(std=width**-0.5)
     weight.requires_grad_()
     weight.main_grad = torch.zeros(weight.shape).fill_(0.0)  # written to, so resident
-    weight.grad_added_to_main_grad = False
+    weight.grad_added_to_main_grad, weight.zero_out_wgrad = False, True
     labels = torch.randint(options.vocabulary, (length, 1))
     logits = Logits(hidden, weight, Alone())
-    return lambda: (-logits.scores(labels).log_p.mean()).backward()
+
+    def step() -> object:
+        return torch.autograd.grad(-logits.scores(labels).log_p.mean(), (hidden, weight))
+
+    return step
 
 
 def show_loss(options: argparse.Namespace) -> None:
