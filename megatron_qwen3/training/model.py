@@ -136,7 +136,7 @@ class Model:
     def filled(self, batch: TokenBatch) -> TokenBatch:
         """With padding at its end, if that is needed: the schedule takes multiples of rows.
 
-        ValueError where tensor ranks are to share rows that they do not divide.
+        ValueError where context or tensor ranks are to share rows that they do not divide.
         """
         unit, settings = row_unit(self.config.parallel)
         if batch.length % unit:

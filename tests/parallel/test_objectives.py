@@ -254,12 +254,17 @@ def odd_lengths(parallel):
     return messages
 
 
-def test_rows_that_tensor_ranks_do_not_divide_are_refused_before_any_pass():
-    results = run_ranks(odd_lengths, 4, ("parallel.tensor=2", "parallel.pipeline=2"))
-    for messages in results:
-        assert all(
-            "rows of 15 positions are no multiple of parallel.tensor = 2" in m for m in messages
-        )
+@pytest.mark.parametrize(
+    ("settings", "unit", "named"),
+    [
+        (("parallel.tensor=2", "parallel.pipeline=2"), 2, "parallel.tensor = 2"),
+        (("parallel.context=2",), 4, "parallel.context = 2"),
+    ],
+)
+def test_rows_that_ranks_cannot_share_are_refused_before_any_pass(settings, unit, named):
+    says = f"rows of 15 positions are no multiple of {unit}, which {named}"
+    for messages in run_ranks(odd_lengths, 4, settings):
+        assert all(says in message for message in messages)
 
 
 def after_an_exception(preset):
