@@ -24,4 +24,5 @@ done
 
 printf '\n== beyond the trained length\n'
 python tools/read_long.py runs/long_context/long --texts "$data/test.jsonl" \
+    --filler "$data/filler.jsonl" --count 64 \
     --key-said '[{key}]' --key-asked '<{key}' --key-digits 4 --out runs/long_context/reading

@@ -7,7 +7,7 @@ drawn instead. Who reads on learns the rule, so loss falls along a text for as l
 reaches. [4821] says a key, <4821> asks for it again: places at which a model must look far back.
 
 FOLDER/documents has short and long ones for training, of one row each; FOLDER/test.jsonl longer
-ones, with keys only where `read-long` puts them.
+ones, and FOLDER/filler.jsonl such ones without a key, in which `read-long` hides its own.
 """
 
 import argparse
@@ -24,6 +24,7 @@ LETTERS = "abcdefgh"
 NOISE = 0.1
 DIGITS = 4
 KEYS_BEFORE = 40  # characters
+BETWEEN = (2, 20)  # characters from one question to the next
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def main() -> None:
         texts = (with_keys(Random(f"{name} {n}"), row - 1) for n in range(count))
         write(given.out / "documents" / f"{name}.jsonl", name, texts)
     count, length = given.test
-    write(
-        given.out / "test.jsonl", "test", (plain(Random(f"test {n}"), length) for n in range(count))
-    )
+    for name, make in (("test", with_keys), ("filler", plain)):
+        texts = (make(Random(f"{name} {n}"), length) for n in range(count))
+        write(given.out / f"{name}.jsonl", name, texts)
 
 
 def write(path: Path, name: str, texts: Iterable[str]) -> None:
@@ -72,7 +73,7 @@ def with_keys(random: Random, length: int) -> str:
     place = random.randrange(1, min(length // 3, KEYS_BEFORE))
     pieces, said = [text[:place], f"[{key}]"], place
     while True:
-        gap = random.randint(3, length // 4)
+        gap = random.randint(*BETWEEN)
         size = sum(map(len, pieces))
         if size + gap + DIGITS + 2 > length:
             break

@@ -68,8 +68,13 @@ def _parser(prog: str | None) -> Parser:
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, run or HF folder")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as parallel.context=2")
     parser.add_argument("--texts", type=Path, required=True, metavar="FILE", help="documents")
+    parser.add_argument(
+        "--filler", type=Path, metavar="FILE", help="documents that keys stand in; default: TEXTS"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--trained", type=_positive, metavar="N", help="default: as the model says")
+    parser.add_argument(
+        "--trained", type=_positive, metavar="N", help="positions; default: as the model says"
+    )
     parser.add_argument(
         "--lengths", type=_positive, nargs="+", metavar="N", help="default: trained × 1, 2 and 4"
     )
@@ -109,8 +114,11 @@ def _run(given: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(first)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     texts = _texts(given.texts, lengths[-1] + 1, given.count, encode)
+    filler = texts
+    if given.filler:
+        filler = _texts(given.filler, lengths[-1] + 1, given.count, encode)
     prompts = {
-        length: passkey.make(texts, length, given.keys, words, encode, _SEED) for length in lengths
+        length: passkey.make(filler, length, given.keys, words, encode, _SEED) for length in lengths
     }
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     # torch and megatron-core are imported only now: something wrong costs no seconds.
@@ -158,10 +166,10 @@ def _texts(path: Path, tokens: int, count: int, encode: passkey.Encode) -> list[
                 if len(found) == count:
                     return found
     except OSError as error:
-        raise ConfigError(f"--texts {path}: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
     if not found:
         raise ConfigError(
-            f"--texts {path}: no document has {tokens:,} tokens, the longest {longest:,}; give "
+            f"{path}: no document has {tokens:,} tokens, the longest {longest:,}; give "
             "longer ones, or smaller --lengths"
         )
     return found

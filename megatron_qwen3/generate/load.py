@@ -94,12 +94,18 @@ class Source:
         return config
 
     def trained_length(self) -> int:
-        """Positions that the model was trained with, before YaRN."""
+        """Positions that the model was trained with, before YaRN; ConfigError where none says."""
         if not self.is_hf:
             saved = settings.load([self.path / "config.toml"])
             return saved.rope.yarn_original_length or saved.data.sequence_length
         read = read_config(self.path)
-        return read.rope.yarn_original_length or int(read.fields["max_position_embeddings"])
+        length = read.rope.yarn_original_length or read.fields.get("max_position_embeddings")
+        if type(length) is not int or length < 1:
+            raise ConfigError(
+                f"{self.path / 'config.json'}: max_position_embeddings = {length} does not say "
+                "which length the model was trained with"
+            )
+        return length
 
     def _read(self) -> tuple[Any, RopeConfig, str, str]:
         """Settings of the model and its positions, precision, and where the tokenizer is."""

@@ -98,7 +98,7 @@ def test_ranks_that_share_rows_read_the_same(folder, tmp_path):
     [
         (("--lengths", "999"), "no document has 1,000 tokens, the longest"),
         (("--key-asked", "{key}?"), "does not end with {key}"),
-        (("--texts", "/nowhere.jsonl"), "--texts /nowhere.jsonl: No such file"),
+        (("--texts", "/nowhere.jsonl"), "/nowhere.jsonl: No such file"),
         (("--trained", "16"), "16 positions is too short"),
         (("parallel.context=2", "--lengths", "50"), "50 is no multiple of 4"),
     ],
