@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a tiny Qwen3 at 64 and then at 256 positions, and reads up to 1,024 with it: by plain rotary
-# embedding, YaRN, Dual Chunk Attention, and both. About six minutes on two cores.
+# embedding, YaRN, Dual Chunk Attention, and both. About ten minutes on two cores.
 #
 # What is there already is not done again: delete runs/long_context to start afresh.
 set -euo pipefail

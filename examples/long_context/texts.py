@@ -2,12 +2,14 @@
 
     python examples/long_context/texts.py --out runs/long_context/data
 
-Each document has a rule of its own, which of eight letters follows which; one letter in ten is
-drawn instead. Who reads on learns the rule, so loss falls along a text for as long as attention
-reaches. [4821] says a key, <4821> asks for it again: places at which a model must look far back.
+Each document has a rule of its own, the order in which eight letters come again and again; one
+letter in ten is drawn instead. [4821] says a key, <4821> asks for it once again: places at which a
+model must look back. Documents are much longer than rows, which begin anywhere in them: a model
+that sees texts begin or end where its rows do learns the place.
 
-FOLDER/documents has short and long ones for training, of one row each; FOLDER/test.jsonl longer
-ones, and FOLDER/filler.jsonl such ones without a key, in which `read-long` hides its own.
+FOLDER/documents has texts for short and for long rows, in which keys are asked for sooner or later;
+FOLDER/test.jsonl texts as the long ones, and FOLDER/filler.jsonl texts without a key, in which
+`read-long` hides its own.
 """
 
 import argparse
@@ -23,27 +25,24 @@ from megatron_qwen3.storage.whole import write_whole
 LETTERS = "abcdefgh"
 NOISE = 0.1
 DIGITS = 4
-KEYS_BEFORE = 40  # characters
-BETWEEN = (2, 20)  # characters from one question to the next
+BEFORE = 20  # letters before the next key, at most
+DOCUMENT = 4_000  # characters
+TESTS, TEST = 64, 1_100  # texts and their characters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--rows", type=int, nargs=2, default=(64, 256), help="their lengths")
-    parser.add_argument("--documents", type=int, nargs=2, default=(38_400, 9_600))
-    parser.add_argument(
-        "--test", type=int, nargs=2, default=(64, 1_100), help="texts, their length"
-    )
+    parser.add_argument("--documents", type=int, default=800, help="for each length of rows")
     given = parser.parse_args()
-    for name, row, count in zip(("short", "long"), given.rows, given.documents, strict=True):
-        # The end-of-text token is the last one of a row.
-        texts = (with_keys(Random(f"{name} {n}"), row - 1) for n in range(count))
+    for name, row in zip(("short", "long"), given.rows, strict=True):
+        texts = (with_keys(Random(f"{name} {n}"), DOCUMENT, row) for n in range(given.documents))
         write(given.out / "documents" / f"{name}.jsonl", name, texts)
-    count, length = given.test
-    for name, make in (("test", with_keys), ("filler", plain)):
-        texts = (make(Random(f"{name} {n}"), length) for n in range(count))
-        write(given.out / f"{name}.jsonl", name, texts)
+    tests = (with_keys(Random(f"test {n}"), TEST, given.rows[1]) for n in range(TESTS))
+    write(given.out / "test.jsonl", "test", tests)
+    fillers = ("".join(letters(Random(f"filler {n}"), TEST)) for n in range(TESTS))
+    write(given.out / "filler.jsonl", "filler", fillers)
 
 
 def write(path: Path, name: str, texts: Iterable[str]) -> None:
@@ -56,31 +55,27 @@ def write(path: Path, name: str, texts: Iterable[str]) -> None:
     write_whole(path, (line.encode() for line in lines))
 
 
-def plain(random: Random, length: int) -> str:
-    """Letters, each the one that follows the last by the document's rule, or a random one."""
-    follows = dict(zip(LETTERS, random.sample(LETTERS, len(LETTERS)), strict=True))
-    letters = [random.choice(LETTERS)]
-    while len(letters) < length:
+def letters(random: Random, count: int) -> list[str]:
+    """Each the one that follows the last by the document's rule, or a random one."""
+    order = random.sample(LETTERS, len(LETTERS))
+    follows = dict(zip(order, order[1:] + order[:1], strict=True))
+    found = [random.choice(LETTERS)]
+    while len(found) < count:
         is_noise = random.random() < NOISE
-        letters.append(random.choice(LETTERS) if is_noise else follows[letters[-1]])
-    return "".join(letters)
+        found.append(random.choice(LETTERS) if is_noise else follows[found[-1]])
+    return found
 
 
-def with_keys(random: Random, length: int) -> str:
-    """Such a text with a key near its beginning, and questions for it at random places."""
-    key = "".join(random.choice("0123456789") for _ in range(DIGITS))
-    text = plain(random, length)
-    place = random.randrange(1, min(length // 3, KEYS_BEFORE))
-    pieces, said = [text[:place], f"[{key}]"], place
-    while True:
-        gap = random.randint(*BETWEEN)
-        size = sum(map(len, pieces))
-        if size + gap + DIGITS + 2 > length:
-            break
-        pieces += [text[said : said + gap], f"<{key}>"]
-        said += gap
-    size = sum(map(len, pieces))
-    return "".join([*pieces, text[said : said + length - size]])
+def with_keys(random: Random, length: int, row: int) -> str:
+    """Such letters, in which one key after the other is said, and asked for once within a row."""
+    plain, text = letters(random, length), ""
+    while len(text) < length:
+        key = "".join(random.choice("0123456789") for _ in range(DIGITS))
+        for piece, most in ((f"[{key}]", BEFORE), (f"<{key}>", row * 3 // 4)):
+            gap = random.randint(4, most)
+            text += "".join(plain[:gap]) + piece
+            plain = plain[gap:]
+    return text[:length]
 
 
 if __name__ == "__main__":
