@@ -196,7 +196,10 @@ def part_and_exps(
     below_nv = _below(logits_nv, peak_n1)
     exps_nv = below_nv.exp() if with_entropy else below_nv.exp_()
     total_n = exps_nv.sum(-1)
-    moment_n = below_nv.mul_(exps_nv).sum(-1) if with_entropy else torch.zeros_like(total_n)
+    moment_n = torch.zeros_like(total_n)
+    if with_entropy:  # of a logit of -inf it is 0
+        least = torch.finfo(below_nv.dtype).min
+        moment_n = below_nv.clamp_min_(least).mul_(exps_nv).sum(-1)
     rest_n = torch.zeros_like(total_n)
     if rest_of:
         column_nR, taken_nR = _take_out(exps_nv, local_nK[:, :rest_of])

@@ -9,7 +9,7 @@ from live_memory import LiveMemory
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_qwen3.model.logits import Logits
-from megatron_qwen3.model.tiles import TILE_BYTES, row_blocks, square_tiles
+from megatron_qwen3.model.tiles import TILE_BYTES, part_and_exps, row_blocks, square_tiles
 
 S, B, H, V = 7, 3, 16, 300
 
@@ -339,3 +339,13 @@ def test_the_weights_gradient_goes_into_megatrons_buffer(is_tied, tile_bytes, dt
         weight.grad = None
         tolerance = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
         near(weight.main_grad, times * plain.double(), tolerance)
+
+
+def test_a_logit_of_minus_infinity_takes_no_part_in_the_entropy():
+    with_it = torch.tensor([[0.0, 1.0, -torch.inf]])
+    parts = [
+        part_and_exps(logits.clone(), torch.tensor([[0]]), True, 0)[0]
+        for logits in (with_it, with_it[:, :2])
+    ]
+    for found, expected in zip(*parts, strict=True):
+        torch.testing.assert_close(found, expected)
