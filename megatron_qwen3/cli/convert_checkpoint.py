@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown, shown_lines, shown_text
@@ -92,7 +92,7 @@ def _parser(prog: str | None) -> Parser:
             command.add_argument(folder, type=Path)
         if name in ("from-hf", "to-hf"):
             command.add_argument(
-                "--workers", type=_positive, help="threads; default: cores, at most 8"
+                "--workers", type=positive, help="threads; default: cores, at most 8"
             )
             command.add_argument(
                 "--dtype",
@@ -109,7 +109,7 @@ def _parser(prog: str | None) -> Parser:
             command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
             command.add_argument(
                 "--dca-length",
-                type=_positive,
+                type=positive,
                 help="tokens that servers take by config_1m.json; default: 4 dca_chunk_size",
             )
             command.add_argument(
@@ -121,12 +121,6 @@ def _parser(prog: str | None) -> Parser:
         if name == "verify":
             command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
-    return number
 
 
 # torch is imported only where it is needed: a wrong command costs no seconds.

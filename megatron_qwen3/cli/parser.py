@@ -34,3 +34,10 @@ class Parser(argparse.ArgumentParser):
             text = text.replace(f"python tools/{file}.py", f"mq3 {name}")
             text = text.replace(f"tools/{file}.py", f"mq3 {name}")
         return text
+
+
+def positive(text: str) -> int:
+    """An option's whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
+    return number

@@ -24,15 +24,15 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.documents import Part, read
 from megatron_qwen3 import launcher
-from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.bar import progress
+from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
 from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_unit
@@ -73,24 +73,18 @@ def _parser(prog: str | None) -> Parser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--trained", type=_positive, metavar="N", help="positions; default: as the model says"
+        "--trained", type=positive, metavar="N", help="positions; default: as the model says"
     )
     parser.add_argument(
-        "--lengths", type=_positive, nargs="+", metavar="N", help="default: trained × 1, 2 and 4"
+        "--lengths", type=positive, nargs="+", metavar="N", help="default: trained × 1, 2 and 4"
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--count", type=_positive, default=32, metavar="N", help="texts (32)")
-    parser.add_argument("--keys", type=_positive, default=40, metavar="N", help="of a length (40)")
+    parser.add_argument("--count", type=positive, default=32, metavar="N", help="texts (32)")
+    parser.add_argument("--keys", type=positive, default=40, metavar="N", help="of a length (40)")
     parser.add_argument("--key-said", default=words.said, metavar="TEXT")
     parser.add_argument("--key-asked", default=words.asked, metavar="TEXT")
-    parser.add_argument("--key-digits", type=_positive, default=words.digits, metavar="N")
+    parser.add_argument("--key-digits", type=positive, default=words.digits, metavar="N")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
-    return number
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -125,7 +119,8 @@ def _run(given: argparse.Namespace) -> None:
     from megatron_qwen3.parallel import runtime
 
     layout, rows = runtime.start(first), []
-    with _progress(len(ways) * len(lengths) * (len(texts) + given.keys)) as done:
+    total = len(ways) * len(lengths) * (len(texts) + given.keys)
+    with progress("texts", total, is_shown=launcher.rank() == 0) as done:
         for way, config in configs.items():
             model = load(source, config, layout)
             rows += [_row(model, way, texts, length, prompts[length], done) for length in lengths]
@@ -209,17 +204,3 @@ def _write(
     reading.write(content, given.out / PAGE)
     reading.tell(content)
     print(shown(f"wrote {given.out / PAGE}"))
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Done]:
-    """A bar on standard error, where that is a terminal: what moves it on."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    is_seen = launcher.rank() == 0 and console.is_terminal
-    with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
-        task = bar.add_task("texts", total=total)
-        yield lambda count: bar.advance(task, count)

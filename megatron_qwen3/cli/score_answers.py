@@ -27,7 +27,8 @@ from typing import Any
 from megatron_qwen3 import launcher
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.chat_check import ChatError
-from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.bar import progress
+from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
 from megatron_qwen3.parallel.layout import check_world_size
@@ -63,18 +64,12 @@ def _parser(prog: str | None) -> Parser:
     )
     parser.add_argument(
         "--row-tokens",
-        type=_positive,
+        type=positive,
         default=8192,
         metavar="N",
         help="that are scored at once, of one data rank; a longer answer takes more",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
-    return number
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -100,7 +95,7 @@ def _run(given: argparse.Namespace) -> None:
     model = load(source, config, runtime.start(config))
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []
-    with _target(given.out, is_first) as target, _progress(total, is_first) as advance:
+    with _target(given.out, is_first) as target, progress("answers", total, is_first) as advance:
         # What is no UTF-8 is no JSON, unless its characters are written as numbers.
         as_numbers = codecs.lookup(target.encoding).name != "utf-8"
         for batch in _batches(read_answers(given.answers, chat), at_once):
@@ -162,17 +157,3 @@ def _target(out: Path | None, is_first: bool) -> Iterator[Any]:
         yield target
         target.flush()
         target.detach()
-
-
-@contextlib.contextmanager
-def _progress(total: int, is_first: bool) -> Iterator[Any]:
-    """A bar on standard error, where that is a terminal: what moves it on."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    is_seen = is_first and console.is_terminal
-    with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
-        task = bar.add_task("answers", total=total)
-        yield lambda count: bar.advance(task, count)
