@@ -12,6 +12,10 @@ import re
 import numpy as np
 import torch
 
+from megatron_qwen3.config import load
+from megatron_qwen3.model.build import build
+from megatron_qwen3.parallel.runtime import start
+
 _WORD = 2**32
 _PARTS = {
     "input_layernorm.weight": (1,),
@@ -91,3 +95,16 @@ def _by_group(shape, seeds, groups, heads_per_group=2):
         part = scale * uniform((groups * heads * head_dim, shape[1]), seed)
         parts.append(part.view(groups, heads, head_dim, shape[1]))
     return torch.cat(parts, 1).flatten(0, 2)
+
+
+def logits_of(all_settings, lengths_and_seeds):
+    """[S, V] of each model and text, all in one process."""
+    configs = [load([], settings) for settings in all_settings]
+    layout, found = start(configs[0]), []
+    for config, (length, seed) in zip(configs, lengths_and_seeds, strict=True):
+        (model,) = build(config, layout)
+        fill(model, config.model.num_query_groups)
+        ids = token_ids(length, seed, config.model.vocab_size)
+        with torch.no_grad():
+            found.append(model(ids[None]).whole()[:, 0])
+    return found

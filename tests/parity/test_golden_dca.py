@@ -6,11 +6,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from megatron_qwen3.config import load
-from megatron_qwen3.model.build import build
-from megatron_qwen3.parallel.runtime import start
 from tests import golden
-from tests.hashed import fill, token_ids
+from tests.hashed import logits_of, token_ids
 
 MODELS = (golden.read("dca.json") or {"models": []})["models"]
 DENSE = "tiny-dense", "model.ffn_hidden_size=128", "model.tie_embeddings=false"
@@ -31,19 +28,6 @@ def settings_of(case):
         given.append(f"rope.yarn_factor={case['yarn']['factor']}")
         given.append(f"rope.yarn_original_length={case['yarn']['original']}")
     return given
-
-
-def logits_of(all_settings, lengths_and_seeds):
-    """[S, V] of each model, all in one process."""
-    configs = [load([], settings) for settings in all_settings]
-    layout, found = start(configs[0]), []
-    for config, (length, seed) in zip(configs, lengths_and_seeds, strict=True):
-        (model,) = build(config, layout)
-        fill(model, config.model.num_query_groups)
-        ids = token_ids(length, seed, config.model.vocab_size)
-        with torch.no_grad():
-            found.append(model(ids[None]).whole()[:, 0])
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import load
 from megatron_qwen3.convert.hf_rope import rope_values
-from megatron_qwen3.model.build import build
 from megatron_qwen3.model.rope import RotaryTables, frequencies
-from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.toml import emit
 from tests import golden
-from tests.hashed import fill, token_ids
+from tests.hashed import logits_of, token_ids
 
 transformers = pytest.importorskip("transformers")
 
@@ -91,19 +89,6 @@ def test_tables_are_transformers_cosines_and_sines(case):
     tables = RotaryTables(case["head_dim"], case["rope_theta"], ours_of(case).rope)
     for found, wanted in zip(tables.at(place_S[:, None]), expected, strict=True):
         assert torch.equal(found[:, 0, 0], wanted[0])
-
-
-def logits_of(all_settings, runs):
-    """[S, V] of each model and text, all in one process."""
-    configs = [load([], settings) for settings in all_settings]
-    layout, found = start(configs[0]), []
-    for config, (length, seed) in zip(configs, runs, strict=True):
-        (model,) = build(config, layout)
-        fill(model, config.model.num_query_groups)
-        ids = token_ids(length, seed, config.model.vocab_size)
-        with torch.no_grad():
-            found.append(model(ids[None]).whole()[:, 0])
-    return found
 
 
 def model_settings(case):
