@@ -4,8 +4,8 @@ This is the only place where a setting is named, described and given its default
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
 them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. The
 tables of post-training stand in `settings_posttrain.py`, `settings_rollouts.py` and
-`settings_rl.py`, the one of long texts in `settings_rope.py`; `modes.py` says which mode has which.
-Nothing here imports torch.
+`settings_rl.py`, those of long texts and of FP8 in `settings_rope.py` and
+`settings_fp8.py`; `modes.py` says which mode has which. Nothing here imports torch.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Final
 
 from megatron_qwen3.fields import REQUIRED, setting, settings_of, tables_of
 from megatron_qwen3.fields import ConfigError as ConfigError
+from megatron_qwen3.settings_fp8 import Fp8Config
 from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 from megatron_qwen3.settings_rl import DistillConfig, RlConfig
 from megatron_qwen3.settings_rollouts import RolloutsConfig
@@ -267,6 +268,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
+    fp8: Fp8Config = field(default_factory=Fp8Config)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

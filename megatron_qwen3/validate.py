@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_qwen3 import (
     modes,
+    validate_fp8,
     validate_posttrain,
     validate_rl,
     validate_rollouts,
@@ -55,6 +56,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_rl.faults(config),
         *validate_rollouts.faults(config),
         *validate_rope.faults(config),
+        *validate_fp8.faults(config),
     ]
 
 

@@ -18,6 +18,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.load import fill
 from megatron_qwen3.model.scalars import Scalars
 from megatron_qwen3.parallel import runtime
+from megatron_qwen3.settings_fp8 import Fp8Config
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.training.model import Model
 
@@ -127,6 +128,7 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str, with_dca: bool) 
 def _on_one_rank(config: Config, length: int, precision: str) -> Config:
     return replace(
         config,
+        fp8=Fp8Config(),
         parallel=ParallelConfig(),
         data=replace(config.data, sequence_length=length),
         train=replace(config.train, global_batch=1, micro_batch=1, precision=precision),

@@ -7,6 +7,7 @@ only here.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.scalars import ScalarLayer, Scalars
 from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.parallel import fp8
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import GPTModel, TransformerConfig
 from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_fp8 import Fp8Config
 
 
 class Qwen3(GPTModel):
@@ -103,10 +106,12 @@ def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]
     """Chunks to generate with, whose parameters and buffers are the very tensors of `chunks`.
 
     They are in evaluation mode, without the hooks of those who train `chunks`, and without sequence
-    parallelism, since one token cannot be split. No weight is allocated.
+    parallelism, since one token cannot be split, and compute in bf16 what is trained in FP8, whose
+    products take 16 positions and more. No weight is allocated.
     """
+    wide = replace(config, fp8=Fp8Config())
     transformer = transformer_config(
-        config, layout, sequence_parallel=False, use_cpu_initialization=True
+        wide, layout, sequence_parallel=False, use_cpu_initialization=True
     )
     with groups.current(), torch.device("meta"):
         views = [
@@ -162,6 +167,7 @@ def transformer_config(config: Config, layout: Layout, **settings: Any) -> Trans
         **specs.settings_of_device(),
         **_expert_settings(config),
         **_parallel_settings(config, layout),
+        **fp8.of_model(config),
     }
     model, bf16 = config.model, config.train.precision == "bf16"
     with warnings.catch_warnings():

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import Config, ConfigError, ParallelConfig
+from megatron_qwen3.settings_fp8 import LEAST_ROWS, UNITS, Fp8Config
+
+_BF16 = Fp8Config()
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,22 @@ class Layout:
         return sizes
 
 
-def row_unit(p: ParallelConfig) -> tuple[int, str]:
+def row_unit(p: ParallelConfig, fp8: Fp8Config = _BF16) -> tuple[int, str]:
     """What the length of a row must be a multiple of, and the settings that want it.
 
     A row is cut into two pieces per context rank, and tensor ranks share what one of these has.
+    Products in FP8 want a multiple of their unit of it, and of fewer where tensor ranks share it.
     """
     unit, settings = 1, []
+    shares = p.tensor if p.sequence else 1
     if p.context > 1:
         unit, settings = 2 * p.context, [f"parallel.context = {p.context}"]
-    if p.sequence and p.tensor > 1:
+    if shares > 1:
         unit = math.lcm(unit, p.context * p.tensor)
         settings.append(f"parallel.tensor = {p.tensor} with parallel.sequence = true")
+    if fp8.is_on:
+        unit = math.lcm(unit, p.context * math.lcm(UNITS[fp8.recipe], LEAST_ROWS * shares))
+        settings.append(f'fp8.recipe = "{fp8.recipe}"')
     return unit, " and ".join(settings)
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import device
-from megatron_qwen3.parallel import determinism
+from megatron_qwen3.parallel import determinism, fp8
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel
@@ -27,6 +27,7 @@ def check(config: Config) -> Layout:
     device.check(config)
     if device.is_gpu() and (faults := gpu_faults(config)):
         raise ConfigError("\n".join(faults))
+    fp8.check(config)
     determinism.check(config)
     return Layout.of(config, launcher.world_size())
 

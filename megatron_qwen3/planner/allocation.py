@@ -16,12 +16,13 @@ from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.parallel.layout import world_size_faults
 from megatron_qwen3.planner import calibration
-from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.hardware import COMPUTE_CAPABILITY, Cluster
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.launch_check import Device, memory_fault
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import gpu_faults
+from megatron_qwen3.validate_fp8 import chip_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 _MEMORY_OPTION = "--gpu-memory-utilization"  # of vllm serve
@@ -64,6 +65,8 @@ def faults(config: Config, allocation: Allocation) -> list[str]:
     """One line for each reason why the job would fail, or lose its work."""
     if wrong := list(_server_faults(config, allocation)) or list(_size_faults(config, allocation)):
         return wrong
+    if unable := list(_chip_faults(config, allocation)):
+        return unable
     return [
         *(gpu_faults(config) if allocation.gpu else ()),
         *_domain_faults(config, allocation),
@@ -185,6 +188,15 @@ def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
     below = next(filter(fits, range(asked - 1, kept, -1)), None)
     above = next(filter(fits, range(asked + 1, 2 * asked + 256)), None)
     return [nodes for nodes in (below, above) if nodes]
+
+
+def _chip_faults(config: Config, allocation: Allocation) -> Iterator[str]:
+    """Products that the GPU has not."""
+    if gpu := allocation.gpu:
+        capability = COMPUTE_CAPABILITY[gpu.generation]
+        yield from chip_faults(config, f"{gpu.name} (--gpu)", capability)
+    elif config.fp8.is_on:
+        yield f'fp8.recipe = "{config.fp8.recipe}" needs GPUs, and --gres none asks for none'
 
 
 def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:

@@ -15,6 +15,8 @@ from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.toml import as_kind, check_keys, did_you_mean, read_toml
 
 FOLDER: Final = Path(__file__).parent / "hardware"
+# Of the generations' chips for servers, the least.
+COMPUTE_CAPABILITY: Final = {"ampere": (8, 0), "hopper": (9, 0), "blackwell": (10, 0)}
 # What the products of a precision are computed in.
 _ARITHMETIC: Final = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 
@@ -109,7 +111,7 @@ def _read(name_or_path: str, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _check(cluster: Cluster, where: str) -> None:
     choices = {
-        "generation": ("ampere", "hopper", "blackwell"),
+        "generation": (*COMPUTE_CAPABILITY,),
         "network": ("infiniband", "efa"),
         "host": ("x86", "grace"),
     }

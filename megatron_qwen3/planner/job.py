@@ -12,7 +12,9 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import architecture
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_fp8 import ARITHMETIC, Fp8Config
 
+_BF16 = Fp8Config()
 # What `parallel.recompute` stands for: parts of a layer that backward computes again.
 RECOMPUTED = {
     "none": frozenset[str](),
@@ -26,6 +28,7 @@ class Job:
     """A model in a layout, with its batch.
 
     precision             of the matrix products: bf16, fp32, fp8, mxfp8, nvfp4
+    fp8                   how our trainer computes in that precision, where it is below bf16
     kernels               "torch", our layers, or "transformer_engine", those of published runs
     gradient_bytes        of one gradient: 4, or 2 where gradients are reduced in bf16
     recompute             parts of a layer: layer, mlp, moe, layernorm, moe_act, core_attn,
@@ -50,6 +53,7 @@ class Job:
     sequence_length: int
     micro_batch: int
     precision: str = "bf16"
+    fp8: Fp8Config = _BF16
     kernels: str = "torch"
     gradient_bytes: int = 4
     recompute: frozenset[str] = frozenset()
@@ -77,7 +81,9 @@ class Job:
             layout=Layout.of(config, world_size),
             sequence_length=config.data.sequence_length,
             micro_batch=config.train.micro_batch,
-            precision=config.train.precision,
+            precision=ARITHMETIC.get(config.fp8.recipe, config.train.precision),
+            fp8=config.fp8,
+            kernels="transformer_engine" if config.fp8.is_on else "torch",
             recompute=RECOMPUTED[parallel.recompute],
             sequence_parallel=parallel.sequence and parallel.tensor > 1,
             distributed_optimizer=config.optim.distributed,

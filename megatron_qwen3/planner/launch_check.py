@@ -20,6 +20,7 @@ from megatron_qwen3.planner import hardware, moments, search
 from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.settings_fp8 import ARITHMETIC
 from megatron_qwen3.shown import shown
 from megatron_qwen3.toml import emit
 
@@ -115,7 +116,9 @@ def _sizes(job: Job) -> dict[str, int | str]:
 
 def _question(config: Config, world_size: int, free_bytes: float) -> search.Question:
     """What the trainer has, on GPUs with so much memory for it."""
-    cluster = dataclasses.replace(hardware.load("h100"), memory_gb=free_bytes / 1e9)
+    precision = ARITHMETIC.get(config.fp8.recipe, config.train.precision)
+    gpu = hardware.load("b200" if precision in ("mxfp8", "nvfp4") else "h100")
+    cluster = dataclasses.replace(gpu, memory_gb=free_bytes / 1e9)
     batch = config.step_rows
     if config.batch_updates:  # whose rows any number of ranks shares
         batch = -(-batch // world_size) * world_size
@@ -125,7 +128,7 @@ def _question(config: Config, world_size: int, free_bytes: float) -> search.Ques
         gpus=world_size,
         sequence_length=config.data.sequence_length,
         global_batch=batch,
-        precisions=(config.train.precision,),
+        precisions=(precision,),
         dispatchers=("alltoall",),
         fixed=_pinned(config),
     )

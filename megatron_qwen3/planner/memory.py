@@ -11,7 +11,7 @@ blocks are rules of thumb, named here and in the README.
 
 from dataclasses import asdict, dataclass
 
-from megatron_qwen3.planner import activations, schedule
+from megatron_qwen3.planner import activations, low_precision, schedule
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.state import State
 
@@ -50,6 +50,7 @@ class Memory:
         logits = activations.logits_bytes(job) if is_last else 0.0
         workspace = workspace_bytes(job, rank)
         weights, gradients = float(state.weight_bytes), float(state.gradient_bytes)
+        weights += low_precision.bytes_beside(job, _rank_layers(job, rank))
         if job.fully_sharded:
             weights, gradients = _sharded(job, state, rank)
         return cls(

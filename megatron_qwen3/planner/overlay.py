@@ -6,20 +6,15 @@
 Only settings that exist are written; what the trainer does not have yet is said in comments.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.parallel.layout import even_stages
-from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.search import Plan, Question, usable_bytes
-from megatron_qwen3.settings import SETTINGS
+from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import emit
 
 _ABSENT = {
-    "precision": "matrix products in {0}: the trainer has bf16 and fp32; bf16 is written below",
     "dispatcher": "tokens by {0}: the trainer exchanges them by NCCL's all-to-all",
     "overlap": "the exchange of tokens beside another micro-batch: the trainer does one at a time",
 }
@@ -28,8 +23,7 @@ _ABSENT = {
 def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
     """The settings by table."""
     job, layout = plan.job, plan.job.layout
-    known = SETTINGS["train.precision"].rule["choices"]
-    precision = job.precision if job.precision in known else "bf16"
+    precision = "bf16" if job.fp8.is_on else job.precision
     is_even = layout.stage_layers == even_stages(job.model.num_layers, len(layout.stage_layers))
     parallel = {
         "tensor": layout.tensor,
@@ -44,6 +38,7 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
     }
     return {
         "model": {"preset": question.model.preset} if question.model.preset else _model(question),
+        **({"fp8": {"recipe": job.fp8.recipe}} if job.fp8.is_on else {}),
         "parallel": parallel,
         "data": {"sequence_length": job.sequence_length},
         "train": {
@@ -69,27 +64,9 @@ def text(plan: Plan, question: Question) -> str:
     if absent:
         lines += ["#", "# This plan asks for more than the trainer has; without it, it is slower:"]
         lines += [f"#   {line}" for line in absent]
-        need = Memory.of(_as_trained(plan.job)).total
-        if need > usable_bytes(cluster):
-            lines += [
-                f"# As written below it needs {need / 1e9:.1f} GB per GPU, which does not fit:",
-                "# `plan --today` looks for what does.",
-            ]
     for table, rows in values(plan, question).items():
         lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
     return "\n".join(lines) + "\n"
-
-
-def _as_trained(job: Job) -> Job:
-    """The job without what the trainer does not have."""
-    known = SETTINGS["train.precision"].rule["choices"]
-    return replace(
-        job,
-        precision=job.precision if job.precision in known else "bf16",
-        kernels="torch",
-        dispatcher="alltoall",
-        overlap_exchange=False,
-    )
 
 
 def write(plan: Plan, question: Question, path: str | Path) -> None:
@@ -106,8 +83,6 @@ def _model(question: Question) -> dict[str, Any]:
 def _absent(plan: Plan) -> list[str]:
     job = plan.job
     lines = []
-    if job.precision not in SETTINGS["train.precision"].rule["choices"]:
-        lines.append(_ABSENT["precision"].format(job.precision.upper()))
     if job.dispatcher != "alltoall":
         lines.append(_ABSENT["dispatcher"].format("DeepEP"))
     if job.overlap_exchange:

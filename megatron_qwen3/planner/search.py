@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from megatron_qwen3.parallel.layout import Layout, even_stages, row_unit
-from megatron_qwen3.planner import activations, architecture
+from megatron_qwen3.planner import activations, architecture, low_precision
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import RECOMPUTED, Job
@@ -22,6 +22,8 @@ from megatron_qwen3.planner.layer_time import Constants, LayerTimer
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.step import Step, local_parameters
 from megatron_qwen3.settings import ModelConfig, ParallelConfig
+from megatron_qwen3.settings_fp8 import of_arithmetic
+from megatron_qwen3.validate_fp8 import width_faults
 
 LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
 _VARIED = 300  # layouts that are priced with every way to exchange tokens
@@ -65,8 +67,6 @@ class Plan:
     def needs(self) -> list[str]:
         """What the trainer does not have yet."""
         job, needs = self.job, []
-        if job.precision not in ("bf16", "fp32"):
-            needs.append(job.precision.upper())
         if job.model.num_experts and job.dispatcher != "alltoall":
             needs.append("DeepEP")
         if job.overlap_exchange:
@@ -217,20 +217,22 @@ def candidates(question: Question) -> Iterator[Job]:
                 continue
             layout = _layout(question, tensor, pipeline, virtual, context, *experts, micro_batches)
             for precision in question.precisions:
-                yield _job(question, model, layout, micro_batch, precision)
+                if _can_multiply(question, layout, precision):
+                    yield _job(question, model, layout, micro_batch, precision)
 
 
 def _job(
     question: Question, model: Architecture, layout: Layout, micro_batch: int, precision: str
 ) -> Job:
-    is_low = precision in ("fp8", "mxfp8", "nvfp4")
+    fp8 = of_arithmetic(precision)
     return Job(
         model=model,
         layout=layout,
         sequence_length=question.sequence_length,
         micro_batch=micro_batch,
         precision=precision,
-        kernels="transformer_engine" if is_low else "torch",
+        fp8=fp8,
+        kernels="transformer_engine" if fp8.is_on else "torch",
         sequence_parallel=layout.tensor > 1,
         balanced=question.balanced,
     )
@@ -276,8 +278,7 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
 
 def _needs(job: Job) -> bool:
     """Whether a job asks for what the trainer does not have."""
-    low = job.precision not in ("bf16", "fp32")
-    return low or job.dispatcher != "alltoall" or job.overlap_exchange
+    return job.dispatcher != "alltoall" or job.overlap_exchange
 
 
 def _divisors(number: int) -> list[int]:
@@ -304,6 +305,18 @@ def _divide(question: Question, tensor: int, context: int) -> bool:
     """Whether context ranks can share a row, and tensor ranks what one of these has."""
     unit, _ = row_unit(ParallelConfig(tensor=tensor, context=context))
     return question.sequence_length % unit == 0
+
+
+def _can_multiply(question: Question, layout: Layout, precision: str) -> bool:
+    """Whether sizes of rows and matrices on a rank are those of its products."""
+    fp8 = of_arithmetic(precision)
+    p = ParallelConfig(
+        tensor=layout.tensor, context=layout.context, expert_tensor=layout.expert_tensor
+    )
+    unit, _ = row_unit(p, fp8)
+    return not fp8.is_on or not (
+        question.sequence_length % unit or any(width_faults(question.model, p, fp8))
+    )
 
 
 def _micro_batches(question: Question, data: int) -> list[int]:
@@ -348,6 +361,7 @@ def quick_bytes(job: Job) -> float:
     per_owned = 8 if job.precision == "fp32" else 12
     state += per_owned * dense / (layout.data * layout.context)
     state += per_owned * sparse / layout.expert_data
+    state += low_precision.bytes_beside(job, range(max(_rank_layers(job))))
     block = max(activations.mlp_bytes(job, model.num_layers - 1), activations.exchange_bytes(job))
     return state + 1.03 * (max(held) + block) + 1.5e9
 

@@ -230,7 +230,7 @@ def rows_of(
     """The rows of each update; None of one without rollouts. unit: that their length has to be a
     multiple of for others than the policy, too."""
     config, layout = run.config, run.engine.layout
-    unit = math.lcm(unit, row_unit(config.parallel)[0])
+    unit = math.lcm(unit, row_unit(config.parallel, config.fp8)[0])
     sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
     return [Rows.of(record, share, *sizes) if share else None for share in shares]
 

@@ -96,7 +96,7 @@ class OwnScorer:
         self._teacher = teacher = Teacher(config, layout, engine.data_rank)
         self._weights = Turn(self._tensors)
         model = teacher.model.config.model
-        self.unit, _ = row_unit(teacher.model.config.parallel)
+        self.unit, _ = row_unit(teacher.model.config.parallel, teacher.model.config.fp8)
         self.known = min(model.vocab_size, config.model.vocab_size)
         self._head = towards.asked_of(config, model.hidden_size)
         is_whole = towards.is_whole(config.distill)

@@ -29,7 +29,9 @@ def scores(model: Model, answers: Sequence[Ids], row_tokens: int) -> list[float]
     """
     lengths_N = np.array([len(ids) for ids in answers], np.int64)
     length = max(int(lengths_N.max()), min(row_tokens, int(lengths_N.sum())))
-    unit = math.lcm(_UNIT, row_unit(model.config.parallel)[0])  # ranks share a row's places
+    unit = math.lcm(
+        _UNIT, row_unit(model.config.parallel, model.config.fp8)[0]
+    )  # ranks share a row's places
     length = -(-length // unit) * unit
     rows = best_fit(lengths_N, length)
     batch = share_of_rank(model, rows, lambda rows: _batch(rows, answers, length))

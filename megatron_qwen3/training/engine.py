@@ -24,6 +24,7 @@ from megatron_qwen3.cpu.clock import ComputeClock
 from megatron_qwen3.cpu.memory import gpu_memory
 from megatron_qwen3.model.build import Qwen3
 from megatron_qwen3.model.outputs import LastStage
+from megatron_qwen3.parallel import fp8
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import (
     DistributedDataParallel,
@@ -164,6 +165,7 @@ class Engine:
             overlap_grad_reduce=self.config.parallel.overlap,
             overlap_param_gather=self.config.parallel.overlap and self.config.optim.distributed,
             use_distributed_optimizer=self.config.optim.distributed,
+            **fp8.of_gradients(self.config),
         )
         later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
         wrapped = DistributedDataParallel(

@@ -58,7 +58,7 @@ def _less(config: Config) -> str:
         f"{2 * parallel.pipeline} (more ranks share the model)"
     )
     context = 2 * parallel.context
-    unit, _ = row_unit(replace(parallel, context=context))
+    unit, _ = row_unit(replace(parallel, context=context), config.fp8)
     if not belongs("rollouts", config.run.mode) and config.data.sequence_length % unit == 0:
         advice.append(f"parallel.context={context} (more ranks share each row)")
     if config.model.num_experts:

@@ -138,7 +138,7 @@ class Model:
 
         ValueError where context or tensor ranks are to share rows that they do not divide.
         """
-        unit, settings = row_unit(self.config.parallel)
+        unit, settings = row_unit(self.config.parallel, self.config.fp8)
         if batch.length % unit:
             raise ValueError(
                 f"rows of {batch.length} positions are no multiple of {unit}, which {settings} "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.cpu.norms import norms
+from megatron_qwen3.parallel import fp8
 from megatron_qwen3.parallel.mcore import (
     DistributedOptimizer,
     MegatronOptimizer,
@@ -43,6 +44,7 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=optim.distributed,
         overlap_param_gather=config.parallel.overlap and optim.distributed,
+        **fp8.of_optimizer(config),
     )
     with redirect.cuda_type_names():
         optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)

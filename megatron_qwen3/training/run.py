@@ -227,7 +227,9 @@ class Run:
     def __enter__(self) -> Self:
         self.log.__enter__()
         self._keeper.__enter__()
-        for line in (*self._origin, f"optimizer: {described(self.engine.optimizer)}"):
+        fp8 = self.config.fp8
+        products = [f"products of layers: {fp8.described()}"] if fp8.is_on else []
+        for line in (*self._origin, *products, f"optimizer: {described(self.engine.optimizer)}"):
             self.log.note(line)
         return self
 

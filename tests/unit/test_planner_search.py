@@ -105,28 +105,46 @@ def test_a_plan_whose_ranks_share_rows_is_todays_and_its_settings_train_it(tmp_p
 
 def test_what_the_trainer_does_not_have_is_said_and_not_set(tmp_path):
     question = question_of(
-        "qwen3-30b-a3b", "b200", 16, 16, 32768, precisions=("mxfp8",), fixed=(("context", 2),)
+        "qwen3-30b-a3b", "b200", 16, 16, 32768, dispatchers=("deepep",), fixed=(("context", 2),)
     )
     plan = search.search(question, CONSTANTS)[0]
-    assert "MXFP8" in plan.needs and not [need for need in plan.needs if "cp" in need]
+    assert "DeepEP" in plan.needs and not [need for need in plan.needs if "cp" in need]
     text = overlay.text(plan, question)
-    assert "MXFP8" in text
+    assert "DeepEP" in text
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
-    config = load([STAGE, tmp_path / "plan.toml"])
-    assert (config.train.precision, config.parallel.context) == ("bf16", 2)
+    assert load([STAGE, tmp_path / "plan.toml"]).parallel.context == 2
 
 
-@pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
-def test_settings_that_do_not_fit_without_what_is_absent_say_so(precision, tmp_path):
-    question = question_of(
-        "qwen3-30b-a3b", "gb300", 72, 72 * 32, precisions=(precision,), dispatchers=("alltoall",)
-    )
+@pytest.mark.parametrize(
+    ("name", "gpu", "precision"),
+    [
+        ("qwen3-8b", "h100", "fp8"),
+        ("qwen3-30b-a3b", "b200", "mxfp8"),
+        ("qwen3-30b-a3b", "gb300", "nvfp4"),
+    ],
+)
+def test_a_plan_in_low_precision_is_trained_so_and_fits(name, gpu, precision, tmp_path):
+    question = question_of(name, gpu, 8, 256, precisions=(precision,), dispatchers=("alltoall",))
     plan = search.search(question, CONSTANTS)[0]
-    text = overlay.text(plan, question)
-    (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
+    assert plan.job.precision == precision and not plan.needs
+    overlay.write(plan, question, tmp_path / "plan.toml")
     config = load([STAGE, tmp_path / "plan.toml"])
-    fits = Memory.of(Job.of(config, 72)).total <= search.usable_bytes(question.cluster)
-    assert fits == (precision == "bf16") and fits == ("does not fit" not in text)
+    assert config.train.precision == "bf16" and config.fp8.is_on
+    job = Job.of(config, 8)
+    assert job == plan.job and Memory.of(job) == plan.memory
+    assert Memory.of(job).total <= search.usable_bytes(question.cluster)
+
+
+def test_layouts_whose_shares_a_recipe_cannot_multiply_are_no_candidates():
+    """736 columns are 23 times the 32 that mxfp8 scales together: no two ranks can share them."""
+    question = question_of("qwen3-30b-a3b", "b200", 32, 64, precisions=("bf16", "mxfp8"))
+    question = dataclasses.replace(
+        question, model=dataclasses.replace(question.model, expert_ffn_hidden_size=736)
+    )
+    widths = {"bf16": set(), "mxfp8": set()}
+    for job in search.candidates(question):
+        widths[job.precision].add(job.layout.expert_tensor)
+    assert widths == {"bf16": {1, 2, 4}, "mxfp8": {1}}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +158,7 @@ def test_settings_that_do_not_fit_without_what_is_absent_say_so(precision, tmp_p
 )
 def test_the_quick_estimate_of_memory_is_near_the_exact_one(name, gpus, sequence, every):
     """Also where stages differ, and where the last one's logits need most."""
-    question = question_of(name, "h100", gpus, 4 * gpus, sequence)
+    question = question_of(name, "h100", gpus, 4 * gpus, sequence, precisions=("bf16", "fp8"))
     for job in list(search.candidates(question))[::every]:
         exact = Memory.of(job)
         ranks = [Memory.of_rank(job, rank) for rank in range(job.layout.pipeline)]

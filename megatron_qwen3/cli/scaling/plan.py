@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
         "--balanced", action="store_true", help="even load of the experts, as benchmarks force it"
     )
     parser.add_argument(
-        "--today", action="store_true", help="only what this trainer has: no FP8, no DeepEP"
+        "--today", action="store_true", help="only what this trainer has: no DeepEP"
     )
     for name, setting in _PINS.items():
         parser.add_argument(f"--{name}", type=int, help=f"pin {setting.replace('_', ' ')}")
@@ -127,7 +127,7 @@ def question_of(given: argparse.Namespace) -> Question:
         for name, setting in (_PINS | {"recompute": "recompute"}).items()
         if getattr(given, name.replace("-", "_")) is not None
     }
-    question = Question(
+    return Question(
         model=model,
         cluster=cluster,
         gpus=given.gpus,
@@ -138,9 +138,6 @@ def question_of(given: argparse.Namespace) -> Question:
         balanced=given.balanced,
         fixed=tuple(fixed.items()),
     )
-    if given.today:
-        question = replace(question, precisions=("bf16",))
-    return question
 
 
 def _name(question: Question) -> str:

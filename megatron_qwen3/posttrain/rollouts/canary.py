@@ -67,7 +67,7 @@ def differences(
         for prompt, (tokens, _) in zip(prompts, answers, strict=True)
     ]
     length, width = len(prompts[0]), len(rows[0]) - 1
-    padding = [0] * (-width % row_unit(model.config.parallel)[0])
+    padding = [0] * (-width % row_unit(model.config.parallel, model.config.fp8)[0])
     ids_BS = torch.tensor([[*row, *padding] for row in rows])
     batch = TokenBatch.of(ids_BS[:, :-1], ids_BS[:, 1:])
     scored_BS = model.score(batch, log_probs_and_entropy(temperature))["log_prob"]

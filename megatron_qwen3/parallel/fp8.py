@@ -1,0 +1,119 @@
+"""FP8 for megatron-core: what its configurations are told, and whether this machine has what it
+takes.
+
+    check(config)                             # before any rank joins; ConfigError
+    TransformerConfig(…, **of_model(config))
+    DistributedDataParallelConfig(…, **of_gradients(config))
+    OptimizerConfig(…, **of_optimizer(config))
+
+The meaning of the settings is in `settings_fp8.py`, what goes together in `validate_fp8.py`.
+"""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from packaging.version import Version
+
+from megatron_qwen3 import launcher
+from megatron_qwen3.cpu import redirect
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.validate_fp8 import chip_faults
+
+_PACKAGE = "transformer_engine"
+# The first release of Transformer Engine that has a recipe, as megatron-core asks for it.
+_LEAST_ENGINE = {
+    "delayed": "1.11",  # whose grouped products have FP8
+    "mxfp8": "2.1",
+    "tensorwise": "2.2",
+    "blockwise": "2.3",
+    "nvfp4": "2.7",
+}
+_LEAST_CUDA = {"blockwise": "12.9"}
+
+
+def check(config: Config) -> None:
+    """ConfigError where this machine's chip, or what is installed, has no products of the recipe.
+
+    What a CPU has of Transformer Engine is for tests; it is asked neither for its chip nor CUDA.
+    """
+    if config.fp8.is_on and (found := list(_faults(config))):
+        raise ConfigError("\n".join(found))
+
+
+def of_model(config: Config) -> dict[str, object]:
+    """For megatron-core's TransformerConfig; nothing where products are in bf16."""
+    fp8 = config.fp8
+    if not fp8.is_on:
+        return {}
+    is_four_bits = fp8.recipe == "nvfp4"
+    bits = {"fp4": fp8.bits_format, "fp4_recipe": fp8.recipe}
+    if not is_four_bits:
+        bits = {"fp8": fp8.bits_format, "fp8_recipe": fp8.recipe, "fp8_param": fp8.gather}
+    settings: dict[str, object] = dict(bits)
+    if fp8.recipe == "delayed":
+        settings |= {
+            "fp8_margin": fp8.margin,
+            "fp8_amax_history_len": fp8.history,
+            "fp8_amax_compute_algo": fp8.history_choice,
+        }
+    if fp8.first_layers_bf16 or fp8.last_layers_bf16:
+        settings |= {
+            "first_last_layers_bf16": True,
+            "num_layers_at_start_in_bf16": fp8.first_layers_bf16,
+            "num_layers_at_end_in_bf16": fp8.last_layers_bf16,
+        }
+    if config.model.num_experts:
+        settings["moe_router_padding_for_quantization"] = fp8.expert_rows == "route"
+    return settings
+
+
+def of_gradients(config: Config) -> dict[str, object]:
+    """For megatron-core's DistributedDataParallelConfig."""
+    if not config.fp8.gather:
+        return {}
+    return {
+        "fp8_param_gather": True,
+        "reuse_grad_buf_for_mxfp8_param_ag": config.fp8.recipe == "mxfp8",
+    }
+
+
+def of_optimizer(config: Config) -> dict[str, object]:
+    """For megatron-core's OptimizerConfig."""
+    fp8 = config.fp8
+    if not fp8.is_on or fp8.recipe == "nvfp4":
+        return {}
+    return {
+        "fp8_recipe": fp8.recipe,
+        "reuse_grad_buf_for_mxfp8_param_ag": fp8.gather and fp8.recipe == "mxfp8",
+    }
+
+
+def _faults(config: Config) -> Iterator[str]:
+    recipe = config.fp8.recipe
+    engine, least = _installed(_PACKAGE), _LEAST_ENGINE[recipe]
+    if not engine or engine < Version(least):
+        found = f"{engine} is installed" if engine else "it is not installed"
+        yield (
+            f'fp8.recipe = "{recipe}" needs Transformer Engine {least} or newer, and {found}: '
+            f"pip install --upgrade --no-build-isolation '{_PACKAGE}[pytorch]>={least}'"
+        )
+        return
+    if redirect.REDIRECTED:
+        return
+    chip = torch.cuda.get_device_properties(launcher.local_rank())
+    yield from chip_faults(config, chip.name, (chip.major, chip.minor))
+    needed, cuda = _LEAST_CUDA.get(recipe, "0"), torch.version.cuda or "0"
+    if Version(cuda) < Version(needed):
+        yield (
+            f'fp8.recipe = "{recipe}" needs CUDA {needed} or newer, and torch was built for '
+            f'{cuda}; set fp8.recipe = "tensorwise", or install a torch of a newer CUDA'
+        )
+
+
+def _installed(package: str) -> Version | None:
+    """The release of a package; None where it is not installed."""
+    try:
+        return Version(version(package))
+    except PackageNotFoundError:
+        return None
