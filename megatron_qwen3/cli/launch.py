@@ -18,7 +18,7 @@ from typing import Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
-from megatron_qwen3.cli import launch_sbatch
+from megatron_qwen3.cli import launch_container, launch_sbatch
 from megatron_qwen3.cli.launch_sbatch import Run
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
@@ -57,7 +57,7 @@ examples:
 
   # the commands alone, in a container
   python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
-      --container /images/pytorch.sif --mounts /data:/data
+      --container /images/megatron_qwen3.sif
 """
 _GPUS_OF_A_NODE = 8  # at most, where NVLink ends at the node
 _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
@@ -68,10 +68,13 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     given = entry.parse(_parser(prog), arguments)
     try:
         runs, allocation = _runs(given), _allocation(given)
+        given = launch_container.completed(given, [run.config for run in runs])
         if faults := list(_faults(runs, allocation, given)):
             raise ConfigError("\nerror: ".join(faults))
         for run in runs:
             print(shown_text(_summary(run.config, allocation)), file=sys.stderr)
+        for note in launch_container.notes(given):
+            print(shown_lines(f"note: {note}"), file=sys.stderr)
         (launch_sbatch.show if given.show else launch_sbatch.submit)(runs, given)
     except ConfigError as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
@@ -127,8 +130,8 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add("--setup", help="a shell file of the site, sourced first: module load, NCCL_IB_HCA=")
     add("--venv", help="virtual environment; default: .venv of the checkout")
     add("--container", help="image that is used instead: a .sif or .sqsh file, docker://…")
-    add("--runtime", choices=("apptainer", "pyxis"), help="what runs it; default: by its name")
-    add("--mounts", help="folders that the container sees besides: /data:/data,/scratch:/scratch")
+    add("--runtime", choices=launch_container.RUNTIMES, help="what runs it; default: by its name")
+    add("--mounts", help="folders that it sees besides those of the runs: /home/me/hub:/hub")
     add("--restarts", type=_count_or_none, help="when a rank dies, in one allocation; default 3")
 
 
@@ -178,6 +181,7 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
     for path in (given.setup, given.venv and f"{given.venv}/bin/python"):
         if path and not Path(path).is_file():
             yield f"{path} is no file"
+    yield from launch_container.faults(given, looks_at_files=not given.skip_files)
     fixed = launch_sbatch.options(runs[0], given)
     for word in given.sbatch:
         if (name := word.lstrip("-").partition("=")[0]) in fixed:

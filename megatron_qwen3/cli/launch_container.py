@@ -1,0 +1,147 @@
+"""The container of a job: which folders it sees, what runs it, and what is missing for that.
+
+    given = completed(given, configs)    # --container a whole path, --mounts all that runs touch
+    faults(given), notes(given)          # what would end the job, and what might
+
+Jobs find all of it in variables (`examples/slurm/environment.sh`), as they do where sbatch is
+called by hand; what QWEN3_CONTAINER, QWEN3_RUNTIME and QWEN3_MOUNTS say holds here, too, where no
+option says otherwise.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
+from pathlib import Path
+
+from data_prep import curriculum
+from megatron_qwen3.config import Config, ConfigError
+
+RUNTIMES = ("apptainer", "pyxis")
+
+# Settings that name a file or a folder, and tables whose rows have a path. rollouts.vllm.python is
+# none of them: it is looked for in the image.
+PATHS = (
+    "data.tokenizer",
+    "data.curriculum",
+    "checkpoint.init_from",
+    "sft.teacher.path",
+    "rollouts.agent.corpus",
+    "rl.kl.reference",
+    "rl.judge.template",
+    "rl.judge.model",
+    "distill.teacher.path",
+)
+FOLDERS = ("run.dir", "rollouts.vllm.folder")  # which may be made only when the job starts
+TABLES = ("data.sources", "sft.sources", "reward.sources", "rollouts.tasks")
+_GENERATORS = ("gym:", "own:")  # of tasks, which are no files
+_FROM_ENVIRONMENT = ("container", "runtime", "mounts", "setup")
+
+
+def completed(given: argparse.Namespace, configs: Iterable[Config]) -> argparse.Namespace:
+    """The options as a job gets them: the image's whole path, and every folder that it must see.
+
+    ConfigError where a folder has a name that no runtime can mount.
+    """
+    whole = argparse.Namespace(**vars(given))
+    for name in _FROM_ENVIRONMENT:
+        asked = getattr(given, name) or os.environ.get(f"QWEN3_{name.upper()}")
+        setattr(whole, name, asked or None)
+    whole.asked = whole.mounts.split(",") if whole.mounts else []
+    if whole.container:
+        if is_path(whole.container):
+            whole.container = os.path.abspath(whole.container)
+        seen = [Path.cwd(), *(Path(row.split(":")[1]) for row in whole.asked if ":" in row)]
+        own = [f"{folder}:{folder}" for folder in folders(configs, seen)]
+        whole.mounts = ",".join([*whole.asked, *own]) or None
+    return whole
+
+
+def is_path(image: str) -> bool:
+    """Whether an image is a file or a folder, by its name; all else is found by the runtime."""
+    if "://" in image or "#" in image:
+        return False
+    return image.startswith(("/", ".")) or image.endswith((".sif", ".sqsh"))
+
+
+def runtime(given: argparse.Namespace) -> str:
+    """What runs the image where nobody says: apptainer for a .sif file, a folder or docker://…"""
+    image = given.container
+    if given.runtime:
+        return str(given.runtime)
+    is_apptainers = image.endswith(".sif") or "://" in image or Path(image).is_dir()
+    return "apptainer" if is_apptainers else "pyxis"
+
+
+def faults(given: argparse.Namespace, looks_at_files: bool) -> Iterator[str]:
+    """Why the container that `completed` options ask for cannot run."""
+    if not given.container:
+        return
+    if given.runtime not in (None, *RUNTIMES):
+        yield f"QWEN3_RUNTIME = {given.runtime} is not one of {', '.join(RUNTIMES)}"
+    if given.venv:
+        yield f"--venv {given.venv}: a container has an environment of its own; leave out one"
+    if looks_at_files and is_path(given.container) and not Path(given.container).exists():
+        yield f"--container {given.container} is not there"
+    for row in given.asked if looks_at_files else ():
+        if not Path(source := row.partition(":")[0]).exists():
+            yield f"--mounts {row}: {source} is not there"
+    if runtime(given) == "pyxis" and shutil.which("srun") and not _has_pyxis():
+        yield (
+            f"--container {given.container} needs the Pyxis plugin, which this SLURM does not have"
+            "; with --runtime apptainer Apptainer runs it"
+        )
+
+
+def notes(given: argparse.Namespace) -> Iterator[str]:
+    """What the nodes may have although it is missing here."""
+    if not given.container or runtime(given) != "apptainer" or given.setup:
+        return
+    if not (shutil.which("apptainer") or shutil.which("singularity")):
+        yield "apptainer is not on PATH here: nodes must have it, or --setup name what loads it"
+
+
+def folders(configs: Iterable[Config], seen: Iterable[Path]) -> list[str]:
+    """Folders that runs read or write outside of those that are `seen`, none inside another.
+
+    A relative path may lead out of the checkout by a link, whose end must then be seen as well.
+    """
+    found = {place for config in configs for place in _places(config)}
+    kept = [Path(os.path.abspath(folder)) for folder in seen]
+    for folder in sorted(found):  # a folder comes before those inside it
+        if not any(folder.is_relative_to(other) for other in kept):
+            kept.append(folder)
+    own = [str(folder) for folder in kept if folder in found]
+    for folder in (*own, os.getcwd()):
+        if ":" in folder or "," in folder or folder == "/":
+            raise ConfigError(
+                f"{folder} cannot be mounted in a container: it is the root, or has : or , in it"
+            )
+    return own
+
+
+def _places(config: Config) -> set[Path]:
+    """The folders that a run reads or writes, by their names and by where links lead."""
+    found = [Path(attrgetter(name)(config)) for name in FOLDERS if attrgetter(name)(config)]
+    for path in map(Path, _paths(config)):
+        found.append(path if path.is_dir() else path.parent)  # a file, or a prefix of files
+    return {Path(way(folder)) for folder in found for way in (os.path.abspath, os.path.realpath)}
+
+
+def _paths(config: Config) -> Iterator[str]:
+    """The files and folders that a run reads."""
+    yield from filter(None, (attrgetter(name)(config) for name in PATHS))
+    for table in TABLES:
+        paths = (row.path for row in attrgetter(table)(config))
+        yield from (path for path in paths if not path.startswith(_GENERATORS))
+    path = config.data.curriculum
+    if path and Path(path).is_file():
+        stages = curriculum.read(path).stages
+        yield from {share.source.folder for stage in stages for share in stage.shares}
+
+
+def _has_pyxis() -> bool:
+    told = subprocess.run(["srun", "--help"], capture_output=True, text=True, check=False).stdout
+    return "--container-image" in told
