@@ -70,7 +70,6 @@ use_container() {
   if is_path "$QWEN3_CONTAINER"; then
     # Pyxis takes a name without a folder for one of a registry.
     [[ $QWEN3_CONTAINER == /* ]] || QWEN3_CONTAINER=$PWD/$QWEN3_CONTAINER
-    [ -e "$QWEN3_CONTAINER" ] || refuse "QWEN3_CONTAINER = $QWEN3_CONTAINER is not there"
   fi
   if [[ $QWEN3_CONTAINER == *.sif || $QWEN3_CONTAINER == *://* || -d $QWEN3_CONTAINER ]]; then
     runtime=apptainer
@@ -80,6 +79,9 @@ use_container() {
     pyxis | apptainer) "use_$QWEN3_RUNTIME" "$PWD:$PWD${QWEN3_MOUNTS:+,$QWEN3_MOUNTS}" ;;
     *) refuse "QWEN3_RUNTIME = $QWEN3_RUNTIME is not one of apptainer, pyxis" ;;
   esac
+  if is_path "$QWEN3_CONTAINER" && [ ! -e "$QWEN3_CONTAINER" ]; then
+    refuse "QWEN3_CONTAINER = $QWEN3_CONTAINER is not there"
+  fi
 }
 
 if [ -n "${QWEN3_CONTAINER:-}" ]; then use_container; else use_venv; fi

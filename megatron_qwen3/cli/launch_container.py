@@ -109,17 +109,17 @@ def folders(configs: Iterable[Config], seen: Iterable[Path]) -> list[str]:
     A relative path may lead out of the checkout by a link, whose end must then be seen as well.
     """
     found = {place for config in configs for place in _places(config)}
-    kept = [Path(os.path.abspath(folder)) for folder in seen]
+    own: list[Path] = []
+    known = [Path(os.path.abspath(folder)) for folder in seen]
     for folder in sorted(found):  # a folder comes before those inside it
-        if not any(folder.is_relative_to(other) for other in kept):
-            kept.append(folder)
-    own = [str(folder) for folder in kept if folder in found]
-    for folder in (*own, os.getcwd()):
-        if ":" in folder or "," in folder or folder == "/":
+        if not any(folder.is_relative_to(other) for other in (*known, *own)):
+            own.append(folder)
+    for name in map(str, (*own, Path.cwd())):
+        if ":" in name or "," in name or name == "/":
             raise ConfigError(
-                f"{folder} cannot be mounted in a container: it is the root, or has : or , in it"
+                f"{name} cannot be mounted in a container: it is the root, or has : or , in it"
             )
-    return own
+    return [str(folder) for folder in own]
 
 
 def _places(config: Config) -> set[Path]:
@@ -127,19 +127,18 @@ def _places(config: Config) -> set[Path]:
     found = [Path(attrgetter(name)(config)) for name in FOLDERS if attrgetter(name)(config)]
     for path in map(Path, _paths(config)):
         found.append(path if path.is_dir() else path.parent)  # a file, or a prefix of files
+    if (plan := config.data.curriculum) and Path(plan).is_file():
+        stages = curriculum.read(plan).stages
+        found += {Path(share.source.folder) for stage in stages for share in stage.shares}
     return {Path(way(folder)) for folder in found for way in (os.path.abspath, os.path.realpath)}
 
 
 def _paths(config: Config) -> Iterator[str]:
-    """The files and folders that a run reads."""
+    """The files and folders that settings name for a run to read."""
     yield from filter(None, (attrgetter(name)(config) for name in PATHS))
     for table in TABLES:
         paths = (row.path for row in attrgetter(table)(config))
         yield from (path for path in paths if not path.startswith(_GENERATORS))
-    path = config.data.curriculum
-    if path and Path(path).is_file():
-        stages = curriculum.read(path).stages
-        yield from {share.source.folder for stage in stages for share in stage.shares}
 
 
 def _has_pyxis() -> bool:
