@@ -18,9 +18,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from containers.pins import is_kept, normal
+from containers.renew import IMAGE, put
 
 NAMES = {
-    "transformer_engine": "2.16.0+4220403e",
+    "transformer_engine": IMAGE["transformer_engine"],
     "apex": "0.1",
     "nvidia-dali-cuda130": "2.1.0",
     "PyYAML": "6.0.1",
@@ -38,7 +39,7 @@ class StandIn:
         self.site.mkdir(parents=True)
         self._copy_interpreter()
         for name, release in NAMES.items():
-            self.add(name, release)
+            put(self.site, name, release)
         for package in sorted(_with_needs("pip", *_kept_here())):
             self._link(distribution(package))
 
@@ -48,14 +49,6 @@ class StandIn:
         own = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONNOUSERSITE": "1"}
         left = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PIP_CONSTRAINT")
         return {k: v for k, v in os.environ.items() if k not in left} | own
-
-    def add(self, name: str, release: str) -> None:
-        """A package of which pip sees the name and the release."""
-        stem = name.replace("-", "_")
-        about = self.site / f"{stem}-{release}.dist-info"
-        about.mkdir()
-        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n"
-        (about / "METADATA").write_text(text)
 
     def _copy_interpreter(self) -> None:
         """Its executable is a copy, from where Python looks for its library, which is links."""

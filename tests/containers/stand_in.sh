@@ -16,6 +16,7 @@ run_inside() {
   } <"$image"
   IFS=, read -ra rows <<<"$mounts"
   for row in "${rows[@]}"; do words+=(--bind "${row%%:*}" "${row#*:}"); done
+  echo "inside $image" >&2
   exec bwrap --die-with-parent --ro-bind /usr /usr --ro-bind /etc /etc --symlink usr/bin /bin \
     --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev --tmpfs /tmp \
     "${words[@]}" --chdir "$folder" --setenv PATH "$path" --setenv CONTAINER "$image" "$@"

@@ -12,15 +12,10 @@ from setuptools.dist import Distribution
 
 from containers import pins
 from containers.pins import is_kept, normal, pinned
+from containers.renew import extras
 
 PROGRAMS = Path(sys.executable).parent
 PINS = pinned(FOLDER / "constraints.txt")
-
-
-def extras():
-    """What install.sh asks for besides the project's own requirements."""
-    text = (FOLDER / "install.sh").read_text()
-    return re.search(r"readonly EXTRAS=(\S+)", text)[1].split(",")
 
 
 def requirements():
@@ -29,7 +24,7 @@ def requirements():
 
     asked = run_setup(str(ROOT / "setup.py"), stop_after="init")
     assert isinstance(asked, Distribution)
-    lists = [asked.install_requires, *(asked.extras_require[name] for name in extras())]
+    lists = [asked.install_requires, *(asked.extras_require[name] for name in extras().split(","))]
     return [Requirement(row) for rows in lists for row in rows]
 
 
