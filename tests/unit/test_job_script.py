@@ -157,13 +157,14 @@ def test_apptainer_runs_the_ranks_with_the_folders_that_they_need(tmp_path):
     (tmp_path / "modules" / "apptainer").write_text("")
     (tmp_path / "modules" / "apptainer").chmod(0o755)
     site = {"QWEN3_SETUP": str(tmp_path / "site.sh"), "QWEN3_MOUNTS": "/data:/data"}
-    (tmp_path / "i m.sif").write_text("")
-    job = Job(tmp_path, 0, QWEN3_CONTAINER=f"{tmp_path}/i m.sif", **site)
+    image = tmp_path / "i m.sif"
+    image.write_text("")
+    job = Job(tmp_path, 0, QWEN3_CONTAINER=str(image), **site)
     assert job.end()[0] == 0
     words = job.calls()[0]
     start = words.index(f"{tmp_path}/modules/apptainer")
     options = ["exec", "--nv", "--pwd", str(ROOT), "--bind", f"{ROOT}:{ROOT},/data:/data"]
-    assert words[start + 1 :][:9] == [*options, f"{tmp_path}/i m.sif", "bash", "examples/slurm/rank.sh"]
+    assert words[start + 1 :][:9] == [*options, str(image), "bash", "examples/slurm/rank.sh"]
 
 
 def test_pyxis_gets_image_and_mounts_as_options_of_srun(tmp_path):
