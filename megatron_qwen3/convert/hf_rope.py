@@ -32,6 +32,7 @@ _DCA_DEFAULTS: Final = {  # vLLM's
     "local_size": 1024,
     "original_max_position_embeddings": 0,
 }
+_SAME_SCALE: Final = 1e-3  # an original length is a whole number
 _SPARSE: Final = {"sparse_attention_enabled", "sparse_attention_config"}  # an approximation
 
 
@@ -131,13 +132,12 @@ def dca_fields(rope: RopeConfig, length: int) -> dict[str, Any]:
     """
     if fault := dca_fault(rope, length):
         raise ConfigError(fault)
-    original = 0 if rope.dca_scale == 1 else round(length / math.exp(10 * (rope.dca_scale - 1)))
     return {
         "max_position_embeddings": length,
         DCA_FIELD: {
             "chunk_size": rope.dca_chunk_size,
             "local_size": rope.dca_local_size,
-            "original_max_position_embeddings": original,
+            "original_max_position_embeddings": _original_of(rope.dca_scale, length),
             "sparse_attention_enabled": False,
         },
     }
@@ -158,7 +158,19 @@ def dca_fault(rope: RopeConfig, length: int) -> str:
         return f"rope.dca_scale = {rope.dca_scale:g}: the factor of servers is at least 1"
     if length <= rope.dca_chunk_size:
         return f"a length of {length} does not exceed rope.dca_chunk_size = {rope.dca_chunk_size}"
+    original = _original_of(rope.dca_scale, length)
+    factor = length_factor(length, original) if original else 1.0
+    if abs(factor - rope.dca_scale) > _SAME_SCALE:
+        return (
+            f"rope.dca_scale = {rope.dca_scale:g}: servers are told an original length, which for "
+            f"texts of {length} would be {original}, and make a factor of {factor:g} of it"
+        )
     return ""
+
+
+def _original_of(scale: float, length: int) -> int:
+    """The original length of which servers make this factor for texts of `length`; 0 is none."""
+    return 0 if scale == 1 else round(length * math.exp(-10 * (scale - 1)))
 
 
 def length_factor(length: int, original: int) -> float:

@@ -46,10 +46,12 @@ def attention(
     Query head n reads group n // (N/G). Without `reads` a row is one text, S = T, each place of
     which sees what comes before it and itself. With `tables`, of the places of a chunk, queries are
     rotated here, each time that they are read and by the table of the distance: so they are not
-    kept three times. ValueError where `reads` are of other rows.
+    kept three times. ValueError where `reads` are of other rows, or `tables` come without them.
     """
-    if reads is None:
+    if reads is None and tables is None:
         return _whole_rows(q_SBND, k_TBGD, v_TBGD)
+    if reads is None:
+        raise ValueError("`tables` are of the places of chunks, which `reads` know")
     _check(q_SBND, k_TBGD, reads)
     if reads.stretches and kernels.has_packed_attention(q_SBND):
         return _packed(q_SBND, k_TBGD, v_TBGD, reads.stretches)

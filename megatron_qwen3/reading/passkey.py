@@ -14,6 +14,7 @@ from typing import NamedTuple
 from megatron_qwen3.config import ConfigError
 
 Encode = Callable[[str], list[int]]
+KEY = "{key}"  # in the words; other braces are text
 
 
 class Words(NamedTuple):
@@ -26,11 +27,11 @@ class Words(NamedTuple):
     def check(self) -> None:
         """ConfigError where a text has no {key}, or the question goes on after it."""
         for name in ("said", "asked"):
-            if (count := getattr(self, name).count("{key}")) != 1:
+            if (count := getattr(self, name).count(KEY)) != 1:
                 raise ConfigError(
                     f"--key-{name} {getattr(self, name)!r} has {{key}} {count} times; valid: once"
                 )
-        if not self.asked.endswith("{key}"):
+        if not self.asked.endswith(KEY):
             raise ConfigError(f"--key-asked {self.asked!r} does not end with {{key}}")
 
 
@@ -49,8 +50,8 @@ def make(
     random, prompts = Random(seed), []
     for number in range(count):
         key = "".join(random.choice("0123456789") for _ in range(words.digits))
-        said, answer = encode(words.said.format(key=key)), encode(key)
-        asked = encode(words.asked.removesuffix("{key}"))
+        said, answer = encode(words.said.replace(KEY, key)), encode(key)
+        asked = encode(words.asked.removesuffix(KEY))
         room = length - len(said) - len(asked) - len(answer)
         if room < 2:
             raise ConfigError(

@@ -5,8 +5,9 @@
 
 One small gather per step answers all questions on which ranks must agree. A rank's busy seconds are
 those of its forward and backward passes, which megatron-core's schedules time: waiting for other
-stages and replicas is not in them, waiting within a tensor-parallel group is. So a slow rank stands
-out although all ranks take equally long for a step; in a tensor-parallel group all do.
+stages and replicas is not in them, waiting for ranks that share rows or matrices is. So a slow rank
+stands out although all ranks take equally long for a step; of a group of tensor or context ranks
+all do.
 """
 
 import socket

@@ -3,10 +3,11 @@
 import broken
 import numpy as np
 import pytest
+from packed import write_packed
 from ranks import RankError, run_ranks
 from runs import arguments, power_cut, rows, run
 
-from data_prep.indexed import IndexedWriter
+from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3.config import ConfigError, load
 
 STEPS, LENGTH = 6, 32
@@ -17,12 +18,15 @@ MORE = (f"train.steps={STEPS}", "eval.every_steps=3", "eval.tokens=512", "optim.
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of a short run on two sources of documents that are shorter than rows, and longer."""
+    """Of a short run on documents that are shorter than rows, and longer: of one source as they
+    follow each other, of the other packed, two rows to a sequence, which have filler at the end."""
     folder, random = tmp_path_factory.mktemp("corpus"), np.random.default_rng(3)
-    for name in ("a", "b"):
-        with IndexedWriter(folder / name, np.uint16) as writer:
-            for length in random.integers(1, 2 * LENGTH, 60):
-                writer.add_document(random.integers(0, broken.VOCABULARY, length))
+    texts = [random.integers(0, broken.VOCABULARY, n) for n in random.integers(1, 2 * LENGTH, 120)]
+    with IndexedWriter(folder / "a", np.uint16) as writer:
+        for ids in texts[:60]:
+            writer.add_document(ids)
+    write_packed(folder / "b", texts[60:], LENGTH // 2, filler=0, dtype=np.uint16)
+    assert IndexedReader(folder / "b").text_R.min() < LENGTH // 2
     sources = ", ".join(f'{{name = "{name}", path = "{folder / name}"}}' for name in ("a", "b"))
     kept_apart = ["data.reset_at_documents=true", "data.held_out=0.2", "checkpoint.every_steps=2"]
     return [*broken.corpus(folder), *MORE, *kept_apart, f"data.sources=[{sources}]"]

@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from packed import write_packed
 from ranks import RankError, run_ranks
 
 from data_prep import tokenizer
-from data_prep.indexed import IndexedWriter
-from data_prep.packed import FILLER, lay_out
+from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3 import train
 from megatron_qwen3.pretrain import files, sources
 from megatron_qwen3.pretrain.provenance import locate
@@ -247,16 +247,11 @@ def test_what_stands_in_filler_changes_no_loss(folder, tmp_path):
     encoder = tokenizer.DocumentTokenizer(folder / "tokenizer")
     texts = [" ".join(str(n) for n in range(i, i + 30)) for i in range(80)]
     documents = [encoder.encode_document(text)[: 19 + i % 9] for i, text in enumerate(texts)]
-    pieces, in_rows = lay_out(np.array([len(ids) for ids in documents]), 32)
-    assert in_rows.text_R.max() < 32
     found = []
     for filler in (encoder.end_of_document, 7):
         prefix = tmp_path / f"filled_with_{filler}"
-        with IndexedWriter(prefix, np.uint16) as writer:
-            for document, first, length in zip(*(x.tolist() for x in pieces[:3]), strict=True):
-                ids = [filler] * length if document == FILLER else documents[document]
-                writer.add_document(ids if document == FILLER else ids[first : first + length])
-            writer.pack(32, in_rows.text_R)
+        write_packed(prefix, documents, 32, filler, np.uint16)
+        assert IndexedReader(prefix).text_R.max() < 32
         source = f'[{{name = "packed", path = "{prefix}"}}]'
         home = tmp_path / str(filler)
         more = (f"data.sources={source}", "data.reset_at_documents=true", "train.steps=2")

@@ -98,7 +98,10 @@ def _evaluated_documents(source, *settings):
     return _evaluated([source], 10**6, *settings)["docs"], weights
 
 
-@pytest.mark.parametrize(("ranks", "settings"), [(1, ()), (2, ("train.micro_batch=2",))])
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [(1, ()), (2, ("train.micro_batch=2",)), (2, ("parallel.context=2",))],
+)
 def test_documents_kept_apart_are_scored_as_transformers_scores_each_alone(
     tmp_path, ranks, settings
 ):

@@ -1,6 +1,7 @@
 """Weights for servers: from every layout the folder's own tensors, to the bit, a few at a time."""
 
 import os
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,10 @@ CASES = [
     ("tied", ("parallel.tensor=2",)),
     ("tied", ("parallel.pipeline=2",)),
     ("dense", ("parallel.tensor=2", "parallel.pipeline=2")),
+    ("tied", ("parallel.context=2",)),
     ("moe", ()),
     ("moe", ("parallel.expert=2",)),
+    ("moe", ("parallel.context=2", "parallel.expert=2")),
     ("moe", ("parallel.tensor=2", "parallel.expert_tensor=2")),
     ("moe", ("parallel.tensor=2", "parallel.expert=2", "train.precision=bf16")),
 ]
@@ -46,13 +49,13 @@ def folders(tmp_path_factory):
 
 def ranks_of(settings):
     sizes = dict(setting.split("=") for setting in settings)
-    return int(sizes.get("parallel.tensor", 1)) * int(sizes.get("parallel.pipeline", 1)) or 1
+    return prod(int(sizes.get(f"parallel.{name}", 1)) for name in ("tensor", "context", "pipeline"))
 
 
 def gathered(folder, settings, out):
     """Of each size of buckets: tensors and the largest buffer, and what was written of them."""
     source = Source(Path(folder))
-    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     model = Engine(config, start(config)).model
     fill(model, source.path, verify="")
     weights, found = Gathered(model), []

@@ -77,6 +77,7 @@ LAYOUTS = {
     "dp2-this-batch": (2, "train.micro_batch=2", THIS_BATCH),
     "tp2-full": (2, "train.micro_batch=4", "parallel.tensor=2", "parallel.recompute=full"),
     "pp2-vpp2": (2, "train.micro_batch=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2"),
+    "cp2-ep2": (2, "train.micro_batch=2", "parallel.context=2", "parallel.expert=2"),
 }
 SLOW_LAYOUTS = {
     "tp2-ep2-selective": (
@@ -85,6 +86,14 @@ SLOW_LAYOUTS = {
         "parallel.tensor=2",
         "parallel.expert=2",
         "parallel.recompute=selective",
+    ),
+    "cp2-tp2-this-batch": (
+        4,
+        "train.micro_batch=4",
+        "parallel.context=2",
+        "parallel.tensor=2",
+        "parallel.recompute=full",
+        THIS_BATCH,
     ),
     "ep2-full": (2, "train.micro_batch=2", "parallel.expert=2", "parallel.recompute=full"),
     "pp2-tp2-full": (

@@ -172,7 +172,7 @@ def config_of(config, urls, home, way):
 def sampled(folders, urls, home, settings, way, versions=(1, 2)):
     """After each folder's weights: the rollouts and what the refit found; or the error's text."""
     source = Source(Path(folders[0]))
-    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
+    config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     config = config_of(config, urls, home, way)
     tokenizer = tokenizer_of(config)
     model = load(source, config, start(config))
@@ -210,8 +210,10 @@ def test_the_first_rank_alone_gets_rollouts_where_others_do_not_read_them(folder
 
 CASES = [
     pytest.param(("parallel.tensor=2",), "folder", id="tp2-folder"),
+    pytest.param(("parallel.context=2",), "folder", id="cp2-folder"),
     pytest.param((), "folder", id="folder", marks=pytest.mark.slow),
     pytest.param(("parallel.pipeline=2",), "gloo", id="pp2-gloo", marks=pytest.mark.slow),
+    pytest.param(("parallel.context=2",), "gloo", id="cp2-gloo", marks=pytest.mark.slow),
 ]
 
 
@@ -240,12 +242,19 @@ def test_servers_get_the_weights_of_any_layout_and_all_ranks_the_same_rollouts(
     assert all(torch.equal(x, theirs[name]) for name, x in own.items())
 
 
-@pytest.mark.parametrize("fault", ["old head", pytest.param("raw", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "fault, settings",
+    [
+        ("old head", ("parallel.tensor=2",)),
+        pytest.param("raw", ("parallel.tensor=2",), marks=pytest.mark.slow),
+        pytest.param("old head", ("parallel.context=2",), marks=pytest.mark.slow),
+    ],
+)
 def test_a_server_that_computes_something_else_stops_all_ranks_with_the_reason(
-    folders, tmp_path, fault
+    folders, tmp_path, fault, settings
 ):
     with running(Server(folders[0]), Server(folders[0], fault)) as urls:
-        arguments = (folders, urls, tmp_path, ("parallel.tensor=2",), "folder")
+        arguments = (folders, urls, tmp_path, settings, "folder")
         results = run_ranks(sampled, 2, *arguments)
     for found, error in results:
         assert not found and urls[1] in error and "rollouts.vllm.difference = 0.0001" in error

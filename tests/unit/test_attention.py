@@ -274,3 +274,5 @@ def test_reads_of_other_rows_are_refused():
         match="3 rows of 7 queries and 7 keys, but `reads` of 3 rows of 8 queries and 8 keys",
     ):
         attention(*heads(randn), Reads.of(B, 8))
+    with pytest.raises(ValueError, match="`tables` are of the places of chunks"):
+        attention(*heads(randn), None, (torch.ones(2, S, 1, 1, D),) * 3)

@@ -328,6 +328,9 @@ def test_chunks_are_written_beside_and_read_back(tmp_path, scale):
         (RopeConfig(dca_chunk_size=1024, dca_local_size=128), 1024, "does not exceed"),
         (RopeConfig(dca_chunk_size=1024, dca_local_size=128, dca_rule="paper"), 9999, "rule"),
         (RopeConfig(dca_chunk_size=1024, dca_local_size=128, dca_scale=0.9), 9999, "dca_scale"),
+        (RopeConfig(dca_chunk_size=1024, dca_local_size=128, dca_scale=2.5), 9999, "would be 0,"),
+        (RopeConfig(dca_chunk_size=1024, dca_local_size=128, dca_scale=99), 9999, "of 1 of it"),
+        (RopeConfig(dca_chunk_size=1024, dca_local_size=128, dca_scale=1.9), 9999, "would be 1,"),
         (RopeConfig(4.0, 1024, dca_chunk_size=1024, dca_local_size=128), 9999, "ignore YaRN"),
     ],
 )

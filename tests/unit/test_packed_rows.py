@@ -15,28 +15,22 @@ from hypothesis import strategies as st
 
 from data_prep import curriculum, fingerprint
 from data_prep.indexed import IndexedReader, IndexedWriter
-from data_prep.packed import FILLER, lay_out
 from megatron_qwen3.config import Config, ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, Part, Record, Start
 from megatron_qwen3.pretrain.rows import token_batch
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
+from tests.packed import write_packed
 
 L = 16
 END = 0
 
 
-def write_packed(prefix: Path, lengths: list[int], row_length: int = L) -> list[list[int]]:
-    """Token 1,000 d + 1 + p at place p of document d, the last one END; the documents."""
+def write(prefix: Path, lengths: list[int], row_length: int = L) -> None:
+    """Token 1,000 d + 1 + p at place p of document d, the last one END."""
     texts = [[1_000 * d + 1 + p for p in range(n - 1)] + [END] for d, n in enumerate(lengths)]
-    pieces, rows = lay_out(np.array(lengths), row_length)
-    with IndexedWriter(prefix, np.int32) as writer:
-        for document, first, length in zip(*(x.tolist() for x in pieces[:3]), strict=True):
-            ids = [END] * length if document == FILLER else texts[document][first : first + length]
-            writer.add_document(ids)
-        writer.pack(row_length, rows.text_R)
-    return texts
+    write_packed(prefix, texts, row_length, filler=END)
 
 
 def mixture(folder: Path, names: list[str], length: int = L, held_out: float = 0.0) -> Mixture:
@@ -55,7 +49,7 @@ def test_each_epoch_trains_each_token_of_a_document_that_fits_but_its_first_once
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], times: int, apart: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
-    write_packed(folder / "a", lengths)
+    write(folder / "a", lengths)
     rows_there = IndexedReader(folder / "a").text_R
     if len(rows_there) % times or len(rows_there) < times:
         times = 1
@@ -89,7 +83,7 @@ def test_a_sample_is_rows_from_where_one_begins(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], row_length: int, times: int
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
-    write_packed(folder / "a", lengths * 3, row_length)
+    write(folder / "a", lengths * 3, row_length)
     tokens = IndexedReader(folder / "a").tokens
     if len(tokens) < times * row_length:
         times = 1
@@ -106,7 +100,7 @@ def test_a_sample_is_rows_from_where_one_begins(
 
 
 def test_chunks_of_a_stream_are_whole_rows_whatever_their_length(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a", [700] * 700, 700)
+    write(tmp_path / "a", [700] * 700, 700)
     found = mixture(tmp_path, ["a"], 700)
     places = [found.locate(k).ranges for k in range(1400)]
     assert all(len(ranges) == 1 and ranges[0][0] % 700 == 0 for ranges in places)
@@ -115,7 +109,7 @@ def test_chunks_of_a_stream_are_whole_rows_whatever_their_length(tmp_path: Path)
 
 
 def test_a_mixture_has_packed_text_beside_other_text(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
     with IndexedWriter(tmp_path / "b", np.int32) as writer:
         for document in range(100):
             writer.add_document(500_000 + 100 * document + np.arange(13))
@@ -132,7 +126,7 @@ def test_a_mixture_has_packed_text_beside_other_text(tmp_path: Path) -> None:
 
 
 def test_held_out_rows_are_whole_and_none_of_their_tokens_is_trained(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
     found = mixture(tmp_path, ["a"], held_out=0.13)
     source = found.sources[0]
     assert source.held_out % L == 0 and source.held_out >= 0.13 * source.tokens
@@ -150,7 +144,7 @@ def test_held_out_rows_are_whole_and_none_of_their_tokens_is_trained(tmp_path: P
 def test_sequences_that_would_cut_rows_are_refused_and_whole_numbers_of_rows_are_not(
     tmp_path: Path,
 ) -> None:
-    write_packed(tmp_path / "a", [30, 9, 5, 4] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4] * 20)
     for length in (8, 17, 24, 33):
         with pytest.raises(
             ConfigError,
@@ -162,7 +156,7 @@ def test_sequences_that_would_cut_rows_are_refused_and_whole_numbers_of_rows_are
 
 
 def test_another_number_of_rows_in_the_middle_skips_and_repeats_none(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4, 20, 11] * 20)
     first = mixture(tmp_path, ["a"], 3 * L)
     part = first.part
     done = 5
@@ -177,7 +171,7 @@ def test_another_number_of_rows_in_the_middle_skips_and_repeats_none(tmp_path: P
 
 
 def test_files_that_were_packed_otherwise_than_when_mixed_are_refused(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a", [16] * 40)
+    write(tmp_path / "a", [16] * 40)
     found = mixture(tmp_path, ["a"])
     tokens = [t for d in range(40) for t in [1_000 * d + 1 + p for p in range(15)] + [END]]
     with IndexedWriter(tmp_path / "a", np.int32) as writer:  # the same ids, in no rows
@@ -196,7 +190,7 @@ def mixture_of(found: Mixture) -> Mixture:
 def test_curricula_and_records_keep_that_text_is_packed_and_are_then_of_version_3(
     tmp_path: Path,
 ) -> None:
-    write_packed(tmp_path / "a", [30, 9, 5, 4] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4] * 20)
     for name, version in (("a", 3), ("b", 2)):
         if name == "b":
             with IndexedWriter(tmp_path / "b", np.int32) as writer:
@@ -220,7 +214,7 @@ def test_curricula_and_records_keep_that_text_is_packed_and_are_then_of_version_
 def test_a_run_of_a_curriculum_whose_sequences_would_cut_rows_is_refused(tmp_path: Path) -> None:
     from megatron_qwen3.pretrain import record
 
-    write_packed(tmp_path / "a", [30, 9, 5, 4] * 20)
+    write(tmp_path / "a", [30, 9, 5, 4] * 20)
     source = replace(mixture(tmp_path, ["a"]).sources[0], folder=str(tmp_path))
     stage = curriculum.Stage("s", L, 4, (curriculum.Share(source, 10 * L, 0),))
     curriculum.write(curriculum.Curriculum(3, {}, 2_000, (stage,)), tmp_path / "c.json")

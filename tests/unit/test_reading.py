@@ -56,6 +56,15 @@ def test_a_prompt_is_of_its_length_says_its_key_once_and_ends_with_it(length, co
         assert set(text) - set("0123456789[]<") == {"ab"[number % 2]}
 
 
+def test_braces_in_the_words_are_text():
+    words = Words('{"pass": "{key}"}', "{}{0}{key}", 4)
+    words.check()
+    (prompt,) = make([encode("a" * 99)], 60, 1, words, encode, seed=1)
+    text = "".join(map(chr, prompt.ids))
+    key = text[-4:]
+    assert f'{{"pass": "{key}"}}' in text and text.endswith(f"{{}}{{0}}{key}")
+
+
 def test_keys_stand_at_all_depths():
     depths = [prompt.depth for prompt in make([[1] * 99], 99, 4, WORDS, encode, seed=1)]
     assert depths == [0.125, 0.375, 0.625, 0.875]
