@@ -1,14 +1,13 @@
 """Qwen3's chat format: conversations to text, to tokens with a loss mask, and answers taken apart.
 
 A conversation is a list of messages in OpenAI's form; the text is what Qwen3's published template
-renders. It is written twice, here for training and in chat_template.jinja for exported models; a
-test holds the two together. No torch, so that data preparation can use it.
+renders. It is written twice, here for training and in chat_template.jinja for exported models
+(`chat_template.py`); a test holds the two together. No torch, so that data preparation can use it.
 
     chat = ChatTokenizer(data_prep.tokenizer.load("runs/tokenizer"))
     chat.encode_conversation(messages, tools)  # ids, and which of them the model has to emit
     chat.encode_prompt(messages)  # ids up to where the model goes on
     split_thinking(answer)  # (thinking, answer)
-    write_chat_template("runs/export")  # into a tokenizer folder of Hugging Face's form
 
 A message has a `role` (system, user, assistant, tool) and `content`; the assistant's may have
 `reasoning_content`, which some clients call `reasoning`, and `tool_calls`, and its reasoning may
@@ -22,19 +21,16 @@ has to emit is known to the renderer alone: masks from prefixes of a conversatio
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise, takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 
 from megatron_qwen3.chat_check import REASONING, ChatError, Message, check
-from megatron_qwen3.storage.whole import write_whole
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
@@ -42,7 +38,6 @@ TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 TOOL_RESPONSE, END_TOOL_RESPONSE = "<tool_response>", "</tool_response>"
 MARKUP = (THINK, END_THINK, TOOL_CALL, END_TOOL_CALL, TOOL_RESPONSE, END_TOOL_RESPONSE)
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
-CHAT_TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 # `/no_think` means nothing else, but `/think` is also a part of paths, addresses and `</think>`.
 SOFT_SWITCH = re.compile(r"(?:(?<![A-Za-z0-9_<./:-])/think|/no_think)(?![A-Za-z0-9_/])")
@@ -236,20 +231,6 @@ def split_by_query(messages: Sequence[Message]) -> list[Sequence[Message]]:
         answers = [k for k in range(query, end) if messages[k].get("role") == "assistant"]
         parts += [messages[: answers[-1] + 1]] if answers else []
     return parts
-
-
-def write_chat_template(folder: str | os.PathLike[str]) -> None:
-    """Put the template into a tokenizer folder, so that transformers and servers render the same.
-
-    transformers reads chat_template.jinja first, other programs read tokenizer_config.json.
-    """
-    template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
-    config_file = Path(folder) / "tokenizer_config.json"
-    if not config_file.exists():
-        raise ChatError(f"{folder} is not a tokenizer folder: it has no tokenizer_config.json")
-    config = json.loads(config_file.read_text(encoding="utf-8")) | {"chat_template": template}
-    write_whole(Path(folder) / CHAT_TEMPLATE_FILE.name, [template.encode()])
-    write_whole(config_file, [json.dumps(config, indent=2, ensure_ascii=False).encode(), b"\n"])
 
 
 def turns_of(

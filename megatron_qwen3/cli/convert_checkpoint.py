@@ -24,9 +24,9 @@ transformers'.
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3.cli.parser import Parser, positive
@@ -48,39 +48,21 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         return 2
 
 
+class _Command(NamedTuple):
+    """folders: names of its arguments; example: of its line, after the program's name."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    folders: tuple[str, ...]
+    purpose: str
+    example: str
+
+
 def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, folders, purpose, example in (
-        (
-            "from-hf",
-            _from_hf,
-            ("source", "out"),
-            "a folder of Hugging Face's format becomes a checkpoint for checkpoint.init_from",
-            "from-hf Qwen3-0.6B checkpoints/qwen3-0.6b",
-        ),
-        (
-            "to-hf",
-            _to_hf,
-            ("source", "out"),
-            "a checkpoint, or a run's newest, becomes a folder of Hugging Face's format",
-            "to-hf runs/quickstart/stage_3_long_context export/quickstart",
-        ),
-        (
-            "verify",
-            _verify,
-            ("a", "b"),
-            "compare the logits of two models of either format; status 1 where they differ",
-            "verify export/quickstart runs/quickstart/stage_3_long_context",
-        ),
-        (
-            "inspect",
-            _inspect,
-            ("source",),
-            "print what a model of either format is made of",
-            "inspect runs/quickstart/stage_3_long_context",
-        ),
-    ):
+    for name, run, add_options, folders, purpose, example in _commands():
         command = commands.add_parser(
             name,
             help=purpose,
@@ -90,37 +72,84 @@ def _parser(prog: str | None) -> Parser:
         command.set_defaults(run=run)
         for folder in folders:
             command.add_argument(folder, type=Path)
-        if name in ("from-hf", "to-hf"):
-            command.add_argument(
-                "--workers", type=positive, help="threads; default: cores, at most 8"
-            )
-            command.add_argument(
-                "--dtype",
-                choices=("bfloat16", "float32"),
-                help="type of all tensors; default: as they are",
-            )
-        if name == "from-hf":
-            command.add_argument(
-                "--dca",
-                action="store_true",
-                help="with Dual Chunk Attention as config_1m.json has it; default: without",
-            )
-        if name == "to-hf":
-            command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
-            command.add_argument(
-                "--dca-length",
-                type=positive,
-                help="tokens that servers take by config_1m.json; default: 4 dca_chunk_size",
-            )
-            command.add_argument(
-                "settings",
-                nargs="*",
-                metavar="rope.KEY=VALUE",
-                help="how the folder's model reads long texts, in place of the checkpoint's",
-            )
-        if name == "verify":
-            command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+        add_options(command)
     return parser
+
+
+def _commands() -> list[_Command]:
+    return [
+        _Command(
+            "from-hf",
+            _from_hf,
+            _add_from_hf,
+            ("source", "out"),
+            "a folder of Hugging Face's format becomes a checkpoint for checkpoint.init_from",
+            "from-hf Qwen3-0.6B checkpoints/qwen3-0.6b",
+        ),
+        _Command(
+            "to-hf",
+            _to_hf,
+            _add_to_hf,
+            ("source", "out"),
+            "a checkpoint, or a run's newest, becomes a folder of Hugging Face's format",
+            "to-hf runs/quickstart/stage_3_long_context export/quickstart",
+        ),
+        _Command(
+            "verify",
+            _verify,
+            _add_verify,
+            ("a", "b"),
+            "compare the logits of two models of either format; status 1 where they differ",
+            "verify export/quickstart runs/quickstart/stage_3_long_context",
+        ),
+        _Command(
+            "inspect",
+            _inspect,
+            lambda _: None,
+            ("source",),
+            "print what a model of either format is made of",
+            "inspect runs/quickstart/stage_3_long_context",
+        ),
+    ]
+
+
+def _add_conversion(command: argparse.ArgumentParser) -> None:
+    """Options of both directions."""
+    command.add_argument("--workers", type=positive, help="threads; default: cores, at most 8")
+    command.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="type of all tensors; default: as they are",
+    )
+
+
+def _add_from_hf(command: argparse.ArgumentParser) -> None:
+    _add_conversion(command)
+    command.add_argument(
+        "--dca",
+        action="store_true",
+        help="with Dual Chunk Attention as config_1m.json has it; default: without",
+    )
+
+
+def _add_to_hf(command: argparse.ArgumentParser) -> None:
+    _add_conversion(command)
+    command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+    command.add_argument(
+        "--dca-length",
+        type=positive,
+        help="tokens that servers take by config_1m.json; default: 4 dca_chunk_size",
+    )
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="rope.KEY=VALUE",
+        help="how the folder's model reads long texts, in place of the checkpoint's",
+    )
+
+
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
 
 
 # torch is imported only where it is needed: a wrong command costs no seconds.

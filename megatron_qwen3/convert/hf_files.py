@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from megatron_qwen3 import chat
+from megatron_qwen3.chat_template import write_chat_template
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert.foreign import MAY_ASK, read_json
 from megatron_qwen3.convert.hf_config import Ids, write_json
@@ -102,7 +102,7 @@ def add_chat_template(folder: Path) -> None:
         return
     has_one = "chat_template" in read_json(config_file, "no tokenizer")
     if not has_one and "<|im_end|>" in _added_tokens(folder):
-        chat.write_chat_template(folder)
+        write_chat_template(folder)
 
 
 def end_chat_template_at_the_answer(folder: Path) -> None:

@@ -39,9 +39,10 @@ class FolderTemplate:
 
         ConfigError where transformers is not installed, or the template does not end.
         """
-        from megatron_qwen3.chat import CHAT_TEMPLATE_FILE, render
+        from megatron_qwen3 import chat_template
+        from megatron_qwen3.chat import render
 
-        if set(self.texts.values()) == {CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")}:
+        if set(self.texts.values()) == {chat_template.FILE.read_text(encoding="utf-8")}:
             return False
         for enable_thinking in (True, False):
             theirs = self.render(_PROBES, enable_thinking)

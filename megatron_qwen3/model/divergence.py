@@ -34,9 +34,9 @@ from torch.autograd.function import once_differentiable
 
 from megatron_qwen3.model.logits import Logits
 from megatron_qwen3.model.outputs import NUMBER, Head, Labelled, Outputs
+from megatron_qwen3.model.tile_products import multiplied
 from megatron_qwen3.model.tiles import (
     is_one,
-    multiplied,
     row_blocks,
     square_tiles,
     tempered_logits,

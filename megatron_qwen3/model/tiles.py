@@ -22,7 +22,7 @@ each position; n positions and w columns of one tile.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -31,14 +31,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_qwen3.cpu.products import product, write_product
-from megatron_qwen3.cpu.shortcuts import take_old
+from megatron_qwen3.cpu.products import product
+from megatron_qwen3.model.tile_products import Tiles, multiplied
 
 TILE_BYTES = 256 << 20  # of one tile's logits as float32
 LEAST_LOG_REST = -80.0  # e of the rest may vanish in float32 below it, and 1 / r overflow
 _UNIT = 128  # of a tile's sides: a GPU's products slow down where rows are not aligned
-
-Tiles = tuple[list[slice], list[slice]]
 
 
 class Part(NamedTuple):
@@ -341,64 +339,3 @@ def _gradient_in_place(exps_nw: Tensor, slopes: _Slopes, local_nK: Tensor, rest_
         column_nK, is_mine_nK = _columns(local_nK, exps_nw.shape[1])
         grad_nw.scatter_add_(1, column_nK, slopes.of_ids_TK.masked_fill(~is_mine_nK, 0.0))
     return grad_nw
-
-
-def multiplied(
-    of_logits: Callable[[slice, slice], Tensor],
-    hidden_TH: Tensor,
-    weight_vH: Tensor,
-    tiles: Tiles,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of hidden and weight, from those of the logits of one tile after the other."""
-    row_tiles, column_tiles = tiles
-    of_hidden_TH = torch.empty_like(hidden_TH) if needs[0] else None
-    of_weight_vH, adds = _sum_of_weight(weight_vH, len(row_tiles)) if needs[1] else (None, False)
-    for rows in row_tiles:
-        hidden_nH, sum_nH = hidden_TH[rows], None
-        if of_hidden_TH is not None:
-            dtype = _precise(hidden_nH, len(column_tiles))
-            sum_nH = of_hidden_TH[rows]
-            if dtype != hidden_nH.dtype:
-                sum_nH = torch.empty_like(hidden_nH, dtype=dtype)
-        for columns in column_tiles:
-            grad_nw = of_logits(rows, columns)
-            if sum_nH is not None:
-                write_product(sum_nH, grad_nw, weight_vH[columns], adds=columns.start > 0)
-            if of_weight_vH is not None:
-                adds_here = adds or rows.start > 0
-                write_product(of_weight_vH[columns], grad_nw.t(), hidden_nH, adds=adds_here)
-            del grad_nw  # before the next one is made
-        if of_hidden_TH is not None and sum_nH is not None and sum_nH.dtype != hidden_nH.dtype:
-            of_hidden_TH[rows] = sum_nH
-    return of_hidden_TH, None if of_weight_vH is None else _for_autograd(weight_vH, of_weight_vH)
-
-
-def _precise(x: Tensor, summands: int) -> torch.dtype:
-    """The type in which so many summands of x's gradient are added up."""
-    return x.dtype if summands == 1 else torch.promote_types(x.dtype, torch.float32)
-
-
-def _sum_of_weight(weight_vH: Tensor, summands: int) -> tuple[Tensor, bool]:
-    """Where the weight's gradient is summed, and whether it holds a gradient to add to.
-
-    That is megatron-core's buffer where there is one, which saves a second matrix of that size.
-    """
-    if hasattr(weight_vH, "grad_added_to_main_grad"):
-        return weight_vH.main_grad, not take_old(weight_vH.main_grad)
-    return torch.empty_like(weight_vH, dtype=_precise(weight_vH, summands)), False
-
-
-def _for_autograd(weight_vH: Tensor, sum_vH: Tensor) -> Tensor:
-    """The gradient; or, if it is in megatron-core's buffer, what its hooks expect in its place.
-
-    They run only where autograd is given something, and add it to the buffer if the embedding's
-    gradient comes with it (`zero_out_wgrad`). Autograd keeps it until then, through the backward
-    pass of all layers: it is one zero, seen as a matrix.
-    """
-    if not hasattr(weight_vH, "grad_added_to_main_grad"):
-        return sum_vH.to(weight_vH.dtype)
-    weight_vH.grad_added_to_main_grad = True
-    if getattr(weight_vH, "zero_out_wgrad", False):
-        return weight_vH.new_zeros(()).expand_as(weight_vH)
-    return torch.empty_like(weight_vH)

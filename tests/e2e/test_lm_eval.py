@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from megatron_qwen3.chat import write_chat_template
+from megatron_qwen3.chat_template import write_chat_template
 from megatron_qwen3.convert.stream import from_hf, to_hf
 
 transformers = pytest.importorskip("transformers")

@@ -34,6 +34,19 @@ class Opened(Scripted):
         pass
 
 
+class Watched(Opened):
+    """is_open: whether it was entered, and not left."""
+
+    is_open = False
+
+    def __enter__(self):
+        self.is_open = True
+        return self
+
+    def __exit__(self, *_):
+        self.is_open = False
+
+
 def word_in(request):
     return re.search(r'"word": "([0-9a-f]{12})"', request.messages[-1]["content"]).group(1)
 
@@ -325,3 +338,17 @@ def test_a_judge_that_answers_is_asked_one_thing_in_the_way_of_a_run():
         check(JudgeConfig(url=address, name="judge", max_tokens=77))
     ((_, _, body),) = asked
     assert body["model"] == "judge" and body["max_tokens"] == 77
+
+
+def test_a_judge_whose_replies_cannot_be_kept_leaves_its_generator(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    generator = Watched(scoring(1))
+    with (
+        pytest.raises(OSError, match="file"),
+        AnswerJudge(JudgeConfig(url="x"), tmp_path / "file" / "folder", generator),
+    ):
+        pass
+    assert not generator.is_open
+    with AnswerJudge(JudgeConfig(url="x"), tmp_path, generator):
+        assert generator.is_open
+    assert not generator.is_open

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from data_prep.tokenizer import train
 from megatron_qwen3.chat import (
-    CHAT_TEMPLATE_FILE,
     ChatError,
     render,
     soft_switch,
     split_by_query,
     split_thinking,
     thinks,
-    write_chat_template,
 )
+from megatron_qwen3.chat_template import FILE, write_chat_template
 from tests import golden
 from tests.conversations import ANY_MESSAGE, SOUND, TEXT, TOOLS, assistant, system, tool, user
 
@@ -124,7 +123,7 @@ def render_jinja(messages: Any, tools: Any = None, **options: Any) -> str:
     """Our template in the environment that transformers gives to templates."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
+    template = FILE.read_text(encoding="utf-8")
     options.setdefault("add_generation_prompt", False)
     rendered, _ = render_jinja_template(
         conversations=[messages], tools=tools, chat_template=template, **options
@@ -244,7 +243,7 @@ def test_transformers_renders_the_same_from_an_exported_folder(tmp_path: Path, l
     before = json.loads((tmp_path / "tokenizer_config.json").read_text())
     write_chat_template(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert config == before | {"chat_template": CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")}
+    assert config == before | {"chat_template": FILE.read_text(encoding="utf-8")}
     if left == "chat_template.jinja":
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(before))
     elif left == "tokenizer_config.json":

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data_prep.engines import ENGINES
 from data_prep.tokenizer import load, train, write
-from megatron_qwen3.chat import CHAT_TEMPLATE_FILE, ChatError, turns_to_train
+from megatron_qwen3.chat import ChatError, turns_to_train
+from megatron_qwen3.chat_template import FILE
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialogs import Choices, Refused, decoder, samples_of
 from megatron_qwen3.posttrain.encoder import ChatEncoder
@@ -103,7 +104,7 @@ def published_turns(messages: Any, tools: Any) -> list[str]:
     """The turns of what the published template renders, by transformers, each with its end."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
+    template = FILE.read_text(encoding="utf-8")
     rendered, _ = render_jinja_template(
         conversations=[replaced(messages, STAND_INS)], tools=tools, chat_template=template
     )

@@ -7,7 +7,8 @@ import pytest
 import tokenizers
 
 from data_prep import tokenizer as qwen
-from megatron_qwen3.chat import CHAT_TEMPLATE_FILE, ChatError
+from megatron_qwen3.chat import ChatError
+from megatron_qwen3.chat_template import FILE
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate import __main__ as command
 from megatron_qwen3.generate import template as templates
@@ -57,11 +58,9 @@ def test_a_folders_template_is_rendered_as_transformers_does_and_is_told_apart(f
 
 
 def test_our_template_in_other_words_is_not_told_apart():
-    words = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
-    assert not FolderTemplate(CHAT_TEMPLATE_FILE.parent, {"default": words}).differs()
-    assert not FolderTemplate(
-        CHAT_TEMPLATE_FILE.parent, {"default": words + "{# more #}"}
-    ).differs()
+    words = FILE.read_text(encoding="utf-8")
+    assert not FolderTemplate(FILE.parent, {"default": words}).differs()
+    assert not FolderTemplate(FILE.parent, {"default": words + "{# more #}"}).differs()
 
 
 def test_conversations_get_the_ids_of_the_folders_template_and_errors_name_their_line(folder):

@@ -55,6 +55,10 @@ class AnswerLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """For who has several that come and go."""
         self._file.close()
 
     @property

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -65,12 +65,15 @@ class AnswerJudge:
         """folder: where replies are kept; generator: in place of the endpoint."""
         self._settings, self._folder = settings, folder
         self._template = read_template(settings.template)
-        self._opening = generator or _endpoint(settings, settings.seconds)
+        self._generating = generator or _endpoint(settings, settings.seconds)
 
     def __enter__(self) -> Self:
-        self._generator = self._opening.__enter__()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._log = KeptReplies(self._folder / REPLIES_FILE, _MOST_BYTES).__enter__()
+        with ExitStack() as opened:  # left where a part of it cannot be had
+            self._generator = opened.enter_context(self._generating)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            kept = KeptReplies(self._folder / REPLIES_FILE, _MOST_BYTES)
+            self._log = opened.enter_context(kept)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
@@ -79,8 +82,7 @@ class AnswerJudge:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._log.__exit__(kind, error, trace)
-        self._opening.__exit__(kind, error, trace)
+        self._opened.__exit__(kind, error, trace)
 
     def score(self, asked: Sequence[tuple[Task, str]]) -> list[Scored]:
         """Of each answer, with its thinking, to a task with gold or a checklist."""

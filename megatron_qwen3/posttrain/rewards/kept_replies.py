@@ -40,7 +40,7 @@ class KeptReplies:
         trace: TracebackType | None,
     ) -> None:
         for log in self._logs:
-            log.__exit__(kind, error, trace)
+            log.close()
 
     def answers(self, key: str) -> list[Answer]:
         """All of a request, in the order in which they came."""
@@ -53,5 +53,5 @@ class KeptReplies:
             os.replace(self._path, self._before)
             fresh = AnswerLog(self._path).__enter__()
             for log in self._logs[1:]:
-                log.__exit__(None, None, None)
+                log.close()
             self._logs = [fresh, self._logs[0]]
