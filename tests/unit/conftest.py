@@ -1,11 +1,18 @@
-"""`published_folder`: Qwen's published tokenizer, whose rebuilding takes seconds, made once."""
+"""What several files of tests share.
+
+`published_folder`: Qwen's published tokenizer, whose rebuilding takes seconds, made once;
+`tokenizer`: a small one of the words of `corpora.py`; `small_units`: a corpus of many parts.
+"""
 
 import fcntl
 
 import pytest
 
 from data_prep import published
+from data_prep.tokenization import plan, work
+from data_prep.tokenizer import train
 from megatron_qwen3.config import ConfigError
+from tests.corpora import WORDS
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +31,18 @@ def published_folder(tmp_path_factory):
         if not (folder / "tokenizer.json").exists():
             published.save(ranks, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """The folder of a tokenizer of the words of corpora, not to be changed."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train([" ".join(WORDS) * 50], 500, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Sizes at which a test's documents take several units, runs and shards."""
+    monkeypatch.setattr(plan, "UNIT_BYTES", 1 << 14)
+    monkeypatch.setattr(work, "RUN_BYTES", 1 << 12)

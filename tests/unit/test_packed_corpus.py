@@ -19,29 +19,17 @@ from hypothesis import strategies as st
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.packed import FILLER, lay_out
 from data_prep.shards import Shard, faults, origin, read_inventory
-from data_prep.tokenization import plan, work
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
-from data_prep.tokenizer import DocumentTokenizer, train
+from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
 from megatron_qwen3.config import ConfigError
-from tests.unit.test_tokenize_corpus import WORDS, dies_after, digests
+from tests.corpora import WORDS, dies_after, digests
 
 ROW = 64
 ONE = Options()
 
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train([" ".join(WORDS) * 50], 500, folder)
-    return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "UNIT_BYTES", 1 << 14)
-    monkeypatch.setattr(work, "RUN_BYTES", 1 << 12)
+pytestmark = pytest.mark.usefixtures("small_units")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import filecmp
 import gzip
-import hashlib
 import json
 import os
 import random
@@ -26,30 +25,18 @@ import pytest
 
 from data_prep.indexed import IndexedReader
 from data_prep.shards import origin, read_inventory
-from data_prep.tokenization import plan, work
+from data_prep.tokenization import plan
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
-from data_prep.tokenizer import DocumentTokenizer, train
+from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
 from megatron_qwen3.config import ConfigError
+from tests.corpora import WORDS, dies_after, digests
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["river", "town", "hills", "sea", "water", "mill", "children", "la", "rivière", "город"]
 ONE = Options()
 
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train([" ".join(WORDS) * 50], 500, folder)
-    return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which a test's documents take several units, runs and shards."""
-    monkeypatch.setattr(plan, "UNIT_BYTES", 1 << 14)
-    monkeypatch.setattr(work, "RUN_BYTES", 1 << 12)
+pytestmark = pytest.mark.usefixtures("small_units")
 
 
 def settings(tokenizer: str, **others: Any) -> Settings:
@@ -84,11 +71,6 @@ def corpus(tmp_path: Path) -> Path:
             gzip.compress(content, mtime=0) if name.endswith("gz") else content
         )
     return folder
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def sequences(out: Path) -> dict[str, list[list[int]]]:
@@ -468,40 +450,6 @@ def test_a_run_killed_again_and_again_ends_with_the_files_of_one_that_was_not(
         deaths += 1
     assert deaths > 2
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
-
-
-def dies_after(writes: int, corpus: Path, out: Path, chosen: Settings) -> bool:
-    """Tokenize in a process that is killed at a random moment of its n-th write or renaming."""
-    child = os.fork()
-    if not child:
-        try:
-            left = [writes]
-            for owner, name in (
-                (os, "fsync"),
-                (os, "replace"),
-                (Path, "replace"),
-                (Path, "unlink"),
-            ):
-                setattr(owner, name, dying(getattr(owner, name), left))
-            tokenize([corpus], out, chosen, ONE)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def dying(function: Any, left: list[int]) -> Any:
-    """`function`, but the process is killed before or after the call that makes `left` zero."""
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **named)
-
-    return call
 
 
 @pytest.mark.slow

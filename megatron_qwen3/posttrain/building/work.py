@@ -57,7 +57,7 @@ class Work:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.log.__exit__(None, None, None)
+        self.log.close()
         self.outcomes.close()
 
     def drop_query(self, query: Query, reason: str, detail: str = "", **numbers: float) -> None:
