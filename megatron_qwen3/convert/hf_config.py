@@ -113,6 +113,19 @@ def has_dca(folder: Path) -> list[str]:
     return [str(f) for f in files if f.is_file() and DCA_FIELD in read_json(f, "no model")]
 
 
+def chunks_left_out(folder: Path, rope: RopeConfig) -> str:
+    """A note where config.json itself has Dual Chunk Attention, as Qwen has servers read it, and
+    the model that takes its weights has `rope` without; "" elsewhere."""
+    path = folder / "config.json"
+    given = read_json(path, "no model").get(DCA_FIELD)
+    if given is None or rope.has_dca:
+        return ""
+    return (
+        f"note: {path}: {DCA_FIELD} = {given!r:.80} is left out and attention is plain; "
+        "rope.dca_chunk_size and rope.dca_local_size say otherwise"
+    )
+
+
 def _read(path: Path, with_dca: bool = False) -> HfConfig:
     folder = path.parent
     if folder.is_dir():

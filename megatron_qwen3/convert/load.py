@@ -13,6 +13,7 @@ the nearest, of two equally near to the even one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3.convert import hf
+from megatron_qwen3 import launcher
+from megatron_qwen3.convert import hf, hf_config
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, SCALAR_HEAD, Weight, weights
 from megatron_qwen3.settings import Config, ConfigError, ModelConfig
 from megatron_qwen3.settings_rope import RopeConfig
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage.load import faults, load
 from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
@@ -122,6 +125,9 @@ def fill(
     """
     check_model(model.config, source, (*free, "head") if fresh_head else free)
     is_hf = folders.is_hf(source)
+    note = hf_config.chunks_left_out(source, model.config.rope) if is_hf else ""
+    if note and launcher.rank() == 0:
+        print(shown(note), file=sys.stderr)
     if verify and not is_hf:
         check_intact(source, verify == "full")
     lacking = {EXPERT_SHARE} if is_hf else set()

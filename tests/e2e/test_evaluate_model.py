@@ -43,7 +43,10 @@ def test_ranks_that_would_share_rows_are_refused_before_anything_is_asked(
     capsys,
 ):
     tasks, out = tmp_path / "tasks.jsonl", tmp_path / "out"
-    row = {"messages": [{"role": "user", "content": "a"}], "verifier": {"kind": "math", "gold": 1}}
+    row = {
+        "messages": [{"role": "user", "content": "a"}],
+        "verifier": {"kind": "math", "gold": "1"},
+    }
     tasks.write_text(json.dumps(row) + "\n")
     words = [folder, "--tasks", tasks, "--out", out, "--local", "parallel.context=2"]
     assert main([str(word) for word in words]) == 2

@@ -51,7 +51,8 @@ def main(preset, *settings):
         waits.clear()
         generator = Generator(model)
         sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
-        completions = generator.generate([[1, 2, 3], [4, 5]], sampling, 3, stop_ids=[7])
+        prompts = [[*range(20)], [*range(18)]]  # past a chunk of 16, where there are chunks
+        completions = generator.generate(prompts, sampling, 3, stop_ids=[7])
     print(
         json.dumps(
             {

@@ -29,12 +29,22 @@ def run(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+CHUNKS = ("rope.dca_chunk_size=24", "rope.dca_local_size=8")  # of 16 places
+
+
 # Experts in float32 are a loop over sizes that only real routing tells; it is a CPU's loop as well.
 @pytest.mark.parametrize(
-    "preset, precision", [("tiny-dense", "bf16"), ("tiny-dense", "fp32"), ("tiny-moe", "bf16")]
+    "preset, precision, more",
+    [
+        ("tiny-dense", "bf16", ()),
+        ("tiny-dense", "fp32", ()),
+        ("tiny-moe", "bf16", ()),
+        ("tiny-dense", "bf16", CHUNKS),
+        ("tiny-dense", "fp32", CHUNKS),
+    ],
 )
-def test_forward_score_and_generation_find_all_operands_on_the_gpu(preset, precision):
-    done = run(str(HERE / "passes.py"), preset, f"train.precision={precision}")
+def test_forward_score_and_generation_find_all_operands_on_the_gpu(preset, precision, more):
+    done = run(str(HERE / "passes.py"), preset, f"train.precision={precision}", *more)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["weights on"] == ["cuda:0"] and told["score"] == ["cuda:0", 3, 32]

@@ -210,10 +210,9 @@ def test_the_first_rank_alone_gets_rollouts_where_others_do_not_read_them(folder
 
 CASES = [
     pytest.param(("parallel.tensor=2",), "folder", id="tp2-folder"),
-    pytest.param(("parallel.context=2",), "folder", id="cp2-folder"),
     pytest.param((), "folder", id="folder", marks=pytest.mark.slow),
     pytest.param(("parallel.pipeline=2",), "gloo", id="pp2-gloo", marks=pytest.mark.slow),
-    pytest.param(("parallel.context=2",), "gloo", id="cp2-gloo", marks=pytest.mark.slow),
+    pytest.param(("parallel.context=2",), "folder", id="cp2-folder", marks=pytest.mark.slow),
 ]
 
 

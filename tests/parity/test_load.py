@@ -1,5 +1,7 @@
 """A run that starts from a folder of Hugging Face's format has the model that transformers has."""
 
+import contextlib
+import io
 import json
 import shutil
 
@@ -67,6 +69,27 @@ def first_loss(arguments):
     mine = ids().chunk(engine.layout.data)[engine.data_rank]
     batch = TokenBatch.of(mine[:, :-1], mine[:, 1:])
     return engine.train_step(batch, objectives.cross_entropy, 0.0)["loss"]
+
+
+def said(arguments):
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        begin(arguments)
+    return told.getvalue()
+
+
+def test_chunks_that_a_folder_has_and_a_run_has_not_are_told(theirs, tmp_path):
+    """Qwen has its config_1m.json put in place of config.json."""
+    preset, folder = theirs
+    shutil.copytree(folder, tmp_path / "long")
+    path = tmp_path / "long" / "config.json"
+    sizes = {"chunk_size": 64, "local_size": 16}
+    fields = json.loads(path.read_text()) | {"dual_chunk_attention_config": sizes}
+    path.write_text(json.dumps(fields))
+    base = settings(preset, tmp_path, f"checkpoint.init_from={path.parent}")
+    (told,) = run_ranks(said, 1, base)
+    assert "dual_chunk_attention_config" in told and "is left out and attention is plain" in told
+    assert told.count("\n") == 1
+    assert run_ranks(said, 1, [*base, "rope.dca_chunk_size=64", "rope.dca_local_size=16"]) == [""]
 
 
 def test_the_first_loss_is_transformers_cross_entropy_in_a_split_layout(theirs, tmp_path):
