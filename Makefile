@@ -39,6 +39,12 @@ PYTHON312 ?= python3.12
 CUDA_TORCH ?= 2.11.0
 CUDA_VENV := .venv-cuda
 
+# Transformer Engine's Python and what it imports (60 MB), beside the environment: ranks of tests/te
+# alone see it.
+TE_PACKAGES := .venv-te
+TE := transformer_engine==2.20.2 onnx==1.23.2 onnxscript==0.7.2 onnx_ir==1.1.0 ml_dtypes==0.6.0 \
+	protobuf==7.36.2 einops==0.8.2
+
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
@@ -47,10 +53,10 @@ quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
 # Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
-test: $(INSTALLED)
+test: $(INSTALLED) $(TE_PACKAGES)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) $(TE_PACKAGES)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not gpu and not slurm and not vllm and not containers' $(TESTS)
 
 # -rs: where SLURM cannot be installed the tests are skipped, and the last lines say why.
@@ -95,6 +101,10 @@ $(INSTALLED): setup.py Makefile
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,data,posttrain,eval]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
+	touch $@
+
+$(TE_PACKAGES)/installed: $(INSTALLED)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TE_PACKAGES) $(TE)
 	touch $@
 
 $(CUDA_VENV)/installed: setup.py Makefile

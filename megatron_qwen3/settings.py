@@ -62,6 +62,12 @@ class ModelConfig:
     """The transformer. A preset fills every field; other keys replace the preset's values."""
 
     preset: str = setting("", "a row of megatron_qwen3/presets.py")
+    kind: str = setting(
+        "auto",
+        "whose layers: torch's, or Transformer Engine's. auto takes these where it is installed, "
+        "there is a GPU and precision is bf16; weights and checkpoints are the same",
+        choices=("auto", "torch", "te"),
+    )
     num_layers: int = setting(0, "transformer layers", at_least=1, below=1 << 14)
     hidden_size: int = setting(0, "width of the residual stream", at_least=1, below=1 << 20)
     ffn_hidden_size: int = setting(

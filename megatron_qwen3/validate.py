@@ -44,6 +44,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *_model_faults(config.model),
         *_tensor_faults(config),
         *_expert_faults(config),
+        *(te_faults(config) if config.model.kind == "te" else ()),
         *_pipeline_faults(config),
         *_train_faults(config),
         *_optim_faults(config),
@@ -58,6 +59,16 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_rope.faults(config),
         *validate_fp8.faults(config),
     ]
+
+
+def te_faults(config: Config) -> list[str]:
+    """What layers of Transformer Engine do not do."""
+    if config.parallel.context > 1:
+        return [
+            f'parallel.context = {config.parallel.context} with model.kind = "te": rows are split '
+            'by layers of torch alone; set model.kind = "torch"'
+        ]
+    return []
 
 
 def gpu_faults(config: Config) -> list[str]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 # Settings that say how a model is made and trained, not what it computes.
-_OF_TRAINING = ("preset", "init_std", "router_aux_loss", "router_balance")
+_OF_TRAINING = ("preset", "kind", "init_std", "router_aux_loss", "router_balance")
 CHANGEABLE = ("rope_theta", "norm_eps", "rope")
 """What a stage, or whoever generates, may change on purpose; shapes do not depend on it. "rope" is
 the table: another base or YaRN is how a model learns longer texts."""

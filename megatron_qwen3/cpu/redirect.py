@@ -9,6 +9,7 @@ than watched by a TorchFunctionMode, which would tax every operation of the step
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -84,11 +85,13 @@ def _redirect_torch() -> None:
 
 
 def _import_megatron_uncompiled() -> None:
-    """Import megatron-core with torch.compile as a no-op.
+    """Import megatron-core with torch.compile as a no-op, and without Transformer Engine.
 
     megatron-core decorates its small fusions with torch.compile at import. On a CPU that would
     need a C++ compiler at run time and costs seconds of import; none of them is on our path.
+    Where Transformer Engine is installed megatron-core takes its optimizer, which needs a GPU.
     """
+    sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]
     shortcuts.provide_weight_gradient()
     compiled = torch.compile
     torch.compile = lambda function, *args, **kwargs: function  # type: ignore[assignment]

@@ -144,7 +144,7 @@ def _chunk(
     stage, pipeline = index if layout.virtual > 1 else None, groups.ranks.pp
     chunk = Qwen3(
         transformer,
-        specs.block_spec(transformer, stage),
+        specs.block_spec(config, transformer, stage),
         vocab_size=config.model.vocab_size,
         max_sequence_length=config.data.sequence_length,
         pre_process=pipeline.rank() == 0 and index == 0,
@@ -167,6 +167,7 @@ def transformer_config(config: Config, layout: Layout, **settings: Any) -> Trans
         **specs.settings_of_device(),
         **_expert_settings(config),
         **_parallel_settings(config, layout),
+        **specs.settings_of_kind(config),
         **fp8.of_model(config),
     }
     model, bf16 = config.model, config.train.precision == "bf16"

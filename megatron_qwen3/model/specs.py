@@ -1,34 +1,116 @@
 """Which modules a Qwen3 layer is made of: the one place that knows what is installed.
 
-Today there is one kind, 'torch': our layer on megatron-core's parallel linears, with torch's
-fused attention and grouped products, on CPUs and GPUs alike. Transformer Engine's kind (its
-linears, FP8, context parallelism) and apex's fused optimizer belong here as further functions
-beside `torch_block_spec`; nothing outside this module asks what is installed.
+    kind(config)              # "torch" or "te"; ConfigError where model.kind cannot be had
+    described(config)         # what was chosen, with versions
+
+'torch' is our layer on megatron-core's parallel linears, with torch's fused attention and grouped
+products, on CPUs and GPUs alike; 'te' megatron-core's own on Transformer Engine, on GPUs. Nothing
+outside this module asks what is installed.
 """
 
+from importlib import metadata, util
+
+import torch
+
 from megatron_qwen3.cpu import redirect
+from megatron_qwen3.model import te
 from megatron_qwen3.model.experts import SparseMLP
 from megatron_qwen3.model.layer import DenseMLP, Layer, RMSNorm
 from megatron_qwen3.parallel.mcore import (
+    HAVE_TE,
     ModuleSpec,
     TransformerBlockSubmodules,
     TransformerConfig,
     TransformerLayerSubmodules,
     get_num_layers_to_build,
 )
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.validate import te_faults
+
+_INSTALL = 'pip install --no-build-isolation "transformer_engine[pytorch]"'
 
 
-def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+def kind(config: Config) -> str:
+    """ "torch" or "te": model.kind where it says so; "auto" is decided here.
+
+    ConfigError where it is "te", and this process cannot have it.
+    """
+    asked = config.model.kind
+    if asked == "torch":
+        return asked
+    lacking = _lacking()
+    if asked == "te" and lacking:
+        raise ConfigError(f'model.kind = "te", but {lacking}; valid here: "torch", "auto"')
+    if asked == "te":
+        return asked
+    # Transformer Engine's attention has no kernel for float32.
+    fits = not lacking and config.train.precision == "bf16" and not te_faults(config)
+    return "te" if fits else "torch"
+
+
+def _lacking() -> str:
+    """What Transformer Engine needs and is not here; "" where it can be used."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU, which Transformer Engine needs"
+    if not HAVE_TE:
+        return f"Transformer Engine is not installed ({_INSTALL})"
+    return ""
+
+
+def described(config: Config) -> str:
+    """Of which kind layers are, and the versions of what they stand on, where it is installed."""
+    if kind(config) == "torch":
+        return "torch's"
+    versions = {
+        "Transformer Engine": _version("transformer_engine"),
+        "cuDNN": _cudnn(),
+        "flash-attn": _version("flash_attn"),
+        "apex": _version("apex"),
+        "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if not redirect.REDIRECTED else "",
+    }
+    return ", ".join(f"{name} {version or 'none'}" for name, version in versions.items())
+
+
+def _version(package: str) -> str:
+    if util.find_spec(package) is None:
+        return ""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _cudnn() -> str:
+    """Major, minor and patch, of 91900 or 8907."""
+    number = torch.backends.cudnn.version()
+    if number is None:
+        return ""
+    major, rest = divmod(number, 10000 if number >= 90000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
+
+
+def block_spec(
+    config: Config, transformer: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
     """The layers that this pipeline rank holds in model chunk `vp_stage`."""
-    return torch_block_spec(config, vp_stage)
+    of_kind = te.block_spec if kind(config) == "te" else _torch_block_spec
+    return of_kind(transformer, vp_stage)
 
 
-def torch_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Layers without Transformer Engine."""
+def _torch_block_spec(
+    config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
     mlp = ModuleSpec(module=SparseMLP if config.num_moe_experts else DenseMLP)
     layer = ModuleSpec(module=Layer, submodules=TransformerLayerSubmodules(mlp=mlp))
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
+
+
+def settings_of_kind(config: Config) -> dict[str, object]:
+    """What megatron-core's configuration says of the layers' kind."""
+    if kind(config) == "torch":
+        return {}
+    return te.settings(bool(config.model.num_experts), config.parallel.recompute)
 
 
 def settings_of_device() -> dict[str, bool]:

@@ -16,9 +16,11 @@ import torch
 from megatron_qwen3.settings import Config, ConfigError
 
 # The first choice is taken where nothing is set. Sources: cuBLAS's documentation, section 2.1.4,
-# results reproducibility; the choices of Megatron-LM's --deterministic-mode.
+# results reproducibility; Transformer Engine's of its variables; the choices of Megatron-LM's
+# --deterministic-mode.
 _ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
     "NCCL_ALGO": ("^NVLS", "Ring", "Tree", "CollnetDirect", "CollnetChain"),
 }
 

@@ -22,8 +22,10 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -35,6 +37,7 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     all_to_all,
 )
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import (
@@ -44,11 +47,14 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import (
     BaseTransformerLayer,
+    TransformerLayer,
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
 
 __all__ = [
+    "HAVE_TE",
+    "AttnMaskType",
     "BaseTransformerLayer",
     "ColumnParallelLinear",
     "DistributedDataParallel",
@@ -67,14 +73,17 @@ __all__ = [
     "ShardedObject",
     "ShardedTensor",
     "ShardedTensorFactory",
+    "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "TransformerLayer",
     "TransformerLayerSubmodules",
     "VocabParallelEmbedding",
     "all_to_all",
     "build_module",
     "finalize_model_grads",
     "get_forward_backward_func",
+    "get_gpt_decoder_block_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_transformer_layer_offset",

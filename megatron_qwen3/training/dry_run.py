@@ -13,7 +13,7 @@ see to, and what each data rank keeps of the optimizer megatron-core's own funct
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,11 @@ class Role:
 
 
 def dry_run(config: Config, layout: Layout) -> list[Role]:
-    """Every distinct role of the run, in the order of its first rank."""
+    """Every distinct role of the run, in the order of its first rank.
+
+    Of layers of torch: those of Transformer Engine, which needs a GPU, have the same weights.
+    """
+    config = replace(config, model=replace(config.model, kind="torch"))
     return [role for rank in range(layout.pipeline) for role in _roles(config, layout, rank)]
 
 

@@ -20,6 +20,7 @@ from typing import Self
 
 import torch
 
+from megatron_qwen3.model import specs
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config
@@ -229,7 +230,9 @@ class Run:
         self._keeper.__enter__()
         fp8 = self.config.fp8
         products = [f"products of layers: {fp8.described()}"] if fp8.is_on else []
-        for line in (*self._origin, *products, f"optimizer: {described(self.engine.optimizer)}"):
+        layers, optimizer = specs.described(self.config), described(self.engine.optimizer)
+        kinds = f"layers: {layers}", *products, f"optimizer: {optimizer}"
+        for line in (*self._origin, *kinds):
             self.log.note(line)
         return self
 

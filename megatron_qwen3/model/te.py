@@ -1,0 +1,197 @@
+"""Layers of Transformer Engine: megatron-core's own, with our reading of rows and our balance.
+
+    spec = block_spec(transformer, vp_stage)      # `specs.py` asks where model.kind is "te"
+
+They are TransformerLayer, SelfAttention, and MLP or MoELayer with TEGroupedMLP, as megatron-core's
+specs put them together on Transformer Engine: norms fused with the products after them, attention
+by flash-attn or cuDNN, all experts of a rank as one call. Three parts are ours: a layer that knows
+`Sequences`, attention that reads what these say, and a router that balances over the global batch.
+Weights have the names that layer.py's have in checkpoints, and so the same beginnings.
+
+Legend: S positions, B rows, N query heads, G key/value groups, D head size, s positions of this
+tensor rank, T = s·B, E experts, K experts per token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_qwen3.cpu import redirect
+from megatron_qwen3.model import ops, router
+from megatron_qwen3.model.attention import attention
+from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.parallel.mcore import (
+    AttnMaskType,
+    PackedSeqParams,
+    TEDotProductAttention,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    TransformerLayer,
+    get_gpt_decoder_block_spec,
+)
+
+# A norm that is fused with a product has other names in the module than in checkpoints.
+_KEYS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers that this pipeline rank holds in model chunk `vp_stage`."""
+    block = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    for layer in block.layer_specs:
+        layer.module, parts = Layer, layer.submodules
+        parts.self_attention.submodules.core_attention = Attention
+        parts.sharded_state_dict_keys_map = _KEYS
+        if config.num_moe_experts:
+            _submodules(parts.mlp).router = Router
+    return block
+
+
+def settings(has_experts: bool, recompute: str) -> dict[str, object]:
+    """What megatron-core's configuration has to say for these layers; `recompute`: parallel's."""
+    fused: dict[str, object] = {"bias_activation_fusion": True, "bias_dropout_fusion": True}
+    if has_experts:
+        fused["moe_grouped_gemm"] = True
+        fused["moe_permute_fusion"] = not redirect.REDIRECTED  # by Triton
+        if recompute == "selective":
+            fused["recompute_modules"] = ["moe"]
+    return fused
+
+
+def _submodules(spec: Any) -> Any:
+    """Those of a part, which is a ModuleSpec in megatron-core 0.16 and a partial in 0.19."""
+    return spec.keywords["submodules"] if hasattr(spec, "keywords") else spec.submodules
+
+
+class Layer(TransformerLayer):
+    """One layer, which TransformerBlock calls like layer.py's."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        with _made_for_training(config):
+            super().__init__(config, *args, **kwargs)
+        if config.num_moe_experts:
+            for weight in self.mlp.experts.parameters():
+                # As layer.py's experts have it; megatron-core decides the first by EP > 1 alone,
+                # and 0.16 forgets the second, without which the gradient norm leaves ranks out.
+                weight.allreduce = False
+                weight.tensor_model_parallel = True
+        tensor = self.pg_collection.tp
+        # Which part of a row's positions this tensor rank has, outside of its matrix products.
+        self.place = (tensor.rank(), tensor.size()) if config.sequence_parallel else (0, 1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: Sequences | None = None,
+        **_: Any,
+    ) -> tuple:
+        """[s, B, H] -> ([s, B, H], None): TransformerBlock's calling convention.
+
+        megatron-core is given no rotary embedding: `Attention` turns queries and keys itself.
+        """
+        sequences = packed_seq_params or Sequences()
+        if sequences.rotary is None:
+            sequences = replace(sequences, rotary=rotary_pos_emb)
+        padding_Bs = None
+        if sequences.valid_BS is not None:
+            rank, ranks = self.place
+            padding_Bs = ~sequences.valid_BS.chunk(ranks, dim=1)[rank]
+        return super().forward(hidden_states, packed_seq_params=sequences, padding_mask=padding_Bs)
+
+
+@contextmanager
+def _made_for_training(config: TransformerConfig) -> Iterator[None]:
+    """Within, modules of Transformer Engine are made that add gradients to `main_grad` themselves.
+
+    They note it while they are made; megatron-core's output layer, which would need apex for it,
+    is not made here. They are made on the device, since on the CPU megatron-core would draw each
+    weight whole, or where torch makes tensors without bytes, without.
+    """
+    while_made = {
+        "gradient_accumulation_fusion": True,
+        "use_cpu_initialization": False,
+        "init_model_with_meta_device": torch.empty(0).is_meta,
+    }
+    others = {name: getattr(config, name) for name in while_made}
+    vars(config).update(while_made)
+    try:
+        yield
+    finally:
+        vars(config).update(others)
+
+
+class Attention(TEDotProductAttention):
+    """Turns queries and keys, and mixes what `Sequences` says that queries read.
+
+    By Transformer Engine, where rows are one text each or documents; by what layer.py has, where a
+    cache holds what was read before, or under Dual Chunk Attention.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        packed_seq_params: Sequences,
+        **_: Any,
+    ) -> Tensor:
+        """[S, B, N · D] of normed queries [S, B, N, D], and keys and values [S, B, G, D]."""
+        sequences = packed_seq_params
+        assert attention_mask is None and sequences.rotary is not None
+        key = ops.rotated(key, *sequences.rotary)
+        if sequences.query_rotary is None:
+            query = ops.rotated(query, *sequences.rotary)
+        if sequences.caches:
+            attend = sequences.caches[self.layer_number].attend
+            return attend(query, key, value, sequences.reads, sequences.query_rotary)
+        if sequences.query_rotary is not None:
+            return attention(query, key, value, sequences.reads, sequences.query_rotary)
+        if sequences.stretches is None:
+            return super().forward(query, key, value, None, AttnMaskType.causal)
+        return self._of_documents(query, key, value, sequences)
+
+    def _of_documents(
+        self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences
+    ) -> Tensor:
+        """All rows in one line, in which documents begin where `cu_seqlens` says."""
+        assert sequences.stretches is not None
+        bounds, longest = sequences.stretches.cu_seqlens, max(sequences.stretches.lengths)
+        documents = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        rows = query.shape[1]
+        q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
+        mixed = super().forward(q, k, v, None, AttnMaskType.causal, packed_seq_params=documents)
+        return mixed.view(rows, -1, query.shape[2] * query.shape[3]).transpose(0, 1)
+
+
+class Router(router.Router):
+    """Chooses like our router, and says it as megatron-core's dispatchers take it."""
+
+    def __init__(self, config: TransformerConfig, **_: Any) -> None:
+        super().__init__(config)
+
+    def set_layer_number(self, layer_number: int) -> None:
+        """megatron-core tells it to all routers."""
+
+    def forward(self, hidden_sBH: Tensor, padding_sB: Tensor | None = None) -> tuple:
+        """Probabilities, float32, and which experts are chosen, both [T, E]."""
+        valid_T = None if padding_sB is None else ~padding_sB.flatten()
+        hidden_TH = hidden_sBH.flatten(0, 1)
+        probs_TK, experts_TK = super().forward(hidden_TH, valid_T)
+        zeros_TE = probs_TK.new_zeros(len(hidden_TH), self.num_experts)
+        probs_TE = zeros_TE.scatter(1, experts_TK, probs_TK)
+        map_TE = torch.zeros_like(zeros_TE, dtype=torch.bool).scatter_(1, experts_TK, True)
+        return probs_TE, map_TE

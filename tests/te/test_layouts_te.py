@@ -1,0 +1,27 @@
+"""Layers of Transformer Engine train as torch's do on one rank, in every layout, in float32.
+
+What they are compared with is what tests/parallel compares its layouts with: three steps of rows,
+of which the later ones are packed documents; losses, gradient norms, gradients, updated weights and
+scores. Kernels are stood in.
+"""
+
+from layouts import PLAIN, SHARDED, Case, assert_same_runs, cases, one_rank, train
+
+from tests.te.te_ranks import run_te_ranks
+
+CASES = (
+    Case("dense", "one-rank", 1, micro_batch=4),
+    Case("moe", "one-rank", 1, micro_batch=4),
+    Case("dense", "tp2", 2, "tensor=2", 2),
+    Case("moe", "tp2-ep2", 2, "tensor=2 expert=2", 2),
+)
+
+
+def _trained(case):
+    settings = [(*case.settings, *more, "model.kind=te") for more in (PLAIN, SHARDED)]
+    return run_te_ranks(train, case.ranks, *settings)
+
+
+@cases(CASES)
+def test_losses_and_gradients_and_weights_and_scores_are_those_of_torchs_layers(case):
+    assert_same_runs(_trained(case), one_rank(case.model))
