@@ -110,7 +110,8 @@ def settings_of_kind(config: Config) -> dict[str, object]:
     """What megatron-core's configuration says of the layers' kind."""
     if kind(config) == "torch":
         return {}
-    return te.settings(bool(config.model.num_experts), config.parallel.recompute)
+    has_experts, has_triton = bool(config.model.num_experts), not redirect.REDIRECTED
+    return te.settings(has_experts, config.parallel.recompute, has_triton)
 
 
 def settings_of_device() -> dict[str, bool]:

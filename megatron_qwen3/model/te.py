@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import ops, router
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.sequences import Sequences
@@ -53,12 +52,12 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     return block
 
 
-def settings(has_experts: bool, recompute: str) -> dict[str, object]:
+def settings(has_experts: bool, recompute: str, has_triton: bool) -> dict[str, object]:
     """What megatron-core's configuration has to say for these layers; `recompute`: parallel's."""
     fused: dict[str, object] = {"bias_activation_fusion": True, "bias_dropout_fusion": True}
     if has_experts:
         fused["moe_grouped_gemm"] = True
-        fused["moe_permute_fusion"] = not redirect.REDIRECTED  # by Triton
+        fused["moe_permute_fusion"] = has_triton
         if recompute == "selective":
             fused["recompute_modules"] = ["moe"]
     return fused

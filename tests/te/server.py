@@ -13,6 +13,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from tests import ranks
+from tests.te.te_ranks import PACKAGES
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
 def call(path, environment, asked):
     """On a rank: what a function of a test module returns."""
     os.environ.update(environment)
-    sys.path += [folder for folder in path if folder not in sys.path]
+    sys.path += [folder for folder in (*path, str(PACKAGES)) if folder not in sys.path]
     module, name, args = pickle.loads(asked)
     return getattr(importlib.import_module(module), name)(*args)
 

@@ -105,7 +105,8 @@ def test_sources_can_be_given_on_the_command_line():
 def test_every_preset_fills_every_model_field():
     for preset in PRESETS.values():
         names = {f.name for f in dataclasses.fields(ModelConfig)}
-        assert {"preset", "head", *preset} == names  # run.mode decides the head
+        # run.mode decides the head, and what is installed the kind.
+        assert {"preset", "head", "kind", *preset} == names
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("qwen3")])

@@ -1,0 +1,61 @@
+"""model.kind: which layers a run has, told once; what cannot be had is an error."""
+
+import pytest
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.model import specs
+from tests.ranks import RankError, run_ranks
+from tests.te.te_ranks import run_te_ranks
+
+
+def config(*settings):
+    base = ["model.preset=tiny-moe", "train.steps=1", "run.device=cpu"]
+    return load([], [*base, *settings])
+
+
+def _chosen(*settings_of_runs):
+    return [specs.kind(config(*settings)) for settings in settings_of_runs]
+
+
+RUNS = {
+    ("model.kind=auto", "train.precision=bf16"): "te",
+    ("model.kind=auto", "train.precision=fp32"): "torch",  # for which it has no attention
+    ("model.kind=auto", "train.precision=bf16", "parallel.context=2"): "torch",
+    ("model.kind=te", "train.precision=fp32"): "te",
+    ("model.kind=torch", "train.precision=bf16"): "torch",
+}
+
+
+def test_auto_takes_transformer_engine_where_it_can_be_had_and_does_what_is_asked():
+    assert run_te_ranks(_chosen, 1, *RUNS) == [list(RUNS.values())]
+    assert {specs.kind(config(*run)) for run in RUNS if run[0] == "model.kind=auto"} == {"torch"}
+
+
+def test_without_a_gpu_transformer_engine_cannot_be_asked_for():
+    with pytest.raises(ConfigError, match='model.kind = "te", but torch sees no GPU'):
+        specs.kind(config("model.kind=te"))
+
+
+def _without_it():
+    specs.HAVE_TE = False
+    return specs.kind(config("model.kind=te"))
+
+
+def test_where_it_is_not_installed_the_error_has_the_command():
+    with pytest.raises(RankError, match=r"ConfigError.*is not installed \(pip install .*pytorch"):
+        run_te_ranks(_without_it, 1)
+
+
+def test_context_ranks_are_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match='set model.kind = "torch"'):
+        config("model.kind=te", "parallel.context=2")
+
+
+def _told(kind):
+    return specs.described(config(f"model.kind={kind}"))
+
+
+def test_what_was_chosen_is_told_with_versions():
+    (told,) = run_te_ranks(_told, 1, "te")
+    assert told.startswith("Transformer Engine 2.20.2, cuDNN ") and "flash-attn none" in told
+    assert run_ranks(_told, 1, "auto") == ["torch's"]
