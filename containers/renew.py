@@ -1,9 +1,11 @@
 """Write constraints.txt anew: the newest releases that setup.py allows, beside what the image has.
 
-    python3.12 containers/renew.py     in the checkout, with the image's Python, 3.12; three minutes
+    python3.11 containers/renew.py     in the checkout; three minutes
 
-pip resolves in an environment where the image's packages are names and versions without contents.
-`make test-containers` then shows whether what it chose works.
+pip resolves in an environment where the image's packages are names and versions without contents,
+with the oldest Python that setup.py allows: newer ones, as the image's 3.12, find the same
+releases, and tests have one interpreter for all. `make test-containers` then shows whether what was
+chosen works.
 """
 
 import json
@@ -26,7 +28,7 @@ IMAGE = {
     "scipy": "1.17.1",
     "triton": "3.7.0",
 }
-OWN = ("megatron-core==0.19.2",)  # chosen, not found by pip
+MEGATRON = {"megatron-core": "0.19.2"}  # declares Python 3.12; needs torch and numpy
 
 
 def extras() -> str:
@@ -49,9 +51,10 @@ def resolve(folder: Path) -> list[str]:
     python = folder / "venv/bin/python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], check=True)
     (site,) = (folder / "venv/lib").glob("*/site-packages")
-    for name, version in IMAGE.items():
+    there = IMAGE | MEGATRON
+    for name, version in there.items():
         put(site, name, version)
-    rows = [*(f"{name}=={version}" for name, version in IMAGE.items()), *OWN]
+    rows = [f"{name}=={version}" for name, version in there.items()]
     (folder / "constraints.txt").write_text("\n".join(rows))
     for name in ("setup.py", "pyproject.toml"):
         (folder / name).write_bytes((FOLDER.parent / name).read_bytes())
@@ -61,7 +64,7 @@ def resolve(folder: Path) -> list[str]:
     chosen = (
         row["metadata"] for row in json.loads((folder / "report.json").read_text())["install"]
     )
-    found = {normal(row["name"]): row["version"] for row in chosen}
+    found = MEGATRON | {normal(row["name"]): row["version"] for row in chosen}
     del found["megatron-qwen3"]
     return [f"{name}=={version}" for name, version in sorted(found.items()) if not is_kept(name)]
 
@@ -76,6 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.version_info[:2] != (3, 12):
-        raise SystemExit("the image has Python 3.12: call this with python3.12")
+    if sys.version_info[:2] != (3, 11):
+        raise SystemExit("setup.py allows Python 3.11: call this with python3.11")
     main()

@@ -62,7 +62,8 @@ use_apptainer() {
 
 # A file or a folder, by its name; all else is found by the runtime.
 is_path() {
-  [[ $1 != *://* && $1 != *'#'* ]] && [[ $1 == /* || $1 == .* || $1 == *.sif || $1 == *.sqsh ]]
+  [[ $1 == /* || $1 == .* ]] ||
+    [[ ($1 == *.sif || $1 == *.sqsh) && $1 != *://* && $1 != *'#'* ]]
 }
 
 use_container() {

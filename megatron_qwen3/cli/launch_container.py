@@ -61,9 +61,9 @@ def completed(given: argparse.Namespace, configs: Iterable[Config]) -> argparse.
 
 def is_path(image: str) -> bool:
     """Whether an image is a file or a folder, by its name; all else is found by the runtime."""
-    if "://" in image or "#" in image:
-        return False
-    return image.startswith(("/", ".")) or image.endswith((".sif", ".sqsh"))
+    if image.startswith(("/", ".")):
+        return True
+    return image.endswith((".sif", ".sqsh")) and "://" not in image and "#" not in image
 
 
 def runtime(given: argparse.Namespace) -> str:

@@ -5,6 +5,7 @@ torch and triton, which the pinned megatron-core imports, are those of the Pytho
 """
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 
 class Built:
-    """What the steps left: the environment `venv`, the folder `workspace`, what pip said."""
+    """What the steps left: the environment `venv` and the folder `workspace`."""
 
     def __init__(self, folder):
         self.image, self.inside = StandIn(folder / "image"), folder / "project"
@@ -30,12 +31,14 @@ class Built:
             "PIP_NO_CACHE_DIR": "0",
             "PIP_IGNORE_REQUIRES_PYTHON": "1",  # the image has 3.12, which megatron-core asks for
         }
-        self.told = ""
         for name, rest in instructions():
             if name == "COPY":
                 self._copy(*rest.split())
             elif name == "RUN":
-                self.told += self.run("bash", "-c", rest.replace(INSIDE, str(self.inside)))
+                rest = rest.replace(INSIDE, str(self.inside))
+                if os.geteuid() != 0:  # nor can anybody else build an image
+                    rest = rest.replace(" system ", " ")
+                self.run("bash", "-c", rest)
 
     def _copy(self, *words):
         *sources, target = words

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from data_prep.indexed import IndexedWriter
+from tests.containers import runtimes
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/containers"))
-import runtimes  # noqa: E402
-
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(runtimes.why_not()), reason=runtimes.why_not()),

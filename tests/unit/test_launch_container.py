@@ -19,9 +19,10 @@ STAGE = ("examples/stages/pretrain_1_general.toml", "examples/models/qwen3_8b.to
 IMAGES = [
     "a.sif",
     "a.sqsh",
-    "/images/a.sqsh",
+    "/images/a#b.sqsh",
     "docker://nvcr.io/nvidia/pytorch:26.06-py3",
     "nvcr.io#nvidia/pytorch:26.06-py3",
+    "registry#a.sqsh",
     "ubuntu",
 ]
 
@@ -68,8 +69,7 @@ def sources(*paths):
 def test_every_setting_that_names_a_path_is_known():
     """By its help or its name; one that is added has to be put into a list, or out of it here."""
     known = {*launch_container.PATHS, *launch_container.FOLDERS, *launch_container.TABLES}
-    no_paths = {"rollouts.vllm.python", "run.name", "rollouts.vllm.refit", "rl.judge.name"}
-    no_paths |= {"guard.log_only", "data.stage", "model.preset"}
+    no_paths = {"rollouts.vllm.python", "run.name", "model.preset"}
     words = ("folder", "file", "path", "checkpoint")
     for table, kind in {"": Config, **tables_of(Config)}.items():
         for name, row in settings_of(kind, f"{table}." if table else "").items():
