@@ -49,7 +49,10 @@ def resolve(folder: Path) -> list[str]:
     """name==version of all that pip would install in the image, sorted."""
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], check=True)
+    pip = [python, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "install", "--upgrade", "pip"], check=True)
+    # What is there is not told of.
+    subprocess.run([*pip, "uninstall", "--yes", "setuptools"], check=True)
     (site,) = (folder / "venv/lib").glob("*/site-packages")
     there = IMAGE | MEGATRON
     for name, version in there.items():
