@@ -40,6 +40,9 @@ class StandIn:
         self._copy_interpreter()
         for name, release in NAMES.items():
             put(self.site, name, release)
+        # The image forbids other releases of all that it was built with.
+        rows = [f"{name}=={release}" for name, release in NAMES.items()]
+        (folder / "constraint.txt").write_text("\n".join(rows))
         for package in sorted(_with_needs("pip", *_kept_here())):
             self._link(distribution(package))
 
@@ -47,7 +50,8 @@ class StandIn:
     def environment(self) -> dict[str, str]:
         """The variables of a process in the image."""
         own = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONNOUSERSITE": "1"}
-        left = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "PIP_CONSTRAINT")
+        own |= {"PIP_CONSTRAINT": str(self.folder / "constraint.txt")}
+        left = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
         return {k: v for k, v in os.environ.items() if k not in left} | own
 
     def _copy_interpreter(self) -> None:
