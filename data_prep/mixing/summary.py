@@ -112,7 +112,19 @@ def folded(rows: list[Row], most: int) -> list[Row]:
 
 def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> Row:
     available = sum(share.source.training_tokens for share in shares)
-    tokens = sum(share.tokens for share in shares)
+    return _row_of(value, shares, available, sum(share.tokens for share in shares), stage, whole)
+
+
+def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> Row:
+    available = sum(tokens for _, tokens in parts)
+    read = round(sum(s.tokens * tokens / s.source.tokens for s, tokens in parts))
+    return _row_of(value, [s for s, tokens in parts if tokens], available, read, stage, whole)
+
+
+def _row_of(
+    value: str, shares: list[Share], available: int, tokens: int, stage: Stage, whole: int
+) -> Row:
+    """whole: tokens that there are of all values."""
     return Row(
         value=value,
         sources=len(shares),
@@ -120,24 +132,7 @@ def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> Row:
         tokens=tokens,
         share=tokens / stage.tokens,
         natural=available / whole,
-        epochs=tokens / available,
-        most=max(share.epochs_after for share in shares),
-        used_up=sum(_is_used_up(share, stage) for share in shares),
-    )
-
-
-def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> Row:
-    available = sum(tokens for _, tokens in parts)
-    read = round(sum(s.tokens * tokens / s.source.tokens for s, tokens in parts))
-    shares = [share for share, tokens in parts if tokens]
-    return Row(
-        value=value,
-        sources=len(shares),
-        available=available,
-        tokens=read,
-        share=read / stage.tokens,
-        natural=available / whole,
-        epochs=read / available if available else 0.0,
+        epochs=tokens / available if available else 0.0,
         most=max((share.epochs_after for share in shares), default=0.0),
         used_up=sum(_is_used_up(share, stage) for share in shares),
     )
