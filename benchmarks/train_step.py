@@ -57,7 +57,8 @@ def transformers(config: Config) -> Callable[[], float]:
     import torch
 
     device = config.run.device
-    model = hugging_face_model(config).to(device)
+    with torch.device(device):  # which draws billions of weights in no time where it is a GPU
+        model = hugging_face_model(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
@@ -65,14 +66,18 @@ def transformers(config: Config) -> Callable[[], float]:
     cast = torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bf16")
 
     def step() -> float:
-        with cast:
-            logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:].flatten())
-        loss.backward()
+        losses = []
+        for rows in tokens.split(config.train.micro_batch):
+            with cast:
+                logits = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
+                loss = torch.nn.functional.cross_entropy(logits.float(), rows[:, 1:].flatten())
+                loss = loss * len(rows) / len(tokens)
+            loss.backward()
+            losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return torch.stack(losses).sum().item()
 
     return step
 

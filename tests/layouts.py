@@ -8,6 +8,7 @@ clipping and with the optimizer's state sharded.
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ from shards import assemble, difference, local_shards
 from megatron_qwen3.config import load
 from megatron_qwen3.model.outputs import log_probs, scalar
 from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED, over_pairs
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.checkpoint import load_weights
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import cross_entropy
+from megatron_qwen3.training.saver import save
 
 RATE, _CONTEXT = 1e-4, "parallel.context="
 STEPS, SEQUENCES, POSITIONS, VOCABULARY = 3, 8, 32, 512
@@ -187,8 +191,20 @@ def tiny(*settings):
     return load([], [*base, "train.steps=3", f"data.sequence_length={POSITIONS}", *settings])
 
 
+def saved_fresh(folder, *settings):
+    """On one rank: the path of a checkpoint of the weights that all runs of a model begin with.
+
+    A GPU's generator draws others than a CPU's: to be compared, both begin with these.
+    """
+    config = tiny(*settings, f"run.dir={folder}")
+    layout = Layout.of(config, 1) if torch.distributed.is_initialized() else start(config)
+    return str(save(Engine(config, layout), config, 0))
+
+
 def train_once(config, layout):
     engine = Engine(config, layout)
+    if config.checkpoint.init_from:
+        load_weights(engine, Path(config.checkpoint.init_from))
     rows = SEQUENCES // layout.data
     whole_gradients = not config.optim.distributed
     is_scalar = config.model.head == "scalar"
@@ -206,7 +222,10 @@ def train_once(config, layout):
     }
     result["metrics"] = []
     for batch in batches:
-        result["metrics"].append(engine.train_step(batch, objective, RATE))
+        metrics = engine.train_step(batch, objective, RATE)
+        # What a GPU holds depends on the layout, and a CPU does not say it.
+        reported = {name: x for name, x in metrics.items() if not name.startswith("memory_")}
+        result["metrics"].append(reported)
         if whole_gradients:
             result["gradients"].append(
                 local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))

@@ -6,7 +6,6 @@ One GPU is held to one CPU rank first: a table that only compares GPUs with a GP
 all of them do wrong. Products are whole float32 ones here, not TF32.
 """
 
-import functools
 import os
 import pickle
 import subprocess
@@ -40,8 +39,10 @@ def enough_gpus(request):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_one_gpu_equals_one_cpu_rank(model, tmp_path):
-    assert_same_runs([one_rank(model)], on_cpu(model, tmp_path / "runs"))
+def test_one_gpu_equals_one_cpu_rank_from_the_same_weights(model, tmp_path):
+    expected, fresh = on_cpu(model, tmp_path)
+    settings = (*MODELS[model], "train.micro_batch=4", f"checkpoint.init_from={fresh}")
+    assert_same_runs(run_ranks(train, 1, (*settings, *PLAIN), (*settings, *SHARDED)), expected)
 
 
 @cases([case for case in (*CASES, *SLOW_CASES) if case.ranks == 1])
@@ -72,13 +73,8 @@ def test_the_same_steps_give_the_same_bits_where_that_was_asked_for(model):
         assert torch.equal(mine[-1], other[-1]), mine[0]
 
 
-@functools.cache
-def _runs_on_cpu(model, file):
-    here = Path(__file__).parent
-    command = [sys.executable, str(here / "on_cpu.py"), model, file]
+def on_cpu(model, folder):
+    """Both runs on one CPU rank, and a checkpoint of the weights that they began with."""
+    command = [sys.executable, str(Path(__file__).parent / "on_cpu.py"), model, str(folder)]
     subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=True, timeout=240)
-    return pickle.loads(Path(file).read_bytes())
-
-
-def on_cpu(model, file):
-    return _runs_on_cpu(model, str(file))
+    return pickle.loads((folder / "runs").read_bytes())

@@ -1,8 +1,12 @@
 """Every layout equals one rank in loss, gradients, updated weights and scores, on real ranks."""
 
+import itertools
+
 import pytest
 from layouts import (
     CASES,
+    MODELS,
+    PLAIN,
     SCALAR_CASES,
     SHARDED,
     SLOW_CASES,
@@ -10,10 +14,16 @@ from layouts import (
     assert_same_runs,
     cases,
     one_rank,
+    saved_fresh,
+    tiny,
     train,
+    train_once,
     trained,
 )
 from ranks import run_ranks
+
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.training import engine
 
 
 @cases(CASES, SLOW_CASES)
@@ -39,3 +49,19 @@ def test_bf16_trains_in_every_layout_with_the_loss_of_fp32(case):
     expected = [step["loss"] for step in one_rank(case.model)[1]["metrics"]]
     for (run,) in run_ranks(train, case.ranks, settings):
         assert [step["loss"] for step in run["metrics"]] == pytest.approx(expected, abs=1e-2)
+
+
+def as_on_a_gpu(folder, *settings):
+    """Both runs from saved weights, with metrics of memory that change from step to step."""
+    fresh, bytes_held = saved_fresh(folder, *settings), itertools.count()
+    engine.gpu_memory = lambda: {"memory_peak_bytes": float(next(bytes_held))}
+    settings = (*settings, f"checkpoint.init_from={fresh}")
+    configs = [tiny(*settings, *how) for how in (PLAIN, SHARDED)]
+    return [train_once(config, Layout.of(config, 1)) for config in configs]
+
+
+@pytest.mark.parametrize("model", ["dense", "moe-yarn"])
+def test_runs_of_a_gpu_can_be_compared_with_those_of_a_cpu(model, tmp_path):
+    """tests/gpu does: they begin with saved weights and report memory; the rest is one rank's."""
+    runs = run_ranks(as_on_a_gpu, 1, str(tmp_path), *MODELS[model], "train.micro_batch=4")
+    assert_same_runs(runs, one_rank(model))

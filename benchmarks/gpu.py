@@ -1,0 +1,141 @@
+"""Check and measure a machine with one GPU: what is installed, whether it is right, how fast it is.
+
+No network, about 8 minutes, the most important first. After every word of every case all that is
+known is in OUT/gpu.json, at the end on one page, OUT/gpu.md; what cases print is in OUT/gpu.log.
+Each case has a limit of its own and a process that may crash or hang. The same call again runs what
+is not over yet.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from on_gpu import page, plan, wheels
+from on_gpu.aims import aims
+from on_gpu.cases import Case, Options
+from on_gpu.record import LEFT_OUT, NOT_BEGUN, PASSED, Record
+from on_gpu.runner import Runner
+
+from megatron_qwen3 import tables
+from megatron_qwen3.settings import ConfigError
+from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.storage.whole import write_whole
+
+EXAMPLES = """parts, in the order in which their most important cases run:
+{parts}
+
+examples:
+  python benchmarks/gpu.py                                     # all of it, what is installed
+  python benchmarks/gpu.py --wheels wheels --out /tmp/h200     # with packages that are missing
+  python benchmarks/gpu.py --parts machine,ceilings --minutes 2
+  python benchmarks/gpu.py --only "8b te"                      # cases with this in their name
+  python benchmarks/gpu.py --device cpu --tiny --out /tmp/try  # every part, at sizes of a test
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parts = "\n".join(f"  {name:<10} {what}" for name, what in plan.PARTS.items())
+    made = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES.format(parts=parts),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--out", type=Path, default=Path("runs/gpu"), help="default: runs/gpu")
+    made.add_argument("--minutes", type=float, default=8.0, help="for all of it; default: 8")
+    made.add_argument("--parts", type=_parts, default=tuple(plan.PARTS), help="default: all")
+    made.add_argument("--only", default="", metavar="TEXT", help="cases with it in their name")
+    made.add_argument("--wheels", type=Path, help="folder of wheels; what is missing is taken")
+    made.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    made.add_argument("--tiny", action="store_true", help="sizes of a test, which measure nothing")
+    made.add_argument(
+        "--stand-in",
+        action="store_true",
+        help="Transformer Engine's kernels are those of tests/te, on a CPU",
+    )
+    return made
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """Those named, in the plan's order."""
+    names = text.split(",")
+    for name in names:
+        if name not in plan.PARTS:
+            raise argparse.ArgumentTypeError(f"no part {name!r}; valid: {', '.join(plan.PARTS)}")
+    return tuple(name for name in plan.PARTS if name in names)
+
+
+def main() -> int:
+    """Run what was asked for; 1 where something did not go well, an aim that is missed aside."""
+    given = parser().parse_args()
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
+        try:
+            return run(given, Path(temporary), begin, multiprocessing.get_context("spawn"))
+        except ConfigError as error:
+            print(f"gpu.py: {shown(str(error))}", file=sys.stderr)
+            return 2
+
+
+def run(given: argparse.Namespace, temporary: Path, begin: float, context: object) -> int:
+    """As `main`, with a folder that goes away, and processes of multiprocessing's `context`."""
+    how = {name: getattr(given, name) for name in ("device", "tiny", "stand_in")}
+    record = Record.begun(given.out, how)
+    _provide(given, temporary)
+    cases = [case for case in plan.cases(given.parts) if given.only in case.name]
+    if missing := [c for c in cases for name in c.after if not _is_named(name, cases)]:
+        names = {name for case in missing for name in case.after}
+        cases = [c for c in plan.cases(given.parts) if c in cases or c.name in names]
+    options = Options(given.device, given.tiny, temporary, given.stand_in)
+    seconds = 60 * given.minutes - (time.monotonic() - begin)
+
+    def told(case: Case, known: dict) -> None:
+        print(f"{time.monotonic() - begin:4.0f} s  {page.line(case, known)}", flush=True)
+
+    log = given.out / "gpu.log"
+    runner = Runner(options, record, seconds, log, context, told)
+    with contextlib.suppress(KeyboardInterrupt):  # what is known is told all the same
+        runner.run(cases)
+    _conclude(record, given.out)
+    good = (PASSED, LEFT_OUT, NOT_BEGUN)
+    return int(any(record.of(case).get("status", NOT_BEGUN) not in good for case in cases))
+
+
+def _is_named(name: str, cases: list[Case]) -> bool:
+    return any(case.name == name for case in cases)
+
+
+def _provide(given: argparse.Namespace, temporary: Path) -> None:
+    """Make packages and this checkout importable in all processes."""
+    found = [*sys.path[:2]]
+    if given.wheels:
+        installed = wheels.provide(given.wheels, temporary / "site")
+        print(
+            f"of {shown(str(given.wheels))}: {', '.join(map(shown, installed)) or 'none missing'}"
+        )
+        found.append(str(temporary / "site"))
+    wheels.pass_on(found)
+
+
+def _conclude(record: Record, out: Path) -> None:
+    """Aims into the record, tables to the terminal, the page into its file."""
+    record.aims = aims(record.parts)
+    record.write()
+    console = tables.console()
+    for title, rows in page.tables(record.parts, record.aims):
+        words = {rows[0][0], rows[0][-1], "worst"}
+        console.print(tables.table(rows, title, words & set(rows[0])))
+    head = f"A GPU, checked and measured {time.strftime('%Y-%m-%d %H:%M')}"
+    write_whole(out / "gpu.md", [page.markdown(record.parts, record.aims, head).encode()])
+    console.print(plain(f"{out / 'gpu.md'}, {record.path}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

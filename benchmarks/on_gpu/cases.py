@@ -1,0 +1,81 @@
+"""What is run: cases, what they are told and how they report. Nothing here imports torch.
+
+A case is a function of one module of this package that is given Options and a Report:
+
+    def matmul(options: Options, report: Report, size: int) -> None:
+        report.note(tflops=…)                       # is on the disk before the next line runs
+        report.check("logits", off, at_most=1e-2)   # and makes the case fail where it is above
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GPU, CPU = "gpu", "cpu"
+
+
+class LeftOut(Exception):
+    """A case that this machine, or what is installed on it, cannot run; the text says why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every case is told.
+
+    device: "cuda", or "cpu", on which all runs for real at sizes of a test;
+    tiny: such sizes; work: a folder for what cases leave to later ones;
+    stand_in: Transformer Engine's kernels are tests/te's, which say nothing of its own.
+    """
+
+    device: str
+    tiny: bool
+    work: Path
+    stand_in: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to run. `where`: CPU sees no GPU.
+
+    seconds: after which it is killed; least_seconds: with less it is not worth a beginning;
+    after: names of cases of the same part that must have gone well before.
+    """
+
+    part: str
+    name: str
+    run: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 60.0
+    least_seconds: float = 0.0
+    where: str = GPU
+    after: tuple[str, ...] = ()
+
+    @property
+    def function(self) -> Callable[..., None]:
+        """The function that `run` names, "package.module:function"."""
+        module, _, name = self.run.partition(":")
+        found: Callable[..., None] = getattr(importlib.import_module(module), name)
+        return found
+
+
+class Report:
+    """What a case has found, sent as it is found."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        self._send = send
+        self.failed: list[str] = []
+
+    def note(self, **values: Any) -> None:
+        """Numbers and texts by name; what had the name is replaced."""
+        self._send({"values": values})
+
+    def check(self, name: str, value: float, at_most: float) -> None:
+        """A number that may not be above a limit, nor NaN."""
+        passes = math.isfinite(value) and value <= at_most
+        if not passes:
+            self.failed.append(f"{name} is {value:.3g}, at most {at_most:.3g} was expected")
+        number = value if math.isfinite(value) else str(value)
+        self._send({"checks": {name: {"value": number, "at_most": at_most, "passes": passes}}})

@@ -1,0 +1,63 @@
+"""Our engine in a process that runs one case after the other: `engine = ours.engine(config)`."""
+
+import gc
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_qwen3.config import load
+from megatron_qwen3.parallel import runtime
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.training.engine import Engine
+from on_gpu.cases import LeftOut, Options
+
+
+def settings(options: Options, values: Mapping[str, Any], kind: str, recipe: str) -> Config:
+    """A run of one rank; LeftOut where kind te or an FP8 recipe cannot be had with its settings."""
+    values = {"run.device": options.device, "run.dir": str(options.work), **values}
+    values |= {"model.kind": "torch", "train.steps": 1000, "log.tensorboard": False}
+    plain = load([], _pairs(values))
+    if kind == "torch":
+        return plain
+    try:
+        more = {"model.kind": kind} | ({"fp8.recipe": recipe} if recipe != "none" else {})
+        return load([], _pairs(values | more))
+    except ConfigError as error:
+        raise LeftOut(str(error)) from None
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+def engine(config: Config) -> Engine:
+    """With fresh weights, in the memory that the one before has left; LeftOut as `settings`."""
+    forget(config.run.device)
+    try:
+        layout = _joined(config)
+    except ConfigError as error:
+        if config.model.kind == "torch":
+            raise
+        raise LeftOut(str(error)) from None
+    return Engine(config, layout)
+
+
+def _joined(config: Config) -> Layout:
+    """The layout of this one rank, which joins its own group once."""
+    if not dist.is_initialized():
+        return runtime.start(config)
+    layout = runtime.check(config)
+    runtime.seed(config.run.seed)
+    return layout
+
+
+def forget(device: str) -> None:
+    """Give back the memory of what nobody has any more, and count its peak anew."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

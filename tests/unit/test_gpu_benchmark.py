@@ -1,0 +1,289 @@
+"""benchmarks/gpu.py: what is known is on the disk, no case can end the others, aims are right."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from ranks import forkserver
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "benchmarks")]
+
+from on_gpu import page, plan, runner, wheels
+from on_gpu.aims import DENSE_SHARE, FP8_TIMES, SPARSE_SHARE, aims
+from on_gpu.cases import CPU, Case, LeftOut, Options
+from on_gpu.record import Record
+from on_gpu.runner import Runner
+
+from megatron_qwen3.settings import ConfigError
+
+
+def finds(options, report, number):
+    report.note(number=number, device=options.device)
+    report.check("off", number, 2.0)
+
+
+def raises(options, report):
+    report.note(before=1)
+    raise RuntimeError("a wrong turn")
+
+
+def dies(options, report):
+    report.note(before=1)
+    os._exit(7)
+
+
+def hangs(options, report):
+    child = subprocess.Popen(["sleep", "1000"])
+    report.note(before=1, child=child.pid)
+    time.sleep(1000)
+
+
+def is_left_out(options, report):
+    raise LeftOut("not on this chip")
+
+
+def sees(options, report):
+    report.note(hidden=os.environ.get("CUDA_VISIBLE_DEVICES"), process=os.getpid())
+
+
+def has_ended(pid):
+    """Within what a busy machine needs; nobody may have asked how it ended."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.wait(60)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def case(function, part="part", name="", **settings):
+    seconds = settings.pop("seconds", 300)
+    where = settings.pop("where", "gpu")
+    after = settings.pop("after", ())
+    run = f"{__name__}:{function.__name__}"
+    return Case(part, name or function.__name__, run, settings, seconds, where=where, after=after)
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """Runs cases; (what the record's file has of each by its name, in which order they ended)."""
+
+    def run(cases, seconds=600.0, how="one way"):
+        record, ended = Record.begun(tmp_path / "out", {"how": how}), []
+        told = lambda case, known: ended.append(case.name)  # noqa: E731
+        options = Options("cpu", True, tmp_path)
+        Runner(options, record, seconds, tmp_path / "log", forkserver, told).run(cases)
+        return json.loads(record.path.read_text())["parts"].get("part", {}), ended
+
+    return run
+
+
+def test_what_a_case_found_is_on_the_disk_and_a_number_above_its_limit_fails(ran):
+    found, ended = ran([case(finds, name="low", number=1.5), case(finds, name="high", number=3.0)])
+    assert ended == ["low", "high"]
+    assert found["low"]["values"] == {"number": 1.5, "device": "cpu"}
+    assert found["low"]["status"] == "passed" and found["high"]["status"] == "failed"
+    assert found["high"]["why"] == "off is 3, at most 2 was expected"
+    nan, _ = ran([case(finds, name="nan", number=float("nan"))])
+    assert nan["nan"]["status"] == "failed" and nan["nan"]["checks"]["off"]["value"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "why"),
+    [
+        (raises, "error", "RuntimeError: a wrong turn"),
+        (dies, "died", "ended with status 7"),
+        (hangs, "timed out", "its limit"),
+    ],
+)
+def test_a_case_that_ends_badly_keeps_what_it_found_and_the_rest_goes_on(
+    ran, function, status, why
+):
+    bad = case(function, seconds=0.5 if function is hangs else 300)
+    found, ended = ran([bad, case(finds, name="next", number=1)])
+    assert ended == [function.__name__, "next"] and found["next"]["status"] == "passed"
+    known = found[function.__name__]
+    assert known["status"] == status and why in known["why"] and known["values"]["before"] == 1
+    if function is hangs:
+        assert has_ended(known["values"]["child"]), "what it started lives on"
+
+
+def test_a_case_that_is_left_out_says_why_and_keeps_its_process(ran):
+    found, _ = ran([case(sees, name="a"), case(is_left_out), case(sees, name="b")])
+    assert found["is_left_out"]["status"] == "left out"
+    assert found["is_left_out"]["why"] == "not on this chip"
+    assert found["a"]["values"]["process"] == found["b"]["values"]["process"] != os.getpid()
+
+
+def test_a_case_of_the_cpu_sees_no_gpu_and_the_others_see_what_there_is(ran):
+    spawned = [case(sees, name="hidden", where=CPU), case(sees)]
+    found, _ = ran(spawned)
+    assert found["hidden"]["values"]["process"] != found["sees"]["values"]["process"]
+    with runner._environment({"CUDA_VISIBLE_DEVICES": ""}):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_case_waits_for_what_it_needs(ran):
+    needing = case(finds, name="needing", number=1, after=("raises",))
+    content = case(finds, name="content", number=1, after=("first",))
+    found, _ = ran([case(finds, name="first", number=1), case(raises), needing, content])
+    assert found["needing"]["status"] == "left out" and "raises" in found["needing"]["why"]
+    assert found["content"]["status"] == "passed"
+
+
+def test_all_time_is_never_exceeded(ran, monkeypatch):
+    monkeypatch.setattr(runner, "LEAST_SECONDS", 0.0)
+    begin = time.monotonic()
+    found, _ = ran([case(hangs), case(finds, name="later", number=1)], seconds=3.0)
+    assert time.monotonic() - begin < 3.0 + runner._KILL_SECONDS
+    assert found["hangs"]["status"] == "timed out" and "all time" in found["hangs"]["why"]
+    assert found["later"]["status"] == "not begun"
+
+
+def test_what_is_not_worth_a_beginning_is_not_begun(ran):
+    long = replace(case(finds, number=1), least_seconds=1e6)
+    found, _ = ran([long])
+    assert found["finds"]["status"] == "not begun"
+
+
+def test_a_later_call_runs_what_is_not_over(ran, tmp_path):
+    ran([case(finds, name="done", number=1), case(raises)])
+    record = Record.begun(tmp_path / "out", {"how": "one way"})
+    record.begin(case(finds, name="interrupted"))
+    cases = [case(finds, name=name, number=1) for name in ("done", "interrupted", "new")]
+    found, ended = ran([*cases, case(raises)])
+    assert ended == ["interrupted", "new"]
+    assert found["interrupted"]["status"] == "passed"
+
+
+def test_a_record_of_other_options_is_refused(ran, tmp_path):
+    ran([case(finds, number=1)])
+    with pytest.raises(ConfigError, match="choose another --out"):
+        ran([], how="another way")
+    (tmp_path / "out" / "gpu.json").write_text('{"parts": 3}')
+    with pytest.raises(ConfigError, match="no record of this program"):
+        ran([])
+
+
+def steps(**tflops):
+    """Parts of a record: a bf16 ceiling of 800, and steps by name with _ for blanks."""
+    made = {name.replace("_", " "): {"values": {"tflops": value}} for name, value in tflops.items()}
+    return {"ceilings": {"bf16": {"values": {"best_tflops": 800.0}}}, "steps": made}
+
+
+def of(parts):
+    return [(aim["value"], aim["is_met"]) for aim in aims(parts)]
+
+
+def test_aims_are_shares_of_the_ceiling_and_the_fastest_recipe_times_bf16():
+    assert (DENSE_SHARE, SPARSE_SHARE, FP8_TIMES) == (0.60, 0.40, 1.3)
+    parts = steps(**{
+        "8b te bf16": 500.0, "8b torch bf16": 400.0, "8b te tensorwise": 600.0,
+        "8b te delayed": 700.0, "30b-a3b torch bf16": 240.0,
+    })  # fmt: skip
+    assert of(parts) == [(0.625, True), (pytest.approx(0.3), False), (1.4, True)]
+    assert [aim["of"] for aim in aims(parts)] == [
+        "8b te bf16",
+        "30b-a3b torch bf16",
+        "8b te delayed / 8b te bf16",
+    ]
+
+
+def test_an_aim_that_was_not_measured_is_neither_met_nor_missed():
+    assert of({}) == [(None, None)] * 3
+    assert of(steps(**{"8b te tensorwise": 600.0})) == [(None, None)] * 3
+    parts = steps(**{"8b te bf16": 480.0})
+    assert of(parts) == [(0.6, True), (None, None), (None, None)]
+    assert of({"steps": parts["steps"]}) == [(None, None)] * 3
+
+
+def test_steps_whose_losses_are_not_finite_meet_no_aim():
+    parts = steps(**{"8b te bf16": 500.0, "8b torch bf16": 400.0})
+    parts["steps"]["8b te bf16"]["checks"] = {"losses that are not finite": {"passes": False}}
+    assert of(parts)[0] == (0.5, False)
+
+
+def test_the_plan_names_functions_that_are_there_and_tells_each_what_it_takes():
+    cases = plan.cases(tuple(plan.PARTS))
+    assert {case.part for case in cases} == set(plan.PARTS)
+    assert len({(case.part, case.name) for case in cases}) == len(cases)
+    for each in cases:
+        inspect.signature(each.function).bind(None, None, **each.settings)
+        before = [other.name for other in cases[: cases.index(each)] if other.part == each.part]
+        assert set(each.after) <= set(before), each.name
+
+
+def test_the_page_tells_what_was_found_and_what_went_wrong():
+    parts = steps(**{"8b te bf16": 500.0})
+    parts["steps"]["8b te bf16"]["values"] |= {
+        "layers": 14, "step_seconds": 0.5, "tokens_per_second": 12345.6, "peak_bytes": 3 << 30,
+        "planned_bytes": 2 << 30,
+    }  # fmt: skip
+    parts["machine"] = {"machine": {"values": {"chip": "NVIDIA H200", "cores": 16}}}
+    checks = {
+        "near": {"value": 0.9, "at_most": 1.0, "passes": True},
+        "far": {"value": "nan", "at_most": 1.0, "passes": False},
+    }
+    parts["correct"] = {
+        "dense te bf16": {"status": "failed", "why": "far is nan", "checks": checks},
+        "other": {"status": "left out", "why": "not installed"},
+    }
+    text = page.markdown(parts, aims(parts), "A machine")
+    assert "| 8b te bf16 | 14 | 500 | 12,346 | 500 | 62% | 51% | 3.0 | 2.0 |  |" in text
+    assert "| dense 8B, bf16: share of the measured product | 0.60 | 0.62 | pass |" in text
+    assert "| correct: dense te bf16 | 2 | far | nan | 1 | failed |" in text
+    assert text.index("| failed | far is nan") < text.index("| left out | not installed")
+    assert "chip NVIDIA H200" in text and page.data_sheet(parts).name == "H200"
+
+
+def wheel(folder, package):
+    """A wheel of one module."""
+    path = folder / f"{package}-1.0-py3-none-any.whl"
+    info = f"{package}-1.0.dist-info"
+    files = {
+        f"{package}/__init__.py": "HERE = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_wheels_bring_what_is_missing_and_leave_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "first")
+    for package in ("surely_missing_package", "pytest"):
+        wheel(tmp_path, package)
+    site = tmp_path / "site"
+    assert wheels.provide(tmp_path, site) == ["surely_missing_package-1.0-py3-none-any.whl"]
+    assert sys.path[-1] == str(site) and not (site / "pytest").exists()
+    wheels.pass_on([str(site)])
+    code = (
+        "import surely_missing_package as p, pytest; assert p.HERE and not hasattr(pytest, 'HERE')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert wheels.provide(tmp_path, site) == []
+
+
+def test_a_folder_without_wheels_and_a_broken_wheel_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no wheel in it"):
+        wheels.provide(tmp_path, tmp_path / "site")
+    with zipfile.ZipFile(tmp_path / "broken-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("surely_broken/__init__.py", "")
+    with pytest.raises(ConfigError, match="pip refused"):
+        wheels.provide(tmp_path, tmp_path / "site")
