@@ -75,41 +75,33 @@ def _parts(text: str) -> tuple[str, ...]:
 def main() -> int:
     """Run what was asked for; 1 where something did not go well, an aim that is missed aside."""
     given = parser().parse_args()
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         try:
-            return run(given, Path(temporary), begin, multiprocessing.get_context("spawn"))
+            return run(given, Path(temporary), multiprocessing.get_context("spawn"))
         except ConfigError as error:
             print(f"gpu.py: {shown(str(error))}", file=sys.stderr)
             return 2
 
 
-def run(given: argparse.Namespace, temporary: Path, begin: float, context: object) -> int:
+def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
     """As `main`, with a folder that goes away, and processes of multiprocessing's `context`."""
+    begin = time.monotonic()
     how = {name: getattr(given, name) for name in ("device", "tiny", "stand_in")}
     record = Record.begun(given.out, how)
     _provide(given, temporary)
-    cases = [case for case in plan.cases(given.parts) if given.only in case.name]
-    if missing := [c for c in cases for name in c.after if not _is_named(name, cases)]:
-        names = {name for case in missing for name in case.after}
-        cases = [c for c in plan.cases(given.parts) if c in cases or c.name in names]
+    cases = plan.chosen(given.parts, given.only)
     options = Options(given.device, given.tiny, temporary, given.stand_in)
     seconds = 60 * given.minutes - (time.monotonic() - begin)
 
     def told(case: Case, known: dict) -> None:
         print(f"{time.monotonic() - begin:4.0f} s  {page.line(case, known)}", flush=True)
 
-    log = given.out / "gpu.log"
-    runner = Runner(options, record, seconds, log, context, told)
+    runner = Runner(options, record, seconds, given.out / "gpu.log", context, told)
     with contextlib.suppress(KeyboardInterrupt):  # what is known is told all the same
         runner.run(cases)
     _conclude(record, given.out)
     good = (PASSED, LEFT_OUT, NOT_BEGUN)
     return int(any(record.of(case).get("status", NOT_BEGUN) not in good for case in cases))
-
-
-def _is_named(name: str, cases: list[Case]) -> bool:
-    return any(case.name == name for case in cases)
 
 
 def _provide(given: argparse.Namespace, temporary: Path) -> None:

@@ -38,6 +38,14 @@ def cases(parts: tuple[str, ...]) -> list[Case]:
     return [case for case in every if case.part in parts]
 
 
+def chosen(parts: tuple[str, ...], text: str) -> list[Case]:
+    """The cases of some parts with a text in their name, and those that they need."""
+    of_parts = cases(parts)
+    named = [case for case in of_parts if text in case.name]
+    needed = {name for case in named for name in case.after}
+    return [case for case in of_parts if case in named or case.name in needed]
+
+
 def _first() -> Iterator[Case]:
     yield Case("machine", "machine", "on_gpu.machine:describe", seconds=30)
     yield Case(

@@ -61,8 +61,13 @@ class Runner:
         return self.end - time.monotonic()
 
     def run(self, cases: Sequence[Case]) -> None:
-        """Each case that is not over yet, in order; those of one part and place in one process."""
-        waiting = [case for case in cases if not self.record.is_over(case)]
+        """Each case that is not over yet, in order; those of one part and place in one process.
+
+        One that such a case needs is run again: what it left went with the call that ran it.
+        """
+        not_over = [case for case in cases if not self.record.is_over(case)]
+        needed = {(case.part, name) for case in not_over for name in case.after}
+        waiting = [c for c in cases if c in not_over or (c.part, c.name) in needed]
         while waiting:
             together = takewhile(partial(_shares_process, waiting[0]), waiting)
             waiting = waiting[self._run_together(list(together)) :]

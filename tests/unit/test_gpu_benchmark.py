@@ -168,6 +168,13 @@ def test_a_later_call_runs_what_is_not_over(ran, tmp_path):
     assert found["interrupted"]["status"] == "passed"
 
 
+def test_what_a_later_case_needs_is_run_again(ran):
+    needed, idle = case(finds, name="needed", number=1), case(finds, name="idle", number=1)
+    ran([needed, idle])
+    _, ended = ran([needed, idle, case(finds, name="new", number=1, after=("needed",))])
+    assert ended == ["needed", "new"]
+
+
 def test_a_record_of_other_options_is_refused(ran, tmp_path):
     ran([case(finds, number=1)])
     with pytest.raises(ConfigError, match="choose another --out"):
