@@ -6,7 +6,7 @@ for aim in aims(parts): aim["name"], aim["value"], aim["at_least"], aim["is_met"
 from collections.abc import Mapping
 from typing import Any
 
-from on_gpu.plan import RECIPES
+from on_gpu.cases import RECIPES
 
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 

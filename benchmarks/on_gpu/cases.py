@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 GPU, CPU = "gpu", "cpu"
+RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8", "nvfp4")
+OF_A_GPU_ALONE = RECIPES[2:]
+"""Recipes whose kernels nothing stands in for."""
 
 
 class LeftOut(Exception):

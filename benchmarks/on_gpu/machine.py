@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from on_gpu.cases import LeftOut, Options, Report
+from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options, Report
 
 _PACKAGES = (
     *("numpy", "triton", "transformers", "megatron-core", "transformer-engine", "apex"),
     *("transformer-engine-torch", "flash-attn", "nvidia-cudnn-cu13", "nvidia-nccl-cu13"),
 )
-RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8", "nvfp4")
 # A number in E4M3, 3 bits after the first, is off by up to 6 %, by 2.6 % in the mean square; in
 # E5M2, as gradients are, by twice that; both in one product by 5.8 %. E2M1, 1 bit, by 10 %.
 _OFF = {"bf16": 0.01, "nvfp4": 0.25}
@@ -68,6 +67,18 @@ def load_transformer_engine(options: Options, report: Report) -> None:
         report.note(cublaslt=kernels.get_cublasLt_version(), cudnn=kernels.get_cudnn_version())
 
 
+def compiled(options: Options, report: Report) -> None:
+    """torch.compile, by which megatron-core has its activations: it needs a C compiler."""
+    if options.device == "cpu":
+        raise LeftOut("nothing is compiled for a CPU")
+    begin = time.perf_counter()
+    gate, up = _random(options, 64, 128), _random(options, 64, 128)
+    product = torch.compile(lambda gate, up: F.silu(gate) * up)
+    off = _size(product(gate, up).float() - F.silu(gate.float()) * up.float())
+    report.note(seconds_to_compile=time.perf_counter() - begin)
+    report.check("a compiled product", off / _size(up), _OFF["bf16"])
+
+
 def linear(options: Options, report: Report, recipe: str) -> None:
     """Transformer Engine's fused norm and linear against torch, forward and backward."""
     te = _transformer_engine(options)
@@ -77,7 +88,7 @@ def linear(options: Options, report: Report, recipe: str) -> None:
     )
     x = _random(options, rows, width).requires_grad_()
     grad = _random(options, rows, outputs)
-    with _autocast(te, recipe):
+    with _autocast(te, options, recipe):
         y = module(x)
     y.backward(grad)
     mine = y, x.grad, module.weight.grad
@@ -98,7 +109,7 @@ def grouped_linear(options: Options, report: Report, recipe: str) -> None:
     weights = [getattr(module, f"weight{i}") for i in range(len(sizes))]
     x = _random(options, sum(sizes), width).requires_grad_()
     grad = _random(options, sum(sizes), outputs)
-    with _autocast(te, recipe):
+    with _autocast(te, options, recipe):
         y = module(x, sizes)
     y.backward(grad)
     wide = x.detach().float().requires_grad_()
@@ -157,11 +168,13 @@ def _transformer_engine(options: Options) -> Any:
     return te
 
 
-def _autocast(te: Any, recipe: str) -> Any:
+def _autocast(te: Any, options: Options, recipe: str) -> Any:
     from transformer_engine.common import recipe as recipes
 
     if recipe == "bf16":
         return te.fp8_autocast(enabled=False)
+    if options.device == "cpu" and recipe in OF_A_GPU_ALONE:
+        raise LeftOut("a CPU has no kernels of it")
     kinds = {
         "tensorwise": recipes.Float8CurrentScaling,
         "delayed": recipes.DelayedScaling,

@@ -13,7 +13,7 @@ from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.training.engine import Engine
-from on_gpu.cases import LeftOut, Options
+from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options
 
 
 def settings(options: Options, values: Mapping[str, Any], kind: str, recipe: str) -> Config:
@@ -23,6 +23,8 @@ def settings(options: Options, values: Mapping[str, Any], kind: str, recipe: str
     plain = load([], _pairs(values))
     if kind == "torch":
         return plain
+    if options.device == "cpu" and recipe in OF_A_GPU_ALONE:
+        raise LeftOut("a CPU has no kernels of it")
     try:
         more = {"model.kind": kind} | ({"fp8.recipe": recipe} if recipe != "none" else {})
         return load([], _pairs(values | more))

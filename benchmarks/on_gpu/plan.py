@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from on_gpu.cases import CPU, Case
+from on_gpu.cases import CPU, RECIPES, Case
 
-RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8", "nvfp4")
-KINDS = "torch", "te"
 # Rows of a step and of a micro-batch: tokens enough for large products. `tiny` is a test's model.
 SHAPES: dict[str, dict[str, Any]] = {
     "8b": {"preset": "qwen3-8b", "rows": 8, "micro_batch": 2},
@@ -51,6 +49,7 @@ def _first() -> Iterator[Case]:
     yield Case(
         "machine", "transformer engine", "on_gpu.machine:load_transformer_engine", seconds=90
     )
+    yield Case("machine", "torch.compile", "on_gpu.machine:compiled")
     for recipe in ("bf16", *RECIPES):
         yield from _kernels(recipe)
     for packed in (False, True):
@@ -104,7 +103,7 @@ def _compared(model: str, ways: list[str]) -> Iterator[Case]:
         if precision in RECIPES:
             told |= {"precision": "bf16", "recipe": precision}
         needs = (f"{model} reference",)
-        yield Case("correct", f"{model} {way}", "on_gpu.correct:compare", told, after=needs)
+        yield Case("correct", f"{model} {way}", "on_gpu.correct:compare", told, 90, after=needs)
 
 
 def _steps(shape: str, ways: list[str], profile: bool = False) -> Iterator[Case]:

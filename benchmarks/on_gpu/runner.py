@@ -31,6 +31,7 @@ from on_gpu.record import (
 )
 
 START_SECONDS = 90.0  # until a case begins: its process imports torch, from a cold disk at worst
+PATIENCE_OF_CPU = 10.0  # times a GPU's: it is shared with others
 LEAST_SECONDS = 5.0  # with less time left nothing is begun
 _KILL_SECONDS = 10.0  # a process that waits for a broken GPU cannot be killed at once
 _LAST_LINES = 12  # of a traceback, that the record keeps
@@ -53,6 +54,7 @@ class Runner:
     ) -> None:
         self.options, self.record, self.log, self.context = options, record, log, context
         self.told = told
+        self.patience = PATIENCE_OF_CPU if options.device == "cpu" else 1.0
         self.end = time.monotonic() + seconds
 
     @property
@@ -108,7 +110,7 @@ class Runner:
             while child.pipe.poll(max(0.0, min(begin + limit, self.end) - time.monotonic())):
                 kind, content = child.pipe.recv()
                 if kind == "begin":
-                    begin, limit = time.monotonic(), case.seconds
+                    begin, limit = time.monotonic(), case.seconds * self.patience
                 elif kind == "report":
                     self.record.add(case, content)
                 else:

@@ -110,7 +110,7 @@ def test_what_a_case_found_is_on_the_disk_and_a_number_above_its_limit_fails(ran
 def test_a_case_that_ends_badly_keeps_what_it_found_and_the_rest_goes_on(
     ran, function, status, why
 ):
-    bad = case(function, seconds=0.5 if function is hangs else 300)
+    bad = case(function, seconds=0.05 if function is hangs else 300)
     found, ended = ran([bad, case(finds, name="next", number=1)])
     assert ended == [function.__name__, "next"] and found["next"]["status"] == "passed"
     known = found[function.__name__]
@@ -150,6 +150,15 @@ def test_all_time_is_never_exceeded(ran, monkeypatch):
     assert time.monotonic() - begin < 3.0 + runner._KILL_SECONDS
     assert found["hangs"]["status"] == "timed out" and "all time" in found["hangs"]["why"]
     assert found["later"]["status"] == "not begun"
+
+
+def test_a_cpu_is_given_more_time_for_a_case_than_a_gpu(tmp_path):
+    record = Record.begun(tmp_path, {})
+    patience = {
+        device: Runner(Options(device, True, tmp_path), record, 1.0, tmp_path, None, print).patience
+        for device in ("cpu", "cuda")
+    }
+    assert patience == {"cpu": runner.PATIENCE_OF_CPU, "cuda": 1.0}
 
 
 def test_what_is_not_worth_a_beginning_is_not_begun(ran):
