@@ -39,3 +39,9 @@ def has_packed_product(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by a weight that it has packed once; in bf16 few CPUs can."""
     is_known = weight.dtype == torch.float32 and not weight.is_cuda
     return is_known and torch.backends.mkldnn.is_available()
+
+
+def has_running_sum(x: Tensor) -> bool:
+    """Whether torch's cumsum may be used: a GPU's has no fixed order, and where results are to be
+    repeatable torch refuses it."""
+    return not (x.is_cuda and torch.are_deterministic_algorithms_enabled())

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron_qwen3.cpu import kernels
 from megatron_qwen3.generate.sampling import Sampling
 
 
@@ -92,7 +93,7 @@ def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         return scores_BM, ids_BM
     scores_BM, order_BM = scores_BM.sort(dim=-1, stable=True)
     if sampling.top_p < 1:
-        cut_BM = scores_BM.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        cut_BM = running_sum(scores_BM.softmax(-1)) <= 1 - sampling.top_p
         cut_BM[:, -1] = False
         scores_BM = scores_BM.masked_fill(cut_BM, -torch.inf)
     if sampling.min_p > 0:
@@ -104,11 +105,22 @@ def candidates(scores_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 def draw(scores_BM: Tensor, ids_BM: Tensor, uniform_B: Tensor) -> Tensor:
     """The id at which the cumulative probability passes `uniform_B` (float64, below 1), [B]."""
-    sum_BM = scores_BM.double().softmax(-1).cumsum(-1)
+    sum_BM = running_sum(scores_BM.double().softmax(-1))
     least_B1 = uniform_B[:, None] * sum_BM[:, -1:]
     place_B1 = torch.searchsorted(sum_BM, least_B1, right=True)
     # Of NaN there is no place; what computed it is found by whoever trains on it.
     return ids_BM.gather(1, place_B1.clamp_(max=sum_BM.shape[1] - 1)).squeeze(1)
+
+
+def running_sum(x_BM: Tensor) -> Tensor:
+    """The sum of each number and of all before it in its row."""
+    if kernels.has_running_sum(x_BM):
+        return x_BM.cumsum(-1)
+    reach = 1  # so many numbers of its row are in each sum (Hillis and Steele, 1986)
+    while reach < x_BM.shape[1]:
+        x_BM = torch.cat([x_BM[:, :reach], x_BM[:, reach:] + x_BM[:, :-reach]], 1)
+        reach *= 2
+    return x_BM
 
 
 def log_probs(logits_BV: Tensor, tokens_B: Tensor, temperature: float) -> Tensor:

@@ -110,7 +110,7 @@ def test_what_a_case_found_is_on_the_disk_and_a_number_above_its_limit_fails(ran
 def test_a_case_that_ends_badly_keeps_what_it_found_and_the_rest_goes_on(
     ran, function, status, why
 ):
-    bad = case(function, seconds=0.05 if function is hangs else 300)
+    bad = case(function, seconds=0.3 if function is hangs else 300)
     found, ended = ran([bad, case(finds, name="next", number=1)])
     assert ended == [function.__name__, "next"] and found["next"]["status"] == "passed"
     known = found[function.__name__]

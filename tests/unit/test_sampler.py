@@ -191,3 +191,40 @@ def test_log_probs_are_those_of_the_logits_alone_and_over_the_temperature():
 def test_a_value_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"{name} = {value}"):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 64, 1000])
+def test_tokens_are_drawn_alike_where_torch_refuses_its_running_sum(monkeypatch, vocabulary):
+    """A GPU's cumsum raises where repeatable results are asked for: run.deterministic."""
+    random = torch.Generator().manual_seed(vocabulary)
+    logits_BV = 3 * torch.randn(64, vocabulary, generator=random)
+    uniform_B = torch.rand(64, dtype=torch.float64, generator=random)
+    ways = [Sampling(temperature=0.7), Sampling(top_p=0.8, top_k=20), Sampling(min_p=0.1)]
+    expected = [sampler.candidates(logits_BV, way) for way in ways]
+    drawn = [sampler.draw(*each, uniform_B) for each in expected]
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+
+    monkeypatch.setattr(sampler.kernels, "has_running_sum", lambda x: False)
+    monkeypatch.setattr(torch.Tensor, "cumsum", refuse)
+    for way, (scores_BM, ids_BM), tokens_B in zip(ways, expected, drawn, strict=True):
+        found = sampler.candidates(logits_BV, way)
+        assert torch.equal(found[0], scores_BM) and torch.equal(found[1], ids_BM)
+        assert torch.equal(sampler.draw(*found, uniform_B), tokens_B)
+    x_BM = torch.rand(3, vocabulary, dtype=torch.float64, generator=random)
+    expected_BM = torch.stack([x_BM[:, : i + 1].sum(1) for i in range(vocabulary)], 1)
+    torch.testing.assert_close(sampler.running_sum(x_BM), expected_BM, rtol=1e-14, atol=0)
+
+
+def test_a_running_sum_is_refused_on_a_gpu_that_is_to_repeat_itself_alone():
+    class OnGpu:
+        is_cuda = True
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert sampler.kernels.has_running_sum(torch.ones(1))
+        assert not sampler.kernels.has_running_sum(OnGpu())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert sampler.kernels.has_running_sum(OnGpu())
