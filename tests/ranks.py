@@ -3,11 +3,13 @@
 `function` is a module-level function; every rank calls it with the same arguments and a launcher's
 environment, so that `parallel.runtime.start(config)` works as it does under torchrun. Ranks are
 forked from a server that has imported what they need once per session (`preloaded.py`): eight of
-them start in about a second. Their results come back as a list in rank order.
+them start in about a second. Where a forked process cannot use the GPU, since something that was
+imported has touched it, they are spawned. Their results come back as a list in rank order.
 """
 
 import contextlib
 import faulthandler
+import functools
 import multiprocessing
 import os
 import pickle
@@ -19,6 +21,9 @@ from multiprocessing.connection import Connection, wait
 import torch
 import torch.distributed as dist
 
+# Whether there is a GPU is asked of its driver's library: torch's usual way takes hold of the GPU,
+# and no process that is forked later can use it.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["tests.preloaded"])
 
@@ -36,12 +41,12 @@ def run_ranks(function, world_size, *args, timeout_seconds=120):
     """
     # The store stays open for the whole call, so that no one else can take its port in between.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    pipes, processes = [], []
+    pipes, processes, context = [], [], start_method()
     for rank in range(world_size):
-        ours, theirs = forkserver.Pipe()
+        ours, theirs = context.Pipe()
         environment = _environment(rank, world_size, store.port)
         target_args = (theirs, environment, timeout_seconds, function, args)
-        processes.append(forkserver.Process(target=_rank_main, args=target_args))
+        processes.append(context.Process(target=_rank_main, args=target_args))
         processes[-1].start()
         theirs.close()
         pipes.append(ours)
@@ -51,6 +56,25 @@ def run_ranks(function, world_size, *args, timeout_seconds=120):
         for process in processes:
             process.kill()
             process.join()
+
+
+@functools.cache
+def start_method():
+    """multiprocessing's context that ranks are started by."""
+    if not torch.cuda.is_available():
+        return forkserver
+    probe = forkserver.Process(target=_use_gpu)
+    probe.start()
+    probe.join(120)
+    if probe.exitcode == 0:
+        return forkserver
+    probe.kill()
+    return multiprocessing.get_context("spawn")
+
+
+def _use_gpu():
+    torch.cuda.init()
+    torch.ones(1, device=torch.device("cuda", 0)).sum().item()
 
 
 def _environment(rank, world_size, port):

@@ -28,7 +28,7 @@ from on_gpu import ours
 from on_gpu.cases import Options, Report
 
 VOCABULARY, RATE, BETA1 = 1024, 1e-3, 0.9
-DENSE = {
+DENSE: dict[str, Any] = {
     "hidden_size": 256, "ffn_hidden_size": 768, "num_attention_heads": 4, "num_query_groups": 2,
     "head_dim": 128, "vocab_size": VOCABULARY, "tie_embeddings": True,
     "init_std": 0.06,  # fresh weights of 0.02 give nearly the same score to every token
@@ -37,6 +37,9 @@ MODELS = {
     "dense": DENSE,
     "moe": DENSE | {"num_experts": 32, "experts_per_token": 2, "expert_ffn_hidden_size": 128},
 }
+# Of a test: narrower, and with weights as much larger as their products have fewer summands.
+_TINY = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "head_dim": 32}
+_TINY |= {"init_std": 0.12}
 _UNIT = 128  # positions, of which FP8's recipes take any multiple
 _MOMENT = "optimizer.state.exp_avg."
 
@@ -101,9 +104,9 @@ def compare(
 
 def _settings(options: Options, model: str, kind: str, precision: str, recipe: str) -> Config:
     rows, length = _shape(options)
-    values: dict[str, Any] = {f"model.{name}": value for name, value in MODELS[model].items()}
+    sizes = {"num_layers": 4} | MODELS[model] | (_TINY if options.tiny else {})
+    values: dict[str, Any] = {f"model.{name}": value for name, value in sizes.items()}
     values |= {
-        "model.num_layers": 2 if options.tiny else 4,
         "train.precision": precision,
         "train.global_batch": rows,
         "train.micro_batch": rows // 2,

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankError, run_ranks
+from ranks import RankError, forkserver, run_ranks, start_method
 
 
 def rank_plus(offset):
@@ -54,3 +54,13 @@ def test_ranks_that_hang_are_named_after_the_time_limit():
     # On a busy machine the others may be late, too.
     with pytest.raises(RankError, match=r"no answer from rank (0, )?1, (2, )?3 of 4 within 1 s"):
         run_ranks(hang_on_odd_ranks, 4, timeout_seconds=1)
+
+
+def test_ranks_are_spawned_where_a_forked_process_cannot_use_the_gpu(monkeypatch):
+    assert torch.cuda.is_available() or start_method() is forkserver
+    if not torch.cuda.is_available():
+        start_method.cache_clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and a child finds none
+        assert start_method().get_start_method() == "spawn"
+        assert run_ranks(rank_plus, 1, 10) == [(10, torch.tensor(0))]
+        start_method.cache_clear()
