@@ -40,12 +40,11 @@ def engine(config: Config) -> Engine:
     """With fresh weights, in the memory that the one before has left; LeftOut as `settings`."""
     forget(config.run.device)
     try:
-        layout = _joined(config)
+        return Engine(config, _joined(config))
     except ConfigError as error:
         if config.model.kind == "torch":
             raise
         raise LeftOut(str(error)) from None
-    return Engine(config, layout)
 
 
 def _joined(config: Config) -> Layout:

@@ -16,7 +16,7 @@ import torch
 from packaging.version import Version
 
 from megatron_qwen3 import launcher
-from megatron_qwen3.cpu import redirect
+from megatron_qwen3.cpu import device
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_fp8 import chip_faults
 
@@ -99,7 +99,7 @@ def _faults(config: Config) -> Iterator[str]:
             f"pip install --upgrade --no-build-isolation '{_PACKAGE}[pytorch]>={least}'"
         )
         return
-    if redirect.REDIRECTED:
+    if not device.is_gpu():
         return
     chip = torch.cuda.get_device_properties(launcher.local_rank())
     yield from chip_faults(config, chip.name, (chip.major, chip.minor))
