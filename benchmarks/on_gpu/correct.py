@@ -57,9 +57,9 @@ class Limits(NamedTuple):
 # Of float32 what sums in another order differ by. A number in bf16 is off by 2^-9 at most, 0.1 % in
 # the mean square, and a layer rounds about ten times; a factor of a product in E4M3 by 2.6 %. A
 # router of rounded numbers sends some tokens elsewhere, which weighs more than rounding: two layers
-# of kind torch in bf16 on a CPU had scores off by 8 % and gradients by 12 %. Here are four; and what
-# is mixed up, experts or documents, is off by more than half. Texts are continued in bf16, also by
-# models in FP8, with whose own scores they are compared.
+# of kind torch in bf16 on a CPU had scores off by 8 % and gradients by 12 %. Here there are four,
+# and what is mixed up, experts or documents, is off by more than half. Texts are continued in bf16,
+# also by models in FP8, with whose own scores they are compared.
 LIMITS = {
     ("dense", "fp32"): Limits(1e-4, 1e-4, 1e-5, 1e-3, 1e-5),
     ("moe", "fp32"): Limits(1e-4, 1e-4, 1e-5, 1e-3, 1e-5),
