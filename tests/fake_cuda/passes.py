@@ -35,8 +35,9 @@ def main(preset, *settings):
     assert not redirect.REDIRECTED, "the package must believe in the GPU"
     TokenBatch.beyond = lambda *_: 0  # ids without a value are none, and are asked on the host
     config = load([], [f"model.preset={preset}", *SMALL, "parallel.overlap=false", *settings])
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
-    layout = Layout.of(config, 1)
+    ranks = config.parallel.context  # of which the others are not there
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    layout, completions = Layout.of(config, ranks), []
     with fake_gpu() as waits:
         runtime.build_groups(config, layout)
         model = Model(config, layout)
@@ -50,10 +51,10 @@ def main(preset, *settings):
         packed_BS = model.score(packed, log_probs)["log_prob"]
         in_score = dict(waits)
         waits.clear()
-        generator = Generator(model)
-        sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
-        prompts = [[*range(20)], [*range(18)]]  # past a chunk of 16, where there are chunks
-        completions = generator.generate(prompts, sampling, 3, stop_ids=[7])
+        if ranks == 1:  # text is generated where ranks have whole rows
+            sampling = Sampling(temperature=0.6, top_k=20, top_p=0.95, presence_penalty=0.5)
+            prompts = [[*range(20)], [*range(18)]]  # past a chunk of 16, where there are chunks
+            completions = Generator(model).generate(prompts, sampling, 3, stop_ids=[7])
     print(
         json.dumps(
             {
