@@ -16,7 +16,7 @@ from image import StandIn
 from containers.pins import pinned
 from data_prep.indexed import IndexedWriter
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 
 
 class Built:
@@ -49,7 +49,7 @@ class Built:
 
     def run(self, *words, **options):
         done = subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, timeout=800, **options
+            words, env=self.environment, capture_output=True, text=True, timeout=1800, **options
         )
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
