@@ -103,7 +103,7 @@ $(INSTALLED): setup.py Makefile
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 
-$(TE_PACKAGES)/installed: $(INSTALLED)
+$(TE_PACKAGES)/installed: Makefile | $(INSTALLED)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TE_PACKAGES) $(TE)
 	touch $@
 

@@ -119,6 +119,12 @@ class ParallelConfig:
     )
     expert: int = setting(1, "ranks that split the experts of a layer", at_least=1)
     expert_tensor: int = setting(1, "ranks that split the matrices of one expert", at_least=1)
+    dispatch: str = setting(
+        "alltoall",
+        'how tokens reach the ranks of their experts, where model.kind is "te": by NCCL, or by '
+        "DeepEP, or its form for ranks that NVLink joins",
+        choices=("alltoall", "deepep", "hybridep"),
+    )
     context: int = setting(1, "ranks that split each row", at_least=1)
     sequence: bool = setting(True, "sequence parallelism where tensor > 1")
     recompute: str = setting(

@@ -45,6 +45,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *_tensor_faults(config),
         *_expert_faults(config),
         *(te_faults(config) if config.model.kind == "te" else ()),
+        *_dispatch_faults(config),
         *_pipeline_faults(config),
         *_train_faults(config),
         *_optim_faults(config),
@@ -59,6 +60,20 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_rope.faults(config),
         *validate_fp8.faults(config),
     ]
+
+
+def _dispatch_faults(config: Config) -> Iterator[str]:
+    """Other dispatchers are of Transformer Engine's layers, and for experts alone."""
+    p, dispatch = config.parallel, config.parallel.dispatch
+    if dispatch == "alltoall":
+        return
+    given = f'parallel.dispatch = "{dispatch}"'
+    if not config.model.num_experts:
+        yield f'{given}, but the model is dense{_of(config.model)}; valid: "alltoall"'
+    elif config.model.kind != "te":
+        yield f'{given} needs model.kind = "te", not "{config.model.kind}"'
+    elif p.expert * p.expert_tensor == 1:
+        yield f'{given}, but parallel.expert * expert_tensor = 1: no token is sent; use "alltoall"'
 
 
 def te_faults(config: Config) -> list[str]:

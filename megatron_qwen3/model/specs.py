@@ -17,6 +17,8 @@ from megatron_qwen3.model import te
 from megatron_qwen3.model.experts import SparseMLP
 from megatron_qwen3.model.layer import DenseMLP, Layer, RMSNorm
 from megatron_qwen3.parallel.mcore import (
+    HAVE_DEEP_EP,
+    HAVE_HYBRIDEP,
     HAVE_TE,
     ModuleSpec,
     TransformerBlockSubmodules,
@@ -27,6 +29,10 @@ from megatron_qwen3.parallel.mcore import (
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate import te_faults
 
+_DEEP_EP = {
+    "deepep": "pip install git+https://github.com/deepseek-ai/DeepEP",
+    "hybridep": "pip install git+https://github.com/deepseek-ai/DeepEP@hybrid-ep",
+}
 _INSTALL = 'pip install --no-build-isolation "transformer_engine[pytorch]"'
 
 
@@ -42,10 +48,21 @@ def kind(config: Config) -> str:
     if asked == "te" and lacking:
         raise ConfigError(f'model.kind = "te", but {lacking}; valid here: "torch", "auto"')
     if asked == "te":
+        _check_dispatch(config.parallel.dispatch)
         return asked
     # Transformer Engine's attention has no kernel for float32.
     fits = not lacking and config.train.precision == "bf16" and not te_faults(config)
     return "te" if fits else "torch"
+
+
+def _check_dispatch(dispatch: str) -> None:
+    """ConfigError where what brings tokens to experts is not installed."""
+    installed = {"deepep": HAVE_DEEP_EP, "hybridep": HAVE_HYBRIDEP}
+    if not installed.get(dispatch, True):
+        raise ConfigError(
+            f'parallel.dispatch = "{dispatch}", but it is not installed ({_DEEP_EP[dispatch]}); '
+            'valid here: "alltoall"'
+        )
 
 
 def _lacking() -> str:
@@ -110,8 +127,7 @@ def settings_of_kind(config: Config) -> dict[str, object]:
     """What megatron-core's configuration says of the layers' kind."""
     if kind(config) == "torch":
         return {}
-    has_experts, has_triton = bool(config.model.num_experts), not redirect.REDIRECTED
-    return te.settings(has_experts, config.parallel.recompute, has_triton)
+    return te.settings(config, has_triton=not redirect.REDIRECTED)
 
 
 def settings_of_device() -> dict[str, bool]:

@@ -32,6 +32,7 @@ from megatron_qwen3.parallel.mcore import (
     TransformerLayer,
     get_gpt_decoder_block_spec,
 )
+from megatron_qwen3.settings import Config
 
 # A norm that is fused with a product has other names in the module than in checkpoints.
 _KEYS = {
@@ -52,14 +53,17 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     return block
 
 
-def settings(has_experts: bool, recompute: str, has_triton: bool) -> dict[str, object]:
-    """What megatron-core's configuration has to say for these layers; `recompute`: parallel's."""
+def settings(config: Config, has_triton: bool) -> dict[str, object]:
+    """What megatron-core's configuration has to say for these layers."""
     fused: dict[str, object] = {"bias_activation_fusion": True, "bias_dropout_fusion": True}
-    if has_experts:
+    if config.model.num_experts:
         fused["moe_grouped_gemm"] = True
         fused["moe_permute_fusion"] = has_triton
-        if recompute == "selective":
+        if config.parallel.recompute == "selective":
             fused["recompute_modules"] = ["moe"]
+        if config.parallel.dispatch != "alltoall":
+            fused["moe_token_dispatcher_type"] = "flex"
+            fused["moe_flex_dispatcher_backend"] = config.parallel.dispatch
     return fused
 
 

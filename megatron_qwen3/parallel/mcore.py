@@ -39,6 +39,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.fused_a2a import HAVE_DEEP_EP, HAVE_HYBRIDEP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -53,6 +54,8 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 __all__ = [
+    "HAVE_DEEP_EP",
+    "HAVE_HYBRIDEP",
     "HAVE_TE",
     "AttnMaskType",
     "BaseTransformerLayer",

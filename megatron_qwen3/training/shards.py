@@ -58,12 +58,18 @@ def owned(engine: Engine) -> list[Part]:
 
 
 def objects(engine: Engine) -> dict[str, list[object]]:
-    """By key, the modules' extra state that this rank saves, as it is now."""
+    """By key, the modules' extra state that this rank saves, as it is now.
+
+    Modules of Transformer Engine that keep no state say so by a tensor without elements, one for
+    each expert: nothing is saved for them.
+    """
     entries = chain.from_iterable(chunk.values() for chunk in engine.model.weights().values())
     return {
         entry.unique_key: [entry.data]
         for entry in entries
-        if isinstance(entry, ShardedObject) and is_main_replica(entry.replica_id)
+        if isinstance(entry, ShardedObject)
+        and is_main_replica(entry.replica_id)
+        and not (isinstance(entry.data, Tensor) and not entry.data.numel())
     }
 
 

@@ -67,7 +67,7 @@ SLOW_CASES = (
 )
 
 
-def settings(preset, parallel):
+def settings(preset, parallel, *more):
     return load(
         [],
         [
@@ -79,6 +79,7 @@ def settings(preset, parallel):
             "train.micro_batch=1",
             "data.sequence_length=32",
             *(f"parallel.{setting}" for setting in parallel.split()),
+            *more,
         ],
     )
 
@@ -91,9 +92,9 @@ def prompts():
     return rows
 
 
-def generated(preset, parallel, shares):
+def generated(preset, parallel, shares, *more):
     """This rank's data rank and its completions."""
-    config = settings(preset, parallel)
+    config = settings(preset, parallel, *more)
     layout = start(config)
     generator = Generator(Model(config, layout))
     data_rank = torch.distributed.get_rank() // layout.tensor % layout.data
@@ -115,7 +116,10 @@ def on_one_rank(preset):
 
 
 def check(case):
-    results = run_ranks(generated, case.ranks, case.preset, case.parallel, case.shares)
+    assert_same(case, run_ranks(generated, case.ranks, case.preset, case.parallel, case.shares))
+
+
+def assert_same(case, results):
     by_data_rank = {}
     for data_rank, completions in results:
         # What a rank holds does not depend on its place in the model.

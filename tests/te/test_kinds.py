@@ -51,6 +51,29 @@ def test_context_ranks_are_refused_with_the_way_out():
         config("model.kind=te", "parallel.context=2")
 
 
+EP2 = ("model.kind=te", "parallel.expert=2")
+
+
+@pytest.mark.parametrize("dispatch", ["deepep", "hybridep"])
+def test_a_dispatcher_that_is_not_installed_is_an_error_with_its_command(dispatch):
+    asked = (*EP2, f"parallel.dispatch={dispatch}")
+    with pytest.raises(RankError, match=r"dispatch = .*is not installed \(pip install .*DeepEP"):
+        run_te_ranks(_chosen, 1, asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("model.kind=torch", "parallel.expert=2"), 'needs model.kind = "te"'),
+        (("model.kind=te",), "no token is sent"),
+        (("model.kind=te", "model.preset=tiny-dense"), "the model is dense"),
+    ],
+)
+def test_a_dispatcher_that_has_nothing_to_do_is_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        config(*settings, "parallel.dispatch=deepep")
+
+
 def _told(kind):
     return specs.described(config(f"model.kind={kind}"))
 

@@ -13,7 +13,25 @@ CASES = (
     Case("dense", "one-rank", 1, micro_batch=4),
     Case("moe", "one-rank", 1, micro_batch=4),
     Case("dense", "tp2", 2, "tensor=2", 2),
-    Case("moe", "tp2-ep2", 2, "tensor=2 expert=2", 2),
+    Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("moe", "dp2", 2),
+    Case("moe", "ep2", 2, "expert=2 recompute=full"),
+    Case("moe", "etp2", 2, "tensor=2 expert_tensor=2", 2),
+    Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
+)
+SLOW_CASES = (
+    Case("dense", "dp2", 2),
+    Case("dense", "pp2", 2, "pipeline=2"),
+    Case("dense", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
+    Case("dense", "tp2-recompute-selective", 2, "tensor=2 recompute=selective", 2),
+    Case("dense-untied", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
+    Case("dense-dca", "one-rank", 1, micro_batch=4),
+    Case("dense-yarn", "tp2", 2, "tensor=2", 2),
+    Case("moe-tied", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2", 2),
+    Case("moe", "tp2", 2, "tensor=2", 2),
+    Case("moe", "etp2-ep2", 4, "tensor=2 expert=2 expert_tensor=2", 2),
+    Case("moe", "tp2-pp2-ep2", 4, "tensor=2 pipeline=2 expert=2"),
+    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2"),
 )
 
 
@@ -22,6 +40,6 @@ def _trained(case):
     return run_te_ranks(train, case.ranks, *settings)
 
 
-@cases(CASES)
+@cases(CASES, SLOW_CASES)
 def test_losses_and_gradients_and_weights_and_scores_are_those_of_torchs_layers(case):
     assert_same_runs(_trained(case), one_rank(case.model))

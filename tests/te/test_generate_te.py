@@ -1,0 +1,34 @@
+"""Generation with layers of Transformer Engine says what it says with torch's, in every layout."""
+
+import pytest
+
+from tests.parallel.test_generate_layouts import Case, assert_same, generated, names
+from tests.te.te_ranks import run_te_ranks
+
+CASES = (
+    Case("one", 1, "", preset="tiny-dense"),
+    Case("tp2-ep2", 2, "tensor=2 expert=2"),
+)
+SLOW_CASES = (
+    Case("one", 1, ""),
+    Case("pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("ep2-one-without-prompts", 2, "expert=2", (5, 0)),
+    Case("etp2", 2, "tensor=2 expert_tensor=2"),
+    Case("tp2", 2, "tensor=2", preset="tiny-dense"),
+)
+
+
+def check(case):
+    arguments = case.preset, case.parallel, case.shares, "model.kind=te"
+    assert_same(case, run_te_ranks(generated, case.ranks, *arguments))
+
+
+@pytest.mark.parametrize("case", CASES, ids=names(CASES))
+def test_generation_is_that_of_torchs_layers(case):
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW_CASES, ids=names(SLOW_CASES))
+def test_generation_is_that_of_torchs_layers_in_further_layouts(case):
+    check(case)
