@@ -43,7 +43,7 @@ def _server() -> Connection:
     ours, theirs = Pipe()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.te.server", str(theirs.fileno())],
+        [sys.executable, "-W", "ignore", "-m", "tests.te.te_server", str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         env=environment,
         cwd=ROOT,

@@ -1,8 +1,8 @@
 """Transformer Engine's fused attention (cuDNN's), by torch: forward and backward in float32.
 
-See `kernels.py`. Off by default, as Transformer Engine then takes its own torch code, which knows
-float32 and sets documents apart by rows; `QWEN3_TE_FUSED=1` in a process's environment turns it on.
-It takes bf16 alone, and context parallelism has no other.
+See `te_kernels.py`. Off by default, as Transformer Engine then takes its own torch code, which
+knows float32 and sets documents apart by rows; `QWEN3_TE_FUSED=1` in a process's environment turns
+it on. It takes bf16 alone, and context parallelism has no other.
 
 Layouts: SBHD, BSHD and THD, of queries, keys and values, of the result and of gradients alike.
 `cu` are where sequences begin without padding, `padded` where they begin in memory.

@@ -1,7 +1,7 @@
 """Transformer Engine's kernels for FP8, by torch: one scale per tensor, delayed or current.
 
-See `kernels.py`. The values are those of FP8, rounded by torch's cast; products with them are taken
-in float32.
+See `te_kernels.py`. The values are those of FP8, rounded by torch's cast; products with them are
+taken in float32.
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.te.quantized import TORCH, plain, quantize
+from tests.te.te_quantized import TORCH, plain, quantize
 
 
 def generic_gemm(

@@ -1,9 +1,9 @@
 """The process that `te_ranks.py` starts: it forks ranks that have Transformer Engine.
 
-    python -m tests.te.server FILE_DESCRIPTOR
+    python -m tests.te.te_server FILE_DESCRIPTOR
 
 It serves one caller until that closes the connection, and imports neither megatron-core nor
-Transformer Engine itself: the server of ranks that it starts does, once (`preloaded.py`).
+Transformer Engine itself: the server of ranks that it starts does, once (`te_preloaded.py`).
 """
 
 import importlib
@@ -18,7 +18,7 @@ from tests.te.te_ranks import PACKAGES
 
 def main() -> None:
     caller = Connection(int(sys.argv[1]))
-    ranks.forkserver.set_forkserver_preload(["tests.te.preloaded"])
+    ranks.forkserver.set_forkserver_preload(["tests.te.te_preloaded"])
     while True:
         try:
             path, world_size, timeout_seconds, environment, asked = caller.recv()
