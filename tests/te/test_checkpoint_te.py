@@ -8,8 +8,10 @@ import torch
 
 from megatron_qwen3.convert import stream
 from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.posttrain.rollouts.gather import Gathered
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.model import Model
 from tests.parallel.test_checkpoint import LAYOUTS, settings, steps, undisturbed, weights_of
 from tests.parity.test_convert import assert_same_bits, transformers_model
 from tests.ranks import run_ranks
@@ -72,6 +74,26 @@ def test_a_run_goes_on_with_the_other_kind_of_layers_and_its_own_losses(tmp_path
     assert losses_te == pytest.approx(losses, rel=1e-6)
     (saved,) = checkpoint.checkpoints(te.run_dir)
     assert run_ranks(_resumed, 1, config, saved)[0] == pytest.approx(losses[2:], rel=1e-6)
+
+
+def _gathered(config):
+    """Hugging Face's tensors of fresh weights, on the first rank."""
+    model = Model(config, start(config))
+    buckets = Gathered(model).buckets(1 << 20)
+    return {name: tensor.clone() for bucket in buckets for name, tensor in bucket.tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout"),
+    [("tiny-moe", "tp2-ep2"), pytest.param("tiny-dense", "tp2-pp2", marks=pytest.mark.slow)],
+)
+def test_fresh_weights_are_those_of_torchs_layers_and_servers_get_them(tmp_path, preset, layout):
+    (expected,) = run_ranks(_gathered, 1, settings(tmp_path, preset, "one"))
+    te = settings(tmp_path, preset, layout, "model.kind=te")
+    gathered = run_te_ranks(_gathered, LAYOUTS[layout][0], te)[0]
+    assert gathered.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(gathered[name], tensor), name
 
 
 def _through(config, path):

@@ -1,9 +1,16 @@
 """model.kind: which layers a run has, told once; what cannot be had is an error."""
 
+import os
+
 import pytest
+import torch
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model import specs
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import cross_entropy
 from tests.ranks import RankError, run_ranks
 from tests.te.te_ranks import run_te_ranks
 
@@ -72,6 +79,23 @@ def test_a_dispatcher_that_is_not_installed_is_an_error_with_its_command(dispatc
 def test_a_dispatcher_that_has_nothing_to_do_is_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
         config(*settings, "parallel.dispatch=deepep")
+
+
+def _repeatable():
+    """The loss of the second of two equal steps of two equal engines; what the first one set."""
+    settings = config("model.kind=te", "train.precision=fp32", "run.deterministic=true")
+    layout, losses = start(settings), []
+    ids = torch.arange(8 * 33).view(8, 33) % 512
+    for _ in range(2):
+        engine = Engine(settings, layout)
+        batch = TokenBatch.of(ids[:, :-1], ids[:, 1:])
+        losses.append([engine.train_step(batch, cross_entropy, 1e-3)["loss"] for _ in range(2)][1])
+    return losses, os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"]
+
+
+def test_a_repeatable_run_tells_transformer_engine_so():
+    (((first, second), told),) = run_te_ranks(_repeatable, 1)
+    assert first == second and told == "0"
 
 
 def _told(kind):
