@@ -53,9 +53,9 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     return rotated(q, cos, sin), rotated(k, cos, sin)
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rope` of queries or keys alone."""
-    return (_Rotate.apply if torch.is_grad_enabled() else _rotated_by_head)(x, cos, sin)
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, by_head: bool = True) -> Tensor:
+    """`rope` of queries or keys alone, in memory by head as there, or in the order of the shape."""
+    return (_Rotate.apply if torch.is_grad_enabled() else _rotated)(x, cos, sin, by_head)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -165,20 +165,22 @@ class _Rotate(Function):
     """Keeps the tables alone: the inverse of a rotation is the rotation by the negative angle."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx, x, cos, sin, by_head):
         ctx.save_for_backward(cos, sin)
-        return _rotated_by_head(x, cos, sin)
+        return _rotated(x, cos, sin, by_head)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return rotate(grad, *ctx.saved_tensors, -1, out=grad.new_empty(grad.shape)), None, None
+        out = grad.new_empty(grad.shape)
+        return rotate(grad, *ctx.saved_tensors, -1, out=out), None, None, None
 
 
-def _rotated_by_head(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[S, B, N, D] that lies in memory as [B, N, S, D]."""
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, by_head: bool) -> Tensor:
+    """[S, B, N, D], that by head lies in memory as [B, N, S, D]."""
     S, B, N, D = x.shape
-    return rotate(x, cos, sin, 1, out=x.new_empty(B, N, S, D).permute(2, 0, 1, 3))
+    out = x.new_empty(B, N, S, D).permute(2, 0, 1, 3) if by_head else x.new_empty(x.shape)
+    return rotate(x, cos, sin, 1, out=out)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int, out: Tensor) -> Tensor:

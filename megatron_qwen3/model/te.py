@@ -149,14 +149,17 @@ class Attention(TEDotProductAttention):
         """[S, B, N · D] of normed queries [S, B, N, D], and keys and values [S, B, G, D]."""
         sequences = packed_seq_params
         assert attention_mask is None and sequences.rotary is not None
-        key = ops.rotated(key, *sequences.rotary)
+        key = ops.rotated(key, *sequences.rotary, by_head=False)
         if sequences.query_rotary is None:
-            query = ops.rotated(query, *sequences.rotary)
+            query = ops.rotated(query, *sequences.rotary, by_head=False)
         if sequences.caches:
             attend = sequences.caches[self.layer_number].attend
             return attend(query, key, value, sequences.reads, sequences.query_rotary)
         if sequences.query_rotary is not None:
             return attention(query, key, value, sequences.reads, sequences.query_rotary)
+        # Along an axis of one, as the heads of a rank may be, `contiguous` leaves any stride, and
+        # Transformer Engine, which reads layouts from strides, knows none of these.
+        value = value.reshape(-1).view(value.shape)
         if sequences.stretches is None:
             return super().forward(query, key, value, None, AttnMaskType.causal)
         return self._of_documents(query, key, value, sequences)
