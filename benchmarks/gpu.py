@@ -9,6 +9,7 @@ is not over yet.
 import argparse
 import contextlib
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -75,6 +76,7 @@ def _parts(text: str) -> tuple[str, ...]:
 def main() -> int:
     """Run what was asked for; 1 where something did not go well, an aim that is missed aside."""
     given = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its children end with it
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         try:
             return run(given, Path(temporary), multiprocessing.get_context("spawn"))

@@ -6,6 +6,7 @@ says of it can be believed. A killed child takes its own children along.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import signal
@@ -185,7 +186,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _work(pipe: Connection, options: Options, log: Path) -> None:
     """Body of a child: the cases that it is sent, until one raises."""
-    os.setsid()
+    os.setpgrp()  # to be killed with all that it starts
+    faulthandler.enable()
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

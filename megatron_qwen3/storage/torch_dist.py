@@ -27,7 +27,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -177,8 +176,7 @@ def archive(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
         with torch.serialization.skip_data():
             torch.save(torch.empty(shape, dtype=dtype), file)
         file.seek(0)
-        with FakeTensorMode():
-            start = torch.load(file, weights_only=True).untyped_storage()._checkpoint_offset
+        start: int = torch._C.PyTorchFileReader(file).get_record_offset("data/0")
         file.seek(0)
         before = file.read(start)
         file.seek(start + prod(shape) * dtype.itemsize)

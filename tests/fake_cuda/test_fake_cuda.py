@@ -88,3 +88,29 @@ def test_the_pretended_gpu_counts_who_waits_for_it():
     code += "    torch.bincount(ends(1, 2), minlength=4); print(sum(waits.values()))"
     done = run("-c", PRELUDE.format(here=str(HERE), what=code))
     assert done.stdout.split() == ["3"], done.stderr[-3000:]
+
+
+SAVE_AND_TRAIN = """
+import sys
+import torch
+from megatron_qwen3.config import load
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training import saver
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import cross_entropy
+
+settings = ["model.preset=tiny-dense", "train.precision=fp32", "train.steps=9", "run.device=cpu"]
+settings += ["train.global_batch=2", "data.sequence_length=32", "run.dir=" + sys.argv[1]]
+config = load([], settings)
+engine = Engine(config, start(config))
+ids = torch.arange(64).view(2, 32)
+saver.save(engine, config, 0)
+print(engine.train_step(TokenBatch.of(ids, ids), cross_entropy, 1e-3)["loss"])
+"""
+
+
+def test_a_cpu_goes_on_after_a_save_with_a_torch_that_is_built_for_cuda(tmp_path):
+    done = run("-c", SAVE_AND_TRAIN, str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 5 < float(done.stdout) < 8

@@ -56,6 +56,13 @@ def test_whether_there_is_a_gpu_is_asked_in_one_package_and_in_the_choice_of_mod
     assert not asking
 
 
+def test_nobody_makes_fake_tensors():
+    """Where torch is built for CUDA and sees no GPU they give it a pretended one, for good: the
+    next backward pass of the process dies."""
+    making = {n for n, tree in modules() if "FakeTensorMode" in {*names(tree), *given(tree)}}
+    assert not making
+
+
 def test_megatron_core_is_imported_in_one_module_which_prepares_it():
     importing = {
         name
