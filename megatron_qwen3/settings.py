@@ -195,6 +195,39 @@ class OptimConfig:
     clip_grad: float = setting(1.0, "largest gradient norm; 0 is no clipping", at_least=0)
     z_loss: float = setting(0.0, "coefficient of the z-loss on the logits", at_least=0)
     distributed: bool = setting(True, "shard the optimizer state over data parallel ranks")
+    adam: str = setting(
+        "auto",
+        "whose AdamW takes the steps; auto is Transformer Engine's where it is installed on a GPU, "
+        "then apex's, then torch's",
+        choices=("auto", "te", "apex", "torch"),
+    )
+    gradients: str = setting(
+        "fp32",
+        "type that gradients are added up and reduced in; bf16 is half as much memory, and rounds "
+        "with every micro-batch and rank",
+        choices=("fp32", "bf16"),
+    )
+    first_moment: str = setting(
+        "fp32", "type of Adam's first moment; bf16 needs adam = te", choices=("fp32", "bf16")
+    )
+    second_moment: str = setting(
+        "fp32", "type of Adam's second moment; bf16 needs adam = te", choices=("fp32", "bf16")
+    )
+    offload: float = setting(
+        0.0,
+        "share of master weights and moments that the host's memory keeps and its CPU updates",
+        at_least=0,
+        at_most=1,
+    )
+    offload_overlap: bool = setting(
+        False, "with offload: weights are updated one by one, beside the copies of others"
+    )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether AdamW works on the model's own bf16 weights, and keeps its float32 ones itself:
+        megatron-core's precision-aware optimizer."""
+        return bool(self.offload) or "bf16" in (self.first_moment, self.second_moment)
 
 
 @dataclass(frozen=True)

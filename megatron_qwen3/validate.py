@@ -15,6 +15,7 @@ from typing import Any
 from megatron_qwen3 import (
     modes,
     validate_fp8,
+    validate_overlap,
     validate_posttrain,
     validate_rl,
     validate_rollouts,
@@ -59,6 +60,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_rollouts.faults(config),
         *validate_rope.faults(config),
         *validate_fp8.faults(config),
+        *validate_overlap.faults(config),
     ]
 
 

@@ -14,12 +14,12 @@ _BLOCK = 1024
 def norms(tensors: list[Tensor]) -> Tensor:
     """[len(tensors)], at least one tensor, all on one device."""
     if tensors[0].is_cuda:
-        return torch.stack(torch._foreach_norm(tensors))
+        return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32))
     return torch.stack([_norm(tensor) for tensor in tensors])
 
 
 def _norm(tensor: Tensor) -> Tensor:
     flat = tensor.flatten()
     end = flat.numel() // _BLOCK * _BLOCK
-    blocks = torch.linalg.vector_norm(flat[:end].view(-1, _BLOCK), dim=1)
-    return torch.linalg.vector_norm(torch.cat([blocks, flat[end:]]))
+    blocks = torch.linalg.vector_norm(flat[:end].view(-1, _BLOCK), dim=1, dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.cat([blocks, flat[end:].float()]))

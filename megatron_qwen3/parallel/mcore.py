@@ -10,6 +10,7 @@ does here and nowhere else: no other module of ours imports megatron-core.
 from megatron_qwen3.cpu import redirect as _redirect  # noqa: F401
 
 # isort: on
+from megatron.core import optimizer as optimizers
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import (
@@ -26,7 +27,12 @@ from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAtt
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    distrib_optimizer,
+    get_megatron_optimizer,
+)
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer, Range
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -84,6 +90,7 @@ __all__ = [
     "VocabParallelEmbedding",
     "all_to_all",
     "build_module",
+    "distrib_optimizer",
     "finalize_model_grads",
     "get_forward_backward_func",
     "get_gpt_decoder_block_spec",
@@ -91,6 +98,7 @@ __all__ = [
     "get_num_layers_to_build",
     "get_transformer_layer_offset",
     "is_main_replica",
+    "optimizers",
     "parallel_state",
     "tensor_parallel",
 ]

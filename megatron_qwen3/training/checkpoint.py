@@ -113,7 +113,7 @@ def load_weights(engine: Engine, source: Path) -> None:
     fresh_head = begins_head(engine.config.model, source)
     preferred = shards.MASTER if is_wide else ""
     fill(engine.model, source, verify, preferred, fresh_head, CHANGEABLE)
-    engine.optimizer.reload_model_params()
+    optim.reload_weights(engine.optimizer)
     masters = shards.master_template(engine)
     if fresh_head:
         masters = {n: entry for n, entry in masters.items() if entry.key != SCALAR_HEAD}

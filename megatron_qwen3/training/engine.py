@@ -160,13 +160,7 @@ class Engine:
         return filled, torch.stack([*weights, positions, within, apart, *alike])
 
     def _with_gradients(self, chunk: Qwen3, index: int) -> DistributedDataParallel:
-        settings = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=self.config.parallel.overlap,
-            overlap_param_gather=self.config.parallel.overlap and self.config.optim.distributed,
-            use_distributed_optimizer=self.config.optim.distributed,
-            **fp8.of_gradients(self.config),
-        )
+        settings = ddp_config(self.config)
         later_chunk = index > 0  # whose buckets wait for the first chunk's anyway
         wrapped = DistributedDataParallel(
             chunk.config, settings, chunk, disable_bucketing=later_chunk
@@ -209,6 +203,18 @@ class Engine:
         most = most.to(self.device, non_blocking=True)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return dict(zip(held, most, strict=True))
+
+
+def ddp_config(config: Config) -> DistributedDataParallelConfig:
+    """megatron-core's configuration of gradients: their buffers, and how these are reduced."""
+    parallel, optim = config.parallel, config.optim
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=optim.gradients == "fp32",
+        overlap_grad_reduce=parallel.overlap,
+        overlap_param_gather=parallel.overlap and optim.distributed,
+        use_distributed_optimizer=optim.distributed,
+        **fp8.of_gradients(config),
+    )
 
 
 def _weighing(model: Model, objective: Objective, counts: Mapping[str, float]) -> Finish:

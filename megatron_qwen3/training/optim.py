@@ -23,6 +23,7 @@ from megatron_qwen3.parallel.mcore import (
     get_megatron_optimizer,
 )
 from megatron_qwen3.settings import Config
+from megatron_qwen3.training.adams import adam_of
 
 
 def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimizer:
@@ -30,8 +31,33 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
 
     With optim.distributed each data-parallel rank keeps its share of the state (ZeRO-1).
     """
+    with redirect.cuda_type_names(), adam_of(config.optim.adam):
+        optimizer = get_megatron_optimizer(
+            optimizer_config(config), chunks, use_gloo_process_groups=False
+        )
+    for group in optimizer.param_groups:
+        # megatron-core sets `wd_mult` 0 for vectors, and leaves the product to its own scheduler.
+        group["weight_decay"] = config.optim.weight_decay * group["wd_mult"]
+    for adam in _adams(optimizer):
+        _fuse(adam)
+    return optimizer
+
+
+def optimizer_config(config: Config) -> OptimizerConfig:
+    """megatron-core's configuration of the optimizer."""
     optim, bf16 = config.optim, config.train.precision == "bf16"
-    settings = OptimizerConfig(
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    mixed: dict[str, Any] = {}
+    if optim.is_mixed:
+        mixed = {
+            "use_precision_aware_optimizer": True,
+            "main_grads_dtype": types[optim.gradients],
+            "exp_avg_dtype": types[optim.first_moment],
+            "exp_avg_sq_dtype": types[optim.second_moment],
+            # A checkpoint has the float32 weights themselves, and not what bf16 leaves of them.
+            "store_param_remainders": False,
+        }
+    return OptimizerConfig(
         optimizer="adam",
         lr=optim.lr,
         min_lr=optim.min_lr,
@@ -41,24 +67,25 @@ def build_optimizer(config: Config, chunks: list[nn.Module]) -> MegatronOptimize
         adam_eps=optim.eps,
         clip_grad=optim.clip_grad,
         bf16=bf16,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        params_dtype=types[config.train.precision],
         use_distributed_optimizer=optim.distributed,
         overlap_param_gather=config.parallel.overlap and optim.distributed,
         **fp8.of_optimizer(config),
+        optimizer_cpu_offload=bool(optim.offload),
+        optimizer_offload_fraction=optim.offload,
+        overlap_cpu_optimizer_d2h_h2d=optim.offload_overlap,
+        **mixed,
     )
-    with redirect.cuda_type_names():
-        optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
-    for group in optimizer.param_groups:
-        # megatron-core sets `wd_mult` 0 for vectors, and leaves the product to its own scheduler.
-        group["weight_decay"] = optim.weight_decay * group["wd_mult"]
-    for adam in _adams(optimizer):
-        _fuse(adam)
-    return optimizer
 
 
 def described(optimizer: MegatronOptimizer) -> str:
-    """Whose AdamW takes the steps: torch's, apex's or Transformer Engine's, by its full name."""
-    adam = _parts(optimizer)[0].optimizer
+    """Whose AdamW takes the steps: torch's, apex's or Transformer Engine's, by its full name; of
+    several, where the host's memory has a share, each."""
+    names = dict.fromkeys(map(_name, _updating(_parts(optimizer)[0].optimizer)))
+    return " and ".join(names)
+
+
+def _name(adam: torch.optim.Optimizer) -> str:
     name = f"{type(adam).__module__}.{type(adam).__qualname__}"
     return f"{name}, fused" if isinstance(adam, torch.optim.AdamW) else name
 
@@ -100,14 +127,46 @@ class OwnedState(NamedTuple):
 def owned_states(optimizer: MegatronOptimizer) -> Iterator[OwnedState]:
     """The optimizer state of this rank by parameter; moments of zero before the first step."""
     for part in _parts(optimizer):
+        updates = _updates(part.optimizer)
         for param, main, start in _owned_params(part):
-            state = part.optimizer.state[main]
+            adam, updated = updates[id(main)]
+            state = adam.state[updated]
             if "exp_avg" not in state:
-                _allocate(part.optimizer, state, main)
+                _allocate(adam, state, updated)
             tensors = {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
-            if main.dtype != param.dtype:
-                tensors["fp32_param"] = main.detach()
+            # Where AdamW is given the model's own weights, it keeps the float32 ones itself.
+            master = state.get("master_param", updated)
+            if master.dtype != param.dtype:
+                tensors["fp32_param"] = master.detach()
             yield OwnedState(param, start, tensors)
+
+
+def _updating(adam: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Those that take the steps: several where the host's memory has a share of the state."""
+    several: list[torch.optim.Optimizer] = getattr(adam, "sub_optimizers", [adam])
+    return several
+
+
+def _updates(adam: torch.optim.Optimizer) -> dict[int, tuple[torch.optim.Optimizer, Tensor]]:
+    """By the id of each tensor that megatron-core gave AdamW: whose it is, and what it updates
+    for it, a copy where the host's memory has a share of the state."""
+    outer = getattr(adam, "inner_param_to_orig_param", {})
+    return {
+        id(outer.get(updated, updated)): (one, updated)
+        for one in _updating(adam)
+        for group in one.param_groups
+        for updated in group["params"]
+    }
+
+
+def reload_weights(optimizer: MegatronOptimizer) -> None:
+    """Make the float32 weights those of the model, which were loaded behind AdamW's back."""
+    optimizer.reload_model_params()
+    for part in _parts(optimizer):
+        for _, main, _ in _owned_params(part):
+            state = part.optimizer.state.get(main, {})
+            if "master_param" in state and not hasattr(part.optimizer, "sub_optimizers"):
+                state["master_param"].copy_(main.detach())
 
 
 def state_tensors(optimizer: MegatronOptimizer) -> list[Tensor]:
@@ -134,6 +193,9 @@ def _owned_params(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tenso
 
 
 def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) -> None:
+    if hasattr(adam, "initialize_state"):  # Transformer Engine's, which knows its types
+        adam.initialize_state(main, False)
+        return
     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(main), torch.zeros_like(main)
     if isinstance(adam, torch.optim.AdamW):
         state["step"] = torch.zeros((), device=main.device)
@@ -141,11 +203,11 @@ def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) 
 
 def set_step(optimizer: MegatronOptimizer, step: int) -> None:
     """Make `step` the number of updates that AdamW's bias correction counts from."""
-    for part in _parts(optimizer):
-        for group in part.optimizer.param_groups:
-            if not isinstance(part.optimizer, torch.optim.AdamW):
+    for adam in (one for part in _parts(optimizer) for one in _updating(part.optimizer)):
+        for group in adam.param_groups:
+            if not isinstance(adam, torch.optim.AdamW):
                 group["step"] = step  # apex and Transformer Engine count by group
-        for state in part.optimizer.state.values():
+        for state in adam.state.values():
             if "step" in state:
                 state["step"].fill_(step)
 
@@ -213,8 +275,14 @@ def update(optimizer: MegatronOptimizer, rate: float, clip_grad: float, norm: fl
     for group in optimizer.param_groups:
         group["lr"] = rate
     scale = clip_grad / (norm + 1e-6) if clip_grad else 1.0
-    parameters = [p for part in _parts(optimizer) for p in part.get_parameters()]
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [grad for part in _parts(optimizer) for grad in _gradients(part)]
     if scale < 1.0 and grads:
         torch._foreach_mul_(grads, scale)
     optimizer.step_with_ready_grads()
+
+
+def _gradients(part: MegatronOptimizer) -> list[Tensor]:
+    """Those that AdamW reads: of another type than the weights it is given, under another name."""
+    apart = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+    grads = [getattr(p, "decoupled_grad" if apart else "grad", None) for p in part.get_parameters()]
+    return [grad for grad in grads if grad is not None]

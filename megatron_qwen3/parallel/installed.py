@@ -1,0 +1,79 @@
+"""What settings ask for beyond torch and megatron-core, and the command that installs it.
+
+    check(config)       # ConfigError before any rank starts
+
+A package counts as installed where what is needed of it can be imported: megatron-core itself looks
+no closer, and some of it fails in the middle of the first step.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from megatron_qwen3.settings import Config, ConfigError
+
+
+class Package(NamedTuple):
+    """name: for people; module and attribute: what must be there; command: that installs it."""
+
+    name: str
+    module: str
+    attribute: str
+    command: str
+
+
+_GITHUB = "git+https://github.com"
+PACKAGES: Final = {
+    "te": Package(
+        "Transformer Engine",
+        "transformer_engine.pytorch.optimizers",
+        "FusedAdam",
+        "pip install --no-build-isolation 'transformer_engine[pytorch]'",
+    ),
+    "apex": Package(
+        "apex with its CUDA extensions",
+        "apex.optimizers",
+        "FusedAdam",
+        f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation {_GITHUB}/NVIDIA/apex",
+    ),
+}
+
+
+def check(config: Config) -> None:
+    """ConfigError with a line for each package that a setting asks for and that is not there."""
+    if text := "\n".join(_faults(config)):
+        raise ConfigError(text)
+
+
+def fault(setting: str, name: str) -> str:
+    """What is wrong where `setting` needs a package of PACKAGES; empty where it is there."""
+    package = PACKAGES[name]
+    try:
+        module = importlib.import_module(package.module)
+        why = "" if hasattr(module, package.attribute) else f"has no {package.attribute}"
+    except (ImportError, OSError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+    if not why:
+        return ""
+    return (
+        f"{setting} needs {package.name}, which is not installed here ({package.module}: {why}); "
+        f"install it: {package.command}"
+    )
+
+
+def asked(config: Config) -> dict[str, str]:
+    """The settings that need a package, as NAME = VALUE, and the package's name in PACKAGES."""
+    optim = config.optim
+    found = {}
+    if optim.adam in PACKAGES:
+        found[f'optim.adam = "{optim.adam}"'] = optim.adam
+    for name in ("first_moment", "second_moment"):
+        if getattr(optim, name) == "bf16":
+            found[f'optim.{name} = "bf16"'] = "te"
+    return found
+
+
+def _faults(config: Config) -> Iterator[str]:
+    for setting, name in asked(config).items():
+        if text := fault(setting, name):
+            yield text
