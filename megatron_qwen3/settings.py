@@ -4,8 +4,9 @@ This is the only place where a setting is named, described and given its default
 the checks and `python -m megatron_qwen3.config` read it from here. Whoever is given settings knows
 them by this module alone; `megatron_qwen3.config` makes them of files and key=value pairs. The
 tables of post-training stand in `settings_posttrain.py`, `settings_rollouts.py` and
-`settings_rl.py`, those of long texts and of FP8 in `settings_rope.py` and
-`settings_fp8.py`; `modes.py` says which mode has which. Nothing here imports torch.
+`settings_rl.py`, those of long texts, of FP8 and of overlap in `settings_rope.py`,
+`settings_fp8.py` and `settings_overlap.py`; `modes.py` says which mode has which. Nothing here
+imports torch.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Final
 from megatron_qwen3.fields import REQUIRED, setting, settings_of, tables_of
 from megatron_qwen3.fields import ConfigError as ConfigError
 from megatron_qwen3.settings_fp8 import Fp8Config
+from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.settings_posttrain import RewardConfig, SftConfig
 from megatron_qwen3.settings_rl import DistillConfig, RlConfig
 from megatron_qwen3.settings_rollouts import RolloutsConfig
@@ -315,6 +317,7 @@ class Config:
     rope: RopeConfig = field(default_factory=RopeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -6,7 +6,10 @@ of ours that it does not know. `parallel/installed.py` says what is not installe
 
 from collections.abc import Iterator
 
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_overlap import DENSE_PARTS, SPARSE_PARTS, OverlapConfig
+from megatron_qwen3.toml import emit
 
 # bf16 has 8 bits: a moving average whose weight of the new value is below 2^-8 stands still where
 # it should move by less than half a step of its own rounding.
@@ -24,6 +27,11 @@ def faults(config: Config) -> Iterator[str]:
         )
     yield from _moment_faults(config)
     yield from _offload_faults(config)
+    yield from _kind_faults(config)
+    yield from _tensor_faults(config)
+    yield from _expert_faults(config)
+    yield from _dispatcher_faults(config)
+    yield from _activation_faults(config)
 
 
 def cpu_faults(config: Config, why: str) -> Iterator[str]:
@@ -43,6 +51,8 @@ def _of_gpus(config: Config) -> dict[str, str]:
             found[f'optim.{name} = "bf16"'] = f'optim.{name} = "fp32"'
     if optim.offload:
         found[f"optim.offload = {optim.offload:g}"] = "optim.offload = 0"
+    if config.overlap.nccl_buffers:
+        found["overlap.nccl_buffers = true"] = "overlap.nccl_buffers = false"
     return found
 
 
@@ -95,3 +105,141 @@ def _offload_faults(config: Config) -> Iterator[str]:
             f"{asked} and distill.teacher.in_turns = true both move the optimizer to the host; "
             "leave one of them out"
         )
+
+
+def _kind_faults(config: Config) -> Iterator[str]:
+    """All but NCCL's buffers are options of Transformer Engine's layers, which says for itself
+    where it cannot be had."""
+    usual = OverlapConfig()
+    for name, value in vars(config.overlap).items():
+        if name == "nccl_buffers" or value == getattr(usual, name):
+            continue
+        if config.model.kind != "te":
+            yield (
+                f'overlap.{name} = {emit(as_list(value))} needs model.kind = "te", not '
+                f'"{config.model.kind}"; set it, or leave overlap.{name} out'
+            )
+
+
+def _tensor_faults(config: Config) -> Iterator[str]:
+    """Transformer Engine's buffers have one shape: that of a micro-batch of full rows."""
+    overlap, p, mode = config.overlap, config.parallel, config.run.mode
+    if not overlap.tensor:
+        return
+    if p.tensor == 1:
+        yield "overlap.tensor = true, but parallel.tensor = 1 has nothing to send; leave it out"
+    elif not p.sequence:
+        yield "overlap.tensor = true needs parallel.sequence = true; set it, or leave it out"
+    if config.train.precision != "bf16":
+        yield (
+            'overlap.tensor = true goes with train.precision = "bf16", not '
+            f'"{config.train.precision}"; leave it out'
+        )
+    if belongs("rollouts", mode):
+        yield (
+            "overlap.tensor = true has buffers for rows of data.sequence_length alone, and "
+            f'run.mode = "{mode}" has others; leave it out'
+        )
+    if mode == "sft" and config.sft.teacher.path:
+        yield (
+            "overlap.tensor = true has buffers for one model, and sft.teacher.path is another in "
+            "the same process; leave one of them out"
+        )
+
+
+def _expert_faults(config: Config) -> Iterator[str]:
+    """megatron-core's combined schedule, and what of ours it does not know."""
+    overlap, p, model = config.overlap, config.parallel, config.model
+    if not overlap.experts:
+        if overlap.delay_weight_gradients:
+            yield "overlap.delay_weight_gradients = true needs overlap.experts = true; set it too"
+        return
+    asked = "overlap.experts = true"
+    if p.expert == 1:
+        yield f"{asked}, but parallel.expert = 1 sends no tokens; leave it out"
+    if p.pipeline > 1 and p.virtual_pipeline == 1:
+        yield (
+            f"{asked} with parallel.pipeline = {p.pipeline} needs parallel.virtual_pipeline above "
+            "1: without, no second micro-batch is there to be computed meanwhile"
+        )
+    if p.recompute != "none":
+        yield (
+            f'{asked} takes layers apart, and parallel.recompute = "{p.recompute}" computes them '
+            'again whole; set parallel.recompute = "none"'
+        )
+    if config.train.precision != "bf16":
+        yield (
+            f'{asked} goes with train.precision = "bf16", not "{config.train.precision}"; leave it '
+            "out"
+        )
+    if model.tie_embeddings:
+        yield (
+            f"{asked} ends the output layer's backward pass before the embedding's, and "
+            "model.tie_embeddings = true makes one weight of both; leave one of them out"
+        )
+
+
+def _dispatcher_faults(config: Config) -> Iterator[str]:
+    name, p = config.overlap.dispatcher, config.parallel
+    if name == "alltoall":
+        return
+    asked = f'overlap.dispatcher = "{name}"'
+    if not config.model.num_experts:
+        yield f"{asked}, but the model is dense; leave it out"
+    elif p.expert == 1:
+        yield f"{asked}, but parallel.expert = 1 sends no tokens; leave it out"
+
+
+def _activation_faults(config: Config) -> Iterator[str]:
+    """Activations on the host: parts of layers, or the first layers whole."""
+    overlap, p, layers = config.overlap, config.parallel, config.model.num_layers
+    parts = overlap.offload_parts
+    valid = SPARSE_PARTS if config.model.num_experts else DENSE_PARTS
+    if unknown := [part for part in parts if part not in valid]:
+        kind = "sparse" if config.model.num_experts else "dense"
+        yield (
+            f'overlap.offload_parts: "{unknown[0]}" is no part of a {kind} layer that can be '
+            f"sent; valid: {', '.join(valid)}"
+        )
+    if len({*parts}) < len(parts):
+        yield f"overlap.offload_parts = {emit([*parts])} names a part twice"
+    if "attn_proj" in parts and "core_attn" not in parts:
+        yield (
+            'overlap.offload_parts: what "attn_proj" reads is what "core_attn" keeps of its '
+            'result; add "core_attn"'
+        )
+    if overlap.offload_layers >= layers:
+        yield (
+            f"overlap.offload_layers = {overlap.offload_layers} must be below model.num_layers = "
+            f"{layers}: the last layer's activations are needed at once"
+        )
+    again = {"full": set(parts), "selective": {"expert_fc1", "moe_act"} & set(parts)}
+    if named := [part for part in parts if part in again.get(p.recompute, ())]:
+        yield (
+            f'overlap.offload_parts: "{named[0]}" is computed again with parallel.recompute = '
+            f'"{p.recompute}", and not kept; leave one of them out'
+        )
+    if not overlap.offload_layers:
+        return
+    if parts:
+        yield "overlap.offload_layers and offload_parts send the same; leave one of them out"
+    if p.recompute != "none":
+        yield (
+            f"overlap.offload_layers = {overlap.offload_layers} keeps on the host what "
+            f'parallel.recompute = "{p.recompute}" does not keep; leave one of them out'
+        )
+    if p.pipeline > 1:
+        yield (
+            f"overlap.offload_layers = {overlap.offload_layers} needs parallel.pipeline = 1, not "
+            f"{p.pipeline}; overlap.offload_parts goes with any"
+        )
+    if overlap.experts:
+        yield (
+            "overlap.offload_layers and overlap.experts = true: layers that are taken apart are "
+            "not sent; set overlap.offload_parts in place of offload_layers"
+        )
+
+
+def as_list(value: object) -> object:
+    """A value as TOML has it."""
+    return [*value] if isinstance(value, tuple) else value

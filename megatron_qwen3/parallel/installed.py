@@ -70,6 +70,8 @@ def asked(config: Config) -> dict[str, str]:
     for name in ("first_moment", "second_moment"):
         if getattr(optim, name) == "bf16":
             found[f'optim.{name} = "bf16"'] = "te"
+    if optim.offload:  # megatron-core asks for its version, and fails where there is none
+        found[f"optim.offload = {optim.offload:g}"] = "te"
     return found
 
 

@@ -21,11 +21,48 @@ def layer_bytes(job: Job, layer: int) -> float:
     width = job.weight_bytes
     if "layer" in job.recompute:
         return _shared(job) * width * job.model.hidden_size
+    if layer < job.offload_layers:
+        return 0.0
     mlp = mlp_bytes(job, layer)
     if job.recompute & {"mlp", "moe"}:
         mlp = 0.0
     masks = 2 * _shared(job) * job.model.hidden_size if job.dropout else 0.0  # one byte each
-    return masks + attention_bytes(job) + _shared(job) * width * job.model.hidden_size + mlp
+    whole = masks + attention_bytes(job) + _shared(job) * width * job.model.hidden_size + mlp
+    return whole - offloaded_bytes(job, layer)
+
+
+def offloaded_bytes(job: Job, layer: int) -> float:
+    """Of what `layer` keeps, what waits on the host for backward, of one micro-batch; megatron-core
+    leaves tensors of less than a million elements where they are."""
+    if layer < job.offload_layers:
+        kept = attention_bytes(job) + mlp_bytes(job, layer)
+        return kept + _shared(job) * job.weight_bytes * job.model.hidden_size
+    parts = _part_bytes(job) if job.model.is_sparse(layer) else _attention_part_bytes(job)
+    return sum(parts[part] for part in job.offload_parts if part in parts)
+
+
+def _attention_part_bytes(job: Job) -> dict[str, float]:
+    """The input of the first product with its norm; queries, keys and values; the result."""
+    model, width, tokens = job.model, job.weight_bytes, job.micro_batch_tokens / job.layout.tensor
+    a, k = model.num_attention_heads * model.head_dim, model.num_query_groups * model.head_dim
+    return {
+        "qkv_linear": _shared(job) * model.hidden_size * (width + _linear_input(job)),
+        "core_attn": tokens * width * (a + 2 * k),
+        "attn_proj": tokens * width * a,
+    }
+
+
+def _part_bytes(job: Job) -> dict[str, float]:
+    """Of a sparse layer: the same; the input of the MLP's norm; rows of experts and their first
+    product."""
+    model, layout = job.model, job.layout
+    rows = job.micro_batch_tokens / layout.tensor * model.experts_per_token * layout.expert_tensor
+    inner = model.expert_ffn_hidden_size / layout.expert_tensor
+    return _attention_part_bytes(job) | {
+        "mlp_norm": _shared(job) * model.hidden_size * job.weight_bytes,
+        "expert_fc1": rows * _linear_input(job) * model.hidden_size,
+        "moe_act": rows * inner * (2 if model.gated else 1) * job.weight_bytes,
+    }
 
 
 def attention_bytes(job: Job) -> float:

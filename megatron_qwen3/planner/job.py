@@ -31,6 +31,12 @@ class Job:
     fp8                   how our trainer computes in that precision, where it is below bf16
     kernels               "torch", our layers, or "transformer_engine", those of published runs
     gradient_bytes        of one gradient: 4, or 2 where gradients are reduced in bf16
+    moment_bytes          of Adam's two moments of a weight: 8, or less where one is bf16
+    offload               share of the optimizer that the host's memory keeps and its CPU updates
+    offload_overlap       the CPU updates weights while others are copied
+    offload_parts         parts of layers whose activations wait on the host, as overlap has them
+    offload_layers        first layers all of whose activations do
+    user_buffers          tensor ranks send from buffers of Transformer Engine's
     recompute             parts of a layer: layer, mlp, moe, layernorm, moe_act, core_attn,
                           mla_up_proj
     distributed_optimizer data-parallel ranks share the optimizer's state (ZeRO-1)
@@ -56,6 +62,12 @@ class Job:
     fp8: Fp8Config = _BF16
     kernels: str = "torch"
     gradient_bytes: int = 4
+    moment_bytes: int = 8
+    offload: float = 0.0
+    offload_overlap: bool = False
+    offload_parts: tuple[str, ...] = ()
+    offload_layers: int = 0
+    user_buffers: bool = False
     recompute: frozenset[str] = frozenset()
     sequence_parallel: bool = True
     distributed_optimizer: bool = True
@@ -75,7 +87,8 @@ class Job:
     @classmethod
     def of(cls, config: Config, world_size: int) -> "Job":
         """The job of a validated configuration; ConfigError if `world_size` does not fit it."""
-        parallel = config.parallel
+        parallel, optim, overlap = config.parallel, config.optim, config.overlap
+        widths = {"fp32": 4, "bf16": 2}
         return cls(
             model=architecture.of(config.model),
             layout=Layout.of(config, world_size),
@@ -86,8 +99,17 @@ class Job:
             kernels="transformer_engine" if config.fp8.is_on else "torch",
             recompute=RECOMPUTED[parallel.recompute],
             sequence_parallel=parallel.sequence and parallel.tensor > 1,
-            distributed_optimizer=config.optim.distributed,
+            distributed_optimizer=optim.distributed,
             overlap_data=parallel.overlap,
+            gradient_bytes=widths[optim.gradients],
+            moment_bytes=widths[optim.first_moment] + widths[optim.second_moment],
+            offload=optim.offload,
+            offload_overlap=optim.offload_overlap,
+            dispatcher=overlap.dispatcher,
+            overlap_exchange=overlap.experts,
+            offload_parts=overlap.offload_parts,
+            offload_layers=overlap.offload_layers,
+            user_buffers=overlap.tensor,
         )
 
     @property

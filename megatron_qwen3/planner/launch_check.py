@@ -10,11 +10,12 @@ as many ranks that does. Training asks by the command, so that its process never
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
+from megatron_qwen3 import validate as rules
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.planner import hardware, moments, search
 from megatron_qwen3.planner.job import RECOMPUTED, Job
@@ -85,9 +86,19 @@ def nearest_layout(config: Config, world_size: int, device: Device) -> list[str]
         choices.append((len(changes), -job.micro_batch, job.layout.pipeline, job, changes))
     for *_, job, changes in sorted(choices, key=lambda choice: choice[:3]):
         _, parts = moments.fullest(config, job, world_size, device.is_gpu)
-        if sum(parts.values()) <= device.bytes:
+        if sum(parts.values()) <= device.bytes and not rules.faults(_changed(config, changes)):
             return [f"{name}={_plain(value)}" for name, value in changes.items()]
     return []
+
+
+def _changed(config: Config, changes: Mapping[str, object]) -> Config:
+    """The configuration with settings of its tables in place of others."""
+    for name, value in changes.items():
+        table, _, own = name.partition(".")
+        value = tuple(value) if isinstance(value, list) else value
+        part = dataclasses.replace(getattr(config, table), **{own: value})
+        config = dataclasses.replace(config, **{table: part})
+    return config
 
 
 def _layouts(question: search.Question) -> Iterator[tuple[Job, str]]:
@@ -131,6 +142,7 @@ def _question(config: Config, world_size: int, free_bytes: float) -> search.Ques
         precisions=(precision,),
         dispatchers=("alltoall",),
         fixed=_pinned(config),
+        like=Job.of(config, world_size),
     )
 
 

@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_qwen3.planner import network
+from megatron_qwen3.planner import activations, network
 from megatron_qwen3.planner.architecture import Matrix
-from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.hardware import HOST_LINK_GB_PER_S, Cluster
 from megatron_qwen3.planner.job import Job
 
 Constants = Mapping[str, float]
@@ -39,13 +39,14 @@ class Pass:
     exchange: float = 0.0
     tensor: float = 0.0
     context: float = 0.0
+    host: float = 0.0
     launch: float = 0.0
 
     @property
     def device(self) -> float:
         """Seconds that the device is busy."""
         parts = (self.gemm, self.attention, self.experts, self.elementwise)
-        return sum(parts) + self.exchange + self.tensor + self.context
+        return sum(parts) + self.exchange + self.tensor + self.context + self.host
 
     def total(self, concurrency: float) -> float:
         """Device and host work beside each other: the norm of both times."""
@@ -97,7 +98,16 @@ class LayerTimer:
             exchange=once.exchange,
         )
         again = self._recomputed(once, sparse)
-        return once.plus(beside), backward.plus(beside_backward).plus(again)
+        passes = once.plus(beside), backward.plus(beside_backward).plus(again)
+        forward, back = (one.plus(Pass(host=self._host_shown(layer, one))) for one in passes)
+        return forward, back
+
+    def _host_shown(self, layer: int, one: Pass) -> float:
+        """What of sending a layer's activations to the host, or of bringing them back, takes longer
+        than the layer."""
+        moved = activations.offloaded_bytes(self.job, layer)
+        seconds = moved / (1e9 * HOST_LINK_GB_PER_S[self.cluster.host])
+        return max(0.0, seconds - one.device)
 
     def product(self, rows: float, outputs: float, inputs: float, precision: str) -> float:
         """Seconds of [rows, inputs] · [inputs, outputs]: small dimensions reach less of the peak,

@@ -18,6 +18,7 @@ from megatron_qwen3.planner.state import State
 _CUDA_CONTEXT_BYTES = 0.6e9  # kernels and libraries of one process
 _COMMUNICATOR_BYTES = 0.15e9  # NCCL's channel buffers, per group of more than one rank
 MATMUL_WORKSPACE_BYTES = 64 * 2**20  # torch's cuBLAS workspaces on Hopper and later
+_USER_BUFFERS = 12  # products that Transformer Engine's initialize_ub makes buffers for
 LOST_BETWEEN_BLOCKS = 0.03  # share of activations and workspace, with expandable segments
 
 
@@ -57,7 +58,7 @@ class Memory:
             pipeline_rank=rank,
             weights=weights,
             gradients=gradients,
-            optimizer=float(state.optimizer_bytes),
+            optimizer=(1 - job.offload) * state.optimizer_bytes,
             activations=kept,
             logits=logits,
             workspace=workspace,
@@ -103,7 +104,17 @@ def in_flight_bytes(job: Job, rank: int) -> float:
         held += 2 * positions * job.weight_bytes * job.model.hidden_size
         last_layer = activations.layer_bytes(job, job.model.num_layers - 1)
         held += job.model.predicted_layers * last_layer
+    if job.overlap_exchange:
+        held += _beside_bytes(job, rank)
     return held
+
+
+def _beside_bytes(job: Job, rank: int) -> float:
+    """What a second micro-batch keeps while the first one's layers are computed backward: of one
+    layer more, or, between pipeline stages, of a model chunk."""
+    if job.layout.pipeline == 1:
+        return activations.layer_bytes(job, job.model.num_layers - 1)
+    return max(_chunk_bytes(job, rank, chunk) for chunk in range(job.layout.virtual))
 
 
 def workspace_bytes(job: Job, rank: int) -> float:
@@ -122,7 +133,20 @@ def workspace_bytes(job: Job, rank: int) -> float:
     if job.sequence_ranks > 1:  # the whole sequence, gathered for the weights' gradient
         gathered = job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
     block = max(mlp, activations.exchange_bytes(job))
-    return again + block + gathered + MATMUL_WORKSPACE_BYTES
+    # One layer's on their way to the host or back, another's in use.
+    travelling = 2 * max(activations.offloaded_bytes(job, index) for index in layers)
+    if job.offload_layers:  # Transformer Engine keeps as many layers as are not sent
+        travelling = 0.0
+    buffers = user_buffer_bytes(job)
+    return again + block + gathered + travelling + buffers + MATMUL_WORKSPACE_BYTES
+
+
+def user_buffer_bytes(job: Job) -> float:
+    """Transformer Engine's buffers for communication beside products: of each such product one, of
+    the hidden states of all tensor ranks."""
+    if not job.user_buffers:
+        return 0.0
+    return _USER_BUFFERS * job.micro_batch_tokens * job.model.hidden_size * job.weight_bytes
 
 
 def _chunk_layers(job: Job, rank: int, chunk: int) -> range:

@@ -3,7 +3,7 @@
     write(plan, question, "plan.toml")
     python -m megatron_qwen3.train STAGE.toml plan.toml
 
-Only settings that exist are written; what the trainer does not have yet is said in comments.
+What has to be installed for them is said in a comment.
 """
 
 from pathlib import Path
@@ -13,11 +13,6 @@ from megatron_qwen3.parallel.layout import even_stages
 from megatron_qwen3.planner.search import Plan, Question
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import emit
-
-_ABSENT = {
-    "dispatcher": "tokens by {0}: the trainer exchanges them by NCCL's all-to-all",
-    "overlap": "the exchange of tokens beside another micro-batch: the trainer does one at a time",
-}
 
 
 def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
@@ -36,9 +31,16 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
         "recompute": plan.recompute,
         "overlap": job.overlap_data,
     }
+    model = {"preset": question.model.preset} if question.model.preset else _model(question)
+    of_kind: dict[str, dict[str, Any]] = {}
+    if job.fp8.is_on:
+        of_kind["fp8"] = {"recipe": job.fp8.recipe}
+    if (job.dispatcher, job.overlap_exchange) != ("alltoall", False):
+        model |= {"kind": "te"}
+        of_kind["overlap"] = {"dispatcher": job.dispatcher, "experts": job.overlap_exchange}
     return {
-        "model": {"preset": question.model.preset} if question.model.preset else _model(question),
-        **({"fp8": {"recipe": job.fp8.recipe}} if job.fp8.is_on else {}),
+        "model": model,
+        **of_kind,
         "parallel": parallel,
         "data": {"sequence_length": job.sequence_length},
         "train": {
@@ -60,10 +62,8 @@ def text(plan: Plan, question: Question) -> str:
         f"# {memory.total / 1e9:.1f} of {cluster.memory_gb:g} GB on pipeline rank "
         f"{memory.pipeline_rank}, which needs most.",
     ]
-    absent = list(_absent(plan))
-    if absent:
-        lines += ["#", "# This plan asks for more than the trainer has; without it, it is slower:"]
-        lines += [f"#   {line}" for line in absent]
+    if plan.needs:
+        lines.append(f"# To be installed for it: {', '.join(plan.needs)}. --today plans without.")
     for table, rows in values(plan, question).items():
         lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
     return "\n".join(lines) + "\n"
@@ -78,13 +78,3 @@ def write(plan: Plan, question: Question, path: str | Path) -> None:
 
 def _model(question: Question) -> dict[str, Any]:
     return {name: value for name, value in vars(question.model).items() if name != "preset"}
-
-
-def _absent(plan: Plan) -> list[str]:
-    job = plan.job
-    lines = []
-    if job.dispatcher != "alltoall":
-        lines.append(_ABSENT["dispatcher"].format("DeepEP"))
-    if job.overlap_exchange:
-        lines.append(_ABSENT["overlap"])
-    return lines

@@ -28,6 +28,7 @@ from megatron_qwen3.validate_fp8 import width_faults
 LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
 _VARIED = 300  # layouts that are priced with every way to exchange tokens
 _SIMULATED = 60  # layouts that are priced a second time, exactly
+_PLAIN = "alltoall", False  # how layers of either kind exchange tokens
 _USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
 
 
@@ -35,7 +36,8 @@ _USABLE = 0.97  # of device memory: driver and peaks between two measurements ke
 class Question:
     """What is to be trained, on what. `fixed` pins sizes by name: tensor, pipeline, …
 
-    dispatchers  of tokens that may be used; the trainer's own is "alltoall"
+    dispatchers  of tokens that may be used
+    like         a job whose other properties all layouts have; None are the trainer's defaults
     """
 
     model: ModelConfig
@@ -47,6 +49,7 @@ class Question:
     dispatchers: tuple[str, ...] = ("alltoall", "deepep")
     balanced: bool = False
     fixed: tuple[tuple[str, int | str], ...] = ()
+    like: Job | None = None
 
     def allows(self, name: str, value: int | str) -> bool:
         """Whether nothing else is pinned."""
@@ -65,12 +68,12 @@ class Plan:
 
     @property
     def needs(self) -> list[str]:
-        """What the trainer does not have yet."""
+        """What is to be installed beyond torch and megatron-core."""
         job, needs = self.job, []
         if job.model.num_experts and job.dispatcher != "alltoall":
             needs.append("DeepEP")
-        if job.overlap_exchange:
-            needs.append("exchange overlap")
+        if job.kernels == "transformer_engine":
+            needs.append("Transformer Engine")
         return needs
 
 
@@ -225,6 +228,15 @@ def _job(
     question: Question, model: Architecture, layout: Layout, micro_batch: int, precision: str
 ) -> Job:
     fp8 = of_arithmetic(precision)
+    if question.like:
+        return replace(
+            question.like,
+            model=model,
+            layout=layout,
+            micro_batch=micro_batch,
+            recompute=frozenset(),
+            sequence_parallel=layout.tensor > 1,
+        )
     return Job(
         model=model,
         layout=layout,
@@ -267,18 +279,24 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
     """The same layout with every way to exchange tokens that differs, the fastest last."""
     if job.layout.expert * job.layout.expert_tensor == 1:
         return [job]
-    # Overlap needs a second micro-batch in flight on the rank, and is not the trainer's.
+    # Overlap needs a second micro-batch in flight on the rank, and layers that are taken apart.
     in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
-    overlaps = (False, True) if in_flight and question.dispatchers != ("alltoall",) else (False,)
+    can = in_flight and not job.recompute and not job.model.tie_embeddings
+    overlaps = (False, True) if can and question.dispatchers != ("alltoall",) else (False,)
     return [
-        replace(job, dispatcher=dispatcher, overlap_exchange=overlap)
+        replace(
+            job,
+            dispatcher=dispatcher,
+            overlap_exchange=overlap,
+            kernels=job.kernels if (dispatcher, overlap) == _PLAIN else "transformer_engine",
+        )
         for dispatcher, overlap in itertools.product(question.dispatchers, overlaps)
     ]
 
 
 def _needs(job: Job) -> bool:
-    """Whether a job asks for what the trainer does not have."""
-    return job.dispatcher != "alltoall" or job.overlap_exchange
+    """Whether a job asks for what is to be installed."""
+    return (job.dispatcher, job.overlap_exchange) != _PLAIN
 
 
 def _divisors(number: int) -> list[int]:
@@ -358,7 +376,7 @@ def quick_bytes(job: Job) -> float:
     held[-1] += activations.logits_bytes(job)
     dense, sparse = local_parameters(job, held.index(max(held)))
     state = float((dense + sparse) * (job.weight_bytes + job.gradient_bytes))
-    per_owned = 8 if job.precision == "fp32" else 12
+    per_owned = (job.moment_bytes + (0 if job.precision == "fp32" else 4)) * (1 - job.offload)
     state += per_owned * dense / (layout.data * layout.context)
     state += per_owned * sparse / layout.expert_data
     state += low_precision.bytes_beside(job, range(max(_rank_layers(job))))

@@ -5,8 +5,8 @@
 
 Equal to what training/engine.py builds: flat bf16 (float32) weights and float32 gradients with
 megatron-core's padding, and per element that the rank owns a float32 master weight (none where the
-weights are float32) and Adam's two moments. What torch's AdamW adds, a step count of 4 bytes per
-weight, is not counted, nor are the router's statistics.
+weights are float32) and Adam's two moments, in the types that settings give them. What torch's
+AdamW adds, a step count of 4 bytes per weight, is not counted, nor are the router's statistics.
 """
 
 import math
@@ -17,7 +17,6 @@ from megatron_qwen3.planner.architecture import Matrix
 from megatron_qwen3.planner.buffers import Buffer, Weight
 from megatron_qwen3.planner.job import Job
 
-_MOMENT_BYTES = 8  # Adam's two moments in float32
 _MASTER_BYTES = 4  # float32 copy of a bf16 weight
 
 
@@ -65,7 +64,8 @@ class State:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Master weights and moments of the data rank that has most; ranks differ by padding."""
+        """Master weights and moments of the data rank that has most, on the device and on the host;
+        ranks differ by padding."""
         if not self.job.distributed_optimizer:
             return self.parameters * self._bytes_per_element
         most = sum(buffer.most_owned for buffer in (*self.dense, *self.sparse))
@@ -81,7 +81,7 @@ class State:
 
     @property
     def _bytes_per_element(self) -> int:
-        return _MOMENT_BYTES + (_MASTER_BYTES if self.job.weight_bytes == 2 else 0)
+        return self.job.moment_bytes + (_MASTER_BYTES if self.job.weight_bytes == 2 else 0)
 
 
 def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[Weight, bool]]:

@@ -13,7 +13,11 @@ from functools import cached_property, lru_cache
 
 from megatron_qwen3.planner import network, schedule
 from megatron_qwen3.planner.architecture import Architecture
-from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.hardware import (
+    HOST_LINK_GB_PER_S,
+    HOST_MEMORY_GB_PER_S,
+    Cluster,
+)
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.layer_time import Constants, LayerTimer, Pass
 
@@ -21,6 +25,8 @@ _TRANSFER_LATENCY = 10e-6  # of one send between pipeline ranks
 # AdamW reads gradient, master weight and two moments, writes three of them and the bf16 weight;
 # clipping reads every gradient once more.
 _ADAM_BYTES, _NORM_BYTES = 30, 4
+# Of a weight on the host: its gradient comes, the bf16 weight goes back, and AdamW moves 28 bytes.
+_TO_HOST_BYTES, _FROM_HOST_BYTES, _HOST_ADAM_BYTES = 4, 2, 28
 
 
 class Step:
@@ -87,7 +93,7 @@ class _Stages:
     def __init__(self, timer: LayerTimer) -> None:
         self.timer, self.job, self.model = timer, timer.job, timer.model
         self.concurrency = timer.c["concurrency"]
-        self.kinds: dict[tuple[bool, bool], tuple[Pass, Pass]] = {}
+        self.kinds: dict[tuple[bool, bool, bool], tuple[Pass, Pass]] = {}
         split = self.job.layout.stage_layers
         first = [sum(split[:stage]) for stage in range(len(split))]
         self.layers = [list(range(f, f + n)) for f, n in zip(first, split, strict=True)]
@@ -99,7 +105,8 @@ class _Stages:
 
     def layer(self, layer: int) -> tuple[Pass, Pass]:
         """Layers of a kind cost the same."""
-        kind = self.model.is_sparse(layer), self.model.has_window(layer)
+        sent = layer < self.job.offload_layers
+        kind = self.model.is_sparse(layer), self.model.has_window(layer), sent
         if kind not in self.kinds:
             self.kinds[kind] = self.timer.layer(layer)
         return self.kinds[kind]
@@ -152,6 +159,7 @@ _NAMES = {
     "exchange": "token exchange",
     "tensor": "tensor parallelism",
     "context": "context parallelism",
+    "host": "activations to the host",
     "launch": "kernel launches",
 }
 
@@ -225,5 +233,15 @@ def _optimizer_seconds(job: Job, cluster: Cluster, c: Constants) -> float:
     layout, own = job.layout, float(dense + sparse)
     if job.distributed_optimizer:
         own = dense / (layout.data * layout.context) + sparse / layout.expert_data
-    moved = own * _ADAM_BYTES + (dense + sparse) * _NORM_BYTES
-    return moved / (1e9 * cluster.memory_gb_per_s * c["memory"])
+    here = own * (1 - job.offload)
+    moved = here * (_ADAM_BYTES - 2 * (8 - job.moment_bytes)) + (dense + sparse) * _NORM_BYTES
+    on_device = moved / (1e9 * cluster.memory_gb_per_s * c["memory"])
+    return on_device + _host_seconds(own * job.offload, job, cluster)
+
+
+def _host_seconds(weights: float, job: Job, cluster: Cluster) -> float:
+    """Updates that the CPU makes: rules of thumb for a rank's share of it, measured on none."""
+    link = 1e9 * HOST_LINK_GB_PER_S[cluster.host]
+    copies = weights * (_TO_HOST_BYTES + _FROM_HOST_BYTES) / link
+    updates = weights * _HOST_ADAM_BYTES / (1e9 * HOST_MEMORY_GB_PER_S[cluster.host])
+    return max(copies, updates) if job.offload_overlap else copies + updates

@@ -21,6 +21,7 @@ from megatron_qwen3.generate.load import Source
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError, ModelConfig, ParallelConfig
 from megatron_qwen3.settings_fp8 import Fp8Config
+from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.settings_posttrain import TeacherConfig
 from megatron_qwen3.settings_rl import ScoringTeacherConfig
 from megatron_qwen3.settings_rollouts import VllmConfig
@@ -44,6 +45,7 @@ def settings_of(config: Config, world_size: int) -> Config:
         model = own.model
         layout = layout_of(asked, model, config.data.sequence_length, world_size)
         theirs = replace(config, model=model, rope=own.rope, parallel=layout, fp8=Fp8Config())
+        theirs = replace(theirs, overlap=OverlapConfig())  # of the model that is trained
         sampler = replace(config.rollouts, engine="own", vllm=VllmConfig())
         settings.validate(replace(theirs, rollouts=sampler))  # servers have the student alone
     except ConfigError as error:

@@ -1,0 +1,52 @@
+"""The table [overlap]: communication beside computation on GPUs, and activations on the host.
+
+Each is an option of megatron-core's, given to it as it stands; `parallel/README.md` says what it
+does, when it pays and what it cannot go with, and `validate_overlap.py` refuses that before a rank
+starts. The optimizer's are in [optim]; that gradients are reduced and weights gathered meanwhile is
+parallel.overlap. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+
+from megatron_qwen3.fields import setting
+
+# What each part of a layer that can be sent to the host keeps for backward.
+DENSE_PARTS = ("qkv_linear", "core_attn", "attn_proj")
+SPARSE_PARTS = (*DENSE_PARTS, "mlp_norm", "expert_fc1", "moe_act")
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Communication beside computation, and activations on the host, of layers of kind "te"."""
+
+    tensor: bool = setting(
+        False, "gathers and scatters of tensor ranks run beside the products that need them"
+    )
+    experts: bool = setting(
+        False,
+        "one micro-batch's tokens travel to their experts while another one is computed: its "
+        "forward pass beside the other's backward pass, layer by layer",
+    )
+    delay_weight_gradients: bool = setting(
+        False, "with experts: weights' gradients are computed while the next layer's tokens travel"
+    )
+    dispatcher: str = setting(
+        "alltoall",
+        "what sends tokens to their experts: NCCL's all-to-all, or the kernels of DeepEP or of its "
+        "branch HybridEP, which send a token once to each node",
+        choices=("alltoall", "deepep", "hybridep"),
+    )
+    nccl_buffers: bool = setting(
+        False,
+        "gradients and weights lie in memory that NCCL knows, so that reducing them takes fewer of "
+        "the GPU's multiprocessors from the model",
+    )
+    offload_parts: tuple[str, ...] = setting(
+        (),
+        "parts of layers whose activations wait on the host for backward: "
+        f"{', '.join(SPARSE_PARTS)}",
+        metavar="PART",
+    )
+    offload_layers: int = setting(
+        0, "first layers all of whose activations wait on the host for backward", at_least=0
+    )
