@@ -111,6 +111,8 @@ def train(config: Config) -> bool:
         # It overlaps with its communication only if kernels start in the order of their calls.
         # Others overlap better without.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if config.overlap.offload_parts:
+        os.environ.setdefault("NVTE_CPU_OFFLOAD_V1", "1")  # as parallel/overlap.py checks
     warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.cpu import memory

@@ -100,6 +100,11 @@ def _offload_faults(config: Config) -> Iterator[str]:
         return
     asked = f"optim.offload = {optim.offload:g}"
     yield from _mixed_faults(config, asked, "optim.offload = 0")
+    if config.fp8.gather:
+        yield (
+            f"{asked} updates bf16 weights, and with fp8.gather = true there are none; leave one "
+            "of them out"
+        )
     if config.distill.teacher.in_turns:
         yield (
             f"{asked} and distill.teacher.in_turns = true both move the optimizer to the host; "

@@ -21,12 +21,13 @@ from megatron_qwen3.model.logits import Logits, OutputLayer
 from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.scalars import ScalarLayer, Scalars
 from megatron_qwen3.model.sequences import Sequences
-from megatron_qwen3.parallel import fp8
+from megatron_qwen3.parallel import fp8, overlap
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import GPTModel, TransformerConfig
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_fp8 import Fp8Config
+from megatron_qwen3.settings_overlap import OverlapConfig
 
 
 class Qwen3(GPTModel):
@@ -109,7 +110,7 @@ def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]
     parallelism, since one token cannot be split, and compute in bf16 what is trained in FP8, whose
     products take 16 positions and more. No weight is allocated.
     """
-    wide = replace(config, fp8=Fp8Config())
+    wide = replace(config, fp8=Fp8Config(), overlap=OverlapConfig())
     transformer = transformer_config(
         wide, layout, sequence_parallel=False, use_cpu_initialization=True
     )
@@ -169,6 +170,7 @@ def transformer_config(config: Config, layout: Layout, **settings: Any) -> Trans
         **_parallel_settings(config, layout),
         **specs.settings_of_kind(config),
         **fp8.of_model(config),
+        **overlap.of_model(config),
     }
     model, bf16 = config.model, config.train.precision == "bf16"
     with warnings.catch_warnings():

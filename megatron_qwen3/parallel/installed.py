@@ -30,11 +30,29 @@ PACKAGES: Final = {
         "FusedAdam",
         "pip install --no-build-isolation 'transformer_engine[pytorch]'",
     ),
+    "te_buffers": Package(
+        "Transformer Engine 2.7 or newer",
+        "transformer_engine.pytorch.module.base",
+        "UserBufferQuantizationMode",
+        "pip install --upgrade --no-build-isolation 'transformer_engine[pytorch]'",
+    ),
     "apex": Package(
         "apex with its CUDA extensions",
         "apex.optimizers",
         "FusedAdam",
         f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation {_GITHUB}/NVIDIA/apex",
+    ),
+    "deepep": Package(
+        "DeepEP",
+        "deep_ep",
+        "Buffer",
+        f"pip install --no-build-isolation {_GITHUB}/deepseek-ai/DeepEP",
+    ),
+    "hybridep": Package(
+        "DeepEP's branch HybridEP",
+        "deep_ep",
+        "HybridEPBuffer",
+        f"pip install --no-build-isolation {_GITHUB}/deepseek-ai/DeepEP@hybrid-ep",
     ),
 }
 
@@ -72,6 +90,10 @@ def asked(config: Config) -> dict[str, str]:
             found[f'optim.{name} = "bf16"'] = "te"
     if optim.offload:  # megatron-core asks for its version, and fails where there is none
         found[f"optim.offload = {optim.offload:g}"] = "te"
+    if config.overlap.tensor:
+        found["overlap.tensor = true"] = "te_buffers"
+    if config.overlap.dispatcher in PACKAGES:
+        found[f'overlap.dispatcher = "{config.overlap.dispatcher}"'] = config.overlap.dispatcher
     return found
 
 

@@ -14,13 +14,12 @@ import torch.distributed as dist
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import device
-from megatron_qwen3.parallel import determinism, fp8, installed
+from megatron_qwen3.parallel import determinism, fp8, overlap
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate import gpu_faults
-from megatron_qwen3.validate_overlap import cpu_faults
 
 
 def check(config: Config) -> Layout:
@@ -28,7 +27,8 @@ def check(config: Config) -> Layout:
     device.check(config)
     if device.is_gpu() and (faults := gpu_faults(config)):
         raise ConfigError("\n".join(faults))
-from megatron_qwen3.parallel import determinism, fp8, installed
+    fp8.check(config)
+    overlap.check(config)
     determinism.check(config)
     return Layout.of(config, launcher.world_size())
 

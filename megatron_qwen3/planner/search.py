@@ -72,7 +72,7 @@ class Plan:
         job, needs = self.job, []
         if job.model.num_experts and job.dispatcher != "alltoall":
             needs.append("DeepEP")
-        if job.kernels == "transformer_engine":
+        if (job.dispatcher, job.overlap_exchange) != _PLAIN:
             needs.append("Transformer Engine")
         return needs
 

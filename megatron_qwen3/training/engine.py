@@ -24,7 +24,7 @@ from megatron_qwen3.cpu.clock import ComputeClock
 from megatron_qwen3.cpu.memory import gpu_memory
 from megatron_qwen3.model.build import Qwen3
 from megatron_qwen3.model.outputs import LastStage
-from megatron_qwen3.parallel import fp8
+from megatron_qwen3.parallel import fp8, overlap
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import (
     DistributedDataParallel,
@@ -50,6 +50,7 @@ class Engine:
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
         self.model = Model(config, layout)
+        overlap.begin(config, layout, self.model.chunks[0].config)
         self.device, self.clock = self.model.device, ComputeClock()
         self.chunks = [self._with_gradients(chunk, i) for i, chunk in enumerate(self.model.chunks)]
         self.model.replicas = self.chunks
@@ -214,6 +215,7 @@ def ddp_config(config: Config) -> DistributedDataParallelConfig:
         overlap_param_gather=parallel.overlap and optim.distributed,
         use_distributed_optimizer=optim.distributed,
         **fp8.of_gradients(config),
+        **overlap.of_gradients(config),
     )
 
 

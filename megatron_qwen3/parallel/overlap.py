@@ -1,0 +1,106 @@
+"""Overlap of communication for megatron-core: what its configurations are told, and what it leaves
+to whoever trains.
+
+    check(config)                             # before any rank joins; ConfigError
+    TransformerConfig(…, **of_model(config))
+    DistributedDataParallelConfig(…, **of_gradients(config))
+    begin(config, layout, transformer)        # once the process groups are there
+
+README.md beside this file says of each setting what it does and when it pays, `validate_overlap.py`
+what goes together.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from megatron_qwen3.parallel import installed
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import TransformerConfig
+from megatron_qwen3.settings import Config, ConfigError
+from megatron_qwen3.validate_overlap import cpu_faults
+
+# torch reads either; a segment that grows cannot be shown to NCCL.
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_GROWS = "expandable_segments:True"
+# Transformer Engine from 2.10 on sends weights to the host, too, unless its older code is asked.
+OLD_OFFLOAD = "NVTE_CPU_OFFLOAD_V1"
+
+
+def check(config: Config) -> None:
+    """ConfigError where this machine, or what is installed on it, cannot do what is asked."""
+    if not torch.cuda.is_available() and (faults := [*cpu_faults(config, "torch sees none")]):
+        raise ConfigError("\n".join(faults))
+    installed.check(config)
+    if faults := [*_environment_faults(config)]:
+        raise ConfigError("\n".join(faults))
+
+
+def of_model(config: Config) -> dict[str, object]:
+    """For megatron-core's TransformerConfig."""
+    overlap = config.overlap
+    told: dict[str, object] = {}
+    if overlap.tensor:
+        told["tp_comm_overlap"] = True
+    if overlap.experts:
+        told["overlap_moe_expert_parallel_comm"] = True
+        told["delay_wgrad_compute"] = overlap.delay_weight_gradients
+    if overlap.dispatcher != "alltoall":
+        told["moe_token_dispatcher_type"] = "flex"
+        told["moe_flex_dispatcher_backend"] = overlap.dispatcher
+    if overlap.offload_parts:
+        told["fine_grained_activation_offloading"] = True
+        told["offload_modules"] = [*overlap.offload_parts]
+    if overlap.offload_layers:
+        told["cpu_offloading"] = True
+        told["cpu_offloading_num_layers"] = overlap.offload_layers
+    return told
+
+
+def of_gradients(config: Config) -> dict[str, object]:
+    """For megatron-core's DistributedDataParallelConfig."""
+    overlap = config.overlap
+    return {
+        "nccl_ub": overlap.nccl_buffers,
+        "delay_wgrad_compute": overlap.delay_weight_gradients,
+    }
+
+
+def begin(config: Config, layout: Layout, transformer: TransformerConfig) -> None:
+    """Have what Transformer Engine's layers take for granted in their first forward pass: with
+    overlap.tensor its buffers, of a micro-batch of full rows, which all ranks make together."""
+    if not config.overlap.tensor:
+        return
+    from transformer_engine.pytorch.module import base
+
+    rows = config.data.sequence_length * config.train.micro_batch // layout.context
+    modes = base.UserBufferQuantizationMode
+    asked: list[Any] = [modes.FP8 if transformer.fp8 else modes.NONE]
+    if transformer.fp8 and transformer.first_last_layers_bf16:
+        asked.append(modes.NONE)
+    base.destroy_ub()  # of a model that this process trained before
+    base.initialize_ub(
+        shape=[rows, config.model.hidden_size],
+        tp_size=layout.tensor,
+        quantization_modes=asked,
+        dtype=torch.bfloat16,
+        bootstrap_backend=torch.distributed.get_backend(),
+    )
+
+
+def _environment_faults(config: Config) -> Iterator[str]:
+    for name in _ALLOCATOR:
+        if config.overlap.nccl_buffers and _GROWS in os.environ.get(name, ""):
+            yield (
+                f"overlap.nccl_buffers = true, and the environment has {name} = "
+                f"{os.environ[name]}: memory that grows cannot be NCCL's; set {name}= or leave "
+                "overlap.nccl_buffers out"
+            )
+    if config.overlap.offload_parts and os.environ.get(OLD_OFFLOAD) != "1":
+        yield (
+            f"overlap.offload_parts, and the environment has {OLD_OFFLOAD} = "
+            f'"{os.environ.get(OLD_OFFLOAD, "")}": Transformer Engine would send weights, too; '
+            f"set {OLD_OFFLOAD}=1"
+        )
