@@ -1,0 +1,356 @@
+"""Overlap and memory on GPUs: each setting reaches megatron-core, or is refused in one line."""
+
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.model.build import transformer_config
+from megatron_qwen3.parallel import installed, overlap
+from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.settings import SETTINGS
+from megatron_qwen3.settings_overlap import SPARSE_PARTS
+from megatron_qwen3.training import adams, engine, optim
+from megatron_qwen3.validate_overlap import cpu_faults
+
+from megatron.core.optimizer import optimizer_config  # isort: skip  (after ours)
+
+DENSE = ("model.preset=tiny-dense", "train.steps=2", "model.kind=te")
+SPARSE = ("model.preset=tiny-moe", "train.steps=2", "model.kind=te", "parallel.expert=2")
+TENSOR = (*DENSE, "parallel.tensor=2")
+
+
+def asked(*overrides):
+    return load([], list(overrides))
+
+
+def told_model(monkeypatch, config, world_size=2):
+    """megatron-core's configuration of the model, as of a machine that has Transformer Engine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    plain = replace(config, model=replace(config.model, kind="torch"))
+    return transformer_config(plain, Layout.of(config, world_size))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((*TENSOR, "overlap.tensor=true"), {"tp_comm_overlap": True, "sequence_parallel": True}),
+        (
+            (*SPARSE, "overlap.experts=true", "overlap.delay_weight_gradients=true"),
+            {"overlap_moe_expert_parallel_comm": True, "delay_wgrad_compute": True},
+        ),
+        (
+            (*SPARSE, "overlap.experts=true"),
+            {"overlap_moe_expert_parallel_comm": True, "delay_wgrad_compute": False},
+        ),
+        (
+            (*SPARSE, "overlap.dispatcher=deepep"),
+            {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"},
+        ),
+        (
+            (*SPARSE, "overlap.dispatcher=hybridep"),
+            {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "hybridep"},
+        ),
+        (
+            (*SPARSE, 'overlap.offload_parts=["core_attn","attn_proj","expert_fc1"]'),
+            {
+                "fine_grained_activation_offloading": True,
+                "offload_modules": ["core_attn", "attn_proj", "expert_fc1"],
+            },
+        ),
+        (
+            (*DENSE, "overlap.offload_layers=3"),
+            {"cpu_offloading": True, "cpu_offloading_num_layers": 3},
+        ),
+        (
+            SPARSE,
+            {
+                "tp_comm_overlap": False,
+                "overlap_moe_expert_parallel_comm": False,
+                "delay_wgrad_compute": False,
+                "moe_token_dispatcher_type": "alltoall",
+                "fine_grained_activation_offloading": False,
+                "cpu_offloading": False,
+            },
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_settings_of_the_model_reach_megatron_core(monkeypatch, given, expected):
+    found = told_model(monkeypatch, asked(*given))
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_settings_of_gradients_reach_megatron_core(monkeypatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    usual = engine.ddp_config(asked(*DENSE))
+    assert (usual.grad_reduce_in_fp32, usual.nccl_ub, usual.delay_wgrad_compute) == (True,) + (
+        False,
+    ) * 2
+    found = engine.ddp_config(asked(*DENSE, "optim.gradients=bf16", "overlap.nccl_buffers=true"))
+    assert (found.grad_reduce_in_fp32, found.nccl_ub) == (False, True)
+    delayed = ("overlap.experts=true", "overlap.delay_weight_gradients=true")
+    assert engine.ddp_config(asked(*SPARSE, *delayed)).delay_wgrad_compute
+
+
+class _Adam(torch.optim.Adam):
+    """With the arguments that Transformer Engine's has, which megatron-core looks for."""
+
+    def __init__(
+        self, params, master_weight_dtype, exp_avg_dtype, exp_avg_sq_dtype, use_decoupled_grad
+    ):
+        pass
+
+
+@pytest.fixture
+def engine_there(monkeypatch):
+    """megatron-core sees a Transformer Engine, whose optimizer can be asked for its arguments."""
+    module = types.ModuleType("transformer_engine.pytorch.optimizers")
+    module.FusedAdam = _Adam
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(optimizer_config, "is_te_min_version", lambda *args: True)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), {"use_precision_aware_optimizer": False, "optimizer_cpu_offload": False}),
+        (
+            ("optim.first_moment=bf16",),
+            {
+                "use_precision_aware_optimizer": True,
+                "exp_avg_dtype": torch.bfloat16,
+                "exp_avg_sq_dtype": torch.float32,
+                "main_grads_dtype": torch.float32,
+                "store_param_remainders": False,
+            },
+        ),
+        (
+            ("optim.second_moment=bf16", "optim.gradients=bf16"),
+            {
+                "exp_avg_dtype": torch.float32,
+                "exp_avg_sq_dtype": torch.bfloat16,
+                "main_grads_dtype": torch.bfloat16,
+                "main_params_dtype": torch.float32,
+            },
+        ),
+        (
+            ("optim.offload=0.25", "optim.offload_overlap=true"),
+            {
+                "use_precision_aware_optimizer": True,
+                "optimizer_cpu_offload": True,
+                "optimizer_offload_fraction": 0.25,
+                "overlap_cpu_optimizer_d2h_h2d": True,
+            },
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_settings_of_the_optimizer_reach_megatron_core(engine_there, given, expected):
+    found = optim.optimizer_config(asked(*DENSE, *given))
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("optim.gradients=bf16", "train.precision=fp32", "model.kind=torch"), 'not "fp32"; set'),
+        (("optim.first_moment=bf16", "optim.distributed=false"), "needs optim.distributed = true"),
+        (("optim.first_moment=bf16", "optim.adam=torch"), 'optim.adam = "torch"; valid: auto, te'),
+        (("optim.second_moment=bf16", "optim.offload=1"), "the host keeps float32 moments"),
+        (
+            ("optim.second_moment=bf16", "optim.beta2=0.999"),
+            "valid: optim.beta2 at most 0.9961",
+        ),
+        (("optim.offload=1", "train.precision=fp32", "model.kind=torch"), "set optim.offload = 0"),
+        (("optim.offload=1", "optim.distributed=false"), "needs optim.distributed = true"),
+        (("optim.offload_overlap=true",), "needs optim.offload above 0"),
+        (("optim.offload=1", "run.device=cpu", "model.kind=torch"), "is for GPUs"),
+        (("overlap.nccl_buffers=true", "run.device=cpu", "model.kind=torch"), "is for GPUs"),
+        (("optim.adam=apex", "run.device=cpu", "model.kind=torch"), "is for GPUs"),
+        (("overlap.offload_layers=2", "model.kind=torch"), 'needs model.kind = "te", not "torch"'),
+        (("overlap.tensor=true", "model.kind=auto", "parallel.tensor=2"), 'not "auto"; set it'),
+        (("overlap.tensor=true",), "parallel.tensor = 1 has nothing to send"),
+        (
+            ("overlap.tensor=true", "parallel.tensor=2", "parallel.sequence=false"),
+            "needs parallel.sequence = true",
+        ),
+        (("overlap.delay_weight_gradients=true",), "needs overlap.experts = true"),
+        (("overlap.experts=true",), "parallel.expert = 1 sends no tokens"),
+        (("overlap.dispatcher=deepep",), "the model is dense"),
+        (('overlap.offload_parts=["mlp_norm"]',), "no part of a dense layer"),
+        (('overlap.offload_parts=["attn_proj"]',), 'add "core_attn"'),
+        (('overlap.offload_parts=["core_attn","core_attn"]',), "names a part twice"),
+        (("overlap.offload_layers=4",), "must be below model.num_layers = 4"),
+        (("overlap.offload_layers=2", "parallel.recompute=full"), "leave one of them out"),
+        (
+            ('overlap.offload_parts=["core_attn"]', "parallel.recompute=full"),
+            '"core_attn" is computed again',
+        ),
+        (
+            ('overlap.offload_parts=["core_attn"]', "overlap.offload_layers=1"),
+            "send the same",
+        ),
+        (("overlap.offload_layers=1", "parallel.pipeline=2"), "needs parallel.pipeline = 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_go_together_is_refused_in_one_line(given, message):
+    with pytest.raises(ConfigError) as caught:
+        asked(*DENSE, *given)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("parallel.pipeline=2",), "needs parallel.virtual_pipeline above 1"),
+        (("parallel.recompute=selective",), 'set parallel.recompute = "none"'),
+        (("model.tie_embeddings=true",), "makes one weight of both"),
+        (("overlap.offload_layers=1",), "in place of offload_layers"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_experts_overlap_cannot_go_with_is_refused(given, message):
+    with pytest.raises(ConfigError) as caught:
+        asked(*SPARSE, "overlap.experts=true", *given)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_recomputed_experts_are_not_sent_and_the_rest_may_be():
+    parts = 'overlap.offload_parts=["core_attn","mlp_norm"]'
+    asked(*SPARSE, parts, "parallel.recompute=selective")
+    with pytest.raises(ConfigError, match='"moe_act" is computed again'):
+        asked(*SPARSE, 'overlap.offload_parts=["moe_act"]', "parallel.recompute=selective")
+
+
+def test_whatever_is_for_gpus_is_named_on_a_machine_without(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = asked(*DENSE, "optim.first_moment=bf16", "overlap.nccl_buffers=true")
+    with pytest.raises(ConfigError) as caught:
+        overlap.check(config)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2 and all("torch sees none; set" in line for line in lines)
+    assert [*cpu_faults(asked(*DENSE), "none")] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("overlap.dispatcher=deepep",), ("DeepEP", "pip install", "deepseek-ai/DeepEP")),
+        (("overlap.dispatcher=hybridep",), ("HybridEP", "DeepEP@hybrid-ep")),
+        (("optim.adam=apex",), ("apex", "APEX_CUDA_EXT=1", "NVIDIA/apex")),
+        (("optim.adam=te",), ("Transformer Engine", "transformer_engine[pytorch]")),
+        (("optim.offload=0.5",), ("Transformer Engine", "transformer_engine[pytorch]")),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+    monkeypatch, given, words
+):
+    for name in ("deep_ep", "apex", "transformer_engine"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = asked(*SPARSE, *given)
+    with pytest.raises(ConfigError) as caught:
+        installed.check(config)
+    text = str(caught.value)
+    assert all(word in text for word in words) and len(text.splitlines()) == 1
+
+
+def test_a_deepep_without_the_branch_is_not_hybridep(monkeypatch):
+    there = types.ModuleType("deep_ep")
+    there.Buffer = object
+    monkeypatch.setitem(sys.modules, "deep_ep", there)
+    installed.check(asked(*SPARSE, "overlap.dispatcher=deepep"))
+    with pytest.raises(ConfigError, match="has no HybridEPBuffer"):
+        installed.check(asked(*SPARSE, "overlap.dispatcher=hybridep"))
+
+
+def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "a:1,expandable_segments:True")
+    monkeypatch.delenv(overlap.OLD_OFFLOAD, raising=False)
+    with pytest.raises(ConfigError, match="PYTORCH_CUDA_ALLOC_CONF="):
+        overlap.check(asked(*DENSE, "overlap.nccl_buffers=true"))
+    parts = asked(*DENSE, 'overlap.offload_parts=["core_attn"]')
+    with pytest.raises(ConfigError, match="set NVTE_CPU_OFFLOAD_V1=1"):
+        overlap.check(parts)
+    monkeypatch.setenv(overlap.OLD_OFFLOAD, "1")
+    overlap.check(parts)
+
+
+@pytest.mark.parametrize("first_last", [False, True])
+@pytest.mark.parametrize("fp8", [None, "hybrid"])
+def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, first_last):
+    told = []
+    modes = types.SimpleNamespace(NONE="none", FP8="fp8")
+    base = types.ModuleType("transformer_engine.pytorch.module.base")
+    base.UserBufferQuantizationMode = modes
+    base.destroy_ub = lambda: told.append("destroyed")
+    base.initialize_ub = lambda **given: told.append(given)
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    module = types.ModuleType("transformer_engine.pytorch.module")
+    module.base = base
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    config = asked(
+        *TENSOR, "overlap.tensor=true", "parallel.context=2", "train.micro_batch=2",
+        "data.sequence_length=64",
+    )  # fmt: skip
+    transformer = types.SimpleNamespace(fp8=fp8, first_last_layers_bf16=first_last)
+    overlap.begin(config, Layout.of(config, 4), transformer)
+    asked_modes = (["fp8"] + ["none"] * first_last) if fp8 else ["none"]
+    assert told == [
+        "destroyed",
+        {
+            "shape": [64 * 2 // 2, config.model.hidden_size],
+            "tp_size": 2,
+            "quantization_modes": asked_modes,
+            "dtype": torch.bfloat16,
+            "bootstrap_backend": "nccl",
+        },
+    ]
+    told.clear()
+    overlap.begin(asked(*TENSOR), Layout.of(config, 4), transformer)
+    assert told == []
+
+
+def test_whose_adamw_is_built_is_what_is_asked_for(engine_there):
+    from megatron_qwen3.parallel.mcore import distrib_optimizer, optimizers
+
+    before = optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER, distrib_optimizer.Adam
+    with adams.adam_of("te"):
+        assert optimizers.Adam is distrib_optimizer.Adam is engine_there.FusedAdam
+        assert not optimizers.USING_PYTORCH_OPTIMIZER
+    for name in ("torch", "auto"):  # of a CPU
+        with adams.adam_of(name):
+            assert optimizers.Adam is torch.optim.AdamW and optimizers.USING_PYTORCH_OPTIMIZER
+    after = optimizers.Adam, optimizers.USING_PYTORCH_OPTIMIZER, distrib_optimizer.Adam
+    assert after == before
+
+
+def test_every_setting_of_overlap_is_read_by_what_megatron_core_is_told():
+    """Another value than usual changes what megatron-core is told: no setting is a mere word."""
+    values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2, "dispatcher": "deepep"}
+    usual = asked(*SPARSE)
+    for name, row in SETTINGS.items():
+        if not name.startswith("overlap."):
+            continue
+        own = name.removeprefix("overlap.")
+        value = values.get(own, True)
+        other = replace(usual.overlap, **{own: value})
+        if own == "delay_weight_gradients":
+            other = replace(other, experts=True)
+        changed = replace(usual, overlap=other)
+        assert value != row.default
+        told = [(overlap.of_model(c), overlap.of_gradients(c)) for c in (usual, changed)]
+        assert told[0] != told[1], name
