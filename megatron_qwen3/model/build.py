@@ -57,22 +57,40 @@ class Qwen3(GPTModel):
         self, tokens_BS: Tensor, sequences: Sequences | None = None
     ) -> Tensor | Logits | Scalars:
         """Hidden states [S, B, H] for the next stage, or the last one's logits or scalars."""
+        made = self._made(tokens_BS, sequences)
+        return super().forward(tokens_BS, None, None, packed_seq_params=made)
+
+    def plan(self, tokens_BS: Tensor, sequences: Sequences | None) -> Any:
+        """The same in parts, which megatron-core runs beside another micro-batch's backward pass
+        where overlap.experts asks for that: hidden states, also of the last stage, which become
+        logits or scalars by `last_stage`."""
+        made = self._made(tokens_BS, sequences)
+        return self.build_schedule_plan(tokens_BS, None, None, packed_seq_params=made)
+
+    def _made(self, tokens_BS: Tensor, sequences: Sequences | None) -> Sequences | None:
+        """How rows are read, with what attention needs for it; None where each is one text."""
         if sequences is None and self.dual_chunk is None:
-            return super().forward(tokens_BS, None, None)
+            return None
         sequences = sequences or Sequences()
-        sequences = sequences.made_for(*tokens_BS.shape, self.rotary_pos_emb, self.dual_chunk)
-        return super().forward(tokens_BS, None, None, packed_seq_params=sequences)
+        return sequences.made_for(*tokens_BS.shape, self.rotary_pos_emb, self.dual_chunk)
 
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor | Logits | Scalars:
-        if not self.post_process:
+        in_parts = self.training and self.config.overlap_moe_expert_parallel_comm
+        if not self.post_process or in_parts:
             return hidden_states
+        return self.last_stage(hidden_states)
+
+    def last_stage(self, hidden_SBH: Tensor) -> Logits | Scalars:
+        """Logits or scalars of the last layer's hidden states, normed; [s, B, H] with sequence
+        parallelism. A plan's are float32, of the same values."""
+        hidden_SBH = hidden_SBH.to(self.config.params_dtype)
         if self.is_scalar:
-            scalars: Scalars = self.output_layer(hidden_states)
+            scalars: Scalars = self.output_layer(hidden_SBH)
             return scalars
         tied = self.share_embeddings_and_output_weights
-        logits: Logits = self.output_layer(hidden_states, self.output_weight() if tied else None)
+        logits: Logits = self.output_layer(hidden_SBH, self.output_weight() if tied else None)
         return logits
 
     def output_weight(self) -> Tensor:

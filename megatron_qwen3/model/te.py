@@ -99,14 +99,37 @@ class Layer(TransformerLayer):
 
         megatron-core is given no rotary embedding: `Attention` turns queries and keys itself.
         """
-        sequences = packed_seq_params or Sequences()
-        if sequences.rotary is None:
-            sequences = replace(sequences, rotary=rotary_pos_emb)
-        padding_Bs = None
-        if sequences.valid_BS is not None:
-            rank, ranks = self.place
-            padding_Bs = ~sequences.valid_BS.chunk(ranks, dim=1)[rank]
+        sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
+        padding_Bs = self._padding(sequences)
         return super().forward(hidden_states, packed_seq_params=sequences, padding_mask=padding_Bs)
+
+    def _forward_attention(
+        self,
+        hidden_states: Tensor,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: Sequences | None = None,
+        **others: Any,
+    ) -> tuple:
+        """The first half, which overlap.experts calls by itself: it leaves `forward` out, and has
+        no padding for the router, which comes right after it."""
+        sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
+        if self.config.overlap_moe_expert_parallel_comm:
+            padding_Bs = self._padding(sequences)
+            self.mlp.router.padding_sB = None if padding_Bs is None else padding_Bs.t()
+        return super()._forward_attention(hidden_states, packed_seq_params=sequences, **others)
+
+    def _padding(self, sequences: Sequences) -> Tensor | None:
+        """[B, s], where this tensor rank's positions are padding; None where none are."""
+        if sequences.valid_BS is None:
+            return None
+        rank, ranks = self.place
+        return ~sequences.valid_BS.chunk(ranks, dim=1)[rank]
+
+
+def _with_rotary(sequences: Sequences | None, rotary: Tensor | None) -> Sequences:
+    """What attention reads, with cosines and sines: the model's, where it has none of its own."""
+    sequences = sequences or Sequences()
+    return replace(sequences, rotary=rotary) if sequences.rotary is None else sequences
 
 
 @contextmanager
@@ -184,16 +207,21 @@ class Attention(TEDotProductAttention):
 
 
 class Router(router.Router):
-    """Chooses like our router, and says it as megatron-core's dispatchers take it."""
+    """Chooses like our router, and says it as megatron-core's dispatchers take it.
+
+    padding_sB: of the rows that come next, where they come without it: see Layer.
+    """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:
         super().__init__(config)
+        self.padding_sB: Tensor | None = None
 
     def set_layer_number(self, layer_number: int) -> None:
         """megatron-core tells it to all routers."""
 
     def forward(self, hidden_sBH: Tensor, padding_sB: Tensor | None = None) -> tuple:
         """Probabilities, float32, and which experts are chosen, both [T, E]."""
+        padding_sB = self.padding_sB if padding_sB is None else padding_sB
         valid_T = None if padding_sB is None else ~padding_sB.flatten()
         hidden_TH = hidden_sBH.flatten(0, 1)
         probs_TK, experts_TK = super().forward(hidden_TH, valid_T)

@@ -110,7 +110,9 @@ class Model:
         size, share = self.config.train.micro_batch, self.share
         iterators = [batch.split(size) for _ in modules]
 
-        def forward(micro_batches: Iterator[TokenBatch], chunk: Any) -> tuple[Any, Any]:
+        def forward(
+            micro_batches: Iterator[TokenBatch], chunk: Any, return_schedule_plan: bool = False
+        ) -> tuple[Any, Any]:
             micro = next(micro_batches)
 
             def told(output: Tensor | LastStage) -> tuple[Tensor, Tensor, Any]:
@@ -118,6 +120,9 @@ class Model:
                 return trained, self._one, report
 
             tokens_BS = micro.tokens_BS if share is None else share.of(micro.tokens_BS)
+            if return_schedule_plan:  # megatron-core asks for one with overlap.experts
+                plan = chunk.plan(tokens_BS, micro.sequences(share))
+                return plan, lambda hidden_SBH: told(chunk.last_stage(hidden_SBH))
             return chunk(tokens_BS, micro.sequences(share)), told
 
         several = len(modules) > 1

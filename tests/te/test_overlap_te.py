@@ -1,0 +1,74 @@
+"""Tokens that travel beside another micro-batch's computation: the same steps as one by one.
+
+Streams are stood in, and run in the order of calls: what is proved is that layers which are taken
+apart compute and sum up what whole ones do, not that anything overlaps.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_qwen3.config import load
+from tests.te.te_ranks import run_te_ranks
+
+SPARSE = ("model.preset=tiny-moe", "model.kind=te", "model.router_aux_loss=0.1")
+LAYOUTS = {
+    "ep2": (2, ("parallel.expert=2",)),
+    "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2")),
+    "pp2-vpp2-ep2": (
+        4,
+        ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.expert=2"),
+    ),
+}
+OVERLAP = ("overlap.experts=true",)
+DELAYED = (*OVERLAP, "overlap.delay_weight_gradients=true")
+
+
+def trained(config):
+    """Three steps, of whole rows, of documents, and of rows with padding: losses, gradient norms,
+    what the router reports, weights; then scores."""
+    from megatron_qwen3.model.outputs import log_probs
+    from megatron_qwen3.model.stretches import Stretches
+    from megatron_qwen3.parallel.runtime import start
+    from megatron_qwen3.training.batch import TokenBatch
+    from megatron_qwen3.training.engine import Engine
+    from megatron_qwen3.training.objectives import cross_entropy
+    from megatron_qwen3.training.optim import described
+
+    layout = start(config)
+    engine = Engine(config, layout)
+    reports = []
+    for step in range(3):
+        random = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, 512, (8, 33), generator=random).chunk(layout.data)[engine.data_rank]
+        cut = Stretches.of([[0, 5 + row] for row in range(len(ids))], 32) if step == 1 else None
+        batch = TokenBatch.of(ids[:, :-1], ids[:, 1:].contiguous(), cut)
+        if step == 2:
+            valid = torch.arange(32).expand(len(ids), -1) < 20
+            batch = replace(batch, valid_BS=valid, weights_BS=batch.weights_BS * valid)
+        reports.append(engine.train_step(batch, cross_entropy, 1e-3))
+    engine.model.synchronize()
+    weights = [p.detach().float().clone() for c in engine.model.chunks for p in c.parameters()]
+    scores = engine.model.score(batch, log_probs)["log_prob"]
+    return reports, weights, scores, described(engine.optimizer)
+
+
+def asked(layout, *more):
+    base = ["train.steps=3", "train.global_batch=8", "data.sequence_length=32"]
+    return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
+
+
+@pytest.mark.parametrize("layout", ["ep2", "tp2-ep2", "pp2-vpp2-ep2"])
+def test_layers_that_are_taken_apart_train_as_whole_ones(layout):
+    ranks = LAYOUTS[layout][0]
+    expected = run_te_ranks(trained, ranks, asked(layout))
+    for more in (OVERLAP, DELAYED):
+        found = run_te_ranks(trained, ranks, asked(layout, *more))
+        for mine, theirs in zip(found, expected, strict=True):
+            for step, (now, before) in enumerate(zip(mine[0], theirs[0], strict=True)):
+                for name, value in before.items():
+                    assert now[name] == pytest.approx(value, rel=1e-6), (more, step, name)
+            for a, b in zip(mine[1], theirs[1], strict=True):
+                assert torch.allclose(a, b, rtol=0, atol=1e-6), more
+            assert torch.allclose(mine[2], theirs[2], atol=1e-6)
