@@ -158,7 +158,7 @@ def logits_bytes(job: Job) -> float:
     if job.model.scalar_head:
         return 4 * _shared(job) * job.model.hidden_size
     local_vocab = job.model.vocab_size / job.layout.tensor
-    if job.kernels == "torch":
+    if job.tiled_logits:
         return _tile_bytes(job, job.micro_batch_tokens, math.ceil(local_vocab))
     times = 1 + job.model.predicted_layers
     return times * job.micro_batch_tokens * local_vocab * (job.weight_bytes + 4)

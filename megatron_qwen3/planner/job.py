@@ -29,7 +29,8 @@ class Job:
 
     precision             of the matrix products: bf16, fp32, fp8, mxfp8, nvfp4
     fp8                   how our trainer computes in that precision, where it is below bf16
-    kernels               "torch", our layers, or "transformer_engine", those of published runs
+    kernels               of layers: "torch", ours, or "transformer_engine"
+    tiled_logits          the loss takes logits tile by tile, as ours does and others did not
     gradient_bytes        of one gradient: 4, or 2 where gradients are reduced in bf16
     moment_bytes          of Adam's two moments of a weight: 8, or less where one is bf16
     offload               share of the optimizer that the host's memory keeps and its CPU updates
@@ -61,6 +62,7 @@ class Job:
     precision: str = "bf16"
     fp8: Fp8Config = _BF16
     kernels: str = "torch"
+    tiled_logits: bool = True
     gradient_bytes: int = 4
     moment_bytes: int = 8
     offload: float = 0.0
@@ -89,6 +91,8 @@ class Job:
         """The job of a validated configuration; ConfigError if `world_size` does not fit it."""
         parallel, optim, overlap = config.parallel, config.optim, config.overlap
         widths = {"fp32": 4, "bf16": 2}
+        # "auto" is known on the machine that trains; its layers of torch keep more.
+        has_engine = config.fp8.is_on or config.model.kind == "te"
         return cls(
             model=architecture.of(config.model),
             layout=Layout.of(config, world_size),
@@ -96,7 +100,7 @@ class Job:
             micro_batch=config.train.micro_batch,
             precision=ARITHMETIC.get(config.fp8.recipe, config.train.precision),
             fp8=config.fp8,
-            kernels="transformer_engine" if config.fp8.is_on else "torch",
+            kernels="transformer_engine" if has_engine else "torch",
             recompute=RECOMPUTED[parallel.recompute],
             sequence_parallel=parallel.sequence and parallel.tensor > 1,
             distributed_optimizer=optim.distributed,

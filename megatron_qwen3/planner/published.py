@@ -197,6 +197,7 @@ def _job(row: Row) -> Job:
         micro_batch=count(row, "mbs"),
         precision=precision,
         kernels="transformer_engine",
+        tiled_logits=False,
         gradient_bytes=2,  # Megatron-Bridge's and NeMo's recipes reduce gradients in bf16
         recompute=_recompute(row),
         sequence_parallel=layout.tensor > 1,

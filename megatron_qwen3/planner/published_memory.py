@@ -99,6 +99,7 @@ def _job(row: Row) -> Job:
         micro_batch=count(row, "micro-batch-size", 1),
         precision="fp8" if row.get("fp8-format") else "bf16",
         kernels="transformer_engine",
+        tiled_logits=False,
         recompute=_recompute(row),
         sequence_parallel=_is_set(row, "sequence-parallel") and layout.tensor > 1,
         distributed_optimizer=_is_set(row, "use-distributed-optimizer"),

@@ -182,7 +182,10 @@ def test_settings_of_the_optimizer_reach_megatron_core(engine_there, given, expe
             "needs parallel.sequence = true",
         ),
         (("overlap.delay_weight_gradients=true",), "needs overlap.experts = true"),
-        (("overlap.experts=true",), "parallel.expert = 1 sends no tokens"),
+        (
+            ("overlap.experts=true", "model.tie_embeddings=false"),
+            "parallel.expert = 1 sends no tokens",
+        ),
         (("overlap.dispatcher=deepep",), "the model is dense"),
         (('overlap.offload_parts=["mlp_norm"]',), "no part of a dense layer"),
         (('overlap.offload_parts=["attn_proj"]',), 'add "core_attn"'),
@@ -302,12 +305,11 @@ def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, 
     module.base = base
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
-    config = asked(
-        *TENSOR, "overlap.tensor=true", "parallel.context=2", "train.micro_batch=2",
-        "data.sequence_length=64",
-    )  # fmt: skip
+    rows = ("train.micro_batch=2", "data.sequence_length=64")
+    config = asked(*TENSOR, "overlap.tensor=true", *rows)
+    layout = replace(Layout.of(config, 2), context=2)
     transformer = types.SimpleNamespace(fp8=fp8, first_last_layers_bf16=first_last)
-    overlap.begin(config, Layout.of(config, 4), transformer)
+    overlap.begin(config, layout, transformer)
     asked_modes = (["fp8"] + ["none"] * first_last) if fp8 else ["none"]
     assert told == [
         "destroyed",
@@ -320,7 +322,7 @@ def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, 
         },
     ]
     told.clear()
-    overlap.begin(asked(*TENSOR), Layout.of(config, 4), transformer)
+    overlap.begin(asked(*TENSOR), layout, transformer)
     assert told == []
 
 
