@@ -207,17 +207,25 @@ def multi_tensor_adam(
     bias_correction,
     weight_decay,
 ):
-    """Mode 1 decays weights as AdamW does, mode 0 by the gradient."""
+    """Mode 1 decays weights as AdamW does, mode 0 by the gradient.
+
+    Lists are of gradients, weights, both moments and, where the optimizer has them, float32
+    weights, which are what is updated then.
+    """
     first_by, second_by = 1.0, 1.0
     if bias_correction:
         first_by, second_by = 1 - beta1**step, 1 - beta2**step
-    for gradient, weight, first, second in zip(*tensor_lists[:4], strict=True):
-        g, w = gradient.float(), weight.float()
+    for gradient, weight, first, second, *main in zip(*tensor_lists, strict=True):
+        g, w = gradient.float(), (main[0] if main else weight).float()
         if mode == 0:
             g = g + weight_decay * w
-        first.mul_(beta1).add_((1 - beta1) * g)
-        second.mul_(beta2).add_((1 - beta2) * g * g)
-        update = (first / first_by) / ((second / second_by).sqrt() + epsilon)
+        m, v = first.float(), second.float()
+        m = m * beta1 + (1 - beta1) * g
+        v = v * beta2 + (1 - beta2) * g * g
+        update = (m / first_by) / ((v / second_by).sqrt() + epsilon)
         if mode == 1:
             update = update + weight_decay * w
-        weight.copy_(w - lr * update)
+        for kept, value in ((first, m), (second, v), (weight, w - lr * update)):
+            kept.copy_(value)
+        for kept in main:
+            kept.copy_(w - lr * update)
