@@ -4,7 +4,7 @@ to whoever trains.
     check(config)                             # before any rank joins; ConfigError
     TransformerConfig(…, **of_model(config))
     DistributedDataParallelConfig(…, **of_gradients(config))
-    begin(config, layout, transformer)        # once the process groups are there
+    begin(config, layout)                     # once the process groups are there, before the model
 
 README.md beside this file says of each setting what it does and when it pays, `validate_overlap.py`
 what goes together.
@@ -18,7 +18,6 @@ import torch
 
 from megatron_qwen3.parallel import installed
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.parallel.mcore import TransformerConfig
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_overlap import cpu_faults
 
@@ -68,18 +67,19 @@ def of_gradients(config: Config) -> dict[str, object]:
     }
 
 
-def begin(config: Config, layout: Layout, transformer: TransformerConfig) -> None:
-    """Have what Transformer Engine's layers take for granted in their first forward pass: with
-    overlap.tensor its buffers, of a micro-batch of full rows, which all ranks make together."""
+def begin(config: Config, layout: Layout) -> None:
+    """Have what Transformer Engine's layers ask for while they are made: with overlap.tensor its
+    buffers, of a micro-batch of full rows, which all ranks make together."""
     if not config.overlap.tensor:
         return
     from transformer_engine.pytorch.module import base
 
-    rows = config.data.sequence_length * config.train.micro_batch // layout.context
-    modes = base.UserBufferQuantizationMode
-    asked: list[Any] = [modes.FP8 if transformer.fp8 else modes.NONE]
-    if transformer.fp8 and transformer.first_last_layers_bf16:
+    fp8, modes = config.fp8, base.UserBufferQuantizationMode
+    has_fp8 = fp8.is_on and fp8.recipe != "nvfp4"
+    asked: list[Any] = [modes.FP8] if has_fp8 else [modes.NONE]
+    if has_fp8 and (fp8.first_layers_bf16 or fp8.last_layers_bf16):
         asked.append(modes.NONE)
+    rows = config.data.sequence_length * config.train.micro_batch // layout.context
     base.destroy_ub()  # of a model that this process trained before
     base.initialize_ub(
         shape=[rows, config.model.hidden_size],

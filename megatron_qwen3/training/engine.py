@@ -49,8 +49,8 @@ class Engine:
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.config, self.layout = config, layout
+        overlap.begin(config, layout)
         self.model = Model(config, layout)
-        overlap.begin(config, layout, self.model.chunks[0].config)
         self.device, self.clock = self.model.device, ComputeClock()
         self.chunks = [self._with_gradients(chunk, i) for i, chunk in enumerate(self.model.chunks)]
         self.model.replicas = self.chunks

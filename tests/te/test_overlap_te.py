@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_qwen3.config import load
+from megatron_qwen3.toml import emit
 from tests.te.te_ranks import run_te_ranks
 
 SPARSE = ("model.preset=tiny-moe", "model.kind=te", "model.router_aux_loss=0.1")
@@ -59,6 +60,14 @@ def asked(layout, *more):
     return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
 
 
+def same(mine, theirs, which):
+    for step, (now, before) in enumerate(zip(mine[0], theirs[0], strict=True)):
+        assert now == pytest.approx(before, rel=1e-6), (which, step)
+    for a, b in zip(mine[1], theirs[1], strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6), which
+    assert torch.allclose(mine[2], theirs[2], atol=1e-6), which
+
+
 @pytest.mark.parametrize("layout", ["ep2", "tp2-ep2", "pp2-vpp2-ep2"])
 def test_layers_that_are_taken_apart_train_as_whole_ones(layout):
     ranks = LAYOUTS[layout][0]
@@ -66,9 +75,55 @@ def test_layers_that_are_taken_apart_train_as_whole_ones(layout):
     for more in (OVERLAP, DELAYED):
         found = run_te_ranks(trained, ranks, asked(layout, *more))
         for mine, theirs in zip(found, expected, strict=True):
-            for step, (now, before) in enumerate(zip(mine[0], theirs[0], strict=True)):
-                for name, value in before.items():
-                    assert now[name] == pytest.approx(value, rel=1e-6), (more, step, name)
-            for a, b in zip(mine[1], theirs[1], strict=True):
-                assert torch.allclose(a, b, rtol=0, atol=1e-6), more
-            assert torch.allclose(mine[2], theirs[2], atol=1e-6)
+            same(mine, theirs, more)
+
+
+SENT = ("qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act")
+PARTS = f"overlap.offload_parts={emit([*SENT])}"
+
+
+def offloaded(config):
+    """As `trained`, with tensors of every size sent; how many bytes the host was given."""
+    from unittest.mock import patch
+
+    from megatron_qwen3.model import build
+    from megatron_qwen3.parallel import overlap
+
+    sent, empty, told = [], torch.empty, overlap.of_model
+
+    def of_host(*args, pin_memory=False, **kwargs):
+        made = empty(*args, **kwargs)
+        if pin_memory:
+            sent.append(made.nbytes)
+        return made
+
+    def of_every_size(config):
+        small = {"min_offloaded_tensor_size": 1} if config.overlap.offload_parts else {}
+        return told(config) | small
+
+    with (
+        patch.object(torch, "empty", of_host),
+        patch.object(torch.Tensor, "is_pinned", lambda x: False),
+        patch.object(build.overlap, "of_model", of_every_size),
+        patch.object(overlap, "check", lambda config: None),
+    ):
+        return *trained(config), sum(sent)
+
+
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        ("ep2", (PARTS,)),
+        ("ep2", (PARTS, *OVERLAP)),
+        ("pp2-vpp2-ep2", (PARTS,)),
+        ("ep2", ("overlap.offload_layers=3",)),
+    ],
+    ids=["parts", "parts-beside", "parts-of-stages", "layers"],
+)
+def test_activations_that_wait_on_the_host_are_those_that_come_back(layout, more):
+    ranks = LAYOUTS[layout][0]
+    expected = run_te_ranks(trained, ranks, asked(layout))
+    found = run_te_ranks(offloaded, ranks, asked(layout, *more))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine[-1] > 0
+        same(mine, theirs, more)

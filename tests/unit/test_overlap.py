@@ -290,9 +290,16 @@ def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypat
     overlap.check(parts)
 
 
-@pytest.mark.parametrize("first_last", [False, True])
-@pytest.mark.parametrize("fp8", [None, "hybrid"])
-def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, first_last):
+@pytest.mark.parametrize(
+    ("fp8", "expected"),
+    [
+        ((), ["none"]),
+        (("fp8.recipe=tensorwise",), ["fp8"]),
+        (("fp8.recipe=tensorwise", "fp8.first_layers_bf16=1"), ["fp8", "none"]),
+    ],
+    ids=["bf16", "fp8", "first-in-bf16"],
+)
+def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, expected):
     told = []
     modes = types.SimpleNamespace(NONE="none", FP8="fp8")
     base = types.ModuleType("transformer_engine.pytorch.module.base")
@@ -306,23 +313,21 @@ def test_user_buffers_are_made_for_a_micro_batch_of_full_rows(monkeypatch, fp8, 
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
     rows = ("train.micro_batch=2", "data.sequence_length=64")
-    config = asked(*TENSOR, "overlap.tensor=true", *rows)
+    config = asked(*TENSOR, "overlap.tensor=true", *rows, *fp8)
     layout = replace(Layout.of(config, 2), context=2)
-    transformer = types.SimpleNamespace(fp8=fp8, first_last_layers_bf16=first_last)
-    overlap.begin(config, layout, transformer)
-    asked_modes = (["fp8"] + ["none"] * first_last) if fp8 else ["none"]
+    overlap.begin(config, layout)
     assert told == [
         "destroyed",
         {
             "shape": [64 * 2 // 2, config.model.hidden_size],
             "tp_size": 2,
-            "quantization_modes": asked_modes,
+            "quantization_modes": expected,
             "dtype": torch.bfloat16,
             "bootstrap_backend": "nccl",
         },
     ]
     told.clear()
-    overlap.begin(asked(*TENSOR), layout, transformer)
+    overlap.begin(asked(*TENSOR), layout)
     assert told == []
 
 
