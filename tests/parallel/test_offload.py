@@ -173,3 +173,11 @@ def test_weights_that_are_loaded_reach_the_host(on_device, tmp_path):
         run_ranks(from_weights, ranks, config, path, True), expected, strict=True
     ):
         same(mine, theirs)
+
+
+def test_gradients_in_bf16_are_summed_in_bf16_and_train_alike(on_device, tmp_path):
+    ranks, _, expected = on_device
+    config = settings(tmp_path, "optim.gradients=bf16")
+    for mine, theirs in zip(run_ranks(run, ranks, config, False), expected, strict=True):
+        assert mine[0] == pytest.approx(theirs[0], rel=2e-3)
+        assert mine[0][0] == theirs[0][0] and mine[0][1:] != theirs[0][1:]

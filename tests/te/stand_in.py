@@ -148,7 +148,8 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     if name not in _kernels:
         raise NotImplementedError(f"transformer_engine_torch.{name} is not stood in")
     calls[name] += 1
-    return _kernels[name](*args, **kwargs)
+    with torch.no_grad():  # a kernel is none of autograd's operations
+        return _kernels[name](*args, **kwargs)
 
 
 def _stand_in(*modules: str) -> None:

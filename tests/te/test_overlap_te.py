@@ -86,23 +86,35 @@ def offloaded(config):
     """As `trained`, with tensors of every size sent; how many bytes the host was given."""
     from unittest.mock import patch
 
+    from transformer_engine.pytorch.cpu_offload import OffloadableLayerState
+
     from megatron_qwen3.model import build
     from megatron_qwen3.parallel import overlap
 
-    sent, empty, told = [], torch.empty, overlap.of_model
+    sent, told = [], overlap.of_model
 
-    def of_host(*args, pin_memory=False, **kwargs):
-        made = empty(*args, **kwargs)
-        if pin_memory:
-            sent.append(made.nbytes)
-        return made
+    def of_host(construct):
+        def call(*args, pin_memory=False, **kwargs):
+            made = construct(*args, **kwargs)
+            if pin_memory:
+                sent.append(made.nbytes)
+            return made
+
+        return call
+
+    def is_sent(_, tensor):
+        return not isinstance(tensor, torch.nn.Parameter) and not hasattr(
+            tensor, "_TE_do_not_offload"
+        )
 
     def of_every_size(config):
         small = {"min_offloaded_tensor_size": 1} if config.overlap.offload_parts else {}
         return told(config) | small
 
     with (
-        patch.object(torch, "empty", of_host),
+        patch.object(torch, "empty", of_host(torch.empty)),
+        patch.object(torch, "empty_like", of_host(torch.empty_like)),
+        patch.object(OffloadableLayerState, "_check_if_offload", is_sent),
         patch.object(torch.Tensor, "is_pinned", lambda x: False),
         patch.object(build.overlap, "of_model", of_every_size),
         patch.object(overlap, "check", lambda config: None),
