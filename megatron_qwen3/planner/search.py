@@ -279,6 +279,8 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
     """The same layout with every way to exchange tokens that differs, the fastest last."""
     if job.layout.expert * job.layout.expert_tensor == 1:
         return [job]
+    if job.layout.context > 1:  # Transformer Engine's layers have whole rows
+        return [job]
     # Overlap needs a second micro-batch in flight on the rank, and layers that are taken apart.
     in_flight = job.layout.pipeline == 1 or job.layout.virtual > 1
     can = in_flight and not job.recompute and not job.model.tie_embeddings

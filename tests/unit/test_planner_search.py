@@ -103,16 +103,16 @@ def test_a_plan_whose_ranks_share_rows_is_todays_and_its_settings_train_it(tmp_p
     assert Job.of(load([STAGE, tmp_path / "plan.toml"]), 8) == plan.job
 
 
-def test_what_the_trainer_does_not_have_is_said_and_not_set(tmp_path):
-    question = question_of(
-        "qwen3-30b-a3b", "b200", 16, 16, 32768, dispatchers=("deepep",), fixed=(("context", 2),)
-    )
+def test_what_has_to_be_installed_is_said_and_set(tmp_path):
+    question = question_of("qwen3-30b-a3b", "b200", 16, 16, 32768, dispatchers=("deepep",))
     plan = search.search(question, CONSTANTS)[0]
-    assert "DeepEP" in plan.needs and not [need for need in plan.needs if "cp" in need]
+    assert plan.needs == ["DeepEP", "Transformer Engine"]
     text = overlay.text(plan, question)
-    assert "DeepEP" in text
+    assert "To be installed for it: DeepEP, Transformer Engine." in text
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
-    assert load([STAGE, tmp_path / "plan.toml"]).parallel.context == 2
+    config = load([STAGE, tmp_path / "plan.toml"])
+    assert config.overlap.dispatcher == "deepep" and config.model.kind == "te"
+    assert Job.of(config, 16).kernels == plan.job.kernels == "transformer_engine"
 
 
 @pytest.mark.parametrize(
