@@ -30,12 +30,6 @@ class OverlapConfig:
     delay_weight_gradients: bool = setting(
         False, "with experts: weights' gradients are computed while the next layer's tokens travel"
     )
-    dispatcher: str = setting(
-        "alltoall",
-        "what sends tokens to their experts: NCCL's all-to-all, or the kernels of DeepEP or of its "
-        "branch HybridEP, which send a token once to each node",
-        choices=("alltoall", "deepep", "hybridep"),
-    )
     nccl_buffers: bool = setting(
         False,
         "gradients and weights lie in memory that NCCL knows, so that reducing them takes fewer of "

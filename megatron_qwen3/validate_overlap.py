@@ -30,7 +30,6 @@ def faults(config: Config) -> Iterator[str]:
     yield from _kind_faults(config)
     yield from _tensor_faults(config)
     yield from _expert_faults(config)
-    yield from _dispatcher_faults(config)
     yield from _activation_faults(config)
 
 
@@ -182,17 +181,6 @@ def _expert_faults(config: Config) -> Iterator[str]:
             f"{asked} ends the output layer's backward pass before the embedding's, and "
             "model.tie_embeddings = true makes one weight of both; leave one of them out"
         )
-
-
-def _dispatcher_faults(config: Config) -> Iterator[str]:
-    name, p = config.overlap.dispatcher, config.parallel
-    if name == "alltoall":
-        return
-    asked = f'overlap.dispatcher = "{name}"'
-    if not config.model.num_experts:
-        yield f"{asked}, but the model is dense; leave it out"
-    elif p.expert == 1:
-        yield f"{asked}, but parallel.expert = 1 sends no tokens; leave it out"
 
 
 def _activation_faults(config: Config) -> Iterator[str]:

@@ -42,18 +42,6 @@ PACKAGES: Final = {
         "FusedAdam",
         f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation {_GITHUB}/NVIDIA/apex",
     ),
-    "deepep": Package(
-        "DeepEP",
-        "deep_ep",
-        "Buffer",
-        f"pip install --no-build-isolation {_GITHUB}/deepseek-ai/DeepEP",
-    ),
-    "hybridep": Package(
-        "DeepEP's branch HybridEP",
-        "deep_ep",
-        "HybridEPBuffer",
-        f"pip install --no-build-isolation {_GITHUB}/deepseek-ai/DeepEP@hybrid-ep",
-    ),
 }
 
 
@@ -92,8 +80,6 @@ def asked(config: Config) -> dict[str, str]:
         found[f"optim.offload = {optim.offload:g}"] = "te"
     if config.overlap.tensor:
         found["overlap.tensor = true"] = "te_buffers"
-    if config.overlap.dispatcher in PACKAGES:
-        found[f'overlap.dispatcher = "{config.overlap.dispatcher}"'] = config.overlap.dispatcher
     return found
 
 

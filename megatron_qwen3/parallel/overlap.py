@@ -46,9 +46,6 @@ def of_model(config: Config) -> dict[str, object]:
     if overlap.experts:
         told["overlap_moe_expert_parallel_comm"] = True
         told["delay_wgrad_compute"] = overlap.delay_weight_gradients
-    if overlap.dispatcher != "alltoall":
-        told["moe_token_dispatcher_type"] = "flex"
-        told["moe_flex_dispatcher_backend"] = overlap.dispatcher
     if overlap.offload_parts:
         told["fine_grained_activation_offloading"] = True
         told["offload_modules"] = [*overlap.offload_parts]

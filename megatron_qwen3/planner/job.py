@@ -109,7 +109,7 @@ class Job:
             moment_bytes=widths[optim.first_moment] + widths[optim.second_moment],
             offload=optim.offload,
             offload_overlap=optim.offload_overlap,
-            dispatcher=overlap.dispatcher,
+            dispatcher=parallel.dispatch,
             overlap_exchange=overlap.experts,
             offload_parts=overlap.offload_parts,
             offload_layers=overlap.offload_layers,

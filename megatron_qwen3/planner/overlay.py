@@ -20,7 +20,7 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
     job, layout = plan.job, plan.job.layout
     precision = "bf16" if job.fp8.is_on else job.precision
     is_even = layout.stage_layers == even_stages(job.model.num_layers, len(layout.stage_layers))
-    parallel = {
+    parallel: dict[str, Any] = {
         "tensor": layout.tensor,
         "pipeline": layout.pipeline,
         "virtual_pipeline": layout.virtual,
@@ -37,7 +37,8 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
         of_kind["fp8"] = {"recipe": job.fp8.recipe}
     if (job.dispatcher, job.overlap_exchange) != ("alltoall", False):
         model |= {"kind": "te"}
-        of_kind["overlap"] = {"dispatcher": job.dispatcher, "experts": job.overlap_exchange}
+        parallel |= {"dispatch": job.dispatcher}
+        of_kind["overlap"] = {"experts": job.overlap_exchange}
     return {
         "model": model,
         **of_kind,

@@ -103,9 +103,8 @@ def offloaded(config):
         return call
 
     def is_sent(_, tensor):
-        return not isinstance(tensor, torch.nn.Parameter) and not hasattr(
-            tensor, "_TE_do_not_offload"
-        )
+        kept = isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, "_TE_do_not_offload")
+        return tensor.is_contiguous() and not kept
 
     def of_every_size(config):
         small = {"min_offloaded_tensor_size": 1} if config.overlap.offload_parts else {}

@@ -47,12 +47,8 @@ def told_model(monkeypatch, config, world_size=2):
             {"overlap_moe_expert_parallel_comm": True, "delay_wgrad_compute": False},
         ),
         (
-            (*SPARSE, "overlap.dispatcher=deepep"),
-            {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"},
-        ),
-        (
-            (*SPARSE, "overlap.dispatcher=hybridep"),
-            {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "hybridep"},
+            (*SPARSE, "overlap.experts=true", "parallel.dispatch=deepep"),
+            {"overlap_moe_expert_parallel_comm": True, "moe_router_dtype": "fp32"},
         ),
         (
             (*SPARSE, 'overlap.offload_parts=["core_attn","attn_proj","expert_fc1"]'),
@@ -71,7 +67,6 @@ def told_model(monkeypatch, config, world_size=2):
                 "tp_comm_overlap": False,
                 "overlap_moe_expert_parallel_comm": False,
                 "delay_wgrad_compute": False,
-                "moe_token_dispatcher_type": "alltoall",
                 "fine_grained_activation_offloading": False,
                 "cpu_offloading": False,
             },
@@ -186,7 +181,6 @@ def test_settings_of_the_optimizer_reach_megatron_core(engine_there, given, expe
             ("overlap.experts=true", "model.tie_embeddings=false"),
             "parallel.expert = 1 sends no tokens",
         ),
-        (("overlap.dispatcher=deepep",), "the model is dense"),
         (('overlap.offload_parts=["mlp_norm"]',), "no part of a dense layer"),
         (('overlap.offload_parts=["attn_proj"]',), 'add "core_attn"'),
         (('overlap.offload_parts=["core_attn","core_attn"]',), "names a part twice"),
@@ -248,8 +242,6 @@ def test_whatever_is_for_gpus_is_named_on_a_machine_without(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("overlap.dispatcher=deepep",), ("DeepEP", "pip install", "deepseek-ai/DeepEP")),
-        (("overlap.dispatcher=hybridep",), ("HybridEP", "DeepEP@hybrid-ep")),
         (("optim.adam=apex",), ("apex", "APEX_CUDA_EXT=1", "NVIDIA/apex")),
         (("optim.adam=te",), ("Transformer Engine", "transformer_engine[pytorch]")),
         (("optim.offload=0.5",), ("Transformer Engine", "transformer_engine[pytorch]")),
@@ -259,22 +251,13 @@ def test_whatever_is_for_gpus_is_named_on_a_machine_without(monkeypatch):
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     monkeypatch, given, words
 ):
-    for name in ("deep_ep", "apex", "transformer_engine"):
+    for name in ("apex", "transformer_engine"):
         monkeypatch.setitem(sys.modules, name, None)
     config = asked(*SPARSE, *given)
     with pytest.raises(ConfigError) as caught:
         installed.check(config)
     text = str(caught.value)
     assert all(word in text for word in words) and len(text.splitlines()) == 1
-
-
-def test_a_deepep_without_the_branch_is_not_hybridep(monkeypatch):
-    there = types.ModuleType("deep_ep")
-    there.Buffer = object
-    monkeypatch.setitem(sys.modules, "deep_ep", there)
-    installed.check(asked(*SPARSE, "overlap.dispatcher=deepep"))
-    with pytest.raises(ConfigError, match="has no HybridEPBuffer"):
-        installed.check(asked(*SPARSE, "overlap.dispatcher=hybridep"))
 
 
 def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypatch):
@@ -347,7 +330,7 @@ def test_whose_adamw_is_built_is_what_is_asked_for(engine_there):
 
 def test_every_setting_of_overlap_is_read_by_what_megatron_core_is_told():
     """Another value than usual changes what megatron-core is told: no setting is a mere word."""
-    values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2, "dispatcher": "deepep"}
+    values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2}
     usual = asked(*SPARSE)
     for name, row in SETTINGS.items():
         if not name.startswith("overlap."):

@@ -123,7 +123,7 @@ def test_a_second_micro_batch_in_flight_keeps_a_layer_more_or_a_chunk():
 
 
 def test_the_exchange_is_priced_as_it_is_asked_for():
-    job = job_of(SPARSE, "overlap.experts=true", "overlap.dispatcher=deepep")
+    job = job_of(SPARSE, "overlap.experts=true", "parallel.dispatch=deepep")
     assert job.overlap_exchange and job.dispatcher == "deepep"
     plain = job_of(SPARSE)
     hidden = [Step.of(j, H100, CONSTANTS).hidden["token exchange"] for j in (plain, job)]
@@ -136,7 +136,7 @@ def test_logits_are_tiles_with_layers_of_either_kind():
     assert {job.kernels for job in kinds} == {"torch", "transformer_engine"}
 
 
-@pytest.mark.parametrize("settings", [("overlap.experts=true",), ("overlap.dispatcher=deepep",)])
+@pytest.mark.parametrize("settings", [("overlap.experts=true",), ("parallel.dispatch=deepep",)])
 def test_the_nearest_layout_is_one_that_the_settings_go_with(settings):
     settings = (*settings, "train.global_batch=512", "train.micro_batch=8")
     config = config_of(SPARSE, *settings)

@@ -111,7 +111,7 @@ def test_what_has_to_be_installed_is_said_and_set(tmp_path):
     assert "To be installed for it: DeepEP, Transformer Engine." in text
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
     config = load([STAGE, tmp_path / "plan.toml"])
-    assert config.overlap.dispatcher == "deepep" and config.model.kind == "te"
+    assert config.parallel.dispatch == "deepep" and config.model.kind == "te"
     assert Job.of(config, 16).kernels == plan.job.kernels == "transformer_engine"
 
 
