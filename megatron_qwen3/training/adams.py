@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from megatron_qwen3.cpu import redirect
+from megatron_qwen3.cpu import device
 from megatron_qwen3.parallel.installed import PACKAGES
 from megatron_qwen3.parallel.mcore import distrib_optimizer, optimizers
 
@@ -25,7 +25,7 @@ def adam_of(name: str) -> Iterator[None]:
 
     ImportError where it is not installed.
     """
-    if name == "auto" and redirect.REDIRECTED:
+    if name == "auto" and not device.is_gpu():
         name = "torch"
     if name == "auto":
         yield
