@@ -24,7 +24,8 @@ from megatron_qwen3.cpu import redirect
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import DistributedOptimizer, Range
-from megatron_qwen3.settings import Config
+from megatron_qwen3.settings import Config, OptimConfig
+from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.optim import state_tensors
@@ -75,10 +76,22 @@ class Role:
 def dry_run(config: Config, layout: Layout) -> list[Role]:
     """Every distinct role of the run, in the order of its first rank.
 
-    Of layers of torch: those of Transformer Engine, which needs a GPU, have the same weights.
+    Of layers of torch: those of Transformer Engine, which needs a GPU, have the same weights. What
+    of the optimizer is narrower than float32, or lies on the host, is reckoned.
     """
-    config = replace(config, model=replace(config.model, kind="torch"))
-    return [role for rank in range(layout.pipeline) for role in _roles(config, layout, rank)]
+    optim, usual = config.optim, OptimConfig()
+    moments = {"fp32": 4, "bf16": 2}
+    narrower = (4 - moments[optim.first_moment]) + (4 - moments[optim.second_moment])
+    share = (1 - narrower / 12) * (1 - optim.offload)  # of a float32 weight and its two moments
+    plain = {n: getattr(usual, n) for n in ("adam", "first_moment", "second_moment", "offload")}
+    config = replace(
+        config,
+        model=replace(config.model, kind="torch"),
+        overlap=OverlapConfig(),
+        optim=replace(optim, **plain, offload_overlap=False),
+    )
+    roles = [role for rank in range(layout.pipeline) for role in _roles(config, layout, rank)]
+    return [replace(role, optimizer_bytes=round(share * role.optimizer_bytes)) for role in roles]
 
 
 def _roles(config: Config, layout: Layout, pipeline_rank: int) -> Iterator[Role]:

@@ -1,6 +1,7 @@
 """A dry run weighs what training would build: in closed form, for every size and layout."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -198,3 +199,17 @@ def test_command_says_what_is_wrong(arguments, told):
     status, _, err = dry_run_command(*arguments)
     assert status == 2
     assert told in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [({"first_moment": "bf16", "second_moment": "bf16"}, 8 / 12), ({"offload": 0.25}, 9 / 12)],
+    ids=["bf16 moments", "a quarter on the host"],
+)
+def test_narrower_moments_and_the_share_of_the_host_are_reckoned(changes, share):
+    config, layout = setup("tiny-dense", 2)
+    whole = built(config, layout)
+    optim = dataclasses.replace(config.optim, **changes, gradients="bf16")
+    found = dry_run(dataclasses.replace(config, optim=optim), layout)
+    assert [r.optimizer_bytes for r in found] == [share * r.optimizer_bytes for r in whole]
+    assert [2 * r.gradient_bytes for r in found] == [r.gradient_bytes for r in whole]
