@@ -4,6 +4,7 @@ Streams are stood in, and run in the order of calls: what is proved is that laye
 apart compute and sum up what whole ones do, not that anything overlaps.
 """
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ LAYOUTS = {
     ),
 }
 OVERLAP = ("overlap.experts=true",)
+SLOW = pytest.mark.slow
 DELAYED = (*OVERLAP, "overlap.delay_weight_gradients=true")
 
 
@@ -60,6 +62,12 @@ def asked(layout, *more):
     return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
 
 
+@functools.cache
+def whole(layout):
+    """What each rank reports without any of it."""
+    return run_te_ranks(trained, LAYOUTS[layout][0], asked(layout))
+
+
 def same(mine, theirs, which):
     for step, (now, before) in enumerate(zip(mine[0], theirs[0], strict=True)):
         assert now == pytest.approx(before, rel=1e-6), (which, step)
@@ -68,10 +76,12 @@ def same(mine, theirs, which):
     assert torch.allclose(mine[2], theirs[2], atol=1e-6), which
 
 
-@pytest.mark.parametrize("layout", ["ep2", "tp2-ep2", "pp2-vpp2-ep2"])
+@pytest.mark.parametrize(
+    "layout", ["ep2", *(pytest.param(x, marks=SLOW) for x in ("tp2-ep2", "pp2-vpp2-ep2"))]
+)
 def test_layers_that_are_taken_apart_train_as_whole_ones(layout):
     ranks = LAYOUTS[layout][0]
-    expected = run_te_ranks(trained, ranks, asked(layout))
+    expected = whole(layout)
     for more in (OVERLAP, DELAYED):
         found = run_te_ranks(trained, ranks, asked(layout, *more))
         for mine, theirs in zip(found, expected, strict=True):
@@ -124,16 +134,16 @@ def offloaded(config):
 @pytest.mark.parametrize(
     ("layout", "more"),
     [
-        ("ep2", (PARTS,)),
         ("ep2", (PARTS, *OVERLAP)),
-        ("pp2-vpp2-ep2", (PARTS,)),
         ("ep2", ("overlap.offload_layers=3",)),
+        pytest.param("ep2", (PARTS,), marks=SLOW),
+        pytest.param("pp2-vpp2-ep2", (PARTS,), marks=SLOW),
     ],
-    ids=["parts", "parts-beside", "parts-of-stages", "layers"],
+    ids=["parts-beside", "layers", "parts", "parts-of-stages"],
 )
 def test_activations_that_wait_on_the_host_are_those_that_come_back(layout, more):
     ranks = LAYOUTS[layout][0]
-    expected = run_te_ranks(trained, ranks, asked(layout))
+    expected = whole(layout)
     found = run_te_ranks(offloaded, ranks, asked(layout, *more))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine[-1] > 0
