@@ -92,8 +92,8 @@ def _environment_faults(config: Config) -> Iterator[str]:
         if config.overlap.nccl_buffers and _GROWS in os.environ.get(name, ""):
             yield (
                 f"overlap.nccl_buffers = true, and the environment has {name} = "
-                f"{os.environ[name]}: memory that grows cannot be NCCL's; set {name}= or leave "
-                "overlap.nccl_buffers out"
+                f"{os.environ[name]}: memory that grows cannot be NCCL's; set "
+                f"{name}=expandable_segments:False, or leave overlap.nccl_buffers out"
             )
     if config.overlap.offload_parts and os.environ.get(OLD_OFFLOAD) != "1":
         yield (
