@@ -148,3 +148,45 @@ def test_activations_that_wait_on_the_host_are_those_that_come_back(layout, more
     for mine, theirs in zip(found, expected, strict=True):
         assert mine[-1] > 0
         same(mine, theirs, more)
+
+
+def built(config):
+    """What buffers are asked for before the model, and the parts of a layer that send from them."""
+    from unittest.mock import patch
+
+    from transformer_engine.pytorch.module import base
+
+    from megatron_qwen3.parallel.runtime import start
+    from megatron_qwen3.training.engine import Engine
+
+    given = []
+
+    def initialize(**buffers):
+        given.append(buffers["shape"])
+        base._ub_initialized = True  # which layers look for while they are made
+
+    with patch.object(base, "initialize_ub", initialize):
+        engine = Engine(config, start(config))
+    base.destroy_ub()
+    flags = ("ub_overlap_ag_fprop", "ub_overlap_rs_fprop")
+    layer = engine.model.chunks[0].decoder.layers[0]
+    sending = {
+        name: [flag[-8:-6] for flag in flags if getattr(module, flag, False)]
+        for name, module in layer.named_modules()
+    }
+    return given, {name: kinds for name, kinds in sending.items() if kinds}
+
+
+def test_products_of_tensor_ranks_send_from_buffers_that_were_made_before_them():
+    dense = ("model.preset=tiny-dense", "model.kind=te", "parallel.tensor=2")
+    lengths = ("train.steps=1", "data.sequence_length=32", "overlap.tensor=true")
+    expected = {
+        "self_attention.linear_qkv": ["ag"],
+        "self_attention.linear_proj": ["rs"],
+        "mlp.linear_fc1": ["ag"],
+        "mlp.linear_fc2": ["rs"],
+    }
+    config = load([], [*dense, *lengths])
+    for given, sending in run_te_ranks(built, 2, config):
+        assert given == [[32, config.model.hidden_size]]
+        assert sending == expected
