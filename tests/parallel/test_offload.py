@@ -62,8 +62,7 @@ def _offloaded():
     with (
         patch.object(engine, "build_optimizer", within(build)),
         patch.object(engine, "update", within(update)),
-        patch.object(runtime, "cpu_faults", lambda *args: ()),
-        patch.object(runtime.installed, "check", lambda *args: None),
+        patch.object(runtime.overlap, "check", lambda config: None),
         patch.object(optimizer_config, "is_te_min_version", lambda *args: False),
     ):
         yield
