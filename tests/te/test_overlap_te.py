@@ -96,6 +96,7 @@ def offloaded(config):
     """As `trained`, with tensors of every size sent; how many bytes the host was given."""
     from unittest.mock import patch
 
+    from megatron.core.pipeline_parallel.fine_grained_activation_offload import ChunkOffloadHandler
     from transformer_engine.pytorch.cpu_offload import OffloadableLayerState
 
     from megatron_qwen3.model import build
@@ -124,6 +125,12 @@ def offloaded(config):
         patch.object(torch, "empty", of_host(torch.empty)),
         patch.object(torch, "empty_like", of_host(torch.empty_like)),
         patch.object(OffloadableLayerState, "_check_if_offload", is_sent),
+        patch.object(  # which megatron-core 0.19 asks
+            ChunkOffloadHandler,
+            "_can_manage_tensor_for_offload",
+            staticmethod(lambda tensor: not isinstance(tensor, torch.nn.Parameter)),
+            create=True,
+        ),
         patch.object(torch.Tensor, "is_pinned", lambda x: False),
         patch.object(build.overlap, "of_model", of_every_size),
         patch.object(overlap, "check", lambda config: None),
