@@ -83,7 +83,7 @@ def _steps(parts: Parts) -> Rows:
         has_theirs = "tflops" in _values(parts, "steps", theirs)
         rows.append([
             name,
-            f"{values['layers']}",
+            f"{values['layers']} of {values['of_layers']}",
             f"{1e3 * values['step_seconds']:.0f}",
             f"{values['tokens_per_second']:,.0f}",
             f"{values['tflops']:.4g}",

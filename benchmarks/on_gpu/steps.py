@@ -1,8 +1,9 @@
 """Training steps of Qwen3's sizes, as many layers of each as fit: ours, and transformers'.
 
-All sides of a size train the same layers on the same tokens, so their times compare. What is
-counted as work is what the layers that are there need (model/flops.py); nothing is extrapolated to
-a model that was not run.
+All sides of a size train the same layers on the same tokens, so their times compare. A model that
+does not fit is cut: n of its N layers, and n/N of its vocabulary, so that the output layer has its
+share of the work. The work that is counted is what is there (model/flops.py). The whole model would
+train n/N of the tokens per second, were there room for it.
 """
 
 import json
@@ -19,6 +20,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import flops_per_token, parameter_count
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import cross_entropy
@@ -30,6 +32,7 @@ RATE = 1e-4
 # Of a GPU's memory, by the planner: transformers' step keeps more, and has the same layers.
 FILL = 0.65
 _WARM_UP = 3  # the optimizer's state is made in the first, FP8's scales are in the second
+_ROWS = 128  # of a vocabulary: products slow down where their sides are not aligned
 _KERNELS = 15  # that a profile names
 
 
@@ -93,6 +96,8 @@ def _measure(
     flops = tokens * flops_per_token(config.model, config.data.sequence_length)
     report.note(
         layers=config.model.num_layers,
+        of_layers=PRESETS[config.model.preset]["num_layers"],
+        vocabulary=config.model.vocab_size,
         parameters=parameter_count(config.model),
         rows=config.train.global_batch,
         micro_batch=config.train.micro_batch,
@@ -125,17 +130,21 @@ def _settings(options: Options, shape: Mapping[str, Any], kind: str, recipe: str
         values |= {"model.preset": shape["tiny"], "data.sequence_length": 32}
     if options.device == "cuda":
         plain = load([], [f"{name}={json.dumps(value)}" for name, value in values.items()])
-        values["model.num_layers"] = _layers_that_fit(plain)
+        most = FILL * torch.cuda.get_device_properties(0).total_memory
+        values |= slice_that_fits(plain, most)
     return ours.settings(options, values, kind, recipe)
 
 
-def _layers_that_fit(config: Config) -> int:
-    most = FILL * torch.cuda.get_device_properties(0).total_memory
-    for layers in range(config.model.num_layers, 0, -1):
-        fewer = replace(config, model=replace(config.model, num_layers=layers))
-        if Memory.of(Job.of(fewer, 1)).total <= most:
-            return layers
-    raise LeftOut(f"not one layer fits into {most / 2**30:.0f} GiB")
+def slice_that_fits(config: Config, most_bytes: float) -> dict[str, int]:
+    """Settings of the largest part of a model that the planner says takes so much at most."""
+    whole = config.model
+    for layers in range(whole.num_layers, 0, -1):
+        rows = whole.vocab_size * layers // whole.num_layers
+        vocabulary = max(rows // _ROWS * _ROWS, _ROWS)
+        part = replace(whole, num_layers=layers, vocab_size=vocabulary)
+        if Memory.of(Job.of(replace(config, model=part), 1)).total <= most_bytes:
+            return {"model.num_layers": layers, "model.vocab_size": vocabulary}
+    raise LeftOut(f"not one layer fits into {most_bytes / 2**30:.0f} GiB")
 
 
 def _profile(options: Options, step: Callable[[], float]) -> dict[str, Any]:

@@ -21,7 +21,12 @@ from on_gpu.aims import DENSE_SHARE, FP8_TIMES, SPARSE_SHARE, aims
 from on_gpu.cases import CPU, Case, LeftOut, Options
 from on_gpu.record import Record
 from on_gpu.runner import Runner
+from on_gpu.steps import slice_that_fits
 
+from megatron_qwen3.config import load
+from megatron_qwen3.model.flops import flops_per_token
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.settings import ConfigError
 
 
@@ -244,8 +249,8 @@ def test_the_plan_names_functions_that_are_there_and_tells_each_what_it_takes():
 def test_the_page_tells_what_was_found_and_what_went_wrong():
     parts = steps(**{"8b te bf16": 500.0})
     parts["steps"]["8b te bf16"]["values"] |= {
-        "layers": 14, "step_seconds": 0.5, "tokens_per_second": 12345.6, "peak_bytes": 3 << 30,
-        "planned_bytes": 2 << 30,
+        "layers": 14, "of_layers": 36, "step_seconds": 0.5, "tokens_per_second": 12345.6,
+        "peak_bytes": 3 << 30, "planned_bytes": 2 << 30,
     }  # fmt: skip
     parts["machine"] = {"machine": {"values": {"chip": "NVIDIA H200", "cores": 16}}}
     checks = {
@@ -257,11 +262,27 @@ def test_the_page_tells_what_was_found_and_what_went_wrong():
         "other": {"status": "left out", "why": "not installed"},
     }
     text = page.markdown(parts, aims(parts), "A machine")
-    assert "| 8b te bf16 | 14 | 500 | 12,346 | 500 | 62% | 51% | 3.0 | 2.0 |  |" in text
+    assert "| 8b te bf16 | 14 of 36 | 500 | 12,346 | 500 | 62% | 51% | 3.0 | 2.0 |  |" in text
     assert "| dense 8B, bf16: share of the measured product | 0.60 | 0.62 | pass |" in text
     assert "| correct: dense te bf16 | 2 | far | nan | 1 | failed |" in text
     assert text.index("| failed | far is nan") < text.index("| left out | not installed")
     assert "chip NVIDIA H200" in text and page.data_sheet(parts).name == "H200"
+
+
+@pytest.mark.parametrize("preset", ["qwen3-8b", "qwen3-30b-a3b", "qwen3-0.6b"])
+def test_a_part_of_a_model_fits_and_does_the_work_of_its_layers(preset):
+    config = load([], [f"model.preset={preset}", "train.steps=1", "data.sequence_length=4096"])
+    whole = flops_per_token(config.model, 4096)
+    for most in (60e9, 120e9, 1e15):
+        found = slice_that_fits(config, most)
+        layers, vocabulary = found["model.num_layers"], found["model.vocab_size"]
+        part = replace(config.model, num_layers=layers, vocab_size=vocabulary)
+        assert Memory.of(Job.of(replace(config, model=part), 1)).total <= most
+        share = layers / config.model.num_layers
+        assert flops_per_token(part, 4096) == pytest.approx(share * whole, rel=2e-3)
+    assert part == config.model, "all of it, where there is room"
+    with pytest.raises(LeftOut, match="not one layer fits"):
+        slice_that_fits(config, 1e8)
 
 
 def wheel(folder, package):
