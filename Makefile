@@ -99,7 +99,7 @@ $(INSTALLED): setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,data,posttrain,eval]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,data,posttrain,eval,dali]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 

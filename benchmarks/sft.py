@@ -103,25 +103,20 @@ def ours(config: Config, report: Report) -> None:
     from megatron_qwen3.parallel.runtime import start
     from megatron_qwen3.posttrain import sft
     from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-    from megatron_qwen3.posttrain.rows import token_batch
-    from megatron_qwen3.training.batch import TokenBatch
+    from megatron_qwen3.posttrain.rows import DialogRows
+    from megatron_qwen3.training import reader
     from megatron_qwen3.training.engine import Engine
-    from megatron_qwen3.training.reader import Reader
 
     engine, mixture = Engine(config, start(config)), DialogMixture(config)
-    rows, length = config.train.global_batch, config.data.sequence_length
-
-    def read(step: int) -> TokenBatch:
-        return token_batch(mixture.rows(step * rows, rows), mixture, length, config.sft.loss)
-
+    read = DialogRows(config, engine.share, mixture)
     objective, step = sft.objective(config), 0
-    with Reader(read, config.steps, engine.device) as reader:
+    with reader.of_arrays(read, config, engine.device) as batches:
         count = 1
         while count:
             seconds, trained = [], 0.0
             for _ in range(count):
                 begin = time.perf_counter()
-                batch = reader.batch(step, then=step + 1)
+                batch = batches.batch(step, then=step + 1)
                 trained += engine.train_step(batch, objective, RATE)["trained_tokens"]
                 seconds.append(time.perf_counter() - begin)
                 step += 1

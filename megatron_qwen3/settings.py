@@ -155,6 +155,12 @@ class DataConfig:
     held_out: float = setting(
         0.001, "fraction of each source, at its end, that is never trained on", at_least=0, below=1
     )
+    loader: str = setting(
+        "thread",
+        "who reads the next batch while one is trained: a thread of the rank, or NVIDIA DALI, in a "
+        "process of its own and onto the GPU by itself; the batches are the same",
+        choices=("thread", "dali"),
+    )
     sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
     curriculum: str = setting("", "file that tools/mix_curriculum.py wrote, in place of sources")
     stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")

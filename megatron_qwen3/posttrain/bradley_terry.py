@@ -15,12 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import Outputs, scalar
+from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import Objective, Values, per_token
-
-REJECTED, MARGIN = "rejected", "margin"
-"""Extras of a batch of pairs, [B, S], read where a chosen answer ends, which is what weights are
-above 0 at: the position in the row where the pair's rejected answer ends, int64; float32."""
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_qwen3.model.distributions import at_ids_and_label
 from megatron_qwen3.model.outputs import Outputs
 from megatron_qwen3.posttrain.divergences import forward_kl, with_rest
+from megatron_qwen3.posttrain.teacher_set import as_extra
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import Objective, Values, per_token
 
@@ -62,9 +63,5 @@ def with_targets(
     batch: TokenBatch, ids_BSK: Tensor, log_probs_BSK: Tensor, log_rest_BS: Tensor
 ) -> TokenBatch:
     """The batch, with a teacher's K distinct ids of each position, their log p and the rest's."""
-    targets = {
-        "ids": ids_BSK,
-        "teacher_log_probs": log_probs_BSK,
-        "teacher_log_rest": log_rest_BS,
-    }
+    targets = as_extra(ids_BSK, log_probs_BSK, log_rest_BS)
     return replace(batch, extra={**batch.extra, **targets})

@@ -21,7 +21,7 @@ from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.dialog_set import MODES
 from megatron_qwen3.posttrain.packing import Place
-from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
@@ -75,7 +75,7 @@ def _batch(mixture: DialogMixture, config: Config, rows: Sequence[Sequence[Place
     mode."""
     first_groups = [0, *accumulate(len(source.dialogs.sources) for source in mixture.sources)]
     length = config.data.sequence_length
-    batch = token_batch(rows, mixture, length, "token")
+    batch = TokenBatch.of_arrays(arrays_of(rows, mixture, length, "token"))
     batch.weights_BS[batch.weights_BS != 0] = 1
     group_BS = torch.zeros(len(rows), length, dtype=torch.int64)
     for group_S, places in zip(group_BS, rows, strict=True):

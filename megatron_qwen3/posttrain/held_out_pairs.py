@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.model.outputs import scalar
-from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED, bradley_terry
+from megatron_qwen3.posttrain.bradley_terry import bradley_terry
 from megatron_qwen3.posttrain.packing import Place
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.posttrain.pair_rows import SOURCE, pair_batch
+from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, SOURCE, arrays_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
@@ -53,7 +53,8 @@ def evaluate(
 
 
 def _batch(mixture: PairMixture, config: Config, rows: Sequence[Sequence[Place]]) -> TokenBatch:
-    return pair_batch(rows, mixture, config.data.sequence_length, config.reward.margin)
+    length, margin = config.data.sequence_length, config.reward.margin
+    return TokenBatch.of_arrays(arrays_of(rows, mixture, length, margin))
 
 
 def _sums(model: Model, batch: TokenBatch, is_pair_BS: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of pairs as the engine takes them: `pair_batch(rows, mixture, length)`.
+"""Rows of pairs, as a batch has them: `arrays_of(rows, mixture, length, margin)`. No torch here.
 
 Each answer is a stretch of its own, with the conversation before it: it sees no other, and counts
 positions from 0; the chosen one of a pair comes first, the rejected one right after it. A reward is
@@ -10,27 +10,30 @@ Legend: B rows, S positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED
+from megatron_qwen3.config import Config
 from megatron_qwen3.posttrain.packing import Place
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.arrays import Arrays
 
-SOURCE = "source"
+REJECTED, MARGIN, SOURCE = "rejected", "margin", "source"
+"""Extras of a batch of pairs, [B, S], read where a chosen answer ends, which is what weights are
+above 0 at: the position in the row where the pair's rejected answer ends, int64; its margin,
+float32; and the number of the pair's set, int64."""
 
 
-def pair_batch(
+def arrays_of(
     rows: Sequence[Sequence[Place]], mixture: PairMixture, length: int, margin: bool
-) -> TokenBatch:
+) -> Arrays:
     """Rows of `length` places. margin: whether pairs keep theirs, as reward.margin says.
 
-    weights_BS: above 0 where a chosen answer ends: the pair's weight. The extras are those of
-    `bradley_terry.over_pairs`, and `source` there, int64 [B, S]: the number of the pair's set.
-    No label is trained: labels_BS are the tokens again.
+    weights_BS: above 0 where a chosen answer ends: the pair's weight. No label is trained:
+    labels_BS are the tokens again.
     """
     shape = len(rows), length
     tokens_BS, rejected_BS, source_BS = np.zeros((3, *shape), np.int64)
@@ -52,13 +55,30 @@ def pair_batch(
             margin_BS[b, chosen] = dialogs.margins_N[2 * pair] if margin else 0
         valid_BS[b, :end] = True
         starts.append([*begins, end] if end < length else begins)
-    extra = {REJECTED: rejected_BS, MARGIN: margin_BS, SOURCE: source_BS}
-    tokens = torch.from_numpy(tokens_BS)
-    return TokenBatch(
-        tokens,
-        tokens,
-        torch.from_numpy(weights_BS),
-        Stretches.of(starts, length),
-        torch.from_numpy(valid_BS),
-        {name: torch.from_numpy(x_BS) for name, x_BS in extra.items()},
-    )
+    extra: dict[str, npt.NDArray[Any]] = {REJECTED: rejected_BS, MARGIN: margin_BS}
+    extra[SOURCE] = source_BS
+    return Arrays(tokens_BS, tokens_BS, weights_BS, starts, valid_BS, extra)
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Rows of the global batch of any step: `read(step)`. share: which, as a data rank has them.
+
+    Another process that is sent it opens the sets itself.
+    """
+
+    config: Config
+    share: range
+    mixture: PairMixture
+
+    def __call__(self, step: int) -> Arrays:
+        config, first = self.config, step * self.config.train.global_batch + self.share.start
+        rows = self.mixture.rows(first, len(self.share))
+        return arrays_of(rows, self.mixture, config.data.sequence_length, config.reward.margin)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.config, self.share)
+
+
+def _opened(config: Config, share: range) -> PairRows:
+    return PairRows(config, share, PairMixture(config))

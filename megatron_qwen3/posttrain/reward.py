@@ -16,18 +16,17 @@ from megatron_qwen3.posttrain import row_order
 from megatron_qwen3.posttrain.bradley_terry import over_pairs
 from megatron_qwen3.posttrain.held_out_pairs import evaluate
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.posttrain.pair_rows import pair_batch
+from megatron_qwen3.posttrain.pair_rows import PairRows
 from megatron_qwen3.posttrain.row_loop import train_rows
 from megatron_qwen3.settings import Config
-from megatron_qwen3.training import origin, tokenizer_check
-from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training import origin, reader, tokenizer_check
 from megatron_qwen3.training.run import Run
 
 
 def check(config: Config) -> PairMixture:
     """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
     with them."""
+    reader.check(config)
     step = origin.check(config).step
     tokenizer_check.check_size(config)
     mixture = PairMixture(config)
@@ -44,15 +43,7 @@ def run(config: Config, layout: Layout, inputs: PairMixture) -> bool:
     mixture = inputs
     with Run(config, layout) as run:
         objective = over_pairs(config.reward.centering)
-        read = partial(_batch, mixture, config, run.engine)
+        read = PairRows(config, run.engine.share, mixture)
         judge = partial(evaluate, run.engine.model, mixture, config)
         train_rows(run, mixture, objective, read, judge)
     return run.is_done
-
-
-def _batch(mixture: PairMixture, config: Config, engine: Engine, step: int) -> TokenBatch:
-    """This data rank's rows of the global batch of a step."""
-    count = config.train.global_batch // engine.layout.data
-    first = step * config.train.global_batch + engine.data_rank * count
-    rows = mixture.rows(first, count)
-    return pair_batch(rows, mixture, config.data.sequence_length, config.reward.margin)

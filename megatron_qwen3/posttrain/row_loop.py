@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 from megatron_qwen3.posttrain import row_order
 from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.training import reader
+from megatron_qwen3.training.arrays import Arrays
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.progress import steps_of
-from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Evaluation, Run
 
 
@@ -39,23 +40,24 @@ def train_rows(
     run: Run,
     mixture: RowMixture,
     objective: Objective,
-    read: Callable[[int], TokenBatch],
+    read: Callable[[int], Arrays],
     judge: Evaluation,
     complete: Callable[[int, TokenBatch], TokenBatch] | None = None,
 ) -> None:
     """Train until the run's steps are done, or it is stopped.
 
-    read: this data rank's rows of a step, in a thread of its own, ahead of the step; complete: adds
-    what cannot be read ahead, on all ranks together, right before the step. judge: the evaluation.
+    read: this data rank's rows of a step, ahead of the step; picklable, since another process may
+    be sent it; complete: adds what cannot be read ahead, on all ranks together, right before the
+    step. judge: the evaluation.
     """
     config = run.config
     if run.engine.is_first_rank:
         row_order.write(config.run_dir, mixture.facts)
     for line in mixture.news():
         run.log.note(line)
-    with Reader(read, config.steps, run.engine.device) as reader:
+    with reader.of_arrays(read, config, run.engine.device) as batches:
         for step in run.steps(judge):
-            batch = reader.batch(step, then=run.next_step(step + 1))
+            batch = batches.batch(step, then=run.next_step(step + 1))
             if complete:
                 batch = complete(step, batch)
             skipped = sum(n <= step for n in steps_of(run.left_out))

@@ -1,4 +1,4 @@
-"""Rows of samples as the engine takes them: `token_batch(rows, mixture, config)`.
+"""Rows of samples, as a batch has them: `arrays_of(rows, mixture, length, loss)`. No torch here.
 
 Each sample is a stretch of its own: it sees no other, and counts positions from 0. What is left of
 a row at its end is one more, which is padding. Weights are prepared so that the mean over the
@@ -14,21 +14,22 @@ Legend: B rows, S places.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.config import Config
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.packing import Place
-from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.training.arrays import Arrays
 
 
-def token_batch(
+def arrays_of(
     rows: Sequence[Sequence[Place]], mixture: DialogMixture, length: int, loss: str
-) -> TokenBatch:
+) -> Arrays:
     """Rows of `length` places. loss: as sft.loss."""
     tokens_BS = np.zeros((len(rows), length), np.int64)
     labels_BS = np.zeros_like(tokens_BS)
@@ -46,13 +47,35 @@ def token_batch(
             end = here.stop
         valid_BS[row, :end] = True
         starts.append([*begins, end] if end < length else begins)
-    return TokenBatch(
-        torch.from_numpy(tokens_BS),
-        torch.from_numpy(labels_BS),
-        torch.from_numpy(weights_BS),
-        Stretches.of(starts, length),
-        torch.from_numpy(valid_BS),
-    )
+    return Arrays(tokens_BS, labels_BS, weights_BS, starts, valid_BS)
+
+
+@dataclass(frozen=True)
+class DialogRows:
+    """Rows of the global batch of any step: `read(step)`, with targets where they are stored.
+
+    share: which of its rows, as a data rank has them. Another process that is sent it opens the
+    sets itself: an open set is sent with all that is in it.
+    """
+
+    config: Config
+    share: range
+    mixture: DialogMixture
+    stored: StoredTargets | None = None
+
+    def __call__(self, step: int) -> Arrays:
+        config, first = self.config, step * self.config.train.global_batch + self.share.start
+        rows = self.mixture.rows(first, len(self.share))
+        arrays = arrays_of(rows, self.mixture, config.data.sequence_length, config.sft.loss)
+        return self.stored.with_targets(arrays, rows) if self.stored else arrays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, (self.config, self.share, self.stored is not None)
+
+
+def _opened(config: Config, share: range, is_taught: bool) -> DialogRows:
+    mixture = DialogMixture(config)
+    return DialogRows(config, share, mixture, StoredTargets(config, mixture) if is_taught else None)
 
 
 def _weights(

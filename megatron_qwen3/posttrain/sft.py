@@ -23,14 +23,12 @@ from megatron_qwen3.posttrain import distill, kept_models, row_order, soft_targe
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.held_out_loss import evaluate
 from megatron_qwen3.posttrain.row_loop import train_rows
-from megatron_qwen3.posttrain.rows import token_batch
-from megatron_qwen3.posttrain.stored_targets import StoredTargets
+from megatron_qwen3.posttrain.rows import DialogRows
 from megatron_qwen3.posttrain.teacher import Teacher
 from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_posttrain import SftConfig
-from megatron_qwen3.training import origin, tokenizer_check
+from megatron_qwen3.training import origin, reader, tokenizer_check
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import Mean, Objective, Values, per_token
 from megatron_qwen3.training.run import Run
 from megatron_qwen3.validate_posttrain import TAUGHT
@@ -39,6 +37,7 @@ from megatron_qwen3.validate_posttrain import TAUGHT
 def check(config: Config) -> DialogMixture:
     """The rows that a run is fed. ConfigError, before any rank starts, for all that can be wrong
     with them."""
+    reader.check(config)
     step = origin.check(config).step
     tokenizer_check.check_size(config)
     mixture = DialogMixture(config)
@@ -60,7 +59,7 @@ def run(config: Config, layout: Layout, inputs: DialogMixture) -> bool:
         of_first(partial(kept_models.write, config))
         with run.waiting():  # a teacher is loaded, as long as its files are big
             stored, teacher = soft_targets.sources(config, layout, mixture, run.engine.data_rank)
-        read = partial(_batch, mixture, config, run.engine, stored)
+        read = DialogRows(config, run.engine.share, mixture, stored)
         judge = partial(evaluate, run.engine.model, mixture, config)
         taught = partial(_taught, teacher, mixture, config) if teacher else None
         train_rows(run, mixture, objective(config), read, judge, taught)
@@ -123,23 +122,6 @@ COUNTS: Mapping[str, Mean] = {
 }
 
 
-def _batch(
-    mixture: DialogMixture,
-    config: Config,
-    engine: Engine,
-    stored: StoredTargets | None,
-    step: int,
-) -> TokenBatch:
-    """This data rank's rows of the global batch of a step, with targets where they are stored."""
-    count = config.train.global_batch // engine.layout.data
-    first = engine.data_rank * count
-    batch = _rows(mixture, config, step, first, count)
-    if stored is None:
-        return batch
-    first += step * config.train.global_batch
-    return stored.with_targets(batch, mixture.rows(first, count))
-
-
 def _taught(
     teacher: Teacher, mixture: DialogMixture, config: Config, step: int, batch: TokenBatch
 ) -> TokenBatch:
@@ -152,5 +134,4 @@ def _taught(
 
 def _rows(mixture: DialogMixture, config: Config, step: int, first: int, count: int) -> TokenBatch:
     """Rows [first, first + count) of the global batch of a step."""
-    rows = mixture.rows(step * config.train.global_batch + first, count)
-    return token_batch(rows, mixture, config.data.sequence_length, config.sft.loss)
+    return TokenBatch.of_arrays(DialogRows(config, range(first, first + count), mixture)(step))

@@ -1,24 +1,23 @@
 """Targets that a teacher left beside the dialog sets, for rows of samples as they are trained.
 
     stored = StoredTargets(config, mixture)           # ConfigError where a set has none that fit
-    batch = stored.with_targets(token_batch(rows, …), rows)
+    arrays = stored.with_targets(arrays_of(rows, …), rows)
 
-Places that are not trained have targets, too, of no meaning: even ones.
+Places that are not trained have targets, too, of no meaning: even ones. No torch here.
 Legend: B rows, S places, K ids of each.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain import distill
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.packing import Place
-from megatron_qwen3.posttrain.teacher_set import TeacherSet, trained_labels
-from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.posttrain.teacher_set import TeacherSet, as_extra, trained_labels
+from megatron_qwen3.training.arrays import Arrays
 
 
 class StoredTargets:
@@ -30,9 +29,9 @@ class StoredTargets:
         for found in self._sets:
             _check(config, found)
 
-    def with_targets(self, batch: TokenBatch, rows: Sequence[Sequence[Place]]) -> TokenBatch:
-        """The batch that was made of these rows."""
-        B, S, K = *batch.tokens_BS.shape, self._top_k
+    def with_targets(self, arrays: Arrays, rows: Sequence[Sequence[Place]]) -> Arrays:
+        """Those of a batch that was made of these rows."""
+        (B, S), K = arrays.tokens_BS.shape, self._top_k
         ids_BSK = np.broadcast_to(np.arange(K), (B, S, K)).copy()
         even = -math.log(K + 1)
         log_probs_BSK, log_rest_BS = np.full((B, S, K), even, "f4"), np.full((B, S), even, "f4")
@@ -44,9 +43,7 @@ class StoredTargets:
                 ids_BSK[row, here], log_probs_BSK[row, here] = targets.ids, targets.log_probs
                 log_rest_BS[row, here] = targets.log_rest
                 start += self._mixture.places(place)
-        return distill.with_targets(
-            batch, *map(torch.from_numpy, (ids_BSK, log_probs_BSK, log_rest_BS))
-        )
+        return replace(arrays, extra=as_extra(ids_BSK, log_probs_BSK, log_rest_BS))
 
 
 def _check(config: Config, found: TeacherSet) -> None:

@@ -63,6 +63,11 @@ class Unscored(ConfigError):
 Score = Callable[[Sequence[Sample]], Sequence[Targets]]
 
 
+def as_extra(ids: Any, log_probs: Any, log_rest: Any) -> dict[str, Any]:
+    """Targets as extras of a batch, which `distill.distilled` reads."""
+    return {"ids": ids, "teacher_log_probs": log_probs, "teacher_log_rest": log_rest}
+
+
 def trained_labels(sample: Sample) -> npt.NDArray[np.int64]:
     """The positions whose label, the token after, is trained."""
     return np.flatnonzero(sample.trained[1:])

@@ -20,7 +20,7 @@ from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.pretrain.data import Mixture, Place, Rows
-from megatron_qwen3.pretrain.rows import token_batch
+from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
 from megatron_qwen3.training.metrics import EvalResult
@@ -118,4 +118,4 @@ def _result(sums_3: Tensor) -> EvalResult:
 def _batch(mixture: Mixture, config: Config, places: list[Place]) -> TokenBatch:
     """What stands there, read as in training: documents are kept apart where they are there."""
     rows = mixture.read(places, config.data.reset_at_documents)
-    return replace(token_batch(rows), extra={"source": torch.from_numpy(rows.sources_B)})
+    return TokenBatch.of_arrays(replace(arrays_of(rows), extra={"source": rows.sources_B}))

@@ -13,13 +13,10 @@ from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
-from megatron_qwen3.pretrain.rows import token_batch
-from megatron_qwen3.training import objectives, origin
+from megatron_qwen3.pretrain.rows import StepRows
+from megatron_qwen3.training import objectives, origin, reader
 from megatron_qwen3.training.bad_batch import BadBatch
-from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.progress import steps_of
-from megatron_qwen3.training.reader import Reader
 from megatron_qwen3.training.run import Run
 
 
@@ -33,6 +30,7 @@ class Inputs(NamedTuple):
 
 def check(config: Config) -> Inputs:
     """Everything that can be wrong with the inputs, before any rank starts: ConfigError."""
+    reader.check(config)
     begins = origin.check(config)
     history = record.prepare(config, begins.step, begins.before)
     mixture = Mixture(history.parts[-1])
@@ -53,10 +51,10 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
         _begin(run, history)
         z_loss = config.optim.z_loss
         objective = objectives.with_z_loss(z_loss) if z_loss else objectives.cross_entropy
-        read = partial(_batch, mixture, config, run.engine)
-        with Reader(read, config.steps, run.engine.device) as reader:
+        read = StepRows(mixture, run.engine.share, config.data.reset_at_documents)
+        with reader.of_arrays(read, config, run.engine.device) as batches:
             for step in run.steps(partial(evaluate, run.engine.model, mixture, config)):
-                batch = reader.batch(step, then=run.next_step(step + 1))
+                batch = batches.batch(step, then=run.next_step(step + 1))
                 tokens = history.tokens_after(step + 1, steps_of(run.left_out))
                 try:
                     run.train(step, batch, objective, tokens)
@@ -70,13 +68,6 @@ def _begin(run: Run, history: record.Record) -> None:
         history.write(run.config.run_dir)
     for line in history.news:
         run.log.note(line)
-
-
-def _batch(mixture: Mixture, config: Config, engine: Engine, step: int) -> TokenBatch:
-    """This data rank's rows of the global batch of a step."""
-    count = config.train.global_batch // engine.layout.data
-    first = mixture.first_sample(step) + engine.data_rank * count
-    return token_batch(mixture.batch(first, count, config.data.reset_at_documents))
 
 
 def _describe(error: BadBatch, mixture: Mixture, config: Config, step: int) -> str:

@@ -1,27 +1,37 @@
-"""What the data gives, as the engine takes it: `batch = token_batch(mixture.read(places))`."""
+"""What the data gives, as a batch has it: `arrays_of(mixture.read(places))`. No torch here."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.pretrain.data import Rows
-from megatron_qwen3.training.batch import TokenBatch
+import numpy as np
+
+from megatron_qwen3.pretrain.data import Mixture, Rows
+from megatron_qwen3.training.arrays import Arrays
 
 
-def token_batch(rows: Rows) -> TokenBatch:
+def arrays_of(rows: Rows) -> Arrays:
     """All positions are trained; where documents are kept apart, each document's last is not.
 
     Filler of packed text is padding, and neither it nor the last token before it is trained.
     """
-    tokens_BS, labels_BS = torch.from_numpy(rows.tokens_BS), torch.from_numpy(rows.labels_BS)
-    batch = TokenBatch.of(tokens_BS, labels_BS)
+    weights_BS, starts, valid_BS = np.ones(rows.tokens_BS.shape, np.float32), None, None
     if rows.documents is not None:
-        weights_BS = torch.from_numpy(rows.documents.goes_on_BS).float()
-        stretches = Stretches.of(rows.documents.starts, tokens_BS.shape[1])
-        batch = replace(batch, weights_BS=weights_BS, stretches=stretches)
+        weights_BS, starts = rows.documents.goes_on_BS.astype(np.float32), rows.documents.starts
     if rows.packed is not None:
-        weights_BS = batch.weights_BS * torch.from_numpy(rows.packed.has_label_BS)
-        valid_BS = torch.from_numpy(rows.packed.is_text_BS)
-        batch = replace(batch, weights_BS=weights_BS, valid_BS=valid_BS)
-    return batch
+        weights_BS = weights_BS * rows.packed.has_label_BS
+        valid_BS = rows.packed.is_text_BS
+    return Arrays(rows.tokens_BS, rows.labels_BS, weights_BS, starts, valid_BS)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Rows of the global batch of any step: `read(step)`. share: which, as a data rank has them."""
+
+    mixture: Mixture
+    share: range
+    keeps_documents_apart: bool
+
+    def __call__(self, step: int) -> Arrays:
+        first = self.mixture.first_sample(step) + self.share.start
+        return arrays_of(self.mixture.batch(first, len(self.share), self.keeps_documents_apart))

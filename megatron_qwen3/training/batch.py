@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.training.arrays import Arrays
 
 
 class Part(NamedTuple):
@@ -68,6 +69,19 @@ class TokenBatch:
         """A batch in which every position is trained."""
         weights_BS = torch.ones(tokens_BS.shape, dtype=torch.float32)
         return cls(tokens_BS, labels_BS, weights_BS, stretches)
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> "TokenBatch":
+        """The batch that a reader's arrays are; it shares their memory."""
+        length = arrays.tokens_BS.shape[1]
+        return cls(
+            torch.from_numpy(arrays.tokens_BS),
+            torch.from_numpy(arrays.labels_BS),
+            torch.from_numpy(arrays.weights_BS),
+            None if arrays.starts is None else Stretches.of(arrays.starts, length),
+            None if arrays.valid_BS is None else torch.from_numpy(arrays.valid_BS),
+            {name: torch.from_numpy(array) for name, array in arrays.extra.items()},
+        )
 
     @property
     def rows(self) -> int:

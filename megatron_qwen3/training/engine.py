@@ -64,6 +64,12 @@ class Engine:
         return self.model.data_rank
 
     @property
+    def share(self) -> range:
+        """Which rows of a global batch of train.global_batch this rank trains."""
+        count = self.config.train.global_batch // self.layout.data
+        return range(self.data_rank * count, (self.data_rank + 1) * count)
+
+    @property
     def is_first_rank(self) -> bool:
         """Whether this rank is the one that speaks and writes for all."""
         return dist.get_rank() == 0

@@ -1,11 +1,12 @@
-"""Batches read ahead: while a step is computed, a thread reads the batch of the step after it.
+"""Batches read ahead: while a step is computed, the batch of the step after it is read.
 
-    with Reader(read, steps=500, device=engine.device) as reader:
-        batch = reader.batch(step, then=next_step)
+    with reader.of_arrays(read, config, engine.device) as batches:
+        batch = batches.batch(step, then=next_step)
 
-`read(step)` must say the same of a step whenever it is asked; what it raises is raised when its
-step's turn comes, and not at all where that never does. For a GPU batches lie in pinned memory,
-from which `TokenBatch.to` copies without a wait.
+data.loader says who reads: a thread, which is `Reader`, or DALI (`dali.py`). `read(step)` must say
+the same of a step whenever it is asked; what it raises is raised when its step's turn comes, and
+not at all where that never does. For a GPU the thread's batches lie in pinned memory, from which
+`TokenBatch.to` copies without a wait.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,25 @@ from typing import Self
 
 import torch
 
+from megatron_qwen3.settings import Config
+from megatron_qwen3.training import dali
+from megatron_qwen3.training.arrays import Arrays
 from megatron_qwen3.training.batch import TokenBatch
+
+
+def check(config: Config) -> None:
+    """ConfigError where what data.loader asks for is not here."""
+    if config.data.loader == "dali":
+        dali.check()
+
+
+def of_arrays(
+    read: Callable[[int], Arrays], config: Config, device: torch.device
+) -> "Reader | dali.DaliReader":
+    """Who reads the batches of a run. read: picklable, as another process may be sent it."""
+    if config.data.loader == "dali":
+        return dali.DaliReader(read, config.steps, device)
+    return Reader(lambda step: TokenBatch.of_arrays(read(step)), config.steps, device)
 
 
 class Reader:

@@ -20,7 +20,7 @@ from megatron_qwen3.cli import convert_checkpoint, report, score_answers, tokeni
 from megatron_qwen3.config import load
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain import reward
+from megatron_qwen3.posttrain import pair_rows
 from megatron_qwen3.posttrain.answer_lines import read_answers
 from megatron_qwen3.posttrain.dialog_set import DialogSet
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
@@ -107,16 +107,16 @@ def test_a_run_is_not_gone_on_with_by_other_rows(settings, whole, capsys):
 
 def poisoned(arguments):
     """A run whose fourth batch has a token that is no id of the model."""
-    made, calls = reward.pair_batch, []
+    made, calls = pair_rows.arrays_of, []
 
     def beyond(*args):
-        batch = made(*args)
+        arrays = made(*args)
         calls.append(None)
         if len(calls) == 4:
-            batch.tokens_BS[0, 0] = 60_000
-        return batch
+            arrays.tokens_BS[0, 0] = 60_000
+        return arrays
 
-    reward.pair_batch = beyond
+    pair_rows.arrays_of = beyond
     return told(arguments)
 
 

@@ -21,11 +21,12 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.__main__ import main as generate
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.runtime import start
-from megatron_qwen3.posttrain import sft
+from megatron_qwen3.posttrain import rows as dialog_rows
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.training import checkpoint
+from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.stop import CONTINUE
@@ -56,7 +57,9 @@ def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_p
     steps = rows(whole, "train")
     mixture = DialogMixture(load([], asked))
     for step, row in enumerate(steps):
-        batch = token_batch(mixture.rows(step * broken.BATCH, broken.BATCH), mixture, 32, "token")
+        batch = TokenBatch.of_arrays(
+            arrays_of(mixture.rows(step * broken.BATCH, broken.BATCH), mixture, 32, "token")
+        )
         assert row["trained_tokens"] == (batch.weights_BS != 0).sum().item()
         assert row["filled"] == pytest.approx(batch.valid_BS.float().mean().item())
         assert row["tokens"] == (step + 1) * broken.BATCH * broken.LENGTH
@@ -111,16 +114,16 @@ def test_a_run_is_not_gone_on_with_by_other_rows_or_in_another_mode(
 
 def poisoned(arguments):
     """A run whose fourth batch has a token that is no id of the model."""
-    token_batch_of, calls = sft.token_batch, []
+    made, calls = dialog_rows.arrays_of, []
 
     def beyond(*args):
-        batch = token_batch_of(*args)
+        arrays = made(*args)
         calls.append(None)
         if len(calls) == 4:
-            batch.tokens_BS[0, 0] = 60_000
-        return batch
+            arrays.tokens_BS[0, 0] = 60_000
+        return arrays
 
-    sft.token_batch = beyond
+    dialog_rows.arrays_of = beyond
     with contextlib.redirect_stdout(io.StringIO()) as told:
         status = train.main(arguments)
     return status, told.getvalue()
@@ -197,7 +200,9 @@ def of_ends(arguments):
     saved = checkpoint.newest(config.run_dir)
     fill(model, saved, "full")
     mixture = DialogMixture(config)
-    batch = token_batch(mixture.held_out(10**6), mixture, config.data.sequence_length, "token")
+    batch = TokenBatch.of_arrays(
+        arrays_of(mixture.held_out(10**6), mixture, config.data.sequence_length, "token")
+    )
     log_prob_BS = model.score(batch, log_probs)["log_prob"]
     end = tokenizer.load(config.data.tokenizer).token_to_id(TURN_END)
     is_end_BS = (batch.labels_BS == end) & (batch.weights_BS != 0)

@@ -16,7 +16,7 @@ from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.dialog_set import MODES
 from megatron_qwen3.posttrain.held_out_loss import evaluate
-from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.posttrain.sft import objective
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -58,7 +58,7 @@ def stepped(folder, packed, *settings):
             rows = [[place] for row in rows for place in row]
         count = len(rows) // engine.layout.data
         mine = rows[engine.data_rank * count : (engine.data_rank + 1) * count]
-        batch = token_batch(mine, mixture, LENGTH, loss)
+        batch = TokenBatch.of_arrays(arrays_of(mine, mixture, LENGTH, loss))
         metrics = engine.train_step(batch, objective(config), 0.0)
         gradients = local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
         results.append((metrics, gradients))

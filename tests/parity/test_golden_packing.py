@@ -11,7 +11,8 @@ import torch
 from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.posttrain.packing import Place
-from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.posttrain.rows import arrays_of
+from megatron_qwen3.training.batch import TokenBatch
 from tests import golden
 
 CASES = pytest.mark.parametrize("case", golden.cases("rl_losses.json", "packing"))
@@ -53,8 +54,13 @@ def test_each_place_predicts_the_same_token_of_its_own_document(case):
         *(packed[n] for n in ("input_ids", "labels", "seq_lengths")), strict=True
     ):
         documents = cut(ids, lengths)
-        batch = token_batch(
-            [[Place(0, n) for n in range(len(documents))]], Documents(documents), length, "token"
+        batch = TokenBatch.of_arrays(
+            arrays_of(
+                [[Place(0, n) for n in range(len(documents))]],
+                Documents(documents),
+                length,
+                "token",
+            )
         )
         is_trained = batch.weights_BS != 0
         ours = [

@@ -20,8 +20,9 @@ from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.record import Feed, Part, Start
-from megatron_qwen3.pretrain.rows import token_batch
+from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
+from megatron_qwen3.training.batch import TokenBatch
 
 S = 16
 
@@ -130,13 +131,13 @@ def test_the_label_of_every_token_but_a_documents_last_is_of_the_same_document(
 
 def test_rows_with_documents_are_a_batch_of_their_stretches_and_weights(tmp_path: Path) -> None:
     rows = mixture_of_documents(tmp_path).batch(0, 4, with_documents=True)
-    batch = token_batch(rows)
+    batch = TokenBatch.of_arrays(arrays_of(rows))
     assert rows.documents is not None and batch.stretches is not None
     assert batch.tokens_BS.tolist() == rows.tokens_BS.tolist()
     assert batch.labels_BS.tolist() == rows.labels_BS.tolist()
     assert batch.weights_BS.tolist() == rows.documents.goes_on_BS.tolist()
     assert batch.stretches.bounds == Stretches.of(rows.documents.starts, 64).bounds
-    whole = token_batch(rows._replace(documents=None))
+    whole = TokenBatch.of_arrays(arrays_of(rows._replace(documents=None)))
     assert whole.stretches is None and whole.weights_BS.all()
 
 

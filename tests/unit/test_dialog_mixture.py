@@ -13,8 +13,9 @@ from data_prep import tokenizer
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain import row_order
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture, held_out, told
-from megatron_qwen3.posttrain.rows import token_batch
+from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.training import tokenizer_check
+from megatron_qwen3.training.batch import TokenBatch
 
 LENGTHS = [5, 33, 12, 20, 7, 9, 30, 2, 16, 11] * 6
 
@@ -110,7 +111,7 @@ def test_of_held_out_dialogs_eval_tokens_of_each_source_are_looked_at(folder):
 def test_a_batch_has_each_sample_in_a_stretch_of_its_own_with_its_weights(folder, loss):
     mixture = DialogMixture(config_of(folder))
     rows = mixture.rows(0, 12)
-    batch = token_batch(rows, mixture, 32, loss)
+    batch = TokenBatch.of_arrays(arrays_of(rows, mixture, 32, loss))
     begins = iter(batch.stretches.bounds)
     for row, places in enumerate(rows):
         end = 0
@@ -143,7 +144,7 @@ def test_an_epoch_of_dialogs_weighs_each_the_same_however_many_samples_it_has(tm
     config = config_of(tmp_path, "sft.held_out=0", "train.steps=1", names="a", epochs=1.0)
     mixture = DialogMixture(config)
     rows = mixture.rows(0, mixture._packing.total_rows)
-    batch = token_batch(rows, mixture, 32, "dialog")
+    batch = TokenBatch.of_arrays(arrays_of(rows, mixture, 32, "dialog"))
     weights = Counter()
     for row, places in enumerate(rows):
         end = 0

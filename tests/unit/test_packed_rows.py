@@ -18,9 +18,10 @@ from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3.config import Config, ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, Part, Record, Start
-from megatron_qwen3.pretrain.rows import token_batch
+from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
+from megatron_qwen3.training.batch import TokenBatch
 from tests.packed import write_packed
 
 L = 16
@@ -56,7 +57,7 @@ def test_each_epoch_trains_each_token_of_a_document_that_fits_but_its_first_once
     found = mixture(folder, ["a"], times * L)
     count = len(rows_there) // times
     rows = found.batch(0, count, with_documents=apart)
-    batch = token_batch(rows)
+    batch = TokenBatch.of_arrays(arrays_of(rows))
     assert batch.valid_BS is not None
     assert int(batch.valid_BS.sum()) == sum(lengths)
     is_trained = batch.weights_BS.bool()
@@ -115,13 +116,13 @@ def test_a_mixture_has_packed_text_beside_other_text(tmp_path: Path) -> None:
             writer.add_document(500_000 + 100 * document + np.arange(13))
     found = mixture(tmp_path, ["a", "b"])
     rows = found.batch(0, 60, with_documents=True)
-    batch = token_batch(rows)
+    batch = TokenBatch.of_arrays(arrays_of(rows))
     of_b = rows.sources_B == 1
     assert batch.valid_BS is not None and rows.documents is not None and 10 < of_b.sum() < 50
     assert batch.valid_BS[of_b].all() and not batch.valid_BS[~of_b].all()
     goes_on_BS = rows.labels_BS // 100 == rows.tokens_BS // 100
     assert np.array_equal(batch.weights_BS[of_b].numpy() > 0, goes_on_BS[of_b])
-    alone = token_batch(mixture(tmp_path, ["b"]).batch(0, 8))
+    alone = TokenBatch.of_arrays(arrays_of(mixture(tmp_path, ["b"]).batch(0, 8)))
     assert alone.valid_BS is None and alone.weights_BS.all()
 
 
@@ -138,7 +139,10 @@ def test_held_out_rows_are_whole_and_none_of_their_tokens_is_trained(tmp_path: P
     trained = {n for k in range(400) for a, b in found.locate(k).ranges for n in range(a, b)}
     assert trained == set(range(source.training_tokens))
     rows = found.read(places, with_documents=True)
-    assert rows.documents is not None and token_batch(rows).weights_BS[:, -1].max() == 0
+    assert (
+        rows.documents is not None
+        and TokenBatch.of_arrays(arrays_of(rows)).weights_BS[:, -1].max() == 0
+    )
 
 
 def test_sequences_that_would_cut_rows_are_refused_and_whole_numbers_of_rows_are_not(

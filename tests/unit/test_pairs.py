@@ -7,11 +7,11 @@ from dialog_sets import write_set
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.bradley_terry import MARGIN, REJECTED, over_pairs
+from megatron_qwen3.posttrain.bradley_terry import over_pairs
 from megatron_qwen3.posttrain.dialog_mixture import held_out
 from megatron_qwen3.posttrain.packing import Place
 from megatron_qwen3.posttrain.pair_mixture import PairMixture, Pairs
-from megatron_qwen3.posttrain.pair_rows import pair_batch
+from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 
 LENGTH = 32
@@ -42,7 +42,7 @@ def mixture_of(dialogs, *more):
 
 def batch(dialogs, margin=True):
     rows = [[Place(0, 0), Place(0, 3)], [Place(0, 1)]]
-    return pair_batch(rows, mixture_of(dialogs), LENGTH, margin)
+    return TokenBatch.of_arrays(arrays_of(rows, mixture_of(dialogs), LENGTH, margin))
 
 
 def test_both_answers_of_a_pair_lie_in_one_row_as_documents_of_their_own(dialogs):

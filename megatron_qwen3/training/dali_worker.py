@@ -1,0 +1,65 @@
+"""The process that reads a rank's batches for DALI, one step after another. No torch here.
+
+    source = StepSource(read, first_step=120, steps=500)     # given to fn.external_source
+
+DALI starts the process anew (spawn) and sends it the pickled source over a pipe of its own; what
+comes back are arrays. `read(step)` is pickled with it: it should hold what says where data are, and
+open them only when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_prep.lifetime import die_with_parent
+from megatron_qwen3.training.arrays import Arrays, Bytes, as_bytes
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_NOTHING = np.zeros(1, np.uint8)  # DALI takes no empty array
+
+
+class Iteration(Protocol):
+    """DALI's BatchInfo: `iteration` counts the batches of a pipeline from 0."""
+
+    iteration: int
+
+
+class StepSource:
+    """The batches of steps first_step, first_step + 1, …, as `arrays.as_bytes` has them.
+
+    A step that cannot be read, and those from `steps` on, give `_NOTHING` twice: the rank reads
+    such a step itself if its turn comes, and so has the error where a person sees it.
+    """
+
+    def __init__(self, read: Callable[[int], Arrays], first_step: int, steps: int) -> None:
+        self._read, self._first_step, self._steps = read, first_step, steps
+
+    def __call__(self, info: Iteration) -> tuple[list[Bytes], list[Bytes]]:
+        step = self._first_step + info.iteration
+        said, data = _NOTHING, _NOTHING
+        if step < self._steps:
+            with contextlib.suppress(Exception):
+                said, data = as_bytes(self._read(step))
+        return [said], [data]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_worker, (self._read, self._first_step, self._steps)
+
+
+def is_nothing(said: Bytes) -> bool:
+    """Whether a step was not read."""
+    return said.size == _NOTHING.size
+
+
+def _in_worker(read: Callable[[int], Arrays], first_step: int, steps: int) -> StepSource:
+    """The source in its process, which ends with the rank, and not by a signal: SLURM and terminals
+    send those that ask a run to stop to all of its processes, and the rank's last steps need it."""
+    die_with_parent()
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    return StepSource(read, first_step, steps)
