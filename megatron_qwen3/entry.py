@@ -50,15 +50,19 @@ def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was typed; `settings` may stand after options, too, where argparse does not take them.
+class Setting(str):
+    """A key=value that stands among the words of an option of several (cli/parser.py)."""
 
-    parse_intermixed_args does as much for parsers without commands of their own.
-    """
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed; `settings` may stand after options, too, where argparse takes none."""
     given, rest = parser.parse_known_args(arguments)
     unknown = rest if "settings" not in given else [word for word in rest if word.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for values in [value for value in vars(given).values() if isinstance(value, list)]:
+        rest += [value for value in values if isinstance(value, Setting)]
+        values[:] = [value for value in values if not isinstance(value, Setting)]
     if rest:
         given.settings += rest
     return given

@@ -36,6 +36,11 @@ def shown_text(text: object) -> str:
     return "".join(c if c in "\n\t" else _escaped(c) for c in str(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """1 node, 1,024 nodes."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def plain(text: object, style: str = "") -> Text:
     """`shown`, as text that Rich prints as it stands, in one of Rich's styles."""
     from rich.text import Text

@@ -5,7 +5,6 @@ loop of run.mode. To read one training step from here: pretrain/loop.py `run`, t
 training/engine.py `train_step`, then model/layer.py.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -15,7 +14,8 @@ import warnings
 from pathlib import Path
 
 from megatron_qwen3 import config as settings
-from megatron_qwen3 import entry, launcher
+from megatron_qwen3 import entry, launcher, validate_rope
+from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown_lines, shown_text
@@ -69,12 +69,7 @@ _PLANNER_SECONDS = 120.0  # for a search through all layouts, on a machine that 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.train") -> int:
     """The exit status, as EXIT_STATUSES says."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Train a Qwen3 stage on megatron-core.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=prog, description="Train a Qwen3 stage on megatron-core.", epilog=EXAMPLES)
     parser.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument(
@@ -82,7 +77,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m megatron_qwe
         action="store_true",
         help="train nothing; status 0 if the run is done, else 75",
     )
-    given = parser.parse_intermixed_args(arguments)  # settings may stand after options
+    given = entry.parse(parser, arguments)
     try:
         config = settings.load(*settings.split(given.settings))
         if given.show:
@@ -128,6 +123,8 @@ def train(config: Config) -> bool:
     inputs = mode.check(config)
     if note:  # only now: what stops the planner may be a fault of the inputs, told once
         _fail(note, status=0)
+    for line in validate_rope.notes(config.rope, config.data.sequence_length):
+        _fail(f"note: {line}", status=0)
     with contextlib.ExitStack() as held:
         if launcher.rank() == 0:
             _own(config.run_dir, held)

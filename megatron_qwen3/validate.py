@@ -131,15 +131,16 @@ def _rule_faults(name: str, value: Any, rule: Any) -> Iterator[str]:
     if "choices" in rule and value not in rule["choices"]:
         valid = ", ".join(choice for choice in rule["choices"] if choice)  # "" is to leave it out
         yield f'{name} = "{value}" is not one of {valid}'
+    # one cause each: what is no number, as nan, keeps no bound
     if "at_least" in rule and not value >= rule["at_least"]:
         yield f"{name} = {value} must be at least {rule['at_least']}"
-    if "at_most" in rule and not value <= rule["at_most"]:
+    elif "at_most" in rule and not value <= rule["at_most"]:
         yield f"{name} = {value} must be at most {rule['at_most']}"
-    if "above" in rule and not value > rule["above"]:
+    elif "above" in rule and not value > rule["above"]:
         yield f"{name} = {value} must be above {rule['above']}"
-    if "below" in rule and not value < rule["below"]:
+    elif "below" in rule and not value < rule["below"]:
         yield f"{name} = {value} must be below {rule['below']}"
-    if value == math.inf:
+    elif value == math.inf:
         yield f"{name} = {value} must be finite"
 
 

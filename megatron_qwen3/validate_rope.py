@@ -1,4 +1,7 @@
-"""What the settings of [rope] must keep: one line per fault, as `validate.py` has the others."""
+"""What the settings of [rope] must keep: one line per fault, as `validate.py` has the others.
+
+`notes` has what is no fault, but hardly meant.
+"""
 
 import math
 from collections.abc import Iterator
@@ -27,6 +30,22 @@ def faults(config: Config) -> Iterator[str]:
         yield (
             f'rollouts.engine = "vllm" with rope.dca_chunk_size = {rope.dca_chunk_size}: vLLM has '
             'no Dual Chunk Attention; set rollouts.engine = "own", or rope.dca_chunk_size = 0'
+        )
+
+
+def notes(rope: RopeConfig, length: int) -> Iterator[str]:
+    """What is odd about settings for texts of `length` positions, a line each."""
+    if rope.has_yarn and rope.yarn_length < length:
+        factor = length / rope.yarn_original_length
+        yield (
+            f"rope.yarn_factor = {rope.yarn_factor:g} times rope.yarn_original_length = "
+            f"{rope.yarn_original_length:,} reaches {rope.yarn_length:,} positions, fewer than "
+            f"{length:,}; rope.yarn_factor = {factor:g} reaches them"
+        )
+    if rope.has_dca and rope.dca_chunk_size >= length:
+        yield (
+            f"rope.dca_chunk_size = {rope.dca_chunk_size:,}: within {length:,} positions attention "
+            "is plain, as no distance exceeds it"
         )
 
 

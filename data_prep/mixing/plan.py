@@ -25,6 +25,7 @@ from data_prep.mixing.sampling import fill, language_preferences, rounded
 from data_prep.packed import Packed
 from data_prep.shards import Inventory, Shard
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import counted
 from megatron_qwen3.toml import did_you_mean
 
 ALWAYS = ("source", "language", "domain")  # labels that keep sources apart in every curriculum
@@ -130,7 +131,10 @@ def _check_lengths(inventory: Inventory, recipe: Recipe, sources: Sequence[Sourc
         for source in sources:
             if refusal := source.refusal(stage.sequence_length):
                 where = f"stages.{stage.name}.sequence_length = {stage.sequence_length:,}"
-                raise ConfigError(f"{where}: {inventory.folder}, {source.name}: {refusal}")
+                raise ConfigError(
+                    f"{where}: {inventory.folder}, {source.name}: {refusal}; a recipe of packed "
+                    "text alone is examples/curriculum_long_context.toml"
+                )
 
 
 def _divide(stage: StageRecipe, sources: Sequence[Source], cursors: Mapping[str, int]) -> list[int]:
@@ -141,8 +145,9 @@ def _divide(stage: StageRecipe, sources: Sequence[Source], cursors: Mapping[str,
         for source, amount in zip(sources, amounts, strict=True)
     ]
     sequences = [0] * len(sources)
-    for name, members, budget in _groups(stage, sources):
-        _check_group(stage, name, sources, members, budget, capacities)
+    groups = list(_groups(stage, sources))
+    _check_groups(stage, groups, sources, capacities)
+    for _, members, budget in groups:
         given = _divide_group(stage, sources, members, budget, amounts, capacities)
         for k, n in zip(members, given, strict=True):
             sequences[k] = n
@@ -219,34 +224,38 @@ def _capacity(stage: StageRecipe, source: Source, cursor: int) -> int:
     return max(0, left // stage.sequence_length)
 
 
-def _check_group(
+def _check_groups(
     stage: StageRecipe,
-    name: str,
+    groups: Sequence[tuple[str, list[int], int]],
     sources: Sequence[Source],
-    members: Sequence[int],
-    budget: int,
     capacities: Sequence[int],
 ) -> None:
-    """ConfigError where the group has fewer sequences left than it should give."""
-    length, have = stage.sequence_length, sum(capacities[k] for k in members)
-    if have >= budget:
+    """ConfigError where groups have fewer sequences left than they should give: all of them."""
+    length, lines, scale, epochs = stage.sequence_length, [], 1.0, 0.0
+    for name, members, budget in groups:
+        have = sum(capacities[k] for k in members)
+        if have >= budget:
+            continue
+        taken = [sources[k] for k in members if _weight(stage, sources[k])]
+        tokens = sum(source.training_tokens for source in taken)
+        where = f"stages.{stage.name}{name} wants {budget * length:,} tokens"
+        if not tokens:
+            raise ConfigError(f"{where}, but no shard with a weight above 0 has any for it")
+        gone = math.floor(stage.max_epochs * tokens) - have * length
+        lines.append(
+            f"{where}, but {have * length:,} are left for it: {counted(len(taken), 'source')} of "
+            f"{tokens:,} tokens, times max_epochs = {stage.max_epochs:g}, less {gone:,} that "
+            "stages before read or that fill no sequence"
+        )
+        scale = min(scale, have / budget)
+        epochs = max(epochs, stage.max_epochs + (budget - have) * length / tokens)
+    if not lines:
         return
-    taken = [sources[k] for k in members if _weight(stage, sources[k])]
-    tokens = sum(source.training_tokens for source in taken)
-    where = f"stages.{stage.name}{name} wants {budget * length:,} tokens"
-    if not tokens:
-        raise ConfigError(f"{where}, but no shard with a weight above 0 has any for it")
-    ways = [f"tokens = at most {have * stage.tokens // budget:,}"]
-    epochs = stage.max_epochs + (budget - have) * length / tokens
-    ways.append(f"max_epochs = {math.ceil(epochs * 100) / 100:g} or more")
-    if stage.shares:
-        ways.append("a smaller share")
-    gone = math.floor(stage.max_epochs * tokens) - have * length
-    raise ConfigError(
-        f"{where}, but {have * length:,} are left for it: its {len(taken)} sources have {tokens:,} "
-        f"tokens, times max_epochs = {stage.max_epochs:g}, less {gone:,} that stages before read "
-        f"or that fill no sequence; way out: {', '.join(ways)}, or more text"
-    )
+    ways = [f"max_epochs = {math.ceil(epochs * 100) / 100:g} or more"]
+    most = math.floor(scale * (stage.tokens // length)) * length
+    ways = [f"tokens = at most {most:,}", *ways] if most else ways
+    ways += ["a smaller share"] if stage.shares else []
+    raise ConfigError(f"{'; '.join(lines)}; way out: {', '.join(ways)}, or more text")
 
 
 def _check_values(inventory: Inventory, recipe: Recipe) -> None:
@@ -259,17 +268,17 @@ def _check_values(inventory: Inventory, recipe: Recipe) -> None:
         for kind, table in (("weights", stage.weights), ("shares", stage.shares)):
             for label, values in table.items():
                 known = present[label] | set(_KNOWN.get(label, ()) if kind == "weights" else ())
-                for value in values:
-                    if value not in known:
-                        order = LENGTHS.index if label == "length" else None
-                        names = sorted(present[label], key=order)
-                        listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-                        raise ConfigError(
-                            f"stages.{stage.name}.{kind}.{label}.{value}: no shard of "
-                            f"{inventory.folder} has this {label}{did_you_mean(value, known)}; "
-                            f"there are: {listed}; way out: "
-                            f"{_way_out(stage.name, kind, label, names[0])}"
-                        )
+                missing = [value for value in values if value not in known]
+                if missing:
+                    order = LENGTHS.index if label == "length" else None
+                    names = sorted(present[label], key=order)
+                    listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+                    guess = did_you_mean(missing[0], known)
+                    raise ConfigError(
+                        f"stages.{stage.name}.{kind}.{label}.{', '.join(missing)}: no shard of "
+                        f"{inventory.folder} has this {label}{guess}; there are: {listed}; way out: "
+                        f"{_way_out(stage.name, kind, label, names[0])}"
+                    )
 
 
 def _way_out(stage: str, kind: str, label: str, present: str) -> str:

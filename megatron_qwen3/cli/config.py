@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown_lines, shown_text
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 done, 2 a setting or file is wrong."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="FILE.toml | key=value")
-    given = parser.parse_args(arguments)
+    given = entry.parse(parser, arguments)
     try:
         config = settings.load(*settings.split(given.settings)) if given.settings else None
     except ConfigError as error:

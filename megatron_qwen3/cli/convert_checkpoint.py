@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_qwen3 import config as settings
+from megatron_qwen3 import entry, validate_rope
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.settings_rope import RopeConfig
@@ -38,7 +39,7 @@ from megatron_qwen3.toml import emit
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 1 the models differ, 2 something is wrong with a file or name."""
-    given = _parser(prog).parse_args(arguments)
+    given = entry.parse(_parser(prog), arguments)
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     try:
         status: int = given.run(given)
@@ -194,8 +195,9 @@ def _to_hf(given: argparse.Namespace) -> int:
         rope=rope,
         dca_length=dca_length,
     )
-    if line:
-        print(shown(line))
+    for told in (*_rope_notes(source, rope, given.settings), line):
+        if told:
+            print(shown(told))
     note = "" if has_tokenizer else " (without a tokenizer: its settings name none)"
     print(shown(f"{shown(given.out)}: {shown(source)} for transformers{note}"))
     return 0
@@ -222,20 +224,40 @@ def _rope_of(source: Path, pairs: list[str]) -> RopeConfig | None:
     return settings.load([], [*lines, f"run.mode={mode}", "train.steps=1", *pairs]).rope
 
 
+def _rope_notes(source: Path, rope: RopeConfig | None, pairs: list[str]) -> list[str]:
+    """What is odd about the settings of [rope] for a model that was trained as this one."""
+    if rope is None:
+        return []
+    length = settings.load([source / "config.toml"]).data.sequence_length
+    lines = [f"note: {line}" for line in validate_rope.notes(rope, length) if "yarn" in line]
+    if pairs and rope.has_yarn and rope.yarn_original_length > length:
+        lines.append(
+            f"note: rope.yarn_original_length = {rope.yarn_original_length:,}, but its rows had "
+            f"{length:,} positions: right if an earlier stage was trained with so many"
+        )
+    return lines
+
+
 def _dca_length(rope: RopeConfig | None, asked: int | None) -> tuple[int, str]:
     """Tokens of config_1m.json, 0 where there is to be none; and what is told of it.
 
     Asked for it is to be written, or to fail. Else a model that servers cannot run so is written
     without it.
     """
-    from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
+    from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault, original_of
 
-    if asked or rope is None or not rope.has_dca:
+    if rope is None or not (asked or rope.has_dca):
         return asked or 0, ""
-    length = 4 * rope.dca_chunk_size
+    length = asked or 4 * rope.dca_chunk_size
     if fault := dca_fault(rope, length):
-        return 0, f"{LONG_FILE} is left out: {fault}"
-    return length, f"{LONG_FILE}: Dual Chunk Attention for {length:,} tokens, for servers"
+        return asked or 0, f"{LONG_FILE} is left out: {fault}"
+    line = f"{LONG_FILE}: Dual Chunk Attention for {length:,} tokens, for servers"
+    if original := original_of(rope.dca_scale, length):
+        line += (
+            f"; of its original_max_position_embeddings = {original:,} they make rope.dca_scale = "
+            f"{rope.dca_scale:.6g} for the longest text, and less for shorter ones"
+        )
+    return length, line
 
 
 def _dtype(given: argparse.Namespace) -> Any:
@@ -251,6 +273,13 @@ def _verify(given: argparse.Namespace) -> int:
     result = verify.compare(_step_folder(given.a), _step_folder(given.b), given.precision)
     if result.without_dca:
         print("Dual Chunk Attention is left out: transformers has none")
+    if result.rope_changes:
+        print(
+            shown(
+                f"[rope] differs: {', '.join(result.rope_changes)}; each is read with its own, and "
+                "to-hf rope.KEY=VALUE exports a model with the other's"
+            )
+        )
     print(
         f"cosine similarity   {result.cosine:.9f} (worst position {result.worst_cosine:.9f})\n"
         f"largest difference  {result.largest_difference:.3g} (logits spread {result.spread:.3g})\n"

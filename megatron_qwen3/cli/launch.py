@@ -33,7 +33,7 @@ from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.shown import shown_lines, shown_text
+from megatron_qwen3.shown import counted, shown_lines, shown_text
 from megatron_qwen3.storage import folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,7 +304,8 @@ def _summary(config: Config, allocation: Allocation) -> str:
         sizes.pop(name, None)
     state = planner.state_bytes(config, allocation.world_size) / 1e9
     lines = [
-        f"{config.run_dir}: {allocation.rank_nodes} nodes x {allocation.gpus_per_node} GPUs, "
+        f"{config.run_dir}: {counted(allocation.rank_nodes, 'node')} x "
+        f"{counted(allocation.gpus_per_node, 'GPU')}, "
         + (", ".join(f"{name} {size}" for name, size in sizes.items()) or "one rank"),
         f"  {_work(config, layout)}; weights, gradients and optimizer {state:.1f} GB per GPU",
     ]

@@ -24,7 +24,7 @@ from data_prep.curriculum import Curriculum
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory
-from megatron_qwen3 import tables
+from megatron_qwen3 import entry, tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import ReadBefore, Record
@@ -42,12 +42,7 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong with a file, a recipe or a name."""
-    parser = _parser(prog)
-    given, rest = parser.parse_known_args(arguments)
-    for item in rest:  # settings may stand behind options, too, which argparse does not know
-        if "=" not in item or item.startswith("-") or given.run is not _mix:
-            parser.error(f"unrecognized argument: {item}")
-        given.overrides.append(item)
+    given = entry.parse(_parser(prog), arguments)
     try:
         given.run(given)
     except (ConfigError, OSError) as error:
@@ -66,7 +61,7 @@ def _parser(prog: str | None) -> Parser:
     mix.set_defaults(run=_mix)
     mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.json")
     mix.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says"
+        "settings", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says"
     )
     default = ROOT / "examples" / "curriculum.toml"
     is_there = default.is_file()  # it comes with a checkout, not with an installed package
@@ -96,7 +91,7 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _mix(given: argparse.Namespace) -> None:
-    recipe = recipes.load(given.recipe, given.overrides)
+    recipe = recipes.load(given.recipe, given.settings)
     inventory = shards.read_inventory(given.shards)
     marks = _marks(inventory)
     before = _read_before(given.after)

@@ -1,28 +1,35 @@
-"""The parser of every command: `Parser(prog=prog, description=__doc__)`."""
+"""The parser of every command: `Parser(prog=prog, description=__doc__)`.
+
+given = entry.parse(parser, arguments)  # settings stand wherever they are typed
+"""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from megatron_qwen3.cli.commands import COMMANDS
-
-_LONGEST_USAGE = 6  # lines that are printed before an error
+from megatron_qwen3.entry import Setting
+from megatron_qwen3.shown import shown
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's, with texts that stand as they are written.
 
     Examples in them are calls of files in tools/; where `mq3` was called, they are calls of it.
-    Sub-parsers are of this class, too.
+    Options are typed whole: else --gpu of one command would be --gpus of another. Sub-parsers are
+    of this class, too.
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
+        )
+        self.register("type", int, whole)
+        self.register("type", float, number)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2; a usage so long that it hides the message is left out."""
-        if self.format_usage().count("\n") > _LONGEST_USAGE:
-            self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help shows all options\n")
-        super().error(message)
+        """Exit with status 2 and one line, as of everything else that is wrong."""
+        self.exit(2, shown(f"error: {message}; {self.prog} --help shows all options") + "\n")
 
     def format_help(self) -> str:
         """The whole help, as --help prints it."""
@@ -36,8 +43,40 @@ class Parser(argparse.ArgumentParser):
         return text
 
 
+def or_setting(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option of several words, which settings may follow: a key=value is one."""
+    return lambda text: Setting(text) if "=" in text else kind(text)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """The type of an option that is one of these words."""
+
+    def kind(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r}; valid: {', '.join(choices)}")
+        return text
+
+    return kind
+
+
+def whole(text: str) -> int:
+    """An option's whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, as 32768 is") from None
+
+
+def number(text: str) -> float:
+    """An option's number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, as 0.5 or 2e9 is") from None
+
+
 def positive(text: str) -> int:
     """An option's whole number of at least 1."""
-    if (number := int(text)) < 1:
+    if (value := whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
-    return number
+    return value

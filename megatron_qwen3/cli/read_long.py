@@ -8,8 +8,10 @@
 
 Texts are documents as tools/tokenize_corpus.py reads them; those that are long enough for the
 longest length are read, up to --count of them, the same at every length. plain is rotary embedding
-as it was trained; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
-setting for all lengths, that of the longest; both is YaRN's frequencies at DCA's positions.
+and nothing else; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
+setting for all lengths, that of the longest, so at the trained length yarn is plain; both is YaRN's
+frequencies at DCA's positions. own is the model's own table [rope], read where it has one, with
+what rope.KEY=VALUE changes of it; the other ways make theirs.
 
 A pass key, which stands at even depths of a text, is found where the model would write all of it,
 token for token. A model that was not trained on words is asked otherwise: --key-said "[{key}]"
@@ -24,20 +26,21 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.documents import Part, read
-from megatron_qwen3 import launcher
-from megatron_qwen3.cli.bar import progress
-from megatron_qwen3.cli.parser import Parser, positive
-from megatron_qwen3.config import ConfigError
+from data_prep.documents import SUFFIXES_IN_FOLDERS, Document, Part, files_within, read
+from megatron_qwen3 import entry, launcher
+from megatron_qwen3.bar import progress
+from megatron_qwen3.cli.parser import Parser, one_of, or_setting, positive
+from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
 from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_unit
 from megatron_qwen3.reading import passkey
-from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of
+from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of, usual
 from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
@@ -53,7 +56,7 @@ _SEED = 1
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something that was given is wrong."""
-    given = _parser(prog).parse_intermixed_args(arguments)
+    given = entry.parse(_parser(prog), arguments)
     try:
         _run(given)
     except ConfigError as error:
@@ -66,19 +69,34 @@ def _parser(prog: str | None) -> Parser:
     words = passkey.Words()
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint, run or HF folder")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="as parallel.context=2")
-    parser.add_argument("--texts", type=Path, required=True, metavar="FILE", help="documents")
     parser.add_argument(
-        "--filler", type=Path, metavar="FILE", help="documents that keys stand in; default: TEXTS"
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="as parallel.context=2; rope.KEY=VALUE with --ways own",
+    )
+    parser.add_argument("--texts", type=Path, required=True, metavar="PATH", help="documents")
+    parser.add_argument(
+        "--filler", type=Path, metavar="PATH", help="documents that keys stand in; default: TEXTS"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--trained", type=positive, metavar="N", help="positions; default: as the model says"
     )
     parser.add_argument(
-        "--lengths", type=positive, nargs="+", metavar="N", help="default: trained × 1, 2 and 4"
+        "--lengths",
+        type=or_setting(positive),
+        nargs="+",
+        metavar="N",
+        help="default: trained × 1, 2 and 4",
     )
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument(
+        "--ways",
+        type=or_setting(one_of(*WAYS)),
+        nargs="+",
+        metavar="WAY",
+        help=f"of {', '.join(WAYS)}; default: all, own where it is not plain",
+    )
     parser.add_argument("--count", type=positive, default=32, metavar="N", help="texts (32)")
     parser.add_argument("--keys", type=positive, default=40, metavar="N", help="of a length (40)")
     parser.add_argument("--key-said", default=words.said, metavar="TEXT")
@@ -95,13 +113,7 @@ def _run(given: argparse.Namespace) -> None:
     source = Source(given.model)
     trained = given.trained or source.trained_length()
     lengths = sorted({*(given.lengths or (trained, 2 * trained, 4 * trained))})
-    ways = {way: settings_of(way, trained, lengths[-1]) for way in given.ways}
-    configs = {
-        way: source.config(
-            [*as_overrides(rope), *given.settings], launcher.world_size(), generates=False
-        )
-        for way, rope in ways.items()
-    }
+    configs = _configs(source, given, trained, lengths[-1])
     first = next(iter(configs.values()))
     _check(given.out, lengths, first.parallel)
     check_world_size(first, launcher.world_size())
@@ -119,16 +131,37 @@ def _run(given: argparse.Namespace) -> None:
     from megatron_qwen3.parallel import runtime
 
     layout, rows = runtime.start(first), []
-    total = len(ways) * len(lengths) * (len(texts) + given.keys)
+    total = len(configs) * len(lengths) * (len(texts) + given.keys)
     with progress("texts", total, is_shown=launcher.rank() == 0) as done:
         for way, config in configs.items():
             model = load(source, config, layout)
             rows += [_row(model, way, texts, length, prompts[length], done) for length in lengths]
             del model
     if launcher.rank() == 0:
-        settings = {way: asdict(rope) for way, rope in ways.items()}
+        settings = {way: asdict(config.rope) for way, config in configs.items()}
         _write(given, rows, {"trained": trained, "texts": len(texts), "ways": settings}, layout)
     runtime.stop()
+
+
+def _configs(
+    source: Source, given: argparse.Namespace, trained: int, longest: int
+) -> dict[str, Config]:
+    """The settings of each way. ConfigError for one of [rope], which the other ways set."""
+    config_of = partial(source.config, world_size=launcher.world_size(), generates=False)
+    ropes = [pair for pair in given.settings if pair.startswith("rope.")]
+    own = config_of([pair for pair in given.settings if pair not in ropes])
+    ways = given.ways or usual(own.rope)
+    others = [way for way in ways if way != "own"]
+    if ropes and (others or not given.ways):
+        raise ConfigError(
+            f"{ropes[0]}: {', '.join(others)} set the table [rope] themselves; valid: --ways own, "
+            "which is the model's with what you change of it"
+        )
+    configs = {}
+    for way in ways:
+        rope = settings_of(way, trained, longest, own.rope)
+        configs[way] = config_of([*given.settings, *(() if way == "own" else as_overrides(rope))])
+    return configs
 
 
 def _check(out: Path, lengths: Sequence[int], parallel: ParallelConfig) -> None:
@@ -153,21 +186,32 @@ def _texts(path: Path, tokens: int, count: int, encode: passkey.Encode) -> list[
     found: list[list[int]] = []
     longest = 0
     try:
-        for batch in read(Part(str(path), 0, path.stat().st_size), {}):
-            for document in batch.documents:
-                ids = encode(document.text)
-                longest = max(longest, len(ids))
-                found += [ids[:tokens]] if len(ids) >= tokens else []
-                if len(found) == count:
-                    return found
+        for document in _documents(path):
+            ids = encode(document.text)
+            longest = max(longest, len(ids))
+            found += [ids[:tokens]] if len(ids) >= tokens else []
+            if len(found) == count:
+                return found
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+        raise ConfigError(f"{error.filename or path}: {error.strerror or error}") from None
     if not found:
         raise ConfigError(
             f"{path}: no document has {tokens:,} tokens, the longest {longest:,}; give "
             "longer ones, or smaller --lengths"
         )
     return found
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    """Of a file, or of all files of a folder that hold documents, in order."""
+    files = [path]
+    if path.is_dir():
+        files = [file for file in files_within(path) if file.name.endswith(SUFFIXES_IN_FOLDERS)]
+        if not files:
+            raise ConfigError(f"{path}: no file there ends in {', '.join(SUFFIXES_IN_FOLDERS)}")
+    for file in files:
+        for batch in read(Part(str(file), 0, file.stat().st_size), {}):
+            yield from batch.documents
 
 
 def _row(

@@ -24,10 +24,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_qwen3 import launcher
+from megatron_qwen3 import entry, launcher
+from megatron_qwen3.bar import progress
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.chat_check import ChatError
-from megatron_qwen3.cli.bar import progress
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
@@ -40,7 +40,7 @@ _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something that was given is wrong."""
-    given = _parser(prog).parse_intermixed_args(arguments)
+    given = entry.parse(_parser(prog), arguments)
     try:
         _run(given)
     except (ConfigError, ChatError) as error:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.cli.parser import Parser, whole
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
@@ -108,6 +108,6 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _number(text: str) -> int:
-    if (number := int(text)) < 0:
+    if (number := whole(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text}; valid: at least 0")
     return number

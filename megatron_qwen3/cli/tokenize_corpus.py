@@ -42,7 +42,7 @@ from data_prep.tokenization.progress import clock
 from megatron_qwen3.cli.inspect_shards import print_table
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.shown import counted, shown, shown_lines
 
 ROWS_SHOWN = 12
 _MUCH_FILLER = 2  # percent
@@ -142,7 +142,7 @@ def _packed(shards: Sequence[Shard]) -> str:
     share = 100 * packed.filler / tokens
     told = (
         f"{tokens // packed.row_length:,} rows of {packed.row_length:,} tokens: {packed.filler:,} "
-        f"tokens of filler ({share:.2g} %), {cut:,} documents longer than a row cut"
+        f"tokens of filler ({share:.2g} %), {counted(cut, 'document')} longer than a row cut"
     )
     if share < _MUCH_FILLER:
         return told

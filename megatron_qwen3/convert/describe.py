@@ -1,10 +1,14 @@
 """What a folder is, in a page of text: `describe(path)` for `convert_checkpoint.py inspect`."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from megatron_qwen3.convert import hf
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.convert import hf, hf_rope
 from megatron_qwen3.convert.dcp import Checkpoint
+from megatron_qwen3.convert.hf_config import read_long_config
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.model.flops import active_parameter_count, parameter_count
 from megatron_qwen3.settings import ModelConfig
@@ -25,7 +29,20 @@ def describe(path: Path) -> str:
         for part in range(len(weight.parts))
     ]
     title = f"{shown(path)}: Hugging Face, {len(files)} safetensors file(s), {_counted(kinds)}"
-    return "\n".join([title, *_model(source.model, source.rope), *_table(rows)])
+    model = _model(source.model, source.rope, _beside(path))
+    return "\n".join([title, *model, *_table(rows)])
+
+
+def _beside(folder: Path) -> list[str]:
+    """What config_1m.json, which is read by from-hf --dca alone, says of Dual Chunk Attention."""
+    name = hf_rope.LONG_FILE
+    if not (folder / name).is_file():
+        return []
+    try:
+        rope = read_long_config(folder).rope
+    except ConfigError as error:
+        return [f"{name} cannot be read: {error}"]
+    return [f"{name}, for servers and from-hf --dca: {line}" for line in _long(rope)]
 
 
 def _checkpoint(path: Path) -> str:
@@ -33,7 +50,7 @@ def _checkpoint(path: Path) -> str:
     config, parallel = checkpoint.config, checkpoint.config.parallel
     kinds = Counter(str(dtype) for dtype in checkpoint.dtypes.values())
     moments = any("exp_avg" in key for key in checkpoint.tensors)
-    sizes = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor")
+    sizes = [row.name for row in fields(parallel) if type(row.default) is int]
     layout = ", ".join(f"{n} {getattr(parallel, n)}" for n in sizes)
     rows = [
         (checkpoint.sources[weight.names[0]], weight.shape, weight.leading)
@@ -48,10 +65,10 @@ def _counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} × {kind.removeprefix('torch.')}" for kind, count in kinds.items())
 
 
-def _model(model: ModelConfig, rope: RopeConfig) -> list[str]:
+def _model(model: ModelConfig, rope: RopeConfig, beside: Sequence[str] = ()) -> list[str]:
     total, active = parameter_count(model), active_parameter_count(model)
-    fields = ", ".join(f"{name} {value}" for name, value in vars(model).items() if value != "")
-    return [f"{total:,} parameters, {active:,} active", fields, *_long(rope), ""]
+    sizes = ", ".join(f"{name} {value}" for name, value in vars(model).items() if value != "")
+    return [f"{total:,} parameters, {active:,} active", sizes, *_long(rope), *beside, ""]
 
 
 def _long(rope: RopeConfig) -> list[str]:

@@ -137,7 +137,7 @@ def dca_fields(rope: RopeConfig, length: int) -> dict[str, Any]:
         DCA_FIELD: {
             "chunk_size": rope.dca_chunk_size,
             "local_size": rope.dca_local_size,
-            "original_max_position_embeddings": _original_of(rope.dca_scale, length),
+            "original_max_position_embeddings": original_of(rope.dca_scale, length),
             "sparse_attention_enabled": False,
         },
     }
@@ -158,7 +158,7 @@ def dca_fault(rope: RopeConfig, length: int) -> str:
         return f"rope.dca_scale = {rope.dca_scale:g}: the factor of servers is at least 1"
     if length <= rope.dca_chunk_size:
         return f"a length of {length} does not exceed rope.dca_chunk_size = {rope.dca_chunk_size}"
-    original = _original_of(rope.dca_scale, length)
+    original = original_of(rope.dca_scale, length)
     factor = length_factor(length, original) if original else 1.0
     if abs(factor - rope.dca_scale) > _SAME_SCALE:
         return (
@@ -168,7 +168,7 @@ def dca_fault(rope: RopeConfig, length: int) -> str:
     return ""
 
 
-def _original_of(scale: float, length: int) -> int:
+def original_of(scale: float, length: int) -> int:
     """The original length of which servers make this factor for texts of `length`; 0 is none."""
     return 0 if scale == 1 else round(length * math.exp(-10 * (scale - 1)))
 

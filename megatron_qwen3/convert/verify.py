@@ -19,7 +19,9 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.model.scalars import Scalars
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.settings_fp8 import Fp8Config
+from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
+from megatron_qwen3.toml import emit
 from megatron_qwen3.training.model import Model
 
 SEQUENCES, POSITIONS = 4, 64
@@ -37,7 +39,8 @@ class Comparison:
     units of logits, whose standard deviation is `spread`; greedy_agreement: share of positions
     with the same likeliest token. Of reward models the numbers of a sequence's positions are the
     one vector that is compared, and what agrees is the position with the largest. without_dca: Dual
-    Chunk Attention was left out, as transformers has none.
+    Chunk Attention was left out, as transformers has none. rope_changes: settings of [rope] that
+    the models are not read with alike, as "yarn_factor 1 → 4".
     """
 
     cosine: float
@@ -47,6 +50,7 @@ class Comparison:
     spread: float
     precision: str
     without_dca: bool = False
+    rope_changes: tuple[str, ...] = ()
 
     @property
     def agree(self) -> bool:
@@ -76,7 +80,8 @@ def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Compari
         greedy_agreement=(first_BSV.argmax(-1) == second_BSV.argmax(-1)).float().mean().item(),
         spread=first_BSV.std().item(),
         precision=precision,
-        without_dca=not with_dca and any(_has_dca(path) for path in (a, b)),
+        without_dca=not with_dca and any(_rope_of(path).has_dca for path in (a, b)),
+        rope_changes=_rope_changes(a, b, with_dca),
     )
 
 
@@ -85,8 +90,17 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "config.toml").is_file()
 
 
-def _has_dca(path: Path) -> bool:
-    return is_checkpoint(path) and Checkpoint(path).config.rope.has_dca
+def _rope_of(path: Path) -> RopeConfig:
+    return Checkpoint(path).config.rope if is_checkpoint(path) else hf.Source(path).rope
+
+
+def _rope_changes(a: Path, b: Path, with_dca: bool) -> tuple[str, ...]:
+    before, now = (vars(rope if with_dca else rope.without_dca()) for rope in map(_rope_of, (a, b)))
+    return tuple(
+        f"{name} {emit(before[name])} → {emit(now[name])}"
+        for name in before
+        if before[name] != now[name]
+    )
 
 
 def model_of(path: Path) -> ModelConfig:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_qwen3 import entry, launcher
 from megatron_qwen3.chat import ChatError
+from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
@@ -42,7 +43,7 @@ def main(
     arguments: list[str] | None = None, prog: str = "python -m megatron_qwen3.generate"
 ) -> int:
     """The exit status: 0 done, 2 something that was given is wrong."""
-    given = _parser(prog).parse_intermixed_args(arguments)
+    given = entry.parse(_parser(prog), arguments)
     try:
         run(given)
     except (ConfigError, ChatError) as error:
@@ -78,7 +79,8 @@ def run(given: argparse.Namespace) -> None:
 
     layout = runtime.start(config)
     generator = Generator(load(source, config, layout))
-    session = Session(generator, tokenizer, encoder, budget, ends, given)
+    reach = source.reach(config.rope)
+    session = Session(generator, tokenizer, encoder, budget, ends, given, reach)
     if given.file:
         session.file(requests, given.out)
     elif given.chat is not None:
@@ -137,12 +139,11 @@ def _messages(given: argparse.Namespace) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in texts if text]
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(prog: str) -> Parser:
+    parser = Parser(
         prog=prog,
         description="Generate text with a checkpoint or a folder of Hugging Face's format.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF_FOLDER")
     parser.add_argument(
@@ -154,7 +155,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what.add_argument("--file", type=Path, metavar="JSONL")
     parser.add_argument("--out", type=Path, metavar="JSONL", help="of --file; default: stdout")
     parser.add_argument(
-        "--batch", type=_positive, default=16, help="rows of --file at once, per data rank"
+        "--batch", type=positive, default=16, help="rows of --file at once, per data rank"
     )
     parser.add_argument(
         "--template",
@@ -168,18 +169,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     thinking.add_argument("--think", action="store_true", help="the default")
     thinking.add_argument("--no-think", action="store_true", help="begin with an empty think block")
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking")
-    parser.add_argument("--max-new-tokens", type=_positive, default=1024, metavar="N")
+    parser.add_argument("--max-new-tokens", type=positive, default=1024, metavar="N")
     for name in SAMPLING_OPTIONS:
         kind = int if name == "top_k" else float
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X")
     parser.add_argument("--seed", type=int, default=0, help="the same text again, or another")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; valid: at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -94,10 +94,16 @@ class Source:
         return config
 
     def trained_length(self) -> int:
-        """Positions that the model was trained with, before YaRN; ConfigError where none says."""
+        """Positions that the model was trained with; ConfigError where none says.
+
+        A run's are its rows'. A folder of Hugging Face's, or what was made of one, tells how far
+        YaRN reaches, not whether it was trained so: there it is the length before YaRN.
+        """
         if not self.is_hf:
             saved = settings.load([self.path / "config.toml"])
-            return saved.rope.yarn_original_length or saved.data.sequence_length
+            is_run = self.path.name.startswith("step_")
+            before = 0 if is_run else saved.rope.yarn_original_length
+            return before or saved.data.sequence_length
         read = read_config(self.path)
         length = read.rope.yarn_original_length or read.fields.get("max_position_embeddings")
         if type(length) is not int or length < 1:
@@ -106,6 +112,15 @@ class Source:
                 "which length the model was trained with"
             )
         return length
+
+    def reach(self, rope: RopeConfig) -> int:
+        """Positions that the model reads as it was trained to, under `rope`; 0 is any number."""
+        if rope.has_dca:
+            return 0
+        try:
+            return rope.yarn_length if rope.has_yarn else self.trained_length()
+        except ConfigError:  # a folder that does not say
+            return 0
 
     def _read(self) -> tuple[Any, RopeConfig, str, str]:
         """Settings of the model and its positions, precision, and where the tokenizer is."""

@@ -19,9 +19,8 @@ from typing import Any
 
 import tokenizers
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megatron_qwen3.bar import progress
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.generate.completion import Completion, OnToken
 from megatron_qwen3.generate.engine import Generator
@@ -43,10 +42,13 @@ class Session:
         budget: ThinkingBudget | None,
         stop_ids: Sequence[int],
         options: argparse.Namespace,
+        reach: int = 0,
     ) -> None:
+        """reach: positions that the model reads as it was trained to; 0 is any number."""
         self.generator, self.tokenizer, self.encoder = generator, tokenizer, encoder
         self.budget, self.stop_ids, self.options = budget, stop_ids, options
         self.is_first = dist.get_rank() == 0
+        self._reach = reach
 
     def prompts(self, requests: Sequence[Request]) -> None:
         """Go on with texts: one while it comes, several beside each other."""
@@ -68,7 +70,8 @@ class Session:
     def file(self, requests: Sequence[Request], out: Path | None) -> None:
         """Each line again, with what was generated under one key beside what was given."""
         size = self.options.batch * self.generator.layout.data
-        with self._target(out) as target, self._progress(len(requests)) as (bar, task):
+        bar = progress("prompts", len(requests), is_shown=self.is_first)
+        with self._target(out) as target, bar as advance:
             # What is no UTF-8 is no JSON, unless its characters are written as numbers.
             as_numbers = codecs.lookup(target.encoding).name != "utf-8"
             done = 0
@@ -80,7 +83,7 @@ class Session:
                         target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
                         target.flush()
                 done += len(batch)
-                bar.update(task, completed=done)
+                advance(len(batch))
 
     def _complete(
         self, requests: Sequence[Request], first_row: int, on_token: OnToken | None = None
@@ -99,7 +102,24 @@ class Session:
         )
         gathered: list[Any] = [None] * self.generator.layout.data
         dist.all_gather_object(gathered, mine, group=self.generator.model.groups.ranks.dp)
-        return [completion for completions in gathered for completion in completions]
+        found = [completion for completions in gathered for completion in completions]
+        self._note_reach(requests, found)
+        return found
+
+    def _note_reach(self, requests: Sequence[Request], found: Sequence[Completion]) -> None:
+        """Say once that a text is longer than the model was trained to read."""
+        pairs = zip(requests, found, strict=True)
+        longest = max(len(request.prompt) + len(one.tokens) for request, one in pairs)
+        if not self._reach or longest <= self._reach:
+            return
+        if self.is_first:
+            note = (
+                f"note: a text of {longest:,} tokens, and the model reads {self._reach:,} as it "
+                "was trained; rope.yarn_factor and rope.yarn_original_length, or "
+                "rope.dca_chunk_size and rope.dca_local_size, reach further"
+            )
+            print(shown(note), file=sys.stderr)
+        self._reach = 0
 
     def _stream(self, request: Request) -> str:
         """Print one answer while it comes; its text."""
@@ -154,14 +174,6 @@ class Session:
             yield target
             target.flush()
             target.detach()
-
-    @contextlib.contextmanager
-    def _progress(self, total: int) -> Iterator[tuple[Progress, Any]]:
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        is_seen = self.is_first and console.is_terminal
-        with Progress(*columns, TextColumn("left"), console=console, disable=not is_seen) as bar:
-            yield bar, bar.add_task("prompts", total=total)
 
     def _print(self, text: str) -> None:
         """Lines and tabs are the text's own; what steers a terminal is written out."""

@@ -4,14 +4,14 @@
 every language against those there are, and how often text is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from data_prep.curriculum import Curriculum
-from data_prep.mixing.summary import labels_of, summary, texts, total
+from data_prep.mixing.summary import Row, labels_of, summary, texts, total
 from megatron_qwen3.pages import page, pictures
 from megatron_qwen3.pages.curriculum_rows import HEADER, OF_TEXTS, cells
 from megatron_qwen3.pages.pictures import FAINT, HUES, INK, MUTED, Picture
@@ -45,19 +45,26 @@ def _pictures(curriculum: Curriculum) -> Iterator[Picture]:
     labels = labels_of(curriculum)
     for label in _MAKE_UP:
         if label in labels:
-            yield _make_up(curriculum, label)
+            rows = [summary(stage, label) for stage in curriculum.stages]
+            yield _make_up(curriculum, label, f"by_{label}", rows)
+    if all(rows := [texts(stage) for stage in curriculum.stages]):
+        yield _make_up(curriculum, OF_TEXTS, "by_texts", rows)
     yield _languages(curriculum)
     yield _epochs(curriculum)
 
 
-def _make_up(curriculum: Curriculum, label: str) -> Picture:
-    """A bar for each stage, and one for all text, divided by the values of a label."""
-    first = curriculum.stages[0]
-    order = [row.value for row in sorted(summary(first, label), key=lambda r: -r.available)]
+def _make_up(
+    curriculum: Curriculum, label: str, name: str, rows: Sequence[Sequence[Row]]
+) -> Picture:
+    """A bar for each stage, and one for all text, divided by the values of a label.
+
+    rows: of each stage.
+    """
+    order = [row.value for row in sorted(rows[0], key=lambda r: -r.available)]
     figure = Figure(figsize=(10.4, 1.3 + 0.42 * len(curriculum.stages)), layout="constrained")
     axes = figure.add_subplot()
     names = ["there is", *(shown(stage.name) for stage in curriculum.stages)]
-    by_stage = [{row.value: row for row in summary(s, label)} for s in curriculum.stages]
+    by_stage = [{row.value: row for row in of_stage} for of_stage in rows]
     shares = np.array(
         [[by_stage[0][v].natural for v in order], *([r[v].share for v in order] for r in by_stage)]
     )
@@ -76,8 +83,7 @@ def _make_up(curriculum: Curriculum, label: str) -> Picture:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=INK)
     figure.legend(loc="outside lower center", ncols=min(8, len(order)), frameon=False)
-    title = f"Stages by {label}"
-    return pictures.finish(axes, f"by_{label}", title, "share of tokens", is_wide=True)
+    return pictures.finish(axes, name, f"Stages by {label}", "share of tokens", is_wide=True)
 
 
 def _languages(curriculum: Curriculum) -> Picture:

@@ -48,6 +48,14 @@ def _stack(axes: Axes, names: list[str], bars: list[dict[str, float]]) -> None:
 
 def _name(index: int, plan: Plan) -> str:
     layout = plan.job.layout
-    sizes = {"tp": layout.tensor, "pp": layout.pipeline, "cp": layout.context, "ep": layout.expert}
-    text = " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "dp"
+    sizes = {
+        "tp": layout.tensor,
+        "pp": layout.pipeline,
+        "vpp": layout.virtual,
+        "cp": layout.context,
+        "ep": layout.expert,
+        "etp": layout.expert_tensor,
+    }
+    parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] or ["dp"]
+    text = " ".join([*parts, f"mb{plan.job.micro_batch}"])
     return f"{index + 1}  {text} {plan.recompute}" + (" *" if plan.needs else "")

@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.pages import page, pictures
-from megatron_qwen3.pages.pictures import HUES, Picture, count_tick
+from megatron_qwen3.pages.pictures import HUES, Picture
+from megatron_qwen3.shown import counted, plain
 from megatron_qwen3.tables import console, table
 
 Content = Mapping[str, Any]
 _DEPTHS = 4  # parts of a text in the table
+COLUMNS = (
+    "last quarter, nats: mean loss of the tokens in the last quarter of the texts. change %: that "
+    "against the same way's at the trained length.",
+    "keys %: pass keys that were found. in 1st to 4th quarter %: of those, by where in the text "
+    "the key stood, its beginning first.",
+)
 
 
 def tell(content: Content) -> None:
     """Print the table."""
     title = f"Reading beyond {content['trained']:,} positions"
-    console().print(table(_rows(content), title, ("way",)))
+    screen = console()
+    screen.print(table(_rows(content), title, ("way",)))
+    for line in (*COLUMNS, *_notes(content)):
+        screen.print(plain(line))
 
 
 def write(content: Content, out: Path) -> None:
@@ -36,17 +46,19 @@ def write(content: Content, out: Path) -> None:
         page.numbers(tiles),
         page.FIGURES,
         page.table("Loss and keys", _rows(content)),
+        page.text("What the columns say", (*COLUMNS, *_notes(content))),
         page.files("Settings of each way", settings),
     ]
-    texts = f"{content['model']}, trained at {content['trained']:,}; {content['texts']} texts"
+    read = counted(content["texts"], "text")
+    texts = f"{content['model']}, trained at {content['trained']:,}; {read}"
     page.write(out, "Reading beyond the trained length", texts, sections, drawn)
 
 
 def _rows(content: Content) -> list[list[str]]:
     """Of each way and length the loss of the last quarter, in nats and against that at the
     trained length, and the share of keys that were found, by where they stood."""
-    parts = [f"keys {n + 1}/{_DEPTHS} %" for n in range(_DEPTHS)]
-    lines = [["way", "length", "last quarter, nats", "against trained %", "keys %", *parts]]
+    parts = [f"in {place} quarter %" for place in ("1st", "2nd", "3rd", "4th")]
+    lines = [["way", "length", "last quarter, nats", "change %", "keys %", *parts]]
     trained = {r["way"]: r["last_quarter"] for r in content["rows"] if _is_trained(r, content)}
     for row in content["rows"]:
         base = trained.get(row["way"])
@@ -68,6 +80,17 @@ def _by_depth(found: Sequence[tuple[float, bool]]) -> list[str]:
     return cells
 
 
+def _notes(content: Content) -> list[str]:
+    """Ways that read with the same settings, so alike."""
+    ways = list(content["ways"].items())
+    return [
+        f"{way} has the settings of {other}: the lengths do not exceed what they reach."
+        for number, (way, rope) in enumerate(ways)
+        for other, others in ways[:number]
+        if rope == others
+    ]
+
+
 def _settings(rope: Mapping[str, Any]) -> str:
     return "\n".join(f"rope.{name} = {value}" for name, value in rope.items())
 
@@ -81,9 +104,9 @@ def _losses(content: Content) -> Picture:
         places = [(n + 0.5) * longest / bins for n in range(bins)]
         axes.plot(places, row["nats"], color=HUES[number], label=row["way"])
     axes.axvline(content["trained"], color=pictures.MUTED, linewidth=0.8, linestyle=":")
-    axes.xaxis.set_major_formatter(count_tick)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False)
-    caption = f"means of {content['texts']} texts; dotted: the trained length"
+    caption = f"means of {counted(content['texts'], 'text')}; dotted: the trained length"
     return pictures.finish(axes, "loss", "Loss by position", caption, is_wide=True)
 
 
@@ -93,9 +116,17 @@ def _keys(content: Content) -> Picture:
     lengths = sorted({row["length"] for row in content["rows"]})
     for number, way in enumerate(ways):
         shares = [100 * row["keys"] for row in content["rows"] if row["way"] == way]
-        beside = (number - (len(ways) - 1) / 2) * 0.05  # lines that are equal hide one another
-        places = [n + beside for n in range(len(lengths))]
-        axes.plot(places, shares, marker="o", markersize=3, color=HUES[number], label=way)
+        # Lines that are equal hide one another: those below are the wider ones.
+        size = len(ways) - number
+        axes.plot(
+            range(len(lengths)),
+            shares,
+            marker="o",
+            markersize=3 + 2 * size,
+            linewidth=1.2 * size,
+            color=HUES[number],
+            label=way,
+        )
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set_ylim(-3, 103)
     axes.legend(frameon=False)

@@ -7,8 +7,9 @@
     console.close()
 
 `row` is a training row of metrics.jsonl (`metrics.py`). A log file gets one line every
-`every_steps`, besides those of the first step, which shows early that the run is alive, and of the
-last. Colour follows rich: NO_COLOR and FORCE_COLOR are honoured.
+`every_steps`, besides those of the first step, which shows early that the run is alive, of the
+second, which knows the time left, and of the last. Colour follows rich: NO_COLOR and FORCE_COLOR
+are honoured.
 """
 
 import statistics
@@ -42,13 +43,13 @@ class Console:
     def step(self, row: Mapping[str, float]) -> None:
         """Show a step that is done; row needs step, loss, step_seconds, tokens_per_second, …"""
         step = int(row["step"])
-        is_first = not self.clock.has_started
+        is_early = len(self.clock.recent_seconds) == 0  # the first, and the first that is measured
         self.clock.tick(row["step_seconds"])
         left = duration(self.clock.left(step))
         if self.bar:
             now = f"{self._batch}loss {row['loss']:.4f}  {count(row['tokens_per_second'])} tok/s"
             self.bar.update(self.task, completed=step, now=now, left=f"left {left}")
-        if is_first or step % self.every_steps == 0 or step == self.steps:
+        if is_early or step % self.every_steps == 0 or step == self.steps:
             self.say(step_line(row, self.steps, "" if self.bar else left))
 
     def rollouts(self, row: Mapping[str, Any]) -> None:

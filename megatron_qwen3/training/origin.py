@@ -60,9 +60,13 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
     saved, told = checkpoint.newest_intact(config.run_dir, in_full)
     if saved:
         progress = checkpoint.load(engine, saved)
-        told += [f"resumed from {saved}", *_changes(config, saved, progress.step)]
+        changed_lines = _changes(config, saved, progress.step)
+        told += [f"resumed from {saved}", *changed_lines]
         if progress.step >= config.steps:
-            told.append(f"this run is done: all of its {config.steps:,} steps are trained")
+            told.append(
+                f"this run is done: all of its {config.steps:,} steps are trained"
+                + (f"; its {folder.SETTINGS_FILE} stays as it was" if changed_lines else "")
+            )
         return progress, told
     if config.checkpoint.init_from:
         source = checkpoint.find(config.checkpoint.init_from)
@@ -76,12 +80,17 @@ def load_origin(engine: Engine, config: Config) -> tuple[Progress, list[str]]:
 
 
 def prepare_folder(config: Config, progress: Progress) -> None:
-    """What one rank writes into the run folder, and removes from it, before the first step."""
+    """What one rank writes into the run folder, and removes from it, before the first step.
+
+    The settings there are those that it trains with: of a run that is done they stay.
+    """
     config.run_dir.mkdir(parents=True, exist_ok=True)
     folder.clean(config.run_dir)
     for name in (LEFT_OUT_FILE, boards.ID_FILE) if not progress.step else ():
         (config.run_dir / name).unlink(missing_ok=True)  # of another run
-    (config.run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    file = config.run_dir / folder.SETTINGS_FILE
+    if progress.step < config.steps or not file.is_file():
+        file.write_text(to_toml(config), encoding="utf-8")
 
 
 def _changes(config: Config, saved: Path, step: int) -> list[str]:

@@ -85,7 +85,7 @@ def test_losses_are_those_of_transformers_plain_and_with_yarn(folder, tmp_path):
 
 def test_ranks_that_share_rows_read_the_same(folder, tmp_path):
     assert run_ranks(main, 1, arguments(folder, tmp_path / "one", "--ways", "both")) == [0]
-    shared = arguments(folder, tmp_path / "two", "parallel.context=2", "--ways", "both")
+    shared = arguments(folder, tmp_path / "two", "--ways", "both", "parallel.context=2")
     assert run_ranks(main, 2, shared) == [0, 0]
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     for key, row in one.items():
@@ -100,6 +100,8 @@ def test_ranks_that_share_rows_read_the_same(folder, tmp_path):
         (("--key-asked", "{key}?"), "does not end with {key}"),
         (("--texts", "/nowhere.jsonl"), "/nowhere.jsonl: No such file"),
         (("--trained", "16"), "16 positions is too short"),
+        (("rope.dca_chunk_size=96",), "rope.dca_chunk_size=96: plain, yarn, dca, both set the"),
+        (("--ways", "own", "dca", "rope.dca_chunk_size=96"), "valid: --ways own, which"),
         (("parallel.context=2", "--lengths", "50"), "50 is no multiple of 4"),
     ],
 )
@@ -107,3 +109,21 @@ def test_what_cannot_be_measured_is_said_in_one_line(folder, tmp_path, capsys, c
     assert main([*arguments(folder, tmp_path), *change]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_what_is_told_of_a_way_is_what_it_read_with(folder, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.jsonl").write_bytes((folder / "texts.jsonl").read_bytes())
+    (texts / "notes.txt").write_text("no documents")
+    chunks = {"dca_chunk_size": 48, "dca_local_size": 16}
+    settings = [f"rope.{name}={value}" for name, value in chunks.items()]
+    words = arguments(folder, tmp_path / "own", "--ways", "own", *settings)
+    words[words.index("--texts") + 1] = str(texts)
+    assert main(words) == 0
+    content = json.loads((tmp_path / "own" / "results.json").read_text())
+    assert chunks.items() <= content["ways"]["own"].items()
+    ways = arguments(folder, tmp_path / "all", "--ways", "plain", "dca")
+    assert main(ways) == 0
+    plain = rows_of(tmp_path / "all")["plain", LONGEST]["nats"]
+    assert rows_of(tmp_path / "own")["own", LONGEST]["nats"] != plain

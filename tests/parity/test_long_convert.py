@@ -78,6 +78,11 @@ def test_verify_tells_yarn_from_plain_positions(tmp_path, source):
     others_BSV = their_logits(tmp_path / "out", "fp32")
     (result,) = run_ranks(compare_with, 1, others_BSV, tmp_path / "out", tmp_path / "ours", "fp32")
     assert not result.agree and result.largest_difference > 0.1
+    assert set(result.rope_changes) == {
+        "yarn_factor 1 → 4",
+        "yarn_original_length 0 → 16",
+        "yarn_attention_factor 0 → 1.3",
+    }
 
 
 def plain_folder(folder):
@@ -95,10 +100,13 @@ def test_chunks_stand_beside_config_json_and_come_back_only_where_asked_for(tmp_
     plain_folder(tmp_path / "plain")
     convert("from-hf", tmp_path / "plain", tmp_path / "ours")
     chunks = [f"rope.{name}={getattr(DCA, name)}" for name in ("dca_chunk_size", "dca_local_size")]
-    convert(
-        "to-hf", tmp_path / "ours", tmp_path / "out", *chunks, f"rope.dca_scale={DCA.dca_scale}"
-    )
-    assert "config_1m.json: Dual Chunk Attention for 128 tokens" in capsys.readouterr().out
+    scale = f"rope.dca_scale={DCA.dca_scale}"
+    convert("to-hf", tmp_path / "ours", tmp_path / "out", "--dca-length", 128, *chunks, scale)
+    told = capsys.readouterr().out
+    assert "config_1m.json: Dual Chunk Attention for 128 tokens" in told
+    assert "original_max_position_embeddings = 47 they make rope.dca_scale = 1.1 for" in told
+    convert("inspect", tmp_path / "out")
+    assert "from-hf --dca: Dual Chunk Attention: chunk_size 32," in capsys.readouterr().out
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     long = json.loads((tmp_path / "out" / "config_1m.json").read_text())
     assert "dual_chunk_attention_config" not in fields

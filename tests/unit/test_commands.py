@@ -1,6 +1,8 @@
 """Every command has one name, one module and one help, whichever way it is called."""
 
+import argparse
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+from megatron_qwen3 import entry
 from megatron_qwen3.cli import commands
 from megatron_qwen3.cli.commands import COMMANDS
+from megatron_qwen3.cli.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -157,3 +161,113 @@ def test_nothing_below_imports_command_lines_or_pages():
         assert not found, f"{path} imports {found}"
     for path in ROOT.glob("megatron_qwen3/pages/*.py"):
         assert not [name for name in imports(path) if name.startswith("megatron_qwen3.cli")], path
+
+
+class Caught(Exception):
+    """A parser, and whether it was handed to entry.parse."""
+
+
+def parsers_of(name, monkeypatch):
+    """(words before it, parser) of a command and its own commands; is everything entry.parse's?"""
+
+    def catch(is_entry):
+        def parse(parser, *_):
+            raise Caught(parser, is_entry)
+
+        return parse
+
+    monkeypatch.setattr(entry, "parse", catch(True))
+    monkeypatch.setattr(Parser, "parse_args", catch(False))
+    module = importlib.import_module(COMMANDS[name].module)
+    with pytest.raises(Caught) as caught:
+        module.main([], f"mq3 {name}")
+    monkeypatch.undo()
+    parser, is_entry = caught.value.args
+    return list(nested([], parser)), is_entry
+
+
+def nested(words, parser):
+    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not found:
+        yield words, parser
+    for action in found:
+        for name, inner in action.choices.items():
+            yield from nested([*words, name], inner)
+
+
+def word_for(action):
+    """A value that an argument takes."""
+    if action.choices:
+        return str(next(iter(action.choices)))
+    for text in ("1", "dca", "x.png"):
+        try:
+            action.type and action.type(text)
+            return text
+        except (ValueError, argparse.ArgumentTypeError):
+            continue
+    raise AssertionError(action)
+
+
+def words_for(action):
+    """An option as it is typed, its values too."""
+    if action.nargs == 0:
+        return [action.option_strings[-1]]
+    count = action.nargs if isinstance(action.nargs, int) else 1
+    return [action.option_strings[-1], *[word_for(action)] * count]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_settings_stand_wherever_they_are_typed(name, monkeypatch):
+    parsers, is_entry = parsers_of(name, monkeypatch)
+    for words, parser in parsers:
+        places = [a for a in parser._actions if not a.option_strings]
+        assert "overrides" not in [a.dest for a in places]
+        if "settings" not in [a.dest for a in places]:
+            continue
+        assert is_entry, f"{name} takes settings, which entry.parse takes from wherever they stand"
+        options = [a for a in parser._actions if a.option_strings and a.dest != "help"]
+        needed = [w for a in options if a.required for w in words_for(a)]
+        needed += ["--prompt", "x"] if name == "generate" else []
+        given = [word_for(a) for a in places if a.dest != "settings"]
+        first = ["x.toml"] if places[-1].nargs == "+" else []
+        for option in options:
+            # the settings of a stage follow it, and are of it alone; a value may be left out
+            if option.dest in ("stage", "chat", "prompt", "file") or option.required:
+                continue
+            typed = [*words, *given, *first, *needed, *words_for(option), "optim.lr=1"]
+            try:
+                found = entry.parse(parser, typed[len(words) :])
+            except SystemExit:
+                pytest.fail(f"mq3 {name} {' '.join(typed)}")
+            assert found.settings[-1] == "optim.lr=1", typed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_typed_whole_and_what_is_wrong_is_one_line(name, monkeypatch, capsys):
+    parsers, _ = parsers_of(name, monkeypatch)
+    for _, parser in parsers:
+        assert isinstance(parser, Parser) and not parser.allow_abbrev
+        with pytest.raises(SystemExit) as stop:
+            parser.error("no such thing")
+        told = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert told == f"error: no such thing; {parser.prog} --help shows all options\n"
+
+
+@pytest.mark.parametrize("text", ["32k", "1e3", ""])
+def test_a_number_that_is_none_is_said_with_one_that_is(text, capsys):
+    parser = Parser(prog="x")
+    parser.add_argument("--pack", type=int)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--pack", text])
+    assert f"--pack: {text!r} is no whole number, as 32768 is;" in capsys.readouterr().err
+
+
+def test_no_other_parser_is_made():
+    made = [
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("megatron_qwen3/**/*.py")
+        if "ArgumentParser(" in path.read_text(encoding="utf-8").replace("(argparse.", "")
+    ]
+    # it takes no options and is called by training alone
+    assert made == ["megatron_qwen3/planner/launch_check.py"]

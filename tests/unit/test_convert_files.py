@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
 from megatron_qwen3.generate.load import Source
+from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.storage.table import read_table
@@ -537,6 +539,8 @@ def test_inspect_says_what_a_folder_is(moe, ours):
     for folder, kind in ((moe, "Hugging Face"), (ours, "checkpoint of megatron_qwen3")):
         text = describe(folder)
         assert kind in text and "bfloat16" in text and "8 experts" in text
+    sizes = [row.name for row in fields(ParallelConfig) if type(row.default) is int]
+    assert "context" in sizes and all(f"{name} 1" in describe(ours) for name in sizes)
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two"])

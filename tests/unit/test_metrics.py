@@ -216,6 +216,15 @@ def test_a_terminal_gets_a_bar_with_lines_above_it_and_its_cursor_back(config_of
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
+def test_a_file_soon_has_a_line_with_the_time_left(config_of, capsys):
+    with open_log(config_of("log.every_steps=10")) as log:
+        for step in range(1, 13):
+            log.train(step, STEP, 1e-3, 3.0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step" in line]
+    assert [line.split()[1] for line in lines] == ["1/20", "2/20", "10/20"]
+    assert "left –" in lines[0] and "left 0:54" in lines[1]
+
+
 def test_tensorboard_shows_the_scalars_of_steps_and_evaluations(config_of):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -273,6 +273,25 @@ def test_a_share_that_cannot_be_had_names_itself_and_what_stages_before_took() -
     assert "a smaller share" in message
 
 
+def test_all_shares_that_cannot_be_had_are_named_at_once_and_each_way_out_works() -> None:
+    rows = [
+        ({"length": "4k-16k"}, 10_001),
+        ({"length": "16k-32k"}, 2_001),
+        ({"length": "32k+"}, 601),
+    ]
+
+    def recipe(tokens: float, max_epochs: float) -> Recipe:
+        shares = {"length": {"16k-32k": 0.7, "4k-16k": 0.1, "32k+": 0.2}}
+        return Recipe((StageRecipe("long", tokens, S, max_epochs, shares=shares),), held_out=0.0)
+
+    message = refusal(rows, recipe(9_000, 1.0))
+    assert re.findall(r"shares\.length\.(\S+) = \S+ wants", message) == ["16k-32k", "32k+"]
+    tokens = int(re.search(r"tokens = at most ([\d,]+)", message)[1].replace(",", ""))
+    epochs = float(re.search(r"max_epochs = ([\d.]+) or more", message)[1])
+    plan(inventory(rows), recipe(tokens, 1.0))
+    plan(inventory(rows), recipe(9_000, epochs))
+
+
 def test_labels_whose_sources_would_share_a_name_are_refused() -> None:
     rows = [({"source": "a/b", "language": "c"}, 1_000), ({"source": "a", "language": "b/c"}, 900)]
     message = refusal(rows, one_stage(160))

@@ -93,7 +93,8 @@ def test_a_stage_whose_sequences_would_cut_rows_is_refused_with_what_is_valid() 
         with pytest.raises(
             ConfigError,
             match=rf"stages\.long\.sequence_length = {length:,}: /nowhere, .*rows of 32,768 .*"
-            r"valid: 32,768, a multiple of it, or text that was tokenized without --pack",
+            r"valid: 32,768, a multiple of it, or text that was tokenized without --pack; a recipe "
+            r"of packed text alone is examples/curriculum_long_context.toml",
         ):
             plan(inventory(), Recipe((stage(1e6, length),)))
     assert plan(inventory(), Recipe((stage(1e7, 2 * ROW),))).stages[0].tokens

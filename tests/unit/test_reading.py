@@ -6,9 +6,14 @@ from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.reading.passkey import Words, make
-from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of
+from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of, usual
+from megatron_qwen3.settings_rope import RopeConfig
 
 MODEL = ("model.preset=tiny-dense", "train.steps=1")
+
+
+PLAIN = RopeConfig()
+STRETCHED = RopeConfig(yarn_factor=4, yarn_original_length=64, yarn_beta_fast=20)
 
 
 def encode(text):
@@ -18,12 +23,13 @@ def encode(text):
 @given(trained=st.integers(17, 40_000), times=st.sampled_from([0.5, 1, 3.7, 4]))
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_has_settings_that_a_run_takes(way, trained, times):
-    rope = settings_of(way, trained, int(trained * times))
-    assert load([], [*MODEL, *as_overrides(rope)]).rope == rope
+    for own in (PLAIN, STRETCHED):
+        rope = settings_of(way, trained, int(trained * times), own)
+        assert load([], [*MODEL, *as_overrides(rope)]).rope == rope
 
 
 def test_one_length_factor_reads_all_lengths_and_is_applied_once():
-    yarn, dca, both = (settings_of(way, 32_768, 131_072) for way in ("yarn", "dca", "both"))
+    yarn, dca, both = (settings_of(way, 32_768, 131_072, PLAIN) for way in ("yarn", "dca", "both"))
     assert yarn.yarn_factor == both.yarn_factor == 4
     assert dca.dca_scale == pytest.approx(1.138629, abs=1e-6)  # YaRN's for a factor of 4
     assert both.dca_scale == 1
@@ -31,13 +37,26 @@ def test_one_length_factor_reads_all_lengths_and_is_applied_once():
 
 
 def test_a_text_no_longer_than_was_trained_needs_no_factor():
-    assert settings_of("dca", 256, 256).dca_scale == 1
-    assert settings_of("yarn", 256, 128).yarn_factor == 1
+    assert settings_of("dca", 256, 256, PLAIN).dca_scale == 1
+    assert settings_of("yarn", 256, 128, PLAIN).yarn_factor == 1
+
+
+def test_ways_of_a_model_that_was_trained_with_yarn_go_on_from_its_own():
+    def of(way, longest):
+        return settings_of(way, 256, longest, STRETCHED)
+
+    assert usual(PLAIN) == ("plain", "yarn", "dca", "both") and usual(STRETCHED)[0] == "own"
+    assert of("own", 1024) == STRETCHED and of("plain", 1024) == PLAIN
+    assert of("yarn", 128) == of("yarn", 256) == STRETCHED  # not one that it was never trained with
+    yarn, both, dca = of("yarn", 1024), of("both", 1024), of("dca", 1024)
+    assert (yarn.yarn_factor, yarn.yarn_original_length, yarn.yarn_beta_fast) == (16, 64, 20)
+    assert both.without_dca() == yarn and dca.without_dca() == STRETCHED
+    assert dca.dca_chunk_size == both.dca_chunk_size == 256 and dca.dca_scale == 1
 
 
 def test_a_model_too_short_for_chunks_is_refused():
     with pytest.raises(ConfigError, match="16 positions is too short .* above 16"):
-        settings_of("dca", 16, 64)
+        settings_of("dca", 16, 64, PLAIN)
 
 
 WORDS = Words("[{key}]", "<{key}", 4)

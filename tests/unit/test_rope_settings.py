@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_qwen3 import validate_rope
 from megatron_qwen3.config import Config, ConfigError, load, to_toml
 from megatron_qwen3.settings_rope import RopeConfig
 
@@ -15,6 +16,22 @@ def error_of(pairs):
     with pytest.raises(ConfigError) as raised:
         load([], [*TINY, *pairs])
     return str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0.5", "-inf", "2e9"])
+def test_a_number_out_of_range_has_one_cause(value):
+    assert error_of([YARN[1], f"rope.yarn_factor={value}"]).count("\n") == 0
+
+
+def test_settings_that_are_hardly_meant_are_noted():
+    reach = RopeConfig(yarn_factor=2, yarn_original_length=64)
+    (note,) = validate_rope.notes(reach, 1024)
+    assert "reaches 128 positions, fewer than 1,024; rope.yarn_factor = 16 reaches them" in note
+    chunks = RopeConfig(dca_chunk_size=64, dca_local_size=16)
+    (note,) = validate_rope.notes(chunks, 64)
+    assert "rope.dca_chunk_size = 64: within 64 positions attention is plain" in note
+    assert not [*validate_rope.notes(reach, 128), *validate_rope.notes(chunks, 65)]
+    assert not [*validate_rope.notes(RopeConfig(), 1)]
 
 
 def test_a_run_is_plain_unless_told():

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
 from data_prep.shards import Inventory, Shard
 from data_prep.tokenization.progress import Progress
+from megatron_qwen3 import bar
 from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
 from megatron_qwen3.generate.session import Session
 from megatron_qwen3.pages import curriculum as curriculum_page
@@ -100,6 +102,34 @@ def test_lines_of_a_run(wide, capsys):
     printed = capsys.readouterr().out
     assert_safe(printed)
     assert printed.count(SAFE) == 2 and printed.count("\n") == 2
+
+
+def test_a_command_in_a_file_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(bar, "LINE_SECONDS", 0.0)
+    with bar.progress(HOSTILE, 4, is_shown=True) as advance:
+        advance(1)
+        advance(2)
+        advance(1)
+    told = capsys.readouterr().err
+    assert_safe(told)
+    assert [f"{n} of 4, " in line for n, line in zip((1, 3), told.splitlines(), strict=True)]
+    with bar.progress("texts", 4, is_shown=False) as advance:
+        advance(1)
+    assert not capsys.readouterr().err
+
+
+def test_a_text_beyond_what_the_model_was_trained_to_read_is_noted_once(capsys):
+    session = object.__new__(Session)
+    session.is_first, session._reach = True, 8
+    request = types.SimpleNamespace(prompt=[1] * 5)
+    for count in (3, 4, 9):
+        session._note_reach([request], [types.SimpleNamespace(tokens=[1] * count)])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "a text of 9 tokens, and the model reads 8 as it was trained; rope.yarn_factor" in told
+    session._reach = 0  # any number
+    session._note_reach([request], [types.SimpleNamespace(tokens=[1] * 99)])
+    assert not capsys.readouterr().err
 
 
 def test_text_that_a_model_wrote_keeps_its_lines_and_steers_no_terminal(capsys):
