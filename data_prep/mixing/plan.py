@@ -274,10 +274,11 @@ def _check_values(inventory: Inventory, recipe: Recipe) -> None:
                     names = sorted(present[label], key=order)
                     listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
                     guess = did_you_mean(missing[0], known)
+                    way_out = _way_out(stage.name, kind, label, names[0])
                     raise ConfigError(
                         f"stages.{stage.name}.{kind}.{label}.{', '.join(missing)}: no shard of "
-                        f"{inventory.folder} has this {label}{guess}; there are: {listed}; way out: "
-                        f"{_way_out(stage.name, kind, label, names[0])}"
+                        f"{inventory.folder} has this {label}{guess}; there are: {listed}; "
+                        f"way out: {way_out}"
                     )
 
 

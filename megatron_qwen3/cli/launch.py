@@ -310,7 +310,8 @@ def _summary(config: Config, allocation: Allocation) -> str:
         f"  {_work(config, layout)}; weights, gradients and optimizer {state:.1f} GB per GPU",
     ]
     if servers := allocation.server_nodes * allocation.node_servers:
-        lines.append(f"  {servers} servers of vLLM on {allocation.server_nodes} more nodes")
+        more = counted(allocation.server_nodes, "more node")
+        lines.append(f"  {counted(servers, 'server')} of vLLM on {more}")
     if seconds := planner.step_seconds(config, allocation):
         days = seconds * config.steps / 86400
         lines.append(f"  about {seconds:,.1f} s a step, {days:,.1f} days in all, says the planner")

@@ -243,7 +243,7 @@ def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slur
     (call,) = calls(slurm)
     assert "examples/slurm/rl.sbatch" in call and "--nodes=3" in call
     told = capsys.readouterr().err
-    assert "2 nodes x 8 GPUs" in told and "2 servers of vLLM on 1 more nodes" in told
+    assert "2 nodes x 8 GPUs" in told and "2 servers of vLLM on 1 more node" in told
     assert "40 updates, 4 on each of 10 batches of 32 x 8 answers" in told
     assert launch.main(["train", *words, "--show"]) == 0
     shown = capsys.readouterr().out
