@@ -71,15 +71,17 @@ _PATHS = {"checkpoint.init_from", "sft.teacher.path", "distill.teacher.path"}
 def load(
     paths: Iterable[str | Path], overrides: Sequence[str] = (), any_length: bool = False
 ) -> Config:
-    """The validated configuration of TOML files and key=value pairs.
+    """The validated configuration of TOML files and key=value pairs; a run's folder is its file.
 
     any_length: how long the run is changes nothing, and nothing has to say so: it has one step.
     ConfigError: a file cannot be read, a key is unknown, or values are wrong or do not go together.
     """
     values: dict[str, Any] = {}
-    for path in paths:
-        read = _read_file(Path(path))
-        values |= modes.of_saved(read) if Path(path).name == SETTINGS_FILE else read
+    for given in paths:
+        saved = Path(given) / SETTINGS_FILE
+        path = saved if saved.is_file() else Path(given)
+        read = _read_file(path)
+        values |= modes.of_saved(read) if path.name == SETTINGS_FILE else read
     for override in overrides:
         values |= _read_override(override)
     if any_length:

@@ -7,9 +7,13 @@
 Nothing here imports torch.
 """
 
+import contextlib
+import json
 import os
 import socket
 import sys
+import time
+from pathlib import Path
 
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown_lines
@@ -33,12 +37,23 @@ def local_rank() -> int:
 def tell(message: str) -> None:
     """Print an error: rank 0's as it is, with its host from the first rank of another machine.
 
-    What is wrong may be wrong on one machine alone. It may be the environment itself.
+    What is wrong may be wrong on one machine alone. It may be the environment itself. torchrun,
+    which lets a long traceback of its own follow, has it once more at its end.
     """
+    record(message)
     if os.environ.get("RANK", "0") == "0":
         print(shown_lines(message), file=sys.stderr)
     elif os.environ.get("LOCAL_RANK") == "0":
         print(shown_lines(f"{socket.gethostname()}: {message}"), file=sys.stderr)
+
+
+def record(message: str) -> None:
+    """Leave torchrun the cause of a failure, where it looks for it; the format is torch's."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": shown_lines(message), "timestamp": str(int(time.time()))}
+        content = {"message": {"message": shown_lines(message), "extraInfo": extra}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(content), encoding="utf-8")
 
 
 def check() -> None:

@@ -138,6 +138,7 @@ def train(config: Config) -> bool:
             sys.exit(_fail(f"stopped: {error}", status=1))
         except (MemoryError, RuntimeError, OSError) as error:
             if told := failures.explain(error, config):
+                launcher.record(f"stopped: {told}")
                 print(shown_lines(f"stopped: {told}"), file=sys.stderr)
                 sys.exit(1)
             raise
@@ -199,7 +200,9 @@ def _ask_planner(
 
 
 def _fail(message: str, status: int) -> int:
-    """Every rank fails alike; one of them says why."""
+    """Every rank fails alike; one of them says why. status 0: it was a note."""
+    if status:
+        launcher.record(message)
     if os.environ.get("RANK", "0") == "0":  # which may be no number yet
         print(shown_lines(message), file=sys.stderr)
     return status

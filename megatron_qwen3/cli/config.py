@@ -2,8 +2,9 @@
 
     mq3 config
     mq3 config examples/stages/pretrain_1_general.toml examples/models/qwen3_8b.toml optim.lr=2e-4
+    mq3 config runs/8b/pretrain_1_general
 
-With files and key=value pairs, what `train` would read from them: checked, as one TOML file.
+With files, the folders of runs and key=value pairs, what `train` would read from them: checked, as one TOML file.
 """
 
 import sys
@@ -19,7 +20,7 @@ from megatron_qwen3.shown import shown_lines, shown_text
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 a setting or file is wrong."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("settings", nargs="*", metavar="FILE.toml | key=value")
+    parser.add_argument("settings", nargs="*", metavar="FILE.toml | RUN | key=value")
     given = entry.parse(parser, arguments)
     try:
         config = settings.load(*settings.split(given.settings)) if given.settings else None

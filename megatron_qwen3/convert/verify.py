@@ -40,7 +40,7 @@ class Comparison:
     with the same likeliest token. Of reward models the numbers of a sequence's positions are the
     one vector that is compared, and what agrees is the position with the largest. without_dca: Dual
     Chunk Attention was left out, as transformers has none. rope_changes: settings of [rope] that
-    the models are not read with alike, as "yarn_factor 1 → 4".
+    the models are not read with alike, as "yarn_factor 1.0 → 4.0".
     """
 
     cosine: float

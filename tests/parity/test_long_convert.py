@@ -79,9 +79,9 @@ def test_verify_tells_yarn_from_plain_positions(tmp_path, source):
     (result,) = run_ranks(compare_with, 1, others_BSV, tmp_path / "out", tmp_path / "ours", "fp32")
     assert not result.agree and result.largest_difference > 0.1
     assert set(result.rope_changes) == {
-        "yarn_factor 1 → 4",
+        "yarn_factor 1.0 → 4.0",
         "yarn_original_length 0 → 16",
-        "yarn_attention_factor 0 → 1.3",
+        "yarn_attention_factor 0.0 → 1.3",
     }
 
 

@@ -118,6 +118,16 @@ def test_settings_of_a_run_are_those_that_it_would_be_trained_with(capsys):
     assert "did you mean optim.weight_decay?" in capsys.readouterr().err
 
 
+def test_settings_of_a_run_are_read_from_its_folder(tmp_path, capsys):
+    words = ["model.preset=tiny-dense", "train.steps=3", "optim.lr=0.25"]
+    assert commands.main(["config", *words]) == 0
+    settings = capsys.readouterr().out
+    (tmp_path / "config.toml").write_text(settings)
+    assert commands.main(["config", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == settings
+    assert commands.main(["config", str(tmp_path.parent)]) == 2
+
+
 def imports(path):
     """Full names of the modules that a file imports, wherever it does."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

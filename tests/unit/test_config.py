@@ -1,6 +1,7 @@
 """Settings: layering, conversion, checks, error texts, and every TOML file of the repository."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from itertools import product
@@ -546,6 +547,18 @@ def test_a_layout_of_long_rows_fits_as_its_comment_says_with_room_left(path):
         assert needed <= room * hardware.load("h100").memory_gb
         assert all(setting in text for setting in more)
         assert f"{needed:.0f} GB" in text, needed
+
+
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_a_layout_of_long_rows_is_as_fast_as_its_comment_says(path):
+    text = path.read_text(encoding="utf-8")
+    told = [float(n.replace(",", "")) for n in re.findall(r"([\d,]+)\stokens/s", text)]
+    cluster, constants = hardware.load("h100"), calibration.load()
+    for gpus in (gpus for gpus, more in LONG_GPUS[path.stem].items() if not more):
+        config = load([LONG_STAGE, ROOT / "examples/models" / path.name, path])
+        speed = Step.of(Job.of(config, gpus), cluster, constants).tokens_per_second_per_gpu
+        assert min(abs(speed / n - 1) for n in told) < 0.02, speed
+    assert "plan --today" in text
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_a_log_file_gets_the_first_the_last_and_every_nth_step(config_of, capsys
             metrics = STEP | {"expert_balance": 1.31, "grad_norm": 0.83}
             log.train(step, metrics, 3e-4, 9.0 if step == 1 else 2.0)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["1/20", "8/20", "16/20", "20/20"]
+    assert [line.split()[1] for line in lines] == ["1/20", "2/20", "8/20", "16/20", "20/20"]
     assert "\x1b" not in "".join(lines)
     for part in ("loss 2.5000", "grad 0.83", "lr 3.0e-04", "512 tok/s", "MFU", "experts 1.31×"):
         assert part in lines[1]
@@ -474,7 +474,7 @@ def test_lines_of_batches_come_as_seldom_as_those_of_their_steps(config_of, caps
             log.train(step, STEP, 1e-3, 0.5)
     told = [" ".join(line.split()[:2]) for line in capsys.readouterr().out.splitlines()]
     assert told == [
-        *("batch 1/10", "step 1/20", "batch 2/10", "step 4/20"),
+        *("batch 1/10", "step 1/20", "step 2/20", "batch 2/10", "step 4/20"),
         *("batch 4/10", "step 8/20", "batch 6/10", "step 12/20"),
     ]
 
