@@ -117,3 +117,4 @@ def test_mix_tells_the_lengths_of_texts_and_the_filler_in_the_terminal_and_on_it
     page.write(made, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert "long_context by length of texts" in html and "filler" in html
+    assert "Stages by length of texts" in html and (tmp_path / "page" / "by_texts.png").is_file()

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.pages import reading as pages
 from megatron_qwen3.reading.passkey import Words, make
 from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of, usual
 from megatron_qwen3.settings_rope import RopeConfig
@@ -96,3 +97,28 @@ def test_words_that_hide_the_key_and_lengths_without_room_are_refused():
         Words(asked="{key}, is it?").check()
     with pytest.raises(ConfigError, match="12 tokens has no room .* which take 11"):
         make([[1] * 99], 12, 1, WORDS, encode, seed=1)
+
+
+def test_the_page_says_what_its_columns_are_and_which_ways_are_the_same(tmp_path):
+    row = {
+        "nats": [1.0] * 8,
+        "last_quarter": 1.0,
+        "keys": 0.5,
+        "found": [[0.1, True], [0.9, False]],
+    }
+    same, other = vars(settings_of("plain", 64, 64, PLAIN)), vars(settings_of("dca", 64, 64, PLAIN))
+    content = {
+        "model": "m",
+        "trained": 64,
+        "texts": 1,
+        "ways": {"plain": same, "yarn": same, "dca": other},
+        "rows": [{"way": way, "length": 64, **row} for way in ("plain", "yarn", "dca")],
+    }
+    pages.write(content, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "yarn has the settings of plain" in html and "dca has the settings" not in html
+    assert "trained at 64; 1 text" in html and "1 texts" not in html
+    header, *_ = pages._rows(content)
+    said = " ".join(pages.COLUMNS)
+    assert {"last quarter, nats", "change %", "keys %"} <= {*header}
+    assert all(f"{name}:" in said for name in ("last quarter, nats", "change %", "keys %"))
