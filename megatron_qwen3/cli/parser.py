@@ -4,12 +4,13 @@ given = entry.parse(parser, arguments)  # settings stand wherever they are typed
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.cli.commands import COMMANDS
 from megatron_qwen3.entry import Setting
-from megatron_qwen3.shown import shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +30,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line, as of everything else that is wrong."""
-        self.exit(2, shown(f"error: {message}; {self.prog} --help shows all options") + "\n")
+        launcher.tell(f"error: {message}; {self.prog} --help shows all options")
+        sys.exit(2)
 
     def format_help(self) -> str:
         """The whole help, as --help prints it."""

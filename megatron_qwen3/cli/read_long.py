@@ -9,9 +9,9 @@
 Texts are documents as tools/tokenize_corpus.py reads them; those that are long enough for the
 longest length are read, up to --count of them, the same at every length. plain is rotary embedding
 and nothing else; yarn (arXiv 2309.00071) and dca (Dual Chunk Attention, arXiv 2402.17463) have one
-setting for all lengths, that of the longest, so at the trained length yarn is plain; both is YaRN's
-frequencies at DCA's positions. own is the model's own table [rope], read where it has one, with
-what rope.KEY=VALUE changes of it; the other ways make theirs.
+setting for all lengths, that of the longest: where none exceeds the trained one, yarn is plain;
+both is YaRN's frequencies at DCA's positions. own is the model's own table [rope], read where it
+has one, with what rope.KEY=VALUE changes of it; the other ways make theirs.
 
 A pass key, which stands at even depths of a text, is found where the model would write all of it,
 token for token. A model that was not trained on words is asked otherwise: --key-said "[{key}]"

@@ -118,9 +118,9 @@ class Source:
         if rope.has_dca:
             return 0
         try:
-            return rope.yarn_length if rope.has_yarn else self.trained_length()
+            return max(self.trained_length(), rope.yarn_length)
         except ConfigError:  # a folder that does not say
-            return 0
+            return rope.yarn_length
 
     def _read(self) -> tuple[Any, RopeConfig, str, str]:
         """Settings of the model and its positions, precision, and where the tokenizer is."""

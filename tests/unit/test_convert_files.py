@@ -1,8 +1,10 @@
 """Conversion of files that are not what they should be: each is refused by name, none is run."""
 
+import dataclasses
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_qwen3.cli import convert_checkpoint
-from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
@@ -533,6 +535,21 @@ def test_a_config_without_a_type_takes_that_of_the_tensors(tmp_path, kind):
     change_config(folder, dtype=None, torch_dtype=None)
     precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[kind]
     assert Source(folder).config([], 1).train.precision == precision
+
+
+def test_a_model_reads_as_far_as_its_rows_or_yarn_reach(ours, moe, tmp_path):
+    """A run's rows are told from what a conversion wrote by the name of a step's folder."""
+    plain, stretched = RopeConfig(), RopeConfig(yarn_factor=4, yarn_original_length=64)
+    rows = load([ours / "config.toml"]).data.sequence_length
+    assert Source(ours).reach(plain) == Source(moe).reach(plain) == rows
+    assert Source(ours).reach(RopeConfig(yarn_factor=4, yarn_original_length=rows)) == 4 * rows
+    assert Source(ours).reach(RopeConfig(dca_chunk_size=64, dca_local_size=16)) == 0
+    step = tmp_path / "step_00000001"
+    shutil.copytree(ours, step)
+    config = load([ours / "config.toml"])
+    (step / "config.toml").write_text(to_toml(dataclasses.replace(config, rope=stretched)))
+    assert Source(step).trained_length() == Source(step).reach(stretched) == rows
+    assert Source(step.rename(tmp_path / "converted")).trained_length() == 64
 
 
 def test_inspect_says_what_a_folder_is(moe, ours):
