@@ -122,12 +122,12 @@ def _keys(content: Content) -> Picture:
             range(len(lengths)),
             shares,
             marker="o",
-            markersize=3 + 2 * size,
-            linewidth=1.2 * size,
+            markersize=2.5 + 1.5 * size,
+            linewidth=0.8 * size,
             color=HUES[number],
             label=way,
         )
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-    axes.set_ylim(-3, 103)
+    axes.set_ylim(-5, 106)
     axes.legend(frameon=False)
     return pictures.finish(axes, "keys", "Pass keys", "at even depths of each text", is_wide=False)
