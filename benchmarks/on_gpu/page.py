@@ -109,8 +109,8 @@ def _ceilings(parts: Parts) -> Rows:
 def _checks(parts: Parts) -> Rows:
     """Of each case that checked something the number nearest to its limit, or furthest above."""
     rows = [["case", "checks", "worst", "is", "at most", ""]]
-    for part in ("kernels", "correct"):
-        for name, case in parts.get(part, {}).items():
+    for part in (name for name in parts if name != "steps"):
+        for name, case in parts[part].items():
             checks = case.get("checks", {})
             if not checks:
                 continue

@@ -62,6 +62,7 @@ def test_what_a_machine_cannot_is_left_out_with_the_reason(environment, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_part_runs(environment, tmp_path):
     status, record, page = run(tmp_path, f"--parts={','.join(plan.PARTS)}", "--minutes=20")
     found = statuses(record)
