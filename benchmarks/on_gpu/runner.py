@@ -99,7 +99,7 @@ class Runner:
         known = self.record.parts.get(case.part, {})
         for name in case.after:
             if known.get(name, {}).get("status") != PASSED:
-                return LEFT_OUT, f"needs {name}, which did not go well"
+                return NOT_BEGUN, f"needs {name}, which did not go well"
         return None
 
     def _follow(self, child: "_Child", case: Case) -> tuple[str, str]:
