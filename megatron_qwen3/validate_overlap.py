@@ -201,6 +201,11 @@ def _activation_faults(config: Config) -> Iterator[str]:
             'overlap.offload_parts: what "attn_proj" reads is what "core_attn" keeps of its '
             'result; add "core_attn"'
         )
+    if parts and p.virtual_pipeline > 1:
+        yield (
+            f"overlap.offload_parts with parallel.virtual_pipeline = {p.virtual_pipeline}: "
+            "megatron-core 0.19 takes one model chunk's activations for another's; set it to 1"
+        )
     if overlap.offload_layers >= layers:
         yield (
             f"overlap.offload_layers = {overlap.offload_layers} must be below model.num_layers = "

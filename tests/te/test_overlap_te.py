@@ -18,6 +18,7 @@ SPARSE = ("model.preset=tiny-moe", "model.kind=te", "model.router_aux_loss=0.1")
 LAYOUTS = {
     "ep2": (2, ("parallel.expert=2",)),
     "tp2-ep2": (2, ("parallel.tensor=2", "parallel.expert=2")),
+    "pp2-ep2": (4, ("parallel.pipeline=2", "parallel.expert=2")),
     "pp2-vpp2-ep2": (
         4,
         ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.expert=2"),
@@ -144,7 +145,7 @@ def offloaded(config):
         ("ep2", (PARTS, *OVERLAP)),
         ("ep2", ("overlap.offload_layers=3",)),
         pytest.param("ep2", (PARTS,), marks=SLOW),
-        pytest.param("pp2-vpp2-ep2", (PARTS,), marks=SLOW),
+        pytest.param("pp2-ep2", (PARTS,), marks=SLOW),
     ],
     ids=["parts-beside", "layers", "parts", "parts-of-stages"],
 )

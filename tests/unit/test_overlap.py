@@ -195,6 +195,14 @@ def test_settings_of_the_optimizer_reach_megatron_core(engine_there, given, expe
             "send the same",
         ),
         (("overlap.offload_layers=1", "parallel.pipeline=2"), "needs parallel.pipeline = 1"),
+        (
+            (
+                'overlap.offload_parts=["core_attn"]',
+                "parallel.pipeline=2",
+                "parallel.virtual_pipeline=2",
+            ),
+            "takes one model chunk's activations for another's; set it to 1",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
