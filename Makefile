@@ -1,4 +1,5 @@
 # make quickstart   train a tiny Qwen3 through its three stages on this machine, in minutes
+# make long-context  train one for long texts, and read texts of four times that length, in minutes
 # make test         the default tests; MCORE=0.19.2 tests with that release of megatron-core
 # make test-slow    the tests that take too long for that: further layouts, more ways to break
 # make test-slurm   tests on a SLURM that they install (as root on Debian), start and stop themselves
@@ -56,9 +57,12 @@ TE_VENV := .venv-te-wheels
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
-.PHONY: quickstart test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-machines chaos full lint clean
+.PHONY: quickstart long-context test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
+
+long-context: $(INSTALLED)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/long_context.sh
 
 # Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
 test: $(INSTALLED) $(TE_PACKAGES)/installed

@@ -3,19 +3,20 @@
     python examples/long_context/texts.py --out runs/long_context/data
 
 Each document has a rule of its own, the order in which eight letters come again and again; one
-letter in ten is drawn instead. [4821] says a key, <4821> asks for it once again: places at which a
-model must look back. Documents are much longer than rows, which begin anywhere in them: a model
-that sees texts begin or end where its rows do learns the place.
+letter in ten is drawn instead. Somewhere in it stands a key, [4821], and further on <4821> asks for
+it: once, since where several ask a model copies the nearest answer, and more often near by, where
+looking back is learned first. Lengths differ by factors, up to two rows, and rows begin anywhere: a
+model that sees texts begin or end where its rows do learns the place.
 
-FOLDER/documents has texts for short and for long rows, in which keys are asked for sooner or later;
-FOLDER/test.jsonl texts as the long ones, and FOLDER/filler.jsonl texts without a key, in which
-`read-long` hides its own.
+FOLDER/documents has texts for short and for long rows; FOLDER/test.jsonl longer ones without a key,
+in which `read-long` hides its own.
 """
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -25,24 +26,22 @@ from megatron_qwen3.storage.whole import write_whole
 LETTERS = "abcdefgh"
 NOISE = 0.1
 DIGITS = 4
-BEFORE = 20  # letters before the next key, at most
-DOCUMENT = 4_000  # characters
-TESTS, TEST = 64, 1_100  # texts and their characters
+BEGIN = "."  # where attention rests that looks for nothing
+LEAST = 20  # letters of a document
+TESTS, TEST = 64, 1_100  # texts and their letters
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--rows", type=int, nargs=2, default=(64, 256), help="their lengths")
-    parser.add_argument("--documents", type=int, default=800, help="for each length of rows")
+    parser.add_argument("--letters", type=int, default=3_000_000, help="for each length of rows")
     given = parser.parse_args()
     for name, row in zip(("short", "long"), given.rows, strict=True):
-        texts = (with_keys(Random(f"{name} {n}"), DOCUMENT, row) for n in range(given.documents))
+        texts = documents(Random(name), given.letters, 2 * row)
         write(given.out / "documents" / f"{name}.jsonl", name, texts)
-    tests = (with_keys(Random(f"test {n}"), TEST, given.rows[1]) for n in range(TESTS))
+    tests = (BEGIN + "".join(letters(Random(f"filler {n}"), TEST)) for n in range(TESTS))
     write(given.out / "test.jsonl", "test", tests)
-    fillers = ("".join(letters(Random(f"filler {n}"), TEST)) for n in range(TESTS))
-    write(given.out / "filler.jsonl", "filler", fillers)
 
 
 def write(path: Path, name: str, texts: Iterable[str]) -> None:
@@ -66,16 +65,25 @@ def letters(random: Random, count: int) -> list[str]:
     return found
 
 
-def with_keys(random: Random, length: int, row: int) -> str:
-    """Such letters, in which one key after the other is said, and asked for once within a row."""
-    plain, text = letters(random, length), ""
-    while len(text) < length:
-        key = "".join(random.choice("0123456789") for _ in range(DIGITS))
-        for piece, most in ((f"[{key}]", BEFORE), (f"<{key}>", row * 3 // 4)):
-            gap = random.randint(4, most)
-            text += "".join(plain[:gap]) + piece
-            plain = plain[gap:]
-    return text[:length]
+def documents(random: Random, count: int, most: int) -> Iterator[str]:
+    """Such texts of at most `most` letters, of `count` in all."""
+    while count > 0:
+        length = between(random, LEAST, most)
+        count -= length
+        yield with_key(random, length)
+
+
+def with_key(random: Random, length: int) -> str:
+    """As many letters, in which a key is said, and asked for once."""
+    text, key = "".join(letters(random, length)), "".join(random.choices("0123456789", k=DIGITS))
+    said = random.randrange(length - 3)
+    asked = min(length, said + between(random, 3, length))
+    return f"{BEGIN}{text[:said]}[{key}]{text[said:asked]}<{key}>{text[asked:]}"
+
+
+def between(random: Random, least: int, most: int) -> int:
+    """Of all factors alike: as often from 10 to 20 as from 100 to 200."""
+    return round(math.exp(random.uniform(math.log(least), math.log(most))))
 
 
 if __name__ == "__main__":

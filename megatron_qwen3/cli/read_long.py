@@ -76,9 +76,6 @@ def _parser(prog: str | None) -> Parser:
         help="as parallel.context=2; rope.KEY=VALUE with --ways own",
     )
     parser.add_argument("--texts", type=Path, required=True, metavar="PATH", help="documents")
-    parser.add_argument(
-        "--filler", type=Path, metavar="PATH", help="documents that keys stand in; default: TEXTS"
-    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
         "--trained", type=positive, metavar="N", help="positions; default: as the model says"
@@ -120,11 +117,8 @@ def _run(given: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(first)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     texts = _texts(given.texts, lengths[-1] + 1, given.count, encode)
-    filler = texts
-    if given.filler:
-        filler = _texts(given.filler, lengths[-1] + 1, given.count, encode)
     prompts = {
-        length: passkey.make(filler, length, given.keys, words, encode, _SEED) for length in lengths
+        length: passkey.make(texts, length, given.keys, words, encode, _SEED) for length in lengths
     }
     warnings.filterwarnings("ignore", module=r"torch|megatron")
     # torch and megatron-core are imported only now: something wrong costs no seconds.
