@@ -45,7 +45,6 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *_model_faults(config.model),
         *_tensor_faults(config),
         *_expert_faults(config),
-        *(te_faults(config) if config.model.kind == "te" else ()),
         *_dispatch_faults(config),
         *_pipeline_faults(config),
         *_train_faults(config),
@@ -76,16 +75,6 @@ def _dispatch_faults(config: Config) -> Iterator[str]:
         yield f'{given} needs model.kind = "te", not "{config.model.kind}"'
     elif p.expert * p.expert_tensor == 1:
         yield f'{given}, but parallel.expert * expert_tensor = 1: no token is sent; use "alltoall"'
-
-
-def te_faults(config: Config) -> list[str]:
-    """What layers of Transformer Engine do not do."""
-    if config.parallel.context > 1:
-        return [
-            f'parallel.context = {config.parallel.context} with model.kind = "te": rows are split '
-            'by layers of torch alone; set model.kind = "torch"'
-        ]
-    return []
 
 
 def gpu_faults(config: Config) -> list[str]:

@@ -27,7 +27,6 @@ from megatron_qwen3.parallel.mcore import (
     get_num_layers_to_build,
 )
 from megatron_qwen3.settings import Config, ConfigError
-from megatron_qwen3.validate import te_faults
 
 _DEEP_EP = {
     "deepep": "pip install git+https://github.com/deepseek-ai/DeepEP",
@@ -51,8 +50,7 @@ def kind(config: Config) -> str:
         _check_dispatch(config.parallel.dispatch)
         return asked
     # Transformer Engine's attention has no kernel for float32.
-    fits = not lacking and config.train.precision == "bf16" and not te_faults(config)
-    return "te" if fits else "torch"
+    return "te" if not lacking and config.train.precision == "bf16" else "torch"
 
 
 def _check_dispatch(dispatch: str) -> None:

@@ -91,6 +91,7 @@ class Layer(TransformerLayer):
     def forward(
         self,
         hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
         packed_seq_params: Sequences | None = None,
         **_: Any,
@@ -101,17 +102,28 @@ class Layer(TransformerLayer):
         """
         sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
         padding_Bs = self._padding(sequences)
-        return super().forward(hidden_states, packed_seq_params=sequences, padding_mask=padding_Bs)
+        return super().forward(
+            hidden_states,
+            attention_mask=attention_mask,
+            packed_seq_params=sequences,
+            padding_mask=padding_Bs,
+        )
 
     def _forward_attention(
         self,
         hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         rotary_pos_emb: Tensor | None = None,
         packed_seq_params: Sequences | None = None,
         **others: Any,
     ) -> tuple:
         """The first half, which overlap.experts calls by itself: it leaves `forward` out, and has
-        no padding for the router, which comes right after it."""
+        no padding for the router, which comes right after it.
+
+        ValueError where there is a mask, which causal attention would leave out without a word.
+        """
+        if attention_mask is not None:
+            raise ValueError("a mask says nothing to causal attention: Sequences says what is read")
         sequences = _with_rotary(packed_seq_params, rotary_pos_emb)
         if self.config.overlap_moe_expert_parallel_comm:
             padding_Bs = self._padding(sequences)
@@ -157,7 +169,7 @@ class Attention(TEDotProductAttention):
     """Turns queries and keys, and mixes what `Sequences` says that queries read.
 
     By Transformer Engine, where rows are one text each or documents; by what layer.py has, where a
-    cache holds what was read before, or under Dual Chunk Attention.
+    cache holds what was read before, where context ranks share rows, or under Dual Chunk Attention.
     """
 
     def forward(
@@ -178,8 +190,9 @@ class Attention(TEDotProductAttention):
         if sequences.caches:
             attend = sequences.caches[self.layer_number].attend
             return attend(query, key, value, sequences.reads, sequences.query_rotary)
-        if sequences.query_rotary is not None:
-            return attention(query, key, value, sequences.reads, sequences.query_rotary)
+        if sequences.share or sequences.query_rotary is not None:
+            attend = sequences.share.attention if sequences.share else attention
+            return attend(query, key, value, sequences.reads, sequences.query_rotary)
         # Along an axis of one, as the heads of a rank may be, `contiguous` leaves any stride, and
         # Transformer Engine, which reads layouts from strides, knows none of these.
         value = value.reshape(-1).view(value.shape)
