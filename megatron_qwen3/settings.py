@@ -128,6 +128,13 @@ class ParallelConfig:
         choices=("alltoall", "deepep", "hybridep"),
     )
     context: int = setting(1, "ranks that split each row", at_least=1)
+    context_exchange: str = setting(
+        "own",
+        "how context ranks read each other's keys: by our attention, gathered; or, where "
+        'model.kind is "te", by Transformer Engine\'s: in a ring, gathered, or heads for places, '
+        "which pad every document to 2 * context",
+        choices=("own", "p2p", "all_gather", "a2a"),
+    )
     sequence: bool = setting(True, "sequence parallelism where tensor > 1")
     recompute: str = setting(
         "none", "activations computed again in backward", choices=("none", "selective", "full")

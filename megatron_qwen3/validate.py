@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_qwen3 import (
     modes,
+    validate_context,
     validate_fp8,
     validate_overlap,
     validate_posttrain,
@@ -45,6 +46,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *_model_faults(config.model),
         *_tensor_faults(config),
         *_expert_faults(config),
+        *validate_context.faults(config),
         *_dispatch_faults(config),
         *_pipeline_faults(config),
         *_train_faults(config),

@@ -28,8 +28,10 @@ def local_shards(models, value_of):
 
 
 def _cut(entry, value):
-    entry = dataclasses.replace(entry, data=value)
-    parts = [entry] if isinstance(entry, ShardedTensor) else entry.build()
+    if isinstance(entry, ShardedTensor):
+        parts = [dataclasses.replace(entry, data=value, dtype=value.dtype)]
+    else:
+        parts = dataclasses.replace(entry, data=value).build()
     return [(s.key, s.global_offset, s.global_shape, s.data.to("cpu", copy=True)) for s in parts]
 
 

@@ -246,6 +246,10 @@ def _parallel_settings(config: Config, layout: Layout) -> dict[str, object]:
         "expert_tensor_parallel_size": layout.expert_tensor,
         "sequence_parallel": parallel.sequence and layout.tensor > 1,
     }
+    if parallel.context_exchange != "own":
+        # Padded documents make rows of a rank longer, each as much as its documents need.
+        settings["variable_seq_lengths"] = layout.pipeline > 1
+        settings["cp_comm_type"] = parallel.context_exchange
     if layout.pipeline > 1:
         settings |= _pipeline_settings(layout)
     if parallel.recompute == "full":

@@ -38,9 +38,14 @@ def pieces_of(rank: int, ranks: int, length: int) -> tuple[Interval, Interval]:
 
 @dataclass(frozen=True, eq=False)
 class ContextShare:
-    """What this rank of `group` has of each row."""
+    """What this rank of `group` has of each row.
+
+    attends: whether attention is ours; else it is Transformer Engine's, which cuts rows alike where
+    2n divides their length.
+    """
 
     group: Any
+    attends: bool = True
 
     def pieces(self, length: int) -> tuple[Interval, Interval]:
         """Places of this rank, in the order in which it holds them."""
@@ -50,6 +55,10 @@ class ContextShare:
         """This rank's places of what has all of them along `dim`."""
         parts = (x.narrow(dim, a, b - a) for a, b in self.pieces(x.shape[dim]))
         return torch.cat(tuple(parts), dim)
+
+    def valid(self, valid_BS: Tensor | None) -> Tensor | None:
+        """Which of this rank's places are no padding; None where none of the rows is."""
+        return None if valid_BS is None else self.of(valid_BS)
 
     def whole(self, x_BL: Tensor, length: int) -> Tensor:
         """[B, S, …] of all ranks' [B, L, …]; each rank's gradient is that of its own places."""

@@ -35,6 +35,8 @@ class Sequences(PackedSeqParams):
     valid_BS: bool, False where a position is padding, which no router counts;
     share: of several context-parallel ranks, where the pass computes this rank's places alone: the
     stretches are those of whole rows, of `length` places, and the positions are given;
+    documents: where Transformer Engine attends for them, those of the line that all ranks have
+    together, of which this pass has a row of this rank's places: document_share.py;
     caches: by layer number, what was read before, while text is generated;
     products: of a model that only generates, in place of its linears' own;
     rotary, query_rotary, reads: cosines and sines of the positions, [2, S, B, 1, D], under Dual
@@ -48,6 +50,7 @@ class Sequences(PackedSeqParams):
     valid_BS: Tensor | None = None
     share: ContextShare | None = None
     length: int = 0
+    documents: Stretches | None = None
     caches: Mapping[int, Any] | None = None
     products: Products | None = None
     rotary: Tensor | None = None

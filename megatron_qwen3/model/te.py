@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_qwen3.model import ops, router
 from megatron_qwen3.model.attention import attention
 from megatron_qwen3.model.sequences import Sequences
+from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.parallel.mcore import (
     AttnMaskType,
     PackedSeqParams,
@@ -169,8 +170,14 @@ class Attention(TEDotProductAttention):
     """Turns queries and keys, and mixes what `Sequences` says that queries read.
 
     By Transformer Engine, where rows are one text each or documents; by what layer.py has, where a
-    cache holds what was read before, where context ranks share rows, or under Dual Chunk Attention.
+    cache holds what was read before, under Dual Chunk Attention, or where context ranks share rows
+    and parallel.context_exchange is ours.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # megatron-core 0.16 does not know it, and Transformer Engine would guess.
+        self.kept_packed_seq_params.add("pad_between_seqs")
 
     def forward(
         self,
@@ -196,26 +203,34 @@ class Attention(TEDotProductAttention):
         # Along an axis of one, as the heads of a rank may be, `contiguous` leaves any stride, and
         # Transformer Engine, which reads layouts from strides, knows none of these.
         value = value.reshape(-1).view(value.shape)
-        if sequences.stretches is None:
+        documents = sequences.documents or sequences.stretches
+        if documents is None:
             return super().forward(query, key, value, None, AttnMaskType.causal)
-        return self._of_documents(query, key, value, sequences)
+        return self._of_documents(query, key, value, documents)
 
     def _of_documents(
-        self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Stretches
     ) -> Tensor:
-        """All rows in one line, in which documents begin where `cu_seqlens` says."""
-        assert sequences.stretches is not None
-        bounds, longest = sequences.stretches.cu_seqlens, max(sequences.stretches.lengths)
-        documents = PackedSeqParams(
+        """All rows in one line, in which documents begin where `cu_seqlens` says.
+
+        Between context ranks the line is longer than what a rank has of it, and its documents end
+        with padding, which none of their tokens sees: so all of it is said to be text, by one
+        tensor, and no kernel need leave anything out.
+        """
+        bounds, longest = documents.cu_seqlens, max(documents.lengths)
+        said = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=bounds,
             cu_seqlens_kv=bounds,
+            cu_seqlens_q_padded=bounds,
+            cu_seqlens_kv_padded=bounds,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )
+        said.pad_between_seqs = False
         rows = query.shape[1]
         q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
-        mixed = super().forward(q, k, v, None, AttnMaskType.causal, packed_seq_params=documents)
+        mixed = super().forward(q, k, v, None, AttnMaskType.causal, packed_seq_params=said)
         return mixed.view(rows, -1, query.shape[2] * query.shape[3]).transpose(0, 1)
 
 

@@ -91,7 +91,7 @@ def exchange_bytes(job: Job) -> float:
     Keys and values of all places, gathered again; their gradients in float32, and once more as
     they go out to the ranks and come in; beside it those of this rank's queries and of the result.
     """
-    if job.layout.context == 1 or job.kernels != "torch":
+    if job.layout.context == 1 or not job.gathers_keys:
         return 0.0
     model, tokens = job.model, job.micro_batch_tokens
     keys = 2 * model.num_query_groups * model.head_dim * tokens * job.layout.context

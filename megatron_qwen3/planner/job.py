@@ -43,6 +43,8 @@ class Job:
     distributed_optimizer data-parallel ranks share the optimizer's state (ZeRO-1)
     fully_sharded         they share weights and gradients, too (FSDP, ZeRO-3)
     overlap_data          gradients are reduced, and weights gathered, while the model computes
+    own_exchange          context ranks gather all keys before they attend, whatever the kernels;
+                          without, those of Transformer Engine hide it behind attention
     dispatcher            of tokens to experts: alltoall, or fused kernels: deepep, hybridep
     overlap_exchange      the exchange of one micro-batch runs beside another's computation
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
@@ -75,6 +77,7 @@ class Job:
     distributed_optimizer: bool = True
     fully_sharded: bool = False
     overlap_data: bool = True
+    own_exchange: bool = False
     dispatcher: str = "alltoall"
     overlap_exchange: bool = False
     graphs: str = "none"
@@ -114,12 +117,18 @@ class Job:
             offload_parts=overlap.offload_parts,
             offload_layers=overlap.offload_layers,
             user_buffers=overlap.tensor,
+            own_exchange=parallel.context_exchange == "own",
         )
 
     @property
     def micro_batch_tokens(self) -> int:
         """Positions of one micro-batch on one rank, before tensor ranks share them."""
         return self.micro_batch * self.sequence_length // self.layout.context
+
+    @property
+    def gathers_keys(self) -> bool:
+        """Whether attention waits for the keys of all context ranks, and holds them."""
+        return self.kernels == "torch" or self.own_exchange
 
     @property
     def sequence_ranks(self) -> int:

@@ -147,10 +147,11 @@ def _question(config: Config, world_size: int, free_bytes: float) -> search.Ques
 
 
 def _pinned(config: Config) -> tuple[tuple[str, int | str], ...]:
-    """Context ranks as they are: where ranks sample, which need whole rows, and where rows are so
-    short that the search would have none."""
+    """Context ranks as they are: where ranks sample, which need whole rows, where rows are so short
+    that the search would have none, and where Transformer Engine exchanges for them."""
     samples = belongs("rollouts", config.run.mode) and config.rollouts.engine == "own"
-    if samples or config.data.sequence_length < search.LONG_SEQUENCE:
+    is_ours = config.parallel.context_exchange == "own"
+    if samples or not is_ours or config.data.sequence_length < search.LONG_SEQUENCE:
         return (("context", config.parallel.context),)
     return ()
 

@@ -157,7 +157,7 @@ class LayerTimer:
         k = model.num_query_groups * model.head_dim
         moved = self.tokens * 2 * k * self.job.weight_bytes * (cp - 1) / self.layout.tensor
         once = moved / network.rate(cp, self.layout.tensor, self.cluster, self.c)
-        if self.job.kernels != "torch":
+        if not self.job.gathers_keys:
             return once, 2 * once
         gradients = 4 / self.job.weight_bytes
         again = 1 if "layer" in self.job.recompute else 0
@@ -166,7 +166,7 @@ class LayerTimer:
     @property
     def context_shown(self) -> float:
         """Share of it that nothing hides: our attention waits for all keys before it begins."""
-        return 1.0 if self.job.kernels == "torch" else float(self.c["context_exposed"])
+        return 1.0 if self.job.gathers_keys else float(self.c["context_exposed"])
 
     @property
     def _exposed(self) -> float:

@@ -245,6 +245,7 @@ def _job(
         precision=precision,
         fp8=fp8,
         kernels="transformer_engine" if fp8.is_on else "torch",
+        own_exchange=True,
         sequence_parallel=layout.tensor > 1,
         balanced=question.balanced,
     )

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from megatron_qwen3.model.context import ContextShare
+from megatron_qwen3.model.document_share import DocumentShare
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.training.arrays import Arrays
+
+Share = ContextShare | DocumentShare  # of the places of one context-parallel rank
 
 
 class Part(NamedTuple):
@@ -92,22 +95,28 @@ class TokenBatch:
         """Positions of a row."""
         return self.tokens_BS.shape[1]
 
-    def sequences(self, share: ContextShare | None = None) -> Sequences | None:
+    def sequences(self, share: Share | None = None) -> Sequences | None:
         """How the model is to read the rows, or this rank's share of them; None: each as one text,
         all of it."""
         if share is None:
             if self.stretches is None and self.valid_BS is None:
                 return None
             return Sequences(stretches=self.stretches, valid_BS=self.valid_BS)
+        positions_BS, valid_BS = share.of(self._positions_BS()), share.valid(self.valid_BS)
+        if isinstance(share, DocumentShare):
+            return Sequences(positions_BS=positions_BS, valid_BS=valid_BS, documents=share.padded)
+        if not share.attends:
+            assert self.stretches is None, "Transformer Engine would let documents see each other"
+            return Sequences(positions_BS=positions_BS, valid_BS=valid_BS)
         return Sequences(
             stretches=self.stretches,
-            positions_BS=share.of(self._positions_BS()),
-            valid_BS=None if self.valid_BS is None else share.of(self.valid_BS),
+            positions_BS=positions_BS,
+            valid_BS=valid_BS,
             share=share,
             length=self.length,
         )
 
-    def part(self, share: ContextShare) -> "Part":
+    def part(self, share: Share) -> "Part":
         """What heads need of this rank's share of the rows."""
         shape = self.tokens_BS.shape
         extra = {n: share.of(x) for n, x in self.extra.items() if x.shape[:2] == shape}

@@ -8,6 +8,7 @@ import os
 import socket
 from dataclasses import replace
 
+from megatron_qwen3 import validate_context
 from megatron_qwen3.modes import belongs
 from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.settings import Config
@@ -58,8 +59,10 @@ def _less(config: Config) -> str:
         f"{2 * parallel.pipeline} (more ranks share the model)"
     )
     context = 2 * parallel.context
-    unit, _ = row_unit(replace(parallel, context=context), config.fp8)
-    if not belongs("rollouts", config.run.mode) and config.data.sequence_length % unit == 0:
+    more = replace(config, parallel=replace(parallel, context=context))
+    unit, _ = row_unit(more.parallel, config.fp8)
+    fits = config.data.sequence_length % unit == 0 and not any(validate_context.faults(more))
+    if fits and not belongs("rollouts", config.run.mode):
         advice.append(f"parallel.context={context} (more ranks share each row)")
     if config.model.num_experts:
         advice.append(f"parallel.expert={2 * parallel.expert} (more ranks share the experts)")

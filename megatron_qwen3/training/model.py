@@ -17,12 +17,13 @@ from torch import Tensor
 
 from megatron_qwen3.model.build import build
 from megatron_qwen3.model.context import ContextShare
+from megatron_qwen3.model.document_share import DocumentShare
 from megatron_qwen3.model.outputs import Head, LastStage, Outputs
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.parallel.mcore import get_forward_backward_func
 from megatron_qwen3.settings import Config
-from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.batch import Share, TokenBatch
 
 ANOTHER = "another data rank was given what cannot be computed: its own error says what"
 # Of a micro-batch on the last stage: what is trained, and what is reported of it.
@@ -43,7 +44,6 @@ class Model:
         self.groups = groups or Groups.of_run()
         self.device = torch.device(torch.cuda.current_device())
         self.chunks = build(config, layout, self.groups)
-        self.share = ContextShare(self.groups.ranks.cp) if layout.context > 1 else None
         self.weights_version = 0
         self.replicas: list[Any] = []  # the chunks with gradients, where an engine trains them
         # What the schedules call the token count; losses are normalised before they reach them.
@@ -83,9 +83,20 @@ class Model:
             dist.broadcast(x, group=pipeline, group_src=pipeline.size() - 1)
         return {name: x[:rows] for name, x in outputs.items()}
 
+    def share_of(self, micro: TokenBatch) -> Share | None:
+        """What this rank has of a micro-batch's rows; None where it has all of them."""
+        group, parallel = self.groups.ranks.cp, self.config.parallel
+        if self.layout.context == 1:
+            return None
+        is_ours = parallel.context_exchange == "own"
+        if is_ours or micro.stretches is None:
+            return ContextShare(group, is_ours)
+        unit, _ = row_unit(parallel, self.config.fp8)
+        return DocumentShare.of_rows(group, micro.stretches, unit)
+
     def compute(self, head: Head, output: LastStage, micro: TokenBatch) -> Outputs:
         """The head's outputs of all positions of a micro-batch, on the last pipeline stage."""
-        share = self.share
+        share = self.share_of(micro)
         if share is None:
             return head.compute(output, micro)
         outputs = head.compute(output, micro.part(share))
@@ -107,13 +118,14 @@ class Model:
 
         `modules`: the chunks, or what wraps them. The batch is `filled`.
         """
-        size, share = self.config.train.micro_batch, self.share
+        size = self.config.train.micro_batch
         iterators = [batch.split(size) for _ in modules]
 
         def forward(
             micro_batches: Iterator[TokenBatch], chunk: Any, return_schedule_plan: bool = False
         ) -> tuple[Any, Any]:
             micro = next(micro_batches)
+            share = self.share_of(micro)
 
             def told(output: Tensor | LastStage) -> tuple[Tensor, Tensor, Any]:
                 trained, report = finish(output, micro)

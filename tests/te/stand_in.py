@@ -40,6 +40,7 @@ def install() -> None:
     ImportError where its Python is not installed.
     """
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # its package loads no shared libraries then
+    os.environ["NVTE_TORCH_COMPILE"] = "0"  # torch would compile for the GPU that is pretended
     sys.modules["transformer_engine_torch"] = _compiled_module()
     spec = importlib.util.find_spec("transformer_engine")
     if spec is None or spec.loader is None:
@@ -54,7 +55,7 @@ def install() -> None:
     with _triton():
         spec.loader.exec_module(package)
         importlib.import_module("transformer_engine.pytorch")
-    _stand_in("kernels", "quantized")  # they import Transformer Engine
+    _stand_in("kernels", "quantized", "documents")  # they import Transformer Engine
 
 
 def pretend_one_gpu(capability: tuple[int, int] = (9, 0)) -> None:

@@ -1,10 +1,36 @@
-"""Context ranks share rows under layers of Transformer Engine, too: by our own exchange.
+"""Context ranks share rows under layers of Transformer Engine, too.
 
-Compared as tests/te/test_layouts_te.py compares its layouts, in float32; kernels are stood in.
+By our exchange they are compared as tests/te/test_layouts_te.py compares its layouts, in float32.
+By Transformer Engine's own, which takes bf16 alone, with one rank of the same layers: rows of one
+text, and packed documents with padding. Kernels are stood in; its ring ("p2p") waits for ever in
+gloo's backward pass, and is for GPUs alone.
 """
 
-from layouts import PLAIN, SHARDED, Case, assert_same_runs, cases, one_rank, train
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
+import torch
+from layouts import (
+    PLAIN,
+    SHARDED,
+    Case,
+    assert_same_runs,
+    cases,
+    global_batches,
+    one_rank,
+    tiny,
+    train,
+)
+from shards import assemble, difference, local_shards
+
+from megatron_qwen3.model.build import build
+from megatron_qwen3.model.context import ContextShare
+from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.model import Model
+from megatron_qwen3.training.objectives import cross_entropy
 from tests.te.te_ranks import run_te_ranks
 
 CASES = (
@@ -23,3 +49,114 @@ SLOW_CASES = (
 def test_context_ranks_train_as_one_rank_of_torchs_layers_does(case):
     settings = [(*case.settings, *more, "model.kind=te") for more in (PLAIN, SHARDED)]
     assert_same_runs(run_te_ranks(train, case.ranks, *settings), one_rank(case.model))
+
+
+# All experts are chosen, or rounding would choose others.
+BF16 = ("model.kind=te", "train.precision=bf16", "model.init_std=0.1", *PLAIN)
+EVERY_EXPERT = "model.experts_per_token=8"
+
+
+def batches():
+    """Rows of one text, and documents that share rows, of which one row ends with padding."""
+    plain, packed, _ = global_batches(ragged=True)
+    valid_BS = torch.ones_like(packed.tokens_BS, dtype=torch.bool)
+    valid_BS[6, 20:] = False
+    packed.weights_BS[6, 20:] = 0
+    return plain, replace(packed, valid_BS=valid_BS)
+
+
+def _read_and_trained(settings):
+    """Of each batch, with the same weights: log p, loss and gradients; then what routers saw."""
+    config = tiny(*settings)
+    engine = Engine(config, start(config))
+    found = []
+    for batch in batches():
+        scores = engine.model.score(batch, log_probs)["log_prob"]
+        metrics = engine.train_step(batch, cross_entropy, 0.0)
+        gradients = local_shards(engine.model.chunks, lambda p: getattr(p, "main_grad", None))
+        counts = [router.sums[0].sum() for router in engine.balance.routers.values()]
+        found.append((scores, metrics, gradients, counts, batch.valid_BS))
+    return found
+
+
+CASES_OF_TE = (
+    Case("dense", "all_gather", 2, "context=2 context_exchange=all_gather", 2),
+    Case("dense", "a2a", 2, "context=2 context_exchange=a2a", 2),
+    Case("moe", "all_gather", 2, "context=2 context_exchange=all_gather expert=2", 4),
+)
+SLOW_CASES_OF_TE = (
+    Case("moe", "a2a-recompute", 2, "context=2 context_exchange=a2a recompute=full", 4),
+    Case("moe", "tp2", 4, "context=2 context_exchange=all_gather tensor=2", 2),
+    Case("dense", "pp2", 4, "context=2 context_exchange=all_gather pipeline=2", 2),
+    Case("dense-yarn", "all_gather", 2, "context=2 context_exchange=all_gather", 2),
+)
+
+
+@cases(CASES_OF_TE, SLOW_CASES_OF_TE)
+def test_by_transformer_engines_exchange_they_read_and_train_as_one_rank_does(case):
+    more = (*BF16, *([EVERY_EXPERT] if case.model.startswith("moe") else []))
+    alone = (*Case(case.model, "", 1, micro_batch=4).settings, *more)
+    (expected,) = run_te_ranks(_read_and_trained, 1, alone, fused_attention=True)
+    settings = (*case.settings, *more)
+    of_ranks = run_te_ranks(_read_and_trained, case.ranks, settings, fused_attention=True)
+    for batch, wanted in zip(zip(*of_ranks, strict=True), expected, strict=True):
+        assert_alike(batch, wanted)
+
+
+def assert_alike(of_ranks, expected):
+    scores, metrics, gradients, counts, valid_BS = expected
+    is_text_BS = torch.ones_like(scores, dtype=torch.bool) if valid_BS is None else valid_BS
+    assert scores.std() > 0.3
+    for found, *_ in of_ranks:
+        assert (found - scores)[is_text_BS].norm() < 1e-2 * scores.norm()
+    for name, number in metrics.items():
+        assert of_ranks[0][1][name] == pytest.approx(number, rel=1e-2), name
+    found = assemble([rank[2] for rank in of_ranks])
+    relative, name = difference(found, assemble([gradients]))
+    assert relative < 1e-2, f"{name} is off by {relative:.1e} of its norm"
+    assert len(counts) in (0, 4)
+    for counts_of_ranks in zip(*(rank[3] for rank in of_ranks), strict=True):
+        assert sum(counts_of_ranks) == 8 * is_text_BS.sum()
+
+
+def _scores_of_two(*settings):
+    """log p of all tokens, and again with another document in the middle of row 1."""
+    config = tiny(*settings)
+    model, scores = Model(config, start(config)), []
+    _, batch = batches()
+    tokens_BS = batch.tokens_BS.clone()
+    for _ in range(2):
+        read = replace(batch, tokens_BS=tokens_BS.clone())
+        scores.append(model.score(read, log_probs)["log_prob"])
+        tokens_BS[1, 2:7] = (tokens_BS[1, 2:7] + 7) % 512
+    return scores
+
+
+@pytest.mark.parametrize("exchange", ["own", "all_gather", "a2a"])
+def test_no_document_sees_another_of_its_row_on_any_rank(exchange):
+    settings = ("model.preset=tiny-dense", *BF16, "parallel.context=2", "train.micro_batch=2")
+    way = f"parallel.context_exchange={exchange}"
+    for before, after in run_te_ranks(_scores_of_two, 2, *settings, way, fused_attention=True):
+        changed = torch.zeros_like(before, dtype=torch.bool)
+        changed[1, 2:7] = True
+        assert torch.equal(before[~changed], after[~changed])
+        assert (before != after)[changed].all()
+
+
+def _masked():
+    config = tiny("model.preset=tiny-dense", "model.kind=te")
+    (chunk,) = build(config, start(config))
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="a mask says nothing to causal attention"):
+        chunk.decoder.layers[0](torch.zeros(4, 1, 64), attention_mask=mask)
+
+
+def test_no_mask_is_left_out_silently():
+    run_te_ranks(_masked, 1)
+
+
+def test_documents_are_never_cut_as_one_text_is():
+    _, packed = batches()
+    group = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    with pytest.raises(AssertionError, match="would let documents see each other"):
+        packed.sequences(ContextShare(group, attends=False))
