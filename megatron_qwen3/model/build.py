@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_qwen3.model import specs
+from megatron_qwen3.model import scaling, specs
 from megatron_qwen3.model.dca import DualChunk
 from megatron_qwen3.model.initialize import initialize
 from megatron_qwen3.model.logits import Logits, OutputLayer
@@ -117,6 +117,7 @@ def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[
         ]
         for chunk in chunks:
             chunk.to(torch.cuda.current_device())
+            scaling.keep_plain(chunk)
             initialize(chunk, config.run.seed, model.init_std)
     return chunks
 

@@ -24,6 +24,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
+from megatron.core.fp8_utils import get_fp8_recipe
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
@@ -94,6 +95,7 @@ __all__ = [
     "finalize_model_grads",
     "get_forward_backward_func",
     "get_gpt_decoder_block_spec",
+    "get_fp8_recipe",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_transformer_layer_offset",

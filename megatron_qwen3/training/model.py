@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_qwen3.model import scaling
 from megatron_qwen3.model.build import build
 from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.document_share import DocumentShare
@@ -181,7 +182,7 @@ class Model:
     def take_weights(self, weights: Mapping[str, Any]) -> None:
         """Have these weights and buffers: the tensors of all that `weights` describes."""
         for index, chunk in enumerate(self.chunks):
-            chunk.load_state_dict(weights[f"chunk{index}"])
+            chunk.load_state_dict(scaling.taken(chunk, weights[f"chunk{index}"]))
         self.count_update()
 
     def synchronize(self) -> None:

@@ -1,0 +1,103 @@
+"""What FP8's recipe `delayed` remembers between steps, in checkpoints as plain tensors.
+
+    keep_plain(chunk)                       # once, when the chunk is made
+    chunk.load_state_dict(taken(chunk, loaded))
+
+Transformer Engine saves the scales of a module, and the largest values that set them, as a pickle,
+which runs whatever it names when it is read: its newest releases refuse to, and we read no pickle of
+a stranger's checkpoint. Here they are tensors by name, as they are at the moment of saving. Of
+experts each has its own, wherever it lives. Every other recipe scales by what it sees, and saves
+nothing.
+
+A checkpoint without them, or with others, as of another program, leaves a module as it is when it
+is made: it begins with a fresh history. So do histories of another length.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from megatron_qwen3.parallel.mcore import get_fp8_recipe
+
+_SUFFIX: Final = "._extra_state"
+_DIRECTIONS: Final = ("scaling_fwd", "scaling_bwd")
+
+
+def keep_plain(chunk: nn.Module) -> None:
+    """Let the modules of Transformer Engine give their extra state as plain tensors."""
+    for module in chunk.modules():
+        if not hasattr(module, "fp8_meta"):
+            continue
+        if hasattr(module, "num_gemms"):
+            module.get_extra_state = _nothing
+            module._split_extra_state = partial(_of_each, module)
+        else:
+            module.get_extra_state = partial(_state, module)
+
+
+def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """What else was loaded into a chunk; the scaling state goes into its modules at once."""
+    states: dict[str, dict[int, Any]] = {}
+    others, modules = dict(loaded), dict(chunk.named_modules())
+    for name in loaded:
+        path, suffix, expert = name.rpartition(_SUFFIX)
+        if suffix and hasattr(modules.get(path), "fp8_meta"):
+            states.setdefault(path, {})[int(expert or 0)] = others[name]
+            others[name] = _nothing()
+    config: Any = chunk.config
+    if config.fp8 and config.fp8_recipe == "delayed":
+        for path, of_parts in states.items():
+            parts = [of_parts[part] for part in sorted(of_parts)]
+            if all(isinstance(part, dict) for part in parts):
+                _make(modules[path], len(parts), config)
+                _take(modules[path], parts)
+    return others
+
+
+def _nothing() -> Tensor:
+    """What Transformer Engine saves, and takes, for no extra state."""
+    return torch.empty(0, dtype=torch.uint8)
+
+
+def _state(module: Any) -> Any:
+    """A module's scales and histories, copied; nothing where it has none."""
+    return _of_each(module)[0]
+
+
+def _of_each(module: Any, _: object = None) -> list[Any]:
+    """The same of each of its matrices, whose tensors stand side by side."""
+    count = getattr(module, "num_gemms", 1)
+    parts: list[Any] = [{} for _ in range(count)]
+    for name, value in _tensors(module):
+        for part, own in zip(parts, value.unflatten(-1, (count, -1)).unbind(-2), strict=True):
+            part[name] = own.detach().to("cpu", copy=True)
+    return [part or _nothing() for part in parts]
+
+
+def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module by name; none before the first step."""
+    for direction in _DIRECTIONS:
+        state = module.fp8_meta.get(direction)
+        if hasattr(state, "amax_history"):
+            yield f"{direction}.scale", state.scale
+            yield f"{direction}.amax_history", state.amax_history
+
+
+def _make(module: Any, count: int, config: Any) -> None:
+    """Scales and histories of a module that has not been called yet."""
+    if not any(True for _ in _tensors(module)):
+        recipe = get_fp8_recipe(config)
+        module.fp8_meta |= {"num_gemms": count, "recipe": recipe}
+        module.init_fp8_meta_tensors(recipe)
+
+
+@torch.no_grad()
+def _take(module: Any, parts: list[dict[str, Tensor]]) -> None:
+    """Into the module, where the parts have as much as it has."""
+    for name, value in _tensors(module):
+        saved = [part[name] for part in parts if name in part]
+        if len(saved) == len(parts) and (whole := torch.cat(saved, -1)).shape == value.shape:
+            value.copy_(whole)

@@ -1,0 +1,220 @@
+"""FP8 in the trainer: losses near bf16's, runs that go on to the bit, and from and to bf16.
+
+Transformer Engine's Python is real, with its recipes, histories and padding; the products of its
+kernels are stood in by float32 products of numbers rounded to FP8.
+"""
+
+import pytest
+import torch
+
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.generate.engine import Generator
+from megatron_qwen3.generate.sampling import Sampling
+from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.parallel.runtime import start, stop
+from megatron_qwen3.training import checkpoint, saver
+from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.engine import Engine
+from megatron_qwen3.training.objectives import cross_entropy
+from tests.ranks import RankError
+from tests.shards import assemble, local_shards
+from tests.te.te_ranks import run_te_ranks
+
+SEQUENCES, POSITIONS, VOCABULARY = 8, 32, 512
+ENDS = ("fp8.first_layers_bf16=1", "fp8.last_layers_bf16=1")
+TP2, EP2 = "parallel.tensor=2", "parallel.expert=2"
+
+
+def config_of(preset, *settings):
+    base = [
+        f"model.preset={preset}",
+        "model.kind=te",
+        "run.device=cpu",
+        "train.steps=99",
+        f"train.global_batch={SEQUENCES}",
+        f"data.sequence_length={POSITIONS}",
+    ]
+    return load([], [*base, *settings])
+
+
+def batch_of(step, engine, positions=POSITIONS):
+    """Rows that count by 1, 2 or 3: something to learn within a few steps."""
+    rows = SEQUENCES // engine.layout.data
+    generator = torch.Generator().manual_seed(step)
+    first = torch.randint(VOCABULARY, (SEQUENCES, 1), generator=generator)
+    stride = torch.randint(1, 4, (SEQUENCES, 1), generator=generator)
+    ids = (first + stride * torch.arange(positions + 1)) % VOCABULARY
+    mine = ids[engine.data_rank * rows : (engine.data_rank + 1) * rows]
+    return TokenBatch.of(mine[:, :-1], mine[:, 1:])
+
+
+def steps(engine, first, last):
+    """(loss, gradient norm) of steps first … last - 1; step s always sees the same batch."""
+    found = []
+    for step in range(first, last):
+        metrics = engine.train_step(batch_of(step, engine), cross_entropy, 1e-3)
+        found.append((metrics["loss"], metrics["grad_norm"]))
+    return found
+
+
+def trained(preset, count, *runs):
+    """Of each run its steps."""
+    found = []
+    for settings in runs:
+        config = config_of(preset, *settings)
+        found.append(steps(Engine(config, start(config)), 0, count))
+        stop()
+    return found
+
+
+def weights_of(engine):
+    engine.model.synchronize()
+    return local_shards(engine.model.chunks, lambda t: t)
+
+
+RUNS = [
+    ("tiny-dense", ("tensorwise",), 1),
+    ("tiny-moe", ("delayed", "fp8.history=4"), 1),
+    pytest.param("tiny-dense", ("delayed",), 1, marks=pytest.mark.slow),
+    pytest.param("tiny-moe", ("tensorwise", *ENDS), 1, marks=pytest.mark.slow),
+    pytest.param("tiny-dense", ("tensorwise", "fp8.format=e4m3", TP2), 2, marks=pytest.mark.slow),
+    pytest.param("tiny-moe", ("tensorwise", "fp8.expert_rows=route", EP2), 2, marks=pytest.mark.slow),
+    pytest.param("tiny-dense", ("delayed", "parallel.recompute=full"), 1, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("preset", "recipe", "ranks"), RUNS)
+def test_losses_follow_those_in_bf16_over_50_steps(preset, recipe, ranks):
+    layout = [s for s in recipe if s.startswith("parallel.")]
+    runs = layout, [f"fp8.recipe={recipe[0]}", *recipe[1:]]
+    wide, low = run_te_ranks(trained, ranks, preset, 50, *runs)[0]
+    losses, lows = ([loss for loss, _ in run] for run in (wide, low))
+    assert losses[-1] < losses[0] - 1  # that they learn
+    assert lows == pytest.approx(losses, rel=5e-3)
+    assert all(a != b for a, b in zip(losses, lows, strict=True))
+
+
+def test_layers_at_the_ends_compute_in_bf16():
+    """With all but one in bf16 the first loss is nearer to bf16's than with none."""
+    most = ["fp8.recipe=tensorwise", "fp8.first_layers_bf16=2", "fp8.last_layers_bf16=1"]
+    (runs,) = run_te_ranks(trained, 1, "tiny-dense", 1, [], most, ["fp8.recipe=tensorwise"])
+    (((wide, _),), ((ends, _),), ((none, _),)) = runs
+    assert 0 < abs(ends - wide) < abs(none - wide)
+
+
+def test_rows_of_experts_are_filled_up_in_two_ways_that_compute_the_same():
+    runs = [["fp8.recipe=tensorwise", f"fp8.expert_rows={way}"] for way in ("pad", "route")]
+    padded, routed = run_te_ranks(trained, 1, "tiny-moe", 2, *runs)[0]
+    assert routed == [pytest.approx(step, rel=1e-3) for step in padded]
+
+
+def undisturbed(config):
+    engine = Engine(config, start(config))
+    found = steps(engine, 0, 3)
+    saver.save(engine, config, 3)
+    return found + steps(engine, 3, 5), weights_of(engine)
+
+
+def resumed(config, path):
+    engine = Engine(config, start(config))
+    checkpoint.load(engine, path)
+    found = steps(engine, 3, 5)
+    checkpoint.load(engine, path)  # what goes back to a checkpoint is where it was, too
+    assert steps(engine, 3, 5) == found
+    return found, weights_of(engine)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "ranks"),
+    [
+        ("tiny-dense", ("fp8.recipe=delayed", "fp8.history=4", TP2), 2),
+        ("tiny-moe", ("fp8.recipe=delayed", "fp8.history=4", EP2), 2),
+        ("tiny-moe", ("fp8.recipe=tensorwise", *ENDS), 1),
+    ],
+)
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, settings, ranks):
+    config = config_of(preset, f"run.dir={tmp_path}", *settings)
+    whole = run_te_ranks(undisturbed, ranks, config)
+    (saved,) = checkpoint.checkpoints(config.run_dir)
+    again = run_te_ranks(resumed, ranks, config, saved)
+    assert again[0][0] == whole[0][0][3:]
+    weights = assemble([shards for _, shards in again])
+    for name, expected in assemble([shards for _, shards in whole]).items():
+        assert torch.equal(weights[name], expected), name
+
+
+def went_on(config, path):
+    """What a run loads, and then its steps."""
+    engine = Engine(config, start(config))
+    progress = checkpoint.load(engine, path)
+    loaded = weights_of(engine)
+    found = steps(engine, progress.step, progress.step + 1)
+    saver.save(engine, config, progress.step + 1)
+    return loaded, weights_of(engine), found
+
+
+def began(config):
+    engine = Engine(config, start(config))
+    ((loss, _),) = steps(engine, 0, 1)
+    saver.save(engine, config, 1)
+    return weights_of(engine), loss
+
+
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_a_run_goes_on_in_fp8_and_back_in_bf16_with_the_weights_that_it_had(tmp_path, preset):
+    home = f"run.dir={tmp_path}"
+    path = config_of(preset, home).run_dir
+    ((weights, loss),) = run_te_ranks(began, 1, config_of(preset, home))
+    recipes = ["delayed", "tensorwise", "none", "delayed"]
+    kinds = ["te", "te", "torch", "te"]
+    for recipe, kind in zip(recipes, kinds, strict=True):
+        config = config_of(preset, home, f"fp8.recipe={recipe}", f"model.kind={kind}")
+        newest = checkpoint.newest(path)
+        ((loaded, after, found),) = run_te_ranks(went_on, 1, config, newest)
+        before, loaded = (assemble([shards]) for shards in (weights, loaded))
+        assert all(torch.equal(loaded[name], before[name]) for name in before)
+        assert abs(found[0][0] - loss) < 0.2  # no jump
+        weights, loss = after, found[0][0]
+
+
+def test_a_run_in_float32_does_not_go_on_in_fp8(tmp_path):
+    home = f"run.dir={tmp_path}"
+    wide = config_of("tiny-dense", home, "train.precision=fp32", "model.kind=torch")
+    run_te_ranks(began, 1, wide)
+    low = config_of("tiny-dense", home, "fp8.recipe=tensorwise")
+    with pytest.raises(ConfigError, match=r'train.precision = "bf16", but .* checkpoint.init_from'):
+        checkpoint.check_same_run(low, checkpoint.newest(low.run_dir))
+
+
+def scored_and_written(preset, recipe):
+    """Log-probabilities by the layers in FP8, and tokens by those in bf16."""
+    config = config_of(preset, f"fp8.recipe={recipe}", "model.init_std=0.15")
+    engine = Engine(config, start(config))
+    batch = batch_of(0, engine)
+    scored = engine.model.score(batch, log_probs)["log_prob"]
+    generator = Generator(engine.model)
+    written = generator.generate([[1, 2, 3], [4]], Sampling(temperature=0), 5)
+    engine.train_step(batch, cross_entropy, 1e-3)
+    again = engine.model.score(batch, log_probs)["log_prob"]
+    stop()
+    return scored, [answer.tokens for answer in written], again
+
+
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_scores_are_in_fp8_and_of_the_weights_of_now_and_texts_are_written_in_bf16(preset):
+    wide, low = (run_te_ranks(scored_and_written, 1, preset, r)[0] for r in ("none", "tensorwise"))
+    assert low[1] == wide[1]
+    assert not torch.equal(low[0], wide[0])
+    moved = (wide[2] - wide[0]).norm()
+    assert (low[2] - low[0]).norm() == pytest.approx(moved.item(), rel=0.3)
+
+
+def of_length(positions):
+    config = config_of("tiny-dense", "fp8.recipe=tensorwise")
+    engine = Engine(config, start(config))
+    engine.train_step(batch_of(0, engine, positions), cross_entropy, 1e-3)
+
+
+def test_rows_that_fp8_cannot_multiply_are_told():
+    with pytest.raises(RankError, match='rows of 24 positions are no multiple of 16, which fp8.rec'):
+        run_te_ranks(of_length, 1, 24)
