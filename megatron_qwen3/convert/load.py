@@ -131,7 +131,8 @@ def fill(
     if verify and not is_hf:
         check_intact(source, verify == "full")
     lacking = {EXPERT_SHARE} if is_hf else set()
-    template, others = _without(model.weights(), lacking | ({SCALAR_HEAD} if fresh_head else set()))
+    lacking |= {SCALAR_HEAD} if fresh_head else set()
+    template, others = _without(model.template(), lacking)
     loaded = load(template, source, preferred, read=read_weights)
     model.take_weights({name: part | others[name] for name, part in loaded.items()})
 

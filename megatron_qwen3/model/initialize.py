@@ -6,6 +6,7 @@ compared without a checkpoint. Norm scales keep their ones.
 """
 
 import hashlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from megatron_qwen3.parallel.mcore import (
     ShardedTensor,
     ShardedTensorFactory,
     VocabParallelEmbedding,
+    is_float8tensor,
 )
 
 _SPLIT = (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)
@@ -40,8 +42,20 @@ def initialize(chunk: nn.Module, seed: int, std: float) -> None:
     metadata = {"dp_cp_group": groups.dp_cp}
     for entry in chunk.sharded_state_dict(metadata=metadata).values():
         if isinstance(entry, (ShardedTensor, ShardedTensorFactory)) and id(entry.data) in matrices:
-            for shard, _ in shards(entry):
-                _fill(shard, seed, std)
+            _fill_whole(entry, seed, std)
+
+
+def _fill_whole(entry: ShardedTensor | ShardedTensorFactory, seed: int, std: float) -> None:
+    """A weight that is kept in FP8 has one scale, or one for each block: it is cast whole, and what
+    its float32 master is made of is what it was before."""
+    weight, wide = entry.data, entry.data
+    if is_float8tensor(weight):
+        wide = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    for shard, _ in shards(replace(entry, data=wide)):
+        _fill(shard, seed, std)
+    if wide is not weight:
+        weight.copy_(wide)
+        weight.get_high_precision_init_val().copy_(wide)
 
 
 def _fill(shard: ShardedTensor, seed: int, std: float) -> None:

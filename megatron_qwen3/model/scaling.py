@@ -3,9 +3,9 @@
     keep_plain(chunk)                       # once, when the chunk is made
     chunk.load_state_dict(taken(chunk, loaded))
 
-Transformer Engine saves the scales of a module, and the largest values that set them, as a pickle,
-which runs whatever it names when it is read: its newest releases refuse to, and we read no pickle of
-a stranger's checkpoint. Here they are tensors by name, as they are at the moment of saving. Of
+Transformer Engine saves a module's scales, and the largest values that set them, as a pickle, which
+runs whatever it names when it is read: its newest releases refuse to, and we read no pickle of a
+stranger's checkpoint. Here they are tensors by name, as they are at the moment of saving. Of
 experts each has its own, wherever it lives. Every other recipe scales by what it sees, and saves
 nothing.
 

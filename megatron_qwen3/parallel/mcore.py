@@ -25,6 +25,11 @@ from megatron.core.distributed import (
 )
 from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
 from megatron.core.fp8_utils import get_fp8_recipe
+from megatron.core.fp8_utils import (
+    get_fp8_recipe,
+    is_float8tensor,
+    post_all_gather_processing,
+)
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
@@ -99,8 +104,10 @@ __all__ = [
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_transformer_layer_offset",
+    "is_float8tensor",
     "is_main_replica",
     "optimizers",
     "parallel_state",
+    "post_all_gather_processing",
     "tensor_parallel",
 ]

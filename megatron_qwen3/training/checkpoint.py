@@ -91,10 +91,11 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 
     ConfigError on all ranks where one finds it damaged, or made to run code.
     """
-    template = engine.model.weights() | {"optimizer": shards.optimizer_template(engine)}
+    template = engine.model.template() | {"optimizer": shards.optimizer_template(engine)}
     engine.model.take_weights(filled(template, checkpoint))
     progress = Progress.read(checkpoint)
     optim.set_step(engine.optimizer, progress.updates)
+    _recast(engine)
     model = engine.model
     model.weights_version = max(model.weights_version, progress.updates)
     return progress
@@ -119,3 +120,13 @@ def load_weights(engine: Engine, source: Path) -> None:
         masters = {n: entry for n, entry in masters.items() if entry.key != SCALAR_HEAD}
     if masters:
         filled({"masters": masters}, source, preferred=shards.MASTER, read=read_weights)
+    _recast(engine)
+
+
+def _recast(engine: Engine) -> None:
+    """Cast the weights that are kept in FP8 from the float32 ones, as the last step did."""
+    if engine.config.fp8.gather:
+        optim.recast(engine.optimizer)
+        for replica in engine.model.replicas:
+            replica.start_param_sync(force_sync=True)
+            engine.model.finish_fp8(replica)

@@ -9,6 +9,7 @@ the process groups of a second one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,11 @@ from megatron_qwen3.model.document_share import DocumentShare
 from megatron_qwen3.model.outputs import Head, LastStage, Outputs
 from megatron_qwen3.parallel.groups import Groups
 from megatron_qwen3.parallel.layout import Layout, row_unit
-from megatron_qwen3.parallel.mcore import get_forward_backward_func
+from megatron_qwen3.parallel.mcore import (
+    get_forward_backward_func,
+    is_float8tensor,
+    post_all_gather_processing,
+)
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import Share, TokenBatch
 
@@ -179,6 +184,14 @@ class Model:
                 for index, chunk in enumerate(self.chunks)
             }
 
+    def template(self) -> dict[str, Any]:
+        """`weights` to be read into: of what is kept in FP8 new tensors, which `take_weights` casts
+        whole."""
+        return {
+            chunk: {name: _to_read_into(entry) for name, entry in entries.items()}
+            for chunk, entries in self.weights().items()
+        }
+
     def take_weights(self, weights: Mapping[str, Any]) -> None:
         """Have these weights and buffers: the tensors of all that `weights` describes."""
         for index, chunk in enumerate(self.chunks):
@@ -194,6 +207,13 @@ class Model:
         for replica in self.replicas:
             if replica.ddp_config.overlap_param_gather:
                 replica.start_param_sync(force_sync=True)
+                self.finish_fp8(replica)
+
+    def finish_fp8(self, replica: Any) -> None:
+        """Make what backward passes read of weights in FP8 that of the gathered ones, which
+        megatron-core does only where the next forward pass gathers them."""
+        if low := [weight for weight in replica.parameters() if is_float8tensor(weight)]:
+            post_all_gather_processing(low)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -241,3 +261,10 @@ class Model:
         finally:
             for chunk in self.chunks:
                 chunk.train(was_training)
+
+
+def _to_read_into(entry: Any) -> Any:
+    data: Any = getattr(entry, "data", None)
+    if not is_float8tensor(data):
+        return entry
+    return replace(entry, data=torch.empty(data.shape, dtype=data.dtype, device=data.device))

@@ -201,6 +201,12 @@ def _allocate(adam: torch.optim.Optimizer, state: dict[str, Any], main: Tensor) 
         state["step"] = torch.zeros((), device=main.device)
 
 
+def recast(optimizer: MegatronOptimizer) -> None:
+    """Make the model's own weights, on the ranks that own them, those that AdamW updates."""
+    for part in _parts(optimizer):
+        part._copy_main_params_to_model_params()
+
+
 def set_step(optimizer: MegatronOptimizer, step: int) -> None:
     """Make `step` the number of updates that AdamW's bias correction counts from."""
     for adam in (one for part in _parts(optimizer) for one in _updating(part.optimizer)):

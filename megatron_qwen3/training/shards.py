@@ -23,6 +23,7 @@ from megatron_qwen3.parallel.mcore import (
     ShardedObject,
     ShardedTensor,
     ShardedTensorFactory,
+    is_float8tensor,
     is_main_replica,
 )
 from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Place
@@ -122,7 +123,10 @@ def _parts_of_range(
     """The parts of a weight, and of its optimizer state, that a range of it is made of."""
     param = state.param.detach()
     stop = state.start + (state.numel if state.tensors else param.numel())
-    flat = {"": param.view(-1)[state.start : stop]}
+    if is_float8tensor(param):  # what a run in bf16 has
+        flat = {"": state.tensors["fp32_param"].view(-1).to(param.dtype)}
+    else:
+        flat = {"": param.view(-1)[state.start : stop]}
     flat |= {f"{_OPTIMIZER}{name}.": tensor.view(-1) for name, tensor in state.tensors.items()}
     position = 0
     for low, size in rectangles(tuple(param.shape), state.start, stop):
