@@ -78,7 +78,9 @@ RUNS = [
     pytest.param("tiny-dense", ("delayed",), 1, marks=pytest.mark.slow),
     pytest.param("tiny-moe", ("tensorwise", *ENDS), 1, marks=pytest.mark.slow),
     pytest.param("tiny-dense", ("tensorwise", "fp8.format=e4m3", TP2), 2, marks=pytest.mark.slow),
-    pytest.param("tiny-moe", ("tensorwise", "fp8.expert_rows=route", EP2), 2, marks=pytest.mark.slow),
+    pytest.param(
+        "tiny-moe", ("tensorwise", "fp8.expert_rows=route", EP2), 2, marks=pytest.mark.slow
+    ),
     pytest.param("tiny-dense", ("delayed", "parallel.recompute=full"), 1, marks=pytest.mark.slow),
 ]
 
@@ -216,5 +218,7 @@ def of_length(positions):
 
 
 def test_rows_that_fp8_cannot_multiply_are_told():
-    with pytest.raises(RankError, match='rows of 24 positions are no multiple of 16, which fp8.rec'):
+    with pytest.raises(
+        RankError, match="rows of 24 positions are no multiple of 16, which fp8.rec"
+    ):
         run_te_ranks(of_length, 1, 24)
