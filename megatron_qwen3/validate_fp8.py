@@ -34,6 +34,11 @@ def faults(config: Config) -> Iterator[str]:
             f'fp8.recipe = "{fp8.recipe}" with train.precision = "{config.train.precision}": what '
             'is not in FP8 is in bf16; set train.precision = "bf16", or fp8.recipe = "none"'
         )
+    if config.model.kind == "torch":
+        yield (
+            f'fp8.recipe = "{fp8.recipe}" with model.kind = "torch", whose layers multiply in '
+            'bf16; set model.kind = "te" or "auto", or fp8.recipe = "none"'
+        )
     yield from _recipe_faults(fp8)
     yield from _end_faults(config)
     yield from _gather_faults(config)

@@ -38,17 +38,19 @@ _INSTALL = 'pip install --no-build-isolation "transformer_engine[pytorch]"'
 def kind(config: Config) -> str:
     """ "torch" or "te": model.kind where it says so; "auto" is decided here.
 
-    ConfigError where it is "te", and this process cannot have it.
+    ConfigError where it is "te", or products are in FP8, and this process cannot have it.
     """
     asked = config.model.kind
     if asked == "torch":
         return asked
     lacking = _lacking()
+    if config.fp8.is_on and lacking:
+        raise ConfigError(f'fp8.recipe = "{config.fp8.recipe}", but {lacking}; valid here: "none"')
     if asked == "te" and lacking:
         raise ConfigError(f'model.kind = "te", but {lacking}; valid here: "torch", "auto"')
-    if asked == "te":
+    if asked == "te" or config.fp8.is_on:
         _check_dispatch(config.parallel.dispatch)
-        return asked
+        return "te"
     # Transformer Engine's attention has no kernel for float32.
     return "te" if not lacking and config.train.precision == "bf16" else "torch"
 

@@ -24,7 +24,6 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
-from megatron.core.fp8_utils import get_fp8_recipe
 from megatron.core.fp8_utils import (
     get_fp8_recipe,
     is_float8tensor,

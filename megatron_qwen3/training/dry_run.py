@@ -25,6 +25,7 @@ from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import DistributedOptimizer, Range
 from megatron_qwen3.settings import Config, OptimConfig
+from megatron_qwen3.settings_fp8 import Fp8Config
 from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.model import Model
@@ -77,7 +78,8 @@ def dry_run(config: Config, layout: Layout) -> list[Role]:
     """Every distinct role of the run, in the order of its first rank.
 
     Of layers of torch: those of Transformer Engine, which needs a GPU, have the same weights. What
-    of the optimizer is narrower than float32, or lies on the host, is reckoned.
+    of the optimizer is narrower than float32, or lies on the host, is reckoned. Of
+    weights that are kept in FP8 it has what they are in bf16.
     """
     optim, usual = config.optim, OptimConfig()
     moments = {"fp32": 4, "bf16": 2}
@@ -87,6 +89,7 @@ def dry_run(config: Config, layout: Layout) -> list[Role]:
     config = replace(
         config,
         model=replace(config.model, kind="torch"),
+        fp8=Fp8Config(),
         overlap=OverlapConfig(),
         optim=replace(optim, **plain, offload_overlap=False),
     )

@@ -143,3 +143,17 @@ def fused_amax_and_scale_update_after_reduction(
         new = most / amax / 2.0**margin
         new = torch.where((amax > 0) & torch.isfinite(amax), new, scale)
         scale.copy_(new.clamp(max=torch.finfo(torch.float32).max))
+        new = torch.where((amax > 0) & torch.isfinite(amax), new, scale)
+        scale.copy_(new.clamp(max=torch.finfo(torch.float32).max))
+
+
+def multi_tensor_compute_scale_and_scale_inv(
+    chunk_size, noop_flag, tensor_lists, max_fp8, force_pow_2_scales, epsilon
+):
+    """Of each weight, by the largest value of all ranks' shares of it."""
+    for amax, scale, scale_inv in zip(*tensor_lists, strict=True):
+        largest = amax.clamp(min=epsilon)
+        new = torch.where(largest > 0, max_fp8 / largest, torch.ones_like(largest))
+        new = torch.exp2(new.log2().floor()) if force_pow_2_scales else new
+        scale.copy_(new)
+        scale_inv.copy_(1 / new)

@@ -20,7 +20,7 @@ from tests.ranks import RankError
 from tests.shards import assemble, local_shards
 from tests.te.te_ranks import run_te_ranks
 
-SEQUENCES, POSITIONS, VOCABULARY = 8, 32, 512
+SEQUENCES, POSITIONS, VOCABULARY = 8, 32, 512  # in two micro-batches
 ENDS = ("fp8.first_layers_bf16=1", "fp8.last_layers_bf16=1")
 TP2, EP2 = "parallel.tensor=2", "parallel.expert=2"
 
@@ -32,6 +32,7 @@ def config_of(preset, *settings):
         "run.device=cpu",
         "train.steps=99",
         f"train.global_batch={SEQUENCES}",
+        "train.micro_batch=4",
         f"data.sequence_length={POSITIONS}",
     ]
     return load([], [*base, *settings])
@@ -73,27 +74,41 @@ def weights_of(engine):
 
 
 RUNS = [
-    ("tiny-dense", ("tensorwise",), 1),
-    ("tiny-moe", ("delayed", "fp8.history=4"), 1),
-    pytest.param("tiny-dense", ("delayed",), 1, marks=pytest.mark.slow),
-    pytest.param("tiny-moe", ("tensorwise", *ENDS), 1, marks=pytest.mark.slow),
-    pytest.param("tiny-dense", ("tensorwise", "fp8.format=e4m3", TP2), 2, marks=pytest.mark.slow),
-    pytest.param(
-        "tiny-moe", ("tensorwise", "fp8.expert_rows=route", EP2), 2, marks=pytest.mark.slow
-    ),
-    pytest.param("tiny-dense", ("delayed", "parallel.recompute=full"), 1, marks=pytest.mark.slow),
+    ("tiny-dense", 1, ("tensorwise",)),
+    ("tiny-moe", 1, ("delayed", "fp8.history=4")),
+    ("tiny-dense", 1, ("delayed",)),
+    ("tiny-moe", 1, ("tensorwise", *ENDS)),
+    ("tiny-dense", 2, ("tensorwise", "fp8.format=e4m3", TP2)),
+    ("tiny-moe", 2, ("tensorwise", "fp8.expert_rows=route", EP2)),
+    ("tiny-dense", 1, ("delayed", "parallel.recompute=full")),
+    ("tiny-dense", 2, ("tensorwise", "fp8.gather=true")),
 ]
 
 
-@pytest.mark.parametrize(("preset", "recipe", "ranks"), RUNS)
-def test_losses_follow_those_in_bf16_over_50_steps(preset, recipe, ranks):
+def losses_of_both(preset, ranks, recipe, count):
+    """In bf16 and in FP8, in the same layout."""
     layout = [s for s in recipe if s.startswith("parallel.")]
-    runs = layout, [f"fp8.recipe={recipe[0]}", *recipe[1:]]
-    wide, low = run_te_ranks(trained, ranks, preset, 50, *runs)[0]
-    losses, lows = ([loss for loss, _ in run] for run in (wide, low))
-    assert losses[-1] < losses[0] - 1  # that they learn
-    assert lows == pytest.approx(losses, rel=5e-3)
-    assert all(a != b for a, b in zip(losses, lows, strict=True))
+    low = [f"fp8.recipe={recipe[0]}", *recipe[1:]]
+    whole = f"train.micro_batch={SEQUENCES // ranks}" if not layout else "train.micro_batch=8"
+    runs = [[whole, *settings] for settings in (layout, low)]
+    wide, low = run_te_ranks(trained, ranks, preset, count, *runs, timeout_seconds=900)[0]
+    return [loss for loss, _ in wide], [loss for loss, _ in low]
+
+
+@pytest.mark.parametrize(("preset", "ranks", "recipe"), RUNS[:2])
+def test_losses_follow_those_in_bf16(preset, ranks, recipe):
+    wide, low = losses_of_both(preset, ranks, recipe, 8)
+    assert low == pytest.approx(wide, rel=5e-3)
+    assert all(a != b for a, b in zip(wide, low, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "ranks", "recipe"), RUNS)
+def test_losses_follow_those_in_bf16_over_50_steps(preset, ranks, recipe):
+    wide, low = losses_of_both(preset, ranks, recipe, 50)
+    assert wide[-1] < wide[0] - 0.5  # that they learn
+    assert low == pytest.approx(wide, rel=5e-3)
+    assert all(a != b for a, b in zip(wide, low, strict=True))
 
 
 def test_layers_at_the_ends_compute_in_bf16():
@@ -132,6 +147,7 @@ def resumed(config, path):
         ("tiny-dense", ("fp8.recipe=delayed", "fp8.history=4", TP2), 2),
         ("tiny-moe", ("fp8.recipe=delayed", "fp8.history=4", EP2), 2),
         ("tiny-moe", ("fp8.recipe=tensorwise", *ENDS), 1),
+        ("tiny-moe", ("fp8.recipe=tensorwise", "fp8.gather=true"), 2),
     ],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path, preset, settings, ranks):

@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig, load, to_toml
 from megatron_qwen3.cpu import redirect
+from megatron_qwen3.model import specs
 from megatron_qwen3.parallel import fp8
 from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.parallel.mcore import (
@@ -66,6 +67,7 @@ def test_the_table_is_written_and_read_alike(tmp_path):
         (["fp8.recipe=e4m3"], "is not one of none, delayed, tensorwise, blockwise, mxfp8, nvfp4"),
         (["fp8.recipe=tensorwise", "fp8.format=e5m2"], "is not one of auto, e4m3, hybrid"),
         (["fp8.recipe=tensorwise", "train.precision=fp32"], 'set train.precision = "bf16", or fp8'),
+        (["fp8.recipe=mxfp8", "model.kind=torch"], 'set model.kind = "te" or "auto", or fp8.rec'),
         (["fp8.format=hybrid"], 'fp8.format = "hybrid", but fp8.recipe = "none"'),
         (["fp8.first_layers_bf16=1"], "set a recipe, or this back to 0"),
         (["fp8.recipe=tensorwise", "fp8.margin=1"], 'goes with fp8.recipe = "delayed"'),
@@ -191,6 +193,12 @@ def test_a_machine_without_transformer_engine_is_told_what_installs_it(monkeypat
         fp8.check(config_of("fp8.recipe=tensorwise"))
     assert "\n" not in str(raised.value)
     fp8.check(config_of())
+
+
+def test_layers_of_torch_never_take_the_place_of_fp8():
+    """Where model.kind is "auto" they would, without a word."""
+    with pytest.raises(ConfigError, match='fp8.recipe = "tensorwise", but torch sees no GPU'):
+        specs.kind(config_of("fp8.recipe=tensorwise"))
 
 
 def test_a_job_without_gpus_has_no_fp8():
