@@ -7,12 +7,14 @@ waits in a queue and again on its nodes (`parallel/fp8.py`, which also looks at 
 from collections.abc import Iterator
 
 from megatron_qwen3.fields import settings_of
+from megatron_qwen3.modes import belongs
 from megatron_qwen3.parallel.layout import near, row_unit
 from megatron_qwen3.settings import Config, ModelConfig, ParallelConfig
 from megatron_qwen3.settings_fp8 import ARITHMETIC, UNITS, Fp8Config
 from megatron_qwen3.toml import emit
 
 _OF_DELAYED = ("history", "history_choice", "margin")
+_GATHERED = ("delayed", "tensorwise")
 # The first compute capability that has a recipe's products.
 _LEAST_CHIP = {
     "delayed": (8, 9),
@@ -117,23 +119,23 @@ def _end_faults(config: Config) -> Iterator[str]:
 
 def _gather_faults(config: Config) -> Iterator[str]:
     """Weights in FP8 are cast from the shares of them that data ranks own."""
-    fp8 = config.fp8
+    fp8, mode = config.fp8, config.run.mode
     if not fp8.gather:
         return
-    if fp8.recipe == "nvfp4":
+    if fp8.recipe not in _GATHERED:
         yield (
-            'fp8.gather = true with fp8.recipe = "nvfp4": weights of 4 bits are not gathered; set '
-            "it to false"
+            f'fp8.gather = true with fp8.recipe = "{fp8.recipe}": weights are kept so by recipes '
+            f"of whole tensors alone; set it to false, or fp8.recipe = {' or '.join(_GATHERED)}"
         )
     if not config.optim.distributed:
         yield (
             "fp8.gather = true needs optim.distributed = true, whose ranks cast and gather the "
             "weights that they own; set one of them"
         )
-    if fp8.recipe == "mxfp8" and not config.parallel.overlap:
+    if belongs("rollouts", mode):
         yield (
-            'fp8.gather = true with fp8.recipe = "mxfp8" needs parallel.overlap = true: without, '
-            "megatron-core leaves NaN in the weights that it gathers; set one of them"
+            f'fp8.gather = true with run.mode = "{mode}", whose answers are sampled by weights in '
+            "bf16; set it to false"
         )
 
 

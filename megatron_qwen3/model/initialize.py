@@ -55,7 +55,8 @@ def _fill_whole(entry: ShardedTensor | ShardedTensorFactory, seed: int, std: flo
         _fill(shard, seed, std)
     if wide is not weight:
         weight.copy_(wide)
-        weight.get_high_precision_init_val().copy_(wide)
+        if hasattr(weight, "get_high_precision_init_val"):
+            weight.get_high_precision_init_val().copy_(wide)
 
 
 def _fill(shard: ShardedTensor, seed: int, std: float) -> None:

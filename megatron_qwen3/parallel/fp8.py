@@ -70,23 +70,12 @@ def of_model(config: Config) -> dict[str, object]:
 
 def of_gradients(config: Config) -> dict[str, object]:
     """For megatron-core's DistributedDataParallelConfig."""
-    if not config.fp8.gather:
-        return {}
-    return {
-        "fp8_param_gather": True,
-        "reuse_grad_buf_for_mxfp8_param_ag": config.fp8.recipe == "mxfp8",
-    }
+    return {"fp8_param_gather": True} if config.fp8.gather else {}
 
 
 def of_optimizer(config: Config) -> dict[str, object]:
-    """For megatron-core's OptimizerConfig."""
-    fp8 = config.fp8
-    if not fp8.is_on or fp8.recipe == "nvfp4":
-        return {}
-    return {
-        "fp8_recipe": fp8.recipe,
-        "reuse_grad_buf_for_mxfp8_param_ag": fp8.gather and fp8.recipe == "mxfp8",
-    }
+    """For megatron-core's OptimizerConfig, which asks for it where weights are kept in FP8."""
+    return {"fp8_recipe": config.fp8.recipe} if config.fp8.gather else {}
 
 
 def _faults(config: Config) -> Iterator[str]:

@@ -30,6 +30,7 @@ from megatron_qwen3.settings_fp8 import ARITHMETIC, UNITS, Fp8Config
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = ["model.preset=tiny-dense", "train.steps=1"]
 MOE = ["model.preset=qwen3-30b-a3b", "train.steps=1"]
+TASKS = ('rollouts.tasks=[{name="a",path="x"}]',)
 RECIPES = tuple(ARITHMETIC)
 
 
@@ -76,14 +77,14 @@ def test_the_table_is_written_and_read_alike(tmp_path):
         (["fp8.recipe=nvfp4", "fp8.format=e4m3"], "is of 8 bits"),
         (["fp8.recipe=delayed", "fp8.last_layers_bf16=1"], "fp8.last_layers_bf16 = 1 with fp8"),
         (["fp8.recipe=tensorwise", "fp8.last_layers_bf16=-1"], "must be at least 0"),
-        (["fp8.recipe=nvfp4", "fp8.gather=true"], "weights of 4 bits are not gathered"),
+        (["fp8.recipe=mxfp8", "fp8.gather=true"], "set it to false, or fp8.recipe = delayed or t"),
         (
             ["fp8.recipe=tensorwise", "fp8.gather=true", "optim.distributed=false"],
             "fp8.gather = true needs optim.distributed = true",
         ),
         (
-            ["fp8.recipe=mxfp8", "fp8.gather=true", "parallel.overlap=false"],
-            "needs parallel.overlap = true",
+            ["fp8.recipe=tensorwise", "fp8.gather=true", "run.mode=rl", *TASKS],
+            "whose answers are sampled by weights in bf16",
         ),
         (
             ["fp8.recipe=tensorwise", "fp8.first_layers_bf16=3", "fp8.last_layers_bf16=1"],
