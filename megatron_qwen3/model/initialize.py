@@ -54,6 +54,8 @@ def _fill_whole(entry: ShardedTensor | ShardedTensorFactory, seed: int, std: flo
     for shard, _ in shards(replace(entry, data=wide)):
         _fill(shard, seed, std)
     if wide is not weight:
+        if hasattr(weight._quantizer, "amax"):  # of the memory that it was made of
+            weight._quantizer.amax.zero_()
         weight.copy_(wide)
         if hasattr(weight, "get_high_precision_init_val"):
             weight.get_high_precision_init_val().copy_(wide)

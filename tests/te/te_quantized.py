@@ -55,7 +55,8 @@ def _scale(quantizer: Any, largest: Tensor, most: float) -> Tensor:
     """Delayed scaling notes the largest value for later steps; current scaling is by it."""
     kind = type(quantizer).__name__
     if kind == "Float8Quantizer":
-        quantizer.amax.copy_(largest.reshape(quantizer.amax.shape))
+        if quantizer.amax.numel():  # none where the scale is given
+            quantizer.amax.copy_(largest.reshape(quantizer.amax.shape))
         return quantizer.scale.reshape(1).float()
     if kind != "Float8CurrentScalingQuantizer":
         raise NotImplementedError(f"{kind} is not stood in")

@@ -119,10 +119,13 @@ def test_layers_at_the_ends_compute_in_bf16():
     assert 0 < abs(ends - wide) < abs(none - wide)
 
 
-def test_rows_of_experts_are_filled_up_in_two_ways_that_compute_the_same():
+def test_rows_of_experts_are_filled_up_in_two_ways_that_compute_nearly_the_same():
+    """Further tokens of weight 0 add nothing but their values to what sets an expert's scale."""
     runs = [["fp8.recipe=tensorwise", f"fp8.expert_rows={way}"] for way in ("pad", "route")]
     padded, routed = run_te_ranks(trained, 1, "tiny-moe", 2, *runs)[0]
-    assert routed == [pytest.approx(step, rel=1e-3) for step in padded]
+    for (loss, norm), (other_loss, other_norm) in zip(padded, routed, strict=True):
+        assert other_loss == pytest.approx(loss, rel=3e-4)
+        assert other_norm == pytest.approx(norm, rel=1e-2)
 
 
 def undisturbed(config):
