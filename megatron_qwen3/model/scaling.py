@@ -28,9 +28,7 @@ _DIRECTIONS: Final = ("scaling_fwd", "scaling_bwd")
 
 def keep_plain(chunk: nn.Module) -> None:
     """Let the modules of Transformer Engine give their extra state as plain tensors."""
-    for module in chunk.modules():
-        if not hasattr(module, "fp8_meta"):
-            continue
+    for module in filter(_is_theirs, chunk.modules()):
         if hasattr(module, "num_gemms"):
             module.get_extra_state = _nothing
             module._split_extra_state = partial(_of_each, module)
@@ -44,7 +42,7 @@ def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
     others, modules = dict(loaded), dict(chunk.named_modules())
     for name in loaded:
         path, suffix, expert = name.rpartition(_SUFFIX)
-        if suffix and hasattr(modules.get(path), "fp8_meta"):
+        if suffix and _is_theirs(modules.get(path)):
             states.setdefault(path, {})[int(expert or 0)] = others[name]
             others[name] = _nothing()
     config: Any = chunk.config
@@ -55,6 +53,12 @@ def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
                 _make(modules[path], len(parts), config)
                 _take(modules[path], parts)
     return others
+
+
+def _is_theirs(module: object) -> bool:
+    """Whether a module is one of Transformer Engine's, of which norms scale nothing."""
+    of_engine = (kind.__module__.startswith("transformer_engine.") for kind in type(module).__mro__)
+    return hasattr(module, "fp8_meta") or any(of_engine)
 
 
 def _nothing() -> Tensor:
@@ -80,7 +84,7 @@ def _of_each(module: Any, _: object = None) -> list[Any]:
 def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a module by name; none before the first step."""
     for direction in _DIRECTIONS:
-        state = module.fp8_meta.get(direction)
+        state = getattr(module, "fp8_meta", {}).get(direction)
         if hasattr(state, "amax_history"):
             yield f"{direction}.scale", state.scale
             yield f"{direction}.amax_history", state.amax_history
