@@ -4,19 +4,23 @@ Transformer Engine's Python is real, with its recipes, histories and padding; th
 kernels are stood in by float32 products of numbers rounded to FP8.
 """
 
+import numpy as np
 import pytest
 import torch
 
+from data_prep.indexed import IndexedWriter
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.parallel.mcore import is_float8tensor
 from megatron_qwen3.parallel.runtime import start, stop
 from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import cross_entropy
 from tests.ranks import RankError
+from tests.runs import told_by
 from tests.shards import assemble, local_shards
 from tests.te.te_ranks import run_te_ranks
 
@@ -70,7 +74,7 @@ def trained(preset, count, *runs):
 
 def weights_of(engine):
     engine.model.synchronize()
-    return local_shards(engine.model.chunks, lambda t: t)
+    return local_shards(engine.model.chunks, lambda t: t.dequantize() if is_float8tensor(t) else t)
 
 
 RUNS = [
@@ -241,3 +245,29 @@ def test_rows_that_fp8_cannot_multiply_are_told():
         RankError, match="rows of 24 positions are no multiple of 16, which fp8.rec"
     ):
         run_te_ranks(of_length, 1, 24)
+
+
+def test_a_run_says_how_it_multiplies_and_goes_on(tmp_path):
+    with IndexedWriter(tmp_path / "counts", np.uint16) as writer:
+        for first in range(60):
+            writer.add_document((first + np.arange(48)) % VOCABULARY)
+    settings = [
+        "model.preset=tiny-dense",
+        "model.kind=te",
+        "run.device=cpu",
+        f"run.dir={tmp_path}",
+        "data.held_out=0.1",
+        f'data.sources=[{{name="counts", path="{tmp_path}/counts"}}]',
+        f"data.sequence_length={POSITIONS}",
+        "train.global_batch=2",
+        "log.tensorboard=false",
+    ]
+    low = [*settings, "fp8.recipe=delayed", "fp8.history=4", "train.steps=2"]
+    ((status, told),) = run_te_ranks(told_by, 1, low)
+    assert status == 0 and "products of layers: delayed (hybrid)" in told, told
+    low = [*settings, "fp8.recipe=tensorwise", "train.steps=3"]
+    ((status, told),) = run_te_ranks(told_by, 1, low)
+    assert status == 0 and "products of layers: tensorwise (hybrid)" in told, told
+    wide = [*settings, "train.steps=4", "train.precision=fp32"]
+    ((status, told),) = run_te_ranks(told_by, 1, wide)
+    assert status == 2 and 'train.precision = "fp32", but' in told, told
