@@ -14,7 +14,7 @@ from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.parallel.mcore import is_float8tensor
-from megatron_qwen3.parallel.runtime import start, stop
+from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -62,14 +62,14 @@ def steps(engine, first, last):
     return found
 
 
-def trained(preset, count, *runs):
-    """Of each run its steps."""
-    found = []
-    for settings in runs:
-        config = config_of(preset, *settings)
-        found.append(steps(Engine(config, start(config)), 0, count))
-        stop()
-    return found
+def trained(preset, count, settings):
+    config = config_of(preset, *settings)
+    return steps(Engine(config, start(config)), 0, count)
+
+
+def runs_of(preset, count, *runs, ranks=1):
+    """The steps of each run."""
+    return [run_te_ranks(trained, ranks, preset, count, settings)[0] for settings in runs]
 
 
 def weights_of(engine):
@@ -84,18 +84,17 @@ RUNS = [
     ("tiny-moe", 1, ("tensorwise", *ENDS)),
     ("tiny-dense", 2, ("tensorwise", "fp8.format=e4m3", TP2)),
     ("tiny-moe", 2, ("tensorwise", "fp8.expert_rows=route", EP2)),
-    ("tiny-dense", 1, ("delayed", "parallel.recompute=full")),
     ("tiny-dense", 2, ("tensorwise", "fp8.gather=true")),
 ]
 
 
 def losses_of_both(preset, ranks, recipe, count):
-    """In bf16 and in FP8, in the same layout."""
+    """In bf16 and in FP8, in the same layout, a step in one micro-batch."""
     layout = [s for s in recipe if s.startswith("parallel.")]
-    low = [f"fp8.recipe={recipe[0]}", *recipe[1:]]
-    whole = f"train.micro_batch={SEQUENCES // ranks}" if not layout else "train.micro_batch=8"
-    runs = [[whole, *settings] for settings in (layout, low)]
-    wide, low = run_te_ranks(trained, ranks, preset, count, *runs, timeout_seconds=900)[0]
+    rows = SEQUENCES // (1 if TP2 in layout else ranks)
+    runs = layout, [f"fp8.recipe={recipe[0]}", *recipe[1:]]
+    whole = [[f"train.micro_batch={rows}", *settings] for settings in runs]
+    wide, low = runs_of(preset, count, *whole, ranks=ranks)
     return [loss for loss, _ in wide], [loss for loss, _ in low]
 
 
@@ -118,7 +117,7 @@ def test_losses_follow_those_in_bf16_over_50_steps(preset, ranks, recipe):
 def test_layers_at_the_ends_compute_in_bf16():
     """With all but one in bf16 the first loss is nearer to bf16's than with none."""
     most = ["fp8.recipe=tensorwise", "fp8.first_layers_bf16=2", "fp8.last_layers_bf16=1"]
-    (runs,) = run_te_ranks(trained, 1, "tiny-dense", 1, [], most, ["fp8.recipe=tensorwise"])
+    runs = runs_of("tiny-dense", 1, [], most, ["fp8.recipe=tensorwise"])
     (((wide, _),), ((ends, _),), ((none, _),)) = runs
     assert 0 < abs(ends - wide) < abs(none - wide)
 
@@ -126,7 +125,7 @@ def test_layers_at_the_ends_compute_in_bf16():
 def test_rows_of_experts_are_filled_up_in_two_ways_that_compute_nearly_the_same():
     """Further tokens of weight 0 add nothing but their values to what sets an expert's scale."""
     runs = [["fp8.recipe=tensorwise", f"fp8.expert_rows={way}"] for way in ("pad", "route")]
-    padded, routed = run_te_ranks(trained, 1, "tiny-moe", 2, *runs)[0]
+    padded, routed = runs_of("tiny-moe", 2, *runs)
     for (loss, norm), (other_loss, other_norm) in zip(padded, routed, strict=True):
         assert other_loss == pytest.approx(loss, rel=3e-4)
         assert other_norm == pytest.approx(norm, rel=1e-2)
@@ -221,7 +220,6 @@ def scored_and_written(preset, recipe):
     written = generator.generate([[1, 2, 3], [4]], Sampling(temperature=0), 5)
     engine.train_step(batch, cross_entropy, 1e-3)
     again = engine.model.score(batch, log_probs)["log_prob"]
-    stop()
     return scored, [answer.tokens for answer in written], again
 
 
