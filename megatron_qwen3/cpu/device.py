@@ -50,6 +50,7 @@ def take_shortcuts(chunk: Any) -> None:
     """Let the backward pass of a DDP chunk do without what a CPU can spare: see `shortcuts`."""
     if redirect.REDIRECTED:
         shortcuts.fuse_weight_gradients(chunk)
+        shortcuts.gather_wide_first(chunk)
 
 
 def check_gradients(chunk: Any) -> None:

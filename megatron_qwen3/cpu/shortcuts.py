@@ -4,7 +4,8 @@ megatron-core adds weight gradients to its buffer, zeroed before each step, with
 product if a CUDA extension of apex is there, and reduces gradients over a data-parallel group of
 one rank by copying them to themselves. `provide_weight_gradient` comes before megatron-core is
 imported, `skip_lone_ranks` after: `redirect.py` calls both. `fuse_weight_gradients` is for models
-that have gradient buffers, `check_written` comes after their passes.
+that have gradient buffers, `check_written` comes after their passes; `gather_wide_first` is about
+weights in FP8, which data ranks of tests gather.
 """
 
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron_qwen3.cpu.products import write_product
@@ -64,6 +66,18 @@ def _begin_step(buffer: Any, written: set[Any]) -> None:
         buffer.grad_data[end:start].zero_()
         end = next_end
     buffer.grad_data[end:].zero_()
+
+
+def gather_wide_first(chunk: Any) -> None:
+    """Let gloo gather weights of 8 bits with others: together they are sent in the first one's
+    dtype, and a byte fits into bf16, but not the other way round. NCCL gathers each by itself."""
+    for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+        group.buckets.sort(key=_is_bytes)
+
+
+def _is_bytes(bucket: Any) -> bool:
+    data = bucket.param_data  # None where each rank has all of the optimizer
+    return data is not None and data.dtype == torch.uint8
 
 
 def check_written(chunk: Any) -> None:
