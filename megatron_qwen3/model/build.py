@@ -248,8 +248,10 @@ def _parallel_settings(config: Config, layout: Layout) -> dict[str, object]:
         "sequence_parallel": parallel.sequence and layout.tensor > 1,
     }
     if parallel.context_exchange != "own":
-        # Padded documents make rows of a rank longer, each as much as its documents need.
+        # Padded documents make rows of a rank longer, each as much as its documents need, which
+        # another dispatcher refuses, of a dense model, too.
         settings["variable_seq_lengths"] = layout.pipeline > 1
+        settings["moe_token_dispatcher_type"] = "alltoall"
         settings["cp_comm_type"] = parallel.context_exchange
     if layout.pipeline > 1:
         settings |= _pipeline_settings(layout)

@@ -86,7 +86,7 @@ CASES_OF_TE = (
 )
 SLOW_CASES_OF_TE = (
     Case("moe", "a2a-recompute", 2, "context=2 context_exchange=a2a recompute=full", 4),
-    Case("moe", "tp2", 4, "context=2 context_exchange=all_gather tensor=2", 2),
+    Case("moe", "tp2", 4, "context=2 context_exchange=all_gather tensor=2", 4),
     Case("dense", "pp2", 4, "context=2 context_exchange=all_gather pipeline=2", 2),
     Case("dense-yarn", "all_gather", 2, "context=2 context_exchange=all_gather", 2),
 )
@@ -95,23 +95,31 @@ SLOW_CASES_OF_TE = (
 @cases(CASES_OF_TE, SLOW_CASES_OF_TE)
 def test_by_transformer_engines_exchange_they_read_and_train_as_one_rank_does(case):
     more = (*BF16, *([EVERY_EXPERT] if case.model.startswith("moe") else []))
-    alone = (*Case(case.model, "", 1, micro_batch=4).settings, *more)
-    (expected,) = run_te_ranks(_read_and_trained, 1, alone, fused_attention=True)
+    expected = _without_context_ranks(case, more)
     settings = (*case.settings, *more)
     of_ranks = run_te_ranks(_read_and_trained, case.ranks, settings, fused_attention=True)
     for batch, wanted in zip(zip(*of_ranks, strict=True), expected, strict=True):
         assert_alike(batch, wanted)
 
 
-def assert_alike(of_ranks, expected):
-    scores, metrics, gradients, counts, valid_BS = expected
+def _without_context_ranks(case, more):
+    """Of each batch what each rank finds; tensor ranks, which round their sums, are as many."""
+    tensor = [setting for setting in case.parallel.split() if setting.startswith("tensor")]
+    alone = Case(case.model, "", len(tensor) + 1, " ".join(tensor), 4)
+    settings = (*alone.settings, *more)
+    of_ranks = run_te_ranks(_read_and_trained, alone.ranks, settings, fused_attention=True)
+    return zip(*of_ranks, strict=True)
+
+
+def assert_alike(of_ranks, expected_of_ranks):
+    scores, metrics, _, counts, valid_BS = expected_of_ranks[0]
     is_text_BS = torch.ones_like(scores, dtype=torch.bool) if valid_BS is None else valid_BS
     assert scores.std() > 0.3
     for found, *_ in of_ranks:
         assert (found - scores)[is_text_BS].norm() < 1e-2 * scores.norm()
     for name, number in metrics.items():
         assert of_ranks[0][1][name] == pytest.approx(number, rel=1e-2), name
-    found, wanted = assemble([rank[2] for rank in of_ranks]), assemble([gradients])
+    found, wanted = (assemble([rank[2] for rank in x]) for x in (of_ranks, expected_of_ranks))
     assert norm({name: found[name] - wanted[name] for name in wanted}) < 1e-2 * norm(wanted)
     # Attention rounded otherwise, as by our exchange, moves a norm's small gradient by as much.
     relative, name = difference(found, wanted)
@@ -147,6 +155,21 @@ def test_no_document_sees_another_of_its_row_on_any_rank(exchange):
         changed[1, 2:7] = True
         assert torch.equal(before[~changed], after[~changed])
         assert (before != after)[changed].all()
+
+
+def _losses(*settings):
+    config = tiny(*settings)
+    engine = Engine(config, start(config))
+    return [engine.train_step(batch, cross_entropy, 0.0)["loss"] for batch in batches()]
+
+
+@pytest.mark.slow
+def test_documents_fill_the_rows_that_products_in_fp8_take():
+    base = ("model.preset=tiny-dense", *BF16, "fp8.recipe=tensorwise", "train.micro_batch=2")
+    more = ("parallel.context=2", "parallel.context_exchange=all_gather")
+    (expected,) = run_te_ranks(_losses, 1, *base, fused_attention=True)
+    for losses in run_te_ranks(_losses, 2, *base, *more, fused_attention=True):
+        assert losses == pytest.approx(expected, rel=5e-3)
 
 
 def _masked():
