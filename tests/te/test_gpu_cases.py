@@ -31,7 +31,8 @@ def _of(case, options):
 
 def assert_passed(checks, *names):
     assert set(names) <= checks.keys()
-    assert all(check["passes"] for check in checks.values()), checks
+    failed = {name: check for name, check in checks.items() if not check["passes"]}
+    assert not failed
 
 
 KERNELS = [case.name for case in plan.cases(("machine", "kernels"))]
