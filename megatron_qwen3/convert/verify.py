@@ -19,6 +19,7 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.model.scalars import Scalars
 from megatron_qwen3.parallel import runtime
 from megatron_qwen3.settings_fp8 import Fp8Config
+from megatron_qwen3.settings_overlap import OverlapConfig
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
 from megatron_qwen3.toml import emit
@@ -142,7 +143,9 @@ def _logits_of_ours(path: Path, ids_BS: Tensor, precision: str, with_dca: bool) 
 def _on_one_rank(config: Config, length: int, precision: str) -> Config:
     return replace(
         config,
+        model=replace(config.model, kind="auto"),  # as this machine has it
         fp8=Fp8Config(),
+        overlap=OverlapConfig(),
         parallel=ParallelConfig(),
         data=replace(config.data, sequence_length=length),
         train=replace(config.train, global_batch=1, micro_batch=1, precision=precision),

@@ -8,7 +8,7 @@ model = load(source, config, layout)  # after runtime.start(config)
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ class Source:
         saved = settings.load([self.path / "config.toml"])
         own = self.path / "tokenizer"
         return (
-            saved.model,
+            replace(saved.model, kind="auto"),  # as this machine has it, not the one that trained
             saved.rope,
             saved.train.precision,
             str(own if has_tokenizer(own) else saved.data.tokenizer),

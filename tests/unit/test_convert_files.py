@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_qwen3.cli import convert_checkpoint
 from megatron_qwen3.config import ConfigError, load
-from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream
+from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream, verify
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
@@ -533,6 +533,17 @@ def test_a_config_without_a_type_takes_that_of_the_tensors(tmp_path, kind):
     change_config(folder, dtype=None, torch_dtype=None)
     precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[kind]
     assert Source(folder).config([], 1).train.precision == precision
+
+
+def test_layers_that_trained_on_a_gpu_are_asked_for_by_nobody_who_reads_their_weights(ours):
+    settings = (ours / "config.toml").read_text()
+    assert 'kind = "auto"' in settings
+    (ours / "config.toml").write_text(settings.replace('kind = "auto"', 'kind = "te"'))
+    seals = {**manifest.read(ours), "config.toml": manifest.seal(ours / "config.toml")}
+    manifest.write(ours, seals)
+    assert Source(ours).config([], 1).model.kind == "auto"
+    compared = verify._on_one_rank(Checkpoint(ours).config, length=3, precision="fp32")
+    assert compared.model.kind == "auto"
 
 
 def test_a_model_reads_as_far_as_its_rows_or_yarn_reach(ours, moe, tmp_path):
