@@ -2,7 +2,9 @@
 
 import pytest
 
+from tests.parallel.test_dca_ranks import RULES, generated_and_scored
 from tests.parallel.test_generate_layouts import Case, assert_same, generated, names
+from tests.ranks import run_ranks
 from tests.te.te_ranks import run_te_ranks
 
 CASES = (
@@ -32,3 +34,21 @@ def test_generation_is_that_of_torchs_layers(case):
 @pytest.mark.parametrize("case", SLOW_CASES, ids=names(SLOW_CASES))
 def test_generation_is_that_of_torchs_layers_in_further_layouts(case):
     check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule, ranks", [("code", 1), ("scaled", 2)])
+def test_what_is_generated_in_chunks_is_that_of_torchs_layers_and_scores_as_in_one_pass(
+    rule, ranks
+):
+    """Dual Chunk Attention: of each prompt its tokens, and their log p by the cache and by a pass;
+    with two ranks, tensor ranks of a sparse model."""
+    settings = ("model.preset=tiny-dense", *RULES[rule])
+    if ranks > 1:
+        settings = ("model.preset=tiny-moe", *RULES[rule], f"parallel.tensor={ranks}")
+    (expected, *_) = run_ranks(generated_and_scored, ranks, *settings)
+    for found in run_te_ranks(generated_and_scored, ranks, *settings, "model.kind=te"):
+        for (tokens, cached, passed), (wanted, log_probs, _) in zip(found, expected, strict=True):
+            assert tokens == wanted
+            assert cached == pytest.approx(log_probs, abs=2e-5)
+            assert cached == pytest.approx(passed, abs=2e-5)
