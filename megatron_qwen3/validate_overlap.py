@@ -144,6 +144,12 @@ def _tensor_faults(config: Config) -> Iterator[str]:
             "overlap.tensor = true has buffers for rows of data.sequence_length alone, and "
             f'run.mode = "{mode}" has others; leave it out'
         )
+    if config.parallel.context_exchange != "own":
+        yield (
+            "overlap.tensor = true has buffers for rows of data.sequence_length alone, and "
+            f'parallel.context_exchange = "{config.parallel.context_exchange}" pads documents to '
+            'longer ones; leave it out, or set parallel.context_exchange = "own"'
+        )
     if mode == "sft" and config.sft.teacher.path:
         yield (
             "overlap.tensor = true has buffers for one model, and sft.teacher.path is another in "

@@ -38,6 +38,11 @@ def test_transformer_engines_exchange_can_be_had_by_its_layers(exchange):
             (*TE, "parallel.tensor=2"),
             'num_query_groups / parallel.tensor = 2 / 2 is no multiple of 2, which.*"all_gather"',
         ),
+        (
+            "p2p",
+            (*TE, "parallel.tensor=2", "overlap.tensor=true"),
+            "pads documents to longer ones; leave it out",
+        ),
         ("a2a+p2p", TE, "is not one of own, p2p, all_gather, a2a"),
     ],
 )
