@@ -111,6 +111,7 @@ def train(config: Config) -> bool:
     warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")
     # torch and megatron-core are imported only now: a wrong setting costs no seconds.
     from megatron_qwen3.cpu import memory
+    from megatron_qwen3.model import specs
     from megatron_qwen3.parallel import runtime
     from megatron_qwen3.training.bad_batch import BadBatch
     from megatron_qwen3.training.run import EvaluationFailed
@@ -119,6 +120,7 @@ def train(config: Config) -> bool:
 
     mode = importlib.import_module(MODES[config.run.mode])
     runtime.check(config)
+    specs.kind(config)
     note = check_memory(config, launcher.world_size(), memory.of_rank(config))
     inputs = mode.check(config)
     if note:  # only now: what stops the planner may be a fault of the inputs, told once

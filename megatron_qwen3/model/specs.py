@@ -1,7 +1,7 @@
 """Which modules a Qwen3 layer is made of: the one place that knows what is installed.
 
     kind(config)              # "torch" or "te"; ConfigError where model.kind cannot be had
-    described(config)         # what was chosen, with versions
+    described(config)         # what was chosen, with versions, or why not Transformer Engine's
 
 'torch' is our layer on megatron-core's parallel linears, with torch's fused attention and grouped
 products, on CPUs and GPUs alike; 'te' megatron-core's own on Transformer Engine, on GPUs. Nothing
@@ -11,6 +11,7 @@ outside this module asks what is installed.
 from importlib import metadata, util
 
 import torch
+from packaging.version import Version
 
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import te
@@ -32,7 +33,10 @@ _DEEP_EP = {
     "deepep": "pip install git+https://github.com/deepseek-ai/DeepEP",
     "hybridep": "pip install git+https://github.com/deepseek-ai/DeepEP@hybrid-ep",
 }
-_INSTALL = 'pip install --no-build-isolation "transformer_engine[pytorch]"'
+_ENGINE, _UNKNOWN = "transformer_engine", "of unknown version"
+_INSTALL = 'pip install --upgrade --no-build-isolation "transformer_engine[pytorch]"'
+# Whose attention can be told that there is no padding between documents.
+_LEAST_ENGINE = "2.2"
 
 
 def kind(config: Config) -> str:
@@ -71,15 +75,18 @@ def _lacking() -> str:
         return "torch sees no GPU, which Transformer Engine needs"
     if not HAVE_TE:
         return f"Transformer Engine is not installed ({_INSTALL})"
+    found = _version(_ENGINE)
+    if found and found != _UNKNOWN and Version(found) < Version(_LEAST_ENGINE):
+        return f"Transformer Engine {found} is older than {_LEAST_ENGINE} ({_INSTALL})"
     return ""
 
 
 def described(config: Config) -> str:
     """Of which kind layers are, and the versions of what they stand on, where it is installed."""
     if kind(config) == "torch":
-        return "torch's"
+        return f"torch's{_why_torch(config)}"
     versions = {
-        "Transformer Engine": _version("transformer_engine"),
+        "Transformer Engine": _version(_ENGINE),
         "cuDNN": _cudnn(),
         "flash-attn": _version("flash_attn"),
         "apex": _version("apex"),
@@ -88,13 +95,21 @@ def described(config: Config) -> str:
     return ", ".join(f"{name} {version or 'none'}" for name, version in versions.items())
 
 
+def _why_torch(config: Config) -> str:
+    """Where a GPU could have Transformer Engine's, why "auto" did not take them."""
+    if config.model.kind != "auto" or not torch.cuda.is_available():
+        return ""
+    wide = f'for train.precision = "{config.train.precision}" Transformer Engine has slow ones'
+    return f", as {_lacking() or wide}"
+
+
 def _version(package: str) -> str:
     if util.find_spec(package) is None:
         return ""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "of unknown version"
+        return _UNKNOWN
 
 
 def _cudnn() -> str:

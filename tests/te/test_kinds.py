@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model import specs
 from megatron_qwen3.parallel.runtime import start
@@ -43,14 +44,46 @@ def test_without_a_gpu_transformer_engine_cannot_be_asked_for():
         specs.kind(config("model.kind=te"))
 
 
-def _without_it():
+def test_without_a_gpu_that_is_told_before_anything_is_read(capsys, tmp_path):
+    lost = f'data.sources=[{{name="a",path="{tmp_path}/a"}}]'
+    asked = ["model.preset=tiny-moe", "train.steps=1", "run.device=cpu", "model.kind=te", lost]
+    assert train.main([*asked, f"run.dir={tmp_path}"]) == 2
+    assert 'model.kind = "te", but torch sees no GPU' in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def _without_it(kind="te"):
     specs.HAVE_TE = False
-    return specs.kind(config("model.kind=te"))
+    settings = config(f"model.kind={kind}", "train.precision=bf16")
+    return specs.kind(settings), specs.described(settings)
 
 
 def test_where_it_is_not_installed_the_error_has_the_command():
     with pytest.raises(RankError, match=r"ConfigError.*is not installed \(pip install .*pytorch"):
         run_te_ranks(_without_it, 1)
+
+
+def _with_an_old_one(kind):
+    specs.metadata.version = {"transformer_engine": "2.1.0"}.get
+    settings = config(f"model.kind={kind}", "train.precision=bf16")
+    return specs.kind(settings), specs.described(settings)
+
+
+def test_an_old_one_is_not_taken_and_the_error_has_the_command():
+    with pytest.raises(RankError, match=r"2\.1\.0 is older than 2\.2 \(pip install --upgrade"):
+        run_te_ranks(_with_an_old_one, 1, "te")
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        ((_without_it, 1, "auto"), "torch's, as Transformer Engine is not installed (pip install"),
+        ((_with_an_old_one, 1, "auto"), "torch's, as Transformer Engine 2.1.0 is older than 2.2"),
+    ],
+)
+def test_a_run_on_a_gpu_says_why_its_layers_are_torchs(run, why):
+    ((kind, told),) = run_te_ranks(*run)
+    assert kind == "torch" and told.startswith(why)
 
 
 EP2 = ("model.kind=te", "parallel.expert=2")
@@ -93,11 +126,13 @@ def test_a_repeatable_run_tells_transformer_engine_so():
     assert first == second and told == "0"
 
 
-def _told(kind):
-    return specs.described(config(f"model.kind={kind}"))
+def _told(kind, *settings):
+    return specs.described(config(f"model.kind={kind}", *settings))
 
 
 def test_what_was_chosen_is_told_with_versions():
     (told,) = run_te_ranks(_told, 1, "te")
     assert told.startswith("Transformer Engine 2.20.2, cuDNN ") and "flash-attn none" in told
     assert run_ranks(_told, 1, "auto") == ["torch's"]
+    (wide,) = run_te_ranks(_told, 1, "auto", "train.precision=fp32")
+    assert wide.startswith('torch\'s, as for train.precision = "fp32" Transformer Engine')
