@@ -17,6 +17,7 @@ from megatron_qwen3.convert import dcp_writer, hf_config, reference, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.convert.verify import POSITIONS, SEQUENCES, compare, logits, model_of
+from megatron_qwen3.generate.load import Source as GeneratorSource
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
@@ -286,3 +287,18 @@ def test_verify_finds_a_converted_model_the_same(tmp_path, hf_folder):
     (result,) = run_ranks(compare, 1, source, tmp_path / "ours", "fp32")
     assert result.agree and result.spread > 0.3 and result.largest_difference < 1e-5
     assert math.isclose(result.cosine, 1.0)
+
+
+def test_what_another_machine_trained_a_model_with_is_not_asked_for(tmp_path, hf_folder):
+    """Layers of Transformer Engine, which is not here, and work in an order of its own."""
+    source, ours = hf_folder("moe-4-groups"), tmp_path / "ours"
+    stream.from_hf(source, ours)
+    settings = load(
+        [ours / "config.toml"],
+        ["model.kind=te", "train.precision=bf16", "parallel.expert=2", "overlap.experts=true"],
+    )
+    (ours / "config.toml").write_text(to_toml(settings))
+    manifest.write(ours, {name: manifest.seal(ours / name) for name in manifest.read(ours)})
+    assert GeneratorSource(ours).config([], 1).model.kind == "auto"
+    (result,) = run_ranks(compare, 1, source, ours, "fp32")
+    assert result.agree
