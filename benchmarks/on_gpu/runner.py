@@ -33,6 +33,7 @@ from on_gpu.record import (
 
 START_SECONDS = 90.0  # until a case begins: its process imports torch, from a cold disk at worst
 PATIENCE_OF_CPU = 10.0  # times a GPU's: it is shared with others
+STAND_IN = "tests.te.te_preloaded"  # a child that imports it has Transformer Engine, without a GPU
 LEAST_SECONDS = 5.0  # with less time left nothing is begun
 _KILL_SECONDS = 10.0  # a process that waits for a broken GPU cannot be killed at once
 _LAST_LINES = 12  # of a traceback, that the record keeps
@@ -192,7 +193,7 @@ def _work(pipe: Connection, options: Options, log: Path) -> None:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     if options.stand_in:
-        importlib.import_module("tests.te.preloaded")
+        importlib.import_module(STAND_IN)
     with contextlib.suppress(EOFError):
         while _run_case(pipe, options, pipe.recv()):
             pass

@@ -324,3 +324,8 @@ def test_a_folder_without_wheels_and_a_broken_wheel_are_refused(tmp_path):
         archive.writestr("surely_broken/__init__.py", "")
     with pytest.raises(ConfigError, match="pip refused"):
         wheels.provide(tmp_path, tmp_path / "site")
+
+
+def test_what_stands_in_for_kernels_is_there():
+    root = Path(__file__).resolve().parents[2]
+    assert (root / f"{runner.STAND_IN.replace('.', '/')}.py").is_file()
