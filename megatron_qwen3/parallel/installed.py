@@ -14,12 +14,16 @@ from megatron_qwen3.settings import Config, ConfigError
 
 
 class Package(NamedTuple):
-    """name: for people; module and attribute: what must be there; command: that installs it."""
+    """name: for people; module and attribute: what must be there; command: that installs it.
+
+    kernels: the compiled module that it looks for only when it is called; else empty.
+    """
 
     name: str
     module: str
     attribute: str
     command: str
+    kernels: str = ""
 
 
 _GITHUB = "git+https://github.com"
@@ -41,6 +45,7 @@ PACKAGES: Final = {
         "apex.optimizers",
         "FusedAdam",
         f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation {_GITHUB}/NVIDIA/apex",
+        "amp_C",
     ),
 }
 
@@ -57,6 +62,8 @@ def fault(setting: str, name: str) -> str:
     try:
         module = importlib.import_module(package.module)
         why = "" if hasattr(module, package.attribute) else f"has no {package.attribute}"
+        if package.kernels:
+            importlib.import_module(package.kernels)
     except (ImportError, OSError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
     if not why:

@@ -268,6 +268,20 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     assert all(word in text for word in words) and len(text.splitlines()) == 1
 
 
+def test_apex_that_was_installed_without_its_kernels_is_not_taken_for_apex(monkeypatch):
+    """Its optimizer can be imported all the same, and fails where it is made."""
+    optimizers = types.ModuleType("apex.optimizers")
+    optimizers.FusedAdam = object
+    for name, module in (("apex", types.ModuleType("apex")), ("apex.optimizers", optimizers)):
+        monkeypatch.setitem(sys.modules, name, module)
+    config = asked(*DENSE, "optim.adam=apex")
+    monkeypatch.setitem(sys.modules, "amp_C", None)
+    with pytest.raises(ConfigError, match=r"apex with its CUDA ext.*amp_C.*APEX_CUDA_EXT=1"):
+        installed.check(config)
+    monkeypatch.setitem(sys.modules, "amp_C", types.ModuleType("amp_C"))
+    installed.check(config)
+
+
 def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "a:1,expandable_segments:True")
