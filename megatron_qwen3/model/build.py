@@ -126,12 +126,10 @@ def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]
     """Chunks to generate with, whose parameters and buffers are the very tensors of `chunks`.
 
     They are in evaluation mode, without the hooks of those who train `chunks`, and without sequence
-    parallelism, since one token cannot be split, and compute in bf16 what is trained in FP8, whose
-    products take 16 positions and more. No weight is allocated.
+    parallelism, since one token cannot be split. No weight is allocated.
     """
-    wide = replace(config, fp8=Fp8Config(), overlap=OverlapConfig())
     transformer = transformer_config(
-        wide, layout, sequence_parallel=False, use_cpu_initialization=True
+        _of_few_tokens(config), layout, sequence_parallel=False, use_cpu_initialization=True
     )
     with groups.current(), torch.device("meta"):
         views = [
@@ -141,6 +139,13 @@ def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]
     for mine, chunk in zip(views, chunks, strict=True):
         _share(mine, chunk)
     return [mine.eval() for mine in views]
+
+
+def _of_few_tokens(config: Config) -> Config:
+    """Without what takes long rows alone: products in FP8 have 16 positions and more, and buffers
+    of DeepEP and of HybridEP are for as many tokens as training has, which all ranks bring."""
+    by_nccl = replace(config.parallel, dispatch="alltoall")
+    return replace(config, fp8=Fp8Config(), overlap=OverlapConfig(), parallel=by_nccl)
 
 
 def _share(mine: Qwen3, chunk: Qwen3) -> None:

@@ -81,12 +81,19 @@ def te_general_grouped_gemm(
 
 def _product(A, transA, B, transB) -> Tensor:
     """Float32; leading axes of B stay where it is not transposed."""
-    A, B = plain(A).float(), plain(B).float()
+    A, B = (plain(_dense(x)).float() for x in (A, B))
     A = A.reshape(-1, A.shape[-1])
     A = A.t() if transA else A
     if transB:
         return B.reshape(-1, B.shape[-1]).t() @ A
     return B @ A
+
+
+def _dense(x):
+    """The tensor, which a kernel reads from its first byte on, whatever its strides say."""
+    if not x.is_contiguous():
+        raise ValueError(f"a kernel does not know the strides {x.stride()} of {tuple(x.shape)}")
+    return x
 
 
 def _write(out: Tensor, product: Tensor, accumulate: bool) -> None:
@@ -95,7 +102,7 @@ def _write(out: Tensor, product: Tensor, accumulate: bool) -> None:
 
 
 def rmsnorm_fwd(input, weight, eps, ln_out, quantizer, otype, sm_margin, zero_centered_gamma):
-    x, scale = input.float(), weight.float() + int(zero_centered_gamma)
+    x, scale = _dense(input).float(), weight.float() + int(zero_centered_gamma)
     r = (x.square().mean(-1) + eps).rsqrt()
     normed = (x * r[:, None] * scale).to(TORCH[int(otype)])
     if quantizer is not None:
@@ -105,8 +112,8 @@ def rmsnorm_fwd(input, weight, eps, ln_out, quantizer, otype, sm_margin, zero_ce
 
 def rmsnorm_bwd(dz, x, rsigma, gamma, sm_margin, zero_centered_gamma):
     width, scale = x.shape[-1], gamma.float() + int(zero_centered_gamma)
-    grad, r = dz.float().reshape(-1, width), rsigma.reshape(-1, 1)
-    normed = x.float().reshape(-1, width) * r
+    grad, r = _dense(dz).float().reshape(-1, width), rsigma.reshape(-1, 1)
+    normed = _dense(x).float().reshape(-1, width) * r
     by_normed = grad * scale
     dx = r * (by_normed - normed * (by_normed * normed).mean(-1, keepdim=True))
     return [dx.reshape(x.shape).to(x.dtype), (grad * normed).sum(0).to(gamma.dtype)]

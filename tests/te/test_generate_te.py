@@ -2,8 +2,12 @@
 
 import pytest
 
+from megatron_qwen3.generate.engine import Generator
+from megatron_qwen3.model import specs
+from megatron_qwen3.parallel.runtime import start
+from megatron_qwen3.training.model import Model
 from tests.parallel.test_dca_ranks import RULES, generated_and_scored
-from tests.parallel.test_generate_layouts import Case, assert_same, generated, names
+from tests.parallel.test_generate_layouts import Case, assert_same, generated, names, settings
 from tests.ranks import run_ranks
 from tests.te.te_ranks import run_te_ranks
 
@@ -52,3 +56,19 @@ def test_what_is_generated_in_chunks_is_that_of_torchs_layers_and_scores_as_in_o
             assert tokens == wanted
             assert cached == pytest.approx(log_probs, abs=2e-5)
             assert cached == pytest.approx(passed, abs=2e-5)
+
+
+def _exchanges():
+    """What brings tokens to experts where a model trains, and where it writes."""
+    from megatron.core.transformer.moe import moe_layer
+
+    specs.HAVE_DEEP_EP = True
+    moe_layer.MoEFlexTokenDispatcher = moe_layer.MoEAlltoAllTokenDispatcher  # to be made alone
+    asked = settings("tiny-moe", "expert=2", "model.kind=te", "parallel.dispatch=deepep")
+    model = Model(asked, start(asked))
+    chunks = model.chunks + Generator(model).chunks
+    return [chunk.config.moe_token_dispatcher_type for chunk in chunks]
+
+
+def test_one_token_of_each_text_is_not_sent_by_what_is_for_rows():
+    assert run_te_ranks(_exchanges, 2) == [["flex", "alltoall"]] * 2
