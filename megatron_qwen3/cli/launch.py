@@ -10,6 +10,7 @@ that relative paths mean the same.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -59,6 +60,7 @@ examples:
   python tools/launch.py train STAGE.toml MODEL.toml --nodes 2 --show \\
       --container /images/megatron_qwen3.sif
 """
+_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 _GPUS_OF_A_NODE = 8  # at most, where NVLink ends at the node
 _SPARSE = ("expert", "expert_tensor", "expert_data")  # sizes that a dense model has not
 
@@ -188,7 +190,8 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
             yield f"--sbatch={word} is not checked; --{name} is an option of launch.py or set by it"
     configs = [run.config for run in runs]
     for config in configs:
-        yield from (f"{config.run.name}: {f}" for f in planner.faults(config, allocation))
+        found = (*planner.faults(config, allocation), *_memory_faults(config))
+        yield from (f"{config.run.name}: {fault}" for fault in found)
     for before, config in pairwise(configs):
         if not _follows(config, before):
             yield (
@@ -202,6 +205,16 @@ def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) 
                 yield f"{config.run.name}: {error}"
             if fault := _teacher_fault(config, allocation):
                 yield f"{config.run.name}: {fault}"
+
+
+def _memory_faults(config: Config) -> Iterator[str]:
+    """What a job's GPUs refuse: its script has their memory grow, unless the environment says."""
+    given = os.environ.get(_ALLOCATOR, "")
+    if config.overlap.nccl_buffers and (not given or "expandable_segments:True" in given):
+        yield (
+            "overlap.nccl_buffers = true, and memory that grows, as jobs have it, is none of "
+            f"NCCL's; export {_ALLOCATOR}=expandable_segments:False before, or leave it out"
+        )
 
 
 def _follows(config: Config, before: Config) -> bool:

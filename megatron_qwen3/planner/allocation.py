@@ -23,6 +23,7 @@ from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import gpu_faults
 from megatron_qwen3.validate_fp8 import chip_faults
+from megatron_qwen3.validate_overlap import cpu_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 _MEMORY_OPTION = "--gpu-memory-utilization"  # of vllm serve
@@ -191,12 +192,16 @@ def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
 
 
 def _chip_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    """Products that the GPU has not."""
+    """What the GPU has not, or nodes without any."""
     if gpu := allocation.gpu:
         capability = COMPUTE_CAPABILITY[gpu.generation]
         yield from chip_faults(config, f"{gpu.name} (--gpu)", capability)
-    elif config.fp8.is_on:
+        return
+    if config.fp8.is_on:
         yield f'fp8.recipe = "{config.fp8.recipe}" needs GPUs, and --gres none asks for none'
+    elif config.model.kind == "te":
+        yield 'model.kind = "te" needs GPUs, and --gres none asks for none; valid: auto, torch'
+    yield from cpu_faults(config, "--gres none asks for none")
 
 
 def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:

@@ -231,6 +231,23 @@ def test_no_shell_reads_what_was_typed(name):
     assert words[-1] == f"run.name={name}"
 
 
+def test_nccls_buffers_are_not_asked_of_jobs_whose_memory_grows(slurm, monkeypatch, capsys):
+    asked = f"run.dir={slurm}/runs", "overlap.nccl_buffers=true"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    assert train(*asked) == 2
+    assert "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False" in capsys.readouterr().err
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
+    assert train(*asked) == 0
+
+
+def test_what_nodes_without_gpus_lack_is_told_before_a_job_waits_for_them():
+    asked = allocation(1, 8, gpu=None)
+    (fault,) = planner.faults(config("qwen3_8b", "model.kind=te"), asked)
+    assert fault.startswith('model.kind = "te" needs GPUs, and --gres none')
+    (fault,) = planner.faults(config("qwen3_8b", "optim.adam=te"), asked)
+    assert fault.startswith('optim.adam = "te" is for GPUs, and --gres none')
+
+
 def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slurm, capsys):
     (slurm / "rl.toml").write_text(
         '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\nvllm = {python = "p"}\n'
