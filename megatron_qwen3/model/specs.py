@@ -37,6 +37,7 @@ _ENGINE, _UNKNOWN = "transformer_engine", "of unknown version"
 _INSTALL = 'pip install --upgrade --no-build-isolation "transformer_engine[pytorch]"'
 # Whose attention can be told that there is no padding between documents.
 _LEAST_ENGINE = "2.2"
+_LEAST_TO_GATHER = "2.18"  # keys of documents, by context ranks
 
 
 def kind(config: Config) -> str:
@@ -54,8 +55,9 @@ def kind(config: Config) -> str:
         raise ConfigError(f'model.kind = "te", but {lacking}; valid here: "torch", "auto"')
     if asked == "te" or config.fp8.is_on:
         _check_dispatch(config.parallel.dispatch)
+        _check_exchange(config)
         return "te"
-    # Transformer Engine's attention has no kernel for float32.
+    # Transformer Engine's fused attention has no kernel for float32.
     return "te" if not lacking and config.train.precision == "bf16" else "torch"
 
 
@@ -69,16 +71,34 @@ def _check_dispatch(dispatch: str) -> None:
         )
 
 
+def _check_exchange(config: Config) -> None:
+    """ConfigError where context ranks are to gather keys of documents, and cannot here."""
+    asked, found = config.parallel.context_exchange, _older_than(_LEAST_TO_GATHER)
+    has_documents = config.run.mode != "pretrain" or config.data.reset_at_documents
+    if asked == "all_gather" and has_documents and found:
+        raise ConfigError(
+            f'parallel.context_exchange = "{asked}", but Transformer Engine {found} gathers keys '
+            f"of whole rows alone; those of documents from {_LEAST_TO_GATHER} on ({_INSTALL}); "
+            'valid here: "own", "p2p", "a2a"'
+        )
+
+
 def _lacking() -> str:
     """What Transformer Engine needs and is not here; "" where it can be used."""
     if not torch.cuda.is_available():
         return "torch sees no GPU, which Transformer Engine needs"
     if not HAVE_TE:
         return f"Transformer Engine is not installed ({_INSTALL})"
-    found = _version(_ENGINE)
-    if found and found != _UNKNOWN and Version(found) < Version(_LEAST_ENGINE):
+    if found := _older_than(_LEAST_ENGINE):
         return f"Transformer Engine {found} is older than {_LEAST_ENGINE} ({_INSTALL})"
     return ""
+
+
+def _older_than(least: str) -> str:
+    """The release of Transformer Engine that is here, where it is older; else ""."""
+    found = _version(_ENGINE)
+    is_known = found and found != _UNKNOWN
+    return found if is_known and Version(found) < Version(least) else ""
 
 
 def described(config: Config) -> str:

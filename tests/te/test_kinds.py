@@ -86,6 +86,24 @@ def test_a_run_on_a_gpu_says_why_its_layers_are_torchs(run, why):
     assert kind == "torch" and told.startswith(why)
 
 
+def _exchanges(version, *settings):
+    specs.metadata.version = {"transformer_engine": version}.get
+    base = "model.kind=te", "train.precision=bf16", "parallel.context=2"
+    return specs.kind(config(*base, "data.sequence_length=64", *settings))
+
+
+GATHERED = "parallel.context_exchange=all_gather"
+OF_DOCUMENTS = GATHERED, "data.reset_at_documents=true"
+
+
+def test_context_ranks_do_not_begin_to_gather_documents_with_a_release_that_cannot():
+    with pytest.raises(RankError, match=r'Engine 2.16.0 gathers keys of whole rows.*"own", "p2p"'):
+        run_te_ranks(_exchanges, 1, "2.16.0", *OF_DOCUMENTS)
+    assert run_te_ranks(_exchanges, 1, "2.18.0", *OF_DOCUMENTS) == ["te"]
+    assert run_te_ranks(_exchanges, 1, "2.16.0", GATHERED) == ["te"]
+    assert run_te_ranks(_exchanges, 1, "2.16.0", "parallel.context_exchange=a2a") == ["te"]
+
+
 EP2 = ("model.kind=te", "parallel.expert=2")
 
 
