@@ -102,7 +102,10 @@ def train(config: Config) -> bool:
     launcher.check()
     if config.run.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if config.parallel.tensor > 1:
+    if config.overlap.experts:
+        # Two micro-batches, on streams of their own, and what they send.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    elif config.parallel.tensor > 1:
         # It overlaps with its communication only if kernels start in the order of their calls.
         # Others overlap better without.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

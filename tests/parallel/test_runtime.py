@@ -55,9 +55,15 @@ class Stopped(Exception):
     """Where a test wants to look."""
 
 
-@pytest.mark.parametrize("tensor, expected", [(1, None), (2, "1")])
+TAKEN_APART = ("model.preset=tiny-moe", "model.kind=te", "parallel.expert=2")
+TAKEN_APART += ("train.precision=bf16", "overlap.experts=true")
+
+
+@pytest.mark.parametrize(
+    "tensor, more, expected", [(1, (), None), (2, (), "1"), (2, TAKEN_APART, "32")]
+)
 def test_kernels_start_in_order_only_where_tensor_parallelism_overlaps(
-    monkeypatch, tensor, expected
+    monkeypatch, tensor, more, expected
 ):
     def stop(_):
         raise Stopped
@@ -66,5 +72,5 @@ def test_kernels_start_in_order_only_where_tensor_parallelism_overlaps(
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
     monkeypatch.setattr(runtime, "check", stop)
     with pytest.raises(Stopped):
-        train.train(load([], [*TINY, f"parallel.tensor={tensor}"]))
+        train.train(load([], [*TINY, f"parallel.tensor={tensor}", *more]))
     assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == expected
