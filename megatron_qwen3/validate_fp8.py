@@ -42,6 +42,7 @@ def faults(config: Config) -> Iterator[str]:
             'bf16; set model.kind = "te" or "auto", or fp8.recipe = "none"'
         )
     yield from _recipe_faults(fp8)
+    yield from _row_choice_faults(config)
     yield from _end_faults(config)
     yield from _gather_faults(config)
     yield from width_faults(config.model, config.parallel, fp8)
@@ -87,6 +88,15 @@ def _recipe_faults(fp8: Fp8Config) -> Iterator[str]:
         yield (
             f'fp8.format = "{fp8.format}" is of 8 bits, and fp8.recipe = "nvfp4" has 4; set it '
             'back to "auto"'
+        )
+
+
+def _row_choice_faults(config: Config) -> Iterator[str]:
+    rows, usual = config.fp8.expert_rows, Fp8Config().expert_rows
+    if rows != usual and not config.model.num_experts:
+        yield (
+            f'fp8.expert_rows = "{rows}", but the model is dense; set it back to "{usual}", or a '
+            "model of experts"
         )
 
 

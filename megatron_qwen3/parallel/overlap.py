@@ -18,6 +18,7 @@ import torch
 
 from megatron_qwen3.parallel import installed
 from megatron_qwen3.parallel.layout import Layout
+from megatron_qwen3.parallel.mcore import TransformerLayer
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_overlap import cpu_faults
 
@@ -95,6 +96,13 @@ def _environment_faults(config: Config) -> Iterator[str]:
                 f"{os.environ[name]}: memory that grows cannot be NCCL's; set "
                 f"{name}=expandable_segments:False, or leave overlap.nccl_buffers out"
             )
+    knows_four_bits = hasattr(TransformerLayer, "get_inner_quantization_context")
+    if config.overlap.experts and config.fp8.recipe == "nvfp4" and not knows_four_bits:
+        yield (
+            'overlap.experts = true and fp8.recipe = "nvfp4": this megatron-core leaves layers '
+            "that it takes apart in bf16; pip install 'megatron-core>=0.19', or leave one of them "
+            "out"
+        )
     if config.overlap.offload_parts and os.environ.get(OLD_OFFLOAD) != "1":
         yield (
             f"overlap.offload_parts, and the environment has {OLD_OFFLOAD} = "

@@ -69,6 +69,10 @@ def test_the_table_is_written_and_read_alike(tmp_path):
         (["fp8.recipe=tensorwise", "fp8.format=e5m2"], "is not one of auto, e4m3, hybrid"),
         (["fp8.recipe=tensorwise", "train.precision=fp32"], 'set train.precision = "bf16", or fp8'),
         (["fp8.recipe=mxfp8", "model.kind=torch"], 'set model.kind = "te" or "auto", or fp8.rec'),
+        (
+            ["fp8.recipe=mxfp8", "fp8.expert_rows=route"],
+            'but the model is dense; set it back to "pad"',
+        ),
         (["fp8.format=hybrid"], 'fp8.format = "hybrid", but fp8.recipe = "none"'),
         (["fp8.first_layers_bf16=1"], "set a recipe, or this back to 0"),
         (["fp8.recipe=tensorwise", "fp8.margin=1"], 'goes with fp8.recipe = "delayed"'),

@@ -295,6 +295,19 @@ def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypat
     overlap.check(parts)
 
 
+def test_layers_that_are_taken_apart_do_not_leave_four_bits_out_without_a_word(monkeypatch):
+    """megatron-core 0.16 asks there for FP8 alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sparse = *SPARSE, "parallel.expert=2", "overlap.experts=true"
+    context = "get_inner_quantization_context"
+    monkeypatch.setattr(overlap.TransformerLayer, context, None, raising=False)
+    overlap.check(asked(*sparse, "fp8.recipe=nvfp4"))
+    monkeypatch.delattr(overlap.TransformerLayer, context)
+    overlap.check(asked(*sparse, "fp8.recipe=mxfp8"))
+    with pytest.raises(ConfigError, match=r"apart in bf16; pip install 'megatron-core>=0\.19'"):
+        overlap.check(asked(*sparse, "fp8.recipe=nvfp4"))
+
+
 @pytest.mark.parametrize(
     ("fp8", "expected"),
     [
