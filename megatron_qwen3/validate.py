@@ -77,6 +77,12 @@ def _dispatch_faults(config: Config) -> Iterator[str]:
         yield f'{given} needs model.kind = "te", not "{config.model.kind}"'
     elif p.expert * p.expert_tensor == 1:
         yield f'{given}, but parallel.expert * expert_tensor = 1: no token is sent; use "alltoall"'
+    elif dispatch == "hybridep" and p.context_exchange != "own":
+        yield (
+            f'{given} takes as many tokens from every rank, and parallel.context_exchange = "'
+            f'{p.context_exchange}" pads documents, of each rank others; set parallel.dispatch = '
+            '"deepep" or "alltoall", or parallel.context_exchange = "own"'
+        )
 
 
 def gpu_faults(config: Config) -> list[str]:

@@ -43,6 +43,11 @@ def test_transformer_engines_exchange_can_be_had_by_its_layers(exchange):
             (*TE, "parallel.tensor=2", "overlap.tensor=true"),
             "pads documents to longer ones; leave it out",
         ),
+        (
+            "p2p",
+            (*TE, "parallel.expert=2", "parallel.dispatch=hybridep"),
+            'takes as many tokens from every rank, and .* set parallel.dispatch = "deepep"',
+        ),
         ("a2a+p2p", TE, "is not one of own, p2p, all_gather, a2a"),
     ],
 )
