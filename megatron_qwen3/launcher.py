@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import shown_lines
+from megatron_qwen3.storage.whole import write_whole
 
 _WHO = "torchrun sets them, as does examples/slurm/rank.sh under srun"
 
@@ -53,7 +54,7 @@ def record(message: str) -> None:
         extra = {"py_callstack": shown_lines(message), "timestamp": str(int(time.time()))}
         content = {"message": {"message": shown_lines(message), "extraInfo": extra}}
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps(content), encoding="utf-8")
+            write_whole(Path(path), [json.dumps(content).encode()])
 
 
 def check() -> None:

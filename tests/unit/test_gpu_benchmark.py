@@ -135,9 +135,10 @@ def test_a_case_of_the_cpu_sees_no_gpu_and_the_others_see_what_there_is(ran):
     spawned = [case(sees, name="hidden", where=CPU), case(sees)]
     found, _ = ran(spawned)
     assert found["hidden"]["values"]["process"] != found["sees"]["values"]["process"]
+    before = dict(os.environ)
     with runner._environment({"CUDA_VISIBLE_DEVICES": ""}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert dict(os.environ) == before
 
 
 def test_a_case_waits_for_what_it_needs(ran):
