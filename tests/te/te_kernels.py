@@ -90,8 +90,11 @@ def _product(A, transA, B, transB) -> Tensor:
 
 
 def _dense(x):
-    """The tensor, which a kernel reads from its first byte on, whatever its strides say."""
-    if not x.is_contiguous():
+    """The tensor, which a kernel reads from its first byte on, whatever its strides say.
+
+    What is quantized lies as its quantizer made it, and has no strides.
+    """
+    if isinstance(x, Tensor) and not x.is_contiguous():
         raise ValueError(f"a kernel does not know the strides {x.stride()} of {tuple(x.shape)}")
     return x
 
