@@ -47,15 +47,7 @@ def _stack(axes: Axes, names: list[str], bars: list[dict[str, float]]) -> None:
 
 
 def _name(index: int, plan: Plan) -> str:
-    layout = plan.job.layout
-    sizes = {
-        "tp": layout.tensor,
-        "pp": layout.pipeline,
-        "vpp": layout.virtual,
-        "cp": layout.context,
-        "ep": layout.expert,
-        "etp": layout.expert_tensor,
-    }
+    sizes = plan.job.sizes
     parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] or ["dp"]
     text = " ".join([*parts, f"mb{plan.job.micro_batch}"])
     return f"{index + 1}  {text} {plan.recompute}" + (" *" if plan.needs else "")

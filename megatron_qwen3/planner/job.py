@@ -121,6 +121,19 @@ class Job:
         )
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Ranks, and stages of each, by the short names that plans are told by."""
+        layout = self.layout
+        return {
+            "tp": layout.tensor,
+            "pp": layout.pipeline,
+            "vpp": layout.virtual,
+            "cp": layout.context,
+            "ep": layout.expert,
+            "etp": layout.expert_tensor,
+        }
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Positions of one micro-batch on one rank, before tensor ranks share them."""
         return self.micro_batch * self.sequence_length // self.layout.context

@@ -218,15 +218,7 @@ def _size(job: Job, name: str) -> int | None:
 
 def describe(job: Job) -> str:
     """tp2 pp8 ep8 mb1"""
-    layout = job.layout
-    sizes = {
-        "tp": layout.tensor,
-        "pp": layout.pipeline,
-        "vpp": layout.virtual,
-        "cp": layout.context,
-        "ep": layout.expert,
-        "etp": layout.expert_tensor,
-    }
+    sizes = job.sizes
     parts = [f"{name}{size}" for name, size in sizes.items() if size > 1 or name in ("tp", "pp")]
     return " ".join([*parts, f"mb{job.micro_batch}"])
 
