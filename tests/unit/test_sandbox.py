@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -246,6 +247,18 @@ def test_each_wall_that_is_down_is_found_before_anything_is_run(monkeypatch, cha
         with pytest.raises(ConfigError, match="does not work here") as error:
             Sandbox().__enter__()
         assert told in str(error.value), error.value
+
+
+def test_files_of_the_machine_do_not_count_as_memory_of_a_program(monkeypatch):
+    with needs_sandbox(), Sandbox() as sandbox:
+        _opened(monkeypatch, _added("--ro-bind", TEMPORARY, TEMPORARY))
+        monkeypatch.setattr(process, "_INODE_BYTES", 1 << 26)
+        job = process.Job("import time; time.sleep(0.5)")
+        with tempfile.TemporaryDirectory() as folder:
+            for k in range(1 + sandbox.limits.memory_bytes // (1 << 26)):
+                Path(folder, str(k)).touch()
+            outcome = process.run(launch.Launcher.found(), sandbox.limits, job)
+        assert outcome.status == 0, outcome
 
 
 def test_the_filter_jumps_to_its_last_line_for_each_refused_call():

@@ -304,14 +304,17 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _inode_bytes(pid: int) -> int:
-    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count."""
+    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count.
+
+    A folder of the machine's own, as before the walls stand, counts nothing: its files are no
+    memory of this program.
+    """
     files = 0
     for child in _children(pid)[:1]:
-        root = f"/proc/{child}/root"
-        with contextlib.suppress(OSError):
-            if os.stat(f"{root}/").st_dev == os.stat("/").st_dev:
-                continue  # it has not yet left the machine's own root
-            for folder in ("/tmp", "/dev/shm"):
-                found = os.statvfs(root + folder)
-                files += found.f_files - found.f_ffree
+        for folder in ("/tmp", "/dev/shm"):
+            within = f"/proc/{child}/root{folder}"
+            with contextlib.suppress(OSError):
+                if os.stat(within).st_dev != os.stat(folder).st_dev:
+                    found = os.statvfs(within)
+                    files += found.f_files - found.f_ffree
     return files * _INODE_BYTES
