@@ -19,7 +19,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -27,16 +27,16 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
-from data_prep.labels import LONGEST_LABEL
+from data_prep.kept_fields import NONE, KeptFields, Scalar
+from data_prep.labels import LABEL_FIELDS, LONGEST_LABEL
 from data_prep.lines import DamagedFile, blocks, first_line
 from data_prep.parquet import LongRow, Table
 from megatron_qwen3.shown import shown
 
 LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depend on the input
-NAMES = ("text", "id", "source", "language", "domain", "quality", "education", "metadata")
+NAMES = ("text", "id", *LABEL_FIELDS, "metadata")
 COMPRESSED = (".gz", ".zst")
 PARQUET = ".parquet"
-_LABELS = NAMES[2:-1]
 _DEEPEST = 100  # levels of JSON; deeper ones would depend on how deep the caller stands
 _NAMED_FIELDS = 20  # in an error
 _LONGEST_NUMBER = 4000  # digits; Python takes up to 4,300
@@ -84,6 +84,8 @@ class Batch:
     lines: of each document, from 1, within the part. positions: of each, the byte of the file, or
     of what is compressed in it, at which its line begins; or its row, from 0. So they are the same
     however the file is cut into parts. num_lines: of the batch. progress: the share that is read.
+    fields: what else is kept of each document, [] where nothing is; left_out: how many were too
+    large.
     """
 
     documents: list[Document]
@@ -92,6 +94,8 @@ class Batch:
     problems: list[Problem]
     num_lines: int
     progress: float
+    fields: list[dict[str, Scalar]] = field(default_factory=list)
+    left_out: int = 0
 
 
 def files_within(folder: str | os.PathLike[str], hidden: bool = False) -> Iterator[Path]:
@@ -128,13 +132,16 @@ def is_splittable(path: str) -> bool:
     return not path.endswith((*COMPRESSED, PARQUET))
 
 
-def read(part: Part, names: Mapping[str, str]) -> Iterator[Batch]:
+def read(part: Part, names: Mapping[str, str], keep: Sequence[str] = (NONE,)) -> Iterator[Batch]:
     """The documents of a part, some MB at a time. OSError where the file cannot be read.
 
-    names: what fields are called in the file, where that is not their name in NAMES.
+    names: what fields are called in the file, where that is not their name in NAMES; keep: which of
+    the others are kept (`kept_fields.py`).
     """
-    kind = _document_type(names)
-    return _read_parquet(part, kind) if part.path.endswith(PARQUET) else _read_json(part, kind)
+    kind, kept = _document_type(names), KeptFields(keep, names)
+    if part.path.endswith(PARQUET):
+        return _read_parquet(part, kind, kept)
+    return _read_json(part, kind, kept)
 
 
 def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
@@ -154,8 +161,8 @@ def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
 
 
-def _read_json(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
-    decode = msgspec.json.Decoder(kind).decode
+def _read_json(part: Part, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
+    taker = _Taker(msgspec.json.Decoder(kind).decode, kind, kept)
     number = 1
     position = first_line(part.path, part.start) if is_splittable(part.path) else 0
     try:
@@ -164,16 +171,16 @@ def _read_json(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
                 accumulate(map(len, lines), lambda at, size: at + size + 1, initial=position)
             )
             position = starts.pop()
-            yield _batch(lines, decode, kind, number, starts, progress)
+            yield taker.batch(lines, number, starts, progress)
             number += len(lines)
     except DamagedFile as error:
         yield Batch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
 
 
-def _read_parquet(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
+def _read_parquet(part: Part, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
     called, done = _called(kind), 0
-    labels = [called[name] for name in _LABELS]
-    decode = partial(msgspec.convert, type=kind)
+    labels = [called[name] for name in LABEL_FIELDS]
+    taker = _Taker(partial(msgspec.convert, type=kind), kind, kept)
     try:
         with Table(part.path, LONGEST_LINE_BYTES) as table:
             if called["text"] not in table.names:
@@ -181,72 +188,89 @@ def _read_parquet(part: Part, kind: type[msgspec.Struct]) -> Iterator[Batch]:
                 yield Batch([], [], [], [fault], table.num_rows, 1.0)
                 return
             inner = table.labelled(called["metadata"], labels)
-            for rows in table.rows([called["text"], called["id"], *labels, *inner]):
+            more = table.single(called["metadata"], kept.is_kept) if kept else []
+            for rows in table.rows([called["text"], called["id"], *labels, *inner], more):
                 positions = list(range(done, done + len(rows)))
                 progress = min(1.0, (done + len(rows)) / max(1, table.num_rows))
-                yield _batch(rows, decode, kind, done + 1, positions, progress)
+                yield taker.batch(rows, done + 1, positions, progress)
                 done += len(rows)
     except DamagedFile as error:
         yield Batch([], [], [], [Problem(done + 1, "damaged file", str(error))], 0, 1.0)
 
 
-def _batch(
-    lines: list[Any],
-    decode: Callable[[Any], Any],
-    kind: type[msgspec.Struct],
-    first_line: int,
-    positions: list[int],
-    progress: float,
-) -> Batch:
-    """The lines as documents; at once where all are as they should be, which is fast, or one by
-    one. lines: bytes of JSON, or a row's values."""
-    try:
-        documents = list(map(decode, lines))
+@dataclass
+class _Taker:
+    """Lines as documents. A line is bytes of JSON, or a row's values; decode: makes a `kind`."""
+
+    decode: Callable[[Any], Any]
+    kind: type[msgspec.Struct]
+    kept: KeptFields
+
+    def batch(
+        self, lines: list[Any], first_line: int, positions: list[int], progress: float
+    ) -> Batch:
+        """At once where all are as they should be, which is fast, or one by one."""
+        left_out = self.kept.left_out
+        batch = self._at_once(lines, first_line, positions)
+        if batch is None:
+            batch = Batch([], [], [], [], 0, 0.0)
+            for number, (line, position) in enumerate(
+                zip(lines, positions, strict=True), first_line
+            ):
+                fault = self._take(line, batch)
+                if fault is None:
+                    batch.lines.append(number)
+                    batch.positions.append(position)
+                elif fault:
+                    batch.problems.append(Problem(number, *fault))
+        batch.num_lines, batch.progress = len(lines), progress
+        batch.left_out = self.kept.left_out - left_out
+        return batch
+
+    def _at_once(self, lines: list[Any], first_line: int, positions: list[int]) -> Batch | None:
+        try:
+            documents = list(map(self.decode, lines))
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+            return None
         fit = max(map(len, lines), default=0) <= LONGEST_LINE_BYTES  # a row has as many columns
-        if fit and all(document.text for document in documents):
-            numbers = list(range(first_line, first_line + len(lines)))
-            return Batch(documents, numbers, positions, [], len(lines), progress)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
-        pass
-    batch = Batch([], [], [], [], len(lines), progress)
-    for number, (line, position) in enumerate(zip(lines, positions, strict=True), first_line):
-        fault = _take(line, decode, kind, batch.documents)
-        if fault is None:
-            batch.lines.append(number)
-            batch.positions.append(position)
-        elif fault:
-            batch.problems.append(Problem(number, *fault))
-    return batch
+        if not fit or not all(document.text for document in documents):
+            return None
+        numbers = list(range(first_line, first_line + len(lines)))
+        fields = list(map(self._fields, lines)) if self.kept else []
+        return Batch(documents, numbers, positions, [], 0, 0.0, fields)
 
+    def _fields(self, line: Any) -> dict[str, Scalar]:
+        if isinstance(line, bytes):
+            return self.kept.of_line(line, _loosely)
+        return self.kept.of_row(line)
 
-def _take(
-    line: Any,
-    decode: Callable[[Any], Any],
-    kind: type[msgspec.Struct],
-    documents: list[Document],
-) -> tuple[str, str] | tuple[()] | None:
-    """None when the line's document was appended, () for a blank line, or (kind, detail)."""
-    if isinstance(line, bytes) and not line.strip():
-        return ()
-    if isinstance(line, LongRow) or (isinstance(line, bytes) and len(line) > LONGEST_LINE_BYTES):
-        return "line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB"
-    try:
-        document = _decoded(line, decode, kind)
-    except (MemoryError, OSError):
-        raise
-    except msgspec.ValidationError as error:
-        return "missing or wrong field", str(error)
-    except UnicodeError as error:
-        return "invalid UTF-8", str(error)
-    except Exception as error:  # whatever a field makes of itself, it is this record's
-        if wrong := not_utf8(line):
-            return "invalid UTF-8", wrong
-        broken = "broken JSON" if isinstance(line, bytes) else "missing or wrong field"
-        return broken, str(error) or type(error).__name__
-    if not document.text:
-        return "empty document", "its text has no characters"
-    documents.append(document)
-    return None
+    def _take(self, line: Any, batch: Batch) -> tuple[str, str] | tuple[()] | None:
+        """None when the line's document was appended, () for a blank line, or (kind, detail)."""
+        if isinstance(line, bytes) and not line.strip():
+            return ()
+        if isinstance(line, LongRow) or (
+            isinstance(line, bytes) and len(line) > LONGEST_LINE_BYTES
+        ):
+            return "line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB"
+        try:
+            document = _decoded(line, self.decode, self.kind)
+        except (MemoryError, OSError):
+            raise
+        except msgspec.ValidationError as error:
+            return "missing or wrong field", str(error)
+        except UnicodeError as error:
+            return "invalid UTF-8", str(error)
+        except Exception as error:  # whatever a field makes of itself, it is this record's
+            if wrong := not_utf8(line):
+                return "invalid UTF-8", wrong
+            broken = "broken JSON" if isinstance(line, bytes) else "missing or wrong field"
+            return broken, str(error) or type(error).__name__
+        if not document.text:
+            return "empty document", "its text has no characters"
+        batch.documents.append(document)
+        if self.kept:
+            batch.fields.append(self._fields(line))
+        return None
 
 
 def not_utf8(line: Any) -> str:
@@ -309,7 +333,7 @@ def _of_needed_fields(values: Any, kind: type[msgspec.Struct]) -> Any:
     called = _called(kind)
     if called["text"] not in values:
         raise msgspec.ValidationError(_absent(called["text"], list(values)))
-    labels = [called[name] for name in _LABELS]
+    labels = [called[name] for name in LABEL_FIELDS]
     kept = _present(values, [called["text"], *labels])
     kept[called["id"]] = _id(values.get(called["id"]))
     inner = values.get(called["metadata"])

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 UNKNOWN = "unknown"
 LONGEST_LABEL = 50  # characters: each takes up to 4 bytes in a file name, which may have 255
+LABEL_FIELDS = ("source", "language", "domain", "quality", "education")  # as documents have them
 LEVELS = ("low", "medium", "high")
 LEVEL_BOUNDS = (1 / 3, 2 / 3)  # where medium and high begin
 LENGTHS = ("0-4k", "4k-16k", "16k-32k", "32k+")

@@ -12,7 +12,7 @@ known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ from megatron_qwen3.config import ConfigError
 
 ROWS = 256  # at a time, at most
 BATCH_BYTES = 1 << 22
+_LONGEST_SINGLE = 1 << 16  # bytes of a text of a column that is read besides
+_WIDEST_SINGLE = 16  # bytes of a number that is none of Arrow's own: Parquet's decimals
 
 
 class LongRow(Exception):
@@ -63,10 +65,29 @@ class Table:
         """All columns of text, those within others too."""
         return [leaf.path for leaf in self._leaves if leaf.physical_type == "BYTE_ARRAY"]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[list[Any]]:
+    def single(self, column: str, is_wanted: Callable[[str, bool], bool]) -> list[str]:
+        """Columns of single values, and those within the struct `column`, that are wanted.
+
+        is_wanted: of a name, and whether it stands within `column`.
+        """
+        found = []
+        for leaf in self._leaves:
+            above, _, name = leaf.path.rpartition(".")
+            is_flat = leaf.max_repetition_level == 0 and above in ("", column)
+            is_known = self.names.count(above or name) == 1
+            fixed = leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.length > _WIDEST_SINGLE
+            if is_flat and is_known and not fixed and is_wanted(name, bool(above)):
+                found.append(leaf.path)
+        return found
+
+    def rows(self, columns: Sequence[str], more: Sequence[str] = ()) -> Iterator[list[Any]]:
         """Lists of rows, each a dict of values; an exception is in place of a value that Python
-        cannot hold, a LongRow in place of a row that is too long."""
-        chosen = [k for k, leaf in enumerate(self._leaves) if _is_within(leaf.path, columns)]
+        cannot hold, a LongRow in place of a row that is too long.
+
+        more: columns as `single` gives them, in which None is in place of a text of over 64 KiB.
+        """
+        wanted = [*columns, *(name for name in more if not _is_within(name, columns))]
+        chosen = [k for k, leaf in enumerate(self._leaves) if _is_within(leaf.path, wanted)]
         paths = [self._leaves[k].path for k in chosen]
         texts = [path for path in self.texts() if path in paths]
         source = _source(self._path)
@@ -78,7 +99,7 @@ class Table:
                 size = max(1, size, widest * about.num_rows)
                 at_once = max(1, min(ROWS, BATCH_BYTES * about.num_rows // size))
                 for batch in file.iter_batches(at_once, [group], paths):
-                    yield from self._parts(batch)
+                    yield from self._parts(_without_long(batch, more))
 
     def _parts(self, batch: Any) -> Iterator[list[Any]]:
         """The rows in lists that are not much larger than a batch may be."""
@@ -106,6 +127,37 @@ def _source(path: str) -> Any:
     except UnicodeEncodeError:
         return open(path, "rb")  # noqa: SIM115 -- Arrow's file keeps it
     return path
+
+
+def _without_long(batch: Any, names: Sequence[str]) -> Any:
+    """None in place of the long texts of some columns, before anything writes them out."""
+    for k, column in enumerate(batch.columns):
+        name = batch.schema.names[k]
+        within = [path.partition(".")[2] for path in names if path.startswith(f"{name}.")]
+        if name in names or within:
+            batch = batch.set_column(k, name, _short(column, within))
+    return batch
+
+
+def _short(column: Any, within: Sequence[str] = ()) -> Any:
+    """The column, or of a struct those fields of it, with None in place of long texts."""
+    import pyarrow
+    from pyarrow import compute, types
+
+    if types.is_struct(column.type):
+        parts = {f.name: column.field(f.name) for f in column.type}
+        short = {name: _short(part) if name in within else part for name, part in parts.items()}
+        return pyarrow.StructArray.from_arrays(
+            list(short.values()), list(short), mask=column.is_null()
+        )
+    if not types.is_dictionary(column.type):
+        return column
+    lengths = compute.binary_length(column.dictionary)
+    if (compute.max(lengths).as_py() or 0) <= _LONGEST_SINGLE:
+        return column
+    is_long = compute.greater(lengths.take(column.indices), _LONGEST_SINGLE)
+    indices = compute.if_else(is_long, None, column.indices)
+    return pyarrow.DictionaryArray.from_arrays(indices, column.dictionary)
 
 
 def _written_out(batch: Any) -> Any:

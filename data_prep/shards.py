@@ -11,7 +11,8 @@ whole shard. `inventory.json` at the top names all shards and appears when all a
 
 The .docs file, little-endian, for D documents: magic (8 bytes); of each document the number of its
 file among the inventory's inputs (u32), its line there from 1, or its row in Parquet (u64), and
-where its id ends (u64); then the ids in UTF-8, end to end. Of a packed shard (`packed.py`) a
+where its id ends (u64); then the ids in UTF-8, each with the fields that are kept of the document
+(`kept_fields.note`), end to end. Of a packed shard (`packed.py`) a
 "document" there and in the .idx is a piece: a document, what of one is in its rows, or filler.
 """
 
@@ -20,15 +21,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader, IndexedWriter
+from data_prep.kept_fields import Scalar, parted
 from data_prep.labels import Labels
 from data_prep.packed import Packed
 from megatron_qwen3.config import ConfigError
@@ -88,17 +91,22 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Origin(NamedTuple):
-    """Where a document came from. line: from 1; of a Parquet file the row. Of filler: "", 0, ""."""
+    """Where a document came from. line: from 1; of a Parquet file the row. Of filler: "", 0, "".
+
+    fields: what else it brought, by name.
+    """
 
     file: str
     line: int
     id: str
+    fields: Mapping[str, Scalar] = MappingProxyType({})
 
 
 class Chunk(NamedTuple):
     """Some documents of a shard: ids end to end, their lengths [documents], where they came from.
 
-    origins: [documents] of ORIGIN, `id_end` counted within this chunk; ids: the documents' ids.
+    origins: [documents] of ORIGIN, `id_end` counted within this chunk; ids: the documents' ids
+    and fields.
     """
 
     tokens: npt.NDArray[Any]
@@ -186,11 +194,11 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
         rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
         start = int(rows[0]["id_end"]) if before else 0
         file.seek(len(_MAGIC) + shard.in_files * ORIGIN.itemsize + start)
-        text = file.read(int(rows[-1]["id_end"]) - start).decode()
+        name, fields = parted(file.read(int(rows[-1]["id_end"]) - start))
     if rows[-1]["file"] == NO_FILE:
         return Origin("", 0, "")
     inputs = read_inventory(folder_of(prefix)).inputs
-    return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), text)
+    return Origin(inputs[int(rows[-1]["file"])], int(rows[-1]["line"]), name, fields)
 
 
 def folder_of(prefix: str | os.PathLike[str]) -> Path:

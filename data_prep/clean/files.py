@@ -40,7 +40,7 @@ class DocumentWriter:
         self._waiting = bytearray()
 
     def write(self, document: Document) -> None:
-        labels = {k: v for k, v in document.metadata.items() if v is not None and k[0] != "_"}
+        labels = {k: v for k, v in document.metadata.items() if v is not None and k[:1] != "_"}
         self._waiting += msgspec.json.encode({"id": document.id, "text": document.text, **labels})
         self._waiting += b"\n"
         if len(self._waiting) >= _BLOCK_BYTES:

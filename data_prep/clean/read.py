@@ -11,8 +11,9 @@ have one order, and the first of several duplicates is the same however many tas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,12 +26,14 @@ from data_prep.clean.files import Progress
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import CODE_SUFFIXES, is_code_file
+from data_prep.kept_fields import Scalar
 from data_prep.tokenizer_file import cut_note, tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import whole_file
 
 _TEXT_SUFFIXES = (".txt", ".md", ".rst")
+_OURS = frozenset((*documents.NAMES, "file", "safety", "reason", "kept"))  # a field's name as ours
 _LONGEST_TEXT_BYTES = 1 << 28  # a file of plain text is one document
 
 
@@ -66,12 +69,17 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         for share in shares:
             size = share.part.end - share.part.start
             lines = 0
-            for batch in _batches(share.part, self.settings.text_field):
+            for batch in _batches(share.part, self.settings):
                 for problem in batch.problems:
                     problems.write(msgspec.json.encode(self._noted(share.part, problem)) + b"\n")
-                for document, position in zip(batch.documents, batch.positions, strict=True):
-                    yield _document(document, share, position)
+                fields: Iterable[Mapping[str, Scalar]] = batch.fields or repeat({})
+                for document, position, more in zip(
+                    batch.documents, batch.positions, fields, strict=False
+                ):
+                    yield _document(document, share, position, more)
                 lines += batch.num_lines
+                if batch.left_out:
+                    self.stat_update("fields too large to keep", value=batch.left_out)
                 progress.report(done + int(size * batch.progress))
             end = {"file": _name(share.part), "start": share.part.start, "lines": lines}
             problems.write(msgspec.json.encode(end) + b"\n")
@@ -155,9 +163,10 @@ def _is_whole(path: str) -> bool:
     return _is_text(path) or not documents.is_splittable(path)
 
 
-def _batches(part: Part, text_field: str) -> Iterator[Batch]:
+def _batches(part: Part, settings: CleanSettings) -> Iterator[Batch]:
     if not _is_text(part.path):
-        return documents.read(part, {"text": text_field} if text_field != "text" else {})
+        names = {"text": settings.text_field} if settings.text_field != "text" else {}
+        return documents.read(part, names, settings.keep_fields)
     return iter([_text_file(part)])
 
 
@@ -192,8 +201,11 @@ def _text_file(part: Part) -> Batch:
     return Batch([_TextFile(text, _name(part), domain)], [1], [0], [], 1, 1.0)
 
 
-def _document(read: Any, share: Share, position: int) -> Document:
-    """With the labels that it has, within `metadata` or beside it, then those of the input."""
+def _document(read: Any, share: Share, position: int, fields: Mapping[str, Scalar]) -> Document:
+    """With the labels that it has, within `metadata` or beside it, then those of the input.
+
+    fields: what else it brought; where a name is one of those that cleaning writes, under another.
+    """
     labels = {
         name: getattr(read, name) if getattr(read, name) is not None else getattr(inner, name, None)
         for inner in [read.metadata]
@@ -203,7 +215,11 @@ def _document(read: Any, share: Share, position: int) -> Document:
     labels["domain"] = labels["domain"] or share.input.domain
     file = _name(share.part)
     name = f"{file}:{position}" if read.id is None else str(read.id)
-    return Document(text=read.text, id=name, metadata={**labels, "file": file})
+    kept = {
+        f"input_{name}" if name in _OURS or name[:1] == "_" else name: value
+        for name, value in fields.items()
+    }
+    return Document(text=read.text, id=name, metadata={**kept, **labels, "file": file})
 
 
 def _name(part: Part) -> str:

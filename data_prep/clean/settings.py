@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
@@ -23,6 +24,10 @@ from megatron_qwen3.config import ConfigError
 SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
 ON_ERROR = ("skip", "stop")
 MODELS = ("language", "domain", "quality", "education", "safety")
+
+
+# Settings that cleanings have who do not name them.
+_OF_OLD: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
 
 
 class Input(NamedTuple):
@@ -44,6 +49,7 @@ class CleanSettings:
     `tokenizer` where it is given, that count as a passage.
     models: fastText files by MODELS; min_safety: the least that the safety model must say.
     on_error: skip a bad line or stop at it. text_field: what the text is called in the files.
+    keep_fields: which fields of documents stay with them besides their labels (`kept_fields.py`).
     hidden: whether files and folders of a folder whose names begin with a dot are read, as
     cleanings do that began before there was a choice.
     """
@@ -62,6 +68,7 @@ class CleanSettings:
     min_safety: float = 0.5
     on_error: str = "skip"
     text_field: str = "text"
+    keep_fields: tuple[str, ...] = (ALL,)
     hidden: bool = False
 
     def folder(self, name: str) -> Path:
@@ -107,6 +114,8 @@ class CleanSettings:
                 )
         if self.on_error not in ON_ERROR:
             yield f"on_error = {self.on_error!r}; valid: {', '.join(ON_ERROR)}"
+        if fault := fault_of(self.keep_fields):
+            yield fault
         if self.tasks < 1:
             yield f"tasks = {self.tasks}; at least 1 is needed"
         if self.resemblance <= 0.5:
@@ -128,7 +137,7 @@ class CleanSettings:
         path = self.folder(SETTINGS)
         asked = json.loads(json.dumps({**asdict(self), "files": files}))
         if path.exists():
-            there = {"hidden": True, **_read(path)}
+            there = {**_OF_OLD, **_read(path)}
             changed = [name for name in asked if there.get(name) != asked[name]]
             if changed == ["files"]:
                 names = _differences(there.get("files", {}), asked["files"])
@@ -153,9 +162,14 @@ class CleanSettings:
             raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
 
     def as_begun(self) -> CleanSettings:
-        """These settings with the files that a cleaning begun in `out` chose to read."""
+        """These settings with the files that a cleaning begun in `out` chose to read, and, of one
+        that began when nothing was kept, without other fields."""
         path = self.folder(SETTINGS)
-        return replace(self, hidden=path.exists() and bool(_read(path).get("hidden", True)))
+        if not path.exists():
+            return replace(self, hidden=False)
+        begun = {**_OF_OLD, **_read(path)}
+        keep = self.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
+        return replace(self, hidden=bool(begun["hidden"]), keep_fields=keep)
 
 
 def _read(path: Path) -> dict[str, Any]:

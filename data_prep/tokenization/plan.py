@@ -27,6 +27,7 @@ from data_prep.documents import (
     is_splittable,
     not_read,
 )
+from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.packed import SHORTEST_ROW
 from data_prep.shards import VERSION, read_json, write_json
@@ -38,7 +39,11 @@ PLAN = "plan.json"
 OURS = ("inventory.json", "tokenizer", "groups", "work", "problems")  # what is written beside it
 UNIT_BYTES = 1 << 26
 DEFAULTED = ("source", "language", "domain")
-_OF_OLD = {"hidden": True, "pack": 0}  # settings that plans have who do not name them
+_OF_OLD = {
+    "hidden": True,
+    "pack": 0,
+    "keep_fields": [NONE],
+}  # settings that plans have who do not name them
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Settings:
     pack: tokens of the rows that documents are laid out in (`data_prep/packed.py`), 0 where they
     simply follow each other.
     hidden: whether files and folders whose names begin with a dot are read, as plans do that began
-    before there was a choice.
+    before there was a choice. keep_fields: which fields beside text and labels stay in the shards'
+    provenance (`kept_fields.py`).
     """
 
     tokenizer: str
@@ -62,6 +68,7 @@ class Settings:
     group_bytes: int = 1 << 36
     hidden: bool = False
     pack: int = 0
+    keep_fields: tuple[str, ...] = (ALL,)
 
 
 class Input(NamedTuple):
@@ -102,12 +109,14 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Pl
 
 
 def as_begun(settings: Settings, out: Path) -> Settings:
-    """The settings with the files that a plan begun in `out` chose to read."""
+    """The settings with the files that a plan begun in `out` chose to read, and, of one that began
+    when nothing was kept, without other fields."""
     path = out / PLAN
     if not path.exists():
         return settings
-    begun = read_json(path, "it was removed just now").get("settings", {})
-    return replace(settings, hidden=bool(begun.get("hidden", True)))
+    begun = {**_OF_OLD, **read_json(path, "it was removed just now").get("settings", {})}
+    keep = settings.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
+    return replace(settings, hidden=bool(begun["hidden"]), keep_fields=keep)
 
 
 def find_inputs(
@@ -228,6 +237,8 @@ def _check_known(option: str, given: Iterable[str], valid: Sequence[str]) -> Non
 
 def _check(settings: Settings) -> None:
     check_names(settings.names)
+    if fault := fault_of(settings.keep_fields):
+        raise ConfigError(fault)
     _check_known("defaults", settings.defaults, DEFAULTED)
     for name, value in settings.defaults.items():
         if not 0 < len(value) <= LONGEST_LABEL:

@@ -9,8 +9,8 @@ of the seed and of where the document stands, so that the order depends on nothi
     table, inputs = read_piece(sources, dtype, piece=0, pieces=3)
     chunks(table, inputs)                       # what write_shard takes
 
-A run, for D documents: keys (u64 × D), ROW × D, their tokens' ids, and their own ids in UTF-8, end
-to end.
+A run, for D documents: keys (u64 × D), ROW × D, their tokens' ids, and their own ids, with the
+fields that are kept (`kept_fields.note`), end to end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHORT = 48  # elements of a piece on average: where slices begin to be faster
 ROW = np.dtype(
     [
         ("start", "<u8"),  # of its tokens, in the run
-        ("id_start", "<u8"),  # of its id, likewise
+        ("id_start", "<u8"),  # of its id and fields, likewise
         ("line", "<u8"),
         ("length", "<u4"),  # in tokens
         ("id_bytes", "<u4"),

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.documents import Batch, Document, Problem, read
 from data_prep.indexed import token_dtype
+from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
 from data_prep.lines import lines_before
 from data_prep.shards import VERSION, Shard, write_json, write_shard
@@ -40,7 +41,9 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import shared
 
-RUN_BYTES = 1 << 26  # of token ids that are collected before they are sorted and written
+RUN_BYTES = (
+    1 << 26
+)  # of token ids and provenance that are collected before they are sorted and written
 LISTED_PROBLEMS = 1000  # of a unit; more are counted only
 MOST_LABELS = 10_000  # combinations in a unit
 
@@ -137,12 +140,13 @@ def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
         runs: list[Run] = []
         waiting: list[Table] = []
         lines = 0
-        for batch in ticking(read(unit.part, job.plan.settings.names), unit, tick):
+        settings = job.plan.settings
+        for batch in ticking(read(unit.part, settings.names, settings.keep_fields), unit, tick):
             problems.add(batch.problems)
             lines += batch.num_lines
             if batch.documents:
                 waiting.append(_table(batch, job, book, unit.input))
-            if sum(table.tokens.nbytes for table in waiting) >= RUN_BYTES:
+            if sum(table.tokens.nbytes + table.ids.nbytes for table in waiting) >= RUN_BYTES:
                 runs.append(write_run(_run_path(folder, unit, len(runs)), waiting))
                 waiting = []
         if waiting:
@@ -264,16 +268,16 @@ def _run_path(folder: Path, unit: Unit, number: int) -> Path:
 def _table(batch: Batch, job: Job, book: LabelBook, input: int) -> Table:
     settings = job.plan.settings
     texts = [document.text for document in batch.documents]
-    names = ["" if d.id is None else str(d.id) for d in batch.documents]
+    brought = notes(("" if d.id is None else str(d.id) for d in batch.documents), batch.fields)
     tokens, lengths = _tokenizer(settings.tokenizer, job.engine).encode_flat(texts)
     labels = np.array([book.number(document) for document in batch.documents])
-    ids = np.frombuffer("".join(names).encode(), np.uint8)
+    ids = np.frombuffer(b"".join(brought), np.uint8)
     rows = np.empty(len(texts), ROW)
     rows["length"] = lengths
     rows["start"] = np.cumsum(lengths) - lengths
     rows["line"] = batch.lines
     rows["text_bytes"] = _utf8_sizes(texts)
-    rows["id_bytes"] = _utf8_sizes(names)
+    rows["id_bytes"] = list(map(len, brought))
     rows["id_start"] = np.cumsum(rows["id_bytes"], dtype=np.int64) - rows["id_bytes"]
     rows["labels"] = labels * len(LENGTHS) + np.searchsorted(
         LENGTH_BOUNDS_TOKENS, lengths, side="right"

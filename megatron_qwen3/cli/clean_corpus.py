@@ -70,6 +70,13 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     run.add_argument("inputs", nargs="+", metavar="NAME[:DOMAIN]=PATH")
     run.add_argument("--out", required=True, metavar="FOLDER")
     run.add_argument("--text-field", default="text", help="what the text is called; default: text")
+    run.add_argument(
+        "--keep-fields",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="fields that stay with documents: names, none, or all single values; default: all",
+    )
     run.add_argument("--languages", nargs="+", default=[], help="keep only these; default: all 119")
     run.add_argument("--keep-undetermined", action="store_true", help="and `und`")
     run.add_argument("--no-filters", action="store_true", help="label quality, drop nothing for it")
@@ -172,6 +179,7 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
         min_safety=given.min_safety,
         on_error=given.on_error,
         text_field=given.text_field,
+        keep_fields=tuple(given.keep_fields),
     )
 
 

@@ -95,6 +95,8 @@ def _show(given: argparse.Namespace) -> int:
     text = tokenizer.decode(ids, skip_special_tokens=False)
     name = place.id or "(none)"
     print(shown(f"{place.file}:{place.line}  id {name}  {end - start:,} tokens"))
+    for field, value in place.fields.items():
+        print(shown(f"{field}: {value}"))
     print(f"\n{shown_text(text)}")
     return 0
 

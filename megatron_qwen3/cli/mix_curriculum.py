@@ -187,6 +187,8 @@ def _locate(given: argparse.Namespace) -> None:
         )
         if piece.file:
             print(shown(f"    from {piece.file} line {piece.line}, id {piece.id}"))
+        for field, value in piece.fields.items():
+            print(shown(f"    {field}: {value}"))
         if decode:
             print("    " + shown_text(decode(piece.tokens.tolist()).replace("\n", "\n    ")))
 

@@ -12,6 +12,8 @@
 A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
 "source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
 OUT/inventory.json, written last, names the shards; OUT/problems lists lines that were left out.
+Other fields of one value (url, date, licence) stay beside each document's origin, at most 4,096
+bytes of them (--keep-fields).
 
 --pack TOKENS lays documents out in rows of that many tokens, for runs of this sequence length: none
 that fits into a row is cut, each row ends with filler that is never trained on. A longer document
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             shard_tokens=amount(given.shard_mtokens, 1e6, "--shard-mtokens"),
             group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
             pack=given.pack,
+            keep_fields=tuple(given.keep_fields),
         )
         options = Options(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
@@ -89,6 +92,13 @@ def _parser(prog: str | None) -> Parser:
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
     add(
         "--default", nargs="+", default=[], metavar="LABEL=VALUE", help=f"of {', '.join(DEFAULTED)}"
+    )
+    add(
+        "--keep-fields",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="fields that stay in the provenance: names, none, or all single values (all)",
     )
     add("--seed", type=int, default=0, help="of the order of documents (default 0)")
     add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")

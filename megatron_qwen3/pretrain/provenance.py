@@ -6,15 +6,16 @@ for origin in locate("runs/8b/pretrain_1_general", step=1200, row=7):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
-from data_prep.shards import origin
+from data_prep.kept_fields import Scalar
+from data_prep.shards import Origin, origin
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.data import Mixture, Place
 from megatron_qwen3.pretrain.record import Record
@@ -25,7 +26,7 @@ class Piece:
     """Part of a row that is of one document: its tokens [position, position + len(tokens)).
 
     place: of the first of them in the shard; file, line, id: what the document was made from, as
-    the shard's .docs file says, or "" and 0 where it has none.
+    the shard's .docs file says, or "" and 0 where it has none; fields: what else it brought.
     """
 
     position: int
@@ -36,6 +37,7 @@ class Piece:
     file: str = ""
     line: int = 0
     id: str = ""
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _pieces(mixture: Mixture, place: Place) -> Iterator[Piece]:
             position += end - begin
 
 
-def _origin(shard: str, document: int) -> tuple[str, int, str]:
+def _origin(shard: str, document: int) -> Origin:
     if not Path(f"{shard}.docs").exists():
-        return "", 0, ""
+        return Origin("", 0, "")
     return origin(shard, document)
