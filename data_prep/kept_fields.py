@@ -30,11 +30,16 @@ Scalar = str | int | float | bool
 ALL, NONE = "all", "none"
 LARGEST_BYTES = 4096  # of a document's fields as JSON
 FIRST = ("url", "date", "license", "licence")
-_ESCAPED_BYTES = 6  # that a character of one byte may take in JSON
+_ESCAPED_BYTES = 6  # that a character takes in JSON at most
 _BORDER = b"\xff"  # between id and fields; no byte of UTF-8
 _NESTED = (ord("{"), ord("["), ord("n"))  # how an object, a list and null begin
 _WHOLE = range(-(1 << 63), 1 << 64)  # what JSON's encoder takes
 _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
+_SMALL = 1 << 63  # what any reader of JSON takes
+_NUMBER_CHARACTERS = 24
+_SHORT_BYTES = 1 << 20  # of a line whose values are made at once, whatever they are
+_FORMS = 1000  # of objects that are remembered
+_decode = msgspec.json.Decoder().decode
 _raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -59,6 +64,7 @@ class KeptFields:
         self._metadata = own["metadata"]
         self._beside = frozenset(own.values())
         self._within = frozenset(own[name] for name in LABEL_FIELDS)
+        self._chosen: dict[tuple[str, ...], list[str]] = {}  # by the names of all fields
         self.left_out = 0
 
     def __bool__(self) -> bool:
@@ -72,6 +78,12 @@ class KeptFields:
 
     def of_line(self, line: bytes, loosely: Callable[[bytes], Any]) -> dict[str, Scalar]:
         """The fields of a line of JSON. loosely: reads what is not JSON to the letter."""
+        try:
+            if len(line) <= _SHORT_BYTES and type(values := _decode(line)) is dict:
+                quick = self._quickly(values)
+                return self.of_row(values) if quick is None else quick
+        except _FAULTS:
+            return self._of_odd_line(line, loosely)
         try:
             beside = _raw_fields(line)
             inner = beside.get(self._metadata)
@@ -93,6 +105,33 @@ class KeptFields:
             {n: v for n, v in within.items() if isinstance(n, str) and self.is_kept(n, True)},
             {n: v for n, v in row.items() if isinstance(n, str) and self.is_kept(n)},
         )
+
+    def _quickly(self, row: dict[str, Any]) -> dict[str, Scalar] | None:
+        """The fields where all are plain and short, as they mostly are; else None."""
+        if row.get(self._metadata) is not None:
+            return None
+        names = tuple(row)
+        chosen = self._chosen.get(names)
+        if chosen is None:
+            chosen = self._chosen[names] = [name for name in names if self.is_kept(name)]
+            if len(self._chosen) > _FORMS:
+                self._chosen.clear()
+        size, kept = 0, {}
+        for name in chosen:
+            value = row[name]
+            kind = type(value)
+            if kind is str:
+                if not value:
+                    continue
+                size += len(value)
+            elif kind is int:
+                if not -_SMALL < value < _SMALL:
+                    return None
+            elif kind is not float and kind is not bool:
+                return None
+            size += len(name) + _NUMBER_CHARACTERS
+            kept[name] = value
+        return kept if size * _ESCAPED_BYTES < LARGEST_BYTES else None
 
     def _of_odd_line(self, line: bytes, loosely: Callable[[bytes], Any]) -> dict[str, Scalar]:
         try:
