@@ -1,21 +1,16 @@
-"""The first step: documents out of files, each task a share of them; what is bad is noted.
+"""The first step: documents out of files, each task its shares of them; what is bad is noted.
 
-The files of all inputs, in the order of their names, are cut into as many stretches of equal size
-as there are tasks: plain JSONL anywhere, other files only between one and the next. So documents
-have one order, and the first of several duplicates is the same however many tasks there are.
-
-    shares = plan(settings)                       # per task: which parts of which files
-    ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` and labels
+plan.begin(settings, plan.find_files(settings))
+ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` and labels
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import msgspec
 from datatrove.data import Document
@@ -23,25 +18,18 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep import documents
 from data_prep.clean.files import Progress
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.plan import Share, is_text, read_shares
+from data_prep.clean.settings import CleanSettings
 from data_prep.documents import Batch, Part, Problem
-from data_prep.domains import CODE_SUFFIXES, is_code_file
+from data_prep.domains import is_code_file
 from data_prep.kept_fields import Scalar
-from data_prep.tokenizer_file import cut_note, tokenizer_json
+from data_prep.tokenizer_file import cut_note
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import whole_file
 
-_TEXT_SUFFIXES = (".txt", ".md", ".rst")
 _OURS = frozenset((*documents.NAMES, "file", "safety", "reason", "kept"))  # a field's name as ours
 _LONGEST_TEXT_BYTES = 1 << 28  # a file of plain text is one document
-
-
-class Share(NamedTuple):
-    """A part of a file, and the input that it belongs to."""
-
-    input: Input
-    part: Part
 
 
 class ReadDocuments(PipelineStep):  # type: ignore[misc]
@@ -60,7 +48,7 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         assert world_size == self.settings.tasks, "settings.tasks is the number of tasks"
         progress = Progress(self.settings.file("work/progress/label", rank, ""))
         with whole_file(_made(self.settings.file("work/problems", rank, ".jsonl"))) as problems:
-            yield from self._read(plan(self.settings)[rank], problems, progress)
+            yield from self._read(read_shares(self.settings, rank), problems, progress)
 
     def _read(
         self, shares: list[Share], problems: IO[bytes], progress: Progress
@@ -97,74 +85,13 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         return {"file": _name(part), "start": part.start, **found}
 
 
-def plan(settings: CleanSettings) -> list[list[Share]]:
-    """What each task reads; ConfigError where an input holds no file of a known kind."""
-    files = [(given, path) for given in settings.inputs for path in _files(given.path, settings)]
-    sizes = [max(os.path.getsize(path), _is_text(path)) for _, path in files]
-    total, before = max(1, sum(sizes)), 0
-    shares: list[list[Share]] = [[] for _ in range(settings.tasks)]
-    for (given, path), size in zip(files, sizes, strict=True):
-        cuts = [task * total // settings.tasks - before for task in range(settings.tasks + 1)]
-        for task, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            if _is_whole(path):
-                low, high = (0, size) if low <= 0 < high else (0, 0)
-            if max(low, 0) < min(high, size):
-                shares[task].append(Share(given, Part(path, max(low, 0), min(high, size))))
-        before += size
-    return shares
-
-
-def state_of_files(settings: CleanSettings) -> dict[str, list[int]]:
-    """Size and time of change of each file that decides what the result is."""
-    models = [file for _, file in settings.models]
-    paths = [path for given in settings.inputs for path in _files(given.path, settings)]
-    if settings.tokenizer:
-        models.append(str(tokenizer_json(settings.tokenizer)))
-    states = {path: os.stat(path) for path in [*paths, *settings.evaluation, *models]}
-    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
-
-
-def input_bytes(settings: CleanSettings) -> int:
-    """How much there is to read, as it lies on disk."""
-    parts = [share.part for shares in plan(settings) for share in shares]
-    return sum(part.end - part.start for part in parts)
-
-
-def not_read(settings: CleanSettings) -> str:
-    """Which files of the inputs are passed over, for people; or ""."""
-    folders = (given.path for given in settings.inputs)
-    known = (*documents.SUFFIXES_IN_FOLDERS, *_TEXT_SUFFIXES, *CODE_SUFFIXES)
-    return documents.not_read(folders, known)
-
-
 def tokenizer_note(settings: CleanSettings) -> str:
     """What is left aside of the tokenizer that evaluation data are compared with, or ""."""
     return cut_note(settings.tokenizer) if settings.tokenizer else ""
 
 
-def _files(path: str, settings: CleanSettings) -> list[str]:
-    """The file, or those within the folder; beside documents, .json is mostly something else."""
-    if os.path.isfile(path):
-        found, known = [path], documents.SUFFIXES
-    else:
-        found = sorted(map(str, documents.files_within(path, settings.hidden)))
-        known = documents.SUFFIXES_IN_FOLDERS
-    if files := [file for file in found if file.endswith(known) or _is_text(file)]:
-        return files
-    kinds = ", ".join((*known, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
-    raise ConfigError(f"{path} is or holds no file ending in one of {kinds}")
-
-
-def _is_text(path: str) -> bool:
-    return path.endswith(_TEXT_SUFFIXES) or is_code_file(path)
-
-
-def _is_whole(path: str) -> bool:
-    return _is_text(path) or not documents.is_splittable(path)
-
-
 def _batches(part: Part, settings: CleanSettings) -> Iterator[Batch]:
-    if not _is_text(part.path):
+    if not is_text(part.path):
         names = {"text": settings.text_field} if settings.text_field != "text" else {}
         return documents.read(part, names, settings.keep_fields)
     return iter([_text_file(part)])

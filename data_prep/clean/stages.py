@@ -1,8 +1,10 @@
 """The stages of a cleaning as datatrove pipelines, and running them: here, on SLURM, on Ray.
 
-    for stage in stages(settings): stage.name, stage.pipeline, stage.tasks
-    run_local(settings, workers=2)          # returns when the result is whole
-    run_slurm(settings, partition="cpu")    # returns when the jobs are queued, each after the last
+    files = find_files(settings)
+    begin(settings, files)                         # plan.py
+    stages(settings, input_bytes(files))           # each with name, pipeline, tasks
+    run_local(settings, input_bytes(files), 2)     # returns when the result is whole
+    run_slurm(settings, input_bytes(files), "cpu") # when jobs are queued, each after the last
 
 label   read, normalise, language, quality, contamination; what duplicates are found by
 pairs   candidates of each band, compared
@@ -45,7 +47,7 @@ from rich.progress import (
 from data_prep.clean import files
 from data_prep.clean.duplicates import FindPairs, GroupPairs, SignDocuments
 from data_prep.clean.label import labelling
-from data_prep.clean.read import ReadDocuments, input_bytes
+from data_prep.clean.read import ReadDocuments
 from data_prep.clean.report import WriteReport
 from data_prep.clean.settings import LOCK, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
@@ -71,9 +73,9 @@ class Stage(NamedTuple):
     tasks: int
 
 
-def stages(settings: CleanSettings) -> list[Stage]:
+def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
     """All stages in their order, each of which needs what the one before it wrote."""
-    parts = math.ceil(max(1, input_bytes(settings)) / _INPUT_BYTES_PER_PART)
+    parts = math.ceil(max(1, input_bytes) / _INPUT_BYTES_PER_PART)
     pair_tasks = (BANDS + 1) * parts
     label = [
         ReadDocuments(settings),
@@ -90,7 +92,7 @@ def stages(settings: CleanSettings) -> list[Stage]:
     ]
 
 
-def run_local(settings: CleanSettings, workers: int) -> None:
+def run_local(settings: CleanSettings, input_bytes: int, workers: int) -> None:
     """All stages in processes of this machine, with a bar. The first error of a task is raised."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
     processes = multiprocessing.get_context("forkserver")
@@ -108,8 +110,9 @@ def run_local(settings: CleanSettings, workers: int) -> None:
         ProcessPoolExecutor(workers, processes, _begin_worker, (settings.out,)) as pool,
     ):
         try:
-            for stage in stages(settings):
-                _run_stage(stage, settings, pool, bar)
+            for stage in stages(settings, input_bytes):
+                total = max(1, input_bytes) if stage.name == "label" else stage.tasks
+                _run_stage(stage, settings, pool, bar, total)
         except BaseException as error:
             for worker in multiprocessing.active_children():
                 worker.kill()  # what it has not finished is done again
@@ -123,6 +126,7 @@ def run_local(settings: CleanSettings, workers: int) -> None:
 
 def run_slurm(
     settings: CleanSettings,
+    input_bytes: int,
     partition: str,
     hours: float = 24,
     memory_gb: int = 4,
@@ -134,7 +138,7 @@ def run_slurm(
     workers: tasks at a time, -1 for as many as fit; options: more of sbatch's, by their long names.
     """
     last = None
-    for stage in stages(settings):
+    for stage in stages(settings, input_bytes):
         last = SlurmPipelineExecutor(
             pipeline=stage.pipeline,
             tasks=stage.tasks,
@@ -155,7 +159,9 @@ def run_slurm(
     return str(last.job_id)
 
 
-def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> None:
+def run_ray(
+    settings: CleanSettings, input_bytes: int, memory_gb: int = 4, workers: int = -1
+) -> None:
     """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole."""
     try:
         import ray
@@ -165,7 +171,7 @@ def run_ray(settings: CleanSettings, memory_gb: int = 4, workers: int = -1) -> N
 
     path = isolated()["PYTHONPATH"]
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}})
-    for stage in stages(settings):
+    for stage in stages(settings, input_bytes):
         RayPipelineExecutor(
             pipeline=stage.pipeline,
             tasks=stage.tasks,
@@ -202,10 +208,10 @@ class _Local(PipelineExecutor):  # type: ignore[misc]
 
 
 def _run_stage(
-    stage: Stage, settings: CleanSettings, pool: ProcessPoolExecutor, bar: Progress
+    stage: Stage, settings: CleanSettings, pool: ProcessPoolExecutor, bar: Progress, total: int
 ) -> None:
-    """The tasks of a stage that are still to be done."""
-    done, total = _measure(stage, settings)
+    """The tasks of a stage that are still to be done. total: what `_measure` ends at."""
+    done = _measure(stage, settings)
     row = bar.add_task(shown(f"{stage.name:8}"), total=total)
     executor = _Local(stage, _logs(settings, stage))
     executor.save_executor_as_json()
@@ -226,13 +232,13 @@ def _begin_worker(out: str) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
 
 
-def _measure(stage: Stage, settings: CleanSettings) -> tuple[Callable[[], float], float]:
-    """What tells how far a stage is, and where that ends."""
-    reports = settings.folder("work/progress") / stage.name
+def _measure(stage: Stage, settings: CleanSettings) -> Callable[[], int]:
+    """What tells how far a stage is: bytes of the first one, tasks of the others."""
     if stage.name == "label":
-        return lambda: files.Progress.total(reports), max(1, input_bytes(settings))
+        reports = settings.folder("work/progress") / stage.name
+        return lambda: files.Progress.total(reports)
     completions = _logs(settings, stage) / "completions"
-    return lambda: len(list(completions.glob("*"))), stage.tasks
+    return lambda: len(list(completions.glob("*")))
 
 
 def _logs(settings: CleanSettings, stage: Stage) -> Path:

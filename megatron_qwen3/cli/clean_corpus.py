@@ -119,7 +119,7 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 
 # datatrove is imported only where it is needed: a wrong command costs no seconds.
 def _run(given: argparse.Namespace) -> int:
-    from data_prep.clean import read, stages
+    from data_prep.clean import plan, read, stages
     from data_prep.clean.report import print_report
     from data_prep.clean.settings import LOCK
     from megatron_qwen3 import tables
@@ -130,33 +130,35 @@ def _run(given: argparse.Namespace) -> int:
     settings = settings.as_begun()
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers = {given.workers}; valid: 1 or more")
-    stages.stages(settings)  # what is wrong with the inputs shows before the folder is made
-    for note in filter(None, (read.not_read(settings), read.tokenizer_note(settings))):
+    files = plan.find_files(settings)
+    size = plan.input_bytes(files)
+    stages.stages(settings, size)  # what is wrong with models shows before the folder is made
+    for note in filter(None, (plan.not_read(settings), read.tokenizer_note(settings))):
         print(shown(note), file=sys.stderr)
     with owned(Path(given.out), LOCK):
-        settings.claim(read.state_of_files(settings))
-        is_done = _start(given, settings)
+        plan.begin(settings, files)
+        is_done = _start(given, settings, size)
     if is_done:
         print_report(Path(given.out), tables.console())
         print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
     return 0
 
 
-def _start(given: argparse.Namespace, settings: "CleanSettings") -> bool:
+def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> bool:
     """Whether the result is there; it is not where jobs were queued."""
     from data_prep.clean import stages
 
     if given.slurm:
         options = dict(option.partition("=")[::2] for option in given.sbatch)
         job = stages.run_slurm(
-            settings, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
+            settings, size, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
         )
         print(shown(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}"))
         return False
     if given.ray:
-        stages.run_ray(settings, given.memory_gb, given.workers or -1)
+        stages.run_ray(settings, size, given.memory_gb, given.workers or -1)
     else:
-        stages.run_local(settings, given.workers or os.cpu_count() or 1)
+        stages.run_local(settings, size, given.workers or os.cpu_count() or 1)
     return True
 
 

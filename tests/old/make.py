@@ -82,15 +82,16 @@ def settle_times(folder):
 
 def clean():
     """A cleaning that has ended, and one whose first task of two is done."""
-    from data_prep.clean import read, stages
+    from data_prep.clean import plan, stages
     from data_prep.clean.settings import CleanSettings, Input
 
     tool(*CLEAN, "clean")
     settle_times("clean/documents")
     notes = Input("notes", "raw", "reference")
     settings = CleanSettings((notes,), "clean_begun", tasks=2, filters=False)
-    settings.claim(read.state_of_files(settings))
-    label = stages.stages(settings)[0]
+    files = plan.find_files(settings)
+    plan.begin(settings, files)
+    label = stages.stages(settings, plan.input_bytes(files))[0]
     stages._Local(label, stages._logs(settings, label)).run_task(0)
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("datatrove")
 
 from rich.console import Console
 
-from data_prep.clean import read, report, stages
+from data_prep.clean import plan, report, stages
 from data_prep.clean.duplicates import groups
 from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleanSettings, Input
@@ -57,14 +57,20 @@ def _write(path: Path, rows: Iterable[Any]) -> Path:
 
 def _run(settings: CleanSettings) -> dict[str, dict[str, Any]]:
     """All stages, here and in this process; what was kept, by id."""
-    settings.claim(read.state_of_files(settings))
-    for stage in stages.stages(settings):
+    files = plan.find_files(settings)
+    plan.begin(settings, files)
+    for stage in stages.stages(settings, plan.input_bytes(files)):
         for task in range(stage.tasks):
             data = None
             for step in stage.pipeline:
                 data = step(data, task, stage.tasks)
             assert list(data) == []
     return {row.pop("id"): row for row in _rows(settings, "documents")}
+
+
+def _shares(settings: CleanSettings) -> list[list[plan.Share]]:
+    plan.begin(settings, plan.find_files(settings))
+    return [plan.read_shares(settings, task) for task in range(settings.tasks)]
 
 
 def _rows(settings: CleanSettings, folder: str) -> list[dict[str, Any]]:
@@ -266,7 +272,8 @@ def test_shares_cover_every_byte_once_in_order(tmp_path: Path) -> None:
     for name, size in files.items():
         (tmp_path / "in" / name).write_bytes(b"x" * size)
     for tasks in range(1, 12):
-        shares = [share for task in read.plan(_settings(tmp_path, tasks=tasks)) for share in task]
+        settings = _settings(tmp_path, tasks=tasks, out=str(tmp_path / f"out{tasks}"))
+        shares = [share for task in _shares(settings) for share in task]
         for name, size in (
             ("a.jsonl", 1000),
             ("b.jsonl.gz", 5000),
@@ -278,6 +285,18 @@ def test_shares_cover_every_byte_once_in_order(tmp_path: Path) -> None:
             assert [part.end for part in parts] == ends and parts[0].start == 0
             assert len(parts) == 1 or name.endswith("l")
         assert [share.part.path for share in shares] == sorted(share.part.path for share in shares)
+
+
+def test_many_files_are_shared_out_among_many_tasks_in_one_pass(tmp_path: Path) -> None:
+    """In each task a look at each file would be 40 million, and minutes."""
+    files = [plan.InputFile(0, f"in/{k:06d}.jsonl", 1000 + k % 7, 0) for k in range(20_000)]
+    settings = _settings(tmp_path, tasks=2000)
+    plan.begin(settings, files)
+    shares = [plan.read_shares(settings, task) for task in range(0, 2000, 400)]
+    sizes = [sum(share.part.end - share.part.start for share in task) for task in shares]
+    each = sum(file.size for file in files) / 2000
+    assert all(abs(size - each) <= 1 for size in sizes)
+    assert shares[0][0] == plan.Share(settings.inputs[0], plan.Part("in/000000.jsonl", 0, 1000))
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -324,12 +343,12 @@ def test_files_of_unknown_kinds_are_refused_or_left_out_of_folders(tmp_path: Pat
     (tmp_path / "in/package.json").write_text('{\n "name": "x"\n}')
     (tmp_path / "in/a.jsonl.bz2").write_bytes(b"BZh9")
     (tmp_path / "empty").mkdir()
-    (shares,) = read.plan(_settings(tmp_path))
+    (shares,) = _shares(_settings(tmp_path))
     assert [share.part.path for share in shares] == [str(known)]
     for name in ("in/a.jsonl.bz2", "empty"):
         inputs = (Input("here", str(known)), Input("there", str(tmp_path / name)))
         with pytest.raises(ConfigError, match=f"{name} is or holds no file ending in one of"):
-            read.plan(_settings(tmp_path, inputs=inputs))
+            plan.find_files(_settings(tmp_path, inputs=inputs))
 
 
 def test_a_result_within_its_own_input_is_refused(tmp_path: Path) -> None:
@@ -356,16 +375,16 @@ def test_a_cleaning_does_not_go_on_with_other_files_than_it_began_with(tmp_path:
     _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": _text(k)} for k in range(4)])
     items = _write(tmp_path / "items.jsonl", [{"question": _text(7)}])
     settings = _settings(tmp_path, evaluation=(str(items),))
-    settings.claim(read.state_of_files(settings))
-    settings.claim(read.state_of_files(settings))
+    plan.begin(settings, plan.find_files(settings))
+    plan.begin(settings, plan.find_files(settings))
     _write(tmp_path / "in/b.jsonl", [{"id": "4", "text": _text(4)}])
     with pytest.raises(ConfigError, match=r"inputs have changed \(.*b\.jsonl\)"):
-        settings.claim(read.state_of_files(settings))
+        plan.begin(settings, plan.find_files(settings))
     (tmp_path / "in/b.jsonl").unlink()
-    settings.claim(read.state_of_files(settings))
+    plan.begin(settings, plan.find_files(settings))
     _write(items, [{"question": _text(7) + _text(8)}])
     with pytest.raises(ConfigError, match=r"inputs have changed \(.*items\.jsonl\)"):
-        settings.claim(read.state_of_files(settings))
+        plan.begin(settings, plan.find_files(settings))
 
 
 def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> None:

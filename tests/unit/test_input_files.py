@@ -112,10 +112,10 @@ def test_cleaning_takes_file_names_that_are_no_utf8(
     )
 
 
-def in_this_process(settings: Any, workers: int) -> None:
+def in_this_process(settings: Any, input_bytes: int, workers: int) -> None:
     from data_prep.clean import stages
 
-    for stage in stages.stages(settings):
+    for stage in stages.stages(settings, input_bytes):
         for task in range(stage.tasks):
             data: Iterator[Any] | None = None
             for step in stage.pipeline:
@@ -127,21 +127,22 @@ def test_a_cleaning_that_began_with_hidden_files_goes_on_with_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datatrove")
-    from data_prep.clean import read, stages
+    from data_prep.clean import plan
     from data_prep.clean.settings import SETTINGS, CleanSettings, Input
 
     given = CleanSettings((Input("web", str(folder)),), str(tmp_path / "out"))
     for settings, files in ((given, 1), (given.as_begun(), 1)):
-        assert len(read.state_of_files(settings)) == files
+        assert len(plan.find_files(settings)) == files
     old = CleanSettings((Input("web", str(folder)),), str(tmp_path / "out"), hidden=True)
-    old.claim(read.state_of_files(old))
+    plan.begin(old, plan.find_files(old))
     content = json.loads(old.folder(SETTINGS).read_text())
     del content["hidden"]  # as settings were before
     old.folder(SETTINGS).write_text(json.dumps(content))
     going_on = given.as_begun()
-    assert len(read.state_of_files(going_on)) == 5
-    going_on.claim(read.state_of_files(going_on))
-    assert stages.input_bytes(going_on) == 5 * len(ROW)
+    found = plan.find_files(going_on)
+    assert len(found) == 5
+    plan.begin(going_on, found)
+    assert plan.input_bytes(found) == 5 * len(ROW)
 
 
 def test_where_no_document_is_found_the_field_and_those_there_are_named(

@@ -1,0 +1,160 @@
+"""Which files a cleaning reads, found once, and which part of them each task takes.
+
+The files of all inputs, in the order of their names, are cut into as many stretches of equal size
+as there are tasks: plain JSONL anywhere, other files only between one and the next. So documents
+have one order, and the first of several duplicates is the same however many tasks there are.
+
+    files = find_files(settings)     # one walk through the inputs, one look at each file
+    begin(settings, files)           # notes what is asked for, and each task's shares
+    read_shares(settings, task=3)    # in task 3: its own line of plan/shares.jsonl, nothing else
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep import documents
+from data_prep.clean.files import load, save
+from data_prep.clean.settings import CleanSettings, Input
+from data_prep.documents import Part
+from data_prep.domains import CODE_SUFFIXES, is_code_file
+from data_prep.tokenizer_file import tokenizer_json
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
+
+_TEXT_SUFFIXES = (".txt", ".md", ".rst")
+_SHARES, _SHARE_ENDS = "plan/shares.jsonl", "plan/share_ends.npy"
+
+
+class InputFile(NamedTuple):
+    """A file to read. input: number of the input that it belongs to; size in bytes."""
+
+    input: int
+    path: str
+    size: int
+    modified_ns: int
+
+
+class Share(NamedTuple):
+    """A part of a file, and the input that it belongs to."""
+
+    input: Input
+    part: Part
+
+
+def find_files(settings: CleanSettings) -> list[InputFile]:
+    """All files of the inputs; ConfigError where an input holds none of a known kind."""
+    found = []
+    for number, given in enumerate(settings.inputs):
+        for path in _paths(given.path, settings.hidden):
+            state = os.stat(path)
+            found.append(InputFile(number, path, state.st_size, state.st_mtime_ns))
+    return found
+
+
+def begin(settings: CleanSettings, files: Sequence[InputFile]) -> None:
+    """Note what is asked for in `out`, and what each task reads.
+
+    ConfigError where another cleaning began there, or this one with other files.
+    """
+    settings.claim(state_of_files(settings, files))
+    lines = [
+        json.dumps([(share.input, *share.part) for share in shares]).encode() + b"\n"
+        for shares in _share_out(files, settings.tasks)
+    ]
+    settings.folder("plan").mkdir(exist_ok=True)
+    write_whole(settings.folder(_SHARES), lines)
+    save(settings.folder(_SHARE_ENDS), np.array(list(accumulate(map(len, lines))), np.int64))
+
+
+def read_shares(settings: CleanSettings, task: int) -> list[Share]:
+    """What a task reads. OSError where `begin` was not called."""
+    ends = load(settings.folder(_SHARE_ENDS))
+    start = int(ends[task - 1]) if task else 0
+    with settings.folder(_SHARES).open("rb") as file:
+        file.seek(start)
+        rows = json.loads(file.read(int(ends[task]) - start))
+    return [Share(settings.inputs[number], Part(*part)) for number, *part in rows]
+
+
+def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:
+    """Size and time of change of each file that decides what the result is."""
+    others = [*settings.evaluation, *(file for _, file in settings.models)]
+    if settings.tokenizer:
+        others.append(str(tokenizer_json(settings.tokenizer)))
+    states = {path: os.stat(path) for path in others}
+    of_others = {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
+    return {file.path: [file.size, file.modified_ns] for file in files} | of_others
+
+
+def input_bytes(files: Sequence[InputFile]) -> int:
+    """How much there is to read, as it lies on disk."""
+    return sum(map(_weight, files))
+
+
+def not_read(settings: CleanSettings) -> str:
+    """Which files of the inputs are passed over, for people; or ""."""
+    folders = (given.path for given in settings.inputs)
+    known = (*documents.SUFFIXES_IN_FOLDERS, *_TEXT_SUFFIXES, *CODE_SUFFIXES)
+    return documents.not_read(folders, known)
+
+
+def is_text(path: str) -> bool:
+    """Whether a file is one document, all of it text."""
+    return path.endswith(_TEXT_SUFFIXES) or is_code_file(path)
+
+
+class _Stretch(NamedTuple):
+    """A part of a file, and the number of its input."""
+
+    input: int
+    part: Part
+
+
+def _share_out(files: Sequence[InputFile], tasks: int) -> list[list[_Stretch]]:
+    """What each task reads; files and tasks are gone through side by side, once."""
+    sizes = list(map(_weight, files))
+    total, before, task = max(1, sum(sizes)), 0, 0
+    shares: list[list[_Stretch]] = [[] for _ in range(tasks)]
+    for file, size in zip(files, sizes, strict=True):
+        while total * (task + 1) // tasks <= before and task < tasks - 1:
+            task += 1  # the one that has the file's first byte
+        last = task if _is_whole(file.path) else tasks - 1
+        for one in range(task, last + 1):
+            low = max(total * one // tasks - before, 0)
+            high = size if one == last else min(total * (one + 1) // tasks - before, size)
+            if low < high:
+                shares[one].append(_Stretch(file.input, Part(file.path, low, high)))
+            if high == size:
+                break
+        before += size
+    return shares
+
+
+def _weight(file: InputFile) -> int:
+    """Bytes; a text without any is a document still, and a task has to say so."""
+    return max(file.size, is_text(file.path))
+
+
+def _paths(path: str, hidden: bool) -> Iterator[str]:
+    """The file, or those within the folder; beside documents, .json is mostly something else."""
+    if os.path.isfile(path):
+        found, known = [path], documents.SUFFIXES
+    else:
+        found = sorted(map(str, documents.files_within(path, hidden)))
+        known = documents.SUFFIXES_IN_FOLDERS
+    chosen = [file for file in found if file.endswith(known) or is_text(file)]
+    if not chosen:
+        kinds = ", ".join((*known, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
+        raise ConfigError(f"{path} is or holds no file ending in one of {kinds}")
+    yield from chosen
+
+
+def _is_whole(path: str) -> bool:
+    return is_text(path) or not documents.is_splittable(path)
