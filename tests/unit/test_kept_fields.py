@@ -189,8 +189,7 @@ def test_a_tokenization_that_began_when_nothing_was_kept_goes_on_so(
 
 def test_cleaning_passes_them_on_beside_its_own(tmp_path: Path, tokenizer: str) -> None:
     pytest.importorskip("datatrove")
-    from data_prep.clean import read as reading
-    from data_prep.clean import stages
+    from data_prep.clean import plan, stages
     from data_prep.clean.settings import CleanSettings, Input
 
     text = "The farmer of the old village walks along the quiet river. " * 20
@@ -200,8 +199,9 @@ def test_cleaning_passes_them_on_beside_its_own(tmp_path: Path, tokenizer: str) 
     settings = CleanSettings(
         (Input("web", str(tmp_path / "in")),), str(tmp_path / "clean"), filters=False
     )
-    settings.claim(reading.state_of_files(settings))
-    for stage in stages.stages(settings):
+    files = plan.find_files(settings)
+    plan.begin(settings, files)
+    for stage in stages.stages(settings, plan.input_bytes(files)):
         for task in range(stage.tasks):
             data = None
             for step in stage.pipeline:
