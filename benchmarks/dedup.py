@@ -29,7 +29,7 @@ from datatrove.data import Document
 from data_prep.clean.duplicates import FindPairs, SignDocuments
 from data_prep.clean.files import load
 from data_prep.clean.settings import CleanSettings
-from data_prep.minhash import BANDS, signature
+from data_prep.minhash import signature
 from data_prep.units import shingles, split
 
 # fmt: off
@@ -116,7 +116,7 @@ def pairs_found(texts: list[str]) -> set[tuple[int, int]]:
         documents = (Document(text=text, id="", metadata={}) for text in texts)
         deque(SignDocuments(settings).run(documents), maxlen=0)
         found: set[tuple[int, int]] = set()
-        for task in range(BANDS + 1):
+        for task in range(settings.signatures.bands + 1):
             deque(FindPairs(settings, 1).run(None, task), maxlen=0)
             found |= set(map(tuple, load(settings.file("work/pairs", task, ".npy")).tolist()))
         return found

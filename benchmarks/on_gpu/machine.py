@@ -4,7 +4,6 @@ Without our model: where one of these fails it is the wheel, the driver or the c
 """
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 import time
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_qwen3.cores import cores
 from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options, Report
 
 _PACKAGES = (
@@ -32,7 +32,7 @@ def describe(options: Options, report: Report) -> None:
         python=platform.python_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        cores=os.cpu_count(),
+        cores=cores(),
         packages={name: version for name in _PACKAGES if (version := _version(name))},
         commit=_said_by("git", "rev-parse", "--short", "HEAD"),
     )

@@ -19,7 +19,7 @@ class EvaluationSets:
 
     def __init__(self, settings: CleanSettings) -> None:
         self.passages = Passages(
-            settings.evaluation, settings.contamination_run, settings.tokenizer
+            settings.decontaminate_against, settings.contamination_run, settings.tokenizer
         )
 
     def __call__(self, document: Document) -> str | None:

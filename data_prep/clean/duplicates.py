@@ -24,21 +24,19 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep.clean.files import load, save
 from data_prep.clean.label import units_of
 from data_prep.clean.settings import CleanSettings
-from data_prep.minhash import BANDS, ROWS, Signature, band_key, resemblance, signature
+from data_prep.minhash import Signature, Signing, band_key, resemblance, signature
 from data_prep.units import Hashes
 
 Numbers = npt.NDArray[np.int64]  # of documents, counted over all tasks
 Pairs = npt.NDArray[np.int64]  # [P, 2], the earlier document first
 REMOVED = np.dtype([("document", "<i8"), ("kept", "<i8"), ("is_equal", "?")])
-_EQUAL = BANDS  # the number of the 'band' that is the digest
-(_WITHOUT_UNITS,) = band_key(np.zeros((1, ROWS), np.uint16))  # of texts with nothing to compare
 _COMPARED = 1 << 16  # pairs at a time
 
 
 class SignDocuments(PipelineStep):  # type: ignore[misc]
     """Notes what later stages find duplicates by, for each document that was not dropped.
 
-    work/signatures/TASK.npy: uint16 [BANDS, D, ROWS], so that a band is one stretch of the file;
+    work/signatures/TASK.npy: uint16 [bands, D, rows], so that a band is one stretch of the file;
     work/digests/TASK.npy: uint64 [D, 2]; work/ids and id_ends: the documents' names end to end.
     """
 
@@ -50,14 +48,15 @@ class SignDocuments(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         signatures, digests, ids = [], [], []
+        signing = self.settings.signatures
         for document in data:
             if "_dropped" not in document.metadata:
                 with self.track_time():
-                    signatures.append(signature(units_of(document).hashes))
+                    signatures.append(signature(units_of(document).hashes, signing))
                     ids.append(document.id.encode())
                     digests.append(hashlib.blake2b(document.text.encode(), digest_size=16).digest())
             yield document
-        rows = np.array(signatures, np.uint16).reshape(-1, BANDS, ROWS)
+        rows = np.array(signatures, np.uint16).reshape(-1, signing.bands, signing.rows)
         save(
             self.settings.file("work/signatures", rank, ".npy"),
             np.ascontiguousarray(rows.transpose(1, 0, 2)),
@@ -80,20 +79,21 @@ class FindPairs(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         band, part = divmod(rank, self.parts)
+        is_equal = band == equal_band(self.settings.signatures)
         keys = np.concatenate([self._keys(band, task) for task in range(self.settings.tasks)])
         numbers = np.flatnonzero(keys % np.uint64(self.parts) == np.uint64(part))
-        if band != _EQUAL:
-            numbers = numbers[keys[numbers] != _WITHOUT_UNITS]
+        if not is_equal:
+            numbers = numbers[keys[numbers] != _key_without_units(self.settings.signatures)]
         pairs = _neighbours(keys[numbers], numbers)
         with self.track_time():
-            if band != _EQUAL:
-                pairs = pairs[self._resemblance(pairs) >= self.settings.resemblance]
+            if not is_equal:
+                pairs = pairs[self._resemblance(pairs) >= self.settings.similarity]
         save(self.settings.file("work/pairs", rank, ".npy"), pairs)
         self.stat_update("pairs", value=len(pairs))
         yield from ()
 
     def _keys(self, band: int, task: int) -> Hashes:
-        if band == _EQUAL:
+        if band == equal_band(self.settings.signatures):
             digests: Hashes = load(self.settings.file("work/digests", task, ".npy"))
             return np.bitwise_xor(digests[:, 0], digests[:, 1])
         rows = np.asarray(load(self.settings.file("work/signatures", task, ".npy"))[band])
@@ -113,8 +113,9 @@ class FindPairs(PipelineStep):  # type: ignore[misc]
     def _signatures(
         self, numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]
     ) -> Signature:
-        """uint16 [numbers, BANDS * ROWS] out of the tasks' files."""
-        found = np.empty((len(numbers), BANDS, ROWS), np.uint16)
+        """uint16 [numbers, bands * rows] out of the tasks' files."""
+        signing = self.settings.signatures
+        found = np.empty((len(numbers), signing.bands, signing.rows), np.uint16)
         tasks = np.searchsorted(starts, numbers, "right") - 1
         for task in np.unique(tasks):
             here = tasks == task
@@ -136,7 +137,8 @@ class GroupPairs(PipelineStep):  # type: ignore[misc]
         per_task = [
             load(self.settings.file("work/pairs", task, ".npy")) for task in range(self.pair_tasks)
         ]
-        first_equal = len(per_task) * _EQUAL // (BANDS + 1)
+        bands = self.settings.signatures.bands
+        first_equal = len(per_task) * bands // (bands + 1)
         equal = np.unique(np.concatenate(per_task[first_equal:])[:, 1])
         members, firsts = groups(np.concatenate(per_task))
         later = members != firsts
@@ -148,6 +150,17 @@ class GroupPairs(PipelineStep):  # type: ignore[misc]
         for task, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
             save(self.settings.file("work/removed", task, ".npy"), removed[start:end])
         yield from ()
+
+
+def equal_band(signing: Signing) -> int:
+    """The number of the 'band' that is the digest."""
+    return signing.bands
+
+
+def _key_without_units(signing: Signing) -> np.uint64:
+    """Of texts with nothing to compare."""
+    (key,) = band_key(np.zeros((1, signing.rows), np.uint16))
+    return np.uint64(key)
 
 
 def document_starts(settings: CleanSettings) -> Numbers:

@@ -7,14 +7,16 @@ and put aside by the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep import quality
+from data_prep.bounds import ProseBounds, QualityBounds
 from data_prep.clean.contamination import EvaluationSets
+from data_prep.clean.own_steps import OwnStep
 from data_prep.clean.settings import CleanSettings
 from data_prep.domains import domain_of
 from data_prep.language_id import FastTextIdentifier, FastTextModel, Identifier, IdentifyLanguage
@@ -23,13 +25,15 @@ from data_prep.normalize import normalize
 from data_prep.units import Units, split
 from megatron_qwen3.config import ConfigError
 
+Look = Callable[[Document], str | None]
+
 
 class EachDocument(PipelineStep):  # type: ignore[misc]
     """A step that looks at one document at a time; it may change it, or drop it with a reason."""
 
     type = "🏷 - LABEL"
 
-    def __init__(self, name: str, look: Callable[[Document], str | None]) -> None:
+    def __init__(self, name: str, look: Look) -> None:
         self.name = name
         super().__init__()
         self._look = look
@@ -37,8 +41,11 @@ class EachDocument(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data:
             if "_dropped" not in document.metadata:
+                text = document.text
                 with self.track_time():
                     reason = self._look(document)
+                if document.text is not text:
+                    document.metadata.pop("_units", None)  # they were another text's
                 if reason:
                     document.metadata["_dropped"] = reason
                     self.stat_update(f"dropped: {reason}")
@@ -46,21 +53,31 @@ class EachDocument(PipelineStep):  # type: ignore[misc]
 
 
 def labelling(settings: CleanSettings) -> list[EachDocument]:
-    """The steps in their order."""
-    models: dict[str, str] = dict(settings.models)
-    language = models.get("language")
-    steps = [
-        EachDocument("Domain", _Domain(models.get("domain"))),
-        EachDocument("Normalize", _normalize),
-        EachDocument("Language", _Language(settings, language)),
-        EachDocument("Quality", _Quality(settings.filters, models)),
-    ]
-    scores = {name: file for name, file in models.items() if name in _SCORES}
-    if scores:
-        steps.append(EachDocument("Models", _Models(scores, settings.min_safety)))
-    if settings.evaluation:
-        steps.append(EachDocument("Contamination", EvaluationSets(settings)))
-    return steps
+    """The steps in the recipe's order, without those that have nothing to do."""
+    looks = ((step, _look(step, settings)) for step in settings.steps)
+    return [EachDocument(step, look) for step, look in looks if look is not None]
+
+
+def _look(step: str, settings: CleanSettings) -> Look | None:
+    """What a step does to a document; None where the settings give it nothing to do."""
+    models = settings.models
+    match step:
+        case "domain":
+            return _Domain(models.get("domain"))
+        case "normalize":
+            return _normalize
+        case "language":
+            return _Language(settings, models.get("language"))
+        case "quality":
+            return _Quality(settings.filters, models, settings.quality)
+        case "scores":
+            scores = {name: file for name, file in models.items() if name in _SCORES}
+            return _Models(scores, settings.min_safety) if scores else None
+        case "contamination":
+            return EvaluationSets(settings) if settings.decontaminate_against else None
+    own = OwnStep(step, settings.options.get(step, {}))
+    own.check()
+    return own
 
 
 def units_of(document: Document) -> Units:
@@ -115,16 +132,21 @@ class _Language:
 class _Quality:
     """Drops what breaks a rule; scores quality and education, where no document or model does."""
 
-    def __init__(self, filters: bool, models: dict[str, str]) -> None:
-        self._filters = filters
+    def __init__(self, filters: bool, models: Mapping[str, str], bounds: QualityBounds) -> None:
+        self._filters, self._bounds = filters, bounds
+        self._of_language: dict[str, ProseBounds] = {}
         self._scores = [name for name in ("quality", "education") if name not in models]
 
     def __call__(self, document: Document) -> str | None:
         labels, units = document.metadata, units_of(document)
         if labels["domain"] == "code":
-            judged = quality.judge_code(document.text, units)
+            judged = quality.judge_code(document.text, units, self._bounds.code)
         else:
-            judged = quality.judge(document.text, units, labels["language"])
+            language = labels["language"] or UNKNOWN
+            bounds = self._of_language.get(language)
+            if bounds is None:
+                bounds = self._of_language[language] = self._bounds.of(language)
+            judged = quality.judge(document.text, units, language, bounds)
         for name in self._scores:
             if labels[name] is None:
                 labels[name] = getattr(judged, name)

@@ -21,6 +21,7 @@ import numpy as np
 
 from data_prep import documents
 from data_prep.clean.files import load, save
+from data_prep.clean.own_steps import file_of
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.documents import Part
 from data_prep.domains import CODE_SUFFIXES, is_code_file
@@ -85,7 +86,8 @@ def read_shares(settings: CleanSettings, task: int) -> list[Share]:
 
 def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:
     """Size and time of change of each file that decides what the result is."""
-    others = [*settings.evaluation, *(file for _, file in settings.models)]
+    others = [*settings.decontaminate_against, *settings.models.values()]
+    others += filter(None, map(file_of, settings.own_steps()))
     if settings.tokenizer:
         others.append(str(tokenizer_json(settings.tokenizer)))
     states = {path: os.stat(path) for path in others}

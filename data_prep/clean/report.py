@@ -22,6 +22,7 @@ from datatrove.pipeline.base import PipelineStep
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.clean import recipe
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.languages import LANGUAGES
@@ -62,7 +63,7 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
 
 
 def collect(settings: CleanSettings) -> dict[str, Any]:
-    """All counts. rows: source, language, outcome, documents, bytes of text."""
+    """All counts. rows: source, language, outcome, documents, bytes of text; recipe: as TOML."""
     documents: Counter[tuple[str, str, str]] = Counter()
     sizes: Counter[tuple[str, str, str]] = Counter()
     for stage in ("work/counts/label", "work/counts/write"):
@@ -80,6 +81,7 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
         "rows": [[*key, documents[key], sizes[key]] for key in sorted(documents)],
         "problems": dict(kinds),
         "first_problems": first,
+        "recipe": recipe.text(settings),
     }
 
 

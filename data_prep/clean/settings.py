@@ -4,7 +4,8 @@
     settings.validate()                             # ConfigError with all that is wrong
     settings.file("documents", 3, ".jsonl.zst")     # what task 3 writes there
 
-The same object goes, pickled, to every task on every machine.
+The same object goes, pickled, to every task on every machine. `recipe.py` reads and writes what of
+it is about documents as TOML.
 """
 
 from __future__ import annotations
@@ -12,22 +13,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.bounds import QualityBounds
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
+from data_prep.minhash import Signing
 from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.fields import setting
+from megatron_qwen3.shown import shown
+from megatron_qwen3.toml import did_you_mean
 
 SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
 ON_ERROR = ("skip", "stop")
 MODELS = ("language", "domain", "quality", "education", "safety")
-
-
-# Settings that cleanings have who do not name them.
-_OF_OLD: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
+STEPS = ("domain", "normalize", "language", "quality", "scores", "contamination")
+_STEPS = ", ".join(STEPS)
+OF_A_RUN = ("inputs", "out", "tasks", "hidden")  # settings that are no part of a recipe
+# Settings by the names that folders know who were begun before they were called otherwise, and the
+# values that those have who do not name them.
+_NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
+_VALUES_BEFORE: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
+_SHOWN_DIFFERENCES = 5
+_SHOWN_CHARACTERS = 60  # of a value in a difference
 
 
 class Input(NamedTuple):
@@ -42,34 +53,44 @@ class Input(NamedTuple):
 class CleanSettings:
     """inputs: what to read; out: the folder of the result; tasks: how many parts it is done in.
 
-    languages: those kept, empty for all 119; undetermined: whether `und` is kept too.
-    filters: whether documents that break a rule of quality are dropped.
-    resemblance: from which on documents are near-duplicates, 0 to 1; over 1 only equal ones are.
-    evaluation: files whose passages are to be absent; contamination_run: units, or tokens of
-    `tokenizer` where it is given, that count as a passage.
-    models: fastText files by MODELS; min_safety: the least that the safety model must say.
-    on_error: skip a bad line or stop at it. text_field: what the text is called in the files.
-    keep_fields: which fields of documents stay with them besides their labels (`kept_fields.py`).
     hidden: whether files and folders of a folder whose names begin with a dot are read, as
-    cleanings do that began before there was a choice.
+    cleanings do that began before there was a choice. All others are keys of a recipe, by these
+    names, and say there what they are.
     """
 
     inputs: tuple[Input, ...]
     out: str
     tasks: int = 1
-    languages: tuple[str, ...] = ()
-    undetermined: bool = False
-    filters: bool = True
-    resemblance: float = 0.75
-    evaluation: tuple[str, ...] = ()
-    contamination_run: int = 13
-    tokenizer: str = ""
-    models: tuple[tuple[str, str], ...] = ()
-    min_safety: float = 0.5
-    on_error: str = "skip"
-    text_field: str = "text"
-    keep_fields: tuple[str, ...] = (ALL,)
     hidden: bool = False
+    text_field: str = setting("text", "what the text is called in the files")
+    keep_fields: tuple[str, ...] = setting(
+        (ALL,), "which stay with documents besides their labels: names, all or none"
+    )
+    on_error: str = setting("skip", "skip a bad line, or stop at it")
+    steps: tuple[str, ...] = setting(STEPS, "in their order; module:Name is a step of your own")
+    languages: tuple[str, ...] = setting((), "those kept; none named: all 119")
+    undetermined: bool = setting(False, "whether `und` is kept too")
+    filters: bool = setting(True, "whether what breaks a bound of [quality] is dropped")
+    min_safety: float = setting(0.5, "the least that the safety model must say")
+    decontaminate_against: tuple[str, ...] = setting((), "files whose passages are to be absent")
+    contamination_run: int = setting(13, "units, or tokens of `tokenizer`, that are a passage")
+    tokenizer: str = setting("", "in whose tokens passages are compared; none: in words")
+    similarity: float = setting(
+        0.75, "documents this much alike are duplicates; over 1: equal ones"
+    )
+    signatures: Signing = field(
+        default=Signing(), metadata={"help": "What near-duplicates are found by."}
+    )
+    models: Mapping[str, str] = field(
+        default_factory=dict, metadata={"help": f"Files of classifiers by {', '.join(MODELS)}."}
+    )
+    quality: QualityBounds = field(
+        default_factory=QualityBounds,
+        metadata={"help": "Bounds, with the reasons for dropping; 0 or inf leaves one out."},
+    )
+    options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"help": "Options of steps of your own, by their names."}
+    )
 
     def folder(self, name: str) -> Path:
         """A folder of intermediate or final files."""
@@ -101,7 +122,7 @@ class CleanSettings:
                     f"out = {self.out} lies within the input {given.path}, which would be read "
                     "while it grows; take a folder beside it"
                 )
-        for path in self.evaluation:
+        for path in self.decontaminate_against:
             if not os.path.isfile(path):
                 yield f"evaluation set {path} does not exist, or is no file"
         if self.tokenizer and not tokenizer_json(self.tokenizer).is_file():
@@ -118,15 +139,44 @@ class CleanSettings:
             yield fault
         if self.tasks < 1:
             yield f"tasks = {self.tasks}; at least 1 is needed"
-        if self.resemblance <= 0.5:
-            yield f"resemblance = {self.resemblance}: documents as unlike as that are no duplicates"
+        if self.similarity <= 0.5:
+            yield f"similarity = {self.similarity}: documents as unlike as that are no duplicates"
         if self.contamination_run < 5:
             yield f"contamination_run = {self.contamination_run}; shorter than 5 means nothing"
-        for name, path in self.models:
+        yield from self._step_faults()
+        yield from self.signatures.faults()
+        yield from self.quality.faults()
+        for name, path in self.models.items():
             if name not in MODELS:
                 yield f"{name!r} is no label with a model; valid: {', '.join(MODELS)}"
             if not os.path.isfile(path):
                 yield f"the {name} model {path} does not exist"
+
+    def _step_faults(self) -> Iterator[str]:
+        for step in self.steps:
+            if step not in STEPS and not all(step.partition(":")):
+                guess = did_you_mean(step, STEPS)
+                yield (
+                    f"step {step!r} is not known{guess or f'; valid: {_STEPS}'}, or "
+                    "module:Name for one of your own"
+                )
+            if self.steps.count(step) > 1 and step in STEPS:
+                yield f"step {step} stands twice in steps"
+        for name in self.options:
+            if name not in self.steps:
+                yield f"options.{name}: no step of this name is in steps"
+        needed = {
+            "contamination": ("decontaminate_against", self.decontaminate_against),
+            "language": ("languages", self.languages),
+            "scores": ("models", set(self.models) & {"quality", "education", "safety"}),
+        }
+        for step, (name, value) in needed.items():
+            if value and step not in self.steps:
+                yield f"{name} is given, but steps does not name {step}, which heeds it"
+
+    def own_steps(self) -> list[str]:
+        """Those of the user's own."""
+        return [step for step in self.steps if step not in STEPS]
 
     def claim(self, files: Mapping[str, list[int]]) -> None:
         """Note these settings in `out`; ConfigError where another cleaning began there.
@@ -137,18 +187,18 @@ class CleanSettings:
         path = self.folder(SETTINGS)
         asked = json.loads(json.dumps({**asdict(self), "files": files}))
         if path.exists():
-            there = {**_OF_OLD, **_read(path)}
+            there = _begun(path)
             changed = [name for name in asked if there.get(name) != asked[name]]
             if changed == ["files"]:
-                names = _differences(there.get("files", {}), asked["files"])
+                names = _changed(there.get("files", {}), asked["files"])
                 raise ConfigError(
                     f"{self.out}: since this cleaning began its inputs have changed ({names}); "
                     "take another folder, or remove it"
                 )
             if changed:
                 raise ConfigError(
-                    f"{self.out} holds a cleaning with other settings ({', '.join(changed)}); "
-                    "take another folder, or remove it"
+                    f"{self.out} holds a cleaning with other settings "
+                    f"({_differences(there, asked)}); take another folder, or remove it"
                 )
             return
         self.check_folder()
@@ -167,9 +217,24 @@ class CleanSettings:
         path = self.folder(SETTINGS)
         if not path.exists():
             return replace(self, hidden=False)
-        begun = {**_OF_OLD, **_read(path)}
+        begun = _begun(path)
         keep = self.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
         return replace(self, hidden=bool(begun["hidden"]), keep_fields=keep)
+
+
+def tasks_begun(out: Path) -> int | None:
+    """How many tasks the cleaning has that began in a folder; None where none did."""
+    path = out / SETTINGS
+    return int(_begun(path)["tasks"]) if path.exists() else None
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """The settings of a cleaning that began, by the names that they have now."""
+    found = {_NAMES_BEFORE.get(name, name): value for name, value in _read(path).items()}
+    if isinstance(models := found.get("models"), list):
+        found["models"] = dict(models)
+    by_default = json.loads(json.dumps(asdict(CleanSettings((), ""))))
+    return {**by_default, **_VALUES_BEFORE, **found}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -203,7 +268,32 @@ def _is_cleaning(folder: Path) -> bool:
     return all((folder / name).exists() for name in (SETTINGS, "dropped"))
 
 
-def _differences(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
+def _changed(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
     """The first files that are new, gone or not what they were."""
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first settings that are others, by their dotted names, with both values."""
+    old, new = (dict(_leaves(tree, "")) for tree in (before, now))
+    names = [
+        name
+        for name in [*new, *(name for name in old if name not in new)]
+        if old.get(name) != new.get(name) and name.partition(".")[0] in now
+    ]
+    told = [f"{name} was {_value(old, name)}, is {_value(new, name)}" for name in names]
+    return "; ".join(told[:_SHOWN_DIFFERENCES]) + ("; …" if len(told) > _SHOWN_DIFFERENCES else "")
+
+
+def _leaves(tree: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name}{key}.")
+        elif not (name + key).startswith("files."):
+            yield name + key, value
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    text = shown(json.dumps(values[name], ensure_ascii=False)) if name in values else "not there"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -52,7 +52,6 @@ from data_prep.clean.report import WriteReport
 from data_prep.clean.settings import LOCK, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.lifetime import die_with_parent
-from data_prep.minhash import BANDS
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
@@ -76,7 +75,7 @@ class Stage(NamedTuple):
 def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
     """All stages in their order, each of which needs what the one before it wrote."""
     parts = math.ceil(max(1, input_bytes) / _INPUT_BYTES_PER_PART)
-    pair_tasks = (BANDS + 1) * parts
+    pair_tasks = (settings.signatures.bands + 1) * parts
     label = [
         ReadDocuments(settings),
         *labelling(settings),

@@ -2,8 +2,10 @@
 
     python tools/clean_corpus.py run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
     python tools/clean_corpus.py run --out runs/clean code:code=src web=a.parquet \\
-        --evaluation gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
+        --decontaminate-against gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
     python tools/clean_corpus.py run --out /scratch/clean web=/data --tasks 2000 --slurm cpu
+    python tools/clean_corpus.py run --show > mine.toml; (edit it)
+    python tools/clean_corpus.py run --out runs/clean web=dumps/2024 --recipe mine.toml
     python tools/clean_corpus.py show runs/clean
 
 An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst), Parquet, plain
@@ -15,7 +17,6 @@ be read. Killed or stopped, the same command goes on where it was.
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.shown import shown, shown_lines
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
     from data_prep.clean.settings import CleanSettings, Input
 
+_TASKS_PER_CORE = 4
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,43 +70,49 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _add_what(run: argparse.ArgumentParser) -> None:
-    run.add_argument("inputs", nargs="+", metavar="NAME[:DOMAIN]=PATH")
-    run.add_argument("--out", required=True, metavar="FOLDER")
-    run.add_argument("--text-field", default="text", help="what the text is called; default: text")
-    run.add_argument(
+    add = run.add_argument
+    add("inputs", nargs="*", metavar="NAME[:DOMAIN]=PATH")
+    add("--out", metavar="FOLDER")
+    add("--recipe", metavar="FILE", help="TOML of all that is done; options go before it")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of a recipe; go before options")
+    add("--show", action="store_true", help="print the recipe that these options make, no more")
+    add("--text-field", help="what the text is called; default: text")
+    add(
         "--keep-fields",
         nargs="+",
-        default=["all"],
         metavar="NAME",
         help="fields that stay with documents: names, none, or all single values; default: all",
     )
-    run.add_argument("--languages", nargs="+", default=[], help="keep only these; default: all 119")
-    run.add_argument("--keep-undetermined", action="store_true", help="and `und`")
-    run.add_argument("--no-filters", action="store_true", help="label quality, drop nothing for it")
-    run.add_argument(
-        "--resemblance",
+    add("--languages", nargs="+", help="keep only these; default: all 119")
+    add("--keep-undetermined", action="store_true", default=None, help="and `und`")
+    add("--no-filters", action="store_true", help="label quality, drop nothing for it")
+    add(
+        *("--similarity", "--resemblance"),
         type=float,
-        default=0.75,
         metavar="SHARE",
         help="documents this much alike are duplicates; over 1: only equal ones; default: 0.75",
     )
-    run.add_argument("--evaluation", nargs="+", default=[], metavar="FILE", help="data to keep out")
-    run.add_argument("--contamination-run", type=int, default=13, metavar="N", help="default: 13")
-    run.add_argument(
-        "--tokenizer", default="", help="compare evaluation data in its tokens, not in words"
+    add(
+        *("--decontaminate-against", "--evaluation"),
+        nargs="+",
+        metavar="FILE",
+        help="data to keep out",
     )
+    add("--contamination-run", type=int, metavar="N", help="default: 13")
+    add("--tokenizer", help="compare evaluation data in its tokens, not in words")
     for name in ("language", "domain", "quality", "education", "safety"):
-        run.add_argument(f"--{name}-model", metavar="FILE", help="a fastText model")
-    run.add_argument("--min-safety", type=float, default=0.5, help="with a safety model")
-    run.add_argument(
-        "--on-error", choices=("skip", "stop"), default="skip", help="at a bad line; default: skip"
-    )
+        add(f"--{name}-model", metavar="FILE", help="a fastText model")
+    add("--min-safety", type=float, help="with a safety model; default: 0.5")
+    add("--on-error", choices=("skip", "stop"), help="at a bad line; default: skip")
 
 
 def _add_where(run: argparse.ArgumentParser) -> None:
-    tasks = 4 * (os.cpu_count() or 1)
     run.add_argument("--workers", type=int, help="processes at a time; default: cores")
-    run.add_argument("--tasks", type=int, default=tasks, help=f"parts; default: {tasks}")
+    run.add_argument(
+        "--tasks",
+        type=int,
+        help=f"parts; default: those that it began with, at first {_TASKS_PER_CORE} for each core",
+    )
     run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
     run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
     run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
@@ -119,12 +128,17 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 
 # datatrove is imported only where it is needed: a wrong command costs no seconds.
 def _run(given: argparse.Namespace) -> int:
-    from data_prep.clean import plan, read, stages
+    from data_prep.clean import plan, read, recipe, stages
     from data_prep.clean.report import print_report
     from data_prep.clean.settings import LOCK
     from megatron_qwen3 import tables
 
     settings = _settings(given)
+    if given.show:
+        print(recipe.text(settings), end="")
+        return 0
+    if not given.out:
+        raise ConfigError("--out FOLDER is missing")
     settings.validate()
     settings.check_folder()
     settings = settings.as_begun()
@@ -137,6 +151,7 @@ def _run(given: argparse.Namespace) -> int:
         print(shown(note), file=sys.stderr)
     with owned(Path(given.out), LOCK):
         plan.begin(settings, files)
+        recipe.keep(settings)
         is_done = _start(given, settings, size)
     if is_done:
         print_report(Path(given.out), tables.console())
@@ -158,31 +173,36 @@ def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> b
     if given.ray:
         stages.run_ray(settings, size, given.memory_gb, given.workers or -1)
     else:
-        stages.run_local(settings, size, given.workers or os.cpu_count() or 1)
+        stages.run_local(settings, size, given.workers or cores())
     return True
 
 
 def _settings(given: argparse.Namespace) -> "CleanSettings":
-    from data_prep.clean.settings import MODELS, CleanSettings
+    from data_prep.clean import recipe
+    from data_prep.clean.settings import MODELS, CleanSettings, tasks_begun
 
+    tasks = given.tasks
+    if tasks is None:
+        tasks = tasks_begun(Path(given.out or "")) or _TASKS_PER_CORE * cores()
     models = {name: getattr(given, f"{name}_model") for name in MODELS}
-    return CleanSettings(
-        inputs=tuple(map(_input, given.inputs)),
-        out=given.out,
-        tasks=given.tasks,
-        languages=tuple(given.languages),
-        undetermined=given.keep_undetermined,
-        filters=not given.no_filters,
-        resemblance=given.resemblance,
-        evaluation=tuple(given.evaluation),
-        contamination_run=given.contamination_run,
-        tokenizer=given.tokenizer,
-        models=tuple((name, file) for name, file in models.items() if file),
-        min_safety=given.min_safety,
-        on_error=given.on_error,
-        text_field=given.text_field,
-        keep_fields=tuple(given.keep_fields),
-    )
+    options = {
+        "text_field": given.text_field,
+        "keep_fields": given.keep_fields,
+        "languages": given.languages,
+        "undetermined": given.keep_undetermined,
+        "filters": False if given.no_filters else None,
+        "similarity": given.similarity,
+        "decontaminate_against": given.decontaminate_against,
+        "contamination_run": given.contamination_run,
+        "tokenizer": given.tokenizer,
+        "models": {name: file for name, file in models.items() if file},
+        "min_safety": given.min_safety,
+        "on_error": given.on_error,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    inputs = tuple(map(_input, given.inputs))
+    values = recipe.read(given.recipe, options, given.set)
+    return CleanSettings(inputs, given.out or "", tasks, **values)
 
 
 def _input(text: str) -> "Input":

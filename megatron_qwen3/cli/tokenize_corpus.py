@@ -26,7 +26,6 @@ that was stopped or killed goes on where it was when the same command is run aga
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from data_prep.tokenization.progress import clock
 from megatron_qwen3.cli.inspect_shards import print_table
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.shown import counted, shown, shown_lines
 
 ROWS_SHOWN = 12
@@ -110,10 +110,6 @@ def _parser(prog: str | None) -> Parser:
     add("--task", type=int, default=0, help="number of this run, of --of that share the folder")
     add("--of", type=int, default=1, help="how many runs share the folder")
     return parser
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pairs(words: Sequence[str], option: str) -> dict[str, str]:

@@ -35,8 +35,9 @@ from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.tokenization.progress import clock
 from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.cli.tokenize_corpus import cores, pairs
+from megatron_qwen3.cli.tokenize_corpus import pairs
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.dialog_set import KINDS
 from megatron_qwen3.posttrain.dialogs import TOO_LONG, TRAIN_ON, Choices
 from megatron_qwen3.posttrain.tokenizing import Options, Report, tokenize

@@ -7,7 +7,6 @@ its way, to the nearest, of two equally near to the even one. The result is writ
 that nothing reads and gets its real one at the end (`storage/whole.py`).
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
@@ -31,6 +30,7 @@ from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
 from megatron_qwen3.convert.dcp_writer import Slot, Writer
 from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
+from megatron_qwen3.cores import cores
 from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
@@ -277,7 +277,7 @@ def _run(moves: list[Move], title: str, workers: int | None) -> None:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = workers or min(8, cores())
     with (
         Progress(*columns, console=console, disable=not console.is_terminal) as bar,
         ThreadPoolExecutor(workers) as pool,

@@ -23,6 +23,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_qwen3.config import Config, ConfigError, to_toml
+from megatron_qwen3.cores import cores
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
@@ -153,11 +154,6 @@ def command(point: Point, file: Path) -> list[str]:
 def _environment(threads: int) -> dict[str, str]:
     """Of this process, with the checkout's package first and the threads of a rank."""
     return {"OMP_NUM_THREADS": str(threads), **isolated()}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _wait(process: "subprocess.Popen[bytes]", point: Point, progress: "_Progress") -> None:

@@ -94,7 +94,7 @@ def test_mistakes_are_told_in_one_line(corpus, capsys):
         (("--tasks", "0"), "tasks = 0; at least 1 is needed"),
         (("--languages", "english"), "'english' is none of the 119"),
         (("--evaluation", "none.jsonl"), "none.jsonl does not exist"),
-        (("--text-field", "x", "--resemblance", "0.1"), "resemblance = 0.1"),
+        (("--text-field", "x", "--similarity", "0.1"), "similarity = 0.1"),
     ):
         assert clean_corpus.main(_command(corpus, "out", *arguments)[2:]) == 2
         told = capsys.readouterr().err

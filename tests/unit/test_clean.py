@@ -141,7 +141,7 @@ def test_documents_without_an_id_get_the_same_however_many_tasks_there_are(
 def test_near_duplicates_are_kept_where_only_equal_ones_are_to_go(tmp_path: Path) -> None:
     texts = [_text(0, 60), _text(0, 60) + " And more.", _text(0, 60)]
     _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": text} for k, text in enumerate(texts)])
-    assert list(_run(_settings(tmp_path, resemblance=1.01))) == ["0", "1"]
+    assert list(_run(_settings(tmp_path, similarity=1.01))) == ["0", "1"]
 
 
 def test_texts_of_signs_alone_are_duplicates_only_where_they_are_equal(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_documents_with_passages_of_evaluation_sets_are_dropped_and_the_items_na
     if with_tokenizer:
         tokenizer.train([_text(k) for k in range(9)], 300, tmp_path / "tokenizer")
     folder = str(tmp_path / "tokenizer") if with_tokenizer else ""
-    settings = _settings(tmp_path, evaluation=(str(items),), tokenizer=folder)
+    settings = _settings(tmp_path, decontaminate_against=(str(items),), tokenizer=folder)
     assert list(_run(settings)) == ["0", "3"]
     hits = [json.loads(line) for line in settings.folder("contamination.jsonl").open()]
     assert [(hit["document"], hit["item"].rpartition("/")[2]) for hit in hits] == [
@@ -260,7 +260,7 @@ def test_a_damaged_evaluation_set_is_refused(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_bytes(content)
         settings = _settings(
-            tmp_path, evaluation=(str(tmp_path / name),), out=str(tmp_path / "o" / name)
+            tmp_path, decontaminate_against=(str(tmp_path / name),), out=str(tmp_path / "o" / name)
         )
         with pytest.raises(ConfigError, match=rf"evaluation set .*{name}, line [12]: "):
             _run(settings)
@@ -323,10 +323,13 @@ def test_two_writers_of_one_file_of_documents_do_not_mix(tmp_path: Path) -> None
         ({"languages": ("xyz",)}, "'xyz' is none of the 119"),
         ({"tasks": 0}, "tasks = 0"),
         ({"inputs": (Input("s" * 51, "."),)}, "the label 'sss.*s' has over 50 characters"),
-        ({"resemblance": 0.2}, "resemblance = 0.2"),
-        ({"evaluation": ("nowhere.jsonl",)}, "evaluation set nowhere.jsonl does not exist"),
-        ({"models": (("safety", "nowhere.bin"),)}, "the safety model nowhere.bin"),
-        ({"models": (("colour", "nowhere.bin"),)}, "'colour' is no label with a model"),
+        ({"similarity": 0.2}, "similarity = 0.2"),
+        (
+            {"decontaminate_against": ("nowhere.jsonl",)},
+            "evaluation set nowhere.jsonl does not exist",
+        ),
+        ({"models": {"safety": "nowhere.bin"}}, "the safety model nowhere.bin"),
+        ({"models": {"colour": "nowhere.bin"}}, "'colour' is no label with a model"),
         ({"on_error": "cry"}, "valid: skip, stop"),
         ({"tokenizer": "nowhere"}, "tokenizer nowhere does not exist"),
         ({"inputs": ()}, "no input"),
@@ -363,7 +366,7 @@ def test_a_folder_of_another_cleaning_is_left_alone(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     settings.claim({})
     settings.claim({})
-    with pytest.raises(ConfigError, match=r"other settings \(tasks\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(tasks was 1, is 5\)"):
         _settings(tmp_path, tasks=5).claim({})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("kept")
@@ -374,7 +377,7 @@ def test_a_folder_of_another_cleaning_is_left_alone(tmp_path: Path) -> None:
 def test_a_cleaning_does_not_go_on_with_other_files_than_it_began_with(tmp_path: Path) -> None:
     _write(tmp_path / "in/a.jsonl", [{"id": str(k), "text": _text(k)} for k in range(4)])
     items = _write(tmp_path / "items.jsonl", [{"question": _text(7)}])
-    settings = _settings(tmp_path, evaluation=(str(items),))
+    settings = _settings(tmp_path, decontaminate_against=(str(items),))
     plan.begin(settings, plan.find_files(settings))
     plan.begin(settings, plan.find_files(settings))
     _write(tmp_path / "in/b.jsonl", [{"id": "4", "text": _text(4)}])

@@ -1,7 +1,6 @@
 """Rewards of rollouts: parts, weights, what has no score, and that no bad answer hurts the run."""
 
 import contextlib
-import os
 import re
 import time
 from dataclasses import replace
@@ -344,7 +343,7 @@ def test_verifiers_are_as_many_as_the_processors_of_the_job(monkeypatch):
         return contextlib.nullcontext(InProcess())
 
     monkeypatch.setattr("megatron_qwen3.posttrain.rewards.rewards.Verifiers", starting)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
+    monkeypatch.setattr("megatron_qwen3.posttrain.rewards.rewards.cores", lambda: 3)
     for settings in (config_of(), config_of(verify_workers=2)):
         with Rewards(settings, Path("/nowhere")):
             pass

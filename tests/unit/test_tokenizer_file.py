@@ -74,7 +74,7 @@ def test_evaluation_items_are_compared_whole(plain: Path, tmp_path: Path) -> Non
     items.write_text(json.dumps({"question": TEXT}) + "\n")
     found = []
     for folder in (plain, changed(plain, tmp_path / "t", **CUT_AND_FILLED)):
-        settings = CleanSettings((), "", evaluation=(str(items),), tokenizer=str(folder))
+        settings = CleanSettings((), "", decontaminate_against=(str(items),), tokenizer=str(folder))
         found.append(EvaluationSets(settings).passages.indices)
     assert [len(index.hashes) for index in found[0]] == [len(index.hashes) for index in found[1]]
     assert found[0]

@@ -72,7 +72,7 @@ def test_a_server_knows_nothing_of_our_ranks(tmp_path, monkeypatch):
 def test_servers_on_a_cpu_share_its_cores_and_do_not_spin(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("megatron_qwen3.posttrain.rollouts.vllm_server.cores", lambda: 8)
     for servers, threads in ((1, "8"), (3, "2"), (9, "1")):
         found = environment(config_of(tmp_path, servers=servers), 0, on_cpu=True)
         assert found["OMP_NUM_THREADS"] == threads and found["OMP_WAIT_POLICY"] == "PASSIVE"

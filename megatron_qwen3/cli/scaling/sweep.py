@@ -129,7 +129,7 @@ def _report(
 
 def _note_machine(folder: Path) -> None:
     """Say beside the runs what they ran on: curves over more ranks than cores show the machine."""
-    from megatron_qwen3.studies.local import cores
+    from megatron_qwen3.cores import cores
 
     folder.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {

@@ -24,7 +24,6 @@ No torch.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from typing import Self
 
 from data_prep.languages import UNKNOWN, code_of
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.policy.penalties import overlong, repetition
 from megatron_qwen3.posttrain.rewards import form, weights
@@ -90,7 +90,7 @@ class Rewards:
 
     def __enter__(self) -> Self:
         if self._verifiers is None:
-            workers = self._config.rl.verify_workers or len(os.sched_getaffinity(0))
+            workers = self._config.rl.verify_workers or cores()
             made = Verifiers(workers, self._config.rl.verify_seconds)
             self._verifiers = self._opening.enter_context(made)
         if self._own_judge is not None:

@@ -14,7 +14,6 @@ without arguments, and is found as Python finds modules, as by PYTHONPATH. torch
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.rollouts.corpus import Corpus
 from megatron_qwen3.posttrain.sandbox import Sandbox
 from megatron_qwen3.posttrain.sandbox.exam import reason_of
@@ -81,7 +81,7 @@ def opened(settings: AgentConfig, leads: bool = True) -> Iterator[Environments]:
     elif settings.environment == SEARCH:
         corpus = Corpus.read(settings.corpus) if leads else None
         make = _nowhere if corpus is None else partial(Search, corpus)
-        yield Environments(Search.tools, make, os.cpu_count() or 1)
+        yield Environments(Search.tools, make, cores())
     else:
         own = _own(settings.environment)
         yield Environments(tuple(own.tools), own, _AT_ONCE)

@@ -23,6 +23,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.rollouts import leash
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.shown import shown
@@ -102,8 +103,8 @@ def environment(config: Config, number: int, on_cpu: bool) -> dict[str, str]:
         kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else all servers share core 0
         # Threads that wait for each other spin, ten times as long as they compute where somebody
         # else is at work: other servers, or the ranks.
-        cores = len(os.sched_getaffinity(0)) // config.rollouts.vllm.servers
-        kept.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+        threads = cores() // config.rollouts.vllm.servers
+        kept.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
         kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     elif gpus:
         kept["CUDA_VISIBLE_DEVICES"] = gpus[number]

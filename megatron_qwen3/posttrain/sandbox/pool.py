@@ -7,7 +7,6 @@ with Sandbox(Limits(), workers=4) as sandbox:
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.sandbox import probe, process
 from megatron_qwen3.posttrain.sandbox.launch import Launcher
 from megatron_qwen3.posttrain.sandbox.limits import CLOSED, TIME, Limits, Outcome
@@ -32,7 +32,7 @@ class Sandbox:
 
     def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
         self.limits = limits or Limits()
-        self.workers = workers if workers is not None else len(os.sched_getaffinity(0))
+        self.workers = workers if workers is not None else cores()
         if self.workers < 1:
             raise ConfigError(f"sandbox: workers = {workers}; valid: at least 1")
         self._cache = _Cache(_CACHED_BYTES)

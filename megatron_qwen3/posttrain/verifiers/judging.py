@@ -7,11 +7,11 @@ with settings.verifiers() as judges:                 # a `Verifiers`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from megatron_qwen3.cores import cores
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.verifiers.kinds import Verdict
@@ -30,7 +30,7 @@ class Judges(Protocol):
 class VerifySettings:
     """How answers are verified."""
 
-    verify_workers: int = setting(os.cpu_count() or 1, "processes that verify", at_least=1)
+    verify_workers: int = setting(cores(), "processes that verify", at_least=1)
     verify_seconds: float = setting(30.0, "that one answer may take", above=0)
 
     def __post_init__(self) -> None:
