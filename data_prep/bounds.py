@@ -83,7 +83,7 @@ class QualityBounds:
         """What is wrong with them, one line each."""
         for table, values in (("prose", self.prose), ("code", self.code)):
             for name, value in vars(values).items():
-                if isinstance(value, float):
+                if not isinstance(value, (bool, tuple)):
                     yield from _fault(f"quality.{table}.{name}", value)
         scripts = {language.script for language in LANGUAGES.values()}
         known = [one.name for one in fields(ProseBounds) if one.type == "float"]

@@ -38,7 +38,7 @@ OF_A_RUN = ("inputs", "out", "tasks", "hidden")  # settings that are no part of 
 _NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
 _VALUES_BEFORE: Mapping[str, Any] = {"hidden": True, "keep_fields": [NONE]}
 _SHOWN_DIFFERENCES = 5
-_SHOWN_CHARACTERS = 60  # of a value in a difference
+_SHOWN_CHARACTERS = 160  # of a value in a difference
 
 
 class Input(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.clean import recipe as clean_recipe
 from data_prep.mixing import recipe
 from megatron_qwen3 import config
 from megatron_qwen3.config import ConfigError
@@ -23,6 +24,7 @@ READERS = {
     "a study": lambda path: files.read(path, sweep.Sweep),
     "a study of ladders": lambda path: files.read(path, ladder.Ladder),
     "a recipe": recipe.load,
+    "a recipe of a cleaning": lambda path: clean_recipe.read(str(path), {}),
     "a cluster": lambda path: hardware.load(str(path)),
 }
 # For each what stands in a file: a key that nobody knows, and a known one of a wrong type.
@@ -31,6 +33,12 @@ MISTAKES = {
     "a study": ("modells = 3", "models", "steps = 1.5", "steps"),
     "a study of ladders": ("modells = 3", "models", "models = 1", "models"),
     "a recipe": ("sead = 1", "seed", "[stages.a]\ntokens = true", "stages.a.tokens"),
+    "a recipe of a cleaning": (
+        "similarty = 1",
+        "similarity",
+        "[quality.prose]\nmin_letters = true",
+        "quality.prose.min_letters",
+    ),
     "a cluster": ("watt = 3", "watts", 'watts = "all"', "watts"),
 }
 
