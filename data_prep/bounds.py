@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from data_prep.languages import LANGUAGES
 from megatron_qwen3.fields import setting
@@ -77,7 +78,8 @@ class QualityBounds:
         """For prose in a language, by its code; `und` has the general ones."""
         known = LANGUAGES.get(language)
         of_script = self.by_language.get(known.script, {}) if known else {}
-        return replace(self.prose, **{**of_script, **self.by_language.get(language, {})})
+        others: dict[str, Any] = {**of_script, **self.by_language.get(language, {})}
+        return replace(self.prose, **others)
 
     def faults(self) -> Iterator[str]:
         """What is wrong with them, one line each."""

@@ -103,8 +103,8 @@ def _merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     result = dict(tree)
     for key, value in other.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, Mapping)
-        result[key] = _merged(old, value) if both else value
+        joined = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = _merged(old or {}, value) if joined else value
     return result
 
 
