@@ -262,6 +262,7 @@ def test_a_folder_whose_settings_have_the_names_of_before_goes_on(tmp_path: Path
     before = {name: now[name] for name in ("inputs", "out", "tasks", "languages", "files")}
     before |= {"resemblance": 0.8, "evaluation": [], "models": [["safety", "s.bin"]]}
     path.write_text(json.dumps(before))
+    settings = settings.as_begun()
     settings.claim({})
     with pytest.raises(ConfigError, match=r"similarity was 0.8, is 0.9"):
         replace(settings, similarity=0.9).claim({})
