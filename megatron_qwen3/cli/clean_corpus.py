@@ -26,7 +26,7 @@ from data_prep.lifetime import Stopped, ended_by_signals
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
-from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.shown import shown, shown_lines, shown_text
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _run(given: argparse.Namespace) -> int:
 
     settings = _settings(given)
     if given.show:
-        print(recipe.text(settings), end="")
+        print(shown_text(recipe.text(settings)), end="")
         return 0
     if not given.out:
         raise ConfigError("--out FOLDER is missing")
