@@ -275,7 +275,7 @@ def test_a_cleaning_keeps_the_number_of_tasks_that_it_began_with(
 
     started: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        stages, "run_local", lambda settings, workers: started.append((settings.tasks, workers))
+        stages, "run_local", lambda settings, _, workers: started.append((settings.tasks, workers))
     )
     monkeypatch.setattr("data_prep.clean.report.print_report", lambda *_: None)
     (tmp_path / "a.txt").write_text(ENGLISH)
