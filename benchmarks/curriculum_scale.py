@@ -26,9 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from data_prep import curriculum
-from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Share, Source, Stage
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedWriter
+from data_prep.stretches import ShardFile
 from megatron_qwen3.pretrain.order import apportion
 
 LENGTH, DOCUMENT = 4096, 1000  # tokens of a sequence, of a document

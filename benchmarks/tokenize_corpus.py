@@ -47,12 +47,13 @@ one, source, out, tokenizer, pack = sys.argv[1:]
 seconds = [time.process_time()]
 for part in (one, one, source):
     shutil.rmtree(out, ignore_errors=True)
-    shards = tokenize([part], Path(out), Settings(tokenizer, pack=int(pack)), Options()).shards
+    report = tokenize([part], Path(out), Settings(tokenizer, pack=int(pack)), Options())
     seconds.append(time.process_time())
 start = seconds[2] - seconds[1]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-filler = sum(shard.packed.filler for shard in shards if shard.packed)
-filler /= sum(shard.tokens for shard in shards)
+cells = report.inventory.cells
+filler = sum(cell.packed.filler for cell in cells if cell.packed)
+filler /= sum(cell.tokens for cell in cells)
 print(seconds[1], seconds[3] - seconds[2] - start, peak, filler)
 """
 _THEIRS = """

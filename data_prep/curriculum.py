@@ -3,7 +3,8 @@
 `tools/mix_curriculum.py` writes it from an inventory of shards and a recipe, a run takes it by
 data.curriculum and data.stage. One JSON file; the folder of shards is named relative to it, so that
 both can move together. Version 1, which is still read, has no marks of shards; version 3 is one
-with text in rows (`packed.py`), which readers of version 2 would train on with its filler.
+with text in rows (`packed.py`), which readers of version 2 would train on with its filler; version
+4 takes stretches of shards, of which many stand in a file beside it (`stretches.py`).
 
     curriculum = read("runs/data/curriculum.json")
     stage = curriculum.stage("reasoning")
@@ -19,31 +20,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.packed import Packed
+from data_prep.stretches import INLINE, Kept, Known, ShardFile, Store, Stretches, remove_others
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
 
-VERSION, VERSION_PACKED = 2, 3
-READ = (1, VERSION, VERSION_PACKED)
-
-
-class ShardFile(NamedTuple):
-    """PATH.bin and PATH.idx, how many tokens they hold, and their mark (`fingerprint.py`).
-
-    mark: "" in curricula of version 1, which say nothing of contents.
-    """
-
-    path: str
-    tokens: int
-    mark: str = ""
+VERSION, VERSION_PACKED, VERSION_STRETCHES = 2, 3, 4
+READ = (1, VERSION, VERSION_PACKED, VERSION_STRETCHES)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Shards in a row that are drawn from as one text.
+    """Shards, or stretches of them, in a row that are drawn from as one text.
 
     folder: what the shards' paths are relative to; held_out: tokens at the end of the row that are
     never trained on; labels: what all its documents have in common; packed: of text in rows, which
@@ -52,13 +43,15 @@ class Source:
 
     name: str
     folder: str
-    shards: tuple[ShardFile, ...]
+    shards: Sequence[ShardFile]
     held_out: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     packed: Packed | None = None
 
-    @property
+    @cached_property
     def tokens(self) -> int:
+        if isinstance(self.shards, Stretches):
+            return self.shards.tokens
         return sum(shard.tokens for shard in self.shards)
 
     @property
@@ -87,10 +80,15 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """The same for the same contents wherever they lie; "" where no mark says what they are."""
-        if not all(shard.mark for shard in self.shards):
-            return ""
-        text = "".join(f"{shard.tokens}:{shard.mark}\n" for shard in self.shards)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        if isinstance(self.shards, Stretches) and self.shards.fingerprint:
+            return self.shards.fingerprint
+        digest = hashlib.blake2b(digest_size=8)
+        for shard in self.shards:
+            if not shard.mark:
+                return ""
+            start = f":{shard.start}" if shard.start else ""
+            digest.update(f"{shard.tokens}:{shard.mark}{start}\n".encode())
+        return digest.hexdigest()
 
     @property
     def identity(self) -> str:
@@ -102,18 +100,27 @@ class Source:
         """What version 1 knows a source by: its first shard's path there, and its sizes."""
         return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
 
-    def as_json(self) -> dict[str, Any]:
-        row = {
-            "labels": dict(self.labels),
-            "tokens": self.tokens,
-            "held_out": self.held_out,
-            "shards": [shard if shard.mark else shard[:2] for shard in self.shards],
-        }
+    def as_json(self, kept: Kept | None = None) -> dict[str, Any]:
+        """kept: takes the shards, where there are too many to stand in the row."""
+        row = {"labels": dict(self.labels), "tokens": self.tokens, "held_out": self.held_out}
+        if kept:
+            row |= {"stretches": kept.add(self.shards), "fingerprint": self.fingerprint}
+        else:
+            row["shards"] = [shard.as_row() for shard in self.shards]
         return row | ({"packed": self.packed.as_json()} if self.packed else {})
 
     @classmethod
-    def from_json(cls, name: str, folder: str, row: Mapping[str, Any]) -> Source:
-        shards = tuple(ShardFile(*shard) for shard in row["shards"])
+    def from_json(
+        cls, name: str, folder: str, row: Mapping[str, Any], store: Store | None = None
+    ) -> Source:
+        shards: Sequence[ShardFile]
+        if store and "stretches" in row:
+            first, count = row["stretches"]
+            if not 0 <= first < first + count <= len(store.rows):
+                raise ValueError(f"{name} has stretches {first} to {first + count} of too few")
+            shards = Stretches(store, first, count, row["tokens"], row["fingerprint"])
+        else:
+            shards = tuple(ShardFile(*shard) for shard in row["shards"])
         packed = Packed.from_json(row["packed"]) if "packed" in row else None
         return cls(name, folder, shards, row["held_out"], row["labels"], packed)
 
@@ -180,25 +187,22 @@ class Curriculum:
 
 
 def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) -> list[str]:
-    """Names of `sources` that have a shard of one of `others`.
+    """Names of `sources` that have text of one of `others`.
 
     How far those were read says nothing about these, so their text may be read again.
     """
-    known = [shard for other in others for shard in other.shards]
-    marks = {shard.mark for shard in known if shard.mark}
-    paths = {shard.path: shard.mark for shard in known}
-    return [
-        source.name
-        for source in sources
-        if any(
-            shard.mark in marks or (shard.path in paths and not (shard.mark and paths[shard.path]))
-            for shard in source.shards
-        )
-    ]
+    sources = list(sources)
+    if not sources:
+        return []
+    known = Known(shard for other in others for shard in other.shards)
+    return [source.name for source in sources if any(map(known.has, source.shards))]
 
 
 def version_of(sources: Iterable[Source]) -> int:
     """Of a file that names these sources."""
+    sources = list(sources)
+    if any(isinstance(s.shards, Stretches) or any(f.of for f in s.shards) for s in sources):
+        return VERSION_STRETCHES
     return VERSION_PACKED if any(source.packed for source in sources) else VERSION
 
 
@@ -213,16 +217,37 @@ def write(curriculum: Curriculum, path: str | os.PathLike[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = {share.source.name: share.source for s in curriculum.stages for share in s.shares}
     folder = next(iter(sources.values())).folder
+    rows, beside = sources_json(path, sources)
     content = {
         "version": version_of(sources.values()),
+        **beside,
         "folder": os.path.relpath(folder, path.parent),
         "seed": curriculum.seed,
         "tokenizer": curriculum.tokenizer,
         "vocab_size": curriculum.vocab_size,
         "stages": {stage.name: _stage_json(stage) for stage in curriculum.stages},
-        "sources": {name: source.as_json() for name, source in sources.items()},
+        "sources": rows,
     }
     write_whole(path, [_lines(content).encode()])
+    remove_others(path.parent, path.stem, beside.get("stretches", ""))
+
+
+def sources_json(
+    path: Path, sources: Mapping[str, Source]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(their rows, what else the manifest `path` must say to have them read).
+
+    Writes the file that many stretches stand in.
+    """
+    few = sum(len(source.shards) for source in sources.values()) <= INLINE
+    kept = None if few else Kept()
+    rows = {key: source.as_json(kept) for key, source in sources.items()}
+    return rows, {"stretches": kept.write(path.parent, path.stem)} if kept else {}
+
+
+def store_of(path: Path, content: Mapping[str, Any]) -> Store | None:
+    """What the rows of a manifest's sources point into, if they do."""
+    return Store.read(path.parent / content["stretches"]) if "stretches" in content else None
 
 
 def read(path: str | os.PathLike[str]) -> Curriculum:
@@ -231,10 +256,10 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
         if content["version"] not in READ:
-            raise ConfigError(f"{path} is of version {content['version']}; known: 1 to 3")
+            raise ConfigError(f"{path} is of version {content['version']}; known: 1 to {READ[-1]}")
         folder = os.path.normpath(path.parent / content["folder"])
-        rows = content["sources"].items()
-        sources = {name: Source.from_json(name, folder, row) for name, row in rows}
+        rows, store = content["sources"].items(), store_of(path, content)
+        sources = {name: Source.from_json(name, folder, row, store) for name, row in rows}
         return Curriculum(
             seed=content["seed"],
             tokenizer=content["tokenizer"],

@@ -39,8 +39,8 @@ class Table:
     """
 
     def __init__(self, path: str, longest: int) -> None:
-        self._parquet, self._path, self._longest = _import_parquet(), path, longest
-        with _damage():
+        self._parquet, self._path, self._longest = import_parquet(), path, longest
+        with damage():
             self._file = self._parquet.ParquetFile(_source(path))
             self._schema = self._file.schema_arrow
             leaves = self._file.schema
@@ -91,7 +91,7 @@ class Table:
         paths = [self._leaves[k].path for k in chosen]
         texts = [path for path in self.texts() if path in paths]
         source = _source(self._path)
-        with _damage(), self._parquet.ParquetFile(source, read_dictionary=texts) as file:
+        with damage(), self._parquet.ParquetFile(source, read_dictionary=texts) as file:
             for group in range(file.metadata.num_row_groups):
                 about = file.metadata.row_group(group)
                 size = sum(about.column(k).total_uncompressed_size for k in chosen)
@@ -218,7 +218,7 @@ def _texts() -> tuple[Any, ...]:
 
 
 @contextmanager
-def _damage() -> Iterator[None]:
+def damage() -> Iterator[None]:
     """Arrow's words for a file that makes no sense, as one exception."""
     import pyarrow
 
@@ -232,11 +232,12 @@ def _damage() -> Iterator[None]:
         raise DamagedFile(str(error)) from None
 
 
-def _import_parquet() -> Any:
+def import_parquet() -> Any:
+    """pyarrow.parquet, which loads slowly; ConfigError where it is not installed."""
     try:
         from pyarrow import parquet
     except ImportError:
         raise ConfigError(
-            "reading Parquet needs pyarrow, which is not installed: python -m pip install pyarrow"
+            "Parquet needs pyarrow, which is not installed: python -m pip install pyarrow"
         ) from None
     return parquet

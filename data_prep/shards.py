@@ -1,13 +1,14 @@
-"""Shards: token files of documents that share their labels, and the inventory of a folder of them.
+"""Shards: token files whose documents lie in the order of their labels.
 
 A shard is four files with one beginning: PREFIX.bin and PREFIX.idx in Megatron's format,
 PREFIX.docs, which says where each document came from, and PREFIX.json, written last: the mark of a
-whole shard. `inventory.json` at the top names all shards and appears when all are whole.
+whole shard, with its cells (`cells.py`), what lies where under which labels. The inventory of a
+folder (`inventory.py`) names all cells of all shards.
 
-    inventory = read_inventory("data/tokens")
-    for shard in inventory.shards:          # path, labels, documents, tokens, bytes of text
-        reader = IndexedReader(inventory.folder / shard.path)
-    origin("data/tokens/source=web/…/00000-000", document=17)  # input file, line and id
+    cells = write_shard(folder, "shards/00000/00000", dtype, [(cell, chunks, ()), …])
+    cells = read_shard(folder / "shards/00000/00000")
+    reader = IndexedReader(folder / cells[0].path)
+    origin("data/tokens/shards/00000/00000", document=17)  # input file, line and id
 
 The .docs file, little-endian, for D documents: magic (8 bytes); of each document the number of its
 file among the inventory's inputs (u32), its line there from 1, or its row in Parquet (u64), and
@@ -19,10 +20,8 @@ where its id ends (u64); then the ids in UTF-8, each with the fields that are ke
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,62 +29,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.cells import Cell, laid_out
 from data_prep.indexed import IndexedReader, IndexedWriter
+from data_prep.inventory import read_inventory
+from data_prep.json_files import VERSION, read_json, write_json
 from data_prep.kept_fields import Scalar, parted
-from data_prep.labels import Labels
-from data_prep.packed import Packed
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
-INVENTORY = "inventory.json"
-VERSION = 1
 _MAGIC = b"QWENDOCS"
 ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
 NO_FILE = 0xFFFFFFFF  # of filler
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What the inventory says of one shard.
-
-    path: PREFIX, relative to the inventory's folder; bytes: of the documents' text in UTF-8;
-    tokens: each document's last one, <|endoftext|>, included, and filler. packed: None where texts
-    simply follow each other; otherwise documents counts those that begin here, cut those of them
-    that are longer than a row, and pieces what the files have as documents.
-    """
-
-    path: str
-    labels: Labels
-    documents: int
-    tokens: int
-    bytes: int
-    packed: Packed | None = None
-    cut: int = 0
-    pieces: int = 0
-
-    @property
-    def in_files(self) -> int:
-        """How many documents the .idx and .docs have."""
-        return self.pieces if self.packed else self.documents
-
-    def as_json(self) -> dict[str, Any]:
-        counts = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
-        row = {"path": self.path, **self.labels._asdict(), **counts}
-        if self.packed:
-            row |= {"packed": self.packed.as_json(), "cut": self.cut, "pieces": self.pieces}
-        return row
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """A folder of shards that is whole. tokenizer: its path there, sha256 and end_of_document."""
-
-    folder: Path
-    tokenizer: dict[str, Any]
-    vocab_size: int
-    inputs: tuple[str, ...]
-    shards: tuple[Shard, ...]
-
 
 Buffer = bytes | bytearray | memoryview
 
@@ -115,85 +69,78 @@ class Chunk(NamedTuple):
     ids: bytes
 
 
+class Content(NamedTuple):
+    """A cell and the documents in it. text_R: where they are packed, tokens of text of each row."""
+
+    cell: Cell
+    chunks: Iterable[Chunk]
+    text_R: npt.ArrayLike = ()
+
+
 def write_shard(
-    folder: Path,
-    shard: Shard,
-    dtype: npt.DTypeLike,
-    chunks: Iterable[Chunk],
-    text_R: npt.ArrayLike = (),
-) -> None:
+    folder: Path, path: str, dtype: npt.DTypeLike, contents: Iterable[Content]
+) -> tuple[Cell, ...]:
     """Write the four files of a shard in `folder`, its mark last. An older shard is replaced.
 
-    text_R: of a packed shard, how many tokens of each row are text.
+    The cells of the contents say what is in them; those that are returned, where it lies, too.
     """
-    prefix = folder / shard.path
+    prefix = folder / path
     prefix.parent.mkdir(parents=True, exist_ok=True)
     mark = Path(f"{prefix}.json")
     mark.unlink(missing_ok=True)
+    given: list[Cell] = []
+    texts: list[npt.NDArray[Any]] = []
     origins: list[bytes] = []
     ids = bytearray()
     with IndexedWriter(prefix, dtype) as writer:
-        for chunk in chunks:
-            writer.add_documents(chunk.tokens, chunk.lengths)
-            moved = chunk.origins.copy()
-            moved["id_end"] += len(ids)
-            origins.append(moved.tobytes())
-            ids += chunk.ids
-        if shard.packed:
-            writer.pack(shard.packed.row_length, text_R)
+        for content in contents:
+            given.append(content.cell)
+            texts.append(np.asarray(content.text_R, np.int64))
+            for chunk in content.chunks:
+                writer.add_documents(chunk.tokens, chunk.lengths)
+                moved = chunk.origins.copy()
+                moved["id_end"] += len(ids)
+                origins.append(moved.tobytes())
+                ids += chunk.ids
+        if given and (packed := given[0].packed):
+            writer.pack(packed.row_length, np.concatenate(texts))
     write_whole(Path(f"{prefix}.docs"), [_MAGIC, *origins, ids])
+    cells = tuple(laid_out(path, given))
     digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
-    write_json(mark, {"version": VERSION, **shard.as_json(), "sha256": digests})
+    write_json(mark, {"version": VERSION, **_mark_of(cells), "sha256": digests})
+    return cells
 
 
-def write_inventory(inventory: Inventory) -> None:
-    """Make the shards visible to who reads the folder."""
-    content = {
-        "version": VERSION,
-        "tokenizer": inventory.tokenizer,
-        "vocab_size": inventory.vocab_size,
-        "inputs": inventory.inputs,
-        "shards": [shard.as_json() for shard in inventory.shards],
-    }
-    write_json(inventory.folder / INVENTORY, content)
+def _mark_of(cells: Sequence[Cell]) -> dict[str, Any]:
+    """One cell has its row to itself, as all shards have it that know one combination of labels."""
+    return cells[0].as_json() if len(cells) == 1 else {"cells": [cell.as_json() for cell in cells]}
 
 
-def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
-    """ConfigError where there is none, or it is not one."""
-    path = Path(folder) / INVENTORY
-    content = read_json(path, "the folder of tokenized documents is not whole yet, or another one")
-    try:
-        return Inventory(
-            folder=Path(folder),
-            tokenizer=content["tokenizer"],
-            vocab_size=content["vocab_size"],
-            inputs=tuple(content["inputs"]),
-            shards=tuple(shard_from_json(row) for row in content["shards"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+def _cells_of(mark: dict[str, Any]) -> tuple[Cell, ...]:
+    return tuple(Cell.from_json(row) for row in mark.get("cells", [mark]))
 
 
-def read_shard(prefix: str | os.PathLike[str]) -> Shard:
+def read_shard(prefix: str | os.PathLike[str]) -> tuple[Cell, ...]:
     """What the mark beside a shard says; ConfigError where the shard is not whole."""
     path = Path(f"{os.fspath(prefix)}.json")
-    return shard_from_json(read_json(path, "the shard is not whole, or no shard"))
+    return _cells_of(read_json(path, "the shard is not whole, or no shard"))
 
 
 def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
     """Where a document of a shard came from; needs the inventory, which names the input files."""
     prefix = os.path.abspath(prefix)
-    shard = read_shard(prefix)
-    if not 0 <= document < shard.in_files:
-        kind = "pieces" if shard.packed else "documents"
-        raise ConfigError(f"{prefix} has {kind} 0 to {shard.in_files - 1}, not {document}")
+    cells = read_shard(prefix)
+    in_files = sum(cell.in_files for cell in cells)
+    if not 0 <= document < in_files:
+        kind = "pieces" if cells[0].packed else "documents"
+        raise ConfigError(f"{prefix} has {kind} 0 to {in_files - 1}, not {document}")
     with open(f"{prefix}.docs", "rb") as file:
         place = len(_MAGIC) + document * ORIGIN.itemsize
         before = 1 if document else 0  # its id begins where that of the document before ends
         file.seek(place - before * ORIGIN.itemsize)
         rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
         start = int(rows[0]["id_end"]) if before else 0
-        file.seek(len(_MAGIC) + shard.in_files * ORIGIN.itemsize + start)
+        file.seek(len(_MAGIC) + in_files * ORIGIN.itemsize + start)
         name, fields = parted(file.read(int(rows[-1]["id_end"]) - start))
     if rows[-1]["file"] == NO_FILE:
         return Origin("", 0, "")
@@ -204,60 +151,31 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
 def folder_of(prefix: str | os.PathLike[str]) -> Path:
     """The folder of the inventory that a shard belongs to."""
     absolute = os.path.abspath(prefix)
-    return Path(absolute.removesuffix(read_shard(absolute).path))
+    return Path(absolute.removesuffix(read_shard(absolute)[0].path))
 
 
-def faults(folder: Path, shard: Shard) -> Iterator[str]:
-    """What is not as the inventory and the shard's mark say; reads all of the shard."""
-    prefix = folder / shard.path
+def faults(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
+    """What is not as the inventory, which has these cells of a shard, and the shard's mark say.
+
+    Reads all of the shard.
+    """
+    prefix = folder / cells[0].path
+    packed = cells[0].packed
     try:
         mark = read_json(Path(f"{prefix}.json"), "the shard is not whole")
-        if shard_from_json(mark) != shard:
+        if _cells_of(mark) != tuple(cells):
             yield f"{prefix}.json is not the shard of the inventory"
         for suffix, expected in mark["sha256"].items():
             if file_sha256(f"{prefix}.{suffix}") != expected:
                 yield f"{prefix}.{suffix} is not what was written: its sha256 differs"
         reader = IndexedReader(prefix)
-        if (reader.num_documents, len(reader.tokens)) != (shard.in_files, shard.tokens):
+        sizes = sum(cell.in_files for cell in cells), sum(cell.tokens for cell in cells)
+        if (reader.num_documents, len(reader.tokens)) != sizes:
             yield f"{prefix} has other numbers of documents and tokens than the inventory"
-        if reader.row_length != (shard.packed.row_length if shard.packed else 0):
+        if reader.row_length != (packed.row_length if packed else 0):
             yield f"{prefix} is packed otherwise than the inventory says"
     except (ConfigError, OSError) as error:
         yield str(error)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """A JSON file that is there whole or not at all."""
-    write_whole(path, [json_bytes(content, indent=1) + b"\n"])
-
-
-def json_bytes(content: Any, indent: int | None = None) -> bytes:
-    """JSON in UTF-8; a byte of a file's name that is none of it is escaped, and read back as it was
-    (PEP 383)."""
-    text = json.dumps(content, ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace")
-
-
-def shard_from_json(row: dict[str, Any]) -> Shard:
-    labels = Labels(*(row[name] for name in Labels._fields))
-    packed = Packed.from_json(row["packed"]) if "packed" in row else None
-    counts = (row["documents"], row["tokens"], row["bytes"])
-    return Shard(row["path"], labels, *counts, packed, row.get("cut", 0), row.get("pieces", 0))
-
-
-def read_json(path: Path, otherwise: str, version: int = VERSION) -> dict[str, Any]:
-    """A file that `write_json` wrote; ConfigError, which ends in `otherwise`, where it is none."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: {otherwise}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not an object of JSON: {otherwise}")
-    if content.get("version") != version:
-        raise ConfigError(f"{path} is of version {content.get('version')}; known: {version}")
-    return content
 
 
 def file_sha256(path: str) -> str:

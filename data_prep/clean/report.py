@@ -25,8 +25,8 @@ from rich.table import Table
 from data_prep.clean import recipe
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
+from data_prep.json_files import write_json
 from data_prep.languages import LANGUAGES
-from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.bounds import QualityBounds
+from data_prep.json_files import write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.minhash import Signing
-from data_prep.shards import write_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.shown import shown

@@ -2,7 +2,7 @@
 
     curriculum = plan(inventory, recipe)
 
-Shards that agree in source, language, domain and every label that the recipe decides by are one
+Cells that agree in source, language, domain and every label that the recipe decides by are one
 source. A stage's sequences are divided three times, each time exactly: into the fractions that
 `shares` asks for, those among languages, and those among the sources of a language. A source goes
 on where the stage before left it, and none is read more often than `max_epochs` allows: then others
@@ -16,14 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Share, Source, Stage
+from data_prep.inventory import Inventory
 from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
 from data_prep.languages import LANGUAGES
 from data_prep.languages import UNKNOWN as UNDETERMINED
+from data_prep.mixing.divided import divided
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences, rounded
-from data_prep.packed import Packed
-from data_prep.shards import Inventory, Shard
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import counted
 from megatron_qwen3.toml import did_you_mean
@@ -77,21 +77,16 @@ def plan(
 
 
 def _sources(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> list[Source]:
-    """The shards that belong together, in the order of their paths."""
+    """What belongs together, in the order of the first of it."""
     labels = [name for name in Labels._fields if name in ALWAYS or name in recipe.labels]
-    together: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
-    for shard in sorted(inventory.shards, key=lambda shard: shard.path):
-        if shard.tokens:
-            together[tuple(getattr(shard.labels, name) for name in labels)].append(shard)
+    together = divided(inventory, labels, marks)
     shortest = min(stage.sequence_length for stage in recipe.stages)
-    _check_names(together, labels)
+    _check_names((part.values for part in together), labels)
     sources = []
-    for values, shards in together.items():
-        files = tuple(ShardFile(s.path, s.tokens, marks.get(s.path, "")) for s in shards)
-        packed = [shard.packed for shard in shards if shard.packed]
-        row = dict(zip(labels, values, strict=True))
-        in_rows = Packed.of_all(packed) if packed else None
-        source = Source("/".join(values), str(inventory.folder), files, 0, row, in_rows)
+    for part in together:
+        row = dict(zip(labels, part.values, strict=True))
+        name = "/".join(part.values)
+        source = Source(name, str(inventory.folder), part.shards, 0, row, part.packed)
         source = replace(source, held_out=_held_out(source, recipe, shortest))
         if source.training_tokens > 0:
             sources.append(source)
@@ -260,10 +255,10 @@ def _check_groups(
 
 def _check_values(inventory: Inventory, recipe: Recipe) -> None:
     """ConfigError for a label's value that no shard has, unless it is a known one with a weight."""
-    present = {
-        label: {getattr(shard.labels, label) for shard in inventory.shards}
-        for label in Labels._fields
-    }
+    present: dict[str, set[str]] = {label: set() for label in Labels._fields}
+    for columns in inventory.columns():
+        for label, found in present.items():
+            found.update(columns.words[label][0])
     for stage in recipe.stages:
         for kind, table in (("weights", stage.weights), ("shares", stage.shares)):
             for label, values in table.items():

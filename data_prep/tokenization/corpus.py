@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.cells import Cell
 from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
-from data_prep.shards import Shard
 from data_prep.tokenization import groups
 from data_prep.tokenization.plan import Plan, Settings, as_begun, check_apart, make_plan, settle
 from data_prep.tokenization.pool import Pool
@@ -91,22 +91,22 @@ def _do_group(job: Job, group: int, pool: Pool[Job], progress: Progress) -> None
             progress.stage("tokenizing", todo, UNITS_SHARE * todo)
             for _ in pool.run(tokenize_unit, [(group, unit) for unit in units]):
                 pass
-            shards = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
-            groups.close_group(job, group, shards)
+            cells = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
+            groups.close_group(job, group, cells)
     groups.clean_up(job, group)
 
 
 def _write_shards(
     job: Job, group: int, pool: Pool[Job], progress: Progress, share_bytes: float
-) -> list[Shard]:
-    """All shards of the group, in the order of their labels, those of earlier runs among them."""
+) -> list[Cell]:
+    """The cells of all shards of the group in their order, those of earlier runs among them."""
     pieces = groups.plan_pieces(job, group)
-    shards = {piece.path: groups.written(job, group, piece) for piece in pieces}
-    todo = [piece for piece in pieces if shards[piece.path] is None]
+    cells = {piece.path: groups.written(job, group, piece) for piece in pieces}
+    todo = [piece for piece in pieces if cells[piece.path] is None]
     progress.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
     for piece in pool.run(write_piece, [(piece,) for piece in todo]):
-        shards[piece.path] = piece.shards
-    return [shard for of_piece in shards.values() for shard in of_piece or ()]
+        cells[piece.path] = piece.cells
+    return [cell for of_piece in cells.values() for cell in of_piece or ()]
 
 
 def _group_bytes(plan: Plan, group: int) -> int:

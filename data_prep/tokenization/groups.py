@@ -3,7 +3,7 @@
     if not is_done(job, group):
         open_units(job, group)           # those that are still to be tokenized
         plan_pieces(job, group)          # the shards to write, when all units are done
-        close_group(job, group, shards)  # when all shards are: the mark of the group
+        close_group(job, group, cells)   # when all shards are: the mark of the group
     finish(job)                          # the inventory, once every group is done
 
 What is done is known from files that appear whole, so a run that was killed goes on from there.
@@ -15,31 +15,26 @@ import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.cells import Cell
 from data_prep.documents import Problem
+from data_prep.inventory import Inventory, read_inventory, write_inventory
+from data_prep.json_files import VERSION, json_bytes, read_json, write_json
 from data_prep.labels import LENGTHS, Labels
-from data_prep.shards import (
-    VERSION,
-    Inventory,
-    Shard,
-    json_bytes,
-    read_json,
-    read_shard,
-    shard_from_json,
-    write_inventory,
-    write_json,
-)
+from data_prep.shards import read_shard
 from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import Run, Section, Source
-from data_prep.tokenization.work import Job, Piece, piece_mark, unit_mark
+from data_prep.tokenization.work import Job, KeyRange, Piece, piece_mark, unit_mark
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
+IN_MEMORY_TOKENS = 1 << 26  # of one combination of labels, which are sorted at once
+SHARDS_OF_GROUP = 16  # or more where `shard_tokens` asks for it
 _CHANGED = "the folder was changed from outside; remove it and start again"
 
 
@@ -47,7 +42,7 @@ _CHANGED = "the folder was changed from outside; remove it and start again"
 class Report:
     """What became of the inputs. problems: how many lines were not taken, by kind."""
 
-    shards: tuple[Shard, ...]
+    inventory: Inventory
     lines: int
     problems: Counter[str]
 
@@ -70,7 +65,7 @@ def open_units(job: Job, group: int) -> list[Unit]:
 
 
 def plan_pieces(job: Job, group: int) -> list[Piece]:
-    """The group's shards: each combination of labels in as few as `shard_tokens` allows.
+    """The group's shards: all combinations of labels, one after another, in as few as are allowed.
 
     Where documents are packed, those of all lengths together."""
     sources: dict[Labels, list[Source]] = {}
@@ -83,22 +78,26 @@ def plan_pieces(job: Job, group: int) -> list[Piece]:
                 labels = Labels._make([*mark["labels"][base], of])
                 source = Source(path, run.tokens, run.documents, section, unit.input, lines_before)
                 sources.setdefault(labels, []).append(source)
-    return [
-        piece for labels in sorted(sources) for piece in _cut(job, group, labels, sources[labels])
-    ]
+    if job.plan.settings.apart:
+        return [
+            piece
+            for labels in sorted(sources)
+            for piece in _cut(job, group, labels, sources[labels])
+        ]
+    return _in_shards(job.plan.settings.most_tokens, group, sources)
 
 
-def written(job: Job, group: int, piece: Piece) -> list[Shard] | None:
-    """The shards of a piece, if they are whole already."""
-    if job.plan.settings.pack:
+def written(job: Job, group: int, piece: Piece) -> Sequence[Cell] | None:
+    """The cells of a piece, if its shards are whole already."""
+    if job.plan.settings.apart and job.plan.settings.pack:
         mark = piece_mark(job.work_folder(group), piece)
         rows = read_json(mark, _CHANGED)["shards"] if mark.exists() else None
-        return None if rows is None else [shard_from_json(row) for row in rows]
+        return None if rows is None else [Cell.from_json(row) for row in rows]
     prefix = job.out / piece.path
-    return [read_shard(prefix)] if Path(f"{prefix}.json").exists() else None
+    return read_shard(prefix) if Path(f"{prefix}.json").exists() else None
 
 
-def close_group(job: Job, group: int, shards: Sequence[Shard]) -> None:
+def close_group(job: Job, group: int, cells: Sequence[Cell]) -> None:
     """Mark the group as done and remove what is not needed any more."""
     lines, counts, listed = 0, Counter[str](), []
     for unit, lines_before, mark in _unit_marks(job, group):
@@ -117,7 +116,7 @@ def close_group(job: Job, group: int, shards: Sequence[Shard]) -> None:
         "plan_sha256": job.plan_sha256,
         "lines": lines,
         "problems": counts,
-        "shards": [shard.as_json() for shard in shards],
+        "shards": [cell.as_json() for cell in cells],
     }
     write_json(_group_mark(job, group), content)
 
@@ -137,22 +136,28 @@ def finish(job: Job) -> Report | None:
     groups = range(len(job.plan.groups))
     if not all(is_done(job, group) for group in groups):
         return None
-    marks = [read_json(_group_mark(job, group), _CHANGED) for group in groups]
-    if any(mark["plan_sha256"] != job.plan_sha256 for mark in marks):
-        raise ConfigError(f"{job.out}: runs with other settings began there at the same time")
-    shards = tuple(shard_from_json(row) for mark in marks for row in mark["shards"])
-    problems = Counter[str]()
-    for mark in marks:
+    problems, lines, count = Counter[str](), 0, 0
+    for mark in _group_marks(job):
+        if mark["plan_sha256"] != job.plan_sha256:
+            raise ConfigError(f"{job.out}: runs with other settings began there at the same time")
         problems.update(mark["problems"])
-    report = Report(shards, sum(mark["lines"] for mark in marks), problems)
-    if not shards:
+        lines, count = lines + mark["lines"], count + len(mark["shards"])
+    if not count:
         raise ConfigError(
-            f"no document among {report.lines:,} lines: {dict(problems)}{_first_problem(job)}"
+            f"no document among {lines:,} lines: {dict(problems)}{_first_problem(job)}"
         )
     names = tuple(file.name for file in job.plan.inputs)
-    inventory = Inventory(job.out, job.tokenizer, job.vocab_size, names, shards)
-    write_inventory(inventory)
-    return report
+    cells: Iterable[Cell]
+    cells = (Cell.from_json(row) for mark in _group_marks(job) for row in mark["shards"])
+    if job.plan.settings.apart:  # there groups are not in the order of paths
+        cells = sorted(cells, key=lambda cell: cell.place)
+    write_inventory(Inventory(job.out, job.tokenizer, job.vocab_size, names, ()), cells)
+    return Report(read_inventory(job.out), lines, problems)
+
+
+def _group_marks(job: Job) -> Iterator[dict[str, Any]]:
+    for group in range(len(job.plan.groups)):
+        yield read_json(_group_mark(job, group), _CHANGED)
 
 
 def _first_problem(job: Job) -> str:
@@ -178,7 +183,31 @@ def _unit_marks(job: Job, group: int) -> Iterator[_UnitMark]:
 
 
 def _cut(job: Job, group: int, labels: Labels, sources: list[Source]) -> Iterator[Piece]:
-    tokens = sum(source.section.tokens for source in sources)
-    pieces = -(-tokens // job.plan.settings.shard_tokens)
-    for k in range(pieces):
-        yield Piece(f"{group:05}-{k:05}", labels, sources, k, pieces)
+    """One combination of labels in shards of its own."""
+    for number, range in enumerate(_key_ranges(labels, sources, job.plan.settings.most_tokens)):
+        yield Piece(f"{labels.folder}/{group:05}-{number:05}", [range])
+
+
+def _in_shards(most: int, group: int, sources: Mapping[Labels, list[Source]]) -> list[Piece]:
+    """All combinations of labels end to end, cut into shards of at most about `most` tokens.
+
+    Smaller ones where the group is small, so that several processes can write them.
+    """
+    tokens = sum(source.section.tokens for of in sources.values() for source in of)
+    size = min(most, max(IN_MEMORY_TOKENS, -(-tokens // SHARDS_OF_GROUP)))
+    shards: list[list[KeyRange]] = []
+    room = 0
+    for labels in sorted(sources):
+        for range in _key_ranges(labels, sources[labels], min(size, IN_MEMORY_TOKENS)):
+            if not shards or range.tokens > room:
+                shards.append([])
+                room = size
+            shards[-1].append(range)
+            room -= range.tokens
+    return [Piece(f"shards/{group:05}/{k:05}", ranges) for k, ranges in enumerate(shards)]
+
+
+def _key_ranges(labels: Labels, sources: list[Source], most: int) -> Iterator[KeyRange]:
+    parts = -(-sum(source.section.tokens for source in sources) // most)
+    for part in range(parts):
+        yield KeyRange(labels, sources, part, parts)

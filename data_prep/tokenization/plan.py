@@ -27,23 +27,22 @@ from data_prep.documents import (
     is_splittable,
     not_read,
 )
+from data_prep.inventory import INVENTORY, INVENTORY_JSON
+from data_prep.json_files import VERSION, read_json, write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.packed import SHORTEST_ROW
-from data_prep.shards import VERSION, read_json, write_json
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 
 PLAN = "plan.json"
-OURS = ("inventory.json", "tokenizer", "groups", "work", "problems")  # what is written beside it
+OURS = (INVENTORY, INVENTORY_JSON, "tokenizer", "groups", "work", "problems")  # written beside it
 UNIT_BYTES = 1 << 26
+SHARD_TOKENS, SHARD_TOKENS_APART = 10**9, 64 * 10**6  # where nobody says how many
 DEFAULTED = ("source", "language", "domain")
-_OF_OLD = {
-    "hidden": True,
-    "pack": 0,
-    "keep_fields": [NONE],
-}  # settings that plans have who do not name them
+# settings that plans have which do not name them
+_OF_OLD = {"hidden": True, "pack": 0, "keep_fields": [NONE], "apart": True}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class Settings:
 
     tokenizer: folder or tokenizer.json. names: what fields are called in the files, where that is
     not their own name. defaults: source, language or domain of documents that have none.
-    shard_tokens: about how many a shard has at most. group_bytes: of input, shuffled as one.
+    apart: whether each combination of labels has shards of its own, as in plans that began before
+    there was a choice; otherwise all of a group share them. shard_tokens: about how many a shard
+    has at most; None as it began, else SHARD_TOKENS. group_bytes: of input, shuffled as one.
     pack: tokens of the rows that documents are laid out in (`data_prep/packed.py`), 0 where they
     simply follow each other.
     hidden: whether files and folders whose names begin with a dot are read, as plans do that began
@@ -64,11 +65,18 @@ class Settings:
     seed: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
-    shard_tokens: int = 1 << 26
+    shard_tokens: int | None = None
     group_bytes: int = 1 << 36
     hidden: bool = False
     pack: int = 0
     keep_fields: tuple[str, ...] = (ALL,)
+    apart: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a shard."""
+        usual = SHARD_TOKENS_APART if self.apart else SHARD_TOKENS
+        return usual if self.shard_tokens is None else self.shard_tokens
 
 
 class Input(NamedTuple):
@@ -109,14 +117,21 @@ def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Pl
 
 
 def as_begun(settings: Settings, out: Path) -> Settings:
-    """The settings with the files that a plan begun in `out` chose to read, and, of one that began
-    when nothing was kept, without other fields."""
+    """The settings, and where they say nothing what a plan begun in `out` has: the files that it
+    chose to read, what its shards are; no other fields where it began when nothing was kept."""
     path = out / PLAN
     if not path.exists():
-        return settings
-    begun = {**_OF_OLD, **read_json(path, "it was removed just now").get("settings", {})}
-    keep = settings.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
-    return replace(settings, hidden=bool(begun["hidden"]), keep_fields=keep)
+        return replace(settings, shard_tokens=settings.most_tokens)
+    named = read_json(path, "it was removed just now").get("settings", {})
+    begun = {**_OF_OLD, **named}
+    tokens = begun.get("shard_tokens") if settings.shard_tokens is None else settings.shard_tokens
+    return replace(
+        settings,
+        hidden=bool(begun["hidden"]),
+        keep_fields=settings.keep_fields if begun["keep_fields"] != [NONE] else (NONE,),
+        apart=settings.apart if "apart" in named else True,
+        shard_tokens=tokens,
+    )
 
 
 def find_inputs(
@@ -243,13 +258,14 @@ def _check(settings: Settings) -> None:
     for name, value in settings.defaults.items():
         if not 0 < len(value) <= LONGEST_LABEL:
             raise ConfigError(f"defaults: {name} needs 1 to {LONGEST_LABEL} characters")
-    for name in ("shard_tokens", "group_bytes"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} = {getattr(settings, name)} is not positive")
-    if settings.pack and not SHORTEST_ROW <= settings.pack <= settings.shard_tokens:
+    sizes = {"shard_tokens": settings.most_tokens, "group_bytes": settings.group_bytes}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} = {size} is not positive")
+    if settings.pack and not SHORTEST_ROW <= settings.pack <= settings.most_tokens:
         raise ConfigError(
             f"pack = {settings.pack:,}; valid: from {SHORTEST_ROW} to the "
-            f"{settings.shard_tokens:,} tokens that a shard has at most, or 0 for text as it comes"
+            f"{settings.most_tokens:,} tokens that a shard has at most, or 0 for text as it comes"
         )
 
 

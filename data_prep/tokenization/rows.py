@@ -1,11 +1,11 @@
-"""Documents of a piece as the shards of the rows that they are packed into.
+"""Documents as the cells of the rows that they are packed into.
 
-    for shard, text_R, rows, files in in_rows(table, inputs, labels, name, row_length):
-        write_shard(out, shard, dtype, chunks(rows, files), text_R)
+    for cell, text_R, rows, files in in_rows(table, inputs, labels, row_length):
+        Content(cell, chunks(rows, files), text_R)      # for write_shard
 
 Documents of all lengths share rows: those of 16 to 32 thousand tokens leave room in a row of 32,768
 that no other of them fits into. So the length that rows are labelled with is that of the longest
-text in them, of a document that is cut what is in the row; and the shard says how many of its
+text in them, of a document that is cut what is in the row; and the cell says how many of its
 tokens are of texts of each length.
 """
 
@@ -16,18 +16,19 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.cells import Cell
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, Labels
 from data_prep.packed import FILLER, Packed, Pieces, lay_out
-from data_prep.shards import NO_FILE, Shard
+from data_prep.shards import NO_FILE
 from data_prep.tokenization.spill import Table
 
-PackedShard = tuple[Shard, npt.NDArray[np.int64], Table, npt.NDArray[np.uint32]]
+PackedCell = tuple[Cell, npt.NDArray[np.int64], Table, npt.NDArray[np.uint32]]
 
 
 def in_rows(
-    table: Table, inputs: npt.NDArray[np.uint32], labels: Labels, name: str, row_length: int
-) -> Iterator[PackedShard]:
-    """(shard, tokens of text in each of its rows, its pieces, the input of each).
+    table: Table, inputs: npt.NDArray[np.uint32], labels: Labels, row_length: int
+) -> Iterator[PackedCell]:
+    """(cell without its place, tokens of text in each of its rows, its pieces, the input of each).
 
     The table's tokens end with `row_length` of filler. labels: without a length.
     """
@@ -38,8 +39,8 @@ def in_rows(
         if len(some.document_P):
             own = labels._replace(length=length)
             taken, files = _taken(table, inputs, some, row_length)
-            shard = _shard(table, own, name, row_length, some, taken)
-            yield shard, rows.text_R[range_R == number], taken, files
+            cell = _cell(table, own, row_length, some, taken)
+            yield cell, rows.text_R[range_R == number], taken, files
 
 
 def _ranges(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -64,9 +65,7 @@ def _taken(
     return table._replace(rows=rows), files
 
 
-def _shard(
-    table: Table, labels: Labels, name: str, row_length: int, pieces: Pieces, taken: Table
-) -> Shard:
+def _cell(table: Table, labels: Labels, row_length: int, pieces: Pieces, taken: Table) -> Cell:
     is_text = pieces.document_P != FILLER
     begins = is_text & (pieces.first_P == 0)
     is_cut = begins & (pieces.length_P < table.rows["length"][pieces.document_P])
@@ -75,8 +74,8 @@ def _shard(
     texts = np.bincount(_ranges(in_row_P), tokens_P, len(LENGTHS)).astype(int).tolist()
     filler = int(pieces.length_P[~is_text].sum())
     known = {length: count for length, count in zip(LENGTHS, texts, strict=True) if count}
-    return Shard(
-        f"{labels.folder}/{name}",
+    return Cell(
+        "",
         labels,
         documents=int(begins.sum()),
         tokens=int(pieces.length_P.sum()),

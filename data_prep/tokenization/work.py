@@ -1,7 +1,7 @@
 """What one process does for a corpus: it tokenizes a unit, or writes a shard.
 
     tokenize_unit(job, group, unit, tick)     # documents -> sorted runs, and a mark
-    write_piece(job, piece, tick)             # runs -> one shard, or those of its rows
+    write_piece(job, piece, tick)             # runs -> one shard, its cells in their order
 
 Either may be killed at any moment and done again: a file has its real name only when it is whole,
 and what says that all are there is written last.
@@ -10,20 +10,23 @@ and what says that all are there is written last.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from data_prep.cells import Cell
 from data_prep.documents import Batch, Document, Problem, read
 from data_prep.indexed import token_dtype
+from data_prep.json_files import VERSION, write_json
 from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
 from data_prep.lines import lines_before
-from data_prep.shards import VERSION, Shard, write_json, write_shard
+from data_prep.shards import Content, read_shard, write_shard
 from data_prep.tokenization.plan import Plan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
@@ -85,35 +88,48 @@ class Job:
         return token_dtype(self.vocab_size)
 
 
-class Piece(NamedTuple):
-    """What is written at a time: the piece-th of `pieces` of all documents with these labels.
+class KeyRange(NamedTuple):
+    """Of all documents with these labels those in the part-th of `parts` equal ranges of keys.
 
-    One shard; of a job that packs documents of all lengths share rows, the length in `labels` is
-    "", and each length that a row's longest text has makes a shard. name: of the files.
+    Of a job that packs documents of all lengths share rows: the length in `labels` is "".
     """
 
-    name: str
     labels: Labels
     sources: list[Source]
-    piece: int
-    pieces: int
+    part: int = 0
+    parts: int = 1
 
     @property
-    def path(self) -> str:
-        """As in Shard, where it is one."""
-        return f"{self.labels.folder}/{self.name}"
+    def tokens(self) -> int:
+        """About how many."""
+        return sum(source.section.tokens for source in self.sources) // self.parts
 
     @property
     def text_bytes(self) -> int:
-        """About how many bytes of text it holds."""
-        return sum(source.section.bytes for source in self.sources) // self.pieces
+        """About how many."""
+        return sum(source.section.bytes for source in self.sources) // self.parts
+
+
+class Piece(NamedTuple):
+    """What is written at a time, of some ranges in their order. path: as in Cell.
+
+    One shard. Of a job that packs and keeps labels apart each length that a row's longest text has
+    makes a shard, and the path is that of none of them.
+    """
+
+    path: str
+    ranges: list[KeyRange]
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(range.text_bytes for range in self.ranges)
 
 
 class Written(NamedTuple):
     """What a piece has become. path: the piece's."""
 
     path: str
-    shards: list[Shard]
+    cells: Sequence[Cell]
 
 
 def unit_mark(folder: Path, unit: Unit) -> Path:
@@ -122,7 +138,7 @@ def unit_mark(folder: Path, unit: Unit) -> Path:
 
 
 def piece_mark(folder: Path, piece: Piece) -> Path:
-    """The file that appears when all shards of a piece are there, of a job that packs."""
+    """The file that appears when all shards of a piece are there, where it makes several."""
     path = folder / "pieces" / f"{piece.path}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -167,42 +183,57 @@ def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
 
 
 def write_piece(job: Job, piece: Piece, tick: Tick) -> Written:
-    """Write its shards; none where chance left no document in this range of keys."""
-    folder = Path(piece.sources[0].path).parent
+    """Write its shards; none where chance left no document in its ranges of keys."""
+    folder = Path(piece.ranges[0].sources[0].path).parent
+    settings = job.plan.settings
     with shared(folder):
-        shards = _write_rows(job, piece, folder) if job.plan.settings.pack else _write(job, piece)
-        tick(piece.text_bytes)
-        return Written(piece.path, shards)
+        contents = _contents(job, piece, tick)
+        if settings.apart and settings.pack:
+            return Written(piece.path, _write_apart(job, piece, contents, folder))
+        first = next(contents, None)
+        if first is None:
+            return Written(piece.path, ())
+        cells = write_shard(job.out, piece.path, job.dtype, chain([first], contents))
+        return Written(piece.path, cells)
 
 
-def _write(job: Job, piece: Piece) -> list[Shard]:
-    table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces)
+def _contents(job: Job, piece: Piece, tick: Tick) -> Iterator[Content]:
+    for range in piece.ranges:
+        yield from _in_range(job, range)  # no more than one of them is held in memory
+        tick(range.text_bytes)
+
+
+def _in_range(job: Job, range: KeyRange) -> Iterator[Content]:
+    row_length = job.plan.settings.pack
+    filler = [job.tokenizer["end_of_document"]] * row_length
+    table, inputs = read_piece(range.sources, job.dtype, range.part, range.parts, filler)
     if not len(table.rows):
-        return []
+        return
+    if row_length:
+        for cell, text_R, rows, files in in_rows(table, inputs, range.labels, row_length):
+            yield Content(cell, chunks(rows, files), text_R)
+        return
     tokens, text_bytes = (
         int(table.rows[name].sum(dtype=np.int64)) for name in ("length", "text_bytes")
     )
-    shard = Shard(piece.path, piece.labels, len(table.rows), tokens, text_bytes)
-    write_shard(job.out, shard, job.dtype, chunks(table, inputs))
-    return [shard]
+    cell = Cell("", range.labels, len(table.rows), tokens, text_bytes)
+    yield Content(cell, chunks(table, inputs))
 
 
-def _write_rows(job: Job, piece: Piece, folder: Path) -> list[Shard]:
-    row_length = job.plan.settings.pack
-    filler = [job.tokenizer["end_of_document"]] * row_length
-    table, inputs = read_piece(piece.sources, job.dtype, piece.piece, piece.pieces, filler)
-    shards = []
-    if len(table.rows):
-        packed = in_rows(table, inputs, piece.labels, piece.name, row_length)
-        for shard, text_R, rows, files in packed:
-            if not Path(
-                f"{job.out / shard.path}.json"
-            ).exists():  # written by a run that was killed
-                write_shard(job.out, shard, job.dtype, chunks(rows, files), text_R)
-            shards.append(shard)
-    mark = {"version": VERSION, "shards": [shard.as_json() for shard in shards]}
+def _write_apart(
+    job: Job, piece: Piece, contents: Iterator[Content], folder: Path
+) -> Sequence[Cell]:
+    """Each content as a shard of its own."""
+    cells: list[Cell] = []
+    for content in contents:
+        path = f"{content.cell.labels.folder}/{Path(piece.path).name}"
+        if Path(f"{job.out / path}.json").exists():  # written by a run that was killed
+            cells += read_shard(job.out / path)
+        else:
+            cells += write_shard(job.out, path, job.dtype, [content])
+    mark = {"version": VERSION, "shards": [cell.as_json() for cell in cells]}
     write_json(piece_mark(folder, piece), mark)
-    return shards
+    return cells
 
 
 class Problems:

@@ -1,11 +1,12 @@
 """What a folder of shards holds, where a document came from, and whether all is as it was written.
 
     python tools/inspect_shards.py table data/tokens --by language length
-    python tools/inspect_shards.py show data/tokens/source=web/…/00000-00000 17
+    python tools/inspect_shards.py show data/tokens/shards/00000/00000 17
     python tools/inspect_shards.py verify data/tokens
     python tools/inspect_shards.py show data/post/chat 17 --tokenizer data/tokenizer
 
-table adds up the inventory by one or more labels. show prints a document's input file, line and id,
+table adds up the inventory by one or more labels; a cell is a stretch of a shard whose documents
+have the same labels. show prints a document's input file, line and id,
 and its text, from its tokens; of a set of dialogs a sample, in which ⟦ and ⟧ enclose what is
 trained. verify reads every shard, or the files of a set, and compares them with their checksums.
 """
@@ -16,7 +17,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import numpy as np
 import tokenizers
 
 from data_prep.indexed import IndexedReader
+from data_prep.inventory import Inventory, read_inventory, totals
 from data_prep.labels import Labels
-from data_prep.shards import Shard, faults, file_sha256, folder_of, origin, read_inventory
+from data_prep.shards import faults, file_sha256, folder_of, origin
 from data_prep.tokenizer import load
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import tables
@@ -75,7 +77,7 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _table(given: argparse.Namespace) -> int:
-    print_table(read_inventory(given.folder).shards, given.by, ROWS_SHOWN)
+    print_table(read_inventory(given.folder), given.by, ROWS_SHOWN)
     return 0
 
 
@@ -141,26 +143,21 @@ def _verify(given: argparse.Namespace) -> int:
             print(shown(fault))
         print(f"1 set, {len(faults_of_set):,} faults")
         return 1 if faults_of_set else 0
-    inventory, wrong = read_inventory(given.folder), 0
-    for shard in inventory.shards:
-        for fault in faults(inventory.folder, shard):
+    inventory, shards, wrong = read_inventory(given.folder), 0, 0
+    for _, cells in groupby(inventory.cells, lambda cell: cell.path):
+        shards += 1
+        for fault in faults(inventory.folder, list(cells)):
             print(shown(fault))
             wrong += 1
-    print(f"{len(inventory.shards):,} shards, {wrong:,} faults")
+    print(f"{shards:,} shards, {wrong:,} faults")
     return 1 if wrong else 0
 
 
-def print_table(shards: Iterable[Shard], by: Sequence[str], most: int) -> None:
+def print_table(inventory: Inventory, by: Sequence[str], most: int) -> None:
     """Documents, text and tokens by some labels, the largest first, `most` rows of them."""
-    groups: dict[tuple[str, ...], Counter[str]] = {}
-    for shard in shards:
-        row = groups.setdefault(tuple(getattr(shard.labels, name) for name in by), Counter())
-        filler = shard.packed.filler if shard.packed else 0
-        text = shard.tokens - filler
-        row.update(documents=shard.documents, tokens=shard.tokens, bytes=shard.bytes, shards=1)
-        row.update(filler=filler, text=text, packed=bool(shard.packed))
+    groups = totals(inventory, by)
     rows = sorted(groups.items(), key=lambda item: -item[1]["tokens"])
-    header = [*by, "documents", "MB of text", "tokens", "bytes/token", "shards"]
+    header = [*by, "documents", "MB of text", "tokens", "bytes/token", "cells"]
     lines = [[*header, "filler"] if _sum(groups.values())["packed"] else header]
     lines += [[*labels, *_cells(row)] for labels, row in rows[:most]]
     empty = [""] * (len(by) - 1)
@@ -181,11 +178,12 @@ def _sum(rows: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def _cells(row: Counter[str]) -> list[str]:
+    text = row["tokens"] - row["filler"]
     cells = [
         f"{row['documents']:,}",
         f"{row['bytes'] / 1e6:,.1f}",
         f"{row['tokens']:,}",
-        f"{row['bytes'] / row['text']:.2f}" if row["text"] else "–",
-        f"{row['shards']:,}",
+        f"{row['bytes'] / text:.2f}" if text else "–",
+        f"{row['cells']:,}",
     ]
     return [*cells, f"{100 * row['filler'] / row['tokens']:.2g} %"] if row["packed"] else cells

@@ -4,7 +4,7 @@
     python tools/mix_curriculum.py show FILE.json
     python tools/mix_curriculum.py locate RUN STEP ROW
 
-mix reads the inventory.json that tools/tokenize_corpus.py left in the folder SHARDS and a recipe,
+mix reads the inventory that tools/tokenize_corpus.py left in the folder SHARDS, and a recipe,
 which says what each stage is made of; examples/curriculum.toml is the one for Qwen3's stages and
 explains every key. It prints what each stage will see, writes the curriculum for data.curriculum,
 and beside it a page with tables and pictures. What cannot be, more tokens than may be read, is
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import curriculum as manifests
-from data_prep import fingerprint, shards
+from data_prep import fingerprint
 from data_prep.curriculum import Curriculum
+from data_prep.inventory import Inventory, read_inventory, totals
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
-from data_prep.shards import Inventory
 from megatron_qwen3 import entry, tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
@@ -59,7 +59,7 @@ def _parser(prog: str | None) -> Parser:
         "mix", help="write a curriculum from an inventory and a recipe", **text
     )
     mix.set_defaults(run=_mix)
-    mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.json")
+    mix.add_argument("shards", type=Path, metavar="SHARDS", help="folder with an inventory.parquet")
     mix.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says"
     )
@@ -92,7 +92,7 @@ def _parser(prog: str | None) -> Parser:
 
 def _mix(given: argparse.Namespace) -> None:
     recipe = recipes.load(given.recipe, given.settings)
-    inventory = shards.read_inventory(given.shards)
+    inventory = read_inventory(given.shards)
     marks = _marks(inventory)
     before = _read_before(given.after)
     curriculum = plan(inventory, recipe, marks, before.tokens)
@@ -123,7 +123,7 @@ def _mix(given: argparse.Namespace) -> None:
 
 def _marks(inventory: Inventory) -> dict[str, str]:
     """By path, what the contents of each shard with tokens are known by."""
-    paths = [shard.path for shard in inventory.shards if shard.tokens]
+    paths = [path for (path,), row in totals(inventory, ["path"]).items() if row["tokens"]]
     found = fingerprint.marks([str(inventory.folder / path) for path in paths])
     return dict(zip(paths, found, strict=True))
 

@@ -1,4 +1,4 @@
-"""Documents become Megatron's .bin/.idx shards, shuffled, with their labels kept apart.
+"""Documents become Megatron's .bin/.idx shards, shuffled, in the order of their labels.
 
     python tools/tokenize_corpus.py data/clean/documents --out data/tokens \\
         --tokenizer data/tokenizer
@@ -11,7 +11,9 @@
 
 A document is a line of JSON, or a row of Parquet, with "text", maybe "id", and maybe the labels
 "source", "language", "domain", "quality" and "education" (0 to 1), beside them or in "metadata".
-OUT/inventory.json, written last, names the shards; OUT/problems lists lines that were left out.
+OUT/inventory.parquet, written last, says which shard has which labels where; OUT/problems lists
+lines that were left out. Combinations of labels share shards, which mix_curriculum.py takes apart;
+--apart gives each of them shards of its own, for other readers.
 Other fields of one value (url, date, licence) stay beside each document's origin, at most 4,096
 bytes of them (--keep-fields).
 
@@ -33,9 +35,9 @@ from pathlib import Path
 
 from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
+from data_prep.inventory import INVENTORY, Inventory, totals
+from data_prep.labels import Labels
 from data_prep.lifetime import Stopped, ended_by_signals
-from data_prep.packed import Packed
-from data_prep.shards import INVENTORY, Shard
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
@@ -60,10 +62,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             seed=given.seed,
             names=pairs(given.field, "--field"),
             defaults=pairs(given.default, "--default"),
-            shard_tokens=amount(given.shard_mtokens, 1e6, "--shard-mtokens"),
+            shard_tokens=_tokens(given.shard_mtokens),
             group_bytes=amount(given.group_gb, 1e9, "--group-gb"),
             pack=given.pack,
             keep_fields=tuple(given.keep_fields),
+            apart=given.apart,
         )
         options = Options(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
@@ -101,7 +104,8 @@ def _parser(prog: str | None) -> Parser:
         help="fields that stay in the provenance: names, none, or all single values (all)",
     )
     add("--seed", type=int, default=0, help="of the order of documents (default 0)")
-    add("--shard-mtokens", type=float, default=64, help="most tokens of a shard, in millions (64)")
+    add("--shard-mtokens", type=float, help="most tokens of a shard, in millions (1000; apart: 64)")
+    add("--apart", action="store_true", help="each combination of labels has shards of its own")
     add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
     add("--pack", type=int, default=0, metavar="TOKENS", help="lay out in rows of this length")
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
@@ -130,29 +134,36 @@ def amount(value: float, unit: float, option: str) -> int:
     return round(value * unit)
 
 
+def _tokens(millions: float | None) -> int | None:
+    return None if millions is None else amount(millions, 1e6, "--shard-mtokens")
+
+
 def _print(report: Report, out: Path, seconds: float) -> None:
     """What the shards hold, and what was left out."""
-    print_table(report.shards, ("source", "language"), ROWS_SHOWN)
-    if packed := [shard for shard in report.shards if shard.packed]:
-        print(shown(_packed(packed)))
+    print_table(report.inventory, ("source", "language"), ROWS_SHOWN)
+    if report.inventory.cells[0].packed:
+        print(shown(_packed(report.inventory)))
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
         print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
-    print(shown(f"{out / INVENTORY}: {len(report.shards):,} shards, in {clock(seconds)}"))
+    cells, shards = len(report.inventory.cells), len(totals(report.inventory, ["path"]))
+    found = f"{counted(cells, 'cell')} in {counted(shards, 'shard')}"
+    print(shown(f"{out / INVENTORY}: {found}, in {clock(seconds)}"))
 
 
-def _packed(shards: Sequence[Shard]) -> str:
+def _packed(inventory: Inventory) -> str:
     """How full the rows of shards are, and what could not be left whole."""
-    packed = Packed.of_all([shard.packed for shard in shards if shard.packed])
-    tokens, cut = sum(shard.tokens for shard in shards), sum(shard.cut for shard in shards)
-    share = 100 * packed.filler / tokens
+    packed = inventory.cells[0].packed
+    assert packed is not None
+    ways = totals(inventory, [name for name in Labels._fields if name != "length"])
+    tokens, filler, cut = (sum(r[k] for r in ways.values()) for k in ("tokens", "filler", "cut"))
+    share = 100 * filler / tokens
     told = (
-        f"{tokens // packed.row_length:,} rows of {packed.row_length:,} tokens: {packed.filler:,} "
+        f"{tokens // packed.row_length:,} rows of {packed.row_length:,} tokens: {filler:,} "
         f"tokens of filler ({share:.2g} %), {counted(cut, 'document')} longer than a row cut"
     )
     if share < _MUCH_FILLER:
         return told
-    ways = {shard.labels._replace(length="") for shard in shards}
     return (
         f"{told}; documents of other labels never share a row, and {len(ways):,} combinations of "
         f"labels have {tokens / len(ways):,.0f} tokens each: fewer labels, a larger --group-gb or "

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shards import read_json, write_json
+from data_prep.json_files import read_json, write_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample
 from megatron_qwen3.storage.lock import owned

@@ -7,6 +7,7 @@ import os
 from data_prep import curriculum
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain.data import Mixture
+from megatron_qwen3.pretrain.files import check as check_files
 from megatron_qwen3.training import tokenizer_check
 
 
@@ -21,8 +22,7 @@ def check_inputs(config: Config, mixture: Mixture) -> None:
     mixture.check_vocabulary(vocab_size, scan_bytes=0)  # what a curriculum holds is known
     _check_curriculum(config)
     if os.environ.get("RANK", "0") == "0":  # ten thousands of files, asked for once
-        for files in mixture.files:
-            files.check()
+        check_files(mixture.files)
 
 
 def _check_held_out(config: Config, mixture: Mixture, size: int) -> None:

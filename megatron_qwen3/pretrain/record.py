@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep import curriculum
-from data_prep.curriculum import ShardFile, Source
+from data_prep.curriculum import Source
+from data_prep.stretches import ShardFile, Store, remove_others
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.pretrain import known
 from megatron_qwen3.pretrain.order import Interleave, apportion
@@ -162,7 +163,10 @@ class Record:
         return replace(self, parts=tuple(map(moved, self.parts)))
 
     def write(self, run_dir: Path) -> None:
-        write_whole(run_dir / FILE_NAME, [json.dumps(_record_json(self)).encode()])
+        path = run_dir / FILE_NAME
+        rows, beside = curriculum.sources_json(path, self.sources())
+        write_whole(path, [json.dumps(_record_json(self, rows) | beside).encode()])
+        remove_others(run_dir, path.stem, beside.get("stretches", ""))
 
     @classmethod
     def read(cls, run_dir: Path) -> Record | None:
@@ -173,8 +177,8 @@ class Record:
         try:
             content = parse_json(path.read_bytes())
             if (version := content.get("version", 1)) not in curriculum.READ:
-                raise ConfigError(f"{path} is of version {version!r:.40}; known: 1 to 3")
-            return _record(content)
+                raise ConfigError(f"{path} is of version {version!r:.40}; known: 1 to 4")
+            return _record(content, curriculum.store_of(path, content))
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -336,12 +340,14 @@ def _checked(config: Config, record: Record) -> Record:
     return record
 
 
-def _record_json(record: Record) -> dict[str, Any]:
+def _record_json(record: Record, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """rows: of its sources, by key."""
+    sources = record.sources()
     return {
-        "version": curriculum.version_of(record.sources().values()),
+        "version": curriculum.version_of(sources.values()),
         "sources": {
-            key: {"name": source.name, "folder": source.folder, **source.as_json()}
-            for key, source in record.sources().items()
+            key: {"name": source.name, "folder": source.folder, **rows[key]}
+            for key, source in sources.items()
         },
         "parts": [
             {
@@ -354,10 +360,10 @@ def _record_json(record: Record) -> dict[str, Any]:
     }
 
 
-def _record(content: Mapping[str, Any]) -> Record:
+def _record(content: Mapping[str, Any], store: Store | None) -> Record:
     """Of version 1, too, where keys are paths and idle sources have nothing else."""
     sources = {
-        key: Source.from_json(row["name"], row["folder"], row)
+        key: Source.from_json(row["name"], row["folder"], row, store)
         for key, row in content["sources"].items()
     }
     parts = []

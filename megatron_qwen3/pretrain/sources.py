@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_prep.curriculum import ShardFile, Source
+from data_prep.curriculum import Source
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
 from data_prep.packed import Packed
+from data_prep.stretches import ShardFile
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 
 _WEIGHT_UNIT = 1 << 40  # weights are kept to a millionth of a millionth of the mixture

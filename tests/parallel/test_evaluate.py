@@ -9,8 +9,9 @@ from ranks import run_ranks
 from theirs import as_theirs, randomize, theirs
 
 from data_prep import tokenizer
-from data_prep.curriculum import ShardFile, Source
+from data_prep.curriculum import Source
 from data_prep.indexed import IndexedWriter
+from data_prep.stretches import ShardFile
 from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import tokenizer
+from data_prep.inventory import read_inventory
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +51,10 @@ def test_an_array_tokenizes_and_then_a_curriculum_is_mixed(cluster, submit, tmp_
         mem="100M",
     )
     cluster.wait(mix)
-    inventory = json.loads((out / "inventory.json").read_text())
-    assert sum(shard["documents"] for shard in inventory["shards"]) == 200
+    assert sum(cell.documents for cell in read_inventory(out).cells) == 200
     assert [*json.loads((out / "curriculum.json").read_text())["stages"]] == ["general"]
     logs = [path.read_text() for path in tmp_path.glob("*.out")]
-    assert len(logs) == 3 and any("inventory.json" in log for log in logs)
+    assert len(logs) == 3 and any("inventory.parquet" in log for log in logs)
 
 
 def test_a_conversion_that_cannot_be_fails_its_job(cluster, submit, tmp_path):

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.shards import origin, read_inventory, read_json
+from data_prep.inventory import read_inventory
+from data_prep.json_files import read_json
+from data_prep.shards import origin
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import PLAN, Settings
 from data_prep.tokenizer import train
@@ -61,7 +63,7 @@ def test_a_plan_that_began_with_hidden_files_goes_on_with_them(
     (out / PLAN).write_text(json.dumps(plan))
     for mark in out.glob("groups/*.json"):
         mark.unlink()
-    (out / "inventory.json").unlink()
+    (out / "inventory.parquet").unlink()
     report = tokenize([folder], out, Settings(tokenizer), Options())
     assert report is not None and report.lines == 5
 
@@ -76,7 +78,7 @@ def test_file_names_that_are_no_utf8_go_through_to_provenance(
     assert tokenize_corpus.main([str(source), "--out", str(out), "--tokenizer", tokenizer]) == 0
     inventory = read_inventory(out)
     assert inventory.inputs == (ODD,)
-    (shard,) = inventory.shards
+    (shard,) = inventory.cells
     assert origin(out / shard.path, 0).file == ODD
     (problems,) = (out / "problems").iterdir()
     assert json.loads(problems.read_text())["file"] == ODD
@@ -168,7 +170,7 @@ def test_labels_are_shown_as_text(
     path.write_text(json.dumps({"text": "a", "source": "[/red]\x1b[31m", "id": "\x1b[2J"}) + "\n")
     out = tmp_path / "out"
     assert tokenize_corpus.main([str(path), "--out", str(out), "--tokenizer", tokenizer]) == 0
-    (shard,) = read_inventory(out).shards
+    (shard,) = read_inventory(out).cells
     assert inspect_shards.main(["show", str(out / shard.path), "0"]) == 0
     printed = capsys.readouterr().out
     assert r"[/red]\x1b[31m" in printed and "\x1b" not in printed

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.documents import Part, read
+from data_prep.inventory import read_inventory
 from data_prep.kept_fields import ALL, LARGEST_BYTES, NONE, KeptFields, note, parted
-from data_prep.shards import origin, read_inventory
+from data_prep.shards import origin
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
@@ -158,7 +159,7 @@ def test_the_shards_know_the_fields_of_each_document(
     settings = Settings(tokenizer, shard_tokens=400, group_bytes=5_000, pack=pack)
     tokenize([corpus(tmp_path / "in")], out, settings, Options())
     seen = set()
-    for shard in read_inventory(out).shards:
+    for shard in read_inventory(out).cells:
         for n in range(shard.in_files):
             place = origin(out / shard.path, n)
             if place.line:
@@ -167,7 +168,7 @@ def test_the_shards_know_the_fields_of_each_document(
                 assert place.fields == {"url": f"https://a.b/{k}", "date": date}
                 seen.add(k)
     assert len(seen) == 60
-    prefix = str(out / read_inventory(out).shards[0].path)
+    prefix = str(out / read_inventory(out).cells[0].path)
     assert inspect_shards.main(["show", prefix, "0"]) == 0
     assert "\nurl: https://a.b/" in capsys.readouterr().out
 
@@ -183,7 +184,7 @@ def test_a_tokenization_that_began_when_nothing_was_kept_goes_on_so(
     (out / "plan.json").write_text(json.dumps(plan))
     shutil.rmtree(out / "groups")
     assert tokenize_corpus.main(arguments) == 0
-    shard = read_inventory(out).shards[0]
+    shard = read_inventory(out).cells[0]
     assert origin(out / shard.path, 0).fields == {}
 
 
@@ -209,7 +210,7 @@ def test_cleaning_passes_them_on_beside_its_own(tmp_path: Path, tokenizer: str) 
             assert list(data) == []
     out = tmp_path / "tokens"
     tokenize([tmp_path / "clean/documents"], out, Settings(tokenizer), Options())
-    found = origin(out / read_inventory(out).shards[0].path, 0)
+    found = origin(out / read_inventory(out).cells[0].path, 0)
     assert found.id == "1" and found.fields["url"] == "https://a.b/1"
     assert found.fields["input_file"] == "dump-7.warc" and found.fields["input__x"] == 1
     assert found.fields["file"] == str(tmp_path / "in/a.jsonl") and found.fields[""] == "e"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import curriculum
+from data_prep.stretches import ShardFile
 from megatron_qwen3 import config as settings
 from megatron_qwen3.cli import launch, launch_container
 from megatron_qwen3.config import Config, ConfigError
@@ -109,7 +110,7 @@ def test_a_link_out_of_the_checkout_is_followed(tmp_path, monkeypatch):
 
 
 def test_shards_of_a_curriculum_are_mounted(tmp_path):
-    source = curriculum.Source("a", str(tmp_path / "shards"), (curriculum.ShardFile("x", 99),))
+    source = curriculum.Source("a", str(tmp_path / "shards"), (ShardFile("x", 99),))
     stage = curriculum.Stage("one", 8, 1.0, (curriculum.Share(source, 64, 0),))
     (tmp_path / "plans").mkdir()
     path = tmp_path / "plans/curriculum.json"

@@ -13,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import curriculum
+from data_prep.cells import Cell
 from data_prep.curriculum import Curriculum
+from data_prep.inventory import Inventory, write_inventory
 from data_prep.labels import LENGTHS, Labels
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences
 from data_prep.mixing.summary import folded, summary, total
-from data_prep.shards import Chunk, Inventory, Shard, write_inventory, write_shard
+from data_prep.shards import Chunk, Content, write_shard
 from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain import record
@@ -102,7 +104,7 @@ def inventory(rows: list[tuple[dict[str, str], int]], folder: Path = Path("/nowh
     shards = []
     for number, (changes, tokens) in enumerate(rows):
         labels = Labels(**(usual | changes))
-        shards.append(Shard(f"{labels.folder}/{number:05}", labels, 1, tokens, 4 * tokens))
+        shards.append(Cell(f"{labels.folder}/{number:05}", labels, 1, tokens, 4 * tokens))
     return Inventory(folder, {"sha256": "ab"}, 30_000, ("in.jsonl",), tuple(shards))
 
 
@@ -365,17 +367,17 @@ def tokens(tmp_path: Path) -> Path:
     folder = tmp_path / "tokens"
     rows = [({"domain": "web"}, 40, 50), ({"domain": "<b>&code"}, 30, 20)]
     made = inventory([(labels, n * length) for labels, n, length in rows], folder)
-    shards = []
-    for shard, (_, documents, length) in zip(made.shards, rows, strict=True):
-        shards.append(replace(shard, documents=documents))
+    cells: list[Cell] = []
+    for cell, (_, documents, length) in zip(made.cells, rows, strict=True):
+        cell = replace(cell, documents=documents)
         origins = np.zeros(documents, [("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
         origins["line"] = 1 + np.arange(documents)
         ids = [f"d{n}".encode() for n in range(documents)]
         origins["id_end"] = np.cumsum([len(i) for i in ids])
         stream = np.arange(documents * length)
         chunk = Chunk(stream, np.full(documents, length), origins, b"".join(ids))
-        write_shard(folder, shards[-1], np.uint16, [chunk])
-    write_inventory(replace(made, shards=tuple(shards)))
+        cells += write_shard(folder, cell.path, np.uint16, [Content(cell, [chunk])])
+    write_inventory(replace(made, cells=tuple(cells)))
     return folder
 
 

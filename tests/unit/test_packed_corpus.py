@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 
+from data_prep.cells import Cell
 from data_prep.indexed import IndexedReader, IndexedWriter
+from data_prep.inventory import read_inventory
 from data_prep.packed import FILLER, lay_out
-from data_prep.shards import Shard, faults, origin, read_inventory
+from data_prep.shards import faults, origin, read_shard
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer
@@ -139,8 +141,8 @@ def test_a_packed_corpus_has_each_document_once_in_rows_of_its_labels(
     language = {row["id"]: row["language"] for row in documents}
     found: dict[str, list[list[int]]] = {}
     lengths = set()
-    for shard in read_inventory(out).shards:
-        assert not list(faults(out, shard))
+    for shard in read_inventory(out).cells:
+        assert not list(faults(out, read_shard(out / shard.path)))
         for piece, place, longest in pieces_of(out, shard):
             assert shard.packed is not None and shard.packed.row_length == ROW
             lengths.add(shard.labels.length)
@@ -161,7 +163,7 @@ def test_a_packed_corpus_has_each_document_once_in_rows_of_its_labels(
         if joined != ids[name]:  # a rest may be the longer part of none
             joined = [token for part in parts[::-1] for token in part]
         assert joined == ids[name]
-    shards = report.shards
+    shards = report.inventory.cells
     assert sum(shard.documents for shard in shards) == len(documents)
     assert sum(shard.cut for shard in shards) == sum(len(x) > ROW for x in ids.values()) > 0
     assert sum(shard.bytes for shard in shards) == sum(len(d["text"].encode()) for d in documents)
@@ -170,11 +172,13 @@ def test_a_packed_corpus_has_each_document_once_in_rows_of_its_labels(
     assert text == sum(sum(s.packed.texts.values()) for s in shards if s.packed)
 
 
-def pieces_of(out: Path, shard: Shard) -> list[tuple[list[int], str | None, int]]:
+def pieces_of(out: Path, shard: Cell) -> list[tuple[list[int], str | None, int]]:
     """(ids, id of the document or None, tokens of the longest text in its row) of each piece."""
     reader = IndexedReader(out / shard.path)
-    bounds = list(pairwise(reader.document_offsets.tolist()))
-    names = [origin(out / shard.path, k).id or None for k in range(len(bounds))]
+    own = range(shard.first, shard.first + shard.pieces)
+    bounds = list(pairwise(reader.document_offsets.tolist()))[own.start : own.stop]
+    assert bounds[0][0] == shard.start and bounds[-1][1] == shard.start + shard.tokens
+    names = [origin(out / shard.path, k).id or None for k in own]
     longest: dict[int, int] = {}
     for (a, b), name in zip(bounds, names, strict=True):
         if name is not None:
@@ -210,7 +214,7 @@ def test_packing_that_is_killed_again_and_again_ends_with_the_same_files(
     tokenize([folder], tmp_path / "whole", settings(tokenizer), ONE)
     chance, deaths = random.Random(seed), 0
     while dies_after(chance.randint(1, 60), folder, tmp_path / "killed", settings(tokenizer)):
-        assert not (tmp_path / "killed" / "inventory.json").exists()
+        assert not (tmp_path / "killed" / "inventory.parquet").exists()
         deaths += 1
     assert deaths > 2
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
@@ -244,7 +248,7 @@ def test_the_commands_tell_rows_filler_and_cut_documents(
     command = [str(corpus[0]), "--out", str(out), "--tokenizer", tokenizer, "--workers", "1"]
     assert tokenize_corpus.main([*command, "--pack", str(ROW)]) == 0
     told = capsys.readouterr().out
-    shards = read_inventory(out).shards
+    shards = read_inventory(out).cells
     tokens = sum(shard.tokens for shard in shards)
     filler = sum(shard.packed.filler for shard in shards if shard.packed)
     cut = sum(shard.cut for shard in shards)
@@ -254,11 +258,12 @@ def test_the_commands_tell_rows_filler_and_cut_documents(
     assert f"{100 * filler / tokens:.2g} %" in capsys.readouterr().out
     shard = next(s for s in shards if s.packed and s.packed.filler)
     prefix = out / shard.path
-    of_none = next(k for k in range(shard.pieces) if not origin(prefix, k).line)
+    pieces = sum(cell.pieces for cell in shards if cell.path == shard.path)
+    of_none = next(k for k in range(pieces) if not origin(prefix, k).line)
     assert inspect_shards.main(["show", str(prefix), str(of_none)]) == 0
     assert "filler at the end of a row, never trained on" in capsys.readouterr().out
-    assert inspect_shards.main(["show", str(prefix), str(shard.pieces)]) == 2
-    assert f"has pieces 0 to {shard.pieces - 1}, not" in capsys.readouterr().err
+    assert inspect_shards.main(["show", str(prefix), str(pieces)]) == 2
+    assert f"has pieces 0 to {pieces - 1}, not" in capsys.readouterr().err
     assert inspect_shards.main(["verify", str(out)]) == 0
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.cells import Cell
+from data_prep.inventory import Inventory, write_inventory
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, Labels
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.mixing.summary import texts
 from data_prep.packed import FILLER, Packed, lay_out
-from data_prep.shards import Inventory, Shard, write_inventory
 from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import curriculum as page
@@ -42,9 +43,7 @@ def inventory(count: int = 40_000, folder: Path = Path("/nowhere")) -> Inventory
         packed = Packed(ROW, filler, dict(zip(LENGTHS, counts, strict=True)))
         size = ROW * int((of_rows == number).sum())
         labels = Labels("crawl", "eng_Latn", "web", "medium", "unknown", length)
-        shards.append(
-            Shard(f"{labels.folder}/0", labels, 1, size, size, packed, 0, int(here.sum()))
-        )
+        shards.append(Cell(f"{labels.folder}/0", labels, 1, size, size, packed, 0, int(here.sum())))
     return Inventory(folder, {"sha256": "ab"}, 30_000, ("in.jsonl",), tuple(shards))
 
 
@@ -104,7 +103,7 @@ def test_mix_tells_the_lengths_of_texts_and_the_filler_in_the_terminal_and_on_it
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = inventory(folder=tmp_path)
-    for shard in found.shards:
+    for shard in found.cells:
         path = tmp_path / f"{shard.path}.bin"
         path.parent.mkdir(parents=True)
         path.write_bytes(shard.path.encode())

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import curriculum
-from data_prep.curriculum import Curriculum, ShardFile, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Share, Source, Stage
 from data_prep.indexed import IndexedWriter
+from data_prep.stretches import ShardFile
 from megatron_qwen3.config import (
     Config,
     ConfigError,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.cells import Cell
 from data_prep.indexed import IndexedReader
+from data_prep.inventory import Inventory, read_inventory, write_inventory
 from data_prep.labels import LENGTHS, Labels, length, level
 from data_prep.shards import (
     ORIGIN,
     Chunk,
-    Inventory,
+    Content,
     Origin,
-    Shard,
     faults,
     origin,
-    read_inventory,
     read_shard,
-    write_inventory,
     write_shard,
 )
 from megatron_qwen3.config import ConfigError
@@ -44,19 +45,20 @@ CHUNKS = [
 ]
 
 
-def write(folder: Path) -> Shard:
-    shard = Shard(f"{LABELS.folder}/00000-000", LABELS, documents=3, tokens=6, bytes=20)
-    write_shard(folder, shard, np.int32, CHUNKS)
-    return shard
+def write(folder: Path) -> Cell:
+    cell = Cell(f"{LABELS.folder}/00000-000", LABELS, documents=3, tokens=6, bytes=20)
+    assert write_shard(folder, cell.path, np.int32, [Content(cell, CHUNKS)]) == (cell,)
+    return cell
 
 
 def test_a_shard_is_read_back_and_says_where_each_document_came_from(tmp_path: Path) -> None:
-    shard = write(tmp_path)
-    inventory = Inventory(tmp_path, {"path": "tokenizer"}, 151_669, INPUTS, (shard,))
+    cell = write(tmp_path)
+    inventory = Inventory(tmp_path, {"path": "tokenizer"}, 151_669, INPUTS, (cell,))
     write_inventory(inventory)
-    assert read_inventory(tmp_path) == inventory
-    prefix = tmp_path / shard.path
-    assert read_shard(prefix) == shard
+    found = read_inventory(tmp_path)
+    assert replace(found, cells=tuple(found.cells)) == inventory
+    prefix = tmp_path / cell.path
+    assert read_shard(prefix) == (cell,)
     reader = IndexedReader(prefix)
     assert reader.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert [reader.document_of(token) for token in range(6)] == [0, 0, 0, 1, 2, 2]
@@ -67,16 +69,16 @@ def test_a_shard_is_read_back_and_says_where_each_document_came_from(tmp_path: P
 
 
 def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
-    shard = write(tmp_path)  # an older, whole one is no excuse
+    cell = write(tmp_path)  # an older, whole one is no excuse
 
-    def failing() -> object:
+    def failing() -> Iterator[Chunk]:
         yield CHUNKS[0]
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        write_shard(tmp_path, shard, np.int32, failing())
+        write_shard(tmp_path, cell.path, np.int32, [Content(cell, failing())])
     with pytest.raises(ConfigError, match=r"00000-000\.json does not exist: .*not whole"):
-        read_shard(tmp_path / shard.path)
+        read_shard(tmp_path / cell.path)
 
 
 @pytest.mark.parametrize("suffix", ["bin", "idx", "docs", "json"])
@@ -84,19 +86,19 @@ def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
 def test_verifying_finds_any_file_that_is_not_what_was_written(
     tmp_path: Path, suffix: str, damage: str
 ) -> None:
-    shard = write(tmp_path)
-    assert list(faults(tmp_path, shard)) == []
-    file = tmp_path / f"{shard.path}.{suffix}"
+    cell = write(tmp_path)
+    assert list(faults(tmp_path, [cell])) == []
+    file = tmp_path / f"{cell.path}.{suffix}"
     content = file.read_bytes()
     file.unlink()
     if damage != "removed":
         changed = content.replace(b"3", b"4") if suffix == "json" else content[:-1] + b"x"
         file.write_bytes(changed if damage == "changed" else content[:-4])
-    assert any(str(tmp_path) in fault for fault in faults(tmp_path, shard))
+    assert any(str(tmp_path) in fault for fault in faults(tmp_path, [cell]))
 
 
 def test_a_folder_without_an_inventory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"inventory\.json does not exist"):
+    with pytest.raises(ConfigError, match=r"inventory\.parquet does not exist"):
         read_inventory(tmp_path)
     (tmp_path / "inventory.json").write_text('{"version": 2}')
     with pytest.raises(ConfigError, match="of version 2; known: 1"):

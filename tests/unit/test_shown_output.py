@@ -5,14 +5,16 @@ import json
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import rich.console
 
+from data_prep.cells import Cell
 from data_prep.clean import report as clean_report
+from data_prep.inventory import Inventory
 from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
-from data_prep.shards import Inventory, Shard
 from data_prep.tokenization.progress import Progress
 from megatron_qwen3 import bar
 from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
@@ -26,7 +28,11 @@ from tests.unit.test_mixing import one_stage
 HOSTILE = "[/red][bold]\x1b[2J\n\u202eab\udc80 $\\frac{$<b>"
 SAFE = shown(HOSTILE)
 LABELS = Labels(HOSTILE, "eng_Latn", HOSTILE, "high", "unknown", "0-4k")
-SHARD = Shard("a/00000-000", LABELS, documents=30, tokens=60_000, bytes=200_000)
+CELL = Cell("a/00000-000", LABELS, documents=30, tokens=60_000, bytes=200_000)
+
+
+def inventory_of(cells):
+    return Inventory(Path("/nowhere"), {"path": "tokenizer"}, 3, ("a",), tuple(cells))
 
 
 def assert_safe(printed, whole=True):
@@ -47,20 +53,20 @@ def wide(monkeypatch):
 
 
 def test_tables_of_shards(wide, capsys, tmp_path):
-    report = tokenize_corpus.Report([SHARD], 30, {})
+    report = tokenize_corpus.Report(inventory_of([CELL]), 30, {})
     tokenize_corpus._print(report, tmp_path / HOSTILE, 1.0)
     assert_safe(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("shards", [[], [replace(SHARD, tokens=0, bytes=0)]])
-def test_shards_without_tokens_have_a_table(shards, capsys):
-    inspect_shards.print_table(shards, ["source"], 5)
+@pytest.mark.parametrize("cells", [[], [replace(CELL, tokens=0, bytes=0)]])
+def test_shards_without_tokens_have_a_table(cells, capsys):
+    inspect_shards.print_table(inventory_of(cells), ["source"], 5)
     assert "–" in capsys.readouterr().out
 
 
 def test_tables_and_pages_of_a_curriculum(wide, capsys, tmp_path):
-    other = Shard("b/00000-000", LABELS._replace(source="web"), 30, 60_000, 200_000)
-    inventory = Inventory(tmp_path, {"path": "tokenizer"}, 3, ("a",), (SHARD, other))
+    other = Cell("b/00000-000", LABELS._replace(source="web"), 30, 60_000, 200_000)
+    inventory = Inventory(tmp_path, {"path": "tokenizer"}, 3, ("a",), (CELL, other))
     curriculum = plan(inventory, one_stage(50_000))
     mix_curriculum._print(curriculum, 9)
     assert_safe(capsys.readouterr().out)

@@ -24,7 +24,8 @@ import psutil
 import pytest
 
 from data_prep.indexed import IndexedReader
-from data_prep.shards import origin, read_inventory
+from data_prep.inventory import read_inventory
+from data_prep.shards import origin
 from data_prep.tokenization import plan
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
@@ -76,11 +77,9 @@ def corpus(tmp_path: Path) -> Path:
 def sequences(out: Path) -> dict[str, list[list[int]]]:
     """Every shard's documents as ids."""
     found = {}
-    for shard in read_inventory(out).shards:
-        reader = IndexedReader(out / shard.path)
-        found[shard.path] = [
-            reader.tokens[a:b].tolist() for a, b in pairwise(reader.document_offsets)
-        ]
+    for path in sorted({cell.path for cell in read_inventory(out).cells}):
+        reader = IndexedReader(out / path)
+        found[path] = [reader.tokens[a:b].tolist() for a, b in pairwise(reader.document_offsets)]
     return found
 
 
@@ -94,23 +93,26 @@ def test_every_document_is_in_one_shard_of_its_labels_with_the_ids_of_hugging_fa
         row["id"]: row for seed, n in ((0, 300), (1, 200), (2, 100)) for row in documents(n, seed)
     }
     inventory = read_inventory(tmp_path / "out")
-    assert len(inventory.shards) >= 12
-    for shard in inventory.shards:
-        written = sequences(tmp_path / "out")[shard.path]
-        assert len(written) == shard.documents and sum(map(len, written)) == shard.tokens
-        for k, ids in enumerate(written):
-            place = origin(tmp_path / "out" / shard.path, k)
+    assert len(inventory.cells) >= 12
+    shards = sequences(tmp_path / "out")
+    for cell in inventory.cells:
+        documents_before = shards[cell.path][: cell.first]
+        assert sum(map(len, documents_before)) == cell.start
+        written = shards[cell.path][cell.first : cell.first + cell.documents]
+        assert len(written) == cell.documents and sum(map(len, written)) == cell.tokens
+        for k, ids in enumerate(written, cell.first):
+            place = origin(tmp_path / "out" / cell.path, k)
             row = expected.pop(place.id)
             assert ids == reference.encode_document(row["text"]).tolist()
             quality = {0.1: "low", 0.9: "high", None: "unknown"}[row["metadata"]["quality"]]
-            assert (shard.labels.language, shard.labels.quality) == (row["language"], quality)
+            assert (cell.labels.language, cell.labels.quality) == (row["language"], quality)
             content = (corpus / place.file).read_bytes()
             lines = (
                 gzip.decompress(content) if place.file.endswith("gz") else content
             ).splitlines()
             assert json.loads(lines[place.line - 1])["id"] == place.id
     assert not expected
-    assert sum(shard.bytes for shard in inventory.shards) == sum(
+    assert sum(cell.bytes for cell in inventory.cells) == sum(
         len(row["text"].encode())
         for seed, n in ((0, 300), (1, 200), (2, 100))
         for row in documents(n, seed)
@@ -188,7 +190,7 @@ def test_more_units_than_files_may_be_open_at_once(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert report is not None
-    assert sum(shard.documents for shard in report.shards) == 500
+    assert sum(shard.documents for shard in report.inventory.cells) == 500
 
 
 def test_tasks_share_a_folder_and_the_last_one_writes_the_inventory(
@@ -215,8 +217,8 @@ def test_the_seed_decides_the_order_and_the_order_is_not_that_of_the_input(
     assert everything[0] == everything[1]
     assert first != second
     out = tmp_path / "0"
-    shard = max(read_inventory(out).shards, key=lambda shard: shard.documents)
-    lines = [origin(out / shard.path, k).line for k in range(shard.documents)]
+    cell = max(read_inventory(out).cells, key=lambda cell: cell.documents)
+    lines = [origin(out / cell.path, cell.first + k).line for k in range(cell.documents)]
     assert abs(np.corrcoef(lines, range(len(lines)))[0, 1]) < 0.5
 
 
@@ -231,7 +233,7 @@ def test_the_commands_say_what_was_done_and_show_where_a_document_came_from(
     assert "--default: 'source' is not NAME=VALUE" in capsys.readouterr().err
     assert inspect_shards.main(["table", out, "--by", "language", "quality"]) == 0
     assert "rus_Cyrl" in capsys.readouterr().out
-    shard = read_inventory(out).shards[0]
+    shard = read_inventory(out).cells[0]
     assert inspect_shards.main(["show", f"{out}/{shard.path}", "0"]) == 0
     place = origin(f"{out}/{shard.path}", 0)
     seed, number = map(int, place.id.split("-"))
@@ -250,7 +252,7 @@ def test_the_commands_say_what_was_done_and_show_where_a_document_came_from(
         ("{}.docs", None),
         ("tokenizer/tokenizer.json", None),
         ("tokenizer/tokenizer.json", "{"),
-        ("inventory.json", "[]"),
+        ("inventory.parquet", "[]"),
     ],
 )
 def test_a_folder_that_lost_a_file_is_an_error_that_names_it(
@@ -258,7 +260,7 @@ def test_a_folder_that_lost_a_file_is_an_error_that_names_it(
 ) -> None:
     out = tmp_path / "out"
     tokenize([corpus], out, settings(tokenizer), ONE)
-    shard = read_inventory(out).shards[0]
+    shard = read_inventory(out).cells[0]
     path = out / file.format(shard.path)
     path.unlink()
     if content:
@@ -311,7 +313,7 @@ def test_a_run_told_to_stop_at_a_bad_line_names_it_and_leaves_no_inventory(
         ConfigError, match=r"a\.jsonl:301: missing or wrong field: Expected `object`"
     ):
         tokenize([corpus], tmp_path / "out", settings(tokenizer), Options(stop_on_error=True))
-    assert not (tmp_path / "out/inventory.json").exists()
+    assert not (tmp_path / "out/inventory.parquet").exists()
 
 
 def test_a_folder_begun_with_other_inputs_or_settings_is_refused(
@@ -422,7 +424,7 @@ def test_labels_come_from_the_document_then_its_metadata_then_the_defaults(
     chosen = settings(tokenizer, defaults={"source": "default", "language": "eng_Latn"})
     report = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", chosen, ONE)
     assert report is not None
-    assert [tuple(shard.labels) for shard in report.shards] == [
+    assert [tuple(shard.labels) for shard in report.inventory.cells] == [
         ("default", "eng_Latn", "unknown", "unknown", "unknown", "0-4k"),
         ("meta", "eng_Latn", "unknown", "unknown", "medium", "0-4k"),
         ("own", "eng_Latn", "code", "unknown", "unknown", "0-4k"),
@@ -435,7 +437,7 @@ def test_documents_are_kept_apart_by_their_length_in_tokens(tmp_path: Path, toke
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     report = tokenize([tmp_path / "a.jsonl"], tmp_path / "out", settings(tokenizer), ONE)
     assert report is not None
-    found = {shard.labels.length: shard.tokens for shard in report.shards}
+    found = {shard.labels.length: shard.tokens for shard in report.inventory.cells}
     assert found == {"0-4k": 4095, "4k-16k": 4096, "16k-32k": 16_384, "32k+": 32_768}
 
 
@@ -446,7 +448,7 @@ def test_a_run_killed_again_and_again_ends_with_the_files_of_one_that_was_not(
     tokenize([corpus], tmp_path / "whole", settings(tokenizer), ONE)
     chance, deaths = random.Random(seed), 0
     while dies_after(chance.randint(1, 60), corpus, tmp_path / "killed", settings(tokenizer)):
-        assert not (tmp_path / "killed" / "inventory.json").exists()
+        assert not (tmp_path / "killed" / "inventory.parquet").exists()
         deaths += 1
     assert deaths > 2
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")

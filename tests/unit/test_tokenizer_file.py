@@ -90,7 +90,7 @@ def test_a_corpus_is_tokenized_whole_and_the_run_says_so_once(
         tokenize([documents], tmp_path / name, Settings(str(path)), Options())
         for name, path in (("plain", plain), ("cut", folder))
     ]
-    tokens = [sum(shard.tokens for shard in report.shards) for report in reports if report]
+    tokens = [sum(shard.tokens for shard in report.inventory.cells) for report in reports if report]
     assert tokens[0] == tokens[1]
     said = " ".join(capfd.readouterr().err.split())
     assert said.count("asks for truncation to 8 tokens and padding: left aside") == 1

@@ -1,0 +1,95 @@
+"""A cell: the documents of one combination of labels that lie together in a shard.
+
+A shard holds many cells, one after another, each a stretch of its tokens and of its documents. So a
+corpus of a hundred thousand combinations of labels has no more files than its tokens need, and a
+mixture still takes whatever combinations it wants.
+
+    cell.path, cell.start, cell.tokens      # tokens [start, start + tokens) of PATH.bin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data_prep.labels import Labels
+from data_prep.packed import Packed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the inventory says of one cell.
+
+    path: of the shard, relative to the inventory's folder; bytes: of the documents' text in UTF-8;
+    tokens: each document's last one, <|endoftext|>, included, and filler; start, first: the number
+    of its first token, and of its first document, in the shard. packed: None where texts simply
+    follow each other; otherwise documents counts those that begin here, cut those of them that are
+    longer than a row, and pieces what the files have as documents.
+    """
+
+    path: str
+    labels: Labels
+    documents: int
+    tokens: int
+    bytes: int
+    packed: Packed | None = None
+    cut: int = 0
+    pieces: int = 0
+    start: int = 0
+    first: int = 0
+
+    @property
+    def in_files(self) -> int:
+        """How many documents the .idx and .docs have of it."""
+        return self.pieces if self.packed else self.documents
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """By which an inventory is in order."""
+        return self.path, self.start
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
+        row = {"path": self.path, **self.labels._asdict(), **counts}
+        if self.packed:
+            row |= {"packed": self.packed.as_json(), "cut": self.cut, "pieces": self.pieces}
+        return row | ({"start": self.start, "first": self.first} if self.start else {})
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Cell:
+        labels = Labels(*(row[name] for name in Labels._fields))
+        packed = Packed.from_json(row["packed"]) if "packed" in row else None
+        counts = (row["documents"], row["tokens"], row["bytes"])
+        places = (row.get("start", 0), row.get("first", 0))
+        return cls(
+            row["path"], labels, *counts, packed, row.get("cut", 0), row.get("pieces", 0), *places
+        )
+
+    def __add__(self, other: Cell) -> Cell:
+        """With a cell of the same labels that follows it."""
+        packed = [cell.packed for cell in (self, other) if cell.packed]
+        return replace(
+            self,
+            documents=self.documents + other.documents,
+            tokens=self.tokens + other.tokens,
+            bytes=self.bytes + other.bytes,
+            packed=Packed.of_all(packed) if packed else None,
+            cut=self.cut + other.cut,
+            pieces=self.pieces + other.pieces,
+        )
+
+
+def laid_out(path: str, cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Where each cell lies in a shard that has them in this order; neighbours alike become one."""
+    last: Cell | None = None
+    for cell in cells:
+        if last and last.labels == cell.labels:
+            last += cell
+            continue
+        start, first = (last.start + last.tokens, last.first + last.in_files) if last else (0, 0)
+        if last:
+            yield last
+        last = replace(cell, path=path, start=start, first=first)
+    if last:
+        yield last

@@ -1,0 +1,290 @@
+"""The inventory of a folder of shards: its cells, and what their tokens were made with.
+
+`inventory.parquet` appears when all shards are whole. It has a row for each cell, in the order of
+their places, and is read column by column and block by block, only as far as it is asked for: at
+tens of trillions of tokens there are millions of cells. `inventory.json`, which has one row for
+each shard of a single cell, is read as well.
+
+    inventory = read_inventory("data/tokens")
+    for cell in inventory.cells: ...
+    for columns in inventory.columns(): ...         # the same, many cells at once
+    totals(inventory, ["language"])[("eng_Latn",)]["tokens"]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.cells import Cell
+from data_prep.json_files import VERSION, json_bytes, read_json
+from data_prep.labels import LENGTHS, Labels
+from data_prep.lines import DamagedFile
+from data_prep.packed import Packed
+from data_prep.parquet import damage, import_parquet
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import whole_file
+
+INVENTORY, INVENTORY_JSON = "inventory.parquet", "inventory.json"
+VERSION_PARQUET = 2
+BLOCK_CELLS = 1 << 16  # of a row group, which is read at once
+_NOT_WHOLE = "the folder of tokenized documents is not whole yet, or another one"
+_WORDS = ("path", *Labels._fields)
+_COUNTS = ("start", "first", "documents", "tokens", "bytes", "cut", "pieces")
+_PACKED = ("row_length", "filler", *LENGTHS)  # the last: tokens of texts of each length
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Columns(NamedTuple):
+    """Some cells, N of them. words: by column ("path" and labels) its values, and of each cell the
+    number of its own. counts: by column, int64 [N]; row_length is 0 where nothing is packed."""
+
+    words: dict[str, tuple[list[str], Int64]]
+    counts: dict[str, Int64]
+
+    def keys(self, names: Sequence[str]) -> tuple[list[tuple[str, ...]], Int64]:
+        """The combinations of these words that there are, and of each cell the number of its own,
+        both in the order of their first cells."""
+        codes_N = np.zeros(len(self.counts["tokens"]), np.int64)
+        for name in names:
+            values, own_N = self.words[name]
+            _, codes_N = np.unique(codes_N * len(values) + own_N, return_inverse=True)
+        _, firsts, codes_N = np.unique(codes_N, return_index=True, return_inverse=True)
+        order = np.argsort(firsts)
+        ranks = np.empty_like(order)
+        ranks[order] = np.arange(len(order))
+        first_cells = firsts[order]
+        columns = (
+            [values[k] for k in own_N[first_cells].tolist()]
+            for values, own_N in map(self.words.__getitem__, names)
+        )
+        return list(zip(*columns, strict=True)), ranks[codes_N]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Columns:
+        rows = [{"path": cell.path, **cell.labels._asdict()} for cell in cells]
+        words = {name: _numbered([row[name] for row in rows]) for name in _WORDS}
+        counts = {name: _ints([getattr(cell, name) for cell in cells]) for name in _COUNTS}
+        packed = [_packed_row(cell.packed) for cell in cells]
+        for k, name in enumerate(_PACKED):
+            counts[name] = _ints([row[k] for row in packed])
+        return cls(words, counts)
+
+    def cells(self) -> Iterator[Cell]:
+        words = [[values[k] for k in own_N.tolist()] for values, own_N in self.words.values()]
+        counts = {name: column.tolist() for name, column in self.counts.items()}
+        rows = zip(*words, *(counts[name] for name in (*_COUNTS, *_PACKED)), strict=True)
+        for path, *row in rows:
+            labels, (start, first, documents, tokens, size, cut, pieces) = row[:6], row[6:13]
+            row_length, filler, *texts = row[13:]
+            known = {length: n for length, n in zip(LENGTHS, texts, strict=True) if n}
+            packed = Packed(row_length, filler, known) if row_length else None
+            yield Cell(
+                path, Labels(*labels), documents, tokens, size, packed, cut, pieces, start, first
+            )
+
+
+class StoredCells(Sequence[Cell]):
+    """The cells of an inventory.parquet, read block by block when they are asked for."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+        sizes = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+        self._ends = np.cumsum([0, *sizes])
+        self._block: tuple[int, list[Cell]] = (-1, [])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Cell: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Cell, ...]: ...
+    def __getitem__(self, index: int | slice) -> Cell | tuple[Cell, ...]:
+        if isinstance(index, slice):
+            return tuple(self[k] for k in range(*index.indices(len(self))))
+        n = range(len(self))[index]
+        block = int(np.searchsorted(self._ends, n, side="right")) - 1
+        if self._block[0] != block:
+            self._block = block, list(self.columns_of(block).cells())
+        return self._block[1][n - int(self._ends[block])]
+
+    def __iter__(self) -> Iterator[Cell]:
+        for columns in self.columns():
+            yield from columns.cells()
+
+    def columns(self) -> Iterator[Columns]:
+        for block in range(len(self._ends) - 1):
+            yield self.columns_of(block)
+
+    def columns_of(self, block: int) -> Columns:
+        with _damage(self._path):
+            table = self._file.read_row_group(block)
+        words = {}
+        for name in _WORDS:
+            column = table.column(name).combine_chunks()
+            column = column.chunk(0) if hasattr(column, "chunk") else column
+            words[name] = (column.dictionary.to_pylist(), _ints(column.indices.to_numpy()))
+        counts = {name: _ints(table.column(name).to_numpy()) for name in (*_COUNTS, *_PACKED)}
+        return Columns(words, counts)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A folder of shards that is whole. tokenizer: its path there, sha256 and end_of_document."""
+
+    folder: Path
+    tokenizer: dict[str, Any]
+    vocab_size: int
+    inputs: tuple[str, ...]
+    cells: Sequence[Cell]
+
+    def columns(self) -> Iterator[Columns]:
+        """All cells in the order of their places, block by block."""
+        if isinstance(self.cells, StoredCells):
+            yield from self.cells.columns()
+        else:
+            for cells in _blocks(sorted(self.cells, key=lambda cell: cell.place)):
+                yield Columns.of(cells)
+
+
+def totals(inventory: Inventory, by: Sequence[str]) -> dict[tuple[str, ...], Counter[str]]:
+    """By labels: the sums of documents, tokens, bytes, filler, and how many cells there are, and
+    are packed."""
+    found: dict[tuple[str, ...], Counter[str]] = {}
+    for columns in inventory.columns():
+        keys, key_N = columns.keys(by)
+        is_packed_N = columns.counts["row_length"] > 0
+        sums = {"cells": np.bincount(key_N, minlength=len(keys))}
+        sums["packed"] = np.bincount(key_N[is_packed_N], minlength=len(keys))
+        for name in (*_COUNTS[2:], "filler"):
+            sums[name] = np.zeros(len(keys), np.int64)
+            np.add.at(sums[name], key_N, columns.counts[name])
+        for k, key in enumerate(keys):
+            row = {name: int(column[k]) for name, column in sums.items()}
+            found.setdefault(key, Counter()).update(row)
+    return found
+
+
+def write_inventory(inventory: Inventory, cells: Iterable[Cell] | None = None) -> None:
+    """Make the shards visible to who reads the folder.
+
+    cells: in the order of their places, where they are too many to be held at once.
+    """
+    import pyarrow
+
+    about = {
+        "version": VERSION_PARQUET,
+        "tokenizer": inventory.tokenizer,
+        "vocab_size": inventory.vocab_size,
+        "inputs": inventory.inputs,
+    }
+    ordered = cells or sorted(inventory.cells, key=lambda cell: cell.place)
+    word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    fields = [(name, word) for name in _WORDS]
+    fields += [(name, pyarrow.int64()) for name in (*_COUNTS, *_PACKED)]
+    schema = pyarrow.schema(fields, metadata={"inventory": json_bytes(about)})
+    with (
+        whole_file(inventory.folder / INVENTORY) as file,
+        import_parquet().ParquetWriter(file, schema) as writer,
+    ):
+        for block in _blocks(ordered):
+            assert all(a.place < b.place for a, b in pairwise(block))
+            writer.write_table(_table(Columns.of(block), schema))
+
+
+def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
+    """ConfigError where there is none, or it is not one."""
+    folder = Path(folder)
+    path = folder / INVENTORY
+    if not path.exists() and (folder / INVENTORY_JSON).exists():
+        return _read_json(folder)
+    parquet = import_parquet()
+    try:
+        with _damage(path):
+            file = parquet.ParquetFile(path, read_dictionary=list(_WORDS))
+        about = json.loads((file.schema_arrow.metadata or {})[b"inventory"])
+        if about["version"] != VERSION_PARQUET:
+            raise ConfigError(f"{path} is of version {about['version']}; known: {VERSION_PARQUET}")
+        return Inventory(
+            folder,
+            about["tokenizer"],
+            about["vocab_size"],
+            tuple(about["inputs"]),
+            StoredCells(path, file),
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: {_NOT_WHOLE}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+
+
+def _read_json(folder: Path) -> Inventory:
+    path = folder / INVENTORY_JSON
+    content = read_json(path, _NOT_WHOLE, VERSION)
+    try:
+        return Inventory(
+            folder,
+            content["tokenizer"],
+            content["vocab_size"],
+            tuple(content["inputs"]),
+            tuple(Cell.from_json(row) for row in content["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+
+
+def _blocks(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+    rest = iter(cells)
+    while block := list(islice(rest, BLOCK_CELLS)):
+        yield block
+
+
+def _table(columns: Columns, schema: Any) -> Any:
+    import pyarrow
+
+    arrays = [
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array(own_N, pyarrow.int32()), values)
+        for values, own_N in columns.words.values()
+    ]
+    arrays += [pyarrow.array(column) for column in columns.counts.values()]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _numbered(words: Sequence[str]) -> tuple[list[str], Int64]:
+    numbers: dict[str, int] = {}
+    own = [numbers.setdefault(word, len(numbers)) for word in words]
+    return list(numbers), _ints(own)
+
+
+def _packed_row(packed: Packed | None) -> tuple[int, ...]:
+    if packed is None:
+        return (0,) * len(_PACKED)
+    return (packed.row_length, packed.filler, *(packed.texts.get(name, 0) for name in LENGTHS))
+
+
+def _ints(values: npt.ArrayLike) -> Int64:
+    return np.asarray(values, np.int64)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What Arrow says of a file that makes no sense, as a ConfigError."""
+    try:
+        with damage():
+            yield
+    except DamagedFile as error:
+        raise ConfigError(f"{path} is not an inventory, or damaged: {error}") from None

@@ -1,0 +1,262 @@
+"""Which stretches of which files a source is made of: a few as they are, many read when asked for.
+
+A source of tens of trillions of tokens is a list of stretches of tens of thousands of files, a
+curriculum has thousands of such sources. Beyond INLINE stretches they stand beside the manifest
+that names them, in one file that is mapped into memory: who opens a curriculum pays for its
+sources, and who reads a source for its own stretches.
+
+    store = Store.read(path)
+    source.shards = Stretches(store, first, count, tokens, fingerprint)
+    source.shards[n]                    # ShardFile(path, tokens, mark, start, of)
+    kept = Kept(); kept.add(shards); kept.write(folder, "curriculum")
+
+The file, little-endian, for R stretches of F files: magic (8 bytes), R, F, bytes of all paths (u64
+each); ROW × R; tokens of each file (u64 × F), marks (16 bytes × F), where paths end (u64 × F), and
+the paths in UTF-8, end to end. Its name holds a hash of it, so that no manifest meets another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from glob import escape
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
+
+INLINE = 10_000  # stretches of all sources of a manifest, that stand in it
+SUFFIX = ".stretches"
+ROW = np.dtype([("file", "<u4"), ("start", "<u8"), ("tokens", "<u8")])
+_HEADER = struct.Struct("<8sQQQ")
+_MAGIC = b"MQSTRCH1"
+_MARK = np.dtype("S16")
+
+
+class ShardFile(NamedTuple):
+    """Tokens [start, start + tokens) of PATH.bin, and the mark of that file (`fingerprint.py`).
+
+    mark: "" in curricula of version 1, which say nothing of contents. of: how many tokens the file
+    has; 0 where these are all.
+    """
+
+    path: str
+    tokens: int
+    mark: str = ""
+    start: int = 0
+    of: int = 0
+
+    @property
+    def file_tokens(self) -> int:
+        return self.of or self.tokens
+
+    def as_row(self) -> list[Any]:
+        """For JSON, without what is usual."""
+        if self.of:
+            return list(self)
+        return list(self[:3]) if self.mark else list(self[:2])
+
+
+class File(NamedTuple):
+    """A token file of a store."""
+
+    path: str
+    mark: str
+    tokens: int
+
+
+class Store:
+    """Files and stretches of them, in memory or mapped. rows: ROW [stretches]."""
+
+    def __init__(self, rows: npt.NDArray[Any], files: Sequence[File]) -> None:
+        self.rows, self.files = rows, files
+
+    @classmethod
+    def read(cls, path: Path) -> Store:
+        """ConfigError where the file is missing, cut short or none."""
+        try:
+            size = os.stat(path).st_size
+            with open(path, "rb") as file:
+                head = file.read(_HEADER.size)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} does not exist; it belongs to the .json beside it: move both together"
+            ) from None
+        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+            raise ConfigError(f"{path} holds no stretches of shards")
+        _, rows, files, path_bytes = _HEADER.unpack(head)
+        rows_end = _HEADER.size + ROW.itemsize * rows
+        expected = rows_end + files * (8 + _MARK.itemsize + 8) + path_bytes
+        if size != expected:
+            raise ConfigError(f"{path} has {size:,} bytes, its header says {expected:,}")
+        mapped = np.memmap(path, np.uint8, "r")
+        listed = _MappedFiles(mapped[rows_end:], files)
+        return cls(mapped[_HEADER.size : rows_end].view(ROW), listed)
+
+    def file_numbers(self, parts: Iterable[Stretches]) -> list[int]:
+        """Those that any of these have a stretch of."""
+        used = np.zeros(len(self.files), bool)
+        for part in parts:
+            used[part.rows["file"]] = True
+        return np.flatnonzero(used).tolist()
+
+
+class _MappedFiles(Sequence[File]):
+    def __init__(self, data: npt.NDArray[Any], count: int) -> None:
+        marks_at, ends_at = 8 * count, (8 + _MARK.itemsize) * count
+        paths_at = ends_at + 8 * count
+        self._tokens, self._marks = data[:marks_at].view("<u8"), data[marks_at:ends_at].view(_MARK)
+        self._ends, self._paths = data[ends_at:paths_at].view("<u8"), data[paths_at:]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, n: Any) -> Any:
+        begin = int(self._ends[n - 1]) if n else 0
+        path = self._paths[begin : int(self._ends[n])].tobytes().decode()
+        return File(path, self._marks[n].decode(), int(self._tokens[n]))
+
+
+class Stretches(Sequence[ShardFile]):
+    """Stretches [first, first + count) of a store. tokens: of all; fingerprint: as in Source."""
+
+    def __init__(
+        self, store: Store, first: int, count: int, tokens: int, fingerprint: str = ""
+    ) -> None:
+        self.store, self.first, self._size = store, first, count
+        self.tokens, self.fingerprint = tokens, fingerprint
+
+    @property
+    def rows(self) -> npt.NDArray[Any]:
+        return self.store.rows[self.first : self.first + self._size]
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> ShardFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ShardFile, ...]: ...
+    def __getitem__(self, index: int | slice) -> ShardFile | tuple[ShardFile, ...]:
+        places = range(self._size)[index]
+        if isinstance(places, range):
+            return tuple(self[k] for k in places)
+        number, start, tokens = self.rows[places].tolist()
+        path, mark, of = self.store.files[number]
+        return ShardFile(path, tokens, mark, start, of if of != tokens else 0)
+
+    def __iter__(self) -> Iterator[ShardFile]:
+        return (self[k] for k in range(self._size))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def ends_of(shards: Sequence[ShardFile]) -> npt.NDArray[np.int64]:
+    """Where each of a source's stretches ends among its tokens."""
+    if isinstance(shards, Stretches):
+        return np.cumsum(shards.rows["tokens"], dtype=np.int64)
+    return np.array(list(accumulate(shard.tokens for shard in shards)), np.int64)
+
+
+class Known:
+    """Text that some stretches are of, however they are cut."""
+
+    def __init__(self, shards: Iterable[ShardFile]) -> None:
+        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._marks: dict[str, str] = {}  # by path
+        for shard in shards:
+            self._marks[shard.path] = shard.mark
+            if shard.mark:
+                found[shard.mark].append((shard.start + shard.tokens, shard.start))
+        # By mark: where stretches end, ascending, and the first token of all that end there or
+        # behind.
+        self._ends: dict[str, list[int]] = {}
+        self._firsts: dict[str, list[int]] = {}
+        for mark, stretches in found.items():
+            stretches.sort()
+            self._ends[mark] = [end for end, _ in stretches]
+            starts = (start for _, start in reversed(stretches))
+            self._firsts[mark] = list(accumulate(starts, min))[::-1]
+
+    def has(self, shard: ShardFile) -> bool:
+        """Whether some of it is known; of what has no mark by its path."""
+        if shard.mark in self._ends:
+            n = bisect_right(self._ends[shard.mark], shard.start)
+            firsts = self._firsts[shard.mark]
+            return n < len(firsts) and firsts[n] < shard.start + shard.tokens
+        return shard.path in self._marks and not (shard.mark and self._marks[shard.path])
+
+
+class Kept:
+    """Stretches that are collected to be written."""
+
+    def __init__(self) -> None:
+        self._files: dict[File, int] = {}
+        self._parts: list[npt.NDArray[Any]] = []
+        self._count = 0
+        self._numbers: dict[int, npt.NDArray[np.int64]] = {}  # by id of a store, of its files
+
+    def add(self, shards: Sequence[ShardFile]) -> list[int]:
+        """[first, count] of where they come to lie."""
+        first, self._count = self._count, self._count + len(shards)
+        self._parts.append(
+            self._of_store(shards) if isinstance(shards, Stretches) else self._of(shards)
+        )
+        return [first, len(shards)]
+
+    def write(self, folder: Path, stem: str) -> str:
+        """The name of the file, which lies in `folder`."""
+        files = list(self._files)
+        paths = [file.path.encode() for file in files]
+        ends = np.cumsum([len(path) for path in paths], dtype="<u8")
+        parts = [
+            _HEADER.pack(_MAGIC, self._count, len(files), sum(map(len, paths))),
+            np.concatenate(self._parts).tobytes(),
+            np.array([file.tokens for file in files], "<u8").tobytes(),
+            np.array([file.mark.encode() for file in files], _MARK).tobytes(),
+            ends.tobytes(),
+            *paths,
+        ]
+        digest = hashlib.blake2b(digest_size=8)
+        for part in parts:
+            digest.update(part)
+        name = f"{stem}-{digest.hexdigest()}{SUFFIX}"
+        if not (folder / name).exists():
+            write_whole(folder / name, parts)
+        return name
+
+    def _of(self, shards: Sequence[ShardFile]) -> npt.NDArray[Any]:
+        rows = [
+            (self._number(File(s.path, s.mark, s.file_tokens)), s.start, s.tokens) for s in shards
+        ]
+        return np.array(rows, ROW)
+
+    def _of_store(self, shards: Stretches) -> npt.NDArray[Any]:
+        store, rows = shards.store, shards.rows.copy()
+        numbers = self._numbers.setdefault(id(store), np.full(len(store.files), -1, np.int64))
+        for n in np.unique(rows["file"][numbers[rows["file"]] < 0]).tolist():
+            numbers[n] = self._number(store.files[n])
+        rows["file"] = numbers[rows["file"]]
+        return rows
+
+    def _number(self, file: File) -> int:
+        return self._files.setdefault(file, len(self._files))
+
+
+def remove_others(folder: Path, stem: str, name: str) -> None:
+    """The files of earlier manifests of this name, which nobody names any more."""
+    for path in folder.glob(f"{escape(stem)}-{'[0-9a-f]' * 16}{SUFFIX}"):
+        if path.name != name:
+            path.unlink(missing_ok=True)
