@@ -2,7 +2,15 @@
 
 Properties are tried on the same examples every time, so that a change is judged by what it changes.
 To look for new counterexamples: `pytest tests/unit --hypothesis-profile=default`.
+
+A process of tests has one thread for arithmetic, and so has each that it starts: threads of several
+processes on the same cores do little but wait for one another, and use the processor while they do.
 """
+
+import os
+
+# Before torch and numpy are imported, by pytest or by a command that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
