@@ -7,6 +7,7 @@ A process of tests has one thread for arithmetic, and so has each that it starts
 processes on the same cores do little but wait for one another, and use the processor while they do.
 """
 
+import gc
 import os
 
 # Before torch and numpy are imported, by pytest or by a command that a test starts.
@@ -28,3 +29,9 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish():
+    """No test looks through millions of objects that imports have made and that stay."""
+    gc.collect()
+    gc.freeze()

@@ -86,14 +86,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
     assert evaluations[0] == evaluations[1]
 
 
-@pytest.mark.parametrize(
-    ("way", "ranks"),
-    [
-        ("kill all", 1),
-        pytest.param("in save", 2, marks=pytest.mark.slow),
-        pytest.param("kill", 2, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # runs of pretraining are killed beside the quick tests, in test_chaos.py
+@pytest.mark.parametrize(("way", "ranks"), [("kill all", 1), ("in save", 2), ("kill", 2)])
 def test_a_run_that_is_killed_loses_no_bit(tmp_path, way, ranks):
     (result,) = chaos.play(tmp_path, 1, 7, ranks, (way,), mode="reward")
     assert result.broke and not result.lost, result

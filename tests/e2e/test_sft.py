@@ -91,9 +91,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
             assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "way", ["in save", *(pytest.param(w, marks=pytest.mark.slow) for w in ("kill", "kill all"))]
-)
+@pytest.mark.slow  # runs of pretraining are killed beside the quick tests, in test_chaos.py
+@pytest.mark.parametrize("way", ["in save", "kill", "kill all"])
 def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
     (result,) = chaos.play(tmp_path, 1, 7, 2, (way,), mode="sft")
     assert result.broke and not result.lost, result
@@ -209,6 +208,7 @@ def of_ends(arguments):
     return log_prob_BS[is_end_BS].exp().tolist()
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_from_200_dialogs_to_answer_in_the_mode_that_is_asked_for(
     school, tmp_path
 ):

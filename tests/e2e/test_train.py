@@ -121,7 +121,11 @@ def three_steps(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(1, ()), (2, ("parallel.tensor=2", "parallel.expert=2"))]
+    ("ranks", "layout"),
+    [
+        (1, ()),
+        pytest.param(2, ("parallel.tensor=2", "parallel.expert=2"), marks=pytest.mark.slow),
+    ],
 )
 def test_three_stages_chain(folder, tmp_path, ranks, layout):
     for stage in ("one", "two", "three"):
