@@ -81,6 +81,9 @@ def pretend_one_gpu(capability: tuple[int, int] = (9, 0)) -> None:
     cuda.is_current_stream_capturing = lambda: False
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args: None
     cuda.default_generators = (torch.default_generator,)
+    distributed: Any = importlib.import_module("transformer_engine.pytorch.distributed")
+    distributed._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    distributed._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     torch.Tensor.is_cuda = property(_is_cuda)  # type: ignore[method-assign,assignment]
     torch.Tensor.to = _to  # type: ignore[method-assign,assignment]
 

@@ -144,8 +144,6 @@ def fused_amax_and_scale_update_after_reduction(
         new = most / amax / 2.0**margin
         new = torch.where((amax > 0) & torch.isfinite(amax), new, scale)
         scale.copy_(new.clamp(max=torch.finfo(torch.float32).max))
-        new = torch.where((amax > 0) & torch.isfinite(amax), new, scale)
-        scale.copy_(new.clamp(max=torch.finfo(torch.float32).max))
 
 
 def multi_tensor_compute_scale_and_scale_inv(
