@@ -8,6 +8,7 @@ import torch
 from megatron_qwen3 import train
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model import specs
+from megatron_qwen3.parallel import installed
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -64,7 +65,7 @@ def test_where_it_is_not_installed_the_error_has_the_command():
 
 
 def _with_an_old_one(kind):
-    specs.metadata.version = {"transformer_engine": "2.1.0"}.get
+    installed.metadata.version = {"transformer_engine": "2.1.0"}.get
     settings = config(f"model.kind={kind}", "train.precision=bf16")
     return specs.kind(settings), specs.described(settings)
 
@@ -87,7 +88,7 @@ def test_a_run_on_a_gpu_says_why_its_layers_are_torchs(run, why):
 
 
 def _exchanges(version, *settings):
-    specs.metadata.version = {"transformer_engine": version}.get
+    installed.metadata.version = {"transformer_engine": version}.get
     base = "model.kind=te", "train.precision=bf16", "parallel.context=2"
     return specs.kind(config(*base, "data.sequence_length=64", *settings))
 

@@ -23,6 +23,11 @@ LAYOUTS = {
         4,
         ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.expert=2"),
     ),
+    "cp2-ep2": (2, ("parallel.context=2", "parallel.expert=2")),
+    "gathered-cp2-ep2": (
+        2,
+        ("parallel.context=2", "parallel.context_exchange=all_gather", "parallel.expert=2"),
+    ),
 }
 OVERLAP = ("overlap.experts=true",)
 SLOW = pytest.mark.slow
@@ -63,10 +68,16 @@ def asked(layout, *more):
     return load([], [*SPARSE, *base, *LAYOUTS[layout][1], *more])
 
 
+def run(layout, *more):
+    """What each rank reports."""
+    fused = "gathered" in layout
+    return run_te_ranks(trained, LAYOUTS[layout][0], asked(layout, *more), fused_attention=fused)
+
+
 @functools.cache
-def whole(layout):
-    """What each rank reports without any of it."""
-    return run_te_ranks(trained, LAYOUTS[layout][0], asked(layout))
+def whole(layout, *more):
+    """The same without any of it."""
+    return run(layout, *more)
 
 
 def same(mine, theirs, which):
@@ -77,15 +88,32 @@ def same(mine, theirs, which):
     assert torch.allclose(mine[2], theirs[2], atol=1e-6), which
 
 
+def marked_slow(*values):
+    return pytest.param(*values, marks=SLOW)
+
+
+TENSORWISE, BY_HISTORY = "fp8.recipe=tensorwise", "fp8.recipe=delayed"
+
+
 @pytest.mark.parametrize(
-    "layout", ["ep2", *(pytest.param(x, marks=SLOW) for x in ("tp2-ep2", "pp2-vpp2-ep2"))]
+    ("layout", "settings"),
+    [
+        ("ep2", ()),
+        ("ep2", (BY_HISTORY,)),
+        ("gathered-cp2-ep2", ()),
+        marked_slow("tp2-ep2", ()),
+        marked_slow("pp2-vpp2-ep2", ()),
+        marked_slow("cp2-ep2", ()),
+        marked_slow("ep2", (TENSORWISE, "fp8.expert_rows=route", "fp8.first_layers_bf16=1")),
+        marked_slow("pp2-vpp2-ep2", (TENSORWISE,)),
+        marked_slow("pp2-vpp2-ep2", (BY_HISTORY,)),
+        marked_slow("gathered-cp2-ep2", (TENSORWISE,)),
+    ],
 )
-def test_layers_that_are_taken_apart_train_as_whole_ones(layout):
-    ranks = LAYOUTS[layout][0]
-    expected = whole(layout)
+def test_layers_that_are_taken_apart_train_as_whole_ones(layout, settings):
+    expected = whole(layout, *settings)
     for more in (OVERLAP, DELAYED):
-        found = run_te_ranks(trained, ranks, asked(layout, *more))
-        for mine, theirs in zip(found, expected, strict=True):
+        for mine, theirs in zip(run(layout, *settings, *more), expected, strict=True):
             same(mine, theirs, more)
 
 
