@@ -1,22 +1,20 @@
-"""Which modules a Qwen3 layer is made of: the one place that knows what is installed.
+"""Which modules a Qwen3 layer is made of: the one place that chooses by what is installed.
 
     kind(config)              # "torch" or "te"; ConfigError where model.kind cannot be had
     described(config)         # what was chosen, with versions, or why not Transformer Engine's
 
 'torch' is our layer on megatron-core's parallel linears, with torch's fused attention and grouped
-products, on CPUs and GPUs alike; 'te' megatron-core's own on Transformer Engine, on GPUs. Nothing
-outside this module asks what is installed.
+products, on CPUs and GPUs alike; 'te' megatron-core's own on Transformer Engine, on GPUs. What
+settings ask for besides is looked for before, in parallel/installed.py and parallel/fp8.py.
 """
 
-from importlib import metadata, util
-
 import torch
-from packaging.version import Version
 
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import te
 from megatron_qwen3.model.experts import SparseMLP
 from megatron_qwen3.model.layer import DenseMLP, Layer, RMSNorm
+from megatron_qwen3.parallel.installed import older_than, release
 from megatron_qwen3.parallel.mcore import (
     HAVE_DEEP_EP,
     HAVE_HYBRIDEP,
@@ -33,7 +31,7 @@ _DEEP_EP = {
     "deepep": "pip install git+https://github.com/deepseek-ai/DeepEP",
     "hybridep": "pip install git+https://github.com/deepseek-ai/DeepEP@hybrid-ep",
 }
-_ENGINE, _UNKNOWN = "transformer_engine", "of unknown version"
+_ENGINE = "transformer_engine"
 _INSTALL = 'pip install --upgrade --no-build-isolation "transformer_engine[pytorch]"'
 # Whose attention can be told that there is no padding between documents.
 _LEAST_ENGINE = "2.2"
@@ -73,7 +71,7 @@ def _check_dispatch(dispatch: str) -> None:
 
 def _check_exchange(config: Config) -> None:
     """ConfigError where context ranks are to gather keys of documents, and cannot here."""
-    asked, found = config.parallel.context_exchange, _older_than(_LEAST_TO_GATHER)
+    asked, found = config.parallel.context_exchange, older_than(_ENGINE, _LEAST_TO_GATHER)
     has_documents = config.run.mode != "pretrain" or config.data.reset_at_documents
     if asked == "all_gather" and has_documents and found:
         raise ConfigError(
@@ -89,16 +87,9 @@ def _lacking() -> str:
         return "torch sees no GPU, which Transformer Engine needs"
     if not HAVE_TE:
         return f"Transformer Engine is not installed ({_INSTALL})"
-    if found := _older_than(_LEAST_ENGINE):
+    if found := older_than(_ENGINE, _LEAST_ENGINE):
         return f"Transformer Engine {found} is older than {_LEAST_ENGINE} ({_INSTALL})"
     return ""
-
-
-def _older_than(least: str) -> str:
-    """The release of Transformer Engine that is here, where it is older; else ""."""
-    found = _version(_ENGINE)
-    is_known = found and found != _UNKNOWN
-    return found if is_known and Version(found) < Version(least) else ""
 
 
 def described(config: Config) -> str:
@@ -106,10 +97,10 @@ def described(config: Config) -> str:
     if kind(config) == "torch":
         return f"torch's{_why_torch(config)}"
     versions = {
-        "Transformer Engine": _version(_ENGINE),
+        "Transformer Engine": release(_ENGINE),
         "cuDNN": _cudnn(),
-        "flash-attn": _version("flash_attn"),
-        "apex": _version("apex"),
+        "flash-attn": release("flash_attn"),
+        "apex": release("apex"),
         "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if not redirect.REDIRECTED else "",
     }
     return ", ".join(f"{name} {version or 'none'}" for name, version in versions.items())
@@ -121,15 +112,6 @@ def _why_torch(config: Config) -> str:
         return ""
     wide = f'for train.precision = "{config.train.precision}" Transformer Engine has slow ones'
     return f", as {_lacking() or wide}"
-
-
-def _version(package: str) -> str:
-    if util.find_spec(package) is None:
-        return ""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return _UNKNOWN
 
 
 def _cudnn() -> str:

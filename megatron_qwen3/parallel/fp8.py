@@ -10,13 +10,13 @@ The meaning of the settings is in `settings_fp8.py`, what goes together in `vali
 """
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from packaging.version import Version
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import device
+from megatron_qwen3.parallel import installed
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_fp8 import chip_faults
 
@@ -80,9 +80,10 @@ def of_optimizer(config: Config) -> dict[str, object]:
 
 def _faults(config: Config) -> Iterator[str]:
     recipe = config.fp8.recipe
-    engine, least = _installed(_PACKAGE), _LEAST_ENGINE[recipe]
-    if not engine or engine < Version(least):
-        found = f"{engine} is installed" if engine else "it is not installed"
+    least = _LEAST_ENGINE[recipe]
+    is_there, old = installed.release(_PACKAGE), installed.older_than(_PACKAGE, least)
+    if old or not is_there:
+        found = f"{old} is installed" if old else "it is not installed"
         yield (
             f'fp8.recipe = "{recipe}" needs Transformer Engine {least} or newer, and {found}: '
             f"pip install --upgrade --no-build-isolation '{_PACKAGE}[pytorch]>={least}'"
@@ -98,11 +99,3 @@ def _faults(config: Config) -> Iterator[str]:
             f'fp8.recipe = "{recipe}" needs CUDA {needed} or newer, and torch was built for '
             f'{cuda}; set fp8.recipe = "tensorwise", or install a torch of a newer CUDA'
         )
-
-
-def _installed(package: str) -> Version | None:
-    """The release of a package; None where it is not installed."""
-    try:
-        return Version(version(package))
-    except PackageNotFoundError:
-        return None

@@ -1,6 +1,8 @@
 """What settings ask for beyond torch and megatron-core, and the command that installs it.
 
     check(config)       # ConfigError before any rank starts
+    release("apex")     # "" where it is not there
+    older_than("transformer_engine", "2.2")
 
 A package counts as installed where what is needed of it can be imported: megatron-core itself looks
 no closer, and some of it fails in the middle of the first step.
@@ -8,7 +10,10 @@ no closer, and some of it fails in the middle of the first step.
 
 import importlib
 from collections.abc import Iterator
+from importlib import metadata, util
 from typing import Final, NamedTuple
+
+from packaging.version import Version
 
 from megatron_qwen3.settings import Config, ConfigError
 
@@ -26,6 +31,7 @@ class Package(NamedTuple):
     kernels: str = ""
 
 
+UNKNOWN: Final = "of unknown version"
 _GITHUB = "git+https://github.com"
 PACKAGES: Final = {
     "te": Package(
@@ -54,6 +60,23 @@ def check(config: Config) -> None:
     """ConfigError with a line for each package that a setting asks for and that is not there."""
     if text := "\n".join(_faults(config)):
         raise ConfigError(text)
+
+
+def release(package: str) -> str:
+    """Of a package that can be imported; UNKNOWN where nothing says it, "" without the package."""
+    if util.find_spec(package) is None:
+        return ""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return UNKNOWN
+
+
+def older_than(package: str, least: str) -> str:
+    """The release of a package that is here, where it is older; else "", as where none is told."""
+    found = release(package)
+    is_known = found and found != UNKNOWN
+    return found if is_known and Version(found) < Version(least) else ""
 
 
 def fault(setting: str, name: str) -> str:

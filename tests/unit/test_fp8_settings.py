@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from importlib.metadata import PackageNotFoundError
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from packaging.version import Version
 from megatron_qwen3.config import Config, ConfigError, ParallelConfig, load, to_toml
 from megatron_qwen3.cpu import redirect
 from megatron_qwen3.model import specs
-from megatron_qwen3.parallel import fp8
+from megatron_qwen3.parallel import fp8, installed
 from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.parallel.mcore import (
     DistributedDataParallelConfig,
@@ -190,14 +190,23 @@ def test_a_chip_without_a_recipe_is_told_before_a_job_waits_for_it(gpu, recipes)
 
 
 def test_a_machine_without_transformer_engine_is_told_what_installs_it(monkeypatch):
-    def version(package):
-        raise PackageNotFoundError(package)
-
-    monkeypatch.setattr(fp8, "version", version)
+    monkeypatch.setattr(installed, "release", lambda package: "")
     with pytest.raises(ConfigError, match="is not installed: pip install") as raised:
         fp8.check(config_of("fp8.recipe=tensorwise"))
     assert "\n" not in str(raised.value)
     fp8.check(config_of())
+
+
+def test_transformer_engine_that_tells_no_version_is_taken_for_one_that_has_the_recipe(
+    monkeypatch, tmp_path
+):
+    """As a folder of it on PYTHONPATH, which its layers are built from, too."""
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed.release("transformer_engine") == installed.UNKNOWN
+    fp8.check(config_of("fp8.recipe=tensorwise"))
 
 
 def test_layers_of_torch_never_take_the_place_of_fp8():
@@ -244,7 +253,7 @@ def test_a_machine_without_a_recipe_is_told_before_any_rank_joins(
     monkeypatch.setattr(redirect, "REDIRECTED", False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(fp8, "version", lambda package: engine)
+    monkeypatch.setattr(installed, "release", lambda package: engine)
     config = config_of(f"fp8.recipe={recipe}", preset="qwen3-0.6b")
     if not told:
         fp8.check(config)
