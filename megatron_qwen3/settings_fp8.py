@@ -55,7 +55,10 @@ class Fp8Config:
         choices=("pad", "route"),
     )
     history: int = setting(
-        1024, "delayed: forward passes whose largest values are remembered", at_least=1
+        1024,
+        "delayed: passes whose largest values are remembered; of a layer that is computed again "
+        "each counts",
+        at_least=1,
     )
     history_choice: str = setting(
         "max", "delayed: which of them sets the scale", choices=("max", "most_recent")
