@@ -8,11 +8,14 @@ is not over yet.
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +28,7 @@ from on_gpu.record import LEFT_OUT, NOT_BEGUN, PASSED, Record
 from on_gpu.runner import Runner
 
 from megatron_qwen3 import tables
+from megatron_qwen3.cli.parser import Parser, number
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
@@ -39,18 +43,16 @@ examples:
   python benchmarks/gpu.py --only "8b te"                      # cases with this in their name
   python benchmarks/gpu.py --device cpu --tiny --out /tmp/try  # every part, at sizes of a test
 """
+_GPU = "import torch; torch.cuda.init()"
+_GPU_SECONDS = 90.0  # for an import of torch from a cold disk, and the driver's start
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parts = "\n".join(f"  {name:<10} {what}" for name, what in plan.PARTS.items())
-    made = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES.format(parts=parts),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(description=__doc__, epilog=EXAMPLES.format(parts=parts))
     made.add_argument("--out", type=Path, default=Path("runs/gpu"), help="default: runs/gpu")
-    made.add_argument("--minutes", type=float, default=8.0, help="for all of it; default: 8")
+    made.add_argument("--minutes", type=_minutes, default=8.0, help="for all of it; default: 8")
     made.add_argument("--parts", type=_parts, default=tuple(plan.PARTS), help="default: all")
     made.add_argument("--only", default="", metavar="TEXT", help="cases with it in their name")
     made.add_argument("--wheels", type=Path, help="folder of wheels; what is missing is taken")
@@ -59,9 +61,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--stand-in",
         action="store_true",
-        help="Transformer Engine's kernels are those of tests/te, on a CPU",
+        help="Transformer Engine's kernels are those of tests/te; with --device cpu --tiny",
     )
     return made
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (minutes := number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0, and finite")
+    return minutes
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -73,25 +81,27 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(name for name in plan.PARTS if name in names)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 where something did not go well, an aim that is missed aside."""
-    given = parser().parse_args()
+    given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and its children end with it
     with tempfile.TemporaryDirectory(prefix="gpu-") as temporary:
         try:
             return run(given, Path(temporary), multiprocessing.get_context("spawn"))
         except ConfigError as error:
-            print(f"gpu.py: {shown(str(error))}", file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
             return 2
 
 
 def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
     """As `main`, with a folder that goes away, and processes of multiprocessing's `context`."""
     begin = time.monotonic()
+    cases = _cases(given)
     how = {name: getattr(given, name) for name in ("device", "tiny", "stand_in")}
     record = Record.begun(given.out, how)
     _provide(given, temporary)
-    cases = plan.chosen(given.parts, given.only)
+    if given.device == "cuda" and (why := _no_gpu()):
+        raise ConfigError(f"no GPU can be used ({why}); without one: --device cpu --tiny")
     options = Options(given.device, given.tiny, temporary, given.stand_in)
     seconds = 60 * given.minutes - (time.monotonic() - begin)
 
@@ -104,6 +114,28 @@ def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
     _conclude(record, given.out)
     good = (PASSED, LEFT_OUT, NOT_BEGUN)
     return int(any(record.of(case).get("status", NOT_BEGUN) not in good for case in cases))
+
+
+def _cases(given: argparse.Namespace) -> list[Case]:
+    """What is to run; ConfigError where that is nothing, or options do not go together."""
+    if given.stand_in and given.device != "cpu":
+        raise ConfigError("--stand-in is of --device cpu, and --device is cuda; add --device cpu")
+    cases = plan.chosen(given.parts, given.only)
+    if not cases:
+        names = ", ".join(case.name for case in plan.cases(given.parts))
+        raise ConfigError(f"--only {given.only!r} is in the name of no case; cases: {names}")
+    return cases
+
+
+def _no_gpu() -> str:
+    """Why torch has no GPU here; "" where it has one, or nobody knows within the patience."""
+    command = [sys.executable, "-c", _GPU]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_GPU_SECONDS, text=True)
+    except subprocess.TimeoutExpired:
+        return ""  # cases tell it, each within a limit of its own
+    lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+    return lines[-1] if done.returncode else ""
 
 
 def _provide(given: argparse.Namespace, temporary: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ import psutil
 import torch
 
 from data_prep.indexed import IndexedWriter
+from megatron_qwen3.cli.parser import Parser, number, positive
 from megatron_qwen3.config import DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.record import Feed, Part, Start
@@ -99,15 +101,21 @@ def compared(sides: dict[str, Side], turns: int, count: int, step_seconds: float
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--length", type=int, default=4096, help="tokens of a row")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a rank's batch")
-    parser.add_argument("--step-ms", type=float, default=200.0, help="of the step between batches")
-    parser.add_argument("--turns", type=int, default=7)
+def main() -> int:
+    """The exit status."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--length", type=positive, default=4096, help="tokens of a row")
+    parser.add_argument("--rows", type=positive, default=8, help="rows of a rank's batch")
+    parser.add_argument(
+        "--step-ms", type=_milliseconds, default=200.0, help="of the step between batches"
+    )
+    parser.add_argument("--turns", type=positive, default=7)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = parser.parse_args()
-    device = torch.device(given.device)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: cuda, but torch sees no GPU; valid here: cpu")
+    # A reader has its GPU by its number.
+    device = torch.device(given.device, 0) if given.device == "cuda" else torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         read = rows_of(Path(folder), given.length, given.rows)
         as_batch = lambda step: TokenBatch.of_arrays(read(step))  # noqa: E731
@@ -116,7 +124,14 @@ def main() -> None:
             print(f"{given.rows} rows of {given.length:,} tokens, device {given.device}")
             compared(sides, given.turns, 100, 0.0)
             compared(sides, given.turns, 10, given.step_ms / 1e3)
+    return 0
+
+
+def _milliseconds(text: str) -> float:
+    if not 0 <= (value := number(text)) < 60_000:
+        raise argparse.ArgumentTypeError(f"{text}; valid: 0 to 60000")
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

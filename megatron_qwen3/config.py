@@ -11,6 +11,7 @@ default. Nothing here imports torch.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -64,6 +65,7 @@ __all__ = [
 
 _LONGEST_SHOWN = 80  # characters of a value
 _LENGTH = ("train.tokens", "train.steps", "optim.warmup_steps", "optim.decay_steps")
+_PRESET = "model.preset"
 # In these {dir} is run.dir.
 _PATHS = {"checkpoint.init_from", "sft.teacher.path", "distill.teacher.path"}
 
@@ -76,17 +78,15 @@ def load(
     any_length: how long the run is changes nothing, and nothing has to say so: it has one step.
     ConfigError: a file cannot be read, a key is unknown, or values are wrong or do not go together.
     """
+    layers = [*map(_read_layer, paths)]
+    layers += [("command line", _read_override(override)) for override in overrides]
+    _check_presets(layers)
     values: dict[str, Any] = {}
-    for given in paths:
-        saved = Path(given) / SETTINGS_FILE
-        path = saved if saved.is_file() else Path(given)
-        read = _read_file(path)
-        values |= modes.of_saved(read) if path.name == SETTINGS_FILE else read
-    for override in overrides:
-        values |= _read_override(override)
+    for _, layer in layers:
+        values |= layer
     if any_length:
         values = {n: value for n, value in values.items() if n not in _LENGTH} | {"train.steps": 1}
-    values = _preset_values(values.get("model.preset", "")) | values
+    values = _preset_values(values.get(_PRESET, "")) | values
     values = {"model.head": modes.head_of(values.get("run.mode", ""))} | values
     here = values.get("run.dir", SETTINGS["run.dir"].default)
     for name in _PATHS & set(values):
@@ -116,6 +116,25 @@ def validate(config: Config, given: Iterable[str] = ()) -> None:
     """
     if text := "\n".join(rules.faults(config, given)):
         raise ConfigError(text)
+
+
+def _read_layer(given: str | Path) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of a file, or of a run by its folder."""
+    saved = Path(given) / SETTINGS_FILE
+    path = saved if saved.is_file() else Path(given)
+    read = _read_file(path)
+    return str(path), modes.of_saved(read) if path.name == SETTINGS_FILE else read
+
+
+def _check_presets(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """ConfigError where one model's settings come after another's."""
+    presets = {origin: layer[_PRESET] for origin, layer in layers if layer.get(_PRESET)}
+    for (before, first), (after, second) in pairwise(presets.items()):
+        if second != first:
+            raise ConfigError(
+                f'{after}: model.preset = "{second}", but {before} has "{first}" and settings for '
+                "that model, as its layout and run.dir, which would stay; give one model's file"
+            )
 
 
 def _preset_values(preset: str) -> dict[str, Any]:

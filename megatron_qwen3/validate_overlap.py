@@ -4,6 +4,7 @@ The rules are megatron-core's own, most of which it asserts only while the model
 of ours that it does not know. `parallel/installed.py` says what is not installed.
 """
 
+import os
 from collections.abc import Iterator
 
 from megatron_qwen3.modes import belongs
@@ -11,6 +12,9 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.settings_overlap import DENSE_PARTS, SPARSE_PARTS, OverlapConfig
 from megatron_qwen3.toml import emit
 
+# With it Transformer Engine's buffers are shared by CUDA IPC; its initialize_ub reads it.
+_BY_IPC = "UB_SKIPMC"
+_LEAST_TO_MULTICAST = (9, 0)  # compute capability
 # bf16 has 8 bits: a moving average whose weight of the new value is below 2^-8 stands still where
 # it should move by less than half a step of its own rounding.
 _MOST_BETA_OF_BF16 = 1 - 2**-8
@@ -37,6 +41,21 @@ def cpu_faults(config: Config, why: str) -> Iterator[str]:
     """What is asked of a GPU, where there is none: `why` says that."""
     for asked, way_out in _of_gpus(config).items():
         yield f"{asked} is for GPUs, and {why}; set {way_out}"
+
+
+def multicast_faults(config: Config, whose: str, has_multicast: bool) -> Iterator[str]:
+    """Where one write does not reach the buffers of all tensor ranks; `whose` is for people."""
+    if config.overlap.tensor and not has_multicast and os.environ.get(_BY_IPC, "0") == "0":
+        yield (
+            f"overlap.tensor = true, and {whose} has no CUDA multicast, by which buffers are "
+            f"written on all tensor ranks at once; export {_BY_IPC}=1 (by CUDA IPC, slower), or "
+            "leave it out"
+        )
+
+
+def chip_has_multicast(capability: tuple[int, int]) -> bool:
+    """Whether chips of this compute capability can have it; NVSwitch and the driver must, too."""
+    return capability >= _LEAST_TO_MULTICAST
 
 
 def _of_gpus(config: Config) -> dict[str, str]:

@@ -29,20 +29,18 @@ class Record:
 
     @classmethod
     def begun(cls, folder: Path, how: dict[str, Any]) -> "Record":
-        """A new one, or the one that is there. ConfigError where that was made otherwise."""
-        make(folder)
+        """A new one, or the one that is there. ConfigError where that was made otherwise, or the
+        folder cannot be written to."""
         record = cls(folder, how)
-        if not record.path.exists():
-            return record
         try:
-            found = json.loads(record.path.read_text(encoding="utf-8"))
-            before, record.parts = found["how"], found["parts"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"{record.path} is no record of this program: {error}") from None
-        if before != how:
+            make(folder)
+            if record.path.exists():
+                record.parts = _parts_of(record.path, how)
+            record.write()
+        except OSError as error:
             raise ConfigError(
-                f"{record.path} was made with {before}, now it is {how}; choose another --out"
-            )
+                f"--out {folder} cannot be written to ({error.strerror}); choose another --out"
+            ) from None
         return record
 
     def of(self, case: Case) -> dict[str, Any]:
@@ -72,3 +70,20 @@ class Record:
         """Have all of it on the disk."""
         text = json.dumps({"how": self.how, "aims": self.aims, "parts": self.parts}, indent=1)
         write_whole(self.path, [text.encode()])
+
+
+def _parts_of(path: Path, how: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What an earlier call has left; ConfigError where it ran otherwise, or it is none of ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before, parts = found["how"], found["parts"]
+        differing = [
+            f"{name} {before[name]}, now {now}" for name, now in how.items() if before[name] != now
+        ]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no record of this program ({error}); choose another --out"
+        ) from None
+    if differing:
+        raise ConfigError(f"{path} was made with {', '.join(differing)}; choose another --out")
+    return parts

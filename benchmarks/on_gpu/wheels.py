@@ -6,11 +6,15 @@ folder brings, or the machine has, whatever it needs.
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+
+from packaging.tags import sys_tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from megatron_qwen3.settings import ConfigError
 
@@ -19,12 +23,17 @@ def provide(folder: Path, into: Path) -> list[str]:
     """Install the wheels whose packages are missing here; their names.
 
     This process and those that it starts find them in `into`, a folder, after all else that they
-    have. ConfigError where there is no wheel, or pip refuses one.
+    have. ConfigError where there is no wheel, one that is needed is of another Python, or pip
+    refuses one.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"--wheels {folder} is no folder")
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         raise ConfigError(f"--wheels {folder}: there is no wheel in it")
-    missing = [wheel for wheel in wheels if not _is_here(_packages(wheel))]
+    missing = _that_fit(
+        {wheel: names for wheel in wheels if not _is_here(names := _packages(wheel))}
+    )
     if missing:
         _install(missing, into)
         sys.path.append(str(into))
@@ -40,9 +49,35 @@ def pass_on(paths: Iterable[str]) -> None:
 
 def _packages(wheel: Path) -> set[str]:
     """What can be imported of a wheel: the folders at its top."""
-    with zipfile.ZipFile(wheel) as archive:
-        tops = {name.partition("/")[0] for name in archive.namelist() if "/" in name}
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            tops = {name.partition("/")[0] for name in archive.namelist() if "/" in name}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ConfigError(f"--wheels {wheel} is broken ({error}); download it again") from None
     return {top for top in tops if not top.endswith((".dist-info", ".data"))}
+
+
+def _that_fit(missing: dict[Path, set[str]]) -> list[Path]:
+    """Those that this Python takes; a folder may have others for the same packages beside them."""
+    fitting = [wheel for wheel in missing if _fits(wheel)]
+    brought = {name for wheel in fitting for name in missing[wheel]}
+    for wheel, packages in missing.items():
+        if wheel not in fitting and not packages <= brought:
+            here = f"{platform.python_implementation()} {platform.python_version()}"
+            raise ConfigError(
+                f"--wheels {wheel} is for another Python or system than {here} on "
+                f"{platform.machine()}; put one of {' or '.join(sorted(packages))} for this one "
+                "into the folder"
+            )
+    return fitting
+
+
+def _fits(wheel: Path) -> bool:
+    """Whether its name has a tag of this Python on this system."""
+    try:
+        return not parse_wheel_filename(wheel.name)[3].isdisjoint(sys_tags())
+    except InvalidWheelFilename as error:
+        raise ConfigError(f"--wheels {wheel}: {error}") from None
 
 
 def _is_here(packages: set[str]) -> bool:
@@ -64,4 +99,6 @@ def _install(wheels: list[Path], into: Path) -> None:
     command += ["--no-index", "--no-deps", "--no-compile", "--target", str(into)]
     done = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"--wheels: pip refused: {done.stderr.strip()[-1000:]}")
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        why = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "")
+        raise ConfigError(f"--wheels: pip refused: {why}")

@@ -10,6 +10,7 @@ option says otherwise.
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from data_prep import curriculum
 from megatron_qwen3.config import Config, ConfigError
 
+_MOUNT = re.compile(r"/[^:]*:/[^:]*(:[^:]+)?")
 RUNTIMES = ("apptainer", "pyxis")
 
 # Settings that name a file or a folder, and tables whose rows have a path. rollouts.vllm.python is
@@ -47,8 +49,17 @@ def completed(given: argparse.Namespace, configs: Iterable[Config]) -> argparse.
     """
     whole = argparse.Namespace(**vars(given))
     for name in _FROM_ENVIRONMENT:
+        if getattr(given, name) == "":
+            raise ConfigError(f'--{name} "": it is empty; name one, or leave it out')
         asked = getattr(given, name) or os.environ.get(f"QWEN3_{name.upper()}")
         setattr(whole, name, asked or None)
+    if not whole.container:
+        for name in ("mounts", "runtime"):
+            if getattr(given, name):
+                raise ConfigError(
+                    f"--{name} {getattr(given, name)} is a container's; name one by --container, "
+                    "or leave it out"
+                )
     whole.asked = whole.mounts.split(",") if whole.mounts else []
     if whole.container:
         if is_path(whole.container):
@@ -85,6 +96,11 @@ def faults(given: argparse.Namespace, looks_at_files: bool) -> Iterator[str]:
         yield f"--venv {given.venv}: a container has an environment of its own; leave out one"
     if looks_at_files and is_path(given.container) and not Path(given.container).exists():
         yield f"--container {given.container} is not there"
+    if not given.container.isprintable():
+        yield f"--container {given.container!r} has a character that is no part of a name"
+    for row in given.asked:
+        if not _MOUNT.fullmatch(row):
+            yield f'--mounts "{row}" is not /FOLDER:/FOLDER, as /home/me/hub:/hub or /data:/data:ro'
     for row in given.asked if looks_at_files else ():
         if not Path(source := row.partition(":")[0]).exists():
             yield f"--mounts {row}: {source} is not there"

@@ -27,9 +27,10 @@ from megatron_qwen3.parallel.mcore import (
 )
 from megatron_qwen3.settings import Config, ConfigError
 
+_GITHUB = "git+https://github.com/deepseek-ai/DeepEP"  # its setup.py imports torch
 _DEEP_EP = {
-    "deepep": "pip install git+https://github.com/deepseek-ai/DeepEP",
-    "hybridep": "pip install git+https://github.com/deepseek-ai/DeepEP@hybrid-ep",
+    "deepep": f"pip install --no-build-isolation {_GITHUB}",
+    "hybridep": f"pip install --no-build-isolation {_GITHUB}@hybrid-ep",
 }
 _ENGINE = "transformer_engine"
 _INSTALL = 'pip install --upgrade --no-build-isolation "transformer_engine[pytorch]"'

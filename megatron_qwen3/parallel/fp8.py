@@ -80,6 +80,9 @@ def of_optimizer(config: Config) -> dict[str, object]:
 
 def _faults(config: Config) -> Iterator[str]:
     recipe = config.fp8.recipe
+    if not torch.cuda.is_available():
+        yield f'fp8.recipe = "{recipe}", but torch sees no GPU, which it needs; valid here: "none"'
+        return
     least = _LEAST_ENGINE[recipe]
     is_there, old = installed.release(_PACKAGE), installed.older_than(_PACKAGE, least)
     if old or not is_there:

@@ -10,17 +10,19 @@ README.md beside this file says of each setting what it does and when it pays, `
 what goes together.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.parallel import installed
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import TransformerLayer
 from megatron_qwen3.settings import Config, ConfigError
-from megatron_qwen3.validate_overlap import cpu_faults
+from megatron_qwen3.validate_overlap import cpu_faults, multicast_faults
 
 # torch reads either; a segment that grows cannot be shown to NCCL.
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -34,7 +36,7 @@ def check(config: Config) -> None:
     if not torch.cuda.is_available() and (faults := [*cpu_faults(config, "torch sees none")]):
         raise ConfigError("\n".join(faults))
     installed.check(config)
-    if faults := [*_environment_faults(config)]:
+    if faults := [*_environment_faults(config), *_buffer_faults(config)]:
         raise ConfigError("\n".join(faults))
 
 
@@ -86,6 +88,14 @@ def begin(config: Config, layout: Layout) -> None:
         dtype=torch.bfloat16,
         bootstrap_backend=torch.distributed.get_backend(),
     )
+
+
+def _buffer_faults(config: Config) -> Iterator[str]:
+    """What Transformer Engine raises itself, when the ranks have met."""
+    if config.overlap.tensor and torch.cuda.is_available():
+        kernels = importlib.import_module("transformer_engine_torch")
+        able = kernels.device_supports_multicast(launcher.local_rank())
+        yield from multicast_faults(config, "this machine (GPU, NVSwitch, driver, CUDA)", able)
 
 
 def _environment_faults(config: Config) -> Iterator[str]:

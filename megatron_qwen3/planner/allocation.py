@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.modes import belongs
-from megatron_qwen3.parallel.layout import world_size_faults
+from megatron_qwen3.parallel.layout import Layout, world_size_faults
 from megatron_qwen3.planner import calibration
 from megatron_qwen3.planner.hardware import COMPUTE_CAPABILITY, Cluster
 from megatron_qwen3.planner.job import Job
@@ -23,7 +23,7 @@ from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.validate import gpu_faults
 from megatron_qwen3.validate_fp8 import chip_faults
-from megatron_qwen3.validate_overlap import cpu_faults
+from megatron_qwen3.validate_overlap import chip_has_multicast, cpu_faults, multicast_faults
 
 WRITTEN_BYTES_PER_NODE_SECOND = 1e9
 _MEMORY_OPTION = "--gpu-memory-utilization"  # of vllm serve
@@ -81,6 +81,11 @@ def advice(config: Config, allocation: Allocation) -> list[str]:
     p, domain = config.parallel, allocation.nvlink_domain
     experts, rows = p.expert * p.expert_tensor, p.tensor * p.context
     found = []
+    if config.overlap.experts and Layout.of(config, allocation.world_size).micro_batches == 1:
+        found.append(
+            "overlap.experts = true, and a rank has one micro-batch a step: there is no other one "
+            "to be computed while its tokens travel"
+        )
     if domain % experts:
         found.append(
             f"parallel.expert * expert_tensor = {experts} does not divide the {domain} GPUs that "
@@ -192,16 +197,21 @@ def _fitting_nodes(config: Config, allocation: Allocation) -> list[int]:
 
 
 def _chip_faults(config: Config, allocation: Allocation) -> Iterator[str]:
-    """What the GPU has not, or nodes without any."""
-    if gpu := allocation.gpu:
-        capability = COMPUTE_CAPABILITY[gpu.generation]
-        yield from chip_faults(config, f"{gpu.name} (--gpu)", capability)
+    """What the GPU has not, or nodes and ranks without any."""
+    gpu, device = allocation.gpu, config.run.device
+    if gpu and device != "cpu":
+        name, capability = f"{gpu.name} (--gpu)", COMPUTE_CAPABILITY[gpu.generation]
+        yield from chip_faults(config, name, capability)
+        yield from multicast_faults(config, name, chip_has_multicast(capability))
         return
+    none = 'run.device = "cpu" takes none' if gpu else "--gres none asks for none"
+    if device == "cuda":
+        yield f'run.device = "cuda" needs GPUs, and {none}; valid: auto, cpu'
     if config.fp8.is_on:
-        yield f'fp8.recipe = "{config.fp8.recipe}" needs GPUs, and --gres none asks for none'
+        yield f'fp8.recipe = "{config.fp8.recipe}" needs GPUs, and {none}; valid: "none"'
     elif config.model.kind == "te":
-        yield 'model.kind = "te" needs GPUs, and --gres none asks for none; valid: auto, torch'
-    yield from cpu_faults(config, "--gres none asks for none")
+        yield f'model.kind = "te" needs GPUs, and {none}; valid: auto, torch'
+    yield from cpu_faults(config, none)
 
 
 def _domain_faults(config: Config, allocation: Allocation) -> Iterator[str]:

@@ -64,7 +64,8 @@ def text(plan: Plan, question: Question) -> str:
         f"{memory.pipeline_rank}, which needs most.",
     ]
     if plan.needs:
-        lines.append(f"# To be installed for it: {', '.join(plan.needs)}. --today plans without.")
+        without = "" if plan.is_plain else " --today plans without DeepEP."
+        lines.append(f"# To be installed for it: {', '.join(plan.needs)}.{without}")
     for table, rows in values(plan, question).items():
         lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
     return "\n".join(lines) + "\n"

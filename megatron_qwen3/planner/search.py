@@ -72,18 +72,23 @@ class Plan:
         job, needs = self.job, []
         if job.model.num_experts and job.dispatcher != "alltoall":
             needs.append("DeepEP")
-        if (job.dispatcher, job.overlap_exchange) != _PLAIN:
+        if not self.is_plain or job.fp8.is_on:
             needs.append("Transformer Engine")
         return needs
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens reach their experts as --today has it: by NCCL, beside nothing."""
+        return _is_plain(self.job)
+
 
 def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
-    """The `count` fastest layouts that fit, then the fastest that the trainer runs today if it is
-    not among them. Empty where none fits."""
+    """The `count` fastest layouts that fit, then the fastest that is plain if none of them is.
+    Empty where none fits."""
     cluster = question.cluster
     layouts = list(fitting(question))
-    today = [one for one in _fastest(layouts, cluster, c) if not _needs(one[0])]
-    today = list(itertools.islice(_exactly(question, today), _SIMULATED // 4))
+    plain = [one for one in _fastest(layouts, cluster, c) if _is_plain(one[0])]
+    plain = list(itertools.islice(_exactly(question, plain), _SIMULATED // 4))
     # The last way to exchange tokens is the fastest: what is slow even so need not be varied.
     at_best = [(_exchanges(question, job)[-1], recompute) for job, recompute in layouts]
     at_best = _fastest(at_best, cluster, c)
@@ -93,11 +98,11 @@ def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
         for job in _exchanges(question, layout)
     ]
     fastest = _fastest(varied, cluster, c)[:_SIMULATED]
-    plans = [plan(*one, cluster, c) for one in dict.fromkeys([*fastest, *today])]
+    plans = [plan(*one, cluster, c) for one in dict.fromkeys([*fastest, *plain])]
     plans = _distinct(sorted((p for p in plans if p.fits), key=_slowness))
     best = plans[:count]
-    if all(p.needs for p in best):
-        best += [p for p in plans if not p.needs][:1]
+    if not any(p.is_plain for p in best):
+        best += [p for p in plans if p.is_plain][:1]
     return sorted((relieved(p, cluster, c) for p in best), key=_slowness)
 
 
@@ -297,9 +302,8 @@ def _exchanges(question: Question, job: Job) -> list[Job]:
     ]
 
 
-def _needs(job: Job) -> bool:
-    """Whether a job asks for what is to be installed."""
-    return (job.dispatcher, job.overlap_exchange) != _PLAIN
+def _is_plain(job: Job) -> bool:
+    return (job.dispatcher, job.overlap_exchange) == _PLAIN
 
 
 def _divisors(number: int) -> list[int]:

@@ -35,6 +35,7 @@ from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = sorted((ROOT / "examples/models/long").glob("*.toml"))
 STAGES = sorted((ROOT / "examples/stages").glob("*.toml"))
 MODELS = sorted((ROOT / "examples/models").glob("*.toml"))
 TINY = ["model.preset=tiny-dense", "train.steps=10"]
@@ -88,6 +89,36 @@ def test_explicit_model_keys_beat_the_preset_wherever_either_stands(toml):
     for order in ([base, size], [size, base]):
         model = load(order).model
         assert (model.rope_theta, model.num_layers, model.hidden_size) == (10_000.0, 2, 64)
+
+
+def test_a_models_file_after_another_models_is_refused_with_both_named(toml):
+    """Its layout and folder would be the other's."""
+    small = toml('[model]\npreset = "tiny-dense"\n', "small.toml")
+    large = toml('[model]\npreset = "qwen3-8b"\n[parallel]\ntensor = 2\n', "large.toml")
+    with pytest.raises(ConfigError) as raised:
+        load([large, small], ["train.steps=1"])
+    assert str(raised.value) == (
+        f'{small}: model.preset = "tiny-dense", but {large} has "qwen3-8b" and settings for that '
+        "model, as its layout and run.dir, which would stay; give one model's file"
+    )
+    with pytest.raises(ConfigError, match='command line: model.preset = "tiny-moe", but'):
+        load([large], ["model.preset=tiny-moe", "train.steps=1"])
+    assert load([large, large], ["model.preset=qwen3-8b", "train.steps=1"]).parallel.tensor == 2
+
+
+def test_a_run_does_not_become_another_model_by_a_presets_name(tmp_path):
+    """Its settings hold all sizes, which would stay beside the other's name."""
+    saved = tmp_path / "config.toml"
+    saved.write_text(to_toml(load([], TINY)))
+    with pytest.raises(ConfigError, match='model.preset = "tiny-moe", but .*config.toml has "tiny'):
+        load([saved], ["model.preset=tiny-moe"])
+
+
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_a_layout_of_long_rows_is_not_put_after_another_models_file(path):
+    other = "qwen3_8b" if path.stem != "qwen3_8b" else "qwen3_4b"
+    with pytest.raises(ConfigError, match="give one model's file"):
+        load([ROOT / f"examples/models/{other}.toml", path], ["train.steps=1"])
 
 
 def test_a_later_file_replaces_the_list_of_sources(toml):
@@ -513,7 +544,6 @@ def test_a_mode_says_which_head_its_model_has_and_old_settings_have_the_vocabula
 
 # Layouts of long rows
 
-LONG = sorted((ROOT / "examples/models/long").glob("*.toml"))
 LONG_STAGE = ROOT / "examples/stages/pretrain_3_long_context.toml"
 # By model the numbers of H100 that the comments name, with what they say must be passed.
 LONG_GPUS = {

@@ -191,6 +191,7 @@ def test_a_chip_without_a_recipe_is_told_before_a_job_waits_for_it(gpu, recipes)
 
 def test_a_machine_without_transformer_engine_is_told_what_installs_it(monkeypatch):
     monkeypatch.setattr(installed, "release", lambda package: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="is not installed: pip install") as raised:
         fp8.check(config_of("fp8.recipe=tensorwise"))
     assert "\n" not in str(raised.value)
@@ -219,8 +220,17 @@ def test_a_job_without_gpus_has_no_fp8():
     config = config_of("fp8.recipe=tensorwise", "train.global_batch=8")
     asked = Allocation(1, 8, 8, None, 86400, 600)
     assert allocation.faults(config, asked) == [
-        'fp8.recipe = "tensorwise" needs GPUs, and --gres none asks for none'
+        'fp8.recipe = "tensorwise" needs GPUs, and --gres none asks for none; valid: "none"'
     ]
+
+
+def test_without_a_gpu_nobody_is_sent_to_install_what_needs_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError) as raised:
+        fp8.check(config_of("fp8.recipe=tensorwise"))
+    assert str(raised.value) == (
+        'fp8.recipe = "tensorwise", but torch sees no GPU, which it needs; valid here: "none"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,6 +261,7 @@ def test_a_machine_without_a_recipe_is_told_before_any_rank_joins(
     major, minor = capability
     chip = SimpleNamespace(name="NVIDIA chip", major=major, minor=minor)
     monkeypatch.setattr(redirect, "REDIRECTED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(installed, "release", lambda package: engine)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from ranks import forkserver
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "benchmarks")]
 
+import gpu
 from on_gpu import page, plan, runner, wheels
 from on_gpu.aims import DENSE_SHARE, FP8_TIMES, SPARSE_SHARE, aims
 from on_gpu.cases import CPU, Case, LeftOut, Options
@@ -286,14 +288,14 @@ def test_a_part_of_a_model_fits_and_does_the_work_of_its_layers(preset):
         slice_that_fits(config, 1e8)
 
 
-def wheel(folder, package):
+def wheel(folder, package, tag="py3-none-any"):
     """A wheel of one module."""
-    path = folder / f"{package}-1.0-py3-none-any.whl"
+    path = folder / f"{package}-1.0-{tag}.whl"
     info = f"{package}-1.0.dist-info"
     files = {
         f"{package}/__init__.py": "HERE = True\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
         f"{info}/RECORD": "",
     }
     with zipfile.ZipFile(path, "w") as archive:
@@ -316,6 +318,69 @@ def test_wheels_bring_what_is_missing_and_leave_what_is_there(tmp_path, monkeypa
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert wheels.provide(tmp_path, site) == []
+
+
+def test_of_several_pythons_wheels_this_ones_are_taken_and_where_there_is_none_it_is_named(
+    tmp_path,
+):
+    wheel(tmp_path, "surely_other", "cp27-cp27m-win32")
+    with pytest.raises(ConfigError, match=r"surely_other-1.0-cp27-cp27m-win32.whl is for another"):
+        wheels.provide(tmp_path, tmp_path / "site")
+    wheel(tmp_path, "surely_other")
+    assert wheels.provide(tmp_path, tmp_path / "site") == ["surely_other-1.0-py3-none-any.whl"]
+    assert (tmp_path / "site/surely_other/__init__.py").is_file()
+
+
+def test_what_cannot_be_asked_of_the_command_is_one_line_before_anything_runs(tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "gpu.json").write_text("[]")
+    (tmp_path / "file").touch()
+    (tmp_path / "cut-1.0-py3-none-any.whl").write_text("cut short")
+    tiny = ["--device", "cpu", "--tiny", "--parts", "machine", "--out", str(tmp_path / "out")]
+    wrong = {
+        "--minutes 0": "--minutes: 0 must be above 0",
+        "--minutes nan": "nan must be above 0",
+        "--parts machne": "no part 'machne'; valid: machine, kernels",
+        "--only 9b": "--only '9b' is in the name of no case; cases: machine, transformer engine",
+        "--device cuda --stand-in": "--stand-in is of --device cpu",
+        f"--out {tmp_path}/file": "cannot be written to (File exists)",
+        f"--out {tmp_path}/file/below": "cannot be written to (Not a directory)",
+        f"--out {broken}": "is no record of this program",
+        f"--wheels {tmp_path}/file": "is no folder",
+        f"--wheels {tmp_path}/nowhere": "is no folder",
+        f"--wheels {broken}": "there is no wheel in it",
+        f"--wheels {tmp_path}": "cut-1.0-py3-none-any.whl is broken (File is not a zip file)",
+    }
+    for words, told in wrong.items():
+        status = status_of([*tiny, *words.split()])
+        said = capsys.readouterr().err
+        assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+        assert told in said
+    (tmp_path / "out/gpu.json").write_text(
+        json.dumps({"how": {"device": "cpu", "tiny": False, "stand_in": False}, "parts": {}})
+    )
+    assert status_of(tiny) == 2
+    assert "made with tiny False, now True; choose another --out" in capsys.readouterr().err
+
+
+def status_of(words):
+    """Of the command; what it does at SIGTERM goes with it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return gpu.main(words)
+    except SystemExit as ended:
+        return ended.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_a_gpu_the_command_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert status_of(["--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no GPU can be used (") and "--device cpu --tiny" in said
+    assert json.loads((tmp_path / "gpu.json").read_text())["parts"] == {}
 
 
 def test_a_folder_without_wheels_and_a_broken_wheel_are_refused(tmp_path):

@@ -248,6 +248,35 @@ def test_what_nodes_without_gpus_lack_is_told_before_a_job_waits_for_them():
     assert fault.startswith('optim.adam = "te" is for GPUs, and --gres none')
 
 
+def test_ranks_that_take_no_gpu_of_their_nodes_are_told_what_they_lack():
+    asked = allocation(1, 8, gpu=hardware.load("h100"))
+    (fault,) = planner.faults(config("qwen3_8b", "model.kind=te", "run.device=cpu"), asked)
+    assert fault.startswith('model.kind = "te" needs GPUs, and run.device = "cpu" takes none')
+    (fault,) = planner.faults(config("qwen3_8b", "run.device=cuda"), allocation(1, 8, gpu=None))
+    assert fault.startswith('run.device = "cuda" needs GPUs, and --gres none')
+
+
+def test_buffers_of_tensor_ranks_need_a_chip_that_writes_to_all_of_them(monkeypatch):
+    monkeypatch.delenv("UB_SKIPMC", raising=False)
+    asked = config("qwen3_8b", "model.kind=te", "overlap.tensor=true")
+    assert planner.faults(asked, allocation(1, 8, gpu=hardware.load("h100"))) == []
+    older = allocation(1, 8, gpu=hardware.load("a100"))
+    (fault,) = planner.faults(asked, older)
+    assert fault.startswith("overlap.tensor = true, and A100 (--gpu) has no CUDA multicast")
+    assert "export UB_SKIPMC=1" in fault
+    monkeypatch.setenv("UB_SKIPMC", "1")
+    assert planner.faults(asked, older) == []
+
+
+def test_experts_that_nothing_is_computed_beside_are_told():
+    words = "model.kind=te", "overlap.experts=true", "parallel.tensor=1"
+    gpus = allocation(1, 8, gpu=hardware.load("h100"))
+    for rows, notes in ((16, 0), (8, 1)):
+        asked = config("qwen3_30b_a3b", *words, f"train.global_batch={rows}")
+        told = [text for text in planner.advice(asked, gpus) if "one micro-batch a step" in text]
+        assert len(told) == notes
+
+
 def test_a_stage_of_rl_is_submitted_with_its_servers_to_a_script_of_its_own(slurm, capsys):
     (slurm / "rl.toml").write_text(
         '[run]\nmode = "rl"\n[rollouts]\nengine = "vllm"\nrows = 8\nvllm = {python = "p"}\n'

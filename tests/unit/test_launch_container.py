@@ -194,6 +194,33 @@ def test_options_that_do_not_go_with_a_container_are_told(programs, options, tol
     assert any(told in fault for fault in launch_container.faults(whole, looks_at_files=True))
 
 
+@pytest.mark.parametrize("row", ["data", "/data", "/a b", "data:/data", "/a:b", "/a:/b:", ""])
+def test_a_mount_is_two_whole_paths_whether_files_are_seen_or_not(programs, row):
+    whole = launch_container.completed(given("docker://a", mounts=f"/x:/y,{row}"), [config()])
+    assert [*launch_container.faults(whole, looks_at_files=False)] == [
+        f'--mounts "{row}" is not /FOLDER:/FOLDER, as /home/me/hub:/hub or /data:/data:ro'
+    ]
+
+
+def test_an_empty_option_is_no_container_left_out():
+    """Nor is a variable of the shell that nobody has set."""
+    for name in ("container", "mounts", "setup"):
+        with pytest.raises(ConfigError, match=f'--{name} "": it is empty'):
+            launch_container.completed(given(**{name: ""}), [config()])
+
+
+@pytest.mark.parametrize("option", [{"mounts": "/x:/y"}, {"runtime": "pyxis"}])
+def test_what_is_of_a_container_is_not_passed_over_without_one(option):
+    with pytest.raises(ConfigError, match="is a container's; name one by --container"):
+        launch_container.completed(given(None, **option), [config()])
+
+
+def test_an_image_with_a_line_in_its_name_is_refused(programs):
+    whole = launch_container.completed(given("/i\n.sif"), [config()])
+    (fault,) = launch_container.faults(whole, looks_at_files=False)
+    assert fault == "--container '/i\\n.sif' has a character that is no part of a name"
+
+
 def test_what_variables_say_is_checked_like_options(monkeypatch, programs):
     monkeypatch.setenv("QWEN3_CONTAINER", "/none.sif")
     monkeypatch.setenv("QWEN3_RUNTIME", "docker")

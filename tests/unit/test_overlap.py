@@ -282,6 +282,24 @@ def test_apex_that_was_installed_without_its_kernels_is_not_taken_for_apex(monke
     installed.check(config)
 
 
+def test_buffers_without_multicast_are_told_before_ranks_meet(monkeypatch):
+    """As Transformer Engine's initialize_ub raises, on every rank."""
+    kernels = types.ModuleType("transformer_engine_torch")
+    kernels.device_supports_multicast = lambda number: False
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(installed, "check", lambda config: None)
+    monkeypatch.delenv("UB_SKIPMC", raising=False)
+    config = asked(*TENSOR, "overlap.tensor=true")
+    with pytest.raises(ConfigError, match="no CUDA multicast.*export UB_SKIPMC=1"):
+        overlap.check(config)
+    monkeypatch.setenv("UB_SKIPMC", "1")
+    overlap.check(config)
+    monkeypatch.delenv("UB_SKIPMC")
+    kernels.device_supports_multicast = lambda number: True
+    overlap.check(config)
+
+
 def test_memory_that_grows_is_not_nccls_nor_sends_the_old_code_weights(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "a:1,expandable_segments:True")

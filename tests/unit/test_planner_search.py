@@ -126,7 +126,8 @@ def test_what_has_to_be_installed_is_said_and_set(tmp_path):
 def test_a_plan_in_low_precision_is_trained_so_and_fits(name, gpu, precision, tmp_path):
     question = question_of(name, gpu, 8, 256, precisions=(precision,), dispatchers=("alltoall",))
     plan = search.search(question, CONSTANTS)[0]
-    assert plan.job.precision == precision and not plan.needs
+    assert plan.job.precision == precision and plan.needs == ["Transformer Engine"]
+    assert plan.is_plain and "To be installed for it: Transformer E" in overlay.text(plan, question)
     overlay.write(plan, question, tmp_path / "plan.toml")
     config = load([STAGE, tmp_path / "plan.toml"])
     assert config.train.precision == "bf16" and config.fp8.is_on

@@ -65,13 +65,13 @@ def add_parser(commands: Any) -> None:
         "--balanced", action="store_true", help="even load of the experts, as benchmarks force it"
     )
     parser.add_argument(
-        "--today", action="store_true", help="only what this trainer has: no DeepEP"
+        "--today", action="store_true", help="tokens by NCCL: no DeepEP, no overlap.experts"
     )
     for name, setting in _PINS.items():
         parser.add_argument(f"--{name}", type=int, help=f"pin {setting.replace('_', ' ')}")
     parser.add_argument("--recompute", choices=RECOMPUTED, help="pin recomputation")
     parser.add_argument("--top", type=int, default=10, help="layouts that are shown (10)")
-    parser.add_argument("--choose", type=int, help="layout to write; the best that runs today")
+    parser.add_argument("--choose", type=int, help="layout to write; the best that --today has")
     parser.add_argument("--out", type=Path, default=Path("plan.toml"), help="settings (plan.toml)")
     parser.add_argument("--plot", type=picture, help="picture; default: beside --out, as .png")
     parser.add_argument("--json", action="store_true", help="print JSON; writes no picture")
@@ -225,7 +225,7 @@ def describe(job: Job) -> str:
 
 def _chosen(plans: list[Plan], asked: int | None) -> int:
     if asked is None:
-        return next((i for i, plan in enumerate(plans) if not plan.needs), 0)
+        return next((i for i, plan in enumerate(plans) if plan.is_plain), 0)
     if not 1 <= asked <= len(plans):
         raise ConfigError(f"--choose {asked}: there are layouts 1 to {len(plans)}")
     return asked - 1
@@ -315,7 +315,7 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
     table.rows[chosen].style = "bold"
     table.caption = (
         f"days and GPU hours for {tokens:.3g} tokens; MFU against the dense peak of the precision; "
-        "needs: what this trainer does not have yet"
+        "needs: to be installed beside torch and megatron-core"
     )
     return table
 
