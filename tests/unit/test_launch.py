@@ -258,7 +258,8 @@ def test_ranks_that_take_no_gpu_of_their_nodes_are_told_what_they_lack():
 
 def test_buffers_of_tensor_ranks_need_a_chip_that_writes_to_all_of_them(monkeypatch):
     monkeypatch.delenv("UB_SKIPMC", raising=False)
-    asked = config("qwen3_8b", "model.kind=te", "overlap.tensor=true")
+    words = "model.kind=te", "overlap.tensor=true", "checkpoint.every_steps=100"
+    asked = config("qwen3_8b", *words)
     assert planner.faults(asked, allocation(1, 8, gpu=hardware.load("h100"))) == []
     older = allocation(1, 8, gpu=hardware.load("a100"))
     (fault,) = planner.faults(asked, older)
