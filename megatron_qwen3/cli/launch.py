@@ -32,7 +32,7 @@ from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.evaluation.tasks import open_source
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
-from megatron_qwen3.pretrain import record
+from megatron_qwen3.pretrain import files, record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.shown import counted, shown_lines, shown_text
 from megatron_qwen3.storage import folder
@@ -276,8 +276,7 @@ def _teacher_fault(config: Config, allocation: Allocation) -> str:
 
 
 def _check_sources(config: Config) -> None:
-    for files in Mixture(record.prepare(config, step=0).parts[-1]).files:
-        files.check()
+    files.check(Mixture(record.prepare(config, step=0).parts[-1]).files)
 
 
 def _check_tasks(config: Config) -> None:

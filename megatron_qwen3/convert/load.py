@@ -32,6 +32,7 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage.load import faults, load
 from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
+from megatron_qwen3.toml import emit
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.model import Model
@@ -92,10 +93,17 @@ def check_model(wanted: Config, source: Path, free: Sequence[str] = ()) -> None:
     for table, (now, saved) in tables.items():
         for name, value in vars(now).items():
             if name not in free and value != getattr(saved, name):
+                before, (mine, its) = emit(getattr(saved, name)), _presets(wanted.model, model)
                 raise ConfigError(
-                    f"{table}.{name} = {value}, but {source} was saved with "
-                    f"{getattr(saved, name)}; weights stay in the model that they were trained in"
+                    f"{table}.{name} = {emit(value)}{mine}, but {source} was saved with "
+                    f"{before}{its}; weights stay in the model that they were trained in"
                 )
+
+
+def _presets(*models: ModelConfig) -> list[str]:
+    """Of each model the preset, where they are not of one."""
+    names = [model.preset for model in models]
+    return [f" (preset {name})" if name and {*names} != {name} else "" for name in names]
 
 
 def changed(wanted: Config, source: Path) -> list[str]:

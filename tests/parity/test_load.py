@@ -11,11 +11,12 @@ from ranks import RankError, run_ranks
 from theirs import randomize
 
 from megatron_qwen3 import train
-from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.load import CHANGEABLE, check_model, fill, model_of
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.settings_rope import RopeConfig
+from megatron_qwen3.toml import emit
 from megatron_qwen3.training import objectives, optim
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -141,7 +142,7 @@ def test_weights_are_not_read_into_a_model_that_computes_something_else(theirs, 
     if name == "experts_per_token" and not stored.num_experts:
         pytest.skip("a dense model has no experts")
     arguments = settings(preset, tmp_path, f"model.{name}={OTHERS[name](stored)}")
-    told = f"model.{name} = .*, but .* was saved with {getattr(stored, name)}"
+    told = f"model.{name} = .*, but .* was saved with {emit(getattr(stored, name))}"
     with pytest.raises(ConfigError, match=told):
         check_model(load([], arguments), folder)
     if name in CHANGEABLE:
@@ -152,6 +153,14 @@ def test_weights_are_not_read_into_a_model_that_computes_something_else(theirs, 
 
 
 YARN = ("rope.yarn_factor=4", "rope.yarn_original_length=64")
+
+
+def test_a_checkpoint_of_another_preset_is_told_by_both_names(tmp_path):
+    saved = load([], ["model.preset=tiny-dense", "train.steps=1"])
+    (tmp_path / "config.toml").write_text(to_toml(saved))
+    told = r"model\.\w+ = .* \(preset tiny-moe\), but .* was saved with .* \(preset tiny-dense\); "
+    with pytest.raises(ConfigError, match=told):
+        check_model(load([], ["model.preset=tiny-moe", "train.steps=1"]), tmp_path)
 
 
 def test_weights_are_not_read_into_a_model_that_reads_positions_otherwise(theirs, tmp_path):
