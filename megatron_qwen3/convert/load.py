@@ -101,9 +101,10 @@ def check_model(wanted: Config, source: Path, free: Sequence[str] = ()) -> None:
 
 
 def _presets(*models: ModelConfig) -> list[str]:
-    """Of each model the preset, where they are not of one."""
+    """Of each model the preset, where all have one and not the same."""
     names = [model.preset for model in models]
-    return [f" (preset {name})" if name and {*names} != {name} else "" for name in names]
+    differ = all(names) and len({*names}) > 1
+    return [f" (preset {name})" if differ else "" for name in names]
 
 
 def changed(wanted: Config, source: Path) -> list[str]:
