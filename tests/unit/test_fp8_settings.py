@@ -206,6 +206,7 @@ def test_transformer_engine_that_tells_no_version_is_taken_for_one_that_has_the_
     (tmp_path / "transformer_engine" / "__init__.py").touch()
     monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert installed.release("transformer_engine") == installed.UNKNOWN
     fp8.check(config_of("fp8.recipe=tensorwise"))
 
