@@ -58,6 +58,7 @@ setup(
             "pycld2",  # tells Malay from Indonesian, which heliport does not
             "fasttext-predict",  # the user's own classifiers; reads their files, nothing else
         ],
+        "onnx": ["onnxruntime>=1.20"],  # the user's own classifiers, where they are encoders
         "posttrain": [  # verifiers of answers
             # Whether two formulas are equal; with the parser of the ANTLR that it was made for.
             "math-verify[antlr4_13_2]>=0.9,<0.10",

@@ -1,7 +1,7 @@
 """Language identification on sentences it never saw: recall of each language, and speed.
 
     python benchmarks/language_id.py texts/sib200_119.jsonl.gz      # SIB-200's test split
-    python benchmarks/language_id.py FILE --split "" --model lid.bin         # a fastText model
+    python benchmarks/language_id.py FILE --split "" --model lid.bin         # or: --model glotlid
 
 FILE is JSONL(.gz) with `text` and `lang`. Prints what falls below a recall of 0.8 and what is taken
 for it, and MB of text per CPU second: of the sentences, each of which is read to its end, and of
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
-from data_prep.language_id import FastTextIdentifier, Identifier, IdentifyLanguage
+from data_prep.language_id import Identifier, IdentifyLanguage, ModelIdentifier
 from data_prep.languages import LANGUAGES, code_of
 from megatron_qwen3 import tables
 
@@ -33,10 +33,10 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--split", default="test", help="rows whose `split` is this; '' for all")
-    parser.add_argument("--model", type=Path, help="a fastText model in place of the combination")
+    parser.add_argument("--model", help="a file, or glotlid, in place of the combination")
     parser.add_argument("--all", action="store_true", help="show languages above 0.8 too")
     given = parser.parse_args()
-    identify = FastTextIdentifier(given.model) if given.model else Identifier()
+    identify = ModelIdentifier(given.model) if given.model else Identifier()
     texts = read(given.file, given.split)
     identify("Models are loaded before the clock starts.")
     seconds, found = run(identify, [text for group in texts.values() for text in group])

@@ -1,6 +1,6 @@
 """Which of Qwen3's 119 languages a text is written in; `und` for any other, and for no language.
 
-    identify = Identifier()                        # or FastTextIdentifier("lid.bin")
+    identify = Identifier()                        # or ModelIdentifier("lid.bin")
     identify("Deus crezê il mont")                 # "fur_Latn"
 
 Evidence in this order, none of it learned from an evaluation set:
@@ -13,7 +13,8 @@ Evidence in this order, none of it learned from an evaluation set:
 
 Not told apart: the Arabic of different countries (arb_Arab for all), Hindi and its neighbours
 Awadhi, Bhojpuri, Chhattisgarhi, Magahi and Maithili (hin_Deva), Iranian and Afghan Persian
-(pes_Arab), Bosnian and Croatian (hrv_Latn), Limburgish and Dutch. A fastText model can.
+(pes_Arab), Bosnian and Croatian (hrv_Latn), Limburgish and Dutch. A model that was trained on them
+can: GlotLID, or one of your own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep import scripts
+from data_prep.classifiers import classifier, needs
 from data_prep.language_profiles import NOT_IN_HELIPORT, most_similar
 from data_prep.languages import LANGUAGES, UNKNOWN, code_of
-from megatron_qwen3.config import ConfigError
 
 FEWEST_LETTERS = 12  # below, nothing is said
 _SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
@@ -39,7 +39,7 @@ _SURE = 0.5
 _SEVERAL = frozenset({"msa", "ace", "ext"})
 _SILESIAN = re.compile("[ŏōôãŎŌÔÃ]")
 _SILESIAN_SHARE = 0.005  # of the letters
-_FASTTEXT_SURE = 0.5
+_MODEL_SURE = 0.5
 
 
 class IdentifyLanguage(Protocol):
@@ -81,58 +81,28 @@ class Identifier:
         try:
             from heliport import Identifier as Heli
         except ImportError:
-            raise _needs("language identification", "heliport") from None
+            raise needs("language identification", "heliport") from None
         return Heli()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # the models are loaded anew where a pickled identifier arrives
 
 
-class FastTextIdentifier:
-    """A fastText model file in place of the combination; its labels are any names of languages."""
+class ModelIdentifier:
+    """A user's model (`classifiers.py`) in place of the combination; its labels are any names of
+    languages. GlotLID names Chinese without its script, which then the characters say."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        self._model = FastTextModel(file)
+        self._model = classifier(file)
 
     def __call__(self, text: str) -> str:
-        label, probability = self._model.best(excerpt(text))
-        return code_of(label) if probability >= _FASTTEXT_SURE else UNKNOWN
-
-
-class FastTextModel:
-    """A fastText classifier, loaded at its first use in each process."""
-
-    def __init__(self, file: str | os.PathLike[str]) -> None:
-        self._file = Path(file)
-        if not self._file.is_file():
-            raise ConfigError(f"{file} does not exist; a fastText model file is needed")
-
-    def best(self, text: str) -> tuple[str, float]:
-        """The most probable label, without `__label__`, and its probability."""
-        labels, probabilities = self._model.predict(_one_line(text), k=1)
-        return (
-            (labels[0].removeprefix("__label__"), float(probabilities[0])) if labels else ("", 0.0)
-        )
-
-    def probabilities(self, text: str) -> dict[str, float]:
-        """The probability of each label."""
-        labels, probabilities = self._model.predict(_one_line(text), k=-1)
-        names = (label.removeprefix("__label__") for label in labels)
-        return dict(zip(names, map(float, probabilities), strict=True))
-
-    @cached_property
-    def _model(self) -> Any:
-        try:
-            import fasttext
-        except ImportError:
-            raise _needs("reading a fastText model", "fasttext-predict") from None
-        try:
-            return fasttext.load_model(str(self._file))
-        except ValueError as error:
-            raise ConfigError(f"{self._file} is not a fastText model: {error}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_file": self._file}
+        sample = excerpt(text)
+        label, probability = self._model.best(sample)
+        if probability < _MODEL_SURE:
+            return UNKNOWN
+        if label == "cmn_Hani":
+            return f"zho_{scripts.chinese_script(sample)}"
+        return code_of(label)
 
 
 def excerpt(text: str) -> str:
@@ -147,7 +117,7 @@ def _malay_or_indonesian(sample: str) -> str:
     try:
         import pycld2
     except ImportError:
-        raise _needs("language identification", "pycld2") from None
+        raise needs("language identification", "pycld2") from None
     try:
         found = pycld2.detect(sample, isPlainText=True, bestEffort=True)[2]
     except pycld2.error:  # what it does not take for valid text
@@ -159,13 +129,3 @@ def _in_script(code: str, script: str) -> bool:
     if code == UNKNOWN:
         return False
     return scripts.SCRIPT_OF_CODE.get(LANGUAGES[code].script, script) == script
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def _needs(what: str, package: str) -> ConfigError:
-    return ConfigError(
-        f"{what} needs {package}, which is not installed: python -m pip install {package}"
-    )

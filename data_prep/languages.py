@@ -30,6 +30,9 @@ _MAIN_MEMBER = {
     "zh-Hant": "zho_Hant",
     "fil": "tgl_Latn",
     "iw": "heb_Hebr",
+    "ajp_Arab": "apc_Arab",  # South Levantine, of which ISO 639-3 makes no language any more
+    "srp_Latn": "hrv_Latn",  # as hbs
+    "yue_Hani": "yue_Hant",
     "jw": "jav_Latn",
 }
 

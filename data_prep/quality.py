@@ -24,17 +24,18 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from data_prep import scripts
 from data_prep.bounds import CodeBounds, ProseBounds, QualityBounds
+from data_prep.characters import SENTENCE_MARKS, Counts, count
 from data_prep.languages import LANGUAGES
-from data_prep.units import Units, shingles
+from data_prep.repeats import Repeats
+from data_prep.units import Hashes, Units
 
-_SENTENCE_END = re.compile(r"[.!?…。！？｡।॥۔؟։።៕။།]+[\"'”’»)\]」』）]*")
 _BULLET = re.compile(r"\s*(?:[•●○▪■‣∙·*+–—-]|\d{1,3}[.)])\s")
+_BEGINS_BULLET = frozenset("•●○▪■‣∙·*+–—-")  # or a digit
+_MARKS = frozenset(SENTENCE_MARKS)
 _GENERATED = re.compile(r"(?i)auto-?generated|generated (?:by|from)|do not edit")
-_EXPOSITION = re.compile(r"[:;()（）：；\d]|\b(?:e\.g|i\.e)\.")
 _ANY = float("inf")
 _REPEATS = 0.10  # share in runs of 5 units that repeat, below which longer runs are not looked at
 _USUAL_LETTERS = 5.0  # per word, in languages that are not in the table
@@ -47,18 +48,6 @@ class Rule(NamedTuple):
     value: float
     low: float
     high: float
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there is a value that breaks it."""
-        return self.low > 0 or self.high < _ANY
-
-    @property
-    def margin(self) -> float:
-        """0 at a bound or beyond, 1 where the value is as far from it as it can sensibly be."""
-        above = (self.value - self.low) / self.low if self.low else 1.0
-        below = (self.high - self.value) / self.high if 0 < self.high < _ANY else 1.0
-        return max(0.0, min(1.0, above, below))
 
 
 @dataclass(frozen=True)
@@ -73,8 +62,11 @@ class Judged:
 def judge(text: str, units: Units, language: str, bounds: ProseBounds | None = None) -> Judged:
     """A document of prose, by the rules for its language (`und` has general ones)."""
     bounds = bounds or _bounds().of(language)
-    fault, quality = _follow(_prose(text, units, language, bounds))
-    return Judged(fault, quality, 0.0 if fault else _education(text, units, language))
+    known = LANGUAGES.get(language)
+    usual = (known.letters_per_word if known else None) or _USUAL_LETTERS
+    counts = count(text)
+    fault, quality = _follow(_prose(text, units, usual, bounds, counts))
+    return Judged(fault, quality, 0.0 if fault else _education(units, usual, counts))
 
 
 def judge_code(text: str, units: Units, bounds: CodeBounds | None = None) -> Judged:
@@ -90,116 +82,99 @@ def _bounds() -> QualityBounds:
 
 def _follow(rules: Iterator[Rule]) -> tuple[str | None, float]:
     """The first rule broken, or how far the text is from breaking one: half the mean of the
-    margins and half the least."""
+    margins and half the least.
+
+    A margin is 0 at a bound, and 1 where the value is as far from it as it can sensibly be.
+    """
     margins = []
-    for rule in filter(lambda rule: rule.is_set, rules):
-        if not rule.low <= rule.value <= rule.high:
-            return rule.name, 0.0
-        margins.append(rule.margin)
+    for name, value, low, high in rules:
+        if not low <= value <= high:
+            return name, 0.0
+        if low > 0 or high < _ANY:  # others have no bound
+            above = (value - low) / low if low else 1.0
+            below = (high - value) / high if 0 < high < _ANY else 1.0
+            margins.append(max(0.0, min(1.0, above, below)))
     if not margins:
         return None, 1.0
     return None, round((sum(margins) / len(margins) + min(margins)) / 2, 3)
 
 
-def _prose(text: str, units: Units, language: str, bounds: ProseBounds) -> Iterator[Rule]:
+def _prose(
+    text: str, units: Units, usual: float, bounds: ProseBounds, counts: Counts
+) -> Iterator[Rule]:
     scale = 2 if units.without_spaces else 1
-    visible = max(1, len(text) - sum(map(text.count, " \n\t")))
-    lines = [line.strip() for line in text.split("\n") if line.strip()] or [""]
-    letters = scripts.count_letters(text)
-    yield Rule("few letters", letters / visible, bounds.min_letter_share, _ANY)
-    yield Rule("too short", letters, bounds.min_letters, _ANY)
-    if bounds.word_length_factor and not units.without_spaces:
-        length = float((units.ends - units.starts).mean()) if len(units) else 0.0
-        usual, factor = _usual_letters(language), bounds.word_length_factor
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())] or [""]
+    visible = max(1, len(text) - counts.blanks)
+    yield Rule("few letters", counts.letters / visible, bounds.min_letter_share, _ANY)
+    yield Rule("too short", counts.letters, bounds.min_letters, _ANY)
+    if bounds.word_length_factor and scale == 1:
+        letters = int(units.ends.sum()) - int(units.starts.sum())
+        length, factor = letters / max(1, len(units)), bounds.word_length_factor
         yield Rule("odd word lengths", length, usual / factor, factor * usual)
     symbols = text.count("#") + text.count("…") + text.count("...")
     yield Rule("symbols", symbols * scale / max(1, len(units)), 0, bounds.max_symbols)
-    bullets = _share(bool(_BULLET.match(f"{line} ")) for line in lines)
+    bullets = sum(map(_is_bullet, lines)) / len(lines)
     yield Rule("bullet points", bullets, 0, bounds.max_bullets)
-    cut_off = _share(line.endswith(("…", "...")) for line in lines)
+    cut_off = sum(line.endswith(("…", "...")) for line in lines) / len(lines)
     yield Rule("cut off", cut_off, 0, bounds.max_cut_off)
-    short = _share(len(line) * scale < bounds.short_line for line in lines)
+    short = sum(len(line) * scale < bounds.short_line for line in lines) / len(lines)
     yield Rule("short lines", short, 0, bounds.max_short_lines)
     if bounds.min_sentences:
-        ending = _share(bool(_SENTENCE_END.search(line[-4:])) for line in lines)
+        ending = sum(not _MARKS.isdisjoint(line[-4:]) for line in lines) / len(lines)
         yield Rule("no sentences", ending, bounds.min_sentences, _ANY)
     if bounds.placeholders:
-        lowered = text.lower()
-        found = any(phrase in lowered for phrase in bounds.placeholders)
+        found = any(phrase in units.lowered for phrase in bounds.placeholders)
         yield Rule("placeholder", float(found), 0, 0.5)
     yield from _repetition(lines, units, scale, bounds)
 
 
-def _usual_letters(language: str) -> float:
-    known = LANGUAGES.get(language)
-    return (known.letters_per_word if known else None) or _USUAL_LETTERS
+def _is_bullet(line: str) -> bool:
+    """Whether a line that begins with no blank is a bullet point."""
+    begins = line[:1] in _BEGINS_BULLET or line[:1].isdecimal()
+    return begins and bool(_BULLET.match(f"{line} "))
 
 
 def _repetition(lines: list[str], units: Units, scale: int, bounds: ProseBounds) -> Iterator[Rule]:
     """Gopher's table A1: what share of a text its own repetitions are."""
     again: list[str] = []
-    seen: set[str] = set()
-    for line in lines:
-        (again.append if line in seen else seen.add)(line)
+    if len(set(lines)) < len(lines):
+        seen: set[str] = set()
+        for line in lines:
+            (again.append if line in seen else seen.add)(line)
     yield Rule("repeated lines", len(again) / len(lines), 0, bounds.max_repeated_lines)
     share = sum(map(len, again)) / max(1, sum(map(len, lines)))
     yield Rule("repeated lines", share, 0, bounds.max_repeated_letters)
-    letters = units.ends - units.starts
+    repeats = Repeats(units)
     of_phrases = (bounds.max_2_unit_phrase, bounds.max_3_unit_phrase, bounds.max_4_unit_phrase)
     for size, most in enumerate(of_phrases, 2):
-        yield Rule("one phrase", _top_share(units, letters, size * scale), 0, most)
-    repeated = _repeated_share(units, letters, 5 * scale)
+        yield Rule("one phrase", repeats.top_share(size * scale), 0, most)
+    repeated = repeats.share(5 * scale)
     yield Rule("repeated phrases", repeated, 0, bounds.max_repeats_of_5)
     if repeated > _REPEATS:  # longer runs that repeat lie within shorter ones that do
         for size in range(6, 11):
-            share = _repeated_share(units, letters, size * scale)
-            yield Rule("repeated phrases", share, 0, getattr(bounds, f"max_repeats_of_{size}"))
+            most = getattr(bounds, f"max_repeats_of_{size}")
+            yield Rule("repeated phrases", repeats.share(size * scale), 0, most)
 
 
-def _top_share(units: Units, letters: npt.NDArray[np.int64], size: int) -> float:
-    """The share of letters that lies in the most frequent run of `size` units."""
-    if len(units) <= size:
-        return 0.0
-    runs = shingles(units.hashes, size)
-    ordered = np.sort(runs)
-    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    counts = np.diff(begins, append=len(ordered))
-    top = int(counts.argmax())
-    if counts[top] < 2:
-        return 0.0
-    at = int((runs == ordered[begins[top]]).argmax())
-    return min(1.0, float(counts[top] * letters[at : at + size].sum() / letters.sum()))
-
-
-def _repeated_share(units: Units, letters: npt.NDArray[np.int64], size: int) -> float:
-    """The share of letters in runs of `size` units that stood in the text before."""
-    if len(units) <= size:
-        return 0.0
-    runs = shingles(units.hashes, size)
-    ordered = np.sort(runs)
-    if (ordered[1:] != ordered[:-1]).all():
-        return 0.0
-    again = np.ones(len(runs), np.int64)
-    again[np.unique(runs, return_index=True)[1]] = 0
-    covered = np.convolve(again, np.ones(size, np.int64)) > 0
-    return float(letters[covered].sum() / letters.sum())
-
-
-def _education(text: str, units: Units, language: str) -> float:
+def _education(units: Units, usual: float, counts: Counts) -> float:
     if len(units) == 0:
         return 0.0
-    usual = _usual_letters(language)
     head = units.hashes[:1000]
-    variety: float = len(np.unique(head)) / len(head) ** 0.85  # Heaps' law
-    long_words = float((units.ends - units.starts > 1.5 * usual).mean()) / 0.25
-    sentences = max(1, len(_SENTENCE_END.findall(text)))
-    length = len(units) / sentences / (2 if units.without_spaces else 1)
+    variety = _distinct(head) / len(head) ** 0.85  # Heaps' law
+    length = len(units) / max(1, counts.sentences) / (2 if units.without_spaces else 1)
     moderate = min(length / 15, 1.0) * min(1.0, 40 / length)
-    exposition = len(_EXPOSITION.findall(text)) / len(units) / 0.1
+    exposition = counts.signs / len(units) / 0.1
     signs = [min(1.0, variety)] + [min(1.0, sign) for sign in (moderate, exposition)]
     if not units.without_spaces:
-        signs.append(min(1.0, long_words))
+        long_words = np.count_nonzero(units.ends - units.starts > 1.5 * usual)
+        signs.append(min(1.0, int(long_words) / len(units) / 0.25))
     return round(sum(signs) / len(signs), 3)
+
+
+def _distinct(hashes: Hashes) -> int:
+    """How many different ones there are."""
+    ordered = np.sort(hashes)
+    return min(1, len(hashes)) + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
 
 
 def _code(text: str, units: Units, bounds: CodeBounds) -> Iterator[Rule]:
@@ -222,7 +197,7 @@ def _code_education(text: str, units: Units) -> float:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     comments = _share(line.startswith(("#", "//", "/*", "*", "--", '"""', "'''")) for line in lines)
     head = units.hashes[:1000]
-    variety: float = len(np.unique(head)) / max(1, len(head)) ** 0.75
+    variety = _distinct(head) / max(1, len(head)) ** 0.75
     return round((min(1.0, 3 * comments) + min(1.0, variety)) / 2, 3)
 
 

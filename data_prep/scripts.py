@@ -78,11 +78,21 @@ def language_of_script(text: str, letters: dict[str, int]) -> str | None:
 def _chinese(text: str, han: int) -> str:
     if sum(text.count(character) for character in _CANTONESE) > _CANTONESE_SHARE * han:
         return "yue_Hant"
+    return f"zho_{chinese_script(text)}"
+
+
+def chinese_script(text: str) -> str:
+    """Hans or Hant."""
     # What only one national character set has: mainland China's GB 2312, Taiwan's Big5.
     characters = "".join(c for c in text if c >= "\u2e80")
     outside_gb = len(characters) - len(characters.encode("gb2312", "ignore").decode("gb2312"))
     outside_big5 = len(characters) - len(characters.encode("big5", "ignore").decode("big5"))
-    return "zho_Hant" if outside_gb > outside_big5 else "zho_Hans"
+    return "Hant" if outside_gb > outside_big5 else "Hans"
+
+
+def is_letter() -> npt.NDArray[np.bool_]:
+    """Of each code point [0x110000], whether it is a letter or a mark that belongs to one."""
+    return _script_of_point() != 0
 
 
 @cache

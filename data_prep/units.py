@@ -37,7 +37,9 @@ _WITHOUT_SPACES = (
     (0x20000, 0x323AF),  # CJK extensions B to H
 )
 _SEPARATOR, _IN_WORD, _ALONE = range(3)
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplying loses nothing; 2**64 / golden ratio
+RUN_FACTOR = np.uint64(
+    0x9E3779B97F4A7C15
+)  # odd, so multiplying loses nothing; 2**64 / golden ratio
 _PIECE = 1 << 20  # characters; a word that lies across such a place is two
 _LONGEST = 64  # characters after which the weights of a word's characters repeat
 
@@ -45,12 +47,13 @@ _LONGEST = 64  # characters after which the weights of a word's characters repea
 @dataclass(frozen=True)
 class Units:
     """hashes uint64 [U]; starts, ends int64 [U]: characters of the text; alone bool [U]: units
-    of scripts without spaces."""
+    of scripts without spaces; lowered: the text in lower case."""
 
     hashes: Hashes
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
     alone: npt.NDArray[np.bool_]
+    lowered: str
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -76,23 +79,28 @@ def split(text: str) -> Units:
         np.concatenate([units.starts + start for start, units in pieces]),
         np.concatenate([units.ends + start for start, units in pieces]),
         np.concatenate([units.alone for _, units in pieces]),
+        "".join(units.lowered for _, units in pieces),
     )
 
 
 def _split(text: str) -> Units:
-    lowered = text.lower().encode("utf-32-le", "surrogatepass")
-    points = np.frombuffer(lowered, np.uint32)
+    lowered = text.lower()
+    points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _kinds()[points]
-    in_word = kinds == _IN_WORD
-    alone = kinds == _ALONE
-    begins, finishes = alone.copy(), alone.copy()
-    begins[:1] |= in_word[:1]
-    begins[1:] |= in_word[1:] & ~in_word[:-1]
-    finishes[-1:] |= in_word[-1:]
-    finishes[:-1] |= in_word[:-1] & ~in_word[1:]
+    in_unit = kinds != _SEPARATOR
+    between = np.zeros(len(points) + 2, np.bool_)
+    between[1:-1] = in_unit
+    edges = between[1:] != between[:-1]  # whether a unit begins or ends before a character
+    begins, ends = edges[:-1] & in_unit, edges[1:] & in_unit
+    if (alone := kinds == _ALONE).any():
+        begins |= alone
+        ends |= alone
+        begins[1:] |= alone[:-1] & in_unit[1:]
+        ends[:-1] |= alone[1:] & in_unit[:-1]
     starts = np.flatnonzero(begins)
-    ends = np.flatnonzero(finishes) + 1
-    return Units(_hashes(points, kinds, starts), starts, ends, alone[starts])
+    finishes = np.flatnonzero(ends) + 1
+    hashes = _hashes(points[in_unit], starts, finishes)
+    return Units(hashes, starts, finishes, alone[starts], lowered)
 
 
 def shingles(hashes: Hashes, size: int) -> Hashes:
@@ -106,7 +114,7 @@ def shingles(hashes: Hashes, size: int) -> Hashes:
     count = len(hashes) - size + 1
     runs = hashes[:count].copy()
     for offset in range(1, size):
-        runs *= _FACTOR
+        runs *= RUN_FACTOR
         runs += hashes[offset : offset + count]
     return mix(runs)
 
@@ -119,24 +127,27 @@ def mix(values: Hashes) -> Hashes:
 
 
 def _hashes(
-    points: npt.NDArray[np.uint32],
-    kinds: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
+    points: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> Hashes:
-    """Per unit: the sum of its characters, each weighted by its place in the unit."""
+    """Per unit: the sum of its characters, each weighted by its place in the unit.
+
+    points: of the characters within units.
+    """
     if not len(starts):
         return np.zeros(0, np.uint64)
-    lengths = np.diff(starts, append=len(points))
-    place = np.arange(starts[0], len(points)) - np.repeat(starts, lengths)
-    terms = points[starts[0] :].astype(np.uint64)
-    terms *= _weights()[place & (_LONGEST - 1)]
-    terms *= kinds[starts[0] :] != _SEPARATOR
-    return mix(np.add.reduceat(terms, starts - starts[0]))
+    lengths = ends - starts
+    first = np.cumsum(lengths) - lengths
+    place = np.arange(len(points)) - np.repeat(first, lengths)
+    if int(lengths.max()) > _LONGEST:
+        place &= _LONGEST - 1
+    terms = _weights()[place]
+    terms *= points
+    return mix(np.add.reduceat(terms, first))
 
 
 @cache
 def _weights() -> Hashes:
-    return mix(np.arange(1, _LONGEST + 1, dtype=np.uint64) * _FACTOR) | np.uint64(1)
+    return mix(np.arange(1, _LONGEST + 1, dtype=np.uint64) * RUN_FACTOR) | np.uint64(1)
 
 
 @cache

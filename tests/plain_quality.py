@@ -31,6 +31,7 @@ from data_prep.units import Units, shingles
 
 _NO_SENTENCE_MARKS = frozenset({"tha_Thai", "lao_Laoo"})
 _SENTENCE_END = re.compile(r"[.!?…。！？｡।॥۔؟։።៕။།]+[\"'”’»)\]」』）]*")
+_SENTENCE_MARK = re.compile(r"[.!?…。！？｡।॥۔؟։።៕။།]")
 _BULLET = re.compile(r"\s*(?:[•●○▪■‣∙·*+–—-]|\d{1,3}[.)])\s")
 _GENERATED = re.compile(r"(?i)auto-?generated|generated (?:by|from)|do not edit")
 _EXPOSITION = re.compile(r"[:;()（）：；\d]|\b(?:e\.g|i\.e)\.")

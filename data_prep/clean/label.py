@@ -15,11 +15,12 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep import quality
 from data_prep.bounds import ProseBounds, QualityBounds
+from data_prep.classifiers import classifier
 from data_prep.clean.contamination import EvaluationSets
 from data_prep.clean.own_steps import OwnStep
 from data_prep.clean.settings import CleanSettings
 from data_prep.domains import domain_of
-from data_prep.language_id import FastTextIdentifier, FastTextModel, Identifier, IdentifyLanguage
+from data_prep.language_id import Identifier, IdentifyLanguage, ModelIdentifier
 from data_prep.languages import UNKNOWN, code_of
 from data_prep.normalize import normalize
 from data_prep.units import Units, split
@@ -72,7 +73,7 @@ def _look(step: str, settings: CleanSettings) -> Look | None:
             return _Quality(settings.filters, models, settings.quality)
         case "scores":
             scores = {name: file for name, file in models.items() if name in _SCORES}
-            return _Models(scores, settings.min_safety) if scores else None
+            return _Models(scores, settings) if scores else None
         case "contamination":
             return EvaluationSets(settings) if settings.decontaminate_against else None
     own = OwnStep(step, settings.options.get(step, {}))
@@ -95,7 +96,7 @@ def _normalize(document: Document) -> str | None:
 
 class _Domain:
     def __init__(self, model: str | None) -> None:
-        self._model = FastTextModel(model) if model else None
+        self._model = classifier(model) if model else None
 
     def __call__(self, document: Document) -> None:
         if document.metadata["domain"] is None:
@@ -109,7 +110,7 @@ class _Language:
     """Labels the language, where the document does not say it, and drops what is not asked for."""
 
     def __init__(self, settings: CleanSettings, model: str | None) -> None:
-        self._identify: IdentifyLanguage = FastTextIdentifier(model) if model else Identifier()
+        self._identify: IdentifyLanguage = ModelIdentifier(model) if model else Identifier()
         self._asked = frozenset(settings.languages)
         self._undetermined = settings.undetermined
 
@@ -156,14 +157,15 @@ class _Quality:
 class _Models:
     """Scores of the user's classifiers, where the document has none; drops what is unsafe."""
 
-    def __init__(self, files: dict[str, str], min_safety: float) -> None:
-        self._models = {name: FastTextModel(file) for name, file in files.items()}
-        self._min_safety = min_safety
+    def __init__(self, files: dict[str, str], settings: CleanSettings) -> None:
+        self._models = {name: classifier(file) for name, file in files.items()}
+        self._min_safety, self._tops = settings.min_safety, settings.top_scores
 
     def __call__(self, document: Document) -> str | None:
         for name, model in self._models.items():
             if document.metadata.get(name) is None:
-                document.metadata[name] = _score(model.probabilities(document.text), name)
+                outputs = model.outputs(document.text)
+                document.metadata[name] = _score(outputs, name, self._tops.get(name))
         return "unsafe" if document.metadata.get("safety", 1.0) < self._min_safety else None
 
 
@@ -171,19 +173,27 @@ _SCORES = ("quality", "education", "safety")
 _BETTER = ("high", "hq", "good", "positive", "safe", "educational", "yes")
 
 
-def _score(probabilities: dict[str, float], name: str) -> float:
-    """Where labels are numbers their mean, as a share of the greatest; else the probability of the
-    label that stands for good."""
+def _score(outputs: dict[str, float], name: str, top: float | None) -> float:
+    """One number as a share of `top`. Where labels are numbers their mean, as a share of the
+    greatest; else the probability of the label that stands for good."""
+    if len(outputs) == 1:
+        (value,) = outputs.values()
+        if top is None:
+            raise ConfigError(
+                f"the {name} model gives one number: say in the recipe which one counts as 1, as "
+                f"[top_scores] {name} = 5 for marks from 0 to 5"
+            )
+        return round(min(1.0, max(0.0, value / top)), 4)
     try:
-        values = {float(label): share for label, share in probabilities.items()}
+        values = {float(label): share for label, share in outputs.items()}
         score = sum(value * share for value, share in values.items()) / (max(values) or 1.0)
         return round(min(1.0, score), 4)
     except ValueError:
         pass
-    for label, share in probabilities.items():
+    for label, share in outputs.items():
         if label.lower() in (*_BETTER, name):
             return round(min(1.0, share), 4)
     raise ConfigError(
-        f"the {name} model has the labels {', '.join(sorted(probabilities))}; one of them must be "
+        f"the {name} model has the labels {', '.join(sorted(outputs))}; one of them must be "
         f"{', '.join(_BETTER)} or {name}, or all must be numbers"
     )

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep import documents
+from data_prep.classifiers import model_files
 from data_prep.clean.files import load, save
 from data_prep.clean.own_steps import file_of
 from data_prep.clean.settings import CleanSettings, Input
@@ -86,7 +87,8 @@ def read_shares(settings: CleanSettings, task: int) -> list[Share]:
 
 def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:
     """Size and time of change of each file that decides what the result is."""
-    others = [*settings.decontaminate_against, *settings.models.values()]
+    others = list(settings.decontaminate_against)
+    others += [str(f) for model in settings.models.values() for f in model_files(model)]
     others += filter(None, map(file_of, settings.own_steps()))
     if settings.tokenizer:
         others.append(str(tokenizer_json(settings.tokenizer)))

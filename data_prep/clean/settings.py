@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.bounds import QualityBounds
+from data_prep.classifiers import model_files
 from data_prep.json_files import write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
@@ -31,6 +32,7 @@ SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
 ON_ERROR = ("skip", "stop")
 MODELS = ("language", "domain", "quality", "education", "safety")
 STEPS = ("domain", "normalize", "language", "quality", "scores", "contamination")
+_MODELS_HELP = f"Classifiers (fastText, ONNX; language: glotlid) by {', '.join(MODELS)}."
 _STEPS = ", ".join(STEPS)
 OF_A_RUN = ("inputs", "out", "tasks", "hidden")  # settings that are no part of a recipe
 # Settings by the names that folders know who were begun before they were called otherwise, and the
@@ -81,8 +83,10 @@ class CleanSettings:
     signatures: Signing = field(
         default=Signing(), metadata={"help": "What near-duplicates are found by."}
     )
-    models: Mapping[str, str] = field(
-        default_factory=dict, metadata={"help": f"Files of classifiers by {', '.join(MODELS)}."}
+    models: Mapping[str, str] = field(default_factory=dict, metadata={"help": _MODELS_HELP})
+    top_scores: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "What counts as 1 of models that give one number: 5 of marks to 5."},
     )
     quality: QualityBounds = field(
         default_factory=QualityBounds,
@@ -149,8 +153,15 @@ class CleanSettings:
         for name, path in self.models.items():
             if name not in MODELS:
                 yield f"{name!r} is no label with a model; valid: {', '.join(MODELS)}"
-            if not os.path.isfile(path):
-                yield f"the {name} model {path} does not exist"
+            try:
+                model_files(path)
+            except ConfigError as error:
+                yield f"the {name} model {error}"
+        for name, top in self.top_scores.items():
+            if name not in MODELS[2:] or not top > 0:
+                yield (
+                    f"top_scores.{name} = {top}; valid: numbers over 0 of {', '.join(MODELS[2:])}"
+                )
 
     def _step_faults(self) -> Iterator[str]:
         for step in self.steps:

@@ -101,7 +101,8 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     add("--contamination-run", type=int, metavar="N", help="default: 13")
     add("--tokenizer", help="compare evaluation data in its tokens, not in words")
     for name in ("language", "domain", "quality", "education", "safety"):
-        add(f"--{name}-model", metavar="FILE", help="a fastText model")
+        words = ", or glotlid" if name == "language" else ""
+        add(f"--{name}-model", metavar="MODEL", help=f"file of fastText or ONNX{words}")
     add("--min-safety", type=float, help="with a safety model; default: 0.5")
     add("--on-error", choices=("skip", "stop"), help="at a bad line; default: skip")
 

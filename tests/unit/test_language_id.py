@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import scripts
-from data_prep.language_id import FastTextIdentifier, Identifier, excerpt
+from data_prep.language_id import Identifier, ModelIdentifier, excerpt
 from data_prep.languages import LANGUAGES, code_of
 from megatron_qwen3.config import ConfigError
 
@@ -100,8 +100,8 @@ def test_a_long_text_is_known_by_three_places() -> None:
 
 def test_a_missing_or_wrong_model_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        FastTextIdentifier(tmp_path / "none.bin")
+        ModelIdentifier(tmp_path / "none.bin")
     pytest.importorskip("fasttext")
     (tmp_path / "wrong.bin").write_bytes(b"no model")
     with pytest.raises(ConfigError, match="is not a fastText model"):
-        FastTextIdentifier(tmp_path / "wrong.bin")("some text in a language")
+        ModelIdentifier(tmp_path / "wrong.bin")("some text in a language")

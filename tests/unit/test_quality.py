@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_prep import characters, normalize, scripts
 from data_prep.domains import domain_of
 from data_prep.quality import Judged, judge, judge_code
+from data_prep.repeats import Repeats
 from data_prep.units import split
+from tests import plain_quality, plain_text
+from tests.judged import LINES, TEXTS
 
 ENGLISH = (
     "The river rises in the hills of the north, where rain falls on most days of the year. For the "
@@ -101,3 +107,54 @@ def _judge_code(text: str) -> str | None:
 )
 def test_code_and_mathematics_are_recognised(text: str, domain: str | None) -> None:
     assert domain_of(text) == domain
+
+
+def test_every_character_is_of_the_kinds_that_the_plain_rules_give_it() -> None:
+    every = "".join(map(chr, range(0x110000)))
+    marks = {match.start() for match in plain_quality._SENTENCE_MARK.finditer(every)}
+    signs = {match.start() for match in plain_quality._EXPOSITION.finditer(every)}
+    kinds = characters._kind_of_point()
+    assert {ord(mark) for mark in characters.SENTENCE_MARKS} == marks
+    assert {int(point) for point in (kinds == characters._A_SIGN).nonzero()[0]} == signs
+    assert (kinds == characters._LETTER).tolist() == scripts.is_letter().tolist()
+    assert characters.count(every).letters == scripts.count_letters(every)
+
+
+@given(st.lists(st.sampled_from([*LINES, "i.e. e.g. 3.", "xe.g. (:)", "。」 . !?"])).map("".join))
+def test_characters_are_counted_as_the_plain_expressions_find_them(text: str) -> None:
+    counts = characters.count(text)
+    assert counts.letters == scripts.count_letters(text)
+    assert counts.blanks == sum(map(text.count, " \n\t"))
+    assert counts.signs == len(plain_quality._EXPOSITION.findall(text))
+    assert counts.sentences == len(plain_quality._SENTENCE_END.findall(text))
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d", "河", "水"])), st.sampled_from([1, 2]))
+def test_runs_that_repeat_are_measured_as_each_length_alone_would_be(
+    words: list[str], scale: int
+) -> None:
+    units = split(" ".join(words))
+    repeats, letters = Repeats(units), units.ends - units.starts
+    for size in (2, 3, 4):
+        plain = plain_quality._top_share(units, letters, size * scale)
+        assert repeats.top_share(size * scale) == plain
+    for size in range(5, 11):
+        plain = plain_quality._repeated_share(units, letters, size * scale)
+        assert repeats.share(size * scale) == plain
+
+
+@given(TEXTS | st.text())
+def test_text_is_normalized_split_and_given_a_domain_as_plainly_written(text: str) -> None:
+    for is_code in (False, True):
+        assert normalize.normalize(text, is_code) == plain_text.normalized(text, is_code)
+    assert domain_of(text) == plain_text.domain_of(text)
+    units = split(text)
+    rows = zip(units.hashes, units.starts, units.ends, units.alone, strict=True)
+    assert [(int(h), int(a), int(b), bool(c)) for h, a, b, c in rows] == plain_text.unit_hashes(
+        text
+    )
+
+
+@given(st.text(" \t\u00a0\u3000\u2003\na\r&;\x85", max_size=20))
+def test_blanks_and_line_ends_are_normalized_as_plainly_written(text: str) -> None:
+    assert normalize.normalize(text) == plain_text.normalized(text)

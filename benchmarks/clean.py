@@ -1,0 +1,144 @@
+"""Cleaning: MB of text per CPU second of every step and of the whole, one process, one run.
+
+    python benchmarks/clean.py corpus.jsonl.gz more.jsonl.gz         # `text`, maybe labels
+    python benchmarks/clean.py sentences.jsonl.gz --join 20          # documents of 20 lines each
+
+MB are of UTF-8 as it was read; seconds are the process's, on all its threads. Models are loaded
+and tables made before the clock starts. Beside normalizing, domains and quality stands the same
+work plainly written (tests/plain_text.py, tests/plain_quality.py), which gives the same to the bit:
+what the step would take without the care that was put into it.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
+
+from datatrove.data import Document
+
+from data_prep import quality
+from data_prep.clean import label, plan, stages
+from data_prep.clean.settings import CleanSettings, Input
+from megatron_qwen3 import tables
+from tests import plain_quality, plain_text
+
+WARM = (
+    "The river rises in the hills of the north, where rain falls on most days of the year. For the "
+    "first forty miles it runs through woods; below the mill it becomes wide and slow. An old law "
+    "says how much water a farmer may take: two hours in the morning, and one in the evening."
+)
+PLAIN = ("domain", "normalize", "quality")  # steps that have a plain form
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--join", type=int, default=1, help="lines of a file in a document; 1")
+    parser.add_argument("--mb", type=float, default=20, help="of text at most; default: 20")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "documents.jsonl"
+        size, count = write(given.files, path, given.join, given.mb * 1e6)
+        settings = CleanSettings((Input("here", str(path)),), str(Path(folder) / "out"))
+        rows = [[name, *map(shown, seconds)] for name, seconds in measured(settings, size)]
+    head = ["step", "MB/CPU s", "plainly written"]
+    print(f"{count:,} documents, {size:.1f} MB, {size * 1e6 / count:,.0f} bytes each in the mean")
+    tables.console().print(tables.table([head, *rows], words=("step",)))
+
+
+def write(files: list[Path], path: Path, join: int, most: float) -> tuple[float, int]:
+    """Documents of at most `most` bytes of text; MB of text, and how many."""
+    size = count = 0
+    with path.open("w", encoding="utf-8") as out:
+        for text in texts(files, join):
+            size, count = size + len(text.encode()), count + 1
+            out.write(json.dumps({"id": str(count), "text": text}, ensure_ascii=False) + "\n")
+            if size > most:
+                break
+    return size / 1e6, count
+
+
+def texts(files: list[Path], join: int) -> Iterator[str]:
+    """The documents of all files; of several lines, those that follow each other."""
+    for file in files:
+        waiting: list[str] = []
+        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+            for row in map(json.loads, lines):
+                waiting.append(row["text"])
+                if len(waiting) == join:
+                    yield "\n".join(waiting)
+                    waiting.clear()
+
+
+def measured(settings: CleanSettings, size: float) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Of steps, stages and all: MB per CPU second, and of the plain form where there is one."""
+    files = plan.find_files(settings)
+    plan.begin(settings, files)
+    all_stages = stages.stages(settings, plan.input_bytes(files))
+    for step in all_stages[0].pipeline[1:-2]:
+        list(step.run([document()]))
+    total = 0.0
+    data: Any = None
+    for step in all_stages[0].pipeline:
+        plain = plain_seconds(settings, step.name, data)
+        data, seconds = timed(lambda step=step, data=data: list(step.run(data, 0, 1)))
+        total += seconds
+        yield step.name, (size / seconds, *(size / second for second in plain))
+    yield "first stage, all of it", (size / total,)
+    for stage in all_stages[1:]:
+        _, seconds = timed(lambda stage=stage: [run(stage, task) for task in range(stage.tasks)])
+        total += seconds
+        yield f"stage {stage.name}", (size / seconds,)
+    yield "the whole", (size / total,)
+
+
+def plain_seconds(settings: CleanSettings, name: str, data: Any) -> list[float]:
+    """Of the step's plain form on copies of what it gets; none where it has no such form."""
+    if name not in PLAIN:
+        return []
+    copies = [Document(d.text, d.id, metadata=dict(d.metadata)) for d in data]
+    with (
+        mock.patch.object(label, "normalize", plain_text.normalized),
+        mock.patch.object(label, "domain_of", plain_text.domain_of),
+        mock.patch.object(quality, "judge", lambda *given: plain_quality.judge(*given[:3])),
+    ):
+        (step,) = (step for step in label.labelling(settings) if step.name == name)
+        return [timed(lambda: list(step.run(copies)))[1]]
+
+
+def document() -> Document:
+    names = ("source", "language", "domain", "quality", "education", "file")
+    return Document(WARM, "warm", metadata=dict.fromkeys(names))
+
+
+def run(stage: stages.Stage, task: int) -> None:
+    data: Any = None
+    for step in stage.pipeline:
+        data = step(data, task, stage.tasks)
+    list(data)
+
+
+def timed(of: Any) -> tuple[Any, float]:
+    """What it gives, and its CPU seconds."""
+    start = time.process_time()
+    result = of()
+    return result, time.process_time() - start
+
+
+def shown(speed: float) -> str:
+    return f"{speed:,.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Runs of units that a text has more than once: Gopher's measures of repetition, of growing length.
+
+    repeats = Repeats(split(text))
+    repeats.top_share(2)     # letters in the most frequent run of two units
+    repeats.share(5)         # letters in runs of five that stood there before
+
+A run repeats only where the runs that it begins with do. So each length looks only at the places
+that the one before it left, and costs little: sizes are asked for in ascending order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.units import RUN_FACTOR, Hashes, Units, mix
+
+Places = npt.NDArray[np.int64]
+
+
+class Groups(NamedTuple):
+    """Equal runs. members: indices of `places`, those of a group together, ascending in it;
+    begins: of each group, where in `members`; counts: how many it has, two or more."""
+
+    members: Places
+    begins: Places
+    counts: Places
+
+
+class Repeats:
+    """All shares are of the letters in units; 0 where the text has no more units than a run."""
+
+    def __init__(self, units: Units) -> None:
+        self._hashes = units.hashes
+        self._letters = units.ends - units.starts
+        self._total = int(self._letters.sum())
+        self._size = 1
+        self._places: Places = np.arange(len(units))  # of runs that may repeat, ascending
+        self._runs: Hashes = units.hashes  # at these places, before they are mixed
+
+    def top_share(self, size: int) -> float:
+        """The share of the most frequent run of `size` units; of several the one of least hash."""
+        groups = self._groups(size)
+        if groups is None:
+            return 0.0
+        most = int(groups.counts.max())
+        firsts = groups.members[groups.begins[groups.counts == most]]
+        first = firsts[mix(self._runs[firsts]).argmin()] if len(firsts) > 1 else firsts[0]
+        place = int(self._places[first])
+        letters = sum(self._letters[place : place + size].tolist())
+        self._leave(groups)
+        return min(1.0, most * letters / self._total)
+
+    def share(self, size: int) -> float:
+        """The share in runs of `size` units that stood in the text before."""
+        groups = self._groups(size)
+        if groups is None:
+            return 0.0
+        later = self._places[np.delete(groups.members, groups.begins)]
+        opened = np.bincount(later, minlength=len(self._hashes) + 1)
+        opened -= np.bincount(later + size, minlength=len(self._hashes) + 1)
+        covered = np.cumsum(opened)[:-1] > 0
+        self._leave(groups)
+        return float(self._letters[covered].sum() / self._total)
+
+    def _groups(self, size: int) -> Groups | None:
+        """Of runs of `size` units that stand there twice or more; None where there are none."""
+        if len(self._hashes) <= size or not len(self._places):
+            return None
+        self._grow(size)
+        groups = _equal(self._runs)
+        if groups is None:
+            self._places = self._places[:0]
+        return groups
+
+    def _grow(self, size: int) -> None:
+        """Runs of `size` units at the places that are left."""
+        for length in range(self._size, size):
+            count = int(self._places.searchsorted(len(self._hashes) - length))
+            self._places = self._places[:count]
+            self._runs = self._runs[:count] * RUN_FACTOR + self._hashes[self._places + length]
+        self._size = size
+
+    def _leave(self, groups: Groups) -> None:
+        """Only the places of these groups."""
+        kept = np.sort(groups.members)
+        self._places, self._runs = self._places[kept], self._runs[kept]
+
+
+def _equal(runs: Hashes) -> Groups | None:
+    """Groups of equal numbers; None where all are different.
+
+    Numbers are sorted alone, five times as fast as with their indices: these stand in the lowest
+    bits, and what of a number they hide is compared afterwards.
+    """
+    bits = np.uint64(max(1, len(runs).bit_length()))
+    keys = np.sort((runs >> bits << bits) | np.arange(len(runs), dtype=np.uint64))
+    high = keys >> bits
+    same = high[1:] == high[:-1]
+    if not same.any():
+        return None
+    grouped = np.concatenate((same, (False,)))
+    grouped[1:] |= same
+    members = (keys[grouped] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    values = runs[members]
+    new = np.concatenate(((True,), values[1:] != values[:-1]))
+    begins = new.nonzero()[0]
+    counts = np.concatenate((begins[1:], (len(members),))) - begins
+    if len(begins) == len(members) or int(counts.min()) < 2:  # 2**-40 of all texts
+        return _equal_by_order(runs)
+    return Groups(members, begins, counts)
+
+
+def _equal_by_order(runs: Hashes) -> Groups | None:
+    """The same, by indices sorted with their numbers."""
+    order = np.argsort(runs, kind="stable")
+    _, begins, counts = np.unique(runs[order], return_index=True, return_counts=True)
+    several = counts > 1
+    if not several.any():
+        return None
+    members = order[np.repeat(several, counts)]
+    counts = counts[several]
+    return Groups(members, np.cumsum(counts) - counts, counts)
