@@ -160,7 +160,7 @@ def _education(units: Units, usual: float, counts: Counts) -> float:
     if len(units) == 0:
         return 0.0
     head = units.hashes[:1000]
-    variety = _distinct(head) / len(head) ** 0.85  # Heaps' law
+    variety: float = _distinct(head) / len(head) ** 0.85  # Heaps' law
     length = len(units) / max(1, counts.sentences) / (2 if units.without_spaces else 1)
     moderate = min(length / 15, 1.0) * min(1.0, 40 / length)
     exposition = counts.signs / len(units) / 0.1
@@ -197,7 +197,7 @@ def _code_education(text: str, units: Units) -> float:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     comments = _share(line.startswith(("#", "//", "/*", "*", "--", '"""', "'''")) for line in lines)
     head = units.hashes[:1000]
-    variety = _distinct(head) / max(1, len(head)) ** 0.75
+    variety: float = _distinct(head) / max(1, len(head)) ** 0.75
     return round((min(1.0, 3 * comments) + min(1.0, variety)) / 2, 3)
 
 

@@ -49,7 +49,7 @@ class Repeats:
         firsts = groups.members[groups.begins[groups.counts == most]]
         first = firsts[mix(self._runs[firsts]).argmin()] if len(firsts) > 1 else firsts[0]
         place = int(self._places[first])
-        letters = sum(self._letters[place : place + size].tolist())
+        letters = int(self._letters[place : place + size].sum())
         self._leave(groups)
         return min(1.0, most * letters / self._total)
 

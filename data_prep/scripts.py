@@ -92,7 +92,8 @@ def chinese_script(text: str) -> str:
 
 def is_letter() -> npt.NDArray[np.bool_]:
     """Of each code point [0x110000], whether it is a letter or a mark that belongs to one."""
-    return _script_of_point() != 0
+    letters: npt.NDArray[np.bool_] = _script_of_point() != 0
+    return letters
 
 
 @cache
