@@ -28,7 +28,8 @@ class Labels(NamedTuple):
 
     source: where the text came from; language: as in languages.csv, `und` where undetermined;
     domain: web, code, stem, reasoning, books, reference, synthetic, dialog or another; quality,
-    education: a level of LEVELS. All of these are `unknown` where a document does not say.
+    education: a level of LEVELS, of heuristics (`quality.py`) unless the documents or a classifier
+    said more. All of these are `unknown` where a document does not say.
     length: one of LENGTHS.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a document reads like text somebody wrote: rules per language, for code, and two scores.
+"""Whether a document reads like text somebody wrote: rules per language, and two heuristics.
 
     judged = judge(text, split(text), "deu_Latn")
     judged.fault                  # "repeated lines", the first rule that it breaks, or None
@@ -7,12 +7,12 @@
 The rules are those of Gopher (Rae et al. 2021, appendix A.1.1: quality and repetition) and FineWeb
 (Penedo et al. 2024, section 3.6), counted in units (units.py). So they hold where words are not
 separated by spaces; twice as many characters stand for as many words there. A word's usual length
-is the language's (languages.csv). Rules about how lines end hold where sentences end in a mark.
+is the language's (languages.csv). What is too much of each is data (bounds.py).
 
 `education` orders the documents of a language by signs of exposition: varied words, long ones,
 sentences of moderate length, figures, and the punctuation of definitions and asides. It knows
-nothing of what a text says; for that give a fastText model. Both scores are comparable within a
-language, hardly between languages.
+nothing of what a text says; for that give a classifier. Both scores are heuristics that nobody held
+against people's judgement, comparable within a language, hardly between languages.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.tables import table
 
 PICTURE = "report.png"
+SCORES, HEURISTIC = ("quality", "education"), "heuristic"
 _PROBLEMS_SHOWN = 10
 _LANGUAGES_SHOWN = 40
 
@@ -63,7 +64,8 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
 
 
 def collect(settings: CleanSettings) -> dict[str, Any]:
-    """All counts. rows: source, language, outcome, documents, bytes of text; recipe: as TOML."""
+    """All counts. rows: source, language, outcome, documents, bytes of text; recipe: as TOML;
+    scores: by what they were given to documents that brought none."""
     documents: Counter[tuple[str, str, str]] = Counter()
     sizes: Counter[tuple[str, str, str]] = Counter()
     for stage in ("work/counts/label", "work/counts/write"):
@@ -82,6 +84,7 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
         "problems": dict(kinds),
         "first_problems": first,
         "recipe": recipe.text(settings),
+        "scores": {name: settings.models.get(name, HEURISTIC) for name in SCORES},
     }
 
 
@@ -99,6 +102,12 @@ def print_report(out: Path, console: Console) -> None:
         console.print(_problem_table(content))
     kept = sum(row[3] for row in rows if row[2] == KEPT)
     size = sum(row[4] for row in rows if row[2] == KEPT)
+    scored = [name for name, by in content.get("scores", {}).items() if by == HEURISTIC]
+    if scored:
+        console.print(
+            f"{' and '.join(scored)}: heuristics of characters and words, where documents brought "
+            "none; no judgement of what a text says"
+        )
     console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
     if not kept:
         raise ConfigError(f"{shown(out)}: not one of {total:,} documents was kept{_why(content)}")

@@ -12,7 +12,10 @@ An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst
 text or source code. NAME and DOMAIN label documents that do not say it themselves. OUT/documents
 holds the result, for tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was
 dropped and why, OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not
-be read. Killed or stopped, the same command goes on where it was.
+be read. Killed or stopped, the same command goes on where it was, also with other cores.
+
+Documents that bring no `quality` and `education` get heuristics of characters and words, from 0 to
+1: no judgement of what they say, for which --quality-model and --education-model are.
 """
 
 import argparse

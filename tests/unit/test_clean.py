@@ -400,8 +400,12 @@ def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> Non
     report.print_report(Path(settings.out), console)
     text = console.file.getvalue()
     shown = ("equal to another", "English", "1 broken JSON", "of 4 documents kept")
+    shown += ("quality and education: heuristics",)
     for words in (*shown, "language unknown"):
         assert words in text
+    content = json.loads(settings.folder("report.json").read_bytes())
+    assert content["scores"] == {"quality": "heuristic", "education": "heuristic"}
+    assert "min_letters = 240.0" in content["recipe"]
     assert settings.folder("report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="has not ended"):
         report.print_report(tmp_path / "in", console)
