@@ -2,6 +2,7 @@
 
     keep_plain(chunk)                       # once, when the chunk is made
     chunk.load_state_dict(taken(chunk, loaded))
+    with untouched(chunks): …               # passes that train nothing
 
 Transformer Engine saves a module's scales, and the largest values that set them, as a pickle, which
 runs whatever it names when it is read: its newest releases refuse to, and we read no pickle of a
@@ -13,7 +14,8 @@ A checkpoint without them, or with others, as of another program, leaves a modul
 is made: it begins with a fresh history. So do histories of another length.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -45,14 +47,40 @@ def taken(chunk: nn.Module, loaded: Mapping[str, Any]) -> dict[str, Any]:
         if suffix and _is_theirs(modules.get(path)):
             states.setdefault(path, {})[int(expert or 0)] = others[name]
             others[name] = _nothing()
-    config: Any = chunk.config
-    if config.fp8 and config.fp8_recipe == "delayed":
+    if _is_delayed(chunk):
         for path, of_parts in states.items():
             parts = [of_parts[part] for part in sorted(of_parts)]
             if all(isinstance(part, dict) for part in parts):
-                _make(modules[path], len(parts), config)
+                _make(modules[path], len(parts), chunk.config)
                 _take(modules[path], parts)
     return others
+
+
+@contextmanager
+def untouched(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, what passes read sets no scale: the next one is by what is trained, as without them.
+
+    Transformer Engine notes the largest values of every forward pass in a history's first row,
+    and makes scales of them after one that is trained.
+    """
+    before = {module: history[0].clone() for module, history in _forward_histories(chunks)}
+    try:
+        yield
+    finally:
+        for module, history in _forward_histories(chunks):
+            history[0] = before.get(module, 0.0)
+
+
+def _forward_histories(chunks: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Tensor]]:
+    for chunk in filter(_is_delayed, chunks):
+        for module in filter(_is_theirs, chunk.modules()):
+            for name, value in _tensors(module):
+                if name == f"{_DIRECTIONS[0]}.amax_history":
+                    yield module, value
+
+
+def _is_delayed(chunk: Any) -> bool:
+    return bool(chunk.config.fp8) and chunk.config.fp8_recipe == "delayed"
 
 
 def _is_theirs(module: object) -> bool:
@@ -72,13 +100,23 @@ def _state(module: Any) -> Any:
 
 
 def _of_each(module: Any, _: object = None) -> list[Any]:
-    """The same of each of its matrices, whose tensors stand side by side."""
-    count = getattr(module, "num_gemms", 1)
-    parts: list[Any] = [{} for _ in range(count)]
+    """The same of each of its matrices."""
+    parts: list[Any] = [{} for _ in range(getattr(module, "num_gemms", 1))]
     for name, value in _tensors(module):
-        for part, own in zip(parts, value.unflatten(-1, (count, -1)).unbind(-2), strict=True):
+        for part, own in zip(parts, _by_matrix(module, value).unbind(-2), strict=True):
             part[name] = own.detach().to("cpu", copy=True)
     return [part or _nothing() for part in parts]
+
+
+def _by_matrix(module: Any, value: Tensor) -> Tensor:
+    """[…, matrices, tensors of each], the same memory.
+
+    Those of a matrix stand side by side; in older releases those of a kind, as all inputs, do.
+    """
+    count = getattr(module, "num_gemms", 1)
+    if count == 1 or hasattr(module, "_num_fp8_tensors_per_gemm"):
+        return value.unflatten(-1, (count, -1))
+    return value.unflatten(-1, (-1, count)).transpose(-1, -2)
 
 
 def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
@@ -102,6 +140,8 @@ def _make(module: Any, count: int, config: Any) -> None:
 def _take(module: Any, parts: list[dict[str, Tensor]]) -> None:
     """Into the module, where the parts have as much as it has."""
     for name, value in _tensors(module):
+        own = _by_matrix(module, value)
         saved = [part[name] for part in parts if name in part]
-        if len(saved) == len(parts) and (whole := torch.cat(saved, -1)).shape == value.shape:
-            value.copy_(whole)
+        shape = torch.Size((*own.shape[:-2], own.shape[-1]))
+        if len(saved) == own.shape[-2] and all(part.shape == shape for part in saved):
+            own.copy_(torch.stack(saved, -2))

@@ -257,7 +257,8 @@ class Model:
         for chunk in self.chunks:
             chunk.eval()
         try:
-            return self.run_schedule(self.chunks, batch, finish, forward_only=True)
+            with scaling.untouched(self.chunks):
+                return self.run_schedule(self.chunks, batch, finish, forward_only=True)
         finally:
             for chunk in self.chunks:
                 chunk.train(was_training)

@@ -56,7 +56,8 @@ def _scale(quantizer: Any, largest: Tensor, most: float) -> Tensor:
     kind = type(quantizer).__name__
     if kind == "Float8Quantizer":
         if quantizer.amax.numel():  # none where the scale is given
-            quantizer.amax.copy_(largest.reshape(quantizer.amax.shape))
+            kept = quantizer.amax
+            kept.copy_(torch.maximum(kept, largest.reshape(kept.shape)))  # as atomicMax does
         return quantizer.scale.reshape(1).float()
     if kind != "Float8CurrentScalingQuantizer":
         raise NotImplementedError(f"{kind} is not stood in")

@@ -232,6 +232,24 @@ def test_scores_are_in_fp8_and_of_the_weights_of_now_and_texts_are_written_in_bf
     assert (low[2] - low[0]).norm() == pytest.approx(moved.item(), rel=0.3)
 
 
+def trained_and_read(preset, settings, reads):
+    config = config_of(preset, *settings)
+    engine = Engine(config, start(config))
+    found = steps(engine, 0, 2)
+    if reads:
+        batch = batch_of(5, engine)
+        strange = TokenBatch.of(batch.tokens_BS.flip(1), batch.labels_BS)
+        engine.model.score(strange, log_probs)
+    return found + steps(engine, 2, 4)
+
+
+@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+def test_what_is_only_read_sets_no_scale_of_what_is_trained(preset):
+    recipe = ("fp8.recipe=delayed", "fp8.history=4", "model.init_std=0.2")
+    read, alone = (run_te_ranks(trained_and_read, 1, preset, recipe, x)[0] for x in (True, False))
+    assert read == alone
+
+
 def of_length(positions):
     config = config_of("tiny-dense", "fp8.recipe=tensorwise")
     engine = Engine(config, start(config))

@@ -12,11 +12,13 @@ from megatron_qwen3.model import scaling
 class Scaled(nn.Module):
     """As a module of Transformer Engine keeps its scales: made at its first step, or by loading."""
 
-    def __init__(self, count=None, history=4, fill=None):
+    def __init__(self, count=None, history=4, fill=None, is_old=False):
         super().__init__()
         self.fp8_meta, self.history = {}, history
         if count:
             self.num_gemms = count
+            if not is_old:
+                self._num_fp8_tensors_per_gemm = {"fwd": 3, "bwd": 2}
         if fill is not None:
             self.fp8_meta["num_gemms"] = count or 1
             self.init_fp8_meta_tensors(None)
@@ -83,17 +85,20 @@ def test_what_is_saved_does_not_change_with_the_model():
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(chunk.linear), before, strict=True))
 
 
-def test_experts_take_their_scales_along_to_another_rank():
-    chunk = Chunk(experts=Scaled(4, fill=1))
+@pytest.mark.parametrize("is_old", [False, True])
+def test_experts_take_their_scales_along_to_another_rank(is_old):
+    """Those of an expert stand side by side; in older releases those of all inputs, weights …"""
+    chunk = Chunk(experts=Scaled(4, fill=1, is_old=is_old))
     saved = saved_by(chunk)
     last_two = {
         "experts._extra_state": saved["experts._extra_state2"],
         "experts._extra_state1": saved["experts._extra_state3"],
     }
-    fresh = Chunk(experts=Scaled(2))
+    fresh = Chunk(experts=Scaled(2, is_old=is_old))
     scaling.taken(fresh, last_two)
     for mine, whole in zip(tensors_of(fresh.experts), tensors_of(chunk.experts), strict=True):
-        assert torch.equal(mine, whole.chunk(2, -1)[1])
+        last = whole.unflatten(-1, (-1, 2, 2))[..., 1, :].flatten(-2) if is_old else None
+        assert torch.equal(mine, whole.chunk(2, -1)[1] if last is None else last)
 
 
 @pytest.mark.parametrize("state", [torch.empty(0, dtype=torch.uint8), torch.ones(9), b"x", None])
@@ -108,6 +113,19 @@ def test_a_history_of_another_length_begins_anew_with_the_scales():
     scaling.taken(fresh, saved_by(chunk))
     state, saved = (c.linear.fp8_meta["scaling_fwd"] for c in (fresh, chunk))
     assert torch.equal(state.scale, saved.scale) and not state.amax_history.any()
+
+
+def test_what_is_read_leaves_no_trace_in_a_history():
+    """Also of a module whose first pass it is; what a step noted itself stays."""
+    chunk = Chunk(linear=Scaled(fill=1), late=Scaled())
+    before = tensors_of(chunk.linear)
+    with scaling.untouched([chunk]):
+        chunk.late.fp8_meta["num_gemms"] = 1
+        chunk.late.init_fp8_meta_tensors(None)
+        for module in (chunk.linear, chunk.late):
+            module.fp8_meta["scaling_fwd"].amax_history[0] += 1
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(chunk.linear), before, strict=True))
+    assert not chunk.late.fp8_meta["scaling_fwd"].amax_history.any()
 
 
 def test_recipes_without_history_save_and_take_nothing():
