@@ -1,4 +1,5 @@
-"""The table [overlap]: communication beside computation on GPUs, and activations on the host.
+"""The table [overlap]: communication beside computation on GPUs, CUDA graphs, activations on the
+host.
 
 Each is an option of megatron-core's, given to it as it stands; `parallel/README.md` says what it
 does, when it pays and what it cannot go with, and `validate_overlap.py` refuses that before a rank
@@ -13,11 +14,14 @@ from megatron_qwen3.fields import setting
 # What each part of a layer that can be sent to the host keeps for backward.
 DENSE_PARTS = ("qkv_linear", "core_attn", "attn_proj")
 SPARSE_PARTS = (*DENSE_PARTS, "mlp_norm", "expert_fc1", "moe_act")
+# What of a layer can be replayed as a CUDA graph.
+DENSE_GRAPHS, SPARSE_GRAPHS = ("attn", "mlp"), ("attn", "moe_router")
 
 
 @dataclass(frozen=True)
 class OverlapConfig:
-    """Communication beside computation, and activations on the host, of layers of kind "te"."""
+    """Communication beside computation, graphs, and activations on the host, of layers of kind
+    "te"."""
 
     tensor: bool = setting(
         False, "gathers and scatters of tensor ranks run beside the products that need them"
@@ -34,6 +38,12 @@ class OverlapConfig:
         False,
         "gradients and weights lie in memory that NCCL knows, so that reducing them takes fewer of "
         "the GPU's multiprocessors from the model",
+    )
+    cuda_graphs: tuple[str, ...] = setting(
+        (),
+        "parts of layers whose kernels are captured once, and in training on whole rows replayed as "
+        "a CUDA graph: attn; of dense layers mlp, of sparse ones moe_router",
+        metavar="PART",
     )
     offload_parts: tuple[str, ...] = setting(
         (),

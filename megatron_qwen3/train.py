@@ -109,6 +109,8 @@ def train(config: Config) -> bool:
         # It overlaps with its communication only if kernels start in the order of their calls.
         # Others overlap better without.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if config.overlap.cuda_graphs:
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # as parallel/overlap.py checks
     if config.overlap.offload_parts:
         os.environ.setdefault("NVTE_CPU_OFFLOAD_V1", "1")  # as parallel/overlap.py checks
     warnings.filterwarnings("ignore", module=r"torch\.distributed|megatron\.core")

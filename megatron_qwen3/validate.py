@@ -16,6 +16,7 @@ from megatron_qwen3 import (
     modes,
     validate_context,
     validate_fp8,
+    validate_graphs,
     validate_overlap,
     validate_posttrain,
     validate_rl,
@@ -62,6 +63,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *validate_rope.faults(config),
         *validate_fp8.faults(config),
         *validate_overlap.faults(config),
+        *validate_graphs.faults(config),
     ]
 
 

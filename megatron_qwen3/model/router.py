@@ -62,7 +62,9 @@ class Router(MegatronModule):
         self.register_buffer("step_share", uniform.clone(), False)  # f_e of the running step
         # This rank's choices and probabilities per expert in the running step.
         self.register_buffer("sums", torch.zeros(2, self.num_experts, device=device), False)
-        self.step_positions, self.counting = 1.0, False
+        # On the device, as everything that differs from step to step: a graph reads it anew.
+        self.register_buffer("step_positions", torch.ones((), device=device), False)
+        self.counting = False
 
     def begin_counting(self) -> None:
         """Until the step begins, passes in evaluation mode count choices."""
@@ -74,7 +76,8 @@ class Router(MegatronModule):
 
         `counts_E`: choices that the loss takes f_e from; None is the share of the last step.
         """
-        self.step_positions, self.counting = positions, False
+        self.counting = False
+        self.step_positions.fill_(positions)
         share_E = self.expert_share if counts_E is None else counts_E / counts_E.sum()
         self.step_share.copy_(share_E)
         self.sums.zero_()

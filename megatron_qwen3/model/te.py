@@ -40,6 +40,7 @@ _KEYS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
+_READ_BY_GRAPHS = ("hidden_states", "rotary_pos_emb")
 
 
 def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
@@ -130,6 +131,24 @@ class Layer(TransformerLayer):
             padding_Bs = self._padding(sequences)
             self.mlp.router.padding_sB = None if padding_Bs is None else padding_Bs.t()
         return super()._forward_attention(hidden_states, packed_seq_params=sequences, **others)
+
+    def get_layer_static_inputs(
+        self, seq_length: int, micro_batch_size: int
+    ) -> dict[str, Tensor]:
+        """What a CUDA graph of this layer reads beside the rotary tables: [s, B, H].
+
+        Without megatron-core's mask, which causal attention would not read.
+        """
+        shape = seq_length // self.place[1], micro_batch_size, self.config.hidden_size
+        device, dtype = torch.cuda.current_device(), self.config.params_dtype
+        hidden_sBH = torch.ones(shape, dtype=dtype, device=device, requires_grad=True)
+        return {"hidden_states": hidden_sBH}
+
+    def _get_te_cuda_graph_replay_args(self, *args: Any, **kwargs: Any) -> tuple:
+        """Of what TransformerBlock gives a layer, the tensors that its graph reads."""
+        read = {name: kwargs[name] for name in _READ_BY_GRAPHS if name in kwargs}
+        made: tuple = super()._get_te_cuda_graph_replay_args(*args, **read)
+        return made
 
     def _padding(self, sequences: Sequences) -> Tensor | None:
         """[B, s], where this tensor rank's positions are padding; None where none are."""

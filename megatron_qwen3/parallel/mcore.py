@@ -32,6 +32,10 @@ from megatron.core.fp8_utils import (
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.num_microbatches_calculator import (
+    destroy_num_microbatches_calculator,
+    init_num_microbatches_calculator,
+)
 from megatron.core.optimizer import (
     MegatronOptimizer,
     OptimizerConfig,
@@ -48,6 +52,7 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     all_to_all,
 )
+from megatron.core.transformer.cuda_graphs import TECudaGraphHelper
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.fused_a2a import HAVE_DEEP_EP, HAVE_HYBRIDEP
@@ -87,6 +92,7 @@ __all__ = [
     "ShardedObject",
     "ShardedTensor",
     "ShardedTensorFactory",
+    "TECudaGraphHelper",
     "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
@@ -95,6 +101,7 @@ __all__ = [
     "VocabParallelEmbedding",
     "all_to_all",
     "build_module",
+    "destroy_num_microbatches_calculator",
     "distrib_optimizer",
     "finalize_model_grads",
     "get_forward_backward_func",
@@ -103,6 +110,7 @@ __all__ = [
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_transformer_layer_offset",
+    "init_num_microbatches_calculator",
     "is_float8tensor",
     "is_main_replica",
     "optimizers",

@@ -13,6 +13,7 @@ what goes together.
 import importlib
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from megatron_qwen3 import launcher
 from megatron_qwen3.parallel import installed
 from megatron_qwen3.parallel.layout import Layout
-from megatron_qwen3.parallel.mcore import TransformerLayer
+from megatron_qwen3.parallel.mcore import TransformerConfig, TransformerLayer, tensor_parallel
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.validate_overlap import cpu_faults, multicast_faults
 
@@ -29,6 +30,14 @@ _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _GROWS = "expandable_segments:True"
 # Transformer Engine from 2.10 on sends weights to the host, too, unless its older code is asked.
 OLD_OFFLOAD = "NVTE_CPU_OFFLOAD_V1"
+# NCCL registers the buffers that a graph's collectives use, which memory that grows cannot bear.
+GRAPH_BUFFERS = "NCCL_GRAPH_REGISTER"
+# megatron-core 0.19 has another name for it.
+_GRAPHED = next(
+    name
+    for name in ("cuda_graph_modules", "cuda_graph_scope")
+    if name in {field.name for field in fields(TransformerConfig)}
+)
 
 
 def check(config: Config) -> None:
@@ -49,6 +58,9 @@ def of_model(config: Config) -> dict[str, object]:
     if overlap.experts:
         told["overlap_moe_expert_parallel_comm"] = True
         told["delay_wgrad_compute"] = overlap.delay_weight_gradients
+    if overlap.cuda_graphs:
+        told["cuda_graph_impl"] = "transformer_engine"
+        told[_GRAPHED] = [*overlap.cuda_graphs]
     if overlap.offload_parts:
         told["fine_grained_activation_offloading"] = True
         told["offload_modules"] = [*overlap.offload_parts]
@@ -69,7 +81,12 @@ def of_gradients(config: Config) -> dict[str, object]:
 
 def begin(config: Config, layout: Layout) -> None:
     """Have what Transformer Engine's layers ask for while they are made: with overlap.tensor its
-    buffers, of a micro-batch of full rows, which all ranks make together."""
+    buffers, of a micro-batch of full rows, which all ranks make together; with overlap.cuda_graphs
+    its random states, which graphs can hold, and megatron-core's not."""
+    if config.overlap.cuda_graphs:
+        tensor_parallel.model_parallel_cuda_manual_seed(
+            config.run.seed, te_rng_tracker=True, force_reset_rng=True
+        )
     if not config.overlap.tensor:
         return
     from transformer_engine.pytorch.module import base
@@ -105,6 +122,13 @@ def _environment_faults(config: Config) -> Iterator[str]:
                 f"overlap.nccl_buffers = true, and the environment has {name} = "
                 f"{os.environ[name]}: memory that grows cannot be NCCL's; set "
                 f"{name}=expandable_segments:False, or leave overlap.nccl_buffers out"
+            )
+        kept = os.environ.get(GRAPH_BUFFERS, "")
+        if config.overlap.cuda_graphs and _GROWS in os.environ.get(name, "") and kept != "0":
+            yield (
+                f"overlap.cuda_graphs, and the environment has {name} = {os.environ[name]} and "
+                f'{GRAPH_BUFFERS} = "{kept}": NCCL would keep places of memory that grows; set '
+                f"{GRAPH_BUFFERS}=0, or leave overlap.cuda_graphs out"
             )
     knows_four_bits = hasattr(TransformerLayer, "get_inner_quantization_context")
     if config.overlap.experts and config.fp8.recipe == "nvfp4" and not knows_four_bits:

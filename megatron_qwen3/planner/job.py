@@ -48,6 +48,7 @@ class Job:
     dispatcher            of tokens to experts: alltoall, or fused kernels: deepep, hybridep
     overlap_exchange      the exchange of one micro-batch runs beside another's computation
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
+    graph_parts           of layers, what our trainer captures, as overlap.cuda_graphs has them
     balanced              the router is forced to an even load, as in benchmarks
     fused_experts         products, activation and casts of experts run as few fused kernels
     fused_permutation     rows are sorted by one kernel; before 2026 NCCL's exchange took many
@@ -81,6 +82,7 @@ class Job:
     dispatcher: str = "alltoall"
     overlap_exchange: bool = False
     graphs: str = "none"
+    graph_parts: tuple[str, ...] = ()
     balanced: bool = False
     fused_experts: bool = False
     fused_permutation: bool = True
@@ -114,6 +116,8 @@ class Job:
             offload_overlap=optim.offload_overlap,
             dispatcher=parallel.dispatch,
             overlap_exchange=overlap.experts,
+            graphs="partial" if overlap.cuda_graphs else "none",
+            graph_parts=overlap.cuda_graphs,
             offload_parts=overlap.offload_parts,
             offload_layers=overlap.offload_layers,
             user_buffers=overlap.tensor,

@@ -98,7 +98,13 @@ def in_flight_bytes(job: Job, rank: int) -> float:
     """Activations of all micro-batches that the schedule holds at once on a pipeline rank."""
     layout = job.layout
     order = schedule.rank_order(rank, layout.pipeline, layout.virtual, _few(job))
-    held = schedule.peak(order, [_chunk_bytes(job, rank, i) for i in range(layout.virtual)])
+    chunks = [_chunk_bytes(job, rank, i) for i in range(layout.virtual)]
+    if {*job.graph_parts} == {"attn", "mlp"}:  # what one layer gives is copied for the next one
+        chunks = [
+            size + len(_chunk_layers(job, rank, i)) * _hidden_bytes(job)
+            for i, size in enumerate(chunks)
+        ]
+    held = schedule.peak(order, chunks)
     if rank == layout.pipeline - 1:  # the last norm and its output, of one micro-batch
         positions = job.micro_batch_tokens / job.sequence_ranks
         held += 2 * positions * job.weight_bytes * job.model.hidden_size
@@ -137,8 +143,37 @@ def workspace_bytes(job: Job, rank: int) -> float:
     travelling = 2 * max(activations.offloaded_bytes(job, index) for index in layers)
     if job.offload_layers:  # Transformer Engine keeps as many layers as are not sent
         travelling = 0.0
-    buffers = user_buffer_bytes(job)
+    buffers = user_buffer_bytes(job) + graph_bytes(job, layer)
     return again + block + gathered + travelling + buffers + MATMUL_WORKSPACE_BYTES
+
+
+def graph_bytes(job: Job, layer: int) -> float:
+    """What replaying a layer's CUDA graph takes beside what the layer itself would: gradients that
+    it is given, in places of their own; as many zeros as the captured weights, which stand for
+    gradients that their buffers have already; of a sparse layer what its attention's backward pass
+    works in, which experts cannot have."""
+    if not job.graph_parts:
+        return 0.0
+    model, width = job.model, job.weight_bytes
+    a, k = (n * model.head_dim for n in (model.num_attention_heads, model.num_query_groups))
+    h, tp = model.hidden_size, job.layout.tensor
+    weights = {
+        "attn": h * (2 * a + 2 * k) / tp,
+        "mlp": h * model.ffn_hidden_size * (3 if model.gated else 2) / tp,
+        "moe_router": h * model.num_experts,
+    }
+    given = 2 if "moe_router" in job.graph_parts else 1
+    apart = 0.0
+    if model.is_sparse(layer) and "attn" in job.graph_parts:
+        apart = activations.attention_bytes(job)
+    clones = width * sum(weights[part] for part in job.graph_parts)
+    return given * _hidden_bytes(job) + clones + apart
+
+
+def _hidden_bytes(job: Job) -> float:
+    """A micro-batch between two layers."""
+    positions = job.micro_batch_tokens / job.sequence_ranks
+    return positions * job.weight_bytes * job.model.hidden_size
 
 
 def user_buffer_bytes(job: Job) -> float:

@@ -35,6 +35,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
 from megatron_qwen3.training.balance import Balance
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.graphs import Graphs
 from megatron_qwen3.training.model import ANOTHER, Finish, Model
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import build_optimizer, gradient_norm, update
@@ -56,6 +57,7 @@ class Engine:
         self.model.replicas = self.chunks
         self.optimizer = build_optimizer(config, self.chunks)
         self.balance = Balance(self.model)
+        self.graphs = Graphs(self.model, self.chunks, self.optimizer)
         self._connect_schedule()
 
     @property
@@ -93,12 +95,14 @@ class Engine:
         self.clock.restart()
         rows = batch.rows
         batch, counts, positions = self._counts(batch, objective)
+        replayed = self.graphs.of_step(batch)
         self.balance.begin(batch, positions)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         finish = _weighing(self.model, objective, counts)
-        reports = self.model.run_schedule(self.chunks, batch, finish, forward_only=False)
+        with replayed:
+            reports = self.model.run_schedule(self.chunks, batch, finish, forward_only=False)
         columns = len(objective.means) + len(objective.largest)
         sums_DMK = self._sums_of_step(reports, batch.rows, columns)
         losses_DM = sums_DMK[..., : len(objective.losses)].sum(-1)

@@ -19,6 +19,7 @@ from megatron_qwen3.settings import Config
 from megatron_qwen3.training import dali
 from megatron_qwen3.training.arrays import Arrays
 from megatron_qwen3.training.batch import TokenBatch
+from megatron_qwen3.training.graphs import CAPTURING
 
 
 def check(config: Config) -> None:
@@ -62,7 +63,8 @@ class Reader:
         if self._device.type != "cuda":
             return batch
         torch.cuda.set_device(self._device)  # a thread begins on GPU 0, and pinning asks a GPU
-        return batch.pinned()
+        with CAPTURING:
+            return batch.pinned()
 
     def __enter__(self) -> Self:
         return self

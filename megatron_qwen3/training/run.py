@@ -145,6 +145,8 @@ class Run:
         metrics["tokens"] = tokens
         seconds = time.perf_counter() - self._updating
         self.log.train(step + 1, metrics, rate, seconds, step_tokens)
+        for line in self.engine.graphs.news():
+            self.log.note(line)
         return metrics
 
     def beat(self, at: str) -> None:

@@ -56,6 +56,7 @@ def install() -> None:
         spec.loader.exec_module(package)
         importlib.import_module("transformer_engine.pytorch")
     _stand_in("kernels", "quantized", "documents")  # they import Transformer Engine
+    importlib.import_module("tests.te.te_graphs").install()
 
 
 def pretend_one_gpu(capability: tuple[int, int] = (9, 0)) -> None:
@@ -80,10 +81,7 @@ def pretend_one_gpu(capability: tuple[int, int] = (9, 0)) -> None:
     cuda.current_stream = cuda.default_stream = lambda *args: _Nothing()
     cuda.is_current_stream_capturing = lambda: False
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args: None
-    cuda.default_generators = (torch.default_generator,)
-    distributed: Any = importlib.import_module("transformer_engine.pytorch.distributed")
-    distributed._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    distributed._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    cuda.default_generators = importlib.import_module("tests.te.te_graphs").DefaultGenerator()
     torch.Tensor.is_cuda = property(_is_cuda)  # type: ignore[method-assign,assignment]
     torch.Tensor.to = _to  # type: ignore[method-assign,assignment]
 
@@ -152,7 +150,8 @@ def _call(name: str, *args: Any, **kwargs: Any) -> Any:
     if name not in _kernels:
         raise NotImplementedError(f"transformer_engine_torch.{name} is not stood in")
     calls[name] += 1
-    with torch.no_grad():  # a kernel is none of autograd's operations
+    graphs = importlib.import_module("tests.te.te_graphs")
+    with torch.no_grad(), graphs.kernel(name):  # a kernel is none of autograd's operations
         return _kernels[name](*args, **kwargs)
 
 

@@ -93,6 +93,38 @@ def test_parts_that_wait_on_the_host_are_not_kept_but_for_two_layers(parts):
     assert Memory.of(sent).activations == Memory.of(plain).activations - 48 * size
 
 
+WHOLE = 'overlap.cuda_graphs=["attn","mlp"]'
+
+
+def test_graphs_of_whole_layers_copy_what_one_gives_for_the_next_and_clone_zeros_of_weights():
+    """8B: 36 layers of 4,096; 32 heads and 8 groups of 128; an MLP of 12,288."""
+    plain, graphed = job_of(DENSE), job_of(DENSE, WHOLE)
+    hidden = 2 * LENGTH * 4096
+    assert Memory.of(graphed).activations - Memory.of(plain).activations == 36 * hidden
+    weights = 4096 * (2 * 32 + 2 * 8) * 128 + 3 * 4096 * 12288
+    more = workspace_bytes(graphed, 0) - workspace_bytes(plain, 0)
+    assert more == hidden + 2 * weights
+    part = job_of(DENSE, 'overlap.cuda_graphs=["attn"]')
+    assert Memory.of(part).activations == Memory.of(plain).activations
+    assert workspace_bytes(part, 0) - workspace_bytes(plain, 0) == hidden + 2 * 4096 * 80 * 128
+
+
+def test_graphs_of_sparse_layers_have_memory_that_experts_cannot_have():
+    plain = job_of(SPARSE)
+    graphed = job_of(SPARSE, 'overlap.cuda_graphs=["attn","moe_router"]')
+    assert Memory.of(graphed).activations == Memory.of(plain).activations
+    weights = 2048 * (2 * 32 + 2 * 4) * 128 + 2048 * 128
+    expected = 2 * (2 * LENGTH * 2048) + 2 * weights + activations.attention_bytes(plain)
+    assert workspace_bytes(graphed, 0) - workspace_bytes(plain, 0) == pytest.approx(expected)
+
+
+def test_graphs_leave_a_part_of_the_launches():
+    plain, graphed = job_of(DENSE), job_of(DENSE, WHOLE)
+    assert (plain.graphs, graphed.graphs) == ("none", "partial")
+    seconds = [LayerTimer(job, H100, CONSTANTS).layer(0)[0].launch for job in (plain, graphed)]
+    assert seconds[1] == pytest.approx(CONSTANTS["graph_partial"] * seconds[0])
+
+
 def test_layers_that_wait_on_the_host_are_not_kept():
     plain, sent = job_of(DENSE), job_of(DENSE, "overlap.offload_layers=20")
     layer = activations.layer_bytes(plain, 0)

@@ -1,0 +1,142 @@
+"""CUDA graphs on a CPU: what is captured is a list of torch's operations, and a replay runs them.
+
+    graph = CUDAGraph()
+    with Capture(graph):          # in the place of torch.cuda.graph
+        y = f(x)                  # runs, which a real capture does not do
+    x.copy_(other)
+    graph.replay()                # y has f(other)
+
+As in a real one every operation has the tensors, and so the memory, that it was captured with, and
+every number stays the one that it was: what Python would decide anew is decided once. Views are not
+taken again, since they lie where they lay. A capture that waits for the device raises, as a real one
+does. Not stood in: memory of graphs that others of their pool use again, and everything of time.
+"""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+replays: Counter[str] = Counter()
+"""How often graphs were replayed in this process, and how many operations they had together."""
+
+# The host cannot know their result, or its shape, before the device has computed it; or copies from
+# memory that is not pinned, which a capture cannot do either.
+_WAIT = {
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::lift_fresh",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+}
+_kernels_running: list[str] = []
+
+
+@contextlib.contextmanager
+def kernel(name: str) -> Any:
+    """Around a kernel that is stood in, whose own steps on the host say nothing of the real one's."""
+    _kernels_running.append(name)
+    try:
+        yield
+    finally:
+        _kernels_running.pop()
+
+
+class DefaultGenerator:
+    """In the place of the GPU's own: a graph can hold its states, which are generators."""
+
+    def __init__(self) -> None:
+        self.state = torch.Generator()
+        self.get_state = torch.default_generator.get_state
+        self.set_state = torch.default_generator.set_state
+
+    def clone_state(self) -> torch.Generator:
+        return torch.Generator()
+
+    def graphsafe_get_state(self) -> torch.Generator:
+        return self.state
+
+    def graphsafe_set_state(self, state: torch.Generator) -> None:
+        self.state = state
+
+    def __getitem__(self, device: object) -> "DefaultGenerator":
+        return self
+
+
+class CUDAGraph:
+    """In the place of torch.cuda.CUDAGraph."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls: list[tuple[Any, tuple, dict[str, Any], Any]] = []
+
+    def replay(self) -> None:
+        replays["graphs"] += 1
+        replays["operations"] += len(self.calls)
+        with torch.no_grad():
+            for operation, args, kwargs, captured in self.calls:
+                _put(operation(*args, **kwargs), captured)
+
+    def reset(self) -> None:
+        self.calls.clear()
+
+    def register_generator_state(self, state: torch.Generator) -> None:
+        """Nothing that is captured here draws numbers."""
+        if not isinstance(state, torch.Generator):
+            raise TypeError(f"a graph holds generators, not {type(state).__name__}")
+
+
+class Capture(TorchDispatchMode):
+    """In the place of torch.cuda.graph."""
+
+    def __init__(self, graph: CUDAGraph, **_: Any) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = operation._schema
+        if schema.name in _WAIT and not _kernels_running:
+            raise RuntimeError(f"{schema.name} waits for the device, which is captured")
+        made = operation(*args, **kwargs)
+        if not _is_view(schema):
+            self.graph.calls.append((operation, *tree_map(_its_memory, (args, kwargs, made))))
+        return made
+
+
+def _its_memory(value: Any) -> Any:
+    """A tensor that lies there also when who made the value has given its memory up."""
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def _is_view(schema: Any) -> bool:
+    aliases = [each.alias_info for each in schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _put(made: Any, captured: Any) -> None:
+    """What an operation gives now, where what it gave then lies; and waits for what was sent."""
+    for new, old in zip(tree_leaves(made), tree_leaves(captured), strict=True):
+        if hasattr(new, "wait") and not isinstance(new, torch.Tensor):
+            new.wait()
+        elif isinstance(new, torch.Tensor) and new.data_ptr() != old.data_ptr():
+            old.copy_(new)
+
+
+def install() -> None:
+    """Have Transformer Engine, which is imported, capture by this."""
+    from transformer_engine.pytorch import distributed, graph
+
+    cuda: Any = torch.cuda
+    cuda.CUDAGraph, cuda.graph = CUDAGraph, Capture
+    graph.graph_pool_handle = lambda: (0, 0)
+    graph.make_weak_ref = lambda x: x  # which looks at a CUDA tensor's memory
+    distributed._lazy_init = lambda: None
+    distributed._lazy_call = lambda call: call()
