@@ -41,8 +41,8 @@ class OverlapConfig:
     )
     cuda_graphs: tuple[str, ...] = setting(
         (),
-        "parts of layers whose kernels are captured once, and in training on whole rows replayed as "
-        "a CUDA graph: attn; of dense layers mlp, of sparse ones moe_router",
+        "parts of layers whose kernels are captured once, and replayed as a CUDA graph in training "
+        "on whole rows: attn; of dense layers mlp, of sparse ones moe_router",
         metavar="PART",
     )
     offload_parts: tuple[str, ...] = setting(

@@ -53,8 +53,8 @@ def _row_faults(config: Config) -> Iterator[str]:
         )
     if config.rope.has_dca:
         yield (
-            f"{asked}, and rope.dca_chunk_size = {config.rope.dca_chunk_size} reads them by chunks; "
-            "leave one of them out"
+            f"{asked}, and rope.dca_chunk_size = {config.rope.dca_chunk_size} reads them by "
+            "chunks; leave one of them out"
         )
 
 
@@ -70,7 +70,7 @@ def _other_faults(config: Config) -> Iterator[str]:
     if config.fp8.is_on:
         yield (
             f'{asked} and fp8.recipe = "{config.fp8.recipe}": when a graph casts weights anew is '
-            'decided by kernels on which it was not tried; leave one of them out'
+            "decided by kernels on which it was not tried; leave one of them out"
         )
     if config.data.loader == "dali":
         yield (

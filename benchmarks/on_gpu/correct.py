@@ -19,6 +19,7 @@ from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.settings import Config
+from megatron_qwen3.settings_overlap import DENSE_GRAPHS, SPARSE_GRAPHS
 from megatron_qwen3.training import checkpoint, saver, shards
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -105,6 +106,24 @@ def compare(
     _resume(report, engine, updates, options, limits)
 
 
+def replays(options: Options, report: Report, model: str) -> None:
+    """Steps whose layers replay CUDA graphs, every second one of whole rows, against the same steps
+    without, from the same weights."""
+    expected = torch.load(_left_by(options, model), weights_only=False)
+    parts, losses = SPARSE_GRAPHS if model == "moe" else DENSE_GRAPHS, []
+    for graphs in ((), parts):
+        plain = _settings(options, model, "te", "bf16", "none")
+        config = replace(plain, overlap=replace(plain.overlap, cuda_graphs=graphs))
+        engine = ours.engine(config)
+        checkpoint.load_weights(engine, Path(expected["weights"]))
+        losses.append(_trained(engine, options, 8)["losses"])
+        for line in engine.graphs.news():
+            report.note(captured=line)
+    report.note(losses=losses[1], losses_without=losses[0], are_equal=losses[0] == losses[1])
+    limit = LIMITS[model, "bf16"].resumed
+    report.check("losses with graphs", _relative(losses[1], losses[0]), limit)
+
+
 def _settings(options: Options, model: str, kind: str, precision: str, recipe: str) -> Config:
     rows, length = _shape(options)
     sizes = {"num_layers": 4} | MODELS[model] | (_TINY if options.tiny else {})
@@ -153,10 +172,10 @@ def _scores(engine: Engine, options: Options) -> dict[str, Tensor]:
     return {n: engine.model.score(b, log_probs)["log_prob"].cpu() for n, b in batches}
 
 
-def _trained(engine: Engine, options: Options) -> dict[str, Any]:
+def _trained(engine: Engine, options: Options, tiny_steps: int = 4) -> dict[str, Any]:
     """The losses of some steps, and the gradients of the first one, by their checkpoint's names."""
     losses, gradients = [], {}
-    steps = 4 if options.tiny else 20
+    steps = tiny_steps if options.tiny else 20
     for _, batch in zip(range(steps), _batches(options), strict=False):
         losses.append(engine.train_step(batch, cross_entropy, RATE)["loss"])
         gradients = gradients or _gradients(engine)

@@ -77,6 +77,11 @@ def _rest() -> Iterator[Case]:
     yield from _compared("moe", ["torch fp32", *(f"te {r}" for r in RECIPES)])
     yield from _steps("8b", ["te delayed", "te blockwise", "te mxfp8"])
     yield from _steps("30b-a3b", ["te tensorwise"])
+    for model in ("dense", "moe"):
+        needs = (f"{model} reference",)
+        told = {"model": model}
+        yield Case("correct", f"{model} te graphs", "on_gpu.correct:replays", told, after=needs)
+    yield from _steps("0.6b", ["te graphs"])
     for shape in ("1.7b", "0.6b", "4b"):
         yield from _steps(shape, ["te bf16", "torch bf16", "te tensorwise", "transformers bf16"])
     paths = {"paths": ["tests/gpu"]}
@@ -120,4 +125,5 @@ def _steps(shape: str, ways: list[str], profile: bool = False) -> Iterator[Case]
             function = "on_gpu.steps:ours_steps"
             told |= {"kind": kind, "profile": profile}
             told |= {"recipe": precision} if precision in RECIPES else {}
+            told |= {"graphs": ["attn", "mlp"]} if precision == "graphs" else {}
         yield Case("steps", f"{shape} {way}", function, told, seconds=50)

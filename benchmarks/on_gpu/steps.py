@@ -9,7 +9,7 @@ train n/N of the tokens per second, were there room for it.
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +44,14 @@ def ours_steps(
     recipe: str = "none",
     seconds: float = 8.0,
     profile: bool = False,
+    graphs: Sequence[str] = (),
 ) -> None:
-    """Steps of our engine: at least 3, at most what `seconds` hold, the middle of them counts."""
+    """Steps of our engine: at least 3, at most what `seconds` hold, the middle of them counts.
+
+    graphs: parts of layers that are replayed as CUDA graphs, captured after the warm-up.
+    """
     config = _settings(options, shape, kind, recipe)
+    config = replace(config, overlap=replace(config.overlap, cuda_graphs=tuple(graphs)))
     engine = ours.engine(config)
     report.note(optimizer=described(engine.optimizer))
     tokens = train_step.random_tokens(config)

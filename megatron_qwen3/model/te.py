@@ -132,9 +132,7 @@ class Layer(TransformerLayer):
             self.mlp.router.padding_sB = None if padding_Bs is None else padding_Bs.t()
         return super()._forward_attention(hidden_states, packed_seq_params=sequences, **others)
 
-    def get_layer_static_inputs(
-        self, seq_length: int, micro_batch_size: int
-    ) -> dict[str, Tensor]:
+    def get_layer_static_inputs(self, seq_length: int, micro_batch_size: int) -> dict[str, Tensor]:
         """What a CUDA graph of this layer reads beside the rotary tables: [s, B, H].
 
         Without megatron-core's mask, which causal attention would not read.

@@ -149,8 +149,8 @@ def workspace_bytes(job: Job, rank: int) -> float:
 
 def graph_bytes(job: Job, layer: int) -> float:
     """What replaying a layer's CUDA graph takes beside what the layer itself would: gradients that
-    it is given, in places of their own; as many zeros as the captured weights, which stand for
-    gradients that their buffers have already; of a sparse layer what its attention's backward pass
+    it is given, in places of their own; for each captured weight a copy of what stands for its
+    gradient, which its buffer has already; of a sparse layer what its attention's backward pass
     works in, which experts cannot have."""
     if not job.graph_parts:
         return 0.0

@@ -68,7 +68,7 @@ class Graphs:
             return nullcontext()
         if self._places != _places(self._layers):
             raise RuntimeError(
-                "weights, gradients or sums of a router were moved since CUDA graphs were captured, "
+                "weights, gradients or a router's sums were moved since CUDA graphs were captured, "
                 "which read and write the old places; set overlap.cuda_graphs = []"
             )
         return self._attached()

@@ -8,8 +8,9 @@
 
 As in a real one every operation has the tensors, and so the memory, that it was captured with, and
 every number stays the one that it was: what Python would decide anew is decided once. Views are not
-taken again, since they lie where they lay. A capture that waits for the device raises, as a real one
-does. Not stood in: memory of graphs that others of their pool use again, and everything of time.
+taken again, since they lie where they lay. A capture that waits for the device raises, as a real
+one does. Not stood in: memory of graphs that others of their pool use again, and everything of
+time.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ _kernels_running: list[str] = []
 
 @contextlib.contextmanager
 def kernel(name: str) -> Any:
-    """Around a kernel that is stood in, whose own steps on the host say nothing of the real one's."""
+    """Around a kernel that is stood in, whose steps on the host say nothing of the real one's."""
     _kernels_running.append(name)
     try:
         yield

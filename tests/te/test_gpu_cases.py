@@ -69,8 +69,15 @@ def test_every_small_model_does_all_that_a_run_does(tmp_path, way):
     assert_passed(found[way], *EVERYTHING)
 
 
+@pytest.mark.parametrize("model", ["dense", pytest.param("moe", marks=pytest.mark.slow)])
+def test_its_steps_with_graphs_are_those_without(tmp_path, model):
+    names = f"{model} reference", f"{model} te graphs"
+    (found,) = run_te_ranks(run, 1, str(tmp_path), *names)
+    assert_passed(found[names[1]], "losses with graphs")
+
+
 def test_its_steps_are_measured(tmp_path):
-    names = "8b te bf16", "8b te tensorwise", "30b-a3b te bf16"
+    names = "8b te bf16", "8b te tensorwise", "30b-a3b te bf16", "0.6b te graphs"
     (found,) = run_te_ranks(run, 1, str(tmp_path), *names)
     for name in names:
         assert_passed(found[name], "losses that are not finite")

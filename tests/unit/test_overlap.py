@@ -12,7 +12,7 @@ from megatron_qwen3.model.build import transformer_config
 from megatron_qwen3.parallel import installed, overlap
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import SETTINGS
-from megatron_qwen3.settings_overlap import SPARSE_PARTS
+from megatron_qwen3.settings_overlap import SPARSE_GRAPHS, SPARSE_PARTS
 from megatron_qwen3.training import adams, engine, optim
 from megatron_qwen3.validate_overlap import cpu_faults
 
@@ -383,7 +383,7 @@ def test_whose_adamw_is_built_is_what_is_asked_for(engine_there):
 
 def test_every_setting_of_overlap_is_read_by_what_megatron_core_is_told():
     """Another value than usual changes what megatron-core is told: no setting is a mere word."""
-    values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2}
+    values = {"offload_parts": SPARSE_PARTS, "offload_layers": 2, "cuda_graphs": SPARSE_GRAPHS}
     usual = asked(*SPARSE)
     for name, row in SETTINGS.items():
         if not name.startswith("overlap."):

@@ -96,7 +96,7 @@ def test_parts_that_wait_on_the_host_are_not_kept_but_for_two_layers(parts):
 WHOLE = 'overlap.cuda_graphs=["attn","mlp"]'
 
 
-def test_graphs_of_whole_layers_copy_what_one_gives_for_the_next_and_clone_zeros_of_weights():
+def test_graphs_of_whole_layers_copy_what_one_gives_for_the_next_and_clone_as_much_as_weights():
     """8B: 36 layers of 4,096; 32 heads and 8 groups of 128; an MLP of 12,288."""
     plain, graphed = job_of(DENSE), job_of(DENSE, WHOLE)
     hidden = 2 * LENGTH * 4096
