@@ -18,7 +18,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 replays: Counter[str] = Counter()
@@ -36,6 +36,9 @@ _WAIT = {
     "aten::_unique2",
     "aten::unique_consecutive",
 }
+# Memory that is taken, which is the same in every replay, and has what was there.
+_NOTHING = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
+_NOTHING |= {"aten::new_empty_strided"}
 _kernels_running: list[str] = []
 
 
@@ -107,7 +110,7 @@ class Capture(TorchDispatchMode):
         if schema.name in _WAIT and not _kernels_running:
             raise RuntimeError(f"{schema.name} waits for the device, which is captured")
         made = operation(*args, **kwargs)
-        if not _is_view(schema):
+        if not _is_view(schema) and schema.name not in _NOTHING:
             self.graph.calls.append((operation, *tree_map(_its_memory, (args, kwargs, made))))
         return made
 
@@ -131,10 +134,22 @@ def _put(made: Any, captured: Any) -> None:
             old.copy_(new)
 
 
+def _waits_uncaptured(wait: Any) -> Any:
+    """Gloo's reduce-scatter copies its result while it is waited for, out of memory of its own: who
+    runs it again must wait again, and not copy what the first one has left there."""
+
+    def waited(work: Any, *args: Any) -> Any:
+        with _disable_current_modes():
+            return wait(work, *args)
+
+    return waited
+
+
 def install() -> None:
     """Have Transformer Engine, which is imported, capture by this."""
     from transformer_engine.pytorch import distributed, graph
 
+    torch.distributed.Work.wait = _waits_uncaptured(torch.distributed.Work.wait)
     cuda: Any = torch.cuda
     cuda.CUDAGraph, cuda.graph = CUDAGraph, Capture
     graph.graph_pool_handle = lambda: (0, 0)

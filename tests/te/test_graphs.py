@@ -106,11 +106,11 @@ def test_a_replay_reads_memory_anew_and_numbers_never():
 
 
 CASES = [
-    ("dense", "tp1", DENSE),
+    ("dense", "dp2", DENSE),
     pytest.param("dense", "pp2", DENSE, marks=SLOW),
     ("moe", "ep2", SPARSE),
     pytest.param("dense", "tp2", DENSE, marks=SLOW),
-    pytest.param("dense", "dp2", DENSE, marks=SLOW),
+    pytest.param("dense", "tp1", DENSE, marks=SLOW),
     pytest.param("dense", "tp1", ("attn",), marks=SLOW),
     pytest.param("dense", "tp1", ("mlp",), marks=SLOW),
     pytest.param("dense", "pp2-vpp2", DENSE, marks=SLOW),
