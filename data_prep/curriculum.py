@@ -191,8 +191,8 @@ def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) 
 
     How far those were read says nothing about these, so their text may be read again.
     """
-    sources = list(sources)
-    if not sources:
+    sources, others = list(sources), list(others)
+    if not (sources and others):  # mostly so; they may have millions of stretches
         return []
     known = Known(shard for other in others for shard in other.shards)
     return [source.name for source in sources if any(map(known.has, source.shards))]
