@@ -121,21 +121,22 @@ def sparse_curriculum(
     return folder / "curriculum.json", shards
 
 
-def sparse_shard(prefix: Path, tokens: int) -> None:
-    """PREFIX.bin and .idx of the right sizes, with nothing in them but what opening looks at."""
+def sparse_shard(prefix: Path, tokens: int, document: int = 10**6) -> None:
+    """PREFIX.bin of the right size with nothing in it, and a whole .idx of documents of one length.
+
+    What is left over is part of the last one.
+    """
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    documents = tokens // DOCUMENT
+    lengths = np.full(max(1, tokens // document), document, "<i4")
+    lengths[-1] = tokens - (len(lengths) - 1) * document
     with open(f"{prefix}.bin", "wb") as file:
         file.truncate(4 * tokens)
     with open(f"{prefix}.idx", "wb") as file:
-        header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, documents, documents + 1)
-        file.write(header)
-        last = tokens - (documents - 1) * DOCUMENT
-        file.seek(len(header) + 4 * (documents - 1))
-        file.write(struct.pack("<i", last))
-        file.seek(len(header) + 12 * documents - 8)
-        file.write(struct.pack("<q", 4 * (tokens - last)))
-        file.truncate(len(header) + 12 * documents + 8 * (documents + 1))
+        count = len(lengths)
+        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, count, count + 1))
+        file.write(lengths.tobytes())
+        file.write((4 * document * np.arange(count, dtype="<i8")).tobytes())
+        file.write(np.arange(count + 1, dtype="<i8").tobytes())
 
 
 # ---- megatron-core -----------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def megatron(folder: Path, sources: int) -> None:
 
 def gpt_index(prefix: Path, tokens: int) -> tuple[float, int]:
     """CPU seconds and bytes of GPTDataset's indices for one epoch of one source."""
-    whole_shard(prefix, tokens)
+    sparse_shard(prefix, tokens, DOCUMENT)
     cache = prefix.with_name(f"{prefix.name}.cache")
     begin = time.process_time()
     gpt_dataset(prefix, cache, tokens // LENGTH - 1)
@@ -205,17 +206,6 @@ def gpt_dataset(prefix: Path, cache: Path, samples: int):  # type: ignore[no-unt
     source = IndexedDataset(str(prefix))
     documents = np.arange(len(source.document_indices) - 1, dtype=np.int32)
     return GPTDataset(source, str(prefix), documents, samples, Split.train, config)
-
-
-def whole_shard(prefix: Path, tokens: int) -> None:
-    """A sparse .bin under a whole .idx of documents of equal length."""
-    sparse_shard(prefix, tokens)
-    documents = tokens // DOCUMENT
-    with open(f"{prefix}.idx", "r+b") as file:
-        file.seek(34)
-        file.write(np.full(documents, DOCUMENT, "<i4").tobytes())
-        file.write((4 * DOCUMENT * np.arange(documents, dtype="<i8")).tobytes())
-        file.write(np.arange(documents + 1, dtype="<i8").tobytes())
 
 
 # ---- reading -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +251,18 @@ def store_of(path: Path, content: Mapping[str, Any]) -> Store | None:
 
 
 def read(path: str | os.PathLike[str]) -> Curriculum:
-    """ConfigError where the file is missing or no manifest."""
-    path = Path(path)
+    """ConfigError where the file is missing or no manifest. Read again only where it changed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        raise ConfigError(
+            f"{path} does not exist; tools/mix_curriculum.py writes a curriculum"
+        ) from None
+    return _read(Path(path), found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, *identity: int) -> Curriculum:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_distinct)
         if content["version"] not in READ:
@@ -266,10 +276,6 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
             vocab_size=content["vocab_size"],
             stages=tuple(_stage(name, row, sources) for name, row in content["stages"].items()),
         )
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist; tools/mix_curriculum.py writes a curriculum"
-        ) from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -134,9 +134,10 @@ class StoredCells(Sequence[Cell]):
         words = {}
         for name in _WORDS:
             column = table.column(name).combine_chunks()
-            column = column.chunk(0) if hasattr(column, "chunk") else column
-            words[name] = (column.dictionary.to_pylist(), _ints(column.indices.to_numpy()))
-        counts = {name: _ints(table.column(name).to_numpy()) for name in (*_COUNTS, *_PACKED)}
+            words[name] = (column.dictionary.to_pylist(), _numbers(column.indices, "<i4"))
+        counts = {}
+        for name in (*_COUNTS, *_PACKED):
+            counts[name] = _numbers(table.column(name).combine_chunks(), "<i8")
         return Columns(words, counts)
 
 
@@ -245,6 +246,13 @@ def _read_json(folder: Path) -> Inventory:
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+
+
+def _numbers(column: Any, dtype: str) -> Int64:
+    """A column of Arrow, none of it missing. (Its own way to numpy loads pandas, for a second.)"""
+    width = np.dtype(dtype).itemsize
+    data = column.buffers()[1]
+    return _ints(np.frombuffer(data, dtype, len(column), column.offset * width))
 
 
 def _blocks(cells: Iterable[Cell]) -> Iterator[list[Cell]]:

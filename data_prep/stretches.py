@@ -24,7 +24,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape
-from itertools import accumulate
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -98,16 +98,21 @@ class Store:
         expected = rows_end + files * (8 + _MARK.itemsize + 8) + path_bytes
         if size != expected:
             raise ConfigError(f"{path} has {size:,} bytes, its header says {expected:,}")
-        mapped = np.memmap(path, np.uint8, "r")
+        # As a plain array: a memmap's slices take as long as a file's reading.
+        mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
         listed = _MappedFiles(mapped[rows_end:], files)
         return cls(mapped[_HEADER.size : rows_end].view(ROW), listed)
 
-    def file_numbers(self, parts: Iterable[Stretches]) -> list[int]:
-        """Those that any of these have a stretch of."""
-        used = np.zeros(len(self.files), bool)
+    def used_by(self, parts: Iterable[Stretches]) -> npt.NDArray[np.bool_]:
+        """Which files any of these have a stretch of: bool [files]."""
+        used = np.zeros(len(self.files), np.bool_)
         for part in parts:
             used[part.rows["file"]] = True
-        return np.flatnonzero(used).tolist()
+        return used
+
+    def listed(self, used: npt.NDArray[np.bool_]) -> Iterator[File]:
+        """Those files."""
+        return compress(self.files, used.tolist())
 
 
 class _MappedFiles(Sequence[File]):
@@ -124,6 +129,13 @@ class _MappedFiles(Sequence[File]):
         begin = int(self._ends[n - 1]) if n else 0
         path = self._paths[begin : int(self._ends[n])].tobytes().decode()
         return File(path, self._marks[n].decode(), int(self._tokens[n]))
+
+    def __iter__(self) -> Iterator[File]:
+        paths, begin = self._paths.tobytes(), 0
+        columns = (self._marks.tolist(), self._tokens.tolist(), self._ends.tolist())
+        for mark, tokens, end in zip(*columns, strict=True):
+            yield File(paths[begin:end].decode(), mark.decode(), tokens)
+            begin = end
 
 
 class Stretches(Sequence[ShardFile]):

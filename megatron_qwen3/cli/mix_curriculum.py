@@ -102,7 +102,8 @@ def _mix(given: argparse.Namespace) -> None:
     manifests.write(curriculum, out)
     _print(curriculum, given.rows)
     sources = [share.source for share in curriculum.stages[0].shares]
-    rest = [s for s in sources if s.name not in before.tokens(sources)]
+    gone_on = before.tokens(sources)
+    rest = [source for source in sources if source.name not in gone_on]
     if again := manifests.put_together_otherwise(rest, before.sources.values()):
         print(
             shown(

@@ -14,10 +14,12 @@ Each file is looked at when it is opened: its size, and its mark where the sourc
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from data_prep.indexed import IndexedReader
 from data_prep.stretches import Stretches, ends_of
 from megatron_qwen3.config import ConfigError
 
+_SIZES = 20_000  # of files, asked for before the first step
 _OPEN_FILES = 8192  # memory maps of one process; the operating system allows about 65,000
 
 
@@ -118,47 +121,62 @@ class SourceFiles:
 
 
 def check(files: Sequence[SourceFiles]) -> None:
-    """ConfigError where a .bin is missing or has another size; opens one of each folder.
+    """ConfigError where a .bin is missing, or has another size; opens one of each folder.
 
-    Each is asked for once, whatever sources share it: there are ten thousands of them.
+    Each file is looked for once, whatever sources share it. Of more than _SIZES files as many,
+    evenly spread, are asked for their sizes; of all others that they are there is read from their
+    folders. Whatever is wrong with one of those is said when it is opened.
     """
-    widths: dict[str, int] = {}
+    for folder, sources in _by_folder(files).items():
+        listed, count = _files_of(sources)
+        width, every = sources[0]._open(0).tokens.itemsize, -(-count // _SIZES)
+        names: tuple[str, set[str]] = ("", set())
+        for n, (path, tokens) in enumerate(listed):
+            name = os.path.join(folder, f"{path}.bin")
+            try:
+                if n % every == 0:
+                    _check_size(name, tokens, tokens * width, os.stat(name).st_size)
+                    continue
+                within = os.path.dirname(name)
+                if names[0] != within:
+                    names = within, set(os.listdir(within))
+                if os.path.basename(name) not in names[1]:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            except ConfigError as error:
+                raise ConfigError(f"{_where(sources, path)}: {error}") from None
+            except OSError as error:
+                reason = error.strerror or "cannot be read"
+                raise ConfigError(f"{_where(sources, path)}: {name}: {reason}") from None
+
+
+def _check_size(name: str, tokens: int, expected: int, actual: int) -> None:
+    if actual != expected:
+        raise ConfigError(
+            f"{name} has {actual:,} bytes, {tokens:,} tokens were {expected:,}: it was cut short "
+            "or written anew; tokenize again, or mix again from the new inventory"
+        )
+
+
+def _by_folder(files: Iterable[SourceFiles]) -> dict[str, list[SourceFiles]]:
+    found: dict[str, list[SourceFiles]] = defaultdict(list)
     for of in files:
-        folder = of.source.folder
-        if folder not in widths:
-            widths[folder] = of._open(0).tokens.itemsize
-    for folder, path, tokens in _all_files([of.source for of in files]):
-        name, expected = os.path.join(folder, f"{path}.bin"), tokens * widths[folder]
-        try:
-            actual = os.stat(name).st_size
-        except OSError as error:
-            where, reason = _where(files, path), error.strerror or "cannot be read"
-            raise ConfigError(f"{where}: {name}: {reason}") from None
-        if actual != expected:
-            raise ConfigError(
-                f"{_where(files, path)}: {name} has {actual:,} bytes, "
-                f"{tokens:,} tokens were {expected:,}: it was cut short or written anew; "
-                "tokenize again, or mix again from the new inventory"
-            )
+        found[of.source.folder].append(of)
+    return found
 
 
-def _all_files(sources: Iterable[Source]) -> Iterator[tuple[str, str, int]]:
-    """(folder, path, tokens) of each file of any of the sources."""
-    stored: dict[tuple[str, int], list[Stretches]] = defaultdict(list)
-    seen: set[tuple[str, str]] = set()
-    for source in sources:
-        if isinstance(source.shards, Stretches):
-            stored[source.folder, id(source.shards.store)].append(source.shards)
-            continue
-        for shard in source.shards:
-            if (source.folder, shard.path) not in seen:
-                seen.add((source.folder, shard.path))
-                yield source.folder, shard.path, shard.file_tokens
-    for (folder, _), parts in stored.items():
-        store = parts[0].store
-        for number in store.file_numbers(parts):
-            file = store.files[number]
-            yield folder, file.path, file.tokens
+def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], int]:
+    """(path, tokens) of each file of sources of one folder, and how many there are."""
+    stored: dict[int, list[Stretches]] = defaultdict(list)
+    found: dict[str, int] = {}
+    for shards in (of.source.shards for of in files):
+        if isinstance(shards, Stretches):
+            stored[id(shards.store)].append(shards)
+        else:
+            found.update((shard.path, shard.file_tokens) for shard in shards)
+    stores = [(parts[0].store, parts[0].store.used_by(parts)) for parts in stored.values()]
+    of_stores = ((file.path, file.tokens) for store, used in stores for file in store.listed(used))
+    count = len(found) + sum(int(np.count_nonzero(used)) for _, used in stores)
+    return chain(found.items(), of_stores), count
 
 
 def _where(files: Iterable[SourceFiles], path: str) -> str:

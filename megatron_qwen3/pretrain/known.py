@@ -20,6 +20,8 @@ from megatron_qwen3.config import ConfigError
 
 def recognised(sources: Sequence[Source], known: Mapping[str, Source]) -> dict[str, str]:
     """By name of a source, the key that its text is known by. A key serves one source at most."""
+    if not known:
+        return {}
     keys_of: dict[str, list[str]] = defaultdict(list)
     for key, source in known.items():
         for sign in _signs(source):
