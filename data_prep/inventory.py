@@ -191,7 +191,7 @@ def write_inventory(inventory: Inventory, cells: Iterable[Cell] | None = None) -
         "vocab_size": inventory.vocab_size,
         "inputs": inventory.inputs,
     }
-    ordered = cells or sorted(inventory.cells, key=lambda cell: cell.place)
+    ordered = sorted(inventory.cells, key=lambda cell: cell.place) if cells is None else cells
     word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
     fields = [(name, word) for name in _WORDS]
     fields += [(name, pyarrow.int64()) for name in (*_COUNTS, *_PACKED)]

@@ -1,10 +1,10 @@
-"""What a document is labelled with, and which of it keeps shards apart.
+"""What a document is labelled with, and which of it keeps cells of shards apart.
 
     labels = Labels("fineweb", "eng_Latn", "web", level(0.8), level(None), length(5000))
     labels.folder  # source=fineweb/language=eng_Latn/domain=web/quality=high/education=…/length=…
 
 Numbers between 0 and 1 become levels, a document's length in tokens one of four ranges: so few
-combinations are left that each can have files of its own, from which a mixture is put together.
+combinations are left that each can lie together (`cells.py`), for mixtures to be put together of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LENGTH_BOUNDS_TOKENS = (4096, 16384, 32768)  # where the second, third and last 
 
 
 class Labels(NamedTuple):
-    """One combination of labels; the documents of a shard share it.
+    """One combination of labels; the documents of a cell share it.
 
     source: where the text came from; language: as in languages.csv, `und` where undetermined;
     domain: web, code, stem, reasoning, books, reference, synthetic, dialog or another; quality,

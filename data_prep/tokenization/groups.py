@@ -149,7 +149,7 @@ def finish(job: Job) -> Report | None:
     names = tuple(file.name for file in job.plan.inputs)
     cells: Iterable[Cell]
     cells = (Cell.from_json(row) for mark in _group_marks(job) for row in mark["shards"])
-    if job.plan.settings.apart:  # there groups are not in the order of paths
+    if job.plan.settings.apart or len(groups) > 10**5:  # then they are not in the order of paths
         cells = sorted(cells, key=lambda cell: cell.place)
     write_inventory(Inventory(job.out, job.tokenizer, job.vocab_size, names, ()), cells)
     return Report(read_inventory(job.out), lines, problems)
