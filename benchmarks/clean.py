@@ -46,11 +46,16 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--join", type=int, default=1, help="lines of a file in a document; 1")
     parser.add_argument("--mb", type=float, default=20, help="of text at most; default: 20")
+    parser.add_argument("--language-sample", type=int, default=600, help="as of a recipe; 600")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "documents.jsonl"
         size, count = write(given.files, path, given.join, given.mb * 1e6)
-        settings = CleanSettings((Input("here", str(path)),), str(Path(folder) / "out"))
+        settings = CleanSettings(
+            (Input("here", str(path)),),
+            str(Path(folder) / "out"),
+            language_sample=given.language_sample,
+        )
         rows = [[name, *map(shown, seconds)] for name, seconds in measured(settings, size)]
     head = ["step", "MB/CPU s", "plainly written"]
     print(f"{count:,} documents, {size:.1f} MB, {size * 1e6 / count:,.0f} bytes each in the mean")

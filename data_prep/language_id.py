@@ -30,7 +30,7 @@ from data_prep.language_profiles import NOT_IN_HELIPORT, most_similar
 from data_prep.languages import LANGUAGES, UNKNOWN, code_of
 
 FEWEST_LETTERS = 12  # below, nothing is said
-_SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
+SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
 # HeLI's scores are mean negative log-likelihoods. Between the best two languages they differ by
 # more than this in nine of ten articles of the Universal Declaration of Human Rights in 55 of the
 # 60 languages that it has a model of, and by less in most articles in those that it lacks.
@@ -49,10 +49,16 @@ class IdentifyLanguage(Protocol):
 
 
 class Identifier:
-    """The combination above. One object serves any number of texts; it costs 100 MB of memory."""
+    """The combination above. One object serves any number of texts; it costs 100 MB of memory.
+
+    sample: characters of each of the three places that are read, most of its time.
+    """
+
+    def __init__(self, sample: int = SAMPLE) -> None:
+        self._sample = sample
 
     def __call__(self, text: str) -> str:
-        sample = excerpt(text)
+        sample = excerpt(text, self._sample)
         letters = scripts.census(sample)
         if sum(letters.values()) < FEWEST_LETTERS:
             return UNKNOWN
@@ -85,18 +91,18 @@ class Identifier:
         return Heli()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # the models are loaded anew where a pickled identifier arrives
+        return {"_sample": self._sample}  # models are loaded anew where a pickled one arrives
 
 
 class ModelIdentifier:
     """A user's model (`classifiers.py`) in place of the combination; its labels are any names of
     languages. GlotLID names Chinese without its script, which then the characters say."""
 
-    def __init__(self, file: str | os.PathLike[str]) -> None:
-        self._model = classifier(file)
+    def __init__(self, file: str | os.PathLike[str], sample: int = SAMPLE) -> None:
+        self._model, self._sample = classifier(file), sample
 
     def __call__(self, text: str) -> str:
-        sample = excerpt(text)
+        sample = excerpt(text, self._sample)
         label, probability = self._model.best(sample)
         if probability < _MODEL_SURE:
             return UNKNOWN
@@ -105,12 +111,12 @@ class ModelIdentifier:
         return code_of(label)
 
 
-def excerpt(text: str) -> str:
-    """Enough of a text to know it by: its beginning, middle and end."""
-    if len(text) <= 3 * _SAMPLE:
+def excerpt(text: str, sample: int = SAMPLE) -> str:
+    """Enough of a text to know it by: `sample` characters of its beginning, middle and end."""
+    if len(text) <= 3 * sample:
         return text
-    middle = (len(text) - _SAMPLE) // 2
-    return "\n".join((text[:_SAMPLE], text[middle : middle + _SAMPLE], text[-_SAMPLE:]))
+    middle = (len(text) - sample) // 2
+    return "\n".join((text[:sample], text[middle : middle + sample], text[-sample:]))
 
 
 def _malay_or_indonesian(sample: str) -> str:

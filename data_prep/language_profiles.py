@@ -79,12 +79,13 @@ _FILE = "language_profiles.npz"
 
 def most_similar(text: str) -> str:
     """The code of the language in the table whose letters are most like the text's."""
-    codes, weights = _profiles()
-    found = np.sort(_buckets(text))
-    begins = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1])))
+    codes, weights, seen = _profiles()
+    buckets = _buckets(text)
+    found = np.sort(buckets[seen[buckets]])
+    begins = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1]))[: len(found)])
     counts = np.diff(begins, append=len(found)).astype(np.float64)
-    # Exact, so in any order: weights have 24 bits, and their sums 19 more before the point.
-    return codes[int((counts @ weights[found[begins]]).argmax())]
+    # Exact, and so the same in any order: weights have 24 bits, and their sums 19 before the point.
+    return codes[int((counts @ weights[found[begins]].astype(np.float64)).argmax())]
 
 
 def build(declarations: Path, file: Path) -> None:
@@ -103,16 +104,14 @@ def _text_of_html(page: str) -> str:
 
 
 @cache
-def _profiles() -> tuple[list[str], npt.NDArray[np.float64]]:
-    """Codes [L] and log-likelihoods of runs [_BUCKETS, L]; rows that no language has are zero."""
+def _profiles() -> tuple[list[str], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Codes [L], log-likelihoods of runs [_BUCKETS, L], and which of these any language has."""
     with resources.files("data_prep").joinpath(_FILE).open("rb") as file:
         stored = np.load(file, allow_pickle=False)
         codes, counts = stored["codes"].tolist(), stored["counts"]
     seen = counts.any(axis=1)
     smoothed = counts + np.float32(_SMOOTHING)
-    weights = np.log(smoothed / smoothed[seen].sum(axis=0))
-    weights[~seen] = 0
-    return codes, weights.astype(np.float64)
+    return codes, np.log(smoothed / smoothed[seen].sum(axis=0)), seen
 
 
 def _buckets(text: str) -> npt.NDArray[np.int64]:

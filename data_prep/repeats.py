@@ -18,6 +18,7 @@ import numpy.typing as npt
 from data_prep.units import RUN_FACTOR, Hashes, Units, mix
 
 Places = npt.NDArray[np.int64]
+_FEW = 256  # places that a dictionary groups faster than arrays do, whose every step has a price
 
 
 class Groups(NamedTuple):
@@ -70,13 +71,16 @@ class Repeats:
         if len(self._hashes) <= size or not len(self._places):
             return None
         self._grow(size)
-        groups = _equal(self._runs)
+        groups = (_equal_of_few if len(self._runs) <= _FEW else _equal)(self._runs)
         if groups is None:
             self._places = self._places[:0]
         return groups
 
     def _grow(self, size: int) -> None:
         """Runs of `size` units at the places that are left."""
+        if self._size == 1:  # all of them are
+            self._runs = self._hashes[:-1] * RUN_FACTOR + self._hashes[1:]
+            self._places, self._size = self._places[:-1], 2
         for length in range(self._size, size):
             count = int(self._places.searchsorted(len(self._hashes) - length))
             self._places = self._places[:count]
@@ -108,18 +112,19 @@ def _equal(runs: Hashes) -> Groups | None:
     new = np.concatenate(((True,), values[1:] != values[:-1]))
     begins = new.nonzero()[0]
     counts = np.concatenate((begins[1:], (len(members),))) - begins
-    if len(begins) == len(members) or int(counts.min()) < 2:  # 2**-40 of all texts
-        return _equal_by_order(runs)
+    if int(counts.min()) < 2:  # of texts of a thousand units one in 10**11
+        return _equal_of_few(runs)
     return Groups(members, begins, counts)
 
 
-def _equal_by_order(runs: Hashes) -> Groups | None:
-    """The same, by indices sorted with their numbers."""
-    order = np.argsort(runs, kind="stable")
-    _, begins, counts = np.unique(runs[order], return_index=True, return_counts=True)
-    several = counts > 1
-    if not several.any():
+def _equal_of_few(runs: Hashes) -> Groups | None:
+    """The same, for any number of them, one by one."""
+    found: dict[int, list[int]] = {}
+    for index, run in enumerate(runs.tolist()):
+        found.setdefault(run, []).append(index)
+    if len(found) == len(runs):
         return None
-    members = order[np.repeat(several, counts)]
-    counts = counts[several]
-    return Groups(members, np.cumsum(counts) - counts, counts)
+    several = [group for group in found.values() if len(group) > 1]
+    counts = np.array([*map(len, several)])
+    members = np.array([index for group in several for index in group])
+    return Groups(members, counts.cumsum() - counts, counts)

@@ -110,7 +110,10 @@ class _Language:
     """Labels the language, where the document does not say it, and drops what is not asked for."""
 
     def __init__(self, settings: CleanSettings, model: str | None) -> None:
-        self._identify: IdentifyLanguage = ModelIdentifier(model) if model else Identifier()
+        sample = settings.language_sample
+        self._identify: IdentifyLanguage = (
+            ModelIdentifier(model, sample) if model else Identifier(sample)
+        )
         self._asked = frozenset(settings.languages)
         self._undetermined = settings.undetermined
 

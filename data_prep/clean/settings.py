@@ -71,6 +71,9 @@ class CleanSettings:
     on_error: str = setting("skip", "skip a bad line, or stop at it")
     steps: tuple[str, ...] = setting(STEPS, "in their order; module:Name is a step of your own")
     languages: tuple[str, ...] = setting((), "those kept; none named: all 119")
+    language_sample: int = setting(
+        600, "characters of three places that the language is read from; fewer: faster"
+    )
     undetermined: bool = setting(False, "whether `und` is kept too")
     filters: bool = setting(True, "whether what breaks a bound of [quality] is dropped")
     min_safety: float = setting(0.5, "the least that the safety model must say")
@@ -147,6 +150,8 @@ class CleanSettings:
             yield f"similarity = {self.similarity}: documents as unlike as that are no duplicates"
         if self.contamination_run < 5:
             yield f"contamination_run = {self.contamination_run}; shorter than 5 means nothing"
+        if self.language_sample < 1:
+            yield f"language_sample = {self.language_sample}; valid: 1 or more"
         yield from self._step_faults()
         yield from self.signatures.faults()
         yield from self.quality.faults()

@@ -8,9 +8,10 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_prep import scripts
+from data_prep import language_profiles, scripts
 from data_prep.language_id import Identifier, ModelIdentifier, excerpt
 from data_prep.languages import LANGUAGES, code_of
 from megatron_qwen3.config import ConfigError
@@ -82,6 +83,16 @@ def test_at_least_95_languages_are_found_in_four_of_five_unseen_sentences(
     assert sum(right[code] >= 0.8 * seen[code] for code in seen) >= 95
 
 
+def test_letter_profiles_are_added_up_exactly() -> None:
+    codes, weights, seen = language_profiles._profiles()
+    whole = weights.astype(np.float64) * 2**24
+    assert (whole == np.rint(whole)).all() and float(abs(whole).max()) < 2**29
+    for text in ("", "7", "Deus crezê il mont e ducj i oms", "Sungai itu mengalir ke laut " * 40):
+        buckets = language_profiles._buckets(text)
+        plain = (weights * seen[:, None])[buckets].sum(axis=0, dtype=np.float64)
+        assert language_profiles.most_similar(text) == codes[int(plain.argmax())]
+
+
 def test_a_script_without_letters_decides_nothing() -> None:
     assert scripts.census("12 + 3 = 15") == {}
     assert scripts.language_of_script("12", {}) is None
@@ -96,6 +107,7 @@ def test_a_long_text_is_known_by_three_places() -> None:
     text = "a" * 10_000 + "b" * 10_000 + "c" * 10_000
     assert {*excerpt(text)} == {"a", "b", "c", "\n"}
     assert len(excerpt(text)) < 2000
+    assert excerpt(text, 2) == "aa\nbb\ncc"
 
 
 def test_a_missing_or_wrong_model_file_is_refused(tmp_path: Path) -> None:
