@@ -280,6 +280,7 @@ def corpus(path):
     sources = ", ".join(f'{{name = "{name}", path = "{path / name}"}}' for name in ("a", "b"))
     return [
         "model.preset=tiny-moe",
+        "model.num_layers=2",
         f"model.vocab_size={VOCABULARY}",
         "train.precision=fp32",
         f"train.steps={STEPS}",

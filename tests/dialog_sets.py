@@ -42,6 +42,7 @@ def settings(*sources, length=32, batch=4, mode="sft"):
     return [
         f"run.mode={mode}",
         "model.preset=tiny-moe",
+        "model.num_layers=2",
         f"model.vocab_size={VOCABULARY}",
         "train.precision=fp32",
         f"train.global_batch={batch}",

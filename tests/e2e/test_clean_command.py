@@ -132,7 +132,9 @@ def test_workers_end_with_a_cleaning_that_is_killed_and_it_goes_on(corpus):
     assert "270 of 300 documents kept" in done.stdout
 
 
-@pytest.mark.parametrize("whom", ["the command", "all its processes"])
+@pytest.mark.parametrize(
+    "whom", ["the command", pytest.param("all its processes", marks=pytest.mark.slow)]
+)
 def test_sigterm_ends_a_cleaning_in_a_line(corpus, whom):
     process, workers = _started(corpus, "out")
     (os.kill if whom == "the command" else os.killpg)(process.pid, signal.SIGTERM)

@@ -157,6 +157,7 @@ def test_a_sparse_teacher_teaches_alike_with_its_experts_on_two_ranks(school):
         assert row["loss"] == pytest.approx(parts + row["z_loss"], rel=1e-5) and row["z_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_student_that_was_cut_off_goes_on_to_the_bit(school, in_memory):
     asked = school.student("cut", "both")
     with pytest.raises(RankError, match="power cut"):

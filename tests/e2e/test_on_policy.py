@@ -85,6 +85,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
     same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow  # test_rl.py stops rollouts beside the quick tests
 def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_path):
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=50")
     assert run_ranks(broken.terminated, 2, asked, 2) == [CONTINUE] * 2
@@ -105,7 +106,6 @@ def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
     assert result.broke and not result.lost, result
 
 
-@pytest.mark.slow
 def lengths_of_rows(arguments):
     """The length of rows of each update of a run."""
     of, lengths = Rows.of.__func__, []
@@ -120,6 +120,7 @@ def lengths_of_rows(arguments):
     return lengths
 
 
+@pytest.mark.slow
 def test_rows_can_be_shared_out_by_the_ranks_of_the_teacher(settings, tmp_path):
     """Answers of 28 places, that the student's own layout has in rows of any length."""
     more = ("rollouts.max_new_tokens=11", "rollouts.samples=1", "rollouts.prompts=2")

@@ -107,6 +107,7 @@ def test_a_budget_ends_the_thinking(on_one_rank):
         assert text.startswith(CUT_TEXT) or CUT_TEXT.startswith(text)
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_on_several_ranks_answers_for_the_command_line(folder, tmp_path):
     """Random weights say nothing worth keeping: what counts is that both ranks come to the end."""
     queries = tmp_path / "q.jsonl"

@@ -86,7 +86,7 @@ def broken_losses(run_dir):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in rows(run_dir, "train")]
 
 
-@pytest.mark.parametrize("at_step", [4, 5])
+@pytest.mark.parametrize("at_step", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, at_step):
     """In the middle of a batch, whose old log-probs later weights cannot say, and at its start."""
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=1")
@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_p
     same(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("at", ["batch 1", "evaluation"])
+@pytest.mark.parametrize("at", [pytest.param("batch 1", marks=pytest.mark.slow), "evaluation"])
 def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_path, at):
     """A batch may take longer than the time between a request and the end."""
     refit, step, batches = {"batch 1": (2, 2, [0]), "evaluation": (3, 3, [0, 1])}[at]
@@ -108,6 +108,7 @@ def test_a_stop_is_heard_between_the_passes_of_rollouts(settings, whole, tmp_pat
     same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_layout(settings, whole, tmp_path):
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=1", "train.steps=4")
     with pytest.raises(RankError, match="power cut"):
@@ -181,7 +182,7 @@ def bad_update(arguments):
     return told_by(arguments)
 
 
-@pytest.mark.parametrize("way", ["skip", "rollback"])
+@pytest.mark.parametrize("way", [pytest.param("skip", marks=pytest.mark.slow), "rollback"])
 def test_a_bad_update_is_left_out(settings, whole, tmp_path, way):
     asked = arguments(settings, tmp_path, f"guard.bad_batch={way}", "checkpoint.every_steps=2")
     ((status, told),) = run_ranks(bad_update, 1, asked)

@@ -76,7 +76,9 @@ def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_p
     assert Run.read(whole).column("filled").min() > 0.5
 
 
-@pytest.mark.parametrize("more", [(), ("parallel.tensor=2", "parallel.expert=2")])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("parallel.tensor=2", "parallel.expert=2"), marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, more):
     asked = arguments(settings, tmp_path, *more)
     with pytest.raises(RankError, match="power cut"):

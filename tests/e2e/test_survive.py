@@ -112,7 +112,11 @@ def skipped(settings, tmp_path_factory):
 @pytest.mark.parametrize(
     ("action", "trained"),
     [
-        ("skip", [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16]),
+        pytest.param(
+            "skip",
+            [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16],
+            marks=pytest.mark.slow,
+        ),
         ("rollback", [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16]),
     ],
 )

@@ -182,7 +182,10 @@ def refused(arguments):
     return status, told.getvalue()
 
 
-@pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("fp32", "bf16"), pytest.param("bf16", "fp32", marks=pytest.mark.slow)],
+)
 def test_a_run_keeps_its_precision_and_another_may_start_from_its_weights(
     folder, two_steps, tmp_path, capsys, before, after
 ):

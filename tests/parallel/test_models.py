@@ -23,6 +23,7 @@ READ = {
     "pp4-virtual": ("model.preset=tiny-dense", "model.num_layers=4", "parallel.pipeline=4"),
     "moe-tp2-ep2": ("model.preset=tiny-moe", "parallel.tensor=2", "parallel.expert=2"),
 }
+QUICK = ("pp4-virtual", "moe-tp2-ep2")
 
 
 def tiny(*settings):
@@ -76,10 +77,7 @@ def undisturbed():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "tp2-pp2-too" else [])
-        for name in READ
-    ],
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in READ],
 )
 def test_a_second_model_scores_while_the_first_trains_and_neither_notices(name, undisturbed):
     results = run_ranks(steps_with, 4, READ[name])

@@ -143,7 +143,10 @@ def on_device(tmp_path_factory):
     return 2, config, run_ranks(run, 2, config, False)
 
 
-@pytest.mark.parametrize("options", ["offload=1", "offload=0.4 offload_overlap=true"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param("offload=1", marks=pytest.mark.slow), "offload=0.4 offload_overlap=true"],
+)
 def test_updates_on_the_host_are_those_on_the_device(on_device, tmp_path, options):
     ranks, on_device_config, expected = on_device
     given = [f"optim.{option}" for option in options.split()]

@@ -170,7 +170,14 @@ def signs_of_life(checkpoint, settings, limits, stop_at=0):
     return len(alike), len(own), False, made
 
 
-@pytest.mark.parametrize("settings", [(), ("parallel.tensor=2",), ("parallel.pipeline=2",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        pytest.param(("parallel.tensor=2",), marks=pytest.mark.slow),
+        ("parallel.pipeline=2",),
+    ],
+)
 def test_a_long_pass_gives_signs_of_life_on_ranks_that_have_nothing_left_to_sample(
     checkpoint, settings
 ):
