@@ -2,6 +2,7 @@
 
     python benchmarks/clean.py corpus.jsonl.gz more.jsonl.gz         # `text`, maybe labels
     python benchmarks/clean.py sentences.jsonl.gz --join 20          # documents of 20 lines each
+    python benchmarks/clean.py books.jsonl.gz --cut 4000             # of 4,000 characters each
 
 MB are of UTF-8 as it was read; seconds are the process's, on all its threads. Models are loaded
 and tables made before the clock starts. Beside normalizing, domains and quality stands the same
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 from datatrove.data import Document
 
 from data_prep import quality
-from data_prep.clean import label, plan, stages
+from data_prep.clean import label, plan, report, stages
 from data_prep.clean.settings import CleanSettings, Input
 from megatron_qwen3 import tables
 from tests import plain_quality, plain_text
@@ -45,12 +46,13 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--join", type=int, default=1, help="lines of a file in a document; 1")
+    parser.add_argument("--cut", type=int, default=0, help="cut documents into so many characters")
     parser.add_argument("--mb", type=float, default=20, help="of text at most; default: 20")
     parser.add_argument("--language-sample", type=int, default=600, help="as of a recipe; 600")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "documents.jsonl"
-        size, count = write(given.files, path, given.join, given.mb * 1e6)
+        size, count = write(texts(given.files, given.join, given.cut), path, given.mb * 1e6)
         settings = CleanSettings(
             (Input("here", str(path)),),
             str(Path(folder) / "out"),
@@ -62,11 +64,11 @@ def main() -> None:
     tables.console().print(tables.table([head, *rows], words=("step",)))
 
 
-def write(files: list[Path], path: Path, join: int, most: float) -> tuple[float, int]:
+def write(documents: Iterator[str], path: Path, most: float) -> tuple[float, int]:
     """Documents of at most `most` bytes of text; MB of text, and how many."""
     size = count = 0
     with path.open("w", encoding="utf-8") as out:
-        for text in texts(files, join):
+        for text in documents:
             size, count = size + len(text.encode()), count + 1
             out.write(json.dumps({"id": str(count), "text": text}, ensure_ascii=False) + "\n")
             if size > most:
@@ -74,15 +76,17 @@ def write(files: list[Path], path: Path, join: int, most: float) -> tuple[float,
     return size / 1e6, count
 
 
-def texts(files: list[Path], join: int) -> Iterator[str]:
-    """The documents of all files; of several lines, those that follow each other."""
+def texts(files: list[Path], join: int, cut: int) -> Iterator[str]:
+    """The documents of all files; of several lines, those that follow each other; or cut."""
     for file in files:
         waiting: list[str] = []
         with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
             for row in map(json.loads, lines):
                 waiting.append(row["text"])
                 if len(waiting) == join:
-                    yield "\n".join(waiting)
+                    text = "\n".join(waiting)
+                    size = cut or len(text) or 1
+                    yield from (text[at : at + size] for at in range(0, len(text), size))
                     waiting.clear()
 
 
@@ -91,16 +95,19 @@ def measured(settings: CleanSettings, size: float) -> Iterator[tuple[str, tuple[
     files = plan.find_files(settings)
     plan.begin(settings, files)
     all_stages = stages.stages(settings, plan.input_bytes(files))
-    for step in all_stages[0].pipeline[1:-2]:
-        list(step.run([document()]))
-    total = 0.0
+    for step in all_stages[0].pipeline:
+        if isinstance(step, label.EachDocument):
+            list(step.run([document()]))
+    report.picture({"rows": [["here", "eng_Latn", "kept", 1, 1]]})
+    total = plain_total = 0.0
     data: Any = None
     for step in all_stages[0].pipeline:
         plain = plain_seconds(settings, step.name, data)
         data, seconds = timed(lambda step=step, data=data: list(step.run(data, 0, 1)))
         total += seconds
+        plain_total += sum(plain) or seconds
         yield step.name, (size / seconds, *(size / second for second in plain))
-    yield "first stage, all of it", (size / total,)
+    yield "first stage, all of it", (size / total, size / plain_total)
     for stage in all_stages[1:]:
         _, seconds = timed(lambda stage=stage: [run(stage, task) for task in range(stage.tasks)])
         total += seconds
