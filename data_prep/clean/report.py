@@ -102,11 +102,10 @@ def print_report(out: Path, console: Console) -> None:
         console.print(_problem_table(content))
     kept = sum(row[3] for row in rows if row[2] == KEPT)
     size = sum(row[4] for row in rows if row[2] == KEPT)
-    scored = [name for name, by in content.get("scores", {}).items() if by == HEURISTIC]
-    if scored:
+    if scored := [name for name, by in content.get("scores", {}).items() if by == HEURISTIC]:
         console.print(
-            f"{' and '.join(scored)}: heuristics of characters and words, where documents brought "
-            "none; no judgement of what a text says"
+            f"{shown(' and '.join(scored))}: heuristics of characters and words, where documents "
+            "brought none; no judgement of what a text says"
         )
     console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
     if not kept:

@@ -181,13 +181,14 @@ class CleanSettings:
         for name in self.options:
             if name not in self.steps:
                 yield f"options.{name}: no step of this name is in steps"
-        needed = {
-            "contamination": ("decontaminate_against", self.decontaminate_against),
-            "language": ("languages", self.languages),
-            "scores": ("models", set(self.models) & {"quality", "education", "safety"}),
-        }
-        for step, (name, value) in needed.items():
-            if value and step not in self.steps:
+        of_models = {name: name if name in STEPS[:3] else "scores" for name in self.models}
+        needed = [
+            ("decontaminate_against", bool(self.decontaminate_against), "contamination"),
+            ("languages", bool(self.languages), "language"),
+            *((f"models.{name}", True, step) for name, step in of_models.items()),
+        ]
+        for name, is_given, step in needed:
+            if is_given and step not in self.steps:
                 yield f"{name} is given, but steps does not name {step}, which heeds it"
 
     def own_steps(self) -> list[str]:

@@ -20,6 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep.clean.duplicates import document_id, document_starts
 from data_prep.clean.files import Progress, load, new_documents, read_documents
 from data_prep.clean.settings import CleanSettings
+from data_prep.languages import UNKNOWN
 from megatron_qwen3.storage.whole import write_whole
 
 KEPT = "kept"
@@ -36,7 +37,7 @@ class Tally:
 
     def add(self, document: Document, outcome: str) -> None:
         labels = document.metadata
-        key = (labels["source"], labels["language"] or "und", outcome)
+        key = (labels["source"], labels.get("language") or UNKNOWN, outcome)
         self._documents[key] += 1
         self._bytes[key] += len(document.text.encode())
 

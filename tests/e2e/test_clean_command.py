@@ -159,3 +159,25 @@ def test_a_result_of_nothing_is_an_error_that_names_the_field(corpus):
     assert "ready" not in done.stdout
     assert "not one of 0 documents was kept; the first problem: " in done.stderr
     assert "a.jsonl:1: no field `content`; there are: id, text" in done.stderr
+
+
+def test_a_recipe_with_a_step_of_ones_own_is_followed_and_kept(corpus, monkeypatch):
+    (corpus / "mine_of_this_test.py").write_text(
+        "def every_other(document, rest):\n"
+        "    return 'of the other half' if int(document.id) % 2 == rest else None\n"
+    )
+    (corpus / "mine.toml").write_text(
+        'steps = ["normalize", "mine_of_this_test:every_other"]\n'
+        '[options."mine_of_this_test:every_other"]\nrest = 1\n'
+    )
+    monkeypatch.setenv("PYTHONPATH", str(corpus))
+    options = ("--workers", "2", "--recipe", str(corpus / "mine.toml"))
+    done = _clean(corpus, "out", *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((corpus / "out/report.json").read_text())
+    outcomes = {outcome: count for _, _, outcome, count, _ in report["rows"]}
+    assert outcomes == {"of the other half": 150, "kept": 135, "equal to another": 15}
+    assert report["recipe"] == (corpus / "out/recipe.toml").read_text()
+    assert "rest = 1" in report["recipe"]
+    done = _clean(corpus, "out", *options, "--set", "similarity=0.9")
+    assert done.returncode == 2 and "similarity was 0.75, is 0.9" in done.stderr

@@ -194,6 +194,8 @@ def test_what_is_wrong_with_a_step_of_ones_own_is_told_in_a_line(
         ({"steps": ("domain", "domain")}, "step domain stands twice"),
         ({"options": {"a:B": {}}}, "options.a:B: no step of this name is in steps"),
         ({"steps": ("domain",), "languages": ("eng_Latn",)}, "steps does not name language"),
+        ({"steps": ("domain",), "models": {"language": "x"}}, "steps does not name language"),
+        ({"steps": ("domain",), "models": {"safety": "x"}}, "steps does not name scores"),
         ({"quality": QualityBounds(ProseBounds(min_letters=-1))}, r"prose.min_letters = -1"),
         ({"quality": QualityBounds(by_language={"xyz": {}})}, "by_language.xyz: neither one of"),
         (
