@@ -12,6 +12,7 @@
 #                   sizes and kinds of layout (6 GB; Python 3.12; make WHEELS=FOLDER, see there)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
 #                   of two names, with matrix products by oneDNN and by torch's choice (an hour)
+# make test-newest  all tests of ranks, parity and Transformer Engine on megatron-core's newest release
 # make chaos        runs that are broken in 60 ways and moments, of which none may lose anything
 # make full         everything that takes long
 # make lint         ruff and mypy
@@ -57,7 +58,7 @@ TE_VENV := .venv-te-wheels
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
-.PHONY: quickstart long-context test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-machines chaos full lint clean
+.PHONY: quickstart long-context test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-newest test-machines chaos full lint clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -109,7 +110,11 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-full: test-slow test-te test-machines chaos
+# .ci/run takes a part of these, a case or two of each kind of parallelism.
+test-newest:
+	$(MAKE) test MCORE=0.19.2 TESTS="tests/parallel tests/parity tests/te"
+
+full: test-slow test-te test-newest test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -78,7 +78,6 @@ CASES = (
     Case("dense", "pp2-uneven", 2, "pipeline=2 pipeline_layers=[3,1]", 2),
     Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
     Case("dense", "recompute-full", 1, "recompute=full"),
-    Case("moe", "dp2", 2),
     Case("moe", "etp2", 2, "tensor=2 expert_tensor=2", 2),
     Case("moe", "ep2", 2, "expert=2 recompute=full"),
     Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
@@ -88,6 +87,7 @@ CASES = (
     Case("moe", "cp2-ep2", 2, "context=2 expert=2"),
 )
 SLOW_CASES = (
+    Case("moe", "dp2", 2),
     Case("dense-untied", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=selective", 2),
     Case("dense", "pp2", 2, "pipeline=2"),
     Case("moe", "tp2", 2, "tensor=2", 2),
@@ -142,9 +142,9 @@ SCALAR_CASES = (
     Case("dense-scalar", "dp2", 2, micro_batch=2),
     Case("dense-scalar", "tp2", 2, "tensor=2", 2),
     Case("dense-scalar", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
-    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective"),
 )
 SLOW_SCALAR_CASES = (
+    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective"),
     Case("dense-scalar", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
     Case("moe-scalar", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
     Case("dense-scalar", "dp4", 4),

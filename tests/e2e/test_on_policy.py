@@ -75,7 +75,8 @@ def test_a_student_goes_towards_its_teacher_on_its_own_answers(whole):
     assert {(3, "all"), (6, "all")} < found
 
 
-@pytest.mark.parametrize("at_step", [4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow  # rollouts are cut off beside the quick tests in test_rl.py
+@pytest.mark.parametrize("at_step", [4, 5])
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, at_step):
     """In the middle of a batch, and at its start."""
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=1")
@@ -132,6 +133,7 @@ def test_rows_can_be_shared_out_by_the_ranks_of_the_teacher(settings, tmp_path):
     assert any(length % 2 for length in lengths)
 
 
+@pytest.mark.slow
 def test_neither_layout_changes_what_is_learnt(settings, whole, tmp_path):
     more = ("parallel.tensor=2", "distill.teacher.pipeline=2", "train.steps=2")
     assert run_ranks(run, 2, arguments(settings, tmp_path, *more)) == [0, 0]

@@ -81,7 +81,7 @@ def resumed(config, path):
     [
         ("tiny-dense", "tp2-pp2", ()),
         pytest.param("tiny-moe", "dp2", (), marks=pytest.mark.slow),
-        ("tiny-moe", "tp2-ep2", ("train.precision=bf16",)),
+        pytest.param("tiny-moe", "tp2-ep2", ("train.precision=bf16",), marks=pytest.mark.slow),
         ("tiny-moe", "dp2", ("train.precision=bf16", "optim.distributed=false")),
     ],
 )

@@ -208,7 +208,7 @@ def _score_apart(engine, prompts_BS, completions):
     [
         ("tiny-dense", 2, ""),
         ("tiny-moe", 2, "tensor=2 expert=2"),
-        ("tiny-moe", 2, "pipeline=2 virtual_pipeline=2"),
+        pytest.param(*("tiny-moe", 2, "pipeline=2 virtual_pipeline=2"), marks=pytest.mark.slow),
     ],
     ids=["dense-dp2", "moe-tp2-ep2", "moe-pp2-vpp2"],
 )

@@ -220,7 +220,6 @@ def near(shards_of_ranks, expected_shards, what):
 
 
 QUICK = (
-    "dense-tp2",
     "dense-cp2",
     "dense-pp2",
     "dense-dp2",

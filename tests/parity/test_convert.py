@@ -281,6 +281,7 @@ def test_a_converted_model_computes_what_the_first_one_did(tmp_path, hf_folder):
     assert torch.equal(their_logits(tmp_path / "out", "fp32"), their_logits(source, "fp32"))
 
 
+@pytest.mark.slow  # the next one finds one, too
 def test_verify_finds_a_converted_model_the_same(tmp_path, hf_folder):
     source = hf_folder("moe-4-groups")
     stream.from_hf(source, tmp_path / "ours")
@@ -301,4 +302,4 @@ def test_what_another_machine_trained_a_model_with_is_not_asked_for(tmp_path, hf
     manifest.write(ours, {name: manifest.seal(ours / name) for name in manifest.read(ours)})
     assert GeneratorSource(ours).config([], 1).model.kind == "auto"
     (result,) = run_ranks(compare, 1, source, ours, "fp32")
-    assert result.agree
+    assert result.agree and result.largest_difference < 1e-5

@@ -102,7 +102,14 @@ def test_fused_adam_updates_as_torchs(tmp_path):
     same(mine[2], theirs[2], ("exp_avg", "exp_avg_sq"), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("types", [NARROW, ONE_OF_EACH, REDUCED], ids=["both", "one", "reduced"])
+@pytest.mark.parametrize(
+    "types",
+    [
+        pytest.param(NARROW, id="both"),
+        pytest.param(ONE_OF_EACH, id="one"),
+        pytest.param(REDUCED, id="reduced", marks=pytest.mark.slow),
+    ],
+)
 def test_narrow_moments_train_alike_and_resume_to_the_bit(by_torch, tmp_path, types):
     ranks, wide, expected = by_torch
     config = asked(tmp_path, "optim.adam=te", *types)

@@ -63,7 +63,7 @@ def _resumed(config, path):
     return steps(engine, 2, 5)
 
 
-@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+@pytest.mark.parametrize("preset", [pytest.param("tiny-dense", marks=pytest.mark.slow), "tiny-moe"])
 def test_a_run_goes_on_with_the_other_kind_of_layers_and_its_own_losses(tmp_path, preset):
     config = settings(tmp_path / "torch", preset, "one")
     ((losses, _),) = run_ranks(undisturbed, 1, config)

@@ -151,8 +151,10 @@ def resumed(config, path):
     ("preset", "settings", "ranks"),
     [
         ("tiny-dense", ("fp8.recipe=delayed", "fp8.history=4", TP2), 2),
-        ("tiny-moe", ("fp8.recipe=delayed", "fp8.history=4", EP2), 2),
-        ("tiny-moe", ("fp8.recipe=tensorwise", *ENDS), 1),
+        pytest.param(
+            *("tiny-moe", ("fp8.recipe=delayed", "fp8.history=4", EP2), 2), marks=pytest.mark.slow
+        ),
+        pytest.param(*("tiny-moe", ("fp8.recipe=tensorwise", *ENDS), 1), marks=pytest.mark.slow),
         ("tiny-moe", ("fp8.recipe=tensorwise", "fp8.gather=true"), 2),
     ],
 )
@@ -184,7 +186,7 @@ def began(config):
     return weights_of(engine), loss
 
 
-@pytest.mark.parametrize("preset", ["tiny-dense", "tiny-moe"])
+@pytest.mark.parametrize("preset", [pytest.param("tiny-dense", marks=pytest.mark.slow), "tiny-moe"])
 def test_a_run_goes_on_in_fp8_and_back_in_bf16_with_the_weights_that_it_had(tmp_path, preset):
     home = f"run.dir={tmp_path}"
     path = config_of(preset, home).run_dir

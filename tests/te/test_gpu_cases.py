@@ -76,6 +76,7 @@ def test_its_steps_with_graphs_are_those_without(tmp_path, model):
     assert_passed(found[names[1]], "losses with graphs")
 
 
+@pytest.mark.slow
 def test_its_steps_are_measured(tmp_path):
     names = "8b te bf16", "8b te tensorwise", "30b-a3b te bf16", "0.6b te graphs"
     (found,) = run_te_ranks(run, 1, str(tmp_path), *names)

@@ -14,12 +14,12 @@ CASES = (
     Case("moe", "one-rank", 1, micro_batch=4),
     Case("dense", "tp2", 2, "tensor=2"),  # one row, one key-value head: axes of one
     Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
-    Case("moe", "dp2", 2),
-    Case("moe", "ep2", 2, "expert=2 recompute=full"),
     Case("moe", "etp2", 2, "tensor=2 expert_tensor=2", 2),
     Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
 )
 SLOW_CASES = (
+    Case("moe", "dp2", 2),
+    Case("moe", "ep2", 2, "expert=2 recompute=full"),
     Case("dense", "dp2", 2),
     Case("dense", "pp2", 2, "pipeline=2"),
     Case("dense", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
