@@ -26,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plai
 import numpy as np
 from datatrove.data import Document
 
-from data_prep.clean.duplicates import FindPairs, SignDocuments
-from data_prep.clean.files import load
+from data_prep.clean import stages
+from data_prep.clean.dedup.equal import copies_of
+from data_prep.clean.dedup.pairs import similar_pairs
+from data_prep.clean.dedup.sign import SignDocuments
 from data_prep.clean.settings import CleanSettings
 from data_prep.minhash import signature
 from data_prep.units import shingles, split
@@ -115,11 +117,13 @@ def pairs_found(texts: list[str]) -> set[tuple[int, int]]:
         settings = CleanSettings(inputs=(), out=folder)
         documents = (Document(text=text, id="", metadata={}) for text in texts)
         deque(SignDocuments(settings).run(documents), maxlen=0)
-        found: set[tuple[int, int]] = set()
-        for task in range(settings.signatures.bands + 1):
-            deque(FindPairs(settings, 1).run(None, task), maxlen=0)
-            found |= set(map(tuple, load(settings.file("work/pairs", task, ".npy")).tolist()))
-        return found
+        for stage in stages.stages(settings, 0):
+            if stage.name in ("equal", "bands", "pairs", "lend"):
+                for task in range(stage.tasks):
+                    deque(stage.pipeline[0].run(None, task, stage.tasks), maxlen=0)
+        copies = copies_of(settings, 1, 0)
+        found = set(zip(copies["kept"].tolist(), copies["document"].tolist(), strict=True))
+        return found.union(*(map(tuple, pairs.tolist()) for pairs in similar_pairs(settings, 0)))
 
 
 def judge(

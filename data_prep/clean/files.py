@@ -3,7 +3,9 @@
     with new_documents(path) as writer:       # path appears when the block ends well
         writer.write(document)
     for document in read_documents(path): ...
-    arrays = load(path)                       # numpy arrays by name, memory-mapped
+    with new_rows(path, np.uint16, 120) as rows:
+        rows.write(one)                       # an array that grows, at no memory
+    array = load(path)                        # memory-mapped
 
 A label whose name begins with `_` belongs to the stage that set it and is not written.
 """
@@ -84,9 +86,55 @@ def save(path: Path, array: npt.NDArray[Any]) -> None:
         file.write(np.ascontiguousarray(array).tobytes())
 
 
+class RowWriter:
+    """Writes an array in numpy's format row by row."""
+
+    def __init__(self, file: IO[bytes], dtype: npt.DTypeLike, width: int) -> None:
+        self._file, self._dtype, self._width = file, np.dtype(dtype), width
+        self._bytes = 0
+        self._begin(0)
+
+    def write(self, rows: Any) -> None:
+        """Rows of the array's type, one after the other: an array, or bytes."""
+        self._bytes += self._file.write(rows)
+
+    def finish(self) -> None:
+        """Say in front how many there are; numpy leaves room for it."""
+        self._file.seek(0)
+        self._begin(self._bytes // (self._dtype.itemsize * max(1, self._width)))
+
+    def _begin(self, count: int) -> None:
+        shape = (count, self._width) if self._width else (count,)
+        kind = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": kind, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@contextmanager
+def new_rows(path: Path, dtype: npt.DTypeLike, width: int = 0) -> Iterator[RowWriter]:
+    """An array [rows, width], or [rows], that becomes `path` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        writer = RowWriter(file, dtype, width)
+        yield writer
+        writer.finish()
+
+
 def load(path: Path) -> npt.NDArray[Any]:
     """An array that `save` wrote, memory-mapped."""
     return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def pieces_of(path: Path, rows: int) -> Iterator[npt.NDArray[Any]]:
+    """An array that `save` or `new_rows` wrote, read from front to back, so many rows at a time."""
+    whole = load(path)
+    width = int(np.prod(whole.shape[1:], dtype=np.int64))
+    offset = int(getattr(whole, "offset", 0))
+    for at in range(0, len(whole), rows):
+        count = min(rows, len(whole) - at)
+        start = offset + at * width * whole.itemsize
+        piece = np.fromfile(path, whole.dtype, count * width, offset=start)
+        yield piece.reshape(count, *whole.shape[1:])
 
 
 class Progress:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from data_prep import documents
 from data_prep.classifiers import model_files
 from data_prep.clean.files import load, save
 from data_prep.clean.own_steps import file_of
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import REPORT, SETTINGS, CleanSettings, Input
 from data_prep.documents import Part
 from data_prep.domains import CODE_SUFFIXES, is_code_file
 from data_prep.tokenizer_file import tokenizer_json
@@ -32,6 +34,7 @@ from megatron_qwen3.storage.whole import write_whole
 
 _TEXT_SUFFIXES = (".txt", ".md", ".rst")
 _SHARES, _SHARE_ENDS = "plan/shares.jsonl", "plan/share_ends.npy"
+_LAYOUT = "plan/layout-2"  # of files in `work`; it is there where they are of this one
 
 
 class InputFile(NamedTuple):
@@ -60,12 +63,21 @@ def find_files(settings: CleanSettings) -> list[InputFile]:
     return found
 
 
-def begin(settings: CleanSettings, files: Sequence[InputFile]) -> None:
-    """Note what is asked for in `out`, and what each task reads.
+def begin(settings: CleanSettings, files: Sequence[InputFile]) -> str:
+    """Note what is asked for in `out`, and what each task reads; what people should know, or "".
 
-    ConfigError where another cleaning began there, or this one with other files.
+    ConfigError where another cleaning began there, or this one with other files. What one has done
+    that began with another layout of its files is done again.
     """
+    began = settings.folder(SETTINGS).exists() and not settings.folder(REPORT).exists()
     settings.claim(state_of_files(settings, files))
+    note = ""
+    if began and not settings.folder(_LAYOUT).exists():
+        for name in ("logs", "work"):
+            shutil.rmtree(settings.folder(name), ignore_errors=True)
+        note = (
+            f"{settings.out}: begun by an earlier version with other files in work/; from the start"
+        )
     lines = [
         json.dumps([(share.input, *share.part) for share in shares]).encode() + b"\n"
         for shares in _share_out(files, settings.tasks)
@@ -73,6 +85,8 @@ def begin(settings: CleanSettings, files: Sequence[InputFile]) -> None:
     settings.folder("plan").mkdir(exist_ok=True)
     write_whole(settings.folder(_SHARES), lines)
     save(settings.folder(_SHARE_ENDS), np.array(list(accumulate(map(len, lines))), np.int64))
+    write_whole(settings.folder(_LAYOUT), [])
+    return note
 
 
 def read_shares(settings: CleanSettings, task: int) -> list[Share]:
@@ -90,6 +104,7 @@ def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[
     others = list(settings.decontaminate_against)
     others += [str(f) for model in settings.models.values() for f in model_files(model)]
     others += filter(None, map(file_of, settings.own_steps()))
+    others += [str(Path(path, "index/index.json")) for path in settings.against]
     if settings.tokenizer:
         others.append(str(tokenizer_json(settings.tokenizer)))
     states = {path: os.stat(path) for path in others}

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.clean import recipe
+from data_prep.clean.dedup.numbering import write_index
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.json_files import write_json
@@ -48,8 +49,12 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
         self.settings = settings
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        if not self.settings.folder(REPORT).exists():
-            self._write()
+        try:
+            if not self.settings.folder(REPORT).exists():
+                self._write()
+        except FileNotFoundError:
+            if not self.settings.folder(REPORT).exists():
+                raise  # else another copy of this task was faster, and removed what led to it
         shutil.rmtree(self.settings.folder("work"), ignore_errors=True)
         yield from ()
 
@@ -58,8 +63,12 @@ class WriteReport(PipelineStep):  # type: ignore[misc]
         write_whole(self.settings.folder(PICTURE), [picture(content)])
         problems = (msgspec.json.encode(row) + b"\n" for row in _problems(self.settings))
         write_whole(self.settings.folder("problems.jsonl"), problems)
-        hits = (path.read_bytes() for path in _task_files(self.settings, "work/contamination"))
-        write_whole(self.settings.folder("contamination.jsonl"), hits)
+        hits = _task_files(self.settings, "work/contamination", ".jsonl")
+        write_whole(
+            self.settings.folder("contamination.jsonl"), (path.read_bytes() for path in hits)
+        )
+        if self.settings.keep_index:
+            write_index(self.settings)
         write_json(self.settings.folder(REPORT), content)
 
 
@@ -69,7 +78,7 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
     documents: Counter[tuple[str, str, str]] = Counter()
     sizes: Counter[tuple[str, str, str]] = Counter()
     for stage in ("work/counts/label", "work/counts/write"):
-        for path in _task_files(settings, stage):
+        for path in _task_files(settings, stage, ".json"):
             for *key, count, size in json.loads(path.read_bytes()):
                 documents[key[0], key[1], key[2]] += count
                 sizes[key[0], key[1], key[2]] += size
@@ -205,7 +214,7 @@ def _draw(content: dict[str, Any]) -> bytes:
 def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
     """What could not be read, in the order of files; lines are counted from the file's first."""
     before: Counter[str] = Counter()
-    for path in _task_files(settings, "work/problems"):
+    for path in _task_files(settings, "work/problems", ".jsonl"):
         with path.open("rb") as file:
             for row in map(json.loads, file):
                 if "lines" in row:  # the end of a part: the next one of the file begins there
@@ -217,5 +226,6 @@ def _problems(settings: CleanSettings) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _task_files(settings: CleanSettings, folder: str) -> list[Path]:
-    return sorted(settings.folder(folder).glob("[0-9]*"))
+def _task_files(settings: CleanSettings, folder: str, suffix: str) -> list[Path]:
+    """By their names, so that one that is not there is missed and not left out."""
+    return [settings.file(folder, task, suffix) for task in range(settings.tasks)]

@@ -34,7 +34,8 @@ MODELS = ("language", "domain", "quality", "education", "safety")
 STEPS = ("domain", "normalize", "language", "quality", "scores", "contamination")
 _MODELS_HELP = f"Classifiers (fastText, ONNX; language: glotlid) by {', '.join(MODELS)}."
 _STEPS = ", ".join(STEPS)
-OF_A_RUN = ("inputs", "out", "tasks", "hidden")  # settings that are no part of a recipe
+# Settings that are no part of a recipe.
+OF_A_RUN = ("inputs", "out", "tasks", "hidden", "against", "keep_index")
 # Settings by the names that folders know who were begun before they were called otherwise, and the
 # values that those have who do not name them.
 _NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
@@ -56,7 +57,9 @@ class CleanSettings:
     """inputs: what to read; out: the folder of the result; tasks: how many parts it is done in.
 
     hidden: whether files and folders of a folder whose names begin with a dot are read, as
-    cleanings do that began before there was a choice. All others are keys of a recipe, by these
+    cleanings do that began before there was a choice.
+    against: folders of earlier cleanings, whose documents count as those that are kept; keep_index:
+    whether this one leaves what later ones need for that. All others are keys of a recipe, by these
     names, and say there what they are.
     """
 
@@ -64,6 +67,8 @@ class CleanSettings:
     out: str
     tasks: int = 1
     hidden: bool = False
+    against: tuple[str, ...] = ()
+    keep_index: bool = False
     text_field: str = setting("text", "what the text is called in the files")
     keep_fields: tuple[str, ...] = setting(
         (ALL,), "which stay with documents besides their labels: names, all or none"
@@ -155,6 +160,8 @@ class CleanSettings:
         yield from self._step_faults()
         yield from self.signatures.faults()
         yield from self.quality.faults()
+        if self.keep_index and self.similarity > 1:
+            yield f"keep_index: similarity = {self.similarity} looks for equal documents only"
         for name, path in self.models.items():
             if name not in MODELS:
                 yield f"{name!r} is no label with a model; valid: {', '.join(MODELS)}"

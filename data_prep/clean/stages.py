@@ -4,34 +4,47 @@
     begin(settings, files)                         # plan.py
     stages(settings, input_bytes(files))           # each with name, pipeline, tasks
     run_local(settings, input_bytes(files), 2)     # returns when the result is whole
-    run_slurm(settings, input_bytes(files), "cpu") # when jobs are queued, each after the last
+    run_slurm(settings, input_bytes(files), "cpu", {"": 24}, {"": 4})  # when jobs are queued
 
 label   read, normalise, language, quality, contamination; what duplicates are found by
-pairs   candidates of each band, compared
+equal   exact copies, over all tasks
+bands   the keys of what is left, sorted
+pairs   documents that share a key of a band, over all tasks
+lend    the signature of one of a pair, for the task of the other
+compare pairs by their signatures
 groups  one task: what is a duplicate of what
 write   documents/ without the duplicates
 report  one task: report.json, report.png, the tables that a person reads
 
 Executors differ only in where tasks run: tasks that were done are not done again, and a task that
 died leaves nothing that another takes for whole. So what was interrupted is simply started again.
+Where a task is started twice at once, as by a queue that takes a node for dead, the second copy
+waits for the first and finds it done; where the file system knows no locks both write whole files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import multiprocessing
 import os
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor import (
+    LocalPipelineExecutor,
+    RayPipelineExecutor,
+    SlurmPipelineExecutor,
+)
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from rich.console import Console
@@ -45,21 +58,25 @@ from rich.progress import (
 )
 
 from data_prep.clean import files
-from data_prep.clean.duplicates import FindPairs, GroupPairs, SignDocuments
+from data_prep.clean.dedup.equal import FindEqual
+from data_prep.clean.dedup.groups import GroupPairs
+from data_prep.clean.dedup.numbering import earlier_documents
+from data_prep.clean.dedup.pairs import ComparePairs, FindPairs, LendSignatures
+from data_prep.clean.dedup.sign import SignDocuments, SortBands
 from data_prep.clean.label import labelling
 from data_prep.clean.read import ReadDocuments
 from data_prep.clean.report import WriteReport
-from data_prep.clean.settings import LOCK, CleanSettings
+from data_prep.clean.settings import LOCK, REPORT, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.lifetime import die_with_parent
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import shown
-from megatron_qwen3.storage.lock import shared
+from megatron_qwen3.storage.lock import alone, shared
 
-# One task sorts the keys of a band in memory: 16 bytes for each document. At about 2 KB of text a
-# document, compressed to a third, this much input gives 200 million documents, or 3 GB.
-_INPUT_BYTES_PER_PART = 1.3e11
+_BYTES_PER_DOCUMENT = 650  # some 2 KB of text, compressed to a third
+_DOCUMENTS_PER_PART = 500_000_000  # some minutes of a task that finds pairs
+STAGES = ("label", "equal", "bands", "pairs", "lend", "compare", "groups", "write", "report")
 _WATCH_SECONDS = 0.5
 _worker = ExitStack()  # what a worker holds until it ends
 
@@ -74,21 +91,38 @@ class Stage(NamedTuple):
 
 def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
     """All stages in their order, each of which needs what the one before it wrote."""
-    parts = math.ceil(max(1, input_bytes) / _INPUT_BYTES_PER_PART)
-    pair_tasks = (settings.signatures.bands + 1) * parts
+    earlier_tasks, earlier = earlier_documents(settings)
+    documents = max(1, input_bytes / _BYTES_PER_DOCUMENT + earlier)
+    parts = 1 << max(0, math.ceil(math.log2(documents / _DOCUMENTS_PER_PART)))
+    pair_tasks = settings.signatures.bands * parts
     label = [
         ReadDocuments(settings),
         *labelling(settings),
         SignDocuments(settings),
         WriteLabelled(settings),
     ]
+    near = [
+        Stage("bands", [SortBands(settings, parts)], settings.tasks),
+        Stage("pairs", [FindPairs(settings, parts)], pair_tasks),
+        Stage("lend", [LendSignatures(settings, pair_tasks)], earlier_tasks + settings.tasks),
+        Stage("compare", [ComparePairs(settings)], settings.tasks),
+        Stage("groups", [GroupPairs(settings)], 1),
+    ]
     return [
         Stage("label", label, settings.tasks),
-        Stage("pairs", [FindPairs(settings, parts)], pair_tasks),
-        Stage("groups", [GroupPairs(settings, pair_tasks)], 1),
-        Stage("write", [WriteKept(settings)], settings.tasks),
+        Stage("equal", [FindEqual(settings, parts)], parts),
+        *(near if settings.similarity <= 1 else ()),
+        Stage("write", [WriteKept(settings, parts)], settings.tasks),
         Stage("report", [WriteReport(settings)], 1),
     ]
+
+
+def is_done(settings: CleanSettings) -> bool:
+    """Whether the result is whole. What led to it goes, if that was not done yet."""
+    if not settings.folder(REPORT).exists():
+        return False
+    shutil.rmtree(settings.folder("work"), ignore_errors=True)
+    return True
 
 
 def run_local(settings: CleanSettings, input_bytes: int, workers: int) -> None:
@@ -127,25 +161,30 @@ def run_slurm(
     settings: CleanSettings,
     input_bytes: int,
     partition: str,
-    hours: float = 24,
-    memory_gb: int = 4,
+    hours: Mapping[str, float],
+    memory_gb: Mapping[str, float],
     workers: int = -1,
     options: dict[str, str] | None = None,
 ) -> str:
     """Queue all stages, each after the one before it; the id of the last job.
 
-    workers: tasks at a time, -1 for as many as fit; options: more of sbatch's, by their long names.
+    hours, memory_gb: of a task, by stages' names, "" for the others; workers: tasks at a time, -1
+    for as many as fit; options: more of sbatch's, by their long names. ConfigError where jobs of an
+    earlier call are still queued or at work.
     """
+    listed = stages(settings, input_bytes)
+    check_queue(settings, listed)
     last = None
-    for stage in stages(settings, input_bytes):
-        last = SlurmPipelineExecutor(
+    for stage in listed:
+        time = hours.get(stage.name, hours[""])
+        last = _Slurm(
             pipeline=stage.pipeline,
             tasks=stage.tasks,
-            time=f"{int(hours)}:{int(hours * 60) % 60:02d}:00",
+            time=f"{int(time)}:{int(time * 60) % 60:02d}:00",
             partition=partition,
-            mem_per_cpu_gb=memory_gb,
+            mem_per_cpu_gb=math.ceil(memory_gb.get(stage.name, memory_gb[""])),
             workers=workers,
-            job_name=f"clean-{stage.name}",
+            job_name=_job_name(settings, stage),
             qos="",
             sbatch_args=options or {},
             logging_dir=str(_logs(settings, stage)),
@@ -158,26 +197,78 @@ def run_slurm(
     return str(last.job_id)
 
 
+def _job_name(settings: CleanSettings, stage: Stage) -> str:
+    """The same for all jobs of a stage in a folder, and for no other folder's."""
+    folder = hashlib.blake2b(os.fsencode(Path(settings.out).resolve()), digest_size=4)
+    return f"clean-{stage.name}-{folder.hexdigest()}"
+
+
+def check_queue(settings: CleanSettings, listed: list[Stage]) -> None:
+    """ConfigError where jobs of this folder are queued or at work; those that wait for what failed,
+    and so would for ever, are cancelled."""
+    names = ",".join(_job_name(settings, stage) for stage in listed)
+    asked = ("squeue", "--noheader", f"--name={names}", "--format=%F %r")
+    try:
+        rows = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    except FileNotFoundError:
+        raise ConfigError(
+            "--slurm: there is no squeue here; is this a node of a cluster?"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"--slurm: squeue says: {shown(error.stderr.strip())}") from None
+    jobs = {job: reason for job, _, reason in (row.partition(" ") for row in rows)}
+    dead = [job for job, reason in jobs.items() if reason == "DependencyNeverSatisfied"]
+    if alive := sorted(jobs.keys() - set(dead), key=int):
+        raise ConfigError(
+            f"{settings.out}: jobs {', '.join(alive)} of this cleaning are queued or at work; wait "
+            f"for them, or: scancel {' '.join(alive)}"
+        )
+    if dead:
+        subprocess.run(["scancel", *dead], check=False)
+
+
 def run_ray(
-    settings: CleanSettings, input_bytes: int, memory_gb: int = 4, workers: int = -1
+    settings: CleanSettings, input_bytes: int, memory_gb: Mapping[str, float], workers: int = -1
 ) -> None:
-    """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole."""
+    """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole.
+
+    memory_gb: of a task, by stages' names, "" for the others; workers: as in `run_slurm`.
+    """
     try:
         import ray
     except ImportError:
         raise ConfigError("ray is not installed: python -m pip install ray") from None
-    from datatrove.executor import RayPipelineExecutor
 
     path = isolated()["PYTHONPATH"]
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}})
     for stage in stages(settings, input_bytes):
-        RayPipelineExecutor(
+        _Ray(
             pipeline=stage.pipeline,
             tasks=stage.tasks,
             workers=workers,
-            mem_per_cpu_gb=memory_gb,
+            mem_per_cpu_gb=memory_gb.get(stage.name, memory_gb[""]),
             logging_dir=str(_logs(settings, stage)),
         ).run()
+
+
+@contextmanager
+def _at_work(executor: PipelineExecutor, task: int) -> Iterator[None]:
+    """The folder is in use, and nobody else does this task of this stage."""
+    logs = Path(executor.logging_dir.path)
+    with shared(logs.parents[1], LOCK), alone(logs / LOCK, task):
+        yield
+
+
+class _Slurm(SlurmPipelineExecutor):  # type: ignore[misc]
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        with _at_work(self, rank):
+            return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+class _Ray(RayPipelineExecutor):  # type: ignore[misc]
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
+        with _at_work(self, rank):
+            return super()._run_for_rank(rank, local_rank, node_rank)
 
 
 class _Local(PipelineExecutor):  # type: ignore[misc]
@@ -203,7 +294,9 @@ class _Local(PipelineExecutor):  # type: ignore[misc]
 
     def run_task(self, task: int) -> None:
         """Here and now. A copy is run: steps keep counts."""
-        deepcopy(self)._run_for_rank(task)
+        copy = deepcopy(self)
+        with _at_work(copy, task):
+            copy._run_for_rank(task)
 
 
 def _run_stage(

@@ -2,7 +2,7 @@
 
 WriteLabelled   work/labelled/TASK.jsonl.zst: what passed so far; dropped/TASK.jsonl.zst: what did
                 not, and why; work/contamination/TASK.jsonl: hits of evaluation sets
-WriteKept       documents/TASK.jsonl.zst: the result, without what work/removed/TASK.npy names;
+WriteKept       documents/TASK.jsonl.zst: the result, without what is like another document;
                 duplicates/TASK.jsonl.zst: that, and which document was kept instead
 """
 
@@ -17,8 +17,8 @@ import msgspec
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean.duplicates import document_id, document_starts
-from data_prep.clean.files import Progress, load, new_documents, read_documents
+from data_prep.clean.dedup.removed import Removed, removed_of, save_instead
+from data_prep.clean.files import Progress, new_documents, read_documents
 from data_prep.clean.settings import CleanSettings
 from data_prep.languages import UNKNOWN
 from megatron_qwen3.storage.whole import write_whole
@@ -81,19 +81,18 @@ class WriteLabelled(PipelineStep):  # type: ignore[misc]
 
 
 class WriteKept(PipelineStep):  # type: ignore[misc]
-    """The last stage, which reads what the first one wrote."""
+    """The last stage but one, which reads what the first one wrote."""
 
     name, type = "Write kept", "💽 - WRITER"
 
-    def __init__(self, settings: CleanSettings) -> None:
+    def __init__(self, settings: CleanSettings, equal_tasks: int) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.equal_tasks = settings, equal_tasks
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         progress = Progress(self.settings.file("work/progress/write", rank, ""))
-        removed = load(self.settings.file("work/removed", rank, ".npy"))
-        starts = document_starts(self.settings)
-        gone = {int(row["document"] - starts[rank]): row for row in removed}
+        removed = removed_of(self.settings, rank, self.equal_tasks)
+        gone, instead = next(removed, None), list[Removed]()
         tally, done = Tally(), 0
         with (
             new_documents(self.settings.file("documents", rank, ".jsonl.zst")) as kept,
@@ -102,16 +101,20 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
             source = self.settings.file("work/labelled", rank, ".jsonl.zst")
             for number, document in enumerate(read_documents(source)):
                 outcome = KEPT
-                if (row := gone.get(number)) is not None:
-                    outcome = EQUAL if row["is_equal"] else NEAR
-                    instead = document_id(self.settings, starts, int(row["kept"]))
-                    duplicates.write(_set_aside(document, reason=outcome, kept=instead))
+                if gone and gone.document == number:
+                    outcome = EQUAL if gone.is_equal else NEAR
+                    duplicates.write(_set_aside(document, reason=outcome, kept=gone.kept))
+                    if self.settings.keep_index:
+                        instead.append(gone)
+                    gone = next(removed, None)
                 else:
                     kept.write(document)
                 tally.add(document, outcome)
                 done += 1
                 progress.report(done)
         progress.report(done, is_last=True)
+        if self.settings.keep_index:
+            save_instead(self.settings, rank, instead)
         tally.write(self.settings.file("work/counts/write", rank, ".json"))
         yield from ()
 

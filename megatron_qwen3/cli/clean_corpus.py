@@ -6,6 +6,7 @@
     python tools/clean_corpus.py run --out /scratch/clean web=/data --tasks 2000 --slurm cpu
     python tools/clean_corpus.py run --show > mine.toml; (edit it)
     python tools/clean_corpus.py run --out runs/clean web=dumps/2024 --recipe mine.toml
+    python tools/clean_corpus.py run --out runs/clean-2025 web=dumps/2025 --against runs/clean
     python tools/clean_corpus.py show runs/clean
 
 An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst), Parquet, plain
@@ -20,6 +21,7 @@ Documents that bring no `quality` and `education` get heuristics of characters a
 
 import argparse
 import errno
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +103,14 @@ def _add_what(run: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="data to keep out",
     )
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="earlier cleanings: what is like their documents is dropped",
+    )
+    add("--keep-index", action="store_true", help="leave what later cleanings need for --against")
     add("--contamination-run", type=int, metavar="N", help="default: 13")
     add("--tokenizer", help="compare evaluation data in its tokens, not in words")
     for name in ("language", "domain", "quality", "education", "safety"):
@@ -119,8 +129,14 @@ def _add_where(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
     run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
-    run.add_argument("--hours", type=float, default=24, help="of a SLURM task; default: 24")
-    run.add_argument("--memory-gb", type=int, default=4, help="of a task; default: 4")
+    for name, default in (("--hours", 24), ("--memory-gb", 4)):
+        run.add_argument(
+            name,
+            nargs="+",
+            default=[],
+            metavar="[STAGE=]N",
+            help=f"of a task on SLURM or Ray; default: {default}; of one stage: groups={default}",
+        )
     run.add_argument(
         "--sbatch",
         nargs="+",
@@ -148,15 +164,20 @@ def _run(given: argparse.Namespace) -> int:
     settings = settings.as_begun()
     if given.workers is not None and given.workers < 1:
         raise ConfigError(f"--workers = {given.workers}; valid: 1 or more")
+    given.hours = _by_stage("--hours", given.hours, 24)
+    given.memory_gb = _by_stage("--memory-gb", given.memory_gb, 4)
     files = plan.find_files(settings)
     size = plan.input_bytes(files)
-    stages.stages(settings, size)  # what is wrong with models shows before the folder is made
+    listed = stages.stages(settings, size)  # which tells what is wrong before the folder is made
     for note in filter(None, (plan.not_read(settings), read.tokenizer_note(settings))):
         print(shown(note), file=sys.stderr)
+    if given.slurm and not stages.is_done(settings):
+        stages.check_queue(settings, listed)  # it tells of jobs better than their lock does
     with owned(Path(given.out), LOCK):
-        plan.begin(settings, files)
+        if note := plan.begin(settings, files):
+            print(shown(note), file=sys.stderr)
         recipe.keep(settings)
-        is_done = _start(given, settings, size)
+        is_done = stages.is_done(settings) or _start(given, settings, size)
     if is_done:
         print_report(Path(given.out), tables.console())
         print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
@@ -179,6 +200,24 @@ def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> b
     else:
         stages.run_local(settings, size, given.workers or cores())
     return True
+
+
+def _by_stage(option: str, values: Sequence[str], default: float) -> dict[str, float]:
+    """Numbers by the stages that they are for, "" for the others: of 4 and groups=64."""
+    from data_prep.clean.stages import STAGES
+
+    found = {"": default}
+    for value in values:
+        stage, _, number = value.rpartition("=")
+        if stage and stage not in STAGES:
+            raise ConfigError(f"{option} {value}: no such stage; valid: {', '.join(STAGES)}")
+        try:
+            found[stage] = float(number)
+        except ValueError:
+            raise ConfigError(f"{option} {value}: valid are a number, or STAGE=number") from None
+        if not 0 < found[stage] < math.inf:
+            raise ConfigError(f"{option} {value}: the number has to be over 0")
+    return found
 
 
 def _settings(given: argparse.Namespace) -> "CleanSettings":
@@ -206,7 +245,14 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
     options = {name: value for name, value in options.items() if value is not None}
     inputs = tuple(map(_input, given.inputs))
     values = recipe.read(given.recipe, options, given.set)
-    return CleanSettings(inputs, given.out or "", tasks, **values)
+    return CleanSettings(
+        inputs,
+        given.out or "",
+        tasks,
+        against=tuple(given.against),
+        keep_index=given.keep_index,
+        **values,
+    )
 
 
 def _input(text: str) -> "Input":

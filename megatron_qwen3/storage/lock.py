@@ -2,6 +2,7 @@
 
     with owned(folder): ...        # the owner; InUse names host and process of another one
     with shared(folder): ...       # each of its processes, as long as it writes there
+    with alone(path, 7): ...       # task 7 of those of a file; a second copy of it waits
 
 Locks are the operating system's: they end with the process, however it ends. Where a file system
 has none (some network mounts), nothing is locked. Nothing here imports torch.
@@ -56,6 +57,22 @@ def shared(folder: Path, name: str = "lock") -> Iterator[None]:
     """The folder is in use."""
     with _opened(folder / name) as file:
         _lock(file.fileno(), fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def alone(path: Path, task: int) -> Iterator[None]:
+    """No other process is in such a block with the same file and task: it waits until this ends.
+
+    One process may be in one such block of a file at a time.
+    """
+    make(path.parent)
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, task)  # of one byte, which need not be there
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield
 
 

@@ -92,6 +92,12 @@ def test_a_full_disk_stops_with_a_message_and_later_goes_on(corpus):
 def test_mistakes_are_told_in_one_line(corpus, capsys):
     for arguments, message in (
         (("--tasks", "0"), "tasks = 0; at least 1 is needed"),
+        (
+            ("--memory-gb", "4", "group=9"),
+            "--memory-gb group=9: no such stage; valid: label, equal",
+        ),
+        (("--hours", "groups=many"), "--hours groups=many: valid are a number, or STAGE=number"),
+        (("--against", str(corpus)), f"against: {corpus} holds no cleaning that has ended"),
         (("--languages", "english"), "'english' is none of the 119"),
         (("--evaluation", "none.jsonl"), "none.jsonl does not exist"),
         (("--text-field", "x", "--similarity", "0.1"), "similarity = 0.1"),

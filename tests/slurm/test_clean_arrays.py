@@ -1,6 +1,7 @@
 """The pipeline that runs in local processes runs as SLURM job arrays, with the same result."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,11 +29,18 @@ def test_a_cleaning_in_job_arrays_gives_what_local_processes_give(cluster, tmp_p
             file.write(json.dumps({"id": str(number), "text": text, "domain": "web"}) + "\n")
     command = [sys.executable, "tools/clean_corpus.py", "run", f"here={tmp_path / 'in.jsonl'}"]
     command += ["--tasks", "3", "--no-filters", "--keep-undetermined"]
-    cluster.run(*command, "--out", str(tmp_path / "local"), "--workers", "2", cwd=ROOT)
-    where = ["--slurm", "main", "--memory-gb", "1", "--hours", "0.2"]
-    said = cluster.run(*command, "--out", str(tmp_path / "slurm"), *where, cwd=ROOT)
+    cluster.run(*command, "--out", str(tmp_path / "local"), "--workers", "2", cwd=ROOT, timeout=300)
+    where = ["--slurm", "main", "--memory-gb", "1", "groups=2", "--hours", "0.2"]
+    said = cluster.run(*command, "--out", str(tmp_path / "slurm"), *where, cwd=ROOT, timeout=300)
     job = said.split("job ")[1].split()[0]
+    again = [*command, "--out", str(tmp_path / "slurm"), *where]
+    second = subprocess.run(
+        again, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=300
+    )
+    assert second.returncode == 2, second.stdout
+    assert "of this cleaning are queued or at work; wait" in second.stderr
     cluster.wait(job, timeout_seconds=400)
+    assert "queued" not in cluster.run(*again, cwd=ROOT, timeout=300)
     assert 0 < len(_kept(tmp_path / "local")) < 40
     assert _kept(tmp_path / "slurm") == _kept(tmp_path / "local")
     table = cluster.run(

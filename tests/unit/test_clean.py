@@ -22,7 +22,7 @@ pytest.importorskip("datatrove")
 from rich.console import Console
 
 from data_prep.clean import plan, report, stages
-from data_prep.clean.duplicates import groups
+from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleanSettings, Input
 from megatron_qwen3.config import ConfigError
@@ -150,14 +150,15 @@ def test_texts_of_signs_alone_are_duplicates_only_where_they_are_equal(tmp_path:
     assert list(_run(_settings(tmp_path, undetermined=True))) == ["0", "1", "3"]
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
-def test_groups_are_the_connected_components(edges: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(1, 9))
+def test_groups_are_the_connected_components(edges: list[tuple[int, int]], files: int) -> None:
     parent = {node: node for edge in edges for node in edge}
     for _ in parent:
         for a, b in edges:
             parent[a] = parent[b] = min(parent[a], parent[b])
-    members, firsts = groups(np.array(edges, np.int64).reshape(-1, 2))
-    assert dict(zip(members.tolist(), firsts.tolist(), strict=True)) == parent
+    links = np.array_split(np.array(edges, np.int64).reshape(-1, 2), files)
+    found = {later: first for first, later in Forest(lambda: links).links().tolist()}
+    assert found == {node: first for node, first in parent.items() if node != first}
 
 
 def test_bad_input_is_reported_by_file_and_line_and_the_rest_is_kept(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ OTHERWISE = {
     "megatron_qwen3/posttrain/rollouts/vllm_server.py": "the log of a process that runs",
     "megatron_qwen3/posttrain/sandbox/process.py": "a descriptor of a file in memory, not a path",
     "megatron_qwen3/posttrain/sandbox/tries.py": "what is tried in the sandbox, to see it refused",
+    "data_prep/clean/dedup/numbering.py": "moves whole folders, and may do so again",
     "data_prep/clean/files.py": "counts of progress, which a reader takes for 0 while they change",
     "data_prep/clean/stages.py": "nothing: os.devnull",
     "examples/quickstart/prepare.py": _NAMELESS,
