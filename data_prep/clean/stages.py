@@ -233,6 +233,7 @@ def run_ray(
     """All stages on the Ray cluster that RAY_ADDRESS names; returns when the result is whole.
 
     memory_gb: of a task, by stages' names, "" for the others; workers: as in `run_slurm`.
+    ConfigError at the end of a stage of which a task failed.
     """
     try:
         import ray
@@ -242,13 +243,19 @@ def run_ray(
     path = isolated()["PYTHONPATH"]
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}})
     for stage in stages(settings, input_bytes):
-        _Ray(
+        executor = _Ray(
             pipeline=stage.pipeline,
             tasks=stage.tasks,
             workers=workers,
             mem_per_cpu_gb=memory_gb.get(stage.name, memory_gb[""]),
             logging_dir=str(_logs(settings, stage)),
-        ).run()
+        )
+        executor.run()
+        if failed := executor.get_incomplete_ranks():  # of which it says nothing but in its log
+            raise ConfigError(
+                f"{settings.out}: {len(failed)} of {stage.tasks} tasks of the stage {stage.name} "
+                f"failed on Ray; {_logs(settings, stage)} says why; the same command goes on"
+            )
 
 
 @contextmanager
