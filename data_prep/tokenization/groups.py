@@ -34,7 +34,8 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
 IN_MEMORY_TOKENS = 1 << 26  # of one combination of labels, which are sorted at once
-SHARDS_OF_GROUP = 16  # or more where `shard_tokens` asks for it
+SHARDS_OF_GROUP = 16  # or more where `shard_tokens` asks for it, so that processes can share them
+SHARDS_OF_ALL = 36_000  # and fewer where groups are many, for the sake of file systems
 _CHANGED = "the folder was changed from outside; remove it and start again"
 
 
@@ -84,7 +85,7 @@ def plan_pieces(job: Job, group: int) -> list[Piece]:
             for labels in sorted(sources)
             for piece in _cut(job, group, labels, sources[labels])
         ]
-    return _in_shards(job.plan.settings.most_tokens, group, sources)
+    return _in_shards(job.plan.settings.most_tokens, group, len(job.plan.groups), sources)
 
 
 def written(job: Job, group: int, piece: Piece) -> Sequence[Cell] | None:
@@ -188,13 +189,16 @@ def _cut(job: Job, group: int, labels: Labels, sources: list[Source]) -> Iterato
         yield Piece(f"{labels.folder}/{group:05}-{number:05}", [range])
 
 
-def _in_shards(most: int, group: int, sources: Mapping[Labels, list[Source]]) -> list[Piece]:
+def _in_shards(
+    most: int, group: int, groups: int, sources: Mapping[Labels, list[Source]]
+) -> list[Piece]:
     """All combinations of labels end to end, cut into shards of at most about `most` tokens.
 
-    Smaller ones where the group is small, so that several processes can write them.
+    Smaller ones where the group, one of `groups`, is small.
     """
+    wanted = min(SHARDS_OF_GROUP, -(-SHARDS_OF_ALL // groups))
     tokens = sum(source.section.tokens for of in sources.values() for source in of)
-    size = min(most, max(IN_MEMORY_TOKENS, -(-tokens // SHARDS_OF_GROUP)))
+    size = min(most, max(IN_MEMORY_TOKENS, -(-tokens // wanted)))
     shards: list[list[KeyRange]] = []
     room = 0
     for labels in sorted(sources):

@@ -130,31 +130,41 @@ def check(files: Sequence[SourceFiles]) -> None:
     for folder, sources in _by_folder(files).items():
         listed, count = _files_of(sources)
         width, every = sources[0]._open(0).tokens.itemsize, -(-count // _SIZES)
-        names: tuple[str, set[str]] = ("", set())
+        lying = _Lying(folder)
         for n, (path, tokens) in enumerate(listed):
-            name = os.path.join(folder, f"{path}.bin")
-            try:
-                if n % every == 0:
-                    _check_size(name, tokens, tokens * width, os.stat(name).st_size)
-                    continue
-                within = os.path.dirname(name)
-                if names[0] != within:
-                    names = within, set(os.listdir(within))
-                if os.path.basename(name) not in names[1]:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            except ConfigError as error:
-                raise ConfigError(f"{_where(sources, path)}: {error}") from None
-            except OSError as error:
-                reason = error.strerror or "cannot be read"
-                raise ConfigError(f"{_where(sources, path)}: {name}: {reason}") from None
+            if fault := lying.fault(path, tokens, 0 if n % every else width):
+                raise ConfigError(f"{_where(sources, path)}: {fault}")
 
 
-def _check_size(name: str, tokens: int, expected: int, actual: int) -> None:
-    if actual != expected:
-        raise ConfigError(
-            f"{name} has {actual:,} bytes, {tokens:,} tokens were {expected:,}: it was cut short "
-            "or written anew; tokenize again, or mix again from the new inventory"
+class _Lying:
+    """What lies in a folder of shards; each folder in it is read once, as paths come in order."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._within = folder, ""
+        self._names: set[str] = set()
+
+    def fault(self, path: str, tokens: int, width: int) -> str:
+        """What is wrong with PATH.bin, or "". width: of a token; 0 where no size is asked for."""
+        name, size = f"{self._folder}/{path}.bin", tokens * width
+        try:
+            if not width:
+                return "" if self._has(path) else f"{name}: {os.strerror(errno.ENOENT)}"
+            actual = os.stat(name).st_size
+        except OSError as error:
+            return f"{name}: {error.strerror or 'cannot be read'}"
+        if actual == size:
+            return ""
+        return (
+            f"{name} has {actual:,} bytes, {tokens:,} tokens were {size:,}: it was cut short or "
+            "written anew; tokenize again, or mix again from the new inventory"
         )
+
+    def _has(self, path: str) -> bool:
+        within, _, name = path.rpartition("/")
+        if within != self._within or not self._names:
+            self._names = set(os.listdir(f"{self._folder}/{within}"))
+            self._within = within
+        return f"{name}.bin" in self._names
 
 
 def _by_folder(files: Iterable[SourceFiles]) -> dict[str, list[SourceFiles]]:

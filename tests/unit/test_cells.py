@@ -58,19 +58,21 @@ def spilled(tokens: int, labels: int = 0) -> Spilled:
     return Spilled("x.run", tokens, 1, Section(labels, 0, 1, tokens, BYTES_OF_TOKEN * tokens), 0, 0)
 
 
-def test_36_trillion_tokens_of_every_combination_of_labels_are_less_than_200_000_files() -> None:
+@pytest.mark.parametrize("group_gb", [16, 64, 256])
+def test_36_trillion_tokens_of_every_combination_of_labels_are_less_than_200_000_files(
+    group_gb: int,
+) -> None:
     ways = list(product(LANGUAGES, DOMAINS, (*LEVELS, UNKNOWN), (*LEVELS, UNKNOWN), LENGTHS))
     assert len(ways) == 119 * 8 * 4 * 4 * 4
     chance = np.random.default_rng(0)
     sizes = 1 / (1 + chance.permutation(len(ways)))  # as Zipf has it
-    number = -(-TOKENS_IN_ALL * BYTES_OF_TOKEN // (64 * 10**9))  # groups as the command makes them
+    number = -(-TOKENS_IN_ALL * BYTES_OF_TOKEN // (group_gb * 10**9))
     sizes = np.maximum(1, sizes / sizes.sum() * TOKENS_IN_ALL / number).astype(np.int64)
     cells = {
         Labels("web", *way): [spilled(size)] for way, size in zip(ways, sizes.tolist(), strict=True)
     }
-    pieces = groups._in_shards(plans.SHARD_TOKENS, 0, cells)
+    pieces = groups._in_shards(plans.SHARD_TOKENS, 0, number, cells)
     assert sum(len(piece.ranges) for piece in pieces) >= len(ways)
-    assert len(pieces) < 20
     assert number * (FILES_OF_SHARD * len(pieces) + FILES_OF_GROUP) < 200_000
 
 
@@ -82,7 +84,7 @@ def test_shards_hold_every_range_of_keys_once_in_order_and_few_are_small(
     cells = {Labels("web", f"l{k:02}", *"abcd"): [spilled(size)] for k, size in enumerate(sizes)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "IN_MEMORY_TOKENS", 500)
-        pieces = groups._in_shards(most, 7, cells)
+        pieces = groups._in_shards(most, 7, 9, cells)
     size = min(most, max(500, -(-sum(sizes) // groups.SHARDS_OF_GROUP)))
     ranges = [(r.labels, r.part, r.parts) for piece in pieces for r in piece.ranges]
     parts = {labels: n for labels, _, n in ranges}
@@ -301,6 +303,35 @@ def test_the_file_of_stretches_belongs_to_its_manifest_alone(
         with pytest.raises(ConfigError, match=complaint):
             curriculum.read(path)
         beside.write_bytes(whole)
+
+
+def test_of_many_files_any_that_is_gone_and_some_that_are_cut_are_named_before_the_first_step(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(mixed(shared, tmp_path / "curriculum.json"), tmp_path)
+    mixture = Mixture(record.prepare(config, 0).parts[-1])
+    files = sorted(shared.glob("shards/*/*.bin"))
+    assert len(files) > 2
+    monkeypatch.setattr(reading, "_SIZES", 2)
+    check_inputs(config, mixture)
+    told = 0
+    for file in files:
+        whole = file.read_bytes()
+        file.unlink()
+        with pytest.raises(ConfigError, match=rf"source .*: {file}: No such file"):
+            check_inputs(config, mixture)
+        file.write_bytes(whole[:-2])
+        try:
+            check_inputs(config, mixture)
+        except ConfigError as error:
+            assert f"{file} has {len(whole) - 2:,} bytes" in str(error)
+            told += 1
+        file.write_bytes(whole)
+    assert told == 2
+    whole_folder = files[0].parent.rename(tmp_path / "away")
+    with pytest.raises(ConfigError, match=rf"{files[0]}: No such file"):
+        check_inputs(config, mixture)
+    whole_folder.rename(files[0].parent)
 
 
 def test_a_row_of_a_step_leads_back_to_the_documents_of_its_cell(
