@@ -20,9 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
@@ -85,7 +87,7 @@ found = [len(mixture.sources), files._reader.cache_info().misses]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", type=int, nargs="+", default=[10_000, 200_000])
-    parser.add_argument("--cells", type=int, default=10, help="of a shard")
+    parser.add_argument("--cells", type=int, default=5, help="of a shard")
     parser.add_argument("--turns", type=int, default=3, help="of each figure; the median is told")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_shards"))
     given = parser.parse_args()
@@ -104,14 +106,15 @@ def compared(folder: Path, shards: int, cells_of_shard: int, turns: int) -> None
     parquet.mkdir()
     write_inventory(Inventory(parquet, {}, 151_669, ("in.jsonl",), ()), made)
     about = {"version": 1, "tokenizer": {}, "vocab_size": 151_669, "inputs": ["in.jsonl"]}
-    rows = [cell.as_json() for cell in made]
-    (as_json / INVENTORY_JSON).write_text(json.dumps({**about, "shards": rows}, indent=1))
+    with (as_json / INVENTORY_JSON).open("w") as file:
+        file.write(json.dumps(about)[:-1] + ', "shards": [\n')
+        file.write(",\n".join(json.dumps(cell.as_json(), indent=1) for cell in made) + "]}")
     print(f"\n{shards:,} shards, {len(made):,} cells, {TOKENS / 1e12:g} T tokens")
     for where, name in ((parquet, INVENTORY), (as_json, INVENTORY_JSON)):
         size = (where / name).stat().st_size
         told(f"{name}: {size / 1e6:,.1f} MB; its languages", [_TABLE, str(where)], turns)
     (parquet / "recipe.toml").write_text(RECIPE)
-    lay_files(parquet, made, cells_of_shard)
+    lay_files(parquet, list(dict.fromkeys(cell.path for cell in made)), TOKENS // shards)
     for name, inline in (("beside", 10_000), ("within", 1 << 40)):
         out = folder / f"{name}.json"
         told(f"mix, stretches {name} the JSON", [_MIX, str(parquet), str(out), str(inline)], turns)
@@ -120,22 +123,26 @@ def compared(folder: Path, shards: int, cells_of_shard: int, turns: int) -> None
 
 
 def cells(shards: int, count: int) -> Iterator[Cell]:
-    """Of each shard `count`, whose labels go round all combinations."""
+    """Of each shard `count` of random sizes, whose labels go round all combinations."""
     ways = list(product(LANGUAGES, DOMAINS, (*LEVELS, UNKNOWN), LENGTHS))
-    tokens = TOKENS // (shards * count)
+    chance, tokens = np.random.default_rng(0), TOKENS // shards
     for n in range(shards):
         path = f"shards/{n // 64:05}/{n % 64:05}"
-        for k in range(count):
+        borders = [0, *np.sort(chance.integers(1, tokens, count - 1)).tolist(), tokens]
+        documents = chance.integers(1, tokens // 1000, count).tolist()
+        first = 0
+        for k, (start, end) in enumerate(pairwise(borders)):
             language, domain, quality, length = ways[(n * count + k) % len(ways)]
             labels = Labels("web", language, domain, quality, UNKNOWN, length)
-            yield Cell(path, labels, tokens // 1000, tokens, 4 * tokens, start=k * tokens, first=k)
+            size = 4 * (end - start) + documents[k]
+            yield Cell(path, labels, documents[k], end - start, size, start=start, first=first)
+            first += documents[k]
 
 
-def lay_files(folder: Path, made: list[Cell], count: int) -> None:
+def lay_files(folder: Path, paths: Sequence[str], tokens: int) -> None:
     """Sparse files of all shards. Each .bin begins with its own number; the .idx are one file with
     many names, as many as file systems allow."""
-    tokens = count * made[0].tokens
-    for n, path in enumerate(dict.fromkeys(cell.path for cell in made)):
+    for n, path in enumerate(paths):
         if n % 30_000 == 0:
             first = folder / "files" / str(n)
             sparse_shard(first, tokens)
@@ -143,7 +150,7 @@ def lay_files(folder: Path, made: list[Cell], count: int) -> None:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         os.link(f"{first}.idx", f"{prefix}.idx")
         with open(f"{prefix}.bin", "wb") as file:
-            file.write(n.to_bytes(2, "little") + b"\0\0" + n.to_bytes(4, "little")[2:] + b"\0\0")
+            file.write(np.array(divmod(n, 1 << 16), "<i4").tobytes())
             file.truncate(4 * tokens)
 
 

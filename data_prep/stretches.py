@@ -175,11 +175,11 @@ class Stretches(Sequence[ShardFile]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def ends_of(shards: Sequence[ShardFile]) -> npt.NDArray[np.int64]:
-    """Where each of a source's stretches ends among its tokens."""
+def ends_of(shards: Sequence[ShardFile]) -> Sequence[int]:
+    """Where each of a source's stretches ends among its tokens: whole numbers to be bisected."""
     if isinstance(shards, Stretches):
-        return np.cumsum(shards.rows["tokens"], dtype=np.int64)
-    return np.array(list(accumulate(shard.tokens for shard in shards)), np.int64)
+        return np.cumsum(shards.rows["tokens"], dtype=np.int64).data
+    return list(accumulate(shard.tokens for shard in shards))
 
 
 class Known:

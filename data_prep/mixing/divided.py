@@ -4,8 +4,8 @@
         part.values, part.shards, part.packed
 
 Cells lie in their shards in the order of their labels, so those that a source has of a shard are
-often neighbours: they become one stretch. Memory is 40 bytes for each cell that is looked at, and
-beyond that what the parts take.
+often neighbours: they become one stretch. Memory is some 100 bytes for each cell that there is, and
+what the parts take.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def divided(inventory: Inventory, labels: Sequence[str], marks: Mapping[str, str
     marks: by path of a shard, what its contents are known by, or nothing.
     """
     parts, files = _Parts(), _Numbers()
-    found: list[_Stretches] = []
+    found = [_Stretches(*[np.zeros(0, np.int64)] * 4)]
     for columns in inventory.columns():
         part_N, file_N = parts.of(columns, labels), files.of(columns, ["path"])
         parts.add(columns, part_N)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -28,10 +29,11 @@ import numpy.typing as npt
 from data_prep.curriculum import Source
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
-from data_prep.stretches import Stretches, ends_of
+from data_prep.stretches import ShardFile, Stretches, ends_of
 from megatron_qwen3.config import ConfigError
 
 _SIZES = 20_000  # of files, asked for before the first step
+_RECENT = 64  # stretches of a source
 _OPEN_FILES = 8192  # memory maps of one process; the operating system allows about 65,000
 
 
@@ -40,6 +42,7 @@ class SourceFiles:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._recent: dict[int, ShardFile] = {}
 
     def read(self, first: int, last: int) -> npt.NDArray[Any]:
         """Token ids [last - first], in the type of the files."""
@@ -58,7 +61,7 @@ class SourceFiles:
     def document_starts(self, first: int, last: int) -> list[int]:
         """Which tokens of [first, last) are the first of a document."""
         return [
-            self._start(n) + token - self.source.shards[n].start
+            self._start(n) + token - self._shard(n).start
             for n, a, b in self._pieces(first, last)
             for token in self._open(n).document_starts(a, b)
         ]
@@ -66,7 +69,7 @@ class SourceFiles:
     def place(self, token: int) -> tuple[str, int]:
         """The shard that holds a token, as a prefix of paths, and the token's number there."""
         n = self._shard_of(token)
-        return self._prefix(n), self.source.shards[n].start + token - self._start(n)
+        return self._prefix(n), self._shard(n).start + token - self._start(n)
 
     @property
     def _where(self) -> str:
@@ -76,27 +79,35 @@ class SourceFiles:
         """(stretch, first, last) of what lies in each, as tokens of its file."""
         n = self._shard_of(first)
         while first < last:
-            end = min(last, int(self._ends[n]))
+            end = min(last, self._ends[n])
             if first < end:
-                in_file = self.source.shards[n].start - self._start(n)
+                in_file = self._shard(n).start - self._start(n)
                 yield n, in_file + first, in_file + end
             first, n = end, n + 1
 
     @cached_property
-    def _ends(self) -> npt.NDArray[np.int64]:
+    def _ends(self) -> Sequence[int]:
         return ends_of(self.source.shards)
 
     def _shard_of(self, token: int) -> int:
-        return int(np.searchsorted(self._ends, token, side="right"))
+        return bisect_right(self._ends, token)
 
     def _start(self, n: int) -> int:
-        return int(self._ends[n - 1]) if n else 0
+        return self._ends[n - 1] if n else 0
+
+    def _shard(self, n: int) -> ShardFile:
+        """Of many a stretch takes as long to be found as its tokens to be read: some are kept."""
+        if n not in self._recent:
+            if len(self._recent) == _RECENT:
+                self._recent.clear()
+            self._recent[n] = self.source.shards[n]
+        return self._recent[n]
 
     def _prefix(self, n: int) -> str:
-        return os.path.join(self.source.folder, self.source.shards[n].path)
+        return os.path.join(self.source.folder, self._shard(n).path)
 
     def _open(self, n: int) -> IndexedReader:
-        prefix, shard = self._prefix(n), self.source.shards[n]
+        prefix, shard = self._prefix(n), self._shard(n)
         expected, known = shard.file_tokens, shard.mark
         try:
             reader, found = _reader(prefix, has_mark=bool(known))

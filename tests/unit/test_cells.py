@@ -455,7 +455,7 @@ def test_neighbours_of_one_source_in_a_shard_are_one_stretch(
     cells = list({cell.place: cell for cell in cells_of(rows, False)}.values())
     made = Inventory(Path("/nowhere"), {}, 9, (), tuple(cells))
     marks = {cell.path: cell.path[2:].rjust(16, "0") for cell in cells}
-    found = {part.values: part.shards for part in divided(made, ["source"], marks)} if cells else {}
+    found = {part.values: part.shards for part in divided(made, ["source"], marks)}
     taken: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for cell in sorted(cells, key=lambda cell: cell.place):
         if not cell.tokens:
