@@ -160,6 +160,16 @@ class Inventory:
                 yield Columns.of(cells)
 
 
+def paths(inventory: Inventory) -> list[str]:
+    """Of all shards that have tokens."""
+    found: dict[str, None] = {}
+    for columns in inventory.columns():
+        values, own_N = columns.words["path"]
+        has = np.unique(own_N[columns.counts["tokens"] > 0])
+        found.update((values[k], None) for k in has.tolist())
+    return list(found)
+
+
 def totals(inventory: Inventory, by: Sequence[str]) -> dict[tuple[str, ...], Counter[str]]:
     """By labels: the sums of documents, tokens, bytes, filler, and how many cells there are, and
     are packed."""

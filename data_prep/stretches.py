@@ -230,12 +230,16 @@ class Kept:
 
     def write(self, folder: Path, stem: str) -> str:
         """The name of the file, which lies in `folder`."""
-        files = list(self._files)
+        files = sorted(self._files)  # so that those of a folder are neighbours
+        rows = np.concatenate(self._parts)
+        rank = np.empty(len(files), np.uint32)
+        rank[[self._files[file] for file in files]] = np.arange(len(files))
+        rows["file"] = rank[rows["file"]]
         paths = [file.path.encode() for file in files]
         ends = np.cumsum([len(path) for path in paths], dtype="<u8")
         parts = [
             _HEADER.pack(_MAGIC, self._count, len(files), sum(map(len, paths))),
-            np.concatenate(self._parts).tobytes(),
+            rows.tobytes(),
             np.array([file.tokens for file in files], "<u8").tobytes(),
             np.array([file.mark.encode() for file in files], _MARK).tobytes(),
             ends.tobytes(),

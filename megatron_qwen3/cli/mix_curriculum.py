@@ -21,7 +21,7 @@ from typing import Any
 from data_prep import curriculum as manifests
 from data_prep import fingerprint
 from data_prep.curriculum import Curriculum
-from data_prep.inventory import Inventory, read_inventory, totals
+from data_prep.inventory import Inventory, paths, read_inventory
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from megatron_qwen3 import entry, tables
@@ -124,9 +124,9 @@ def _mix(given: argparse.Namespace) -> None:
 
 def _marks(inventory: Inventory) -> dict[str, str]:
     """By path, what the contents of each shard with tokens are known by."""
-    paths = [path for (path,), row in totals(inventory, ["path"]).items() if row["tokens"]]
-    found = fingerprint.marks([str(inventory.folder / path) for path in paths])
-    return dict(zip(paths, found, strict=True))
+    shards = paths(inventory)
+    found = fingerprint.marks([str(inventory.folder / path) for path in shards])
+    return dict(zip(shards, found, strict=True))
 
 
 def _read_before(run: Path | None) -> ReadBefore:

@@ -35,7 +35,7 @@ from pathlib import Path
 
 from data_prep.documents import NAMES
 from data_prep.engines import AUTO, ENGINES
-from data_prep.inventory import INVENTORY, Inventory, totals
+from data_prep.inventory import INVENTORY, Inventory, paths, totals
 from data_prep.labels import Labels
 from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.tokenization.corpus import Options, tokenize
@@ -146,7 +146,7 @@ def _print(report: Report, out: Path, seconds: float) -> None:
     if report.problems:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problems.most_common())
         print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
-    cells, shards = len(report.inventory.cells), len(totals(report.inventory, ["path"]))
+    cells, shards = len(report.inventory.cells), len(paths(report.inventory))
     found = f"{counted(cells, 'cell')} in {counted(shards, 'shard')}"
     print(shown(f"{out / INVENTORY}: {found}, in {clock(seconds)}"))
 

@@ -197,7 +197,7 @@ def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], 
     stores = [(parts[0].store, parts[0].store.used_by(parts)) for parts in stored.values()]
     of_stores = ((file.path, file.tokens) for store, used in stores for file in store.listed(used))
     count = len(found) + sum(int(np.count_nonzero(used)) for _, used in stores)
-    return chain(found.items(), of_stores), count
+    return chain(sorted(found.items()), of_stores), count
 
 
 def _where(files: Iterable[SourceFiles], path: str) -> str:

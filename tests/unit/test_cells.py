@@ -252,6 +252,8 @@ def test_many_stretches_stand_beside_the_curriculum_and_are_read_to_the_same_sam
         rows.append(Mixture(again.parts[-1]).batch(0, 40, with_documents=True))
         resumed = record.prepare(config, 5)
         assert resumed.parts == history.parts and not resumed.news
+    files = [file.path for file in sources[0].shards.store.files]
+    assert files == sorted(files)  # each folder is read once where many are looked for
     assert identities[0] == identities[1] and len(set(identities[0])) == len(identities[0])
     for few, many in zip(rows[0][:3], rows[1][:3], strict=True):
         assert (few == many).all()
