@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,43 +92,68 @@ def texts(files: list[Path], join: int, cut: int) -> Iterator[str]:
                     waiting.clear()
 
 
-def measured(settings: CleanSettings, size: float) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Of steps, stages and all: MB per CPU second, and of the plain form where there is one."""
+def measured(settings: CleanSettings, size: float) -> Iterator[tuple[str, list[float]]]:
+    """Of steps, stages and all: MB per CPU second, and with the plain forms, where that differs."""
+    with plain_forms():
+        plain = first_stage(replace(settings, out=f"{settings.out}-plain"))
+    seconds = first_stage(settings)
+    for name, second in seconds.items():
+        yield name, [size / second] + [size / plain[name]] * (name in PLAIN)
+    total = sum(seconds.values())
+    yield "first stage, all of it", [size / total, size / sum(plain.values())]
+    for stage in stages_of(settings)[1:]:
+        start = time.process_time()
+        for task in range(stage.tasks):
+            run(stage, task)
+        second = time.process_time() - start
+        total += second
+        yield f"stage {stage.name}", [size / second]
+    yield "the whole", [size / total]
+
+
+def stages_of(settings: CleanSettings) -> list[stages.Stage]:
+    """Of a cleaning that has begun."""
     files = plan.find_files(settings)
     plan.begin(settings, files)
-    all_stages = stages.stages(settings, plan.input_bytes(files))
-    for step in all_stages[0].pipeline:
+    return stages.stages(settings, plan.input_bytes(files))
+
+
+def first_stage(settings: CleanSettings) -> dict[str, float]:
+    """CPU seconds of each step, while documents go through all of them one by one."""
+    steps = stages_of(settings)[0].pipeline
+    for step in steps:
         if isinstance(step, label.EachDocument):
             list(step.run([document()]))
     report.picture({"rows": [["here", "eng_Latn", "kept", 1, 1]]})
-    total = plain_total = 0.0
+    with_earlier = dict.fromkeys((step.name for step in steps), 0.0)
     data: Any = None
-    for step in all_stages[0].pipeline:
-        plain = plain_seconds(settings, step.name, data)
-        data, seconds = timed(lambda step=step, data=data: list(step.run(data, 0, 1)))
-        total += seconds
-        plain_total += sum(plain) or seconds
-        yield step.name, (size / seconds, *(size / second for second in plain))
-    yield "first stage, all of it", (size / total, size / plain_total)
-    for stage in all_stages[1:]:
-        _, seconds = timed(lambda stage=stage: [run(stage, task) for task in range(stage.tasks)])
-        total += seconds
-        yield f"stage {stage.name}", (size / seconds,)
-    yield "the whole", (size / total,)
+    for step in steps:
+        data = watched(step.run(data, 0, 1), step.name, with_earlier)
+    assert list(data) == []
+    before = [0.0, *with_earlier.values()]
+    return {name: second - before[k] for k, (name, second) in enumerate(with_earlier.items())}
 
 
-def plain_seconds(settings: CleanSettings, name: str, data: Any) -> list[float]:
-    """Of the step's plain form on copies of what it gets; none where it has no such form."""
-    if name not in PLAIN:
-        return []
-    copies = [Document(d.text, d.id, metadata=dict(d.metadata)) for d in data]
+def watched(made: Iterator[Any], name: str, seconds: dict[str, float]) -> Iterator[Any]:
+    """What a step makes, counting its CPU seconds with those of the steps before it."""
+    while True:
+        start = time.process_time()
+        found = next(made, None)
+        seconds[name] += time.process_time() - start
+        if found is None:
+            return
+        yield found
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Steps do their work as it is plainly written."""
     with (
         mock.patch.object(label, "normalize", plain_text.normalized),
         mock.patch.object(label, "domain_of", plain_text.domain_of),
         mock.patch.object(quality, "judge", lambda *given: plain_quality.judge(*given[:3])),
     ):
-        (step,) = (step for step in label.labelling(settings) if step.name == name)
-        return [timed(lambda: list(step.run(copies)))[1]]
+        yield
 
 
 def document() -> Document:
@@ -139,13 +166,6 @@ def run(stage: stages.Stage, task: int) -> None:
     for step in stage.pipeline:
         data = step(data, task, stage.tasks)
     list(data)
-
-
-def timed(of: Any) -> tuple[Any, float]:
-    """What it gives, and its CPU seconds."""
-    start = time.process_time()
-    result = of()
-    return result, time.process_time() - start
 
 
 def shown(speed: float) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from data_prep.units import RUN_FACTOR, Hashes, Units, mix
 
 Places = npt.NDArray[np.int64]
-_FEW = 256  # places that a dictionary groups faster than arrays do, whose every step has a price
+_FEW = 48  # places that a dictionary groups faster than arrays do, whose every step has a price
 
 
 class Groups(NamedTuple):
@@ -59,12 +59,20 @@ class Repeats:
         groups = self._groups(size)
         if groups is None:
             return 0.0
-        later = self._places[np.delete(groups.members, groups.begins)]
+        is_later = np.ones(len(groups.members), np.bool_)
+        is_later[groups.begins] = False
+        later = self._places[groups.members[is_later]]
+        self._leave(groups)
+        return self._covered(later, size) / self._total
+
+    def _covered(self, later: Places, size: int) -> int:
+        """Letters in the runs of `size` units at these places, each counted once."""
+        if len(later) <= _FEW:
+            units = {at for place in later.tolist() for at in range(place, place + size)}
+            return int(self._letters[list(units)].sum())
         opened = np.bincount(later, minlength=len(self._hashes) + 1)
         opened -= np.bincount(later + size, minlength=len(self._hashes) + 1)
-        covered = np.cumsum(opened)[:-1] > 0
-        self._leave(groups)
-        return float(self._letters[covered].sum() / self._total)
+        return int(self._letters[np.cumsum(opened)[:-1] > 0].sum())
 
     def _groups(self, size: int) -> Groups | None:
         """Of runs of `size` units that stand there twice or more; None where there are none."""

@@ -86,7 +86,7 @@ def split(text: str) -> Units:
 def _split(text: str) -> Units:
     lowered = text.lower()
     points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[points]
+    kinds = _kinds().take(points, mode="clip")  # clip: their bounds are not checked
     in_unit = kinds != _SEPARATOR
     between = np.zeros(len(points) + 2, np.bool_)
     between[1:-1] = in_unit
@@ -140,7 +140,7 @@ def _hashes(
     place = np.arange(len(points)) - np.repeat(first, lengths)
     if int(lengths.max()) > _LONGEST:
         place &= _LONGEST - 1
-    terms = _weights()[place]
+    terms = _weights().take(place, mode="clip")
     terms *= points
     return mix(np.add.reduceat(terms, first))
 
