@@ -121,9 +121,14 @@ def pairs_found(texts: list[str]) -> set[tuple[int, int]]:
             if stage.name in ("equal", "bands", "pairs", "lend"):
                 for task in range(stage.tasks):
                     deque(stage.pipeline[0].run(None, task, stage.tasks), maxlen=0)
-        copies = copies_of(settings, 1, 0)
-        found = set(zip(copies["kept"].tolist(), copies["document"].tolist(), strict=True))
-        return found.union(*(map(tuple, pairs.tolist()) for pairs in similar_pairs(settings, 0)))
+        kept = dict(copies_of(settings, 1, 0).tolist())
+        alike = {tuple(pair) for pairs in similar_pairs(settings, 0) for pair in pairs.tolist()}
+        firsts = defaultdict(set)
+        for first, later in alike:
+            firsts[later].add(first)
+        # An exact copy is not compared itself: it is like what the document is like that it equals.
+        carried = {(first, copy) for copy, one in kept.items() for first in firsts[one]}
+        return alike | carried | {(one, copy) for copy, one in kept.items()}
 
 
 def judge(
