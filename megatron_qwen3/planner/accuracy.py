@@ -7,7 +7,6 @@ groups(comparisons)["all"].median
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_qwen3.planner.fit import is_fitted
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.published import Run
 from megatron_qwen3.planner.step import Step
@@ -64,7 +63,7 @@ def _comparison(run: Run, constants: Mapping[str, float]) -> Comparison:
 
 
 def groups(comparisons: Sequence[Comparison], of_memory: bool = False) -> dict[str, Errors]:
-    """Errors of all, of the tuned, of Qwen3's, of what was not fitted, by model, GPU, precision."""
+    """Errors of all, of the tuned, of Qwen3's, by model, GPU, precision."""
     found: dict[str, list[float]] = {}
     for one in comparisons:
         error = one.memory_error if of_memory else one.error
@@ -81,14 +80,10 @@ def _group_names(one: Comparison) -> list[str]:
     run = one.run
     assert run.job is not None
     names = ["all"]
-    if one.error is not None:
-        names.append("not fitted" if not is_fitted(run) else "fitted")
     if run.is_tuned:
         names.append("tuned")
     if run.is_tuned and run.job.model.name.startswith("qwen3"):
         names.append("Qwen3, tuned")
-        if one.error is not None and not is_fitted(run):
-            names.append("Qwen3, tuned, not fitted")
         if run.cluster:
             names.append(f"Qwen3, tuned, {run.cluster.generation.capitalize()}")
     return [*names, f"model {run.job.model.name}", f"GPU {run.gpu}", f"precision {run.precision}"]

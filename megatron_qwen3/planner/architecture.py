@@ -47,6 +47,8 @@ class Architecture:
     window, window_every  each n-th layer attends to the last `window` positions only
     routed_groups       most groups of experts that a token is sent to (the same, section 2.1.2)
     predicted_layers    multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2)
+    sinks               attention has a learned logit of no token in each softmax (GPT-OSS)
+    expert_bias         experts' matrices have biases, and what is between them is clamped (GPT-OSS)
     scalar_head         the last layer gives one number of each position, as a reward model does
     """
 
@@ -74,6 +76,8 @@ class Architecture:
     window_every: int = 1
     routed_groups: int = 0
     predicted_layers: int = 0
+    sinks: bool = False
+    expert_bias: bool = False
     scalar_head: bool = False
 
     @property

@@ -1,97 +1,123 @@
-"""Fit the constants of calibration.py to published runs.
+"""Fit the constants of calibration.py to published runs, and tell what they are worth on others.
 
     constants = fit(runs)
+    comparisons = left_out_in_turn(runs, by=lambda run: run.source, start=constants)
 
-Families of runs (same model, GPU, precision and layout) are split by a hash of their name: two
-thirds are fitted, the rest tests, so that near-identical rows do not stand on both sides.
-Minimised is the sum of log(predicted / published)² with a robust weight, plus each constant's
-distance from its prior; Levenberg–Marquardt on the logarithms of the constants.
+Minimised is Cauchy's robust loss of log(predicted / published), and beside it each constant's
+squared distance from its prior, on the logarithms of the constants: scipy's least_squares. How far
+predictions are from runs that nothing was fitted to shows where a whole source of runs, or a whole
+kind of GPU, is left out of the fit and then predicted.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy.optimize import least_squares
 
+from megatron_qwen3.planner.accuracy import Comparison
 from megatron_qwen3.planner.calibration import CONSTANTS
 from megatron_qwen3.planner.published import Run
 from megatron_qwen3.planner.step import Step
 
-_ROUNDS = 25
 _PRIOR = 0.02  # weight of a constant's distance from its prior against one run's residual
 _ROBUST = 0.15  # residuals beyond it count less and less: rows that no constant explains
+_MOVE = 1e-3  # of a logarithm, for slopes
+_EVALUATIONS = 25
 
 
-def family(run: Run) -> str:
-    """What near-identical rows share."""
-    assert run.job is not None
-    layout = run.job.layout
-    sizes = (layout.tensor, layout.pipeline, layout.virtual, layout.context, layout.expert)
-    return f"{run.job.model.name} {run.gpu} {run.precision} {sizes} {run.job.micro_batch}"
+def fit(
+    runs: Sequence[Run],
+    start: Mapping[str, float] | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Constants for which `runs` are predicted best; the search begins at `start`, or the priors.
 
-
-def is_fitted(run: Run) -> bool:
-    """Whether the run's family is among the two thirds that are fitted."""
-    digest = hashlib.sha256(family(run).encode()).digest()
-    return digest[0] % 3 != 0
-
-
-def fit(runs: Sequence[Run], report: Callable[[str], None] = print) -> dict[str, float]:
-    """Constants for which `runs` are predicted best."""
+    Untuned runs, which say little about what can be had, count a tenth; Qwen3's count threefold.
+    """
     names = list(CONSTANTS)
     priors = np.log([CONSTANTS[name]["prior"] for name in names])
     spreads = np.array([CONSTANTS[name]["spread"] for name in names])
-    x, damping = priors.copy(), 1e-2
-    residuals = _residuals(runs, names, x)
-    cost = _cost(residuals, (x - priors) / spreads)
-    for round_ in range(_ROUNDS):
-        slopes = np.stack([_slope(runs, names, x, i, residuals) for i in range(len(names))], 1)
-        weights = _weights(runs, residuals)
-        normal = slopes.T @ (weights[:, None] * slopes) + np.diag(_PRIOR / spreads**2)
-        gradient = slopes.T @ (weights * residuals) + _PRIOR * (x - priors) / spreads**2
-        for _ in range(6):
-            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-            tried = _residuals(runs, names, x + step)
-            tried_cost = _cost(tried, (x + step - priors) / spreads)
-            if tried_cost < cost:
-                break
-            damping *= 4
-        else:
-            break
-        gain = cost - tried_cost
-        x, residuals, cost, damping = x + step, tried, tried_cost, damping / 3
-        report(f"round {round_ + 1}: cost {cost:.4f}, median {np.median(np.abs(residuals)):.3f}")
-        if gain < 5e-4 * cost:
-            break
-    return {name: float(math.exp(value)) for name, value in zip(names, x, strict=True)}
+    shares = np.array([_share(run) for run in runs])
+    first = np.log([start[name] for name in names]) if start else priors
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        constants = _constants(names, x)
+        return np.array([*(_residual(run, constants) for run in runs), *((x - priors) / spreads)])
+
+    def slopes(x: np.ndarray) -> np.ndarray:
+        of_runs = np.stack([_slopes(run, names, x) for run in runs])
+        return np.concatenate([of_runs, np.diag(1 / spreads)])
+
+    def loss(z: np.ndarray) -> np.ndarray:
+        """(3, m): the loss of squares in units of _ROBUST², and its two derivatives."""
+        count = len(runs)
+        flat = np.stack([z, np.ones_like(z), np.zeros_like(z)]) * _PRIOR
+        near = 1 / (1 + z[:count])
+        flat[:, :count] = shares * np.stack([np.log1p(z[:count]), near, -(near**2)])
+        return flat
+
+    found = least_squares(
+        residuals, first, slopes, loss=loss, f_scale=_ROBUST, ftol=3e-4, max_nfev=_EVALUATIONS
+    )
+    errors = np.abs(found.fun[: len(runs)])
+    report(f"{len(runs)} runs, {found.nfev} rounds: median {np.median(errors):.3f}")
+    return _constants(names, found.x)
 
 
-def _residuals(runs: Sequence[Run], names: list[str], x: np.ndarray) -> np.ndarray:
-    constants = dict(zip(names, np.exp(x).tolist(), strict=True))
-    return np.array([_residual(run, constants) for run in runs])
+def left_out_in_turn(
+    runs: Sequence[Run],
+    by: Callable[[Run], str],
+    start: Mapping[str, float],
+    report: Callable[[str], None] = print,
+) -> list[Comparison]:
+    """Every run as constants predict it that were fitted to all others but those of its group."""
+    found = []
+    for name in sorted({by(run) for run in runs}):
+        report(f"without {name}")
+        constants = fit([run for run in runs if by(run) != name], start, report)
+        for run in runs:
+            if by(run) == name:
+                assert run.job and run.cluster
+                seconds = Step.of(run.job, run.cluster, constants).seconds
+                found.append(Comparison(run, seconds))
+    return found
 
 
-def _residual(run: Run, constants: dict[str, float]) -> float:
+class _Read(dict[str, float]):
+    """Constants that know which of them were read."""
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        super().__init__(constants)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> float:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def _constants(names: Sequence[str], x: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, np.exp(x).tolist(), strict=True))
+
+
+def _residual(run: Run, constants: Mapping[str, float]) -> float:
     assert run.job and run.cluster and run.seconds
     return math.log(Step.of(run.job, run.cluster, constants).seconds / run.seconds)
 
 
-def _slope(
-    runs: Sequence[Run], names: list[str], x: np.ndarray, index: int, residuals: np.ndarray
-) -> np.ndarray:
-    moved = x.copy()
-    moved[index] += 1e-3
-    return np.asarray((_residuals(runs, names, moved) - residuals) / 1e-3)
+def _slopes(run: Run, names: Sequence[str], x: np.ndarray) -> np.ndarray:
+    """Of one run by each constant; those that pricing it never reads have none."""
+    read = _Read(_constants(names, x))
+    here = _residual(run, read)
+    slopes = np.zeros(len(names))
+    for index, name in enumerate(names):
+        if name in read.names:
+            moved = x.copy()
+            moved[index] += _MOVE
+            slopes[index] = (_residual(run, _constants(names, moved)) - here) / _MOVE
+    return slopes
 
 
-def _weights(runs: Sequence[Run], residuals: np.ndarray) -> np.ndarray:
-    """Cauchy's robust weight; untuned runs, which say little about what can be had, count less."""
-    share = np.array([1.0 if run.is_tuned else 0.1 for run in runs])
-    share *= np.array([3.0 if "qwen3" in run.model.lower() else 1.0 for run in runs])
-    return np.asarray(share / (1 + (residuals / _ROBUST) ** 2))
-
-
-def _cost(residuals: np.ndarray, distance: np.ndarray) -> float:
-    robust = _ROBUST**2 * np.log1p((residuals / _ROBUST) ** 2)
-    return float(robust.sum() + _PRIOR * (distance**2).sum())
+def _share(run: Run) -> float:
+    share = 1.0 if run.is_tuned else 0.1
+    return share * (3.0 if "qwen3" in run.model.lower() else 1.0)

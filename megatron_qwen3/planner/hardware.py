@@ -17,10 +17,11 @@ from megatron_qwen3.toml import as_kind, check_keys, did_you_mean, read_toml
 FOLDER: Final = Path(__file__).parent / "hardware"
 # Of the generations' chips for servers, the least.
 COMPUTE_CAPABILITY: Final = {"ampere": (8, 0), "hopper": (9, 0), "blackwell": (10, 0)}
-# Between a GPU and its host, per direction: PCIe 5 x16 and NVLink-C2C at about 80 % of their data
-# sheets; and a rank's share of the host's memory: two sockets for eight GPUs, Grace for one or two.
-HOST_LINK_GB_PER_S: Final = {"x86": 50.0, "grace": 360.0}
-HOST_MEMORY_GB_PER_S: Final = {"x86": 60.0, "grace": 200.0}
+# Between a GPU and its host, per direction: PCIe x16 (5; with Milan 4) and NVLink-C2C at about 80 %
+# of their data sheets; and a rank's share of the host's memory: two sockets for eight GPUs, Grace
+# for one or two.
+HOST_LINK_GB_PER_S: Final = {"x86": 50.0, "milan": 25.0, "grace": 360.0}
+HOST_MEMORY_GB_PER_S: Final = {"x86": 60.0, "milan": 40.0, "grace": 200.0}
 # What the products of a precision are computed in.
 _ARITHMETIC: Final = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
 
@@ -33,7 +34,8 @@ class Cluster:
     watts            that one GPU may draw
     dense_tflops     peak without sparsity by arithmetic: bf16, fp8, fp4, fp32
     nvlink_domain    GPUs that reach each other over NVLink
-    network          infiniband or efa; host: x86 or grace, which launches the kernels
+    network          infiniband or efa
+    host             x86 (Xeons of 2023 on), milan (AMD's of 2021) or grace: launches the kernels
     """
 
     name: str
@@ -117,7 +119,7 @@ def _check(cluster: Cluster, where: str) -> None:
     choices = {
         "generation": (*COMPUTE_CAPABILITY,),
         "network": ("infiniband", "efa"),
-        "host": ("x86", "grace"),
+        "host": (*HOST_LINK_GB_PER_S,),
     }
     for name, valid in choices.items():
         if getattr(cluster, name) not in valid:

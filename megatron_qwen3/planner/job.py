@@ -50,6 +50,9 @@ class Job:
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
     graph_parts           of layers, what our trainer captures, as overlap.cuda_graphs has them
     balanced              the router is forced to an even load, as in benchmarks
+    capacity              rows to which an expert's are cut and filled up, in units of an even load;
+                          0: none is dropped (Switch Transformer, arXiv 2101.03961)
+    proxy                 who sends for fused kernels over EFA: "nvshmem", or UCCL's, "uccl"
     fused_experts         products, activation and casts of experts run as few fused kernels
     fused_permutation     rows are sorted by one kernel; before 2026 NCCL's exchange took many
     fp8_attention         attention's products in FP8
@@ -84,6 +87,8 @@ class Job:
     graphs: str = "none"
     graph_parts: tuple[str, ...] = ()
     balanced: bool = False
+    capacity: float = 0.0
+    proxy: str = "nvshmem"
     fused_experts: bool = False
     fused_permutation: bool = True
     fp8_attention: bool = False

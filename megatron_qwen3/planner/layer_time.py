@@ -30,13 +30,15 @@ _WIDE_HEAD = 128  # narrower heads leave multipliers idle
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one pass through one layer, by what they are spent on; `launch` is the host's."""
+    """Seconds of one pass through one layer, by what they are spent on; `launch` is the host's,
+    and `proxies` what its threads take to send tokens, for which all else waits."""
 
     gemm: float = 0.0
     attention: float = 0.0
     experts: float = 0.0
     elementwise: float = 0.0
     exchange: float = 0.0
+    proxies: float = 0.0
     tensor: float = 0.0
     context: float = 0.0
     host: float = 0.0
@@ -49,9 +51,9 @@ class Pass:
         return sum(parts) + self.exchange + self.tensor + self.context + self.host
 
     def total(self, concurrency: float) -> float:
-        """Device and host work beside each other: the norm of both times."""
+        """Device and host work beside each other, the norm of both times; both wait for proxies."""
         p = concurrency
-        return float((self.device**p + self.launch**p) ** (1 / p))
+        return float((self.device**p + self.launch**p) ** (1 / p)) + self.proxies
 
     def plus(self, other: "Pass") -> "Pass":
         """Part by part."""
@@ -75,7 +77,7 @@ class LayerTimer:
     def layer(self, layer: int) -> tuple[Pass, Pass]:
         """Forward and backward of one layer."""
         sparse = self.model.is_sparse(layer)
-        load = 1.0 if self.job.balanced else self.c["imbalance"]
+        load = self._load
         dense, experts = self._products(sparse)
         once = Pass(
             gemm=dense,
@@ -83,6 +85,7 @@ class LayerTimer:
             experts=load * experts,
             elementwise=self._elementwise(sparse, load),
             exchange=load * 2 * self.exchange_seconds() * self._exposed if sparse else 0.0,
+            proxies=load * 2 * self.proxy_seconds() * self._exposed if sparse else 0.0,
         )
         launch = self._launch(sparse)
         tensor = self.c["tensor_exposed"] * self.tensor_seconds(sparse)
@@ -96,6 +99,7 @@ class LayerTimer:
             experts=2 * once.experts,
             elementwise=2 * once.elementwise,
             exchange=once.exchange,
+            proxies=once.proxies,
         )
         again = self._recomputed(once, sparse)
         passes = once.plus(beside), backward.plus(beside_backward).plus(again)
@@ -136,6 +140,12 @@ class LayerTimer:
             return 0.0
         return network.exchange_seconds(self.job, self.cluster, self.c)
 
+    def proxy_seconds(self) -> float:
+        """One of the four exchanges, of what threads of the host send of it."""
+        if self.layout.expert == 1:
+            return 0.0
+        return network.proxy_seconds(self.job, self.cluster, self.c)
+
     def tensor_seconds(self, sparse: bool) -> float:
         """One gather or scatter of every block of a layer over the tensor ranks, hidden or not."""
         tp = self.layout.tensor
@@ -167,6 +177,13 @@ class LayerTimer:
     def context_shown(self) -> float:
         """Share of it that nothing hides: our attention waits for all keys before it begins."""
         return 1.0 if self.job.gathers_keys else float(self.c["context_exposed"])
+
+    @property
+    def _load(self) -> float:
+        """Rows that the busiest rank computes, in units of an even load."""
+        if self.job.capacity:
+            return self.job.capacity
+        return 1.0 if self.job.balanced else float(self.c["imbalance"])
 
     @property
     def _exposed(self) -> float:
@@ -221,6 +238,8 @@ class LayerTimer:
         reached *= job.sequence_length / (job.sequence_length + _SHORT_SEQUENCE)
         reached *= min(1.0, math.sqrt(size / _WIDE_HEAD))
         reached *= self.clocks
+        if model.sinks:
+            reached *= self.c["attention_sinks"]
         if job.fp8_attention:
             reached *= self.c["attention_fp8"]
         return flops / (self.cluster.peak_flops("bf16") * reached)
@@ -253,7 +272,8 @@ class LayerTimer:
         sorts = 2 if self.job.dispatcher == "alltoall" and self.layout.expert > 1 else 1
         moved = (4 * h * sorts + gates * inner) * width + self._cast * (h + inner)
         kernels = "fused_experts" if self.job.fused_experts else "experts_elementwise"
-        return self._expert_rows * moved * self.c[kernels]
+        biased = self.c["expert_bias"] if self.model.expert_bias else 1.0
+        return self._expert_rows * moved * self.c[kernels] * biased
 
     @property
     def _cast(self) -> int:
@@ -270,6 +290,10 @@ class LayerTimer:
             seconds = c["launch_experts"] * (
                 c["launch_alltoall"] if job.dispatcher == "alltoall" else 1.0
             )
+            if job.capacity:
+                seconds *= c["launch_capacity"]
+            if self.model.expert_bias:
+                seconds += c["launch_expert_bias"] * self.model.num_experts / self.layout.expert
         seconds += c["launch_attention"]
         applied = {
             "launch_unfused": sparse and not job.fused_permutation,
@@ -277,6 +301,8 @@ class LayerTimer:
             "graph_partial": job.graphs == "partial",
             "launch_low_precision": self.is_low,
             "launch_grace": self.cluster.host == "grace",
+            "launch_milan": self.cluster.host == "milan",
+            "launch_efa": self.cluster.network == "efa",
         }
         for name, is_applied in applied.items():
             seconds *= c[name] if is_applied else 1.0
@@ -294,6 +320,7 @@ class LayerTimer:
                 experts=once.experts,
                 elementwise=0.7 * once.elementwise,
                 exchange=once.exchange,
+                proxies=once.proxies,
                 launch=launch / 4,
             )
         return Pass(

@@ -34,7 +34,8 @@ class Run:
     """One row: the job it ran and what was measured, or `reason` why it is left out.
 
     `is_tuned`: published as a performance figure, not as a functional check or a deliberately
-    slow comparison. `on_last_rank`: the peak is that of the last pipeline rank, not the largest.
+    slow comparison. `source`: who published it. `on_last_rank`: the peak is that of the last
+    pipeline rank, not the largest.
     """
 
     row_id: str
@@ -48,6 +49,7 @@ class Run:
     cluster: Cluster | None = None
     reason: str = ""
     on_last_rank: bool = False
+    source: str = ""
 
 
 def table(path: str | Path) -> tuple[list[str], list[Row]]:
@@ -89,6 +91,7 @@ def run_of(row: Row) -> Run:
         is_tuned=_is_tuned(row),
         seconds=_above_zero(row, "step_time_s"),
         peak_bytes=_peak_bytes(row),
+        source=row.get("source_repo") or "",
     )
     try:
         _check(row)
@@ -199,13 +202,15 @@ def _job(row: Row) -> Job:
         kernels="transformer_engine",
         tiled_logits=False,
         gradient_bytes=2,  # Megatron-Bridge's and NeMo's recipes reduce gradients in bf16
-        recompute=_recompute(row),
+        recompute=recipes.recomputed(row),
         sequence_parallel=layout.tensor > 1,
         fully_sharded=count(row, "fsdp", 0) > 1,
         dispatcher=recipes.dispatcher(row),
         overlap_exchange=recipes.overlaps_exchange(row),
         graphs=graphs,
         balanced="natural" not in routing,
+        capacity=recipes.capacity(row),
+        proxy="uccl" if "uccl" in note(row) else "nvshmem",
         fused_experts=recipes.fuses_experts(row, graphs),
         fused_permutation=recipes.fuses_permutation(row),
         fp8_attention=recipes.attends_in_fp8(row, graphs),
@@ -310,16 +315,6 @@ def _stages(model: Architecture, stages: int) -> tuple[int, ...]:
     split[-1] -= taken
     split[0] -= extra - taken
     return tuple(split)
-
-
-def _recompute(row: Row) -> frozenset[str]:
-    text = (row.get("recompute") or "").lower()
-    if "full" in text:
-        return frozenset({"layer"})
-    kind, _, parts = text.partition(":")
-    if kind == "selective" and not parts:
-        return frozenset({"core_attn"})
-    return frozenset(part.strip() for part in parts.split(",") if part.strip())
 
 
 def _cluster(row: Row) -> Cluster:

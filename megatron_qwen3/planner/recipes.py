@@ -85,6 +85,20 @@ def overlaps_exchange(row: Row) -> bool:
     return graphs(row, precision_of(row), True) == "full"
 
 
+def recomputed(row: Row) -> frozenset[str]:
+    """Parts of a layer that backward computed again. AWS's scripts that compare dispatchers compute
+    all of it again where they do not say otherwise, and exchanges do not overlap."""
+    text = (row.get("recompute") or "").lower()
+    if not text and "awsome" in (row.get("source_repo") or "") and not overlaps_exchange(row):
+        text = "full"
+    if "full" in text:
+        return frozenset({"layer"})
+    kind, _, parts = text.partition(":")
+    if kind == "selective" and not parts:
+        return frozenset({"core_attn"})
+    return frozenset(part.strip() for part in parts.split(",") if part.strip())
+
+
 def graphs(row: Row, precision: str, is_sparse: bool) -> str:
     """What CUDA graphs captured: none, partial (attention, router) or full (the whole step)."""
     text = (row.get("cuda_graph") or "").lower()
@@ -116,6 +130,14 @@ def _recipe_graphs(row: Row, precision: str) -> str:
 
 def _is_gpt_oss(row: Row) -> bool:
     return "oss" in row["model"].lower()
+
+
+def capacity(row: Row) -> float:
+    """Rows of an expert in units of an even load, where tokens beyond it are dropped; else 0."""
+    text = f"{row.get('routing') or ''} {row['model']} {row.get('notes') or ''}".lower()
+    if said := re.search(r"capacity[ _-]?factor\W{0,3}(\d+(?:\.\d+)?)", text):
+        return float(said[1])
+    return 1.0 if re.search(r"token[ _-]?drop", text) else 0.0
 
 
 def fuses_experts(row: Row, graphs: str) -> bool:

@@ -133,7 +133,7 @@ class _Stages:
         ]
         names = [field.name for field in fields(Pass) if field.name != "launch"]
         parts = {name: micro_batches * sum(getattr(o, name) for o in passes) for name in names}
-        waits = sum(o.total(self.concurrency) - o.device for o in passes)
+        waits = sum(o.total(self.concurrency) - o.device - o.proxies for o in passes)
         parts["launch"] = micro_batches * waits
         parts["logits"] = micro_batches * sum(self.last) if rank == p - 1 else 0.0
         return {_NAMES.get(name, name): seconds for name, seconds in parts.items()}
@@ -144,10 +144,11 @@ class _Stages:
         layers = self.model.num_layers / self.job.layout.pipeline * micro_batches
         sparse = self.model.sparse_layers / self.model.num_layers
         share = c["exchange_hidden"] if self.job.overlap_exchange else 0.0
+        exchange = timer.exchange_seconds() + timer.proxy_seconds()
         tensor = 5 * timer.tensor_seconds(sparse > 0.5) * (1 - c["tensor_exposed"])
         context = sum(timer.context_seconds()) * (1 - timer.context_shown)
         return {
-            "token exchange": layers * sparse * 4 * timer.exchange_seconds() * share,
+            "token exchange": layers * sparse * 4 * share * exchange,
             "tensor parallelism": layers * tensor,
             "context parallelism": layers * context,
         }
@@ -157,6 +158,7 @@ _NAMES = {
     "gemm": "matrix products",
     "elementwise": "element-wise",
     "exchange": "token exchange",
+    "proxies": "tokens sent by the host",
     "tensor": "tensor parallelism",
     "context": "context parallelism",
     "host": "activations to the host",

@@ -2,8 +2,12 @@
 
 import csv
 import json
+import math
+from collections import ChainMap
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from megatron_qwen3.cli import scaling_study
@@ -129,6 +133,16 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(changes, reason):
         ({"seq_len": "4,096", "mbs": "1.0"}, {"sequence_length": 4096, "micro_batch": 1}),
         ({"cuda_graph": "False"}, {"graphs": "none"}),
         ({"precision": "FP16"}, {"precision": "bf16"}),
+        ({"routing": "tokendrop"}, {"capacity": 1.0}),
+        ({"model": "Qwen3_30B_a3B (tokendrop)"}, {"capacity": 1.0}),
+        ({"routing": "natural, capacity_factor=1.5"}, {"capacity": 1.5, "balanced": False}),
+        ({"routing": "force_balanced_dropless"}, {"capacity": 0.0}),
+        ({"notes": "p5.48xlarge, EFA", "dispatcher": "deepep+UCCL(EFA)"}, {"proxy": "uccl"}),
+        ({"source_repo": "awslabs/awsome-distributed-ai"}, {"recompute": {"layer"}}),
+        (
+            {"source_repo": "awslabs/awsome-distributed-ai", "recompute": "none"},
+            {"recompute": set()},
+        ),
     ],
 )
 def test_columns_say_how_the_run_was_made(changes, expected):
@@ -159,6 +173,30 @@ def test_the_spelling_of_a_gpu_changes_nothing(gpu):
     changes = {"precision": "MXFP8", "release": "26.06", "routing": "force_balanced"}
     runs = [published.run_of(row(gpu=name, **changes)) for name in ("GB200", gpu)]
     assert runs[0] == runs[1] and runs[0].job
+
+
+def _seconds(**changes):
+    run = published.run_of(row(**changes))
+    return Step.of(run.job, run.cluster, calibration.load()).seconds
+
+
+def test_experts_that_are_filled_up_cost_what_they_are_filled_up_to():
+    """Known counts spare the host's wait; rows beyond an even load are computed and sent."""
+    dropless, cut = _seconds(), _seconds(routing="tokendrop")
+    filled = [_seconds(routing=f"capacity_factor={c}") for c in (1, 2, 5)]
+    assert cut == filled[0] < dropless < filled[-1] and filled == sorted(filled)
+
+
+def test_fused_kernels_over_efa_wait_for_each_token_that_leaves_its_node():
+    at = {"notes": "p5.48xlarge", "n_gpus": "32", "ep": "32", "mbs": "4", "gbs": "1024"}
+    uccl, nvshmem = (_seconds(dispatcher=f"deepep+{p}(EFA)", **at) for p in ("UCCL", "NVSHMEM"))
+    run = published.run_of(row(dispatcher="deepep+UCCL(EFA)", **at))
+    step = Step.of(run.job, run.cluster, calibration.load())
+    assert nvshmem < uccl and step.parts["tokens sent by the host"] > 0
+    assert sum(step.parts.values()) == pytest.approx(step.seconds)
+    near = published.run_of(row(dispatcher="deepep+UCCL(EFA)", **at | {"n_gpus": "8", "ep": "8"}))
+    parts = Step.of(near.job, near.cluster, calibration.load()).parts
+    assert parts["tokens sent by the host"] == 0
 
 
 def test_stages_hold_every_layer_and_count_embedding_and_loss_where_that_comes_out_even():
@@ -204,11 +242,33 @@ def test_errors_are_relative_and_quantiles_lie_between_neighbours():
     assert groups["all"].count == 1 and groups["Qwen3, tuned, Hopper"].median == one.error
 
 
-def test_near_identical_rows_do_not_stand_on_both_sides_of_the_split():
+def test_what_is_left_out_is_predicted_by_constants_that_were_fitted_without_it(monkeypatch):
+    """Each fit gives the rows that it saw as its constants."""
     runs = [
-        published.run_of(row(step_time_s=str(s), release=r)) for s, r in ((20, ""), (19, "26.04"))
+        published.run_of(row(row_id=str(k), source_repo=source))
+        for k, source in enumerate(("a", "b", "b", "c"))
     ]
-    assert fit.is_fitted(runs[0]) == fit.is_fitted(runs[1])
+    predicted = []
+    monkeypatch.setattr(fit, "fit", lambda seen, start, report: {run.row_id: 1.0 for run in seen})
+    step = SimpleNamespace(seconds=1)
+    monkeypatch.setattr(fit.Step, "of", lambda job, cluster, c: predicted.append({*c}) or step)
+    found = fit.left_out_in_turn(runs, lambda run: run.source, {}, report=lambda line: None)
+    assert [one.run.row_id for one in found] == ["0", "1", "2", "3"]
+    assert predicted == [{"1", "2", "3"}, {"0", "3"}, {"0", "3"}, {"0", "1", "2"}]
+
+
+def test_slopes_are_those_of_finite_differences_of_every_constant():
+    """Constants that pricing a run does not read are not moved; the others are."""
+    names = list(calibration.CONSTANTS)
+    x = np.log([calibration.load()[name] for name in names])
+    run = published.run_of(row())
+    constants = dict(zip(names, np.exp(x), strict=True))
+    here = math.log(Step.of(run.job, run.cluster, constants).seconds)
+    slopes = fit._slopes(run, names, x)
+    for name, slope in zip(names, slopes, strict=True):
+        moved = constants | {name: constants[name] * math.exp(1e-3)}
+        there = math.log(Step.of(run.job, run.cluster, moved).seconds)
+        assert slope == pytest.approx((there - here) / 1e-3, abs=1e-9), name
 
 
 def test_the_fit_finds_constants_that_made_the_data(monkeypatch):
@@ -231,7 +291,9 @@ def test_the_fit_finds_constants_that_made_the_data(monkeypatch):
     monkeypatch.setattr(fit, "CONSTANTS", free)
     monkeypatch.setattr(fit, "_PRIOR", 1e-6)  # six runs would not outweigh what is expected
     original = Step.of
-    monkeypatch.setattr(fit.Step, "of", lambda job, cluster, c: original(job, cluster, rest | c))
+    monkeypatch.setattr(
+        fit.Step, "of", lambda job, cluster, c: original(job, cluster, ChainMap(c, rest))
+    )
     found = fit.fit(made, report=lambda line: None)
     assert found == pytest.approx({n: truth[n] for n in free}, rel=0.05)
 

@@ -19,7 +19,6 @@ from megatron_qwen3 import tables
 from megatron_qwen3.cli.scaling.plan import picture
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
-from megatron_qwen3.planner.fit import is_fitted
 from megatron_qwen3.shown import plain
 
 _EXAMPLES = """examples:
@@ -61,7 +60,7 @@ def run(given: argparse.Namespace) -> int:
     for title, of_memory in (("step time", False), ("memory peak", True)):
         found = accuracy.groups(compared, of_memory)
         if found:
-            console.print(_groups(f"{title}: absolute error", found))
+            print_groups(f"{title}: absolute error", found)
     for line in _left_out(compared):
         console.print(plain(line))
     from megatron_qwen3.pages.validate_pictures import draw  # matplotlib loads slowly
@@ -104,8 +103,6 @@ def _row_dict(one: Comparison) -> dict[str, Any]:
     if run.job is None:
         return row | {"reason": run.reason}
     row |= {"predicted_step_time_s": one.step_seconds, "error": one.error}
-    if one.error is not None:
-        row["fitted"] = is_fitted(run)
     if run.peak_bytes:
         row["published_peak_bytes"] = run.peak_bytes
         row |= {"predicted_peak_bytes": one.peak_bytes, "memory_error": one.memory_error}
@@ -152,6 +149,11 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}%"
 
 
+def print_groups(title: str, found: dict[str, Errors]) -> None:
+    """Medians and 90th percentiles of each group."""
+    tables.console().print(_groups(title, found))
+
+
 def _groups(title: str, found: dict[str, Errors]) -> Table:
     lines = [["group", "runs", "median", "90th percentile"]]
     for name, errors in sorted(found.items(), key=lambda item: _group_order(item[0])):
@@ -161,7 +163,7 @@ def _groups(title: str, found: dict[str, Errors]) -> Table:
 
 
 def _group_order(name: str) -> tuple[int, str]:
-    kinds = ("all", "fitted", "not fitted", "tuned", "Qwen3", "GPU", "precision", "model")
+    kinds = ("all", "tuned", "Qwen3", "GPU", "precision", "model")
     return next(i for i, kind in enumerate(kinds) if name.startswith(kind)), name
 
 
