@@ -6,10 +6,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_qwen3.pages import pictures
-from megatron_qwen3.planner.search import Plan, Question
+from megatron_qwen3.planner.question import Question
+from megatron_qwen3.planner.search import Plan
 
-_MORE = ("#56606e", "#a8b3c1", "#e2b93b", "#4a2c6f", "#8fd175", "#c44e52", "#222222")
+_MORE = (
+    *("#56606e", "#a8b3c1", "#e2b93b", "#4a2c6f", "#8fd175", "#c44e52", "#222222"),
+    *("#f2a0a1", "#003f5c", "#9ad1d4", "#6b8e23", "#d9d0c1", "#8b1e3f", "#b5a0e3", "#5c4033"),
+)
 _COLOURS = (*pictures.HUES, *_MORE)
+_VISIBLE = 0.004  # of the longest bar: what is shorter is not drawn
 
 
 def draw(question: Question, plans: list[Plan], path: Path) -> None:
@@ -19,10 +24,14 @@ def draw(question: Question, plans: list[Plan], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         names = [_name(i, plan) for i, plan in enumerate(plans)]
         memory = [{k: v / 1e9 for k, v in plan.memory.parts().items()} for plan in plans]
-        _stack(left, names, memory)
+        seconds = [plan.step.parts for plan in plans]
+        # One colour means one part, in either half.
+        parts = dict.fromkeys([*_visible(memory), *_visible(seconds)])
+        colours = {part: _COLOURS[i % len(_COLOURS)] for i, part in enumerate(parts)}
+        _stack(left, names, memory, colours)
         left.axvline(question.cluster.memory_gb, color=pictures.INK, linewidth=1)
         left.set_xlabel(f"GB per GPU; the line is what {question.cluster.name} has")
-        _stack(right, names, [plan.step.parts for plan in plans])
+        _stack(right, names, seconds, colours)
         right.set_xlabel("seconds per step")
         right.set_yticks([])
         figure.suptitle(
@@ -32,13 +41,18 @@ def draw(question: Question, plans: list[Plan], path: Path) -> None:
         pictures.save(figure, path)
 
 
-def _stack(axes: Axes, names: list[str], bars: list[dict[str, float]]) -> None:
+def _visible(bars: list[dict[str, float]]) -> list[str]:
     largest = max(sum(parts.values()) for parts in bars)
-    shown = [part for part in bars[0] if max(parts[part] for parts in bars) > 0.004 * largest]
+    return [part for part in bars[0] if max(parts[part] for parts in bars) > _VISIBLE * largest]
+
+
+def _stack(
+    axes: Axes, names: list[str], bars: list[dict[str, float]], colours: dict[str, str]
+) -> None:
     starts = [0.0] * len(bars)
-    for part, colour in zip(shown, _COLOURS, strict=False):
+    for part in _visible(bars):
         widths = [parts[part] for parts in bars]
-        axes.barh(names, widths, left=starts, color=colour, label=part, height=0.7)
+        axes.barh(names, widths, left=starts, color=colours[part], label=part, height=0.7)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axes.invert_yaxis()
     axes.tick_params(length=0)

@@ -143,6 +143,13 @@ class Job:
         }
 
     @property
+    def described(self) -> str:
+        """tp2 pp8 ep8 mb1"""
+        sizes = self.sizes.items()
+        parts = [f"{name}{size}" for name, size in sizes if size > 1 or name in ("tp", "pp")]
+        return " ".join([*parts, f"mb{self.micro_batch}"])
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Positions of one micro-batch on one rank, before tensor ranks share them."""
         return self.micro_batch * self.sequence_length // self.layout.context

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.parallel.layout import even_stages
-from megatron_qwen3.planner.search import Plan, Question
+from megatron_qwen3.planner.question import Question
+from megatron_qwen3.planner.search import Plan
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import emit
 
@@ -64,8 +65,7 @@ def text(plan: Plan, question: Question) -> str:
         f"{memory.pipeline_rank}, which needs most.",
     ]
     if plan.needs:
-        without = "" if plan.is_plain else " --today plans without DeepEP."
-        lines.append(f"# To be installed for it: {', '.join(plan.needs)}.{without}")
+        lines.append(f"# To be installed for it: {', '.join(plan.needs)}.")
     for table, rows in values(plan, question).items():
         lines += ["", f"[{table}]", *(f"{name} = {emit(value)}" for name, value in rows.items())]
     return "\n".join(lines) + "\n"

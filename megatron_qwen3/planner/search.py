@@ -20,8 +20,9 @@ from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.layer_time import Constants, LayerTimer
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.question import Question
 from megatron_qwen3.planner.step import Step, local_parameters
-from megatron_qwen3.settings import ModelConfig, ParallelConfig
+from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.settings_fp8 import of_arithmetic
 from megatron_qwen3.validate_fp8 import width_faults
 
@@ -29,31 +30,8 @@ LONG_SEQUENCE = 16384  # from here on context parallelism is looked at
 _VARIED = 300  # layouts that are priced with every way to exchange tokens
 _SIMULATED = 60  # layouts that are priced a second time, exactly
 _PLAIN = "alltoall", False  # how layers of either kind exchange tokens
+_DAY_SECONDS = 86_400
 _USABLE = 0.97  # of device memory: driver and peaks between two measurements keep the rest
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be trained, on what. `fixed` pins sizes by name: tensor, pipeline, …
-
-    dispatchers  of tokens that may be used
-    like         a job whose other properties all layouts have; None are the trainer's defaults
-    """
-
-    model: ModelConfig
-    cluster: Cluster
-    gpus: int
-    sequence_length: int
-    global_batch: int
-    precisions: tuple[str, ...] = ("bf16",)
-    dispatchers: tuple[str, ...] = ("alltoall", "deepep")
-    balanced: bool = False
-    fixed: tuple[tuple[str, int | str], ...] = ()
-    like: Job | None = None
-
-    def allows(self, name: str, value: int | str) -> bool:
-        """Whether nothing else is pinned."""
-        return dict(self.fixed).get(name, value) == value
 
 
 @dataclass(frozen=True)
@@ -78,8 +56,17 @@ class Plan:
 
     @property
     def is_plain(self) -> bool:
-        """Whether tokens reach their experts as --today has it: by NCCL, beside nothing."""
+        """Whether tokens reach their experts by NCCL, beside nothing else."""
         return _is_plain(self.job)
+
+    def mfu(self, cluster: Cluster) -> float:
+        """Share of the dense peak of its precision."""
+        return self.step.tflops_per_gpu * 1e12 / cluster.peak_flops(self.job.precision)
+
+    def days(self, tokens: float) -> float:
+        """Days that a budget of tokens takes."""
+        gpus = self.job.layout.world_size
+        return tokens / (self.step.tokens_per_second_per_gpu * gpus) / _DAY_SECONDS
 
 
 def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:

@@ -588,7 +588,7 @@ def test_a_layout_of_long_rows_is_as_fast_as_its_comment_says(path):
         config = load([LONG_STAGE, ROOT / "examples/models" / path.name, path])
         speed = Step.of(Job.of(config, gpus), cluster, constants).tokens_per_second_per_gpu
         assert min(abs(speed / n - 1) for n in told) < 0.02, speed
-    assert "plan --today" in text
+    assert "scaling_study.py plan --gpu" in " ".join(text.split())
 
 
 @pytest.mark.slow

@@ -6,14 +6,16 @@ import json
 import math
 
 import pytest
+from matplotlib.axes import Axes
 
 from megatron_qwen3.cli import scaling_study
-from megatron_qwen3.cli.scaling.plan import usual_batch
 from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.pages import plan_pictures
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.question import usual_batch
 
 CONSTANTS = calibration.load()
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -193,10 +195,11 @@ def run(capsys, *arguments):
 
 def test_plan_writes_settings_and_says_everything_in_json(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, printed = run(capsys, "plan", "--model", "8b", "--gpu", "h100", "--gpus", "8", "--json")
+    arguments = ["plan", "--model", "8b", "--gpu", "h100", "--gpus", "8", "--json"]
+    status, printed = run(capsys, *arguments, "--out", "plan.toml")
     found = json.loads(printed.out)
     best = found["plans"][found["chosen"]]
-    assert status == 0 and (tmp_path / "plan.toml").exists()
+    assert status == 0 and [path.name for path in tmp_path.iterdir()] == ["plan.toml"]
     assert sum(best["step_parts_seconds"].values()) == pytest.approx(best["step_seconds"])
     parts = dict(best["memory_bytes"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()))
@@ -210,9 +213,43 @@ def test_plan_writes_settings_and_says_everything_in_json(tmp_path, capsys, monk
 def test_plan_draws_a_picture_and_prints_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", "--model", "0.6b", "--gpu", "a100", "--gpus", "2", "--top", "3"]
-    status, printed = run(capsys, *arguments)
+    status, printed = run(capsys, *arguments, "--plot", "plan.png")
     assert status == 0 and "tok/s/GPU" in printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_writes_nothing_that_nobody_asked_for_and_says_how_to_ask(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, printed = run(capsys, "plan", "--model", "0.6b", "--gpu", "a100", "--gpus", "2")
+    assert status == 0 and "--out plan.toml" in printed.out and not list(tmp_path.iterdir())
+
+
+def test_plan_leaves_out_what_is_to_be_installed_unless_it_is_asked_for_it(capsys):
+    """DeepEP pays for experts over two nodes, so its layouts are there where they may be."""
+    arguments = ["plan", "--model", "30b-a3b", "--gpu", "h100", "--gpus", "16", "--json"]
+    needs = []
+    for more in ([], ["--hypothetical"]):
+        _, printed = run(capsys, *arguments, *more)
+        needs.append({name for plan in json.loads(printed.out)["plans"] for name in plan["needs"]})
+    assert needs == [set(), {"DeepEP", "Transformer Engine"}]
+
+
+def test_a_picture_of_plans_has_no_colour_for_two_things(sparse, tmp_path, monkeypatch):
+    """Of both halves: what memory and what time are spent on."""
+    drawn, barh = set(), Axes.barh
+
+    def noted(self, *bars, color, label, **more):
+        drawn.add((label, color))
+        return barh(self, *bars, color=color, label=label, **more)
+
+    monkeypatch.setattr(Axes, "barh", noted)
+    question, plans = sparse
+    plan_pictures.draw(question, plans, tmp_path / "plans.svg")
+    labels, colours = ({*names} for names in zip(*drawn, strict=True))
+    assert len(drawn) == len(labels) == len(colours) > 12
 
 
 @pytest.mark.parametrize(

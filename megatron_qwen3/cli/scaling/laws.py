@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import tables
-from megatron_qwen3.cli.scaling.plan import model_of
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import laws_rows
+from megatron_qwen3.planner.question import model_of
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 

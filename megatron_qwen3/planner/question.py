@@ -1,0 +1,112 @@
+"""What is to be trained on what: the question that a search of layouts answers.
+
+question = ask("235b-a22b", "h100", gpus=256)
+plans = search(question, calibration.load())
+raise ConfigError(why_none(question))               # where there are none (why_none.py)
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_qwen3 import config as settings
+from megatron_qwen3.planner import hardware
+from megatron_qwen3.planner.hardware import Cluster
+from megatron_qwen3.planner.job import Job
+from megatron_qwen3.presets import PRESETS
+from megatron_qwen3.settings import ConfigError, ModelConfig
+
+_BATCH_TOKENS = 2**23  # of one step, where nobody says otherwise
+_HERE, _HYPOTHETICAL = ("alltoall",), ("alltoall", "deepep")  # dispatchers of tokens
+PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be trained, on what. `fixed` pins sizes by name: tensor, pipeline, …
+
+    dispatchers  of tokens that may be used
+    like         a job whose other properties all layouts have; None are the trainer's defaults
+    """
+
+    model: ModelConfig
+    cluster: Cluster
+    gpus: int
+    sequence_length: int
+    global_batch: int
+    precisions: tuple[str, ...] = ("bf16",)
+    dispatchers: tuple[str, ...] = _HYPOTHETICAL
+    balanced: bool = False
+    fixed: tuple[tuple[str, int | str], ...] = ()
+    like: Job | None = None
+
+    def allows(self, name: str, value: int | str) -> bool:
+        """Whether nothing else is pinned."""
+        return dict(self.fixed).get(name, value) == value
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.preset or "the model"
+
+
+def ask(
+    model: str,
+    gpu: str,
+    gpus: int,
+    *,
+    sequence_length: int = 4096,
+    global_batch: int | None = None,
+    precision: str = "bf16",
+    hypothetical: bool = False,
+    balanced: bool = False,
+    fixed: Mapping[str, int | str] | None = None,
+) -> Question:
+    """The question by names; ConfigError says which of them is wrong.
+
+    model: a size (235b-a22b), or a TOML file. gpu: of hardware/, or a TOML file of a cluster.
+    global_batch: sequences of a step; about 8.4M tokens without. precision: of PRECISIONS, or auto.
+    hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: pinned sizes.
+    """
+    cluster, sizes = hardware.load(gpu), {"gpus": gpus, "sequence_length": sequence_length}
+    for name, value in (sizes | {"global_batch": global_batch} | dict(fixed or {})).items():
+        if isinstance(value, int) and value <= 0:
+            raise ConfigError(f"{name} = {value} must be above 0")
+    return Question(
+        model=model_of(model),
+        cluster=cluster,
+        gpus=gpus,
+        sequence_length=sequence_length,
+        global_batch=global_batch or usual_batch(sequence_length, gpus),
+        precisions=_precisions(precision, cluster),
+        dispatchers=_HYPOTHETICAL if hypothetical else _HERE,
+        balanced=balanced,
+        fixed=tuple((fixed or {}).items()),
+    )
+
+
+def usual_batch(sequence_length: int, gpus: int) -> int:
+    """Of about _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
+    per_gpu = _BATCH_TOKENS / sequence_length / gpus
+    return gpus << max(0, round(math.log2(per_gpu)))
+
+
+def model_of(name: str) -> ModelConfig:
+    """A preset by its name or size, or the model of a TOML file."""
+    if name.endswith(".toml"):
+        return settings.load([name], any_length=True).model
+    preset = name.lower() if name.lower() in PRESETS else f"qwen3-{name.lower()}"
+    if preset not in PRESETS:
+        sizes = ", ".join(preset.removeprefix("qwen3-") for preset in PRESETS)
+        raise ConfigError(f"--model {name} is neither a size ({sizes}) nor a TOML file")
+    return settings.load([], [f"model.preset={preset}", "train.steps=1"]).model
+
+
+def _precisions(asked: str, cluster: Cluster) -> tuple[str, ...]:
+    if asked == "auto":
+        best = "mxfp8" if cluster.supports("mxfp8") else "fp8"
+        return ("bf16", best) if cluster.supports(best) else ("bf16",)
+    if not cluster.supports(asked):
+        valid = [p for p in PRECISIONS if cluster.supports(p)]
+        raise ConfigError(f"--precision {asked}: {cluster.name} has {', '.join(valid)}")
+    return (asked,)
