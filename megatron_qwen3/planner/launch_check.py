@@ -20,6 +20,7 @@ from megatron_qwen3.modes import belongs
 from megatron_qwen3.planner import hardware, moments, search
 from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.question import Question
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.settings_fp8 import ARITHMETIC
 from megatron_qwen3.shown import shown
@@ -101,7 +102,7 @@ def _changed(config: Config, changes: Mapping[str, object]) -> Config:
     return config
 
 
-def _layouts(question: search.Question) -> Iterator[tuple[Job, str]]:
+def _layouts(question: Question) -> Iterator[tuple[Job, str]]:
     """Those in which training alone seems to fit, also with more recomputation than it needs."""
     for job, least in search.fitting(question):
         levels = [*RECOMPUTED]
@@ -125,7 +126,7 @@ def _sizes(job: Job) -> dict[str, int | str]:
     }
 
 
-def _question(config: Config, world_size: int, free_bytes: float) -> search.Question:
+def _question(config: Config, world_size: int, free_bytes: float) -> Question:
     """What the trainer has, on GPUs with so much memory for it."""
     precision = ARITHMETIC.get(config.fp8.recipe, config.train.precision)
     gpu = hardware.load("b200" if precision in ("mxfp8", "nvfp4") else "h100")
@@ -133,7 +134,7 @@ def _question(config: Config, world_size: int, free_bytes: float) -> search.Ques
     batch = config.step_rows
     if config.batch_updates:  # whose rows any number of ranks shares
         batch = -(-batch // world_size) * world_size
-    return search.Question(
+    return Question(
         model=config.model,
         cluster=cluster,
         gpus=world_size,

@@ -30,6 +30,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.planner.question import Question
 from megatron_qwen3.planner.step import Step
 from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import SETTINGS, TABLES
@@ -598,7 +599,7 @@ def test_no_layout_of_whole_rows_is_faster_where_ranks_share_them(path):
     gpus, constants, cluster = max(LONG_GPUS[path.stem]), calibration.load(), hardware.load("h100")
     cluster = dataclasses.replace(cluster, memory_gb=0.92 * cluster.memory_gb)  # room is left
     config = load([*files, path])
-    question = search.Question(
+    question = Question(
         *(config.model, cluster, gpus, config.data.sequence_length, config.train.global_batch),
         dispatchers=("alltoall",),
         fixed=(("context", 1), ("micro_batch", 1), ("virtual", 1)),

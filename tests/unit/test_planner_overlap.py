@@ -9,6 +9,7 @@ from megatron_qwen3.planner.launch_check import Device
 from megatron_qwen3.planner.layer_time import LayerTimer
 from megatron_qwen3.planner.memory import MATMUL_WORKSPACE_BYTES, Memory, workspace_bytes
 from megatron_qwen3.planner.overlay import values
+from megatron_qwen3.planner.question import Question
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.planner.step import Step, local_parameters
 from megatron_qwen3.toml import emit
@@ -185,7 +186,7 @@ def test_less_of_the_optimizer_on_the_device_lets_layouts_fit_that_did_not():
 
 
 def test_settings_of_a_plan_with_overlap_load():
-    question = search.Question(
+    question = Question(
         config_of(SPARSE).model,
         H100,
         gpus=64,

@@ -15,7 +15,7 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.question import usual_batch
+from megatron_qwen3.planner.question import Question, usual_batch
 
 CONSTANTS = calibration.load()
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -23,7 +23,7 @@ STAGE = "examples/stages/pretrain_1_general.toml"
 
 def question_of(name, gpu, gpus, batch, sequence=4096, **more):
     model = load([], [f"model.preset={name}", "train.steps=1"]).model
-    return search.Question(model, hardware.load(gpu), gpus, sequence, batch, **more)
+    return Question(model, hardware.load(gpu), gpus, sequence, batch, **more)
 
 
 @pytest.fixture(scope="module")
