@@ -34,7 +34,7 @@ from megatron_qwen3 import tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
-from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
+from megatron_qwen3.shown import counted, plain, shown, shown_lines, shown_text
 
 ROWS_SHOWN = 200
 
@@ -149,7 +149,7 @@ def _verify(given: argparse.Namespace) -> int:
         for fault in faults(inventory.folder, list(cells)):
             print(shown(fault))
             wrong += 1
-    print(f"{shards:,} shards, {wrong:,} faults")
+    print(f"{counted(shards, 'shard')}, {counted(wrong, 'fault')}")
     return 1 if wrong else 0
 
 
