@@ -6,6 +6,9 @@ look at every file that it opens. A corpus that was tokenized anew in another or
 tokenizer differs in every page; a few tokens changed between the pages of a large file are not
 found, that is what `tools/inspect_shards.py verify` reads all of it for.
 
+A file of which documents were removed (`removal.py`) is known by the mark that it had before, as
+long as it is what the removal left: so runs and curricula go on with it.
+
     mark("data/tokens/web")             # of data/tokens/web.bin: 16 hex digits
     marks(["data/tokens/web", …])       # of many, at once
 """
@@ -17,6 +20,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from data_prep.removed import Removed, at_end
 from megatron_qwen3.config import ConfigError
 
 _PAGES, _PAGE_BYTES = 4, 4096
@@ -24,17 +28,51 @@ _READERS = 16  # at once: on a cluster's file system a file takes a millisecond 
 
 
 def mark(prefix: str | os.PathLike[str]) -> str:
-    """The mark of PREFIX.bin. ConfigError where it cannot be read."""
-    path = f"{os.fspath(prefix)}.bin"
+    """The mark of PREFIX.bin. ConfigError where it cannot be read, or a removal has not ended."""
+    prefix = os.fspath(prefix)
+    found = mark_of_bytes(prefix)
+    if (removed := _removed(prefix)) is None:
+        return found
+    if found != removed.mark:
+        raise ConfigError(
+            f"{prefix}.bin is not what the removal of documents from it left: if it was "
+            "interrupted, `inspect_shards.py remove` ends it; else give back the file"
+        )
+    return removed.first_mark
+
+
+def mark_of_bytes(prefix: str, ranges: Sequence[tuple[int, int, bytes]] = ()) -> str:
+    """The mark of what PREFIX.bin holds, or would hold with bytes [start, end) of it, `ranges`, made
+    a repetition of some bytes."""
+    path = f"{prefix}.bin"
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
             for place in _places(size):
-                digest.update(os.pread(file.fileno(), _PAGE_BYTES, place))
+                page = bytearray(os.pread(file.fileno(), _PAGE_BYTES, place))
+                for start, end, filling in ranges:
+                    _fill(page, start - place, end - place, filling)
+                digest.update(page)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
     return digest.hexdigest()
+
+
+def _fill(page: bytearray, start: int, end: int, filling: bytes) -> None:
+    """Bytes [start, end) of the page, as far as they lie in it, made `filling` again and again."""
+    first, last = max(0, start), min(len(page), end)
+    if first < last:
+        repeated = filling * (-(-(last - first) // len(filling)) + 1)
+        into = (first - start) % len(filling)
+        page[first:last] = repeated[into : into + last - first]
+
+
+def _removed(prefix: str) -> Removed | None:
+    try:
+        return at_end(f"{prefix}.idx")
+    except OSError:  # whoever reads the text says so
+        return None
 
 
 def marks(prefixes: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ dtype code (u8), S (u64), D + 1 (u64), lengths in tokens (i32 × S), byte offset
 documents as boundaries between sequences (i64 × (D + 1)). Of tokens that are packed into R rows of
 one length (`packed.py`) there follow, where Megatron's readers do not look and ours of old refuse
 the file: magic (8 bytes), length of a row (u64), how many tokens of each row are text (i32 × R).
+At the end, likewise, which documents were removed since (`removed.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.removed import at_end
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file
 
@@ -148,7 +150,7 @@ class IndexedReader:
 
     tokens: the stream of ids, [number of tokens], in the dtype of the file; row_length: of the rows
     that they are packed into, 0 where they are not; text_R: of each row the tokens before its
-    filler, int32 [rows].
+    filler, int32 [rows]; removed: what was taken out since, None mostly.
     Raises ConfigError, naming the file and what is wrong with it, where the pair is missing, cut
     short or no index of tokens, or its borders do not follow each other: on opening that is looked
     at for up to 4,096 sequences in blocks, evenly spread, for all others when they are asked for.
@@ -168,6 +170,8 @@ class IndexedReader:
         self.tokens: npt.NDArray[Any] = _map(f"{self._prefix}.bin", self._dtype, 0, num_tokens)
         self._check_borders()
         self.row_length, self.text_R = self._read_rows()
+        if self.removed and np.any(self.removed.ranges > num_tokens):
+            raise self._lies("documents were removed behind its end")
 
     @property
     def num_documents(self) -> int:
@@ -230,7 +234,8 @@ class IndexedReader:
         if code not in _DTYPES:
             raise ConfigError(f"{path} stores no token ids: its dtype code is {code}")
         expected = _HEADER.size + 12 * num_sequences + 8 * num_boundaries
-        self._row_bytes = actual - expected
+        self.removed = at_end(path)
+        self._row_bytes = actual - expected - (self.removed.num_bytes if self.removed else 0)
         if self._row_bytes and not self._has_rows(expected):
             raise ConfigError(f"{path} has {actual:,} bytes, its header says {expected:,}")
         return _DTYPES[code], num_sequences, num_boundaries

@@ -37,7 +37,7 @@ from data_prep.kept_fields import Scalar, parted
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
-_MAGIC = b"QWENDOCS"
+DOCS_MAGIC = b"QWENDOCS"
 ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
 NO_FILE = 0xFFFFFFFF  # of filler
 
@@ -104,7 +104,7 @@ def write_shard(
                 ids += chunk.ids
         if given and (packed := given[0].packed):
             writer.pack(packed.row_length, np.concatenate(texts))
-    write_whole(Path(f"{prefix}.docs"), [_MAGIC, *origins, ids])
+    write_whole(Path(f"{prefix}.docs"), [DOCS_MAGIC, *origins, ids])
     cells = tuple(laid_out(path, given))
     digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
     write_json(mark, {"version": VERSION, **_mark_of(cells), "sha256": digests})
@@ -135,12 +135,12 @@ def origin(prefix: str | os.PathLike[str], document: int) -> Origin:
         kind = "pieces" if cells[0].packed else "documents"
         raise ConfigError(f"{prefix} has {kind} 0 to {in_files - 1}, not {document}")
     with open(f"{prefix}.docs", "rb") as file:
-        place = len(_MAGIC) + document * ORIGIN.itemsize
+        place = len(DOCS_MAGIC) + document * ORIGIN.itemsize
         before = 1 if document else 0  # its id begins where that of the document before ends
         file.seek(place - before * ORIGIN.itemsize)
         rows = np.frombuffer(file.read((1 + before) * ORIGIN.itemsize), ORIGIN)
         start = int(rows[0]["id_end"]) if before else 0
-        file.seek(len(_MAGIC) + in_files * ORIGIN.itemsize + start)
+        file.seek(len(DOCS_MAGIC) + in_files * ORIGIN.itemsize + start)
         name, fields = parted(file.read(int(rows[-1]["id_end"]) - start))
     if rows[-1]["file"] == NO_FILE:
         return Origin("", 0, "")

@@ -68,7 +68,8 @@ class Rows(NamedTuple):
     """Samples: inputs and labels [B, S], sources [B], and their documents if asked for.
 
     A label is the token that follows the input in its source, also where a range ends. packed: None
-    where no source of the mixture is packed.
+    where no source of the mixture is packed. is_removed_BS: bool [B, S], where input or label is of
+    a document that was removed; None where there is none.
     """
 
     tokens_BS: Int64
@@ -76,6 +77,7 @@ class Rows(NamedTuple):
     sources_B: Int64
     documents: Documents | None
     packed: InRows | None = None
+    is_removed_BS: npt.NDArray[np.bool_] | None = None
 
 
 class Mixture:
@@ -131,7 +133,7 @@ class Mixture:
         documents = self._documents(places) if with_documents else None
         is_any_packed = any(source.packed for source in self.sources)
         packed = self._in_rows(places) if is_any_packed else None
-        return Rows(tokens_BS, labels_BS, sources_B, documents, packed)
+        return Rows(tokens_BS, labels_BS, sources_B, documents, packed, self._removed(places))
 
     def check_vocabulary(self, vocab_size: int, scan_bytes: int = SCAN_BYTES) -> None:
         """ConfigError where a source has an id without an embedding in the model.
@@ -155,6 +157,18 @@ class Mixture:
             done += last - first
             if not after:  # some id, which is not trained
                 labels_S[done - 1] = ids[-1]
+
+    def _removed(self, places: Sequence[Place]) -> npt.NDArray[np.bool_] | None:
+        is_removed_BS = np.zeros((len(places), self.sequence_length), np.bool_)
+        for place, is_removed_S in zip(places, is_removed_BS, strict=True):
+            done, tokens = 0, self.sources[place.source].tokens
+            for first, last in place.ranges:
+                # A range's last label is the token after it.
+                for begin, end in self.files[place.source].removed(first, min(last + 1, tokens)):
+                    in_row = done + max(0, begin - first - 1), done + min(end, last) - first
+                    is_removed_S[slice(*in_row)] = True
+                done += last - first
+        return is_removed_BS if is_removed_BS.any() else None
 
     def _in_rows(self, places: Sequence[Place]) -> InRows:
         """What of each sample is text, and what is trained of it; all where nothing is packed."""

@@ -66,6 +66,15 @@ class SourceFiles:
             for token in self._open(n).document_starts(a, b)
         ]
 
+    def removed(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Ranges of tokens in [first, last) that are of documents that were removed."""
+        return [
+            (self._start(n) + begin, self._start(n) + end)
+            for n, a, b in self._pieces(first, last)
+            if (removed := self._open(n).removed)
+            for begin, end in removed.within(a, b)
+        ]
+
     def place(self, token: int) -> tuple[str, int]:
         """The shard that holds a token, as a prefix of paths, and the token's number there."""
         n = self._shard_of(token)

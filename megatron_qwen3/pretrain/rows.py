@@ -13,7 +13,8 @@ from megatron_qwen3.training.arrays import Arrays
 def arrays_of(rows: Rows) -> Arrays:
     """All positions are trained; where documents are kept apart, each document's last is not.
 
-    Filler of packed text is padding, and neither it nor the last token before it is trained.
+    Filler of packed text is padding, and neither it nor the last token before it is trained. Nor is
+    what stands in place of a removed document, nor the token before it.
     """
     weights_BS, starts, valid_BS = np.ones(rows.tokens_BS.shape, np.float32), None, None
     if rows.documents is not None:
@@ -21,6 +22,8 @@ def arrays_of(rows: Rows) -> Arrays:
     if rows.packed is not None:
         weights_BS = weights_BS * rows.packed.has_label_BS
         valid_BS = rows.packed.is_text_BS
+    if rows.is_removed_BS is not None:
+        weights_BS = weights_BS * ~rows.is_removed_BS
     return Arrays(rows.tokens_BS, rows.labels_BS, weights_BS, starts, valid_BS)
 
 
