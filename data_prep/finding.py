@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
+from data_prep.inventory import Inventory
 from data_prep.kept_fields import Scalar, parted
-from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Inventory, Origin
+from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Origin
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress
 from megatron_qwen3.config import ConfigError
@@ -93,7 +94,11 @@ def find(inventory: Inventory, query: Query, workers: int) -> Iterator[Found]:
 
 def paths_of(inventory: Inventory) -> list[str]:
     """Where the inventory's shards lie, relative to its folder, each once."""
-    return list(dict.fromkeys(shard.path for shard in inventory.shards))
+    found: dict[str, None] = {}
+    for columns in inventory.columns():
+        values, _ = columns.words["path"]
+        found |= dict.fromkeys(values)
+    return list(found)
 
 
 def as_text(value: Scalar) -> str:
@@ -112,9 +117,7 @@ def _check(inventory: Inventory, query: Query) -> None:
         raise ConfigError("nothing is looked for: name a value that is not empty")
 
 
-def _in_shard(
-    search: Search, path: str, tick: Callable[[int], None]
-) -> tuple[str, list[Found]]:
+def _in_shard(search: Search, path: str, tick: Callable[[int], None]) -> tuple[str, list[Found]]:
     prefix = search.folder / path
     count = IndexedReader(prefix).num_documents
     size = os.path.getsize(f"{prefix}.docs")

@@ -42,8 +42,8 @@ def mark(prefix: str | os.PathLike[str]) -> str:
 
 
 def mark_of_bytes(prefix: str, ranges: Sequence[tuple[int, int, bytes]] = ()) -> str:
-    """The mark of what PREFIX.bin holds, or would hold with bytes [start, end) of it, `ranges`, made
-    a repetition of some bytes."""
+    """The mark of what PREFIX.bin holds; of what it would hold with some (bytes [start, end), made
+    a repetition of these)."""
     path = f"{prefix}.bin"
     try:
         with open(path, "rb", buffering=0) as file:

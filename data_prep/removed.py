@@ -1,8 +1,9 @@
 """Documents that were taken out of a shard: where they lay, and how the shard is known since.
 
 Their tokens are written over by `<|endoftext|>` and nobody is trained on these, so that everything
-else stays where it is (`removal.py`). What a reader must know of it stands at the end of PREFIX.idx:
-Megatron-LM reads the file as before, releases of this project that know no removals refuse it.
+else stays where it is (`removal.py`). What a reader must know of it stands at the end of
+PREFIX.idx: Megatron-LM reads the file as before, releases of this project that know no removals
+refuse it.
 
     index += Removed(first_mark, mark, ranges).as_bytes()
     removed = at_end("data/tokens/web.idx")      # Removed, or None
@@ -74,5 +75,6 @@ def at_end(path: str | os.PathLike[str]) -> Removed | None:
 
 def _lies(path: str | os.PathLike[str]) -> ConfigError:
     return ConfigError(
-        f"{os.fspath(path)}: damaged, removed documents do not follow each other; give back the file"
+        f"{os.fspath(path)}: damaged, removed documents do not follow each other; "
+        "give back the file"
     )

@@ -9,6 +9,15 @@ table adds up the inventory by one or more labels; a cell is a stretch of a shar
 have the same labels. show prints a document's input file, line and id,
 and its text, from its tokens; of a set of dialogs a sample, in which ⟦ and ⟧ enclose what is
 trained. verify reads every shard, or the files of a set, and compares them with their checksums.
+
+    python tools/inspect_shards.py find data/tokens https://example.org/page --field url
+    python tools/inspect_shards.py remove data/tokens https://example.org/page --field url \\
+        --reason "asked for by the author" --runs runs
+
+find reads the provenance of all shards. remove writes end-of-text over the documents that it finds:
+lengths, places and so all runs stay, nobody is trained on them any more. It says which of the runs
+and curricula below --runs have read them, and refuses while one of them, or a process of this
+machine, reads their shards. Killed, it goes on with the next `remove`.
 """
 
 from __future__ import annotations
@@ -27,10 +36,12 @@ import tokenizers
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory, totals
 from data_prep.labels import Labels
+from data_prep.removal import is_interrupted, removed_from
 from data_prep.shards import faults, file_sha256, folder_of, origin
 from data_prep.tokenizer import load
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import tables
+from megatron_qwen3.cli import takedown
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
@@ -73,6 +84,7 @@ def _parser(prog: str | None) -> Parser:
     verify = commands.add_parser("verify", help="compare all shards with their checksums", **text)
     verify.add_argument("folder", type=Path, help="of shards; or a set, without .bin or .idx")
     verify.set_defaults(run=_verify)
+    takedown.add_commands(commands, text)
     return parser
 
 
@@ -99,6 +111,9 @@ def _show(given: argparse.Namespace) -> int:
     print(shown(f"{place.file}:{place.line}  id {name}  {end - start:,} tokens"))
     for field, value in place.fields.items():
         print(shown(f"{field}: {value}"))
+    if removal := removed_from(given.prefix).get(given.document):
+        print(shown(f"removed {removal['date']}: {removal['reason']}"))
+        return 0
     print(f"\n{shown_text(text)}")
     return 0
 
@@ -149,6 +164,9 @@ def _verify(given: argparse.Namespace) -> int:
         for fault in faults(inventory.folder, list(cells)):
             print(shown(fault))
             wrong += 1
+    if is_interrupted(given.folder):
+        print("a removal of documents is at work or was interrupted: the next `remove` ends it")
+        wrong += 1
     print(f"{counted(shards, 'shard')}, {counted(wrong, 'fault')}")
     return 1 if wrong else 0
 

@@ -69,9 +69,10 @@ class SourceFiles:
     def removed(self, first: int, last: int) -> list[tuple[int, int]]:
         """Ranges of tokens in [first, last) that are of documents that were removed."""
         return [
-            (self._start(n) + begin, self._start(n) + end)
+            (moved + begin, moved + end)
             for n, a, b in self._pieces(first, last)
             if (removed := self._open(n).removed)
+            for moved in [self._start(n) - self.source.shards[n].start]
             for begin, end in removed.within(a, b)
         ]
 

@@ -43,6 +43,12 @@ class Cursor:
     def tokens_read(self) -> int:
         return self.position - sum(last - first for first, last in self.gaps)
 
+    def read_of(self, first: int, last: int) -> int:
+        """How many of the places [first, last) are read."""
+        gaps = (min(last, b) - max(first, a) for a, b in self.gaps)
+        until = min(last, self.position)
+        return max(0, until - first) - sum(gap for gap in gaps if gap > 0)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -67,6 +73,19 @@ class Stream:
             last = min(last, first + count)
             yield first, last
             place, count = place + last - first, count - (last - first)
+
+    def places(self, first: int, last: int, epoch: int) -> Iterator[Range]:
+        """The other way round: the places of the source's tokens [first, last) in an epoch."""
+        size = self.chunk_tokens
+        order, short_slot = _chunk_order(self, epoch)
+        missing = order.size * size - self.tokens  # of the short chunk
+        while first < last:
+            chunk, offset = divmod(first, size)
+            slot = order.position(chunk)
+            start = epoch * self.tokens + slot * size - (missing if slot > short_slot else 0)
+            count = min(last - first, size - offset)
+            yield start + offset, start + offset + count
+            first += count
 
     def _rest_of_chunk(self, epoch: int, in_epoch: int) -> Range:
         """The source's tokens from a place of an epoch to the end of the chunk that it is in.

@@ -76,6 +76,16 @@ def alone(path: Path, task: int) -> Iterator[None]:
         yield
 
 
+def owner_of(folder: Path, name: str = "lock") -> str:
+    """Who is at work in the folder, for people; "" where nobody is, or nobody can say."""
+    try:
+        with open(folder / name, encoding="utf-8", errors="replace") as file:
+            is_free = _lock(file.fileno(), fcntl.LOCK_EX)  # which ends with the file
+            return "" if is_free else _owner(file)
+    except OSError:
+        return ""
+
+
 def _taken(file: IO[str]) -> bool:
     """Have the lock for this process and those that share it; False where somebody else has it."""
     if not _lock(file.fileno(), fcntl.LOCK_EX):
