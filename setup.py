@@ -59,6 +59,13 @@ setup(
             "fasttext-predict",  # the user's own classifiers; reads their files, nothing else
         ],
         "onnx": ["onnxruntime>=1.20"],  # the user's own classifiers, where they are encoders
+        "warc": [  # examples/data/read_warc.py: crawled pages as documents
+            "trafilatura>=2,<3",  # the text of a page (Apache-2.0)
+            "warcio",  # archives of crawls, as datatrove reads them
+            "faust-cchardet",  # what a page is encoded in
+            "python-magic",  # what a record is; needs libmagic1 of the system
+        ],
+        "urls": ["tldextract", "fasteners", "pyahocorasick"],  # datatrove's filter of URLs
         "posttrain": [  # verifiers of answers
             # Whether two formulas are equal; with the parser of the ANTLR that it was made for.
             "math-verify[antlr4_13_2]>=0.9,<0.10",

@@ -1,4 +1,5 @@
-"""Lines of a file or of a part of it, plain or compressed, at constant memory.
+"""Lines of a file or of a part of it, here or elsewhere (`remote.py`), plain or compressed, at
+constant memory.
 
     for lines, progress in blocks("a.jsonl.gz", 0, size, longest_line=1 << 26):
         ...                          # some MB of lines without their newlines; share that is read
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from data_prep.remote import opened
 from megatron_qwen3.config import ConfigError
 
 BLOCK_BYTES = 1 << 22
@@ -36,7 +38,7 @@ def blocks(
 
     Of a line longer than `longest_line` bytes only that many and one are given.
     """
-    with open(path, "rb") as file:
+    with opened(path) as file:
         pieces = _pieces(file, path, start, end, longest_line)
         is_first = not start
         for lines in _lines(pieces, longest_line):
@@ -95,7 +97,7 @@ def _part(file: BinaryIO, start: int, end: int, longest_line: int) -> Iterator[b
 
 def first_line(path: str, start: int) -> int:
     """The byte at which the first line of this part of a plain file begins."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return _first_line(file, start)
 
 
@@ -201,6 +203,6 @@ def lines_before(path: str, start: int) -> int:
     """How many lines of a plain file come before the part that starts at this byte."""
     if not start:
         return 0
-    with open(path, "rb") as file:
+    with opened(path) as file:
         sizes = (min(BLOCK_BYTES, start - 1 - at) for at in range(0, start - 1, BLOCK_BYTES))
         return 1 + sum(file.read(size).count(b"\n") for size in sizes)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from data_prep.lines import DamagedFile
+from data_prep.remote import is_url, opened
 from megatron_qwen3.config import ConfigError
 
 ROWS = 256  # at a time, at most
@@ -122,6 +123,8 @@ class Table:
 
 def _source(path: str) -> Any:
     """What Arrow can open: it takes names in UTF-8 alone."""
+    if is_url(path):
+        return opened(path)
     try:
         path.encode()
     except UnicodeEncodeError:

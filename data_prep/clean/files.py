@@ -42,8 +42,8 @@ class DocumentWriter:
         self._waiting = bytearray()
 
     def write(self, document: Document) -> None:
-        labels = {k: v for k, v in document.metadata.items() if v is not None and k[:1] != "_"}
-        self._waiting += msgspec.json.encode({"id": document.id, "text": document.text, **labels})
+        row = {"id": document.id, "text": document.text, **labels_of(document)}
+        self._waiting += msgspec.json.encode(row)
         self._waiting += b"\n"
         if len(self._waiting) >= _BLOCK_BYTES:
             self._flush()
@@ -56,6 +56,11 @@ class DocumentWriter:
     def _flush(self) -> None:
         self._stream.write(bytes(self._waiting))
         self._waiting.clear()
+
+
+def labels_of(document: Document) -> dict[str, Any]:
+    """Labels and fields as they are written."""
+    return {k: v for k, v in document.metadata.items() if v is not None and k[:1] != "_"}
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from data_prep.clean.own_steps import file_of
 from data_prep.clean.settings import REPORT, SETTINGS, CleanSettings, Input
 from data_prep.documents import Part
 from data_prep.domains import CODE_SUFFIXES, is_code_file
+from data_prep.remote import RemoteFile, files_below, is_url
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
@@ -57,9 +58,8 @@ def find_files(settings: CleanSettings) -> list[InputFile]:
     """All files of the inputs; ConfigError where an input holds none of a known kind."""
     found = []
     for number, given in enumerate(settings.inputs):
-        for path in _paths(given.path, settings.hidden):
-            state = os.stat(path)
-            found.append(InputFile(number, path, state.st_size, state.st_mtime_ns))
+        for file in _files(given.path, settings.hidden):
+            found.append(InputFile(number, *file))
     return found
 
 
@@ -161,18 +161,42 @@ def _weight(file: InputFile) -> int:
     return max(file.size, is_text(file.path))
 
 
-def _paths(path: str, hidden: bool) -> Iterator[str]:
+def _files(path: str, hidden: bool) -> Iterator[RemoteFile]:
     """The file, or those within the folder; beside documents, .json is mostly something else."""
-    if os.path.isfile(path):
-        found, known = [path], documents.SUFFIXES
-    else:
-        found = sorted(map(str, documents.files_within(path, hidden)))
-        known = documents.SUFFIXES_IN_FOLDERS
-    chosen = [file for file in found if file.endswith(known) or is_text(file)]
+    if is_url(path):
+        yield from _remote_files(path, hidden)
+        return
+    is_file = os.path.isfile(path)
+    within = [path] if is_file else sorted(map(str, documents.files_within(path, hidden)))
+    for name in _known(path, within, is_file):
+        state = os.stat(name)
+        yield RemoteFile(name, state.st_size, state.st_mtime_ns)
+
+
+def _remote_files(url: str, hidden: bool) -> list[RemoteFile]:
+    found = {file.path: file for file in files_below(url)}
+    within = {name: _place(name).removeprefix(_place(url)).strip("/") for name in found}
+    seen = [
+        name
+        for name, below in within.items()
+        if hidden or not any(part[:1] == "." for part in below.split("/"))
+    ]
+    return [found[name] for name in _known(url, seen, is_file=[*within.values()] == [""])]
+
+
+def _place(url: str) -> str:
+    """A URL without what it is opened by."""
+    return url.partition("://")[2].strip("/")
+
+
+def _known(path: str, names: Sequence[str], is_file: bool) -> list[str]:
+    """Those that can be read by the ends of their names. ConfigError where there are none."""
+    known = documents.SUFFIXES if is_file else documents.SUFFIXES_IN_FOLDERS
+    chosen = [name for name in names if name.endswith(known) or is_text(name)]
     if not chosen:
         kinds = ", ".join((*known, *_TEXT_SUFFIXES, *sorted(CODE_SUFFIXES)))
         raise ConfigError(f"{path} is or holds no file ending in one of {kinds}")
-    yield from chosen
+    return chosen
 
 
 def _is_whole(path: str) -> bool:

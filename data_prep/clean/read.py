@@ -23,6 +23,7 @@ from data_prep.clean.settings import CleanSettings
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import is_code_file
 from data_prep.kept_fields import Scalar
+from data_prep.remote import opened
 from data_prep.tokenizer_file import cut_note
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
@@ -115,7 +116,8 @@ def _text_file(part: Part) -> Batch:
     if part.end > _LONGEST_TEXT_BYTES:
         fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
         return Batch([], [], [], [fault], 0, 1.0)
-    content = Path(part.path).read_bytes()
+    with opened(part.path) as file:
+        content = file.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

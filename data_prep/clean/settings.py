@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from data_prep.json_files import write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.minhash import Signing
+from data_prep.remote import is_url
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.shown import shown
@@ -30,12 +31,13 @@ from megatron_qwen3.toml import did_you_mean
 
 SETTINGS, REPORT, LOCK = "settings.json", "report.json", "lock"
 ON_ERROR = ("skip", "stop")
+JSONL, PARQUET = "jsonl", "parquet"
 MODELS = ("language", "domain", "quality", "education", "safety")
 STEPS = ("domain", "normalize", "language", "quality", "scores", "contamination")
 _MODELS_HELP = f"Classifiers (fastText, ONNX; language: glotlid) by {', '.join(MODELS)}."
 _STEPS = ", ".join(STEPS)
 # Settings that are no part of a recipe.
-OF_A_RUN = ("inputs", "out", "tasks", "hidden", "against", "keep_index")
+OF_A_RUN = ("inputs", "out", "tasks", "hidden", "documents", "against", "keep_index")
 # Settings by the names that folders know who were begun before they were called otherwise, and the
 # values that those have who do not name them.
 _NAMES_BEFORE = {"resemblance": "similarity", "evaluation": "decontaminate_against"}
@@ -57,7 +59,8 @@ class CleanSettings:
     """inputs: what to read; out: the folder of the result; tasks: how many parts it is done in.
 
     hidden: whether files and folders of a folder whose names begin with a dot are read, as
-    cleanings do that began before there was a choice.
+    cleanings do that began before there was a choice. documents: folder or URL of the result, where
+    that is not OUT/documents.
     against: folders of earlier cleanings, whose documents count as those that are kept; keep_index:
     whether this one leaves what later ones need for that. All others are keys of a recipe, by these
     names, and say there what they are.
@@ -67,8 +70,10 @@ class CleanSettings:
     out: str
     tasks: int = 1
     hidden: bool = False
+    documents: str = ""
     against: tuple[str, ...] = ()
     keep_index: bool = False
+    format: str = setting(JSONL, "of the result: jsonl, as .jsonl.zst, or parquet")
     text_field: str = setting("text", "what the text is called in the files")
     keep_fields: tuple[str, ...] = setting(
         (ALL,), "which stay with documents besides their labels: names, all or none"
@@ -127,6 +132,8 @@ class CleanSettings:
             for label in filter(None, (given.source, given.domain)):
                 if len(label) > LONGEST_LABEL:
                     yield f"the label {label!r} has over {LONGEST_LABEL} characters"
+            if is_url(given.path):
+                continue  # whoever looks for its files says what is wrong
             if not os.path.exists(given.path):
                 yield f"{given.path} does not exist"
             elif Path(self.out).resolve().is_relative_to(Path(given.path).resolve()):
@@ -147,6 +154,10 @@ class CleanSettings:
                 )
         if self.on_error not in ON_ERROR:
             yield f"on_error = {self.on_error!r}; valid: {', '.join(ON_ERROR)}"
+        if self.documents and not is_url(self.documents):
+            yield from _faults_of_folder(self.documents, self.inputs)
+        if self.format not in (JSONL, PARQUET):
+            yield f"format = {self.format!r}; valid: {JSONL}, {PARQUET}"
         if fault := fault_of(self.keep_fields):
             yield fault
         if self.tasks < 1:
@@ -244,6 +255,14 @@ class CleanSettings:
         begun = _begun(path)
         keep = self.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
         return replace(self, hidden=bool(begun["hidden"]), keep_fields=keep)
+
+
+def _faults_of_folder(documents: str, inputs: Sequence[Input]) -> Iterator[str]:
+    """Why the result cannot be written to a folder of its own."""
+    place = Path(documents).resolve()
+    for given in inputs:
+        if not is_url(given.path) and place.is_relative_to(Path(given.path).resolve()):
+            yield f"documents = {documents} lies within the input {given.path}; take another folder"
 
 
 def tasks_begun(out: Path) -> int | None:

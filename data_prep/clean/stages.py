@@ -13,6 +13,7 @@ pairs   documents that share a key of a band, over all tasks
 lend    the signature of one of a pair, for the task of the other
 compare pairs by their signatures
 groups  one task: what is a duplicate of what
+columns one task, of Parquet alone: which fields there are
 write   documents/ without the duplicates
 report  one task: report.json, report.png, the tables that a person reads
 
@@ -66,7 +67,8 @@ from data_prep.clean.dedup.sign import SignDocuments, SortBands
 from data_prep.clean.label import labelling
 from data_prep.clean.read import ReadDocuments
 from data_prep.clean.report import WriteReport
-from data_prep.clean.settings import LOCK, REPORT, CleanSettings
+from data_prep.clean.result import MergeFields
+from data_prep.clean.settings import LOCK, PARQUET, REPORT, CleanSettings
 from data_prep.clean.write import WriteKept, WriteLabelled
 from data_prep.lifetime import die_with_parent
 from megatron_qwen3.config import ConfigError
@@ -108,10 +110,12 @@ def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
         Stage("compare", [ComparePairs(settings)], settings.tasks),
         Stage("groups", [GroupPairs(settings)], 1),
     ]
+    columns = [Stage("columns", [MergeFields(settings)], 1)]
     return [
         Stage("label", label, settings.tasks),
         Stage("equal", [FindEqual(settings, parts)], parts),
         *(near if settings.similarity <= 1 else ()),
+        *(columns if settings.format == PARQUET else ()),
         Stage("write", [WriteKept(settings, parts)], settings.tasks),
         Stage("report", [WriteReport(settings)], 1),
     ]

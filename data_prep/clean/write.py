@@ -2,7 +2,8 @@
 
 WriteLabelled   work/labelled/TASK.jsonl.zst: what passed so far; dropped/TASK.jsonl.zst: what did
                 not, and why; work/contamination/TASK.jsonl: hits of evaluation sets
-WriteKept       documents/TASK.jsonl.zst: the result, without what is like another document;
+WriteKept       documents/TASK.jsonl.zst: the result, without what is like another document
+                (or Parquet, or elsewhere: `result.py`);
                 duplicates/TASK.jsonl.zst: that, and which document was kept instead
 """
 
@@ -19,7 +20,8 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep.clean.dedup.removed import Removed, removed_of, save_instead
 from data_prep.clean.files import Progress, new_documents, read_documents
-from data_prep.clean.settings import CleanSettings
+from data_prep.clean.result import FieldsFound, new_result
+from data_prep.clean.settings import PARQUET, CleanSettings
 from data_prep.languages import UNKNOWN
 from megatron_qwen3.storage.whole import write_whole
 
@@ -58,7 +60,7 @@ class WriteLabelled(PipelineStep):  # type: ignore[misc]
         self.settings = settings
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        tally, hits = Tally(), list[bytes]()
+        tally, hits, fields = Tally(), list[bytes](), FieldsFound()
         with (
             new_documents(self.settings.file("work/labelled", rank, ".jsonl.zst")) as passed,
             new_documents(self.settings.file("dropped", rank, ".jsonl.zst")) as dropped,
@@ -72,10 +74,14 @@ class WriteLabelled(PipelineStep):  # type: ignore[misc]
                     dropped.write(_set_aside(document, reason=reason))
                 else:
                     passed.write(document)
+                    if self.settings.format == PARQUET:
+                        fields.add(document)
                 self.stat_update(reason or KEPT)
         path = self.settings.file("work/contamination", rank, ".jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, hits)
+        if self.settings.format == PARQUET:
+            fields.write(self.settings, rank)
         tally.write(self.settings.file("work/counts/label", rank, ".json"))
         yield from ()
 
@@ -95,7 +101,7 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
         gone, instead = next(removed, None), list[Removed]()
         tally, done = Tally(), 0
         with (
-            new_documents(self.settings.file("documents", rank, ".jsonl.zst")) as kept,
+            new_result(self.settings, rank) as kept,
             new_documents(self.settings.file("duplicates", rank, ".jsonl.zst")) as duplicates,
         ):
             source = self.settings.file("work/labelled", rank, ".jsonl.zst")

@@ -9,11 +9,12 @@
     python tools/clean_corpus.py run --out runs/clean-2025 web=dumps/2025 --against runs/clean
     python tools/clean_corpus.py show runs/clean
 
-An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder of JSONL (.gz, .zst), Parquet, plain
-text or source code. NAME and DOMAIN label documents that do not say it themselves. OUT/documents
-holds the result, for tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was
-dropped and why, OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not
-be read. Killed or stopped, the same command goes on where it was, also with other cores.
+An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder, here or by URL (s3://, hf://, gs://),
+of JSONL (.gz, .zst), Parquet, plain text or source code. NAME and DOMAIN label documents that do
+not say it themselves. OUT/documents holds the result, for tools/tokenize_corpus.py;
+OUT/report.json, report.png and `show` tell what was dropped and why, OUT/dropped and OUT/duplicates
+which documents, OUT/problems.jsonl what could not be read. Killed or stopped, the same command goes
+on where it was, also with other cores.
 
 Documents that bring no `quality` and `education` get heuristics of characters and words, from 0 to
 1: no judgement of what they say, for which --quality-model and --education-model are.
@@ -118,6 +119,8 @@ def _add_what(run: argparse.ArgumentParser) -> None:
         add(f"--{name}-model", metavar="MODEL", help=f"file of fastText or ONNX{words}")
     add("--min-safety", type=float, help="with a safety model; default: 0.5")
     add("--on-error", choices=("skip", "stop"), help="at a bad line; default: skip")
+    add("--format", choices=("jsonl", "parquet"), help="of the result; default: jsonl, as .zst")
+    add("--documents", metavar="PLACE", help="folder or URL of the result; default: OUT/documents")
 
 
 def _add_where(run: argparse.ArgumentParser) -> None:
@@ -150,6 +153,7 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> int:
     from data_prep.clean import plan, read, recipe, stages
     from data_prep.clean.report import print_report
+    from data_prep.clean.result import place_of
     from data_prep.clean.settings import LOCK
     from megatron_qwen3 import tables
 
@@ -180,7 +184,7 @@ def _run(given: argparse.Namespace) -> int:
         is_done = stages.is_done(settings) or _start(given, settings, size)
     if is_done:
         print_report(Path(given.out), tables.console())
-        print(f"{shown(given.out)}/documents: ready for tools/tokenize_corpus.py")
+        print(shown(f"{place_of(settings)}: ready for tools/tokenize_corpus.py"))
     return 0
 
 
@@ -241,6 +245,7 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
         "models": {name: file for name, file in models.items() if file},
         "min_safety": given.min_safety,
         "on_error": given.on_error,
+        "format": given.format,
     }
     options = {name: value for name, value in options.items() if value is not None}
     inputs = tuple(map(_input, given.inputs))
@@ -249,6 +254,7 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
         inputs,
         given.out or "",
         tasks,
+        documents=given.documents or "",
         against=tuple(given.against),
         keep_index=given.keep_index,
         **values,

@@ -1,0 +1,116 @@
+"""Files that lie elsewhere, by URLs that fsspec knows: s3://, gs://, hf://, https:// and others.
+
+    if is_url(path): ...
+    with opened("s3://bucket/web/00001.jsonl.zst") as file: ...    # a file of this machine as well
+    for file in files_below("s3://bucket/web"): file.path, file.size, file.changed
+    upload(Path("runs/clean/…/00001.jsonl.zst"), "s3://bucket/clean/00001.jsonl.zst")
+
+fsspec comes with datatrove; each kind of place needs its own package, which the error names: s3fs,
+gcsfs, adlfs. Keys and endpoints are those that these packages find by themselves (environment,
+configuration files); none stands in a URL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_STATES = ("ETag", "etag", "md5Hash", "sha256", "mtime", "LastModified", "updated", "created")
+
+
+class RemoteFile(NamedTuple):
+    """size in bytes; changed: a number that is another when the file has been written anew."""
+
+    path: str
+    size: int
+    changed: int
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether it names a place that fsspec opens, not a file of this machine."""
+    return bool(_URL.match(os.fspath(path)))
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file here or elsewhere, to be read from any byte. OSError, ConfigError."""
+    if not is_url(path):
+        return open(path, "rb")
+    url = os.fspath(path)
+    with _errors(url):
+        system, place = _system(url)
+        return system.open(place, "rb")  # type: ignore[no-any-return]
+
+
+def files_below(url: str) -> list[RemoteFile]:
+    """The file, or all files of the folder, by name; [] where there is none."""
+    with _errors(url):
+        system, place = _system(url)
+        found = system.find(place, detail=True)
+        return [
+            RemoteFile(system.unstrip_protocol(name), int(about["size"] or 0), _state(about))
+            for name, about in sorted(found.items())
+            if about["type"] == "file"
+        ]
+
+
+def upload(file: Path, url: str) -> None:
+    """Copy a whole file there; stores of objects show it when all of it has arrived."""
+    with _errors(url):
+        system, place = _system(url)
+        system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        system.put_file(str(file), place)
+
+
+def check_url(url: str) -> None:
+    """ConfigError where nothing here can open such a URL."""
+    with _errors(url):
+        _system(url)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise ConfigError(
+            f"{shown(url)} needs fsspec, which is not installed: python -m pip install fsspec"
+        ) from None
+    system, place = url_to_fs(url)
+    return system, place
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """What fsspec and its packages say, in one line that names the place."""
+    try:
+        yield
+    except (ConfigError, MemoryError):
+        raise
+    except ImportError as error:  # it says which package to install
+        raise ConfigError(f"{shown(url)}: {shown(error)}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{shown(url)} is no place that fsspec knows ({shown(error)}); valid: a path, or a URL "
+            "as s3://, gs://, hf://, https://"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise OSError(error.errno, f"{shown(url)}: {shown(reason)}") from None
+    except Exception as error:  # of a client that wraps none of its own
+        raise OSError(None, f"{shown(url)}: {type(error).__name__}: {shown(error)}") from None
+
+
+def _state(about: dict[str, Any]) -> int:
+    """What a listing says of a file's contents and age, as one number."""
+    told = {name: str(about[name]) for name in _STATES if about.get(name) is not None}
+    text = json.dumps(told, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
