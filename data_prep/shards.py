@@ -2,7 +2,8 @@
 
 A shard is four files with one beginning: PREFIX.bin and PREFIX.idx in Megatron's format,
 PREFIX.docs, which says where each document came from, and PREFIX.json, written last: the mark of a
-whole shard, with its cells (`cells.py`), what lies where under which labels. The inventory of a
+whole shard, with its cells (`cells.py`), what lies where under which labels, and the documents that
+were taken out since (`removal.py`). The inventory of a
 folder (`inventory.py`) names all cells of all shards.
 
     cells = write_shard(folder, "shards/00000/00000", dtype, [(cell, chunks, ()), …])
@@ -22,7 +23,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -40,6 +44,7 @@ from megatron_qwen3.storage.whole import write_whole
 DOCS_MAGIC = b"QWENDOCS"
 ORIGIN = np.dtype([("file", "<u4"), ("line", "<u8"), ("id_end", "<u8")])
 NO_FILE = 0xFFFFFFFF  # of filler
+_BLOCK_BYTES = 1 << 20
 
 Buffer = bytes | bytearray | memoryview
 
@@ -91,20 +96,22 @@ def write_shard(
     given: list[Cell] = []
     texts: list[npt.NDArray[Any]] = []
     origins: list[bytes] = []
-    ids = bytearray()
-    with IndexedWriter(prefix, dtype) as writer:
+    # Ids and fields wait on the disk: of a shard of 10⁹ tokens they are hundreds of MB.
+    with IndexedWriter(prefix, dtype) as writer, TemporaryFile(dir=prefix.parent) as notes:
         for content in contents:
             given.append(content.cell)
             texts.append(np.asarray(content.text_R, np.int64))
             for chunk in content.chunks:
                 writer.add_documents(chunk.tokens, chunk.lengths)
                 moved = chunk.origins.copy()
-                moved["id_end"] += len(ids)
+                moved["id_end"] += notes.tell()
                 origins.append(moved.tobytes())
-                ids += chunk.ids
+                notes.write(chunk.ids)
         if given and (packed := given[0].packed):
             writer.pack(packed.row_length, np.concatenate(texts))
-    write_whole(Path(f"{prefix}.docs"), [DOCS_MAGIC, *origins, ids])
+        notes.seek(0)
+        blocks = iter(partial(notes.read, _BLOCK_BYTES), b"")
+        write_whole(Path(f"{prefix}.docs"), chain([DOCS_MAGIC], origins, blocks))
     cells = tuple(laid_out(path, given))
     digests = {suffix: file_sha256(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "docs")}
     write_json(mark, {"version": VERSION, **_mark_of(cells), "sha256": digests})

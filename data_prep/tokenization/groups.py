@@ -34,6 +34,7 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
 
 IN_MEMORY_TOKENS = 1 << 26  # of one combination of labels, which are sorted at once
+_NOTE_BYTES_PER_TOKEN = 4  # as many as a token itself takes, or there are more parts
 SHARDS_OF_GROUP = 16  # or more where `shard_tokens` asks for it, so that processes can share them
 SHARDS_OF_ALL = 36_000  # and fewer where groups are many, for the sake of file systems
 _CHANGED = "the folder was changed from outside; remove it and start again"
@@ -212,6 +213,10 @@ def _in_shards(
 
 
 def _key_ranges(labels: Labels, sources: list[Source], most: int) -> Iterator[KeyRange]:
-    parts = -(-sum(source.section.tokens for source in sources) // most)
+    tokens, notes = (
+        sum(getattr(source.section, name) for source in sources)
+        for name in ("tokens", "note_bytes")
+    )
+    parts = -(-max(tokens, notes // _NOTE_BYTES_PER_TOKEN) // most)
     for part in range(parts):
         yield KeyRange(labels, sources, part, parts)

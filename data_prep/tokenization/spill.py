@@ -54,13 +54,17 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The documents of one combination of labels, by its number, within a run."""
+    """The documents of one combination of labels, by its number, within a run.
+
+    note_bytes: of their ids and fields; 0 in runs that do not say.
+    """
 
     labels: int
     first: int
     documents: int
     tokens: int
     bytes: int
+    note_bytes: int = 0
 
 
 class Run(NamedTuple):
@@ -169,8 +173,10 @@ def _sections(rows: npt.NDArray[Any]) -> Iterator[Section]:
     firsts = np.flatnonzero(np.diff(rows["labels"], prepend=rows["labels"][0] ^ 1) != 0)
     for first, end in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
         part = rows[first:end]
-        tokens, size = (int(part[name].sum(dtype=np.int64)) for name in ("length", "text_bytes"))
-        yield Section(int(part["labels"][0]), first, end - first, tokens, size)
+        tokens, size, notes = (
+            int(part[name].sum(dtype=np.int64)) for name in ("length", "text_bytes", "id_bytes")
+        )
+        yield Section(int(part["labels"][0]), first, end - first, tokens, size, notes)
 
 
 def _read(source: Source, dtype: np.dtype[Any], low: int, high: int) -> Table:
