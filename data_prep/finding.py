@@ -84,7 +84,7 @@ def find(inventory: Inventory, query: Query, workers: int) -> Iterator[Found]:
     found: dict[str, list[Found]] = {}
     with Progress(sum(sizes)) as progress:
         progress.stage("searching", sum(sizes), sum(sizes))
-        with Pool(min(workers, len(paths)), search, progress.advance) as pool:
+        with Pool(max(1, min(workers, len(paths))), search, progress.advance) as pool:
             for path, here in pool.run(_in_shard, [(path,) for path in paths]):
                 if here:
                     found[path] = here

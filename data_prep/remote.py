@@ -35,6 +35,10 @@ class RemoteFile(NamedTuple):
     size: int
     changed: int
 
+    def below(self, url: str) -> str:
+        """Its place below a URL that it was found by; "" where that is the file's own."""
+        return _place(self.path).removeprefix(_place(url)).strip("/")
+
 
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether it names a place that fsspec opens, not a file of this machine."""
@@ -55,11 +59,15 @@ def files_below(url: str) -> list[RemoteFile]:
     """The file, or all files of the folder, by name; [] where there is none."""
     with _errors(url):
         system, place = _system(url)
-        found = system.find(place, detail=True)
+        found = {
+            name: about or system.info(name)  # where the place is one file
+            for name, about in sorted(system.find(place, detail=True).items())
+        }
+        if unknown := [name for name, about in found.items() if about.get("size") is None]:
+            raise ConfigError(f"{shown(unknown[0])}: nobody there tells its size; copy it here")
         return [
-            RemoteFile(system.unstrip_protocol(name), int(about["size"] or 0), _state(about))
-            for name, about in sorted(found.items())
-            if about["type"] == "file"
+            RemoteFile(system.unstrip_protocol(name), int(about["size"]), _state(about))
+            for name, about in found.items()
         ]
 
 
@@ -75,6 +83,10 @@ def check_url(url: str) -> None:
     """ConfigError where nothing here can open such a URL."""
     with _errors(url):
         _system(url)
+
+
+def _place(url: str) -> str:
+    return url.partition("://")[2].strip("/")
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -68,7 +68,13 @@ class Removal:
         """What was begun before and interrupted is done."""
         path = self.folder / JOURNAL
         if path.exists():
-            self._go_on(read_json(path, _OTHERWISE, _VERSION))
+            try:
+                self._go_on(read_json(path, _OTHERWISE, _VERSION))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path} is no list of what is to be removed ({error!r}); remove the file, and "
+                    "the documents again"
+                ) from None
 
     def _go_on(self, asked: dict[str, Any]) -> int:
         tokens = 0

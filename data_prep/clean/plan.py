@@ -175,18 +175,13 @@ def _files(path: str, hidden: bool) -> Iterator[RemoteFile]:
 
 def _remote_files(url: str, hidden: bool) -> list[RemoteFile]:
     found = {file.path: file for file in files_below(url)}
-    within = {name: _place(name).removeprefix(_place(url)).strip("/") for name in found}
+    within = {name: file.below(url) for name, file in found.items()}
     seen = [
         name
         for name, below in within.items()
         if hidden or not any(part[:1] == "." for part in below.split("/"))
     ]
     return [found[name] for name in _known(url, seen, is_file=[*within.values()] == [""])]
-
-
-def _place(url: str) -> str:
-    """A URL without what it is opened by."""
-    return url.partition("://")[2].strip("/")
 
 
 def _known(path: str, names: Sequence[str], is_file: bool) -> list[str]:

@@ -23,7 +23,7 @@ from data_prep.json_files import write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.minhash import Signing
-from data_prep.remote import is_url
+from data_prep.remote import files_below, is_url
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.shown import shown
@@ -242,9 +242,15 @@ class CleanSettings:
 
     def check_folder(self) -> None:
         """ConfigError where `out` has something else in it."""
-        others = any(path.name != LOCK for path in Path(self.out).glob("*"))
-        if others and not self.folder(SETTINGS).exists():
+        if self.folder(SETTINGS).exists():
+            return
+        if any(path.name != LOCK for path in Path(self.out).glob("*")):
             raise ConfigError(f"{self.out} is not empty, and no cleaning began there")
+        if self.documents and _has_files(self.documents):
+            raise ConfigError(
+                f"documents = {self.documents} is not empty, and files there would be written "
+                "over; choose another place"
+            )
 
     def as_begun(self) -> CleanSettings:
         """These settings with the files that a cleaning begun in `out` chose to read, and, of one
@@ -255,6 +261,10 @@ class CleanSettings:
         begun = _begun(path)
         keep = self.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
         return replace(self, hidden=bool(begun["hidden"]), keep_fields=keep)
+
+
+def _has_files(place: str) -> bool:
+    return bool(files_below(place) if is_url(place) else next(Path(place).glob("*"), None))
 
 
 def _faults_of_folder(documents: str, inputs: Sequence[Input]) -> Iterator[str]:

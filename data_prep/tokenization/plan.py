@@ -32,6 +32,7 @@ from data_prep.json_files import VERSION, read_json, write_json
 from data_prep.kept_fields import ALL, NONE, fault_of
 from data_prep.labels import LONGEST_LABEL
 from data_prep.packed import SHORTEST_ROW
+from data_prep.remote import RemoteFile, files_below, is_url
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
@@ -80,7 +81,7 @@ class Settings:
 
 
 class Input(NamedTuple):
-    """A file of documents. name: relative to the folder that all inputs have in common."""
+    """A file of documents. name: a URL, or relative to the folder that all of them share."""
 
     name: str
     path: str
@@ -143,16 +144,19 @@ def find_inputs(
 
     ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
     """
-    found = {file.absolute() for path in paths for file in _files(Path(path), hidden, suffixes)}
-    files = sorted(found)
-    if not files:
+    urls = sorted({os.fspath(path) for path in paths if is_url(path)})
+    here = [Path(path) for path in paths if not is_url(path)]
+    files = sorted({file.absolute() for path in here for file in _files(path, hidden, suffixes)})
+    elsewhere = {file.path: file for url in urls for file in _remote_files(url, hidden, suffixes)}
+    if not files and not elsewhere:
         others = not_read(paths, suffixes)
         raise ConfigError(
             f"no documents in {_listed(paths)}; files of these kinds are: {', '.join(suffixes)}"
             + (f"; {others}" if others else "")
         )
-    top = os.path.commonpath([file.parent for file in files])
-    return tuple(_input(file, top) for file in files)
+    top = os.path.commonpath([file.parent for file in files]) if files else ""
+    remote = (Input(path, *elsewhere[path]) for path in sorted(elsewhere))
+    return (*(_input(file, top) for file in files), *remote)
 
 
 def parts(file: Input) -> list[Part]:
@@ -171,7 +175,7 @@ def units_of(inputs: Sequence[Input], chosen: Iterable[int]) -> list[Unit]:
 
 def check_apart(out: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
     """ConfigError where what is written would lie within an input."""
-    for path in map(Path, paths):
+    for path in (Path(path) for path in paths if not is_url(path)):
         if out.resolve().is_relative_to(path.resolve()):
             raise ConfigError(
                 f"{out} lies within the input {path}, of which it would become a part; "
@@ -286,6 +290,16 @@ def _files(path: Path, hidden: bool, suffixes: tuple[str, ...]) -> Iterable[Path
             f"{path} is not a file of documents by its name; known: {', '.join(known)}"
         )
     return [path]
+
+
+def _remote_files(url: str, hidden: bool, suffixes: tuple[str, ...]) -> Iterator[RemoteFile]:
+    """Those at a URL; of a folder without what is hidden in it."""
+    found = files_below(url)
+    is_file = len(found) == 1 and found[0].below(url) == ""
+    for file in found:
+        is_seen = hidden or is_file or not any(s[:1] == "." for s in file.below(url).split("/"))
+        if is_seen and file.path.endswith((*suffixes, ".json") if is_file else suffixes):
+            yield file
 
 
 def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:

@@ -68,7 +68,7 @@ def _find(given: argparse.Namespace) -> int:
     for one in found:
         removal = gone[one.path].get(one.document)
         if given.json:
-            print(json.dumps(_as_json(one) | {"removed": removal}, ensure_ascii=False))
+            print(json.dumps(_as_json(one) | {"removed": removal}))
         else:
             print(_line(one) + (_told(removal) if removal else ""))
     return 0 if found else 1

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, help="files or folders of documents")
+    add("inputs", nargs="+", help="files or folders of documents, here or by URL (s3://, hf://)")
     add("--out", type=Path, required=True, help="folder of the shards; is made")
     add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")

@@ -79,7 +79,7 @@ def _train(sample: Sample, vocab_size: int, out: Path) -> dict[str, list[str]]:
 def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, help="files or folders of documents")
+    add("inputs", nargs="+", help="files or folders of documents, here or by URL (s3://, hf://)")
     add("--out", type=Path, required=True, help="folder of the tokenizer; is made")
     add("--vocab-size", type=int, required=True, help="control tokens included; Qwen3's: 151669")
     add("--sample-mb", type=float, default=1000, help="text to train on, in MB (1000)")

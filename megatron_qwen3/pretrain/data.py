@@ -159,6 +159,9 @@ class Mixture:
                 labels_S[done - 1] = ids[-1]
 
     def _removed(self, places: Sequence[Place]) -> npt.NDArray[np.bool_] | None:
+        """Of samples that were read just now, so that their files are open."""
+        if not any(files.has_removed for files in self.files):
+            return None
         is_removed_BS = np.zeros((len(places), self.sequence_length), np.bool_)
         for place, is_removed_S in zip(places, is_removed_BS, strict=True):
             done, tokens = 0, self.sources[place.source].tokens

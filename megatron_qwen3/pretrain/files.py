@@ -43,6 +43,7 @@ class SourceFiles:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._recent: dict[int, ShardFile] = {}
+        self.has_removed = False  # in one of the files that are open by now
 
     def read(self, first: int, last: int) -> npt.NDArray[Any]:
         """Token ids [last - first], in the type of the files."""
@@ -72,7 +73,7 @@ class SourceFiles:
             (moved + begin, moved + end)
             for n, a, b in self._pieces(first, last)
             if (removed := self._open(n).removed)
-            for moved in [self._start(n) - self.source.shards[n].start]
+            for moved in [self._start(n) - self._shard(n).start]
             for begin, end in removed.within(a, b)
         ]
 
@@ -133,6 +134,7 @@ class SourceFiles:
                 f"{self._where}: {prefix} is in rows of {reader.row_length:,} tokens (0: in none), "
                 "but was not when it was mixed or first read; mix again from the new inventory"
             )
+        self.has_removed = self.has_removed or reader.removed is not None
         if found != known:
             raise ConfigError(
                 f"{self._where}: {prefix}.bin holds other text than when it was mixed or first "

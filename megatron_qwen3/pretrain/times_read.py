@@ -17,6 +17,7 @@ from pathlib import Path
 from data_prep import curriculum
 from data_prep.curriculum import Source
 from data_prep.fingerprint import mark
+from data_prep.stretches import ShardFile
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.record import FILE_NAME, Record, Start
 from megatron_qwen3.pretrain.stream import Cursor, Range, Stream
@@ -66,15 +67,19 @@ class _Shards:
         """The ranges as tokens of a source, as far as they lie in it."""
         found, before = [], 0
         for shard in source.shards:
-            some = self._by_mark.get(shard.mark) if shard.mark else None
-            if some is None:
-                some = self._by_path.get(os.path.realpath(os.path.join(source.folder, shard.path)))
-            for first, last in some or ():
+            for first, last in self._of(source, shard):
                 first, last = max(first - shard.start, 0), min(last - shard.start, shard.tokens)
                 if first < last:
                     found.append((before + first, before + last))
             before += shard.tokens
         return found
+
+    def _of(self, source: Source, shard: ShardFile) -> Sequence[Range]:
+        """Those of a shard: the one that lies there, or else one of the same contents."""
+        if shard.mark and shard.mark not in self._by_mark:
+            return ()  # without a look at where each of ten thousands lies
+        path = os.path.realpath(os.path.join(source.folder, shard.path))
+        return self._by_path.get(path) or self._by_mark.get(shard.mark, ())
 
 
 def times(source: Source, start: Start, before: Cursor, ranges: Sequence[Range]) -> list[int]:

@@ -19,7 +19,11 @@ from data_prep.clean import plan, stages
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.clean.web_steps import BlockedUrls, PersonalData
 from data_prep.documents import Part, read
+from data_prep.inventory import read_inventory
 from data_prep.remote import files_below, is_url, opened, upload
+from data_prep.shards import origin
+from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import clean_corpus
 from megatron_qwen3.config import ConfigError
 
@@ -90,6 +94,28 @@ def test_what_lies_elsewhere_is_cleaned_to_the_same_documents(tmp_path: Path, me
     assert [name for name, _ in of_far] == [f"d{k}" for k in range(6)]
     assert of_far[0][1]["file"].endswith("web/a.jsonl") and is_url(of_far[0][1]["file"])
     assert not list((tmp_path / "far/out/work/outgoing").iterdir())
+
+
+def test_documents_elsewhere_are_tokenized_to_the_same_shards(
+    tmp_path: Path, memory: Any, tokenizer: str
+) -> None:
+    some = rows({"url": "u0"}, {}, {}, {})
+    (tmp_path / "in").mkdir()
+    for name, part in (("a.jsonl", some[:2]), ("b.jsonl", some[2:])):
+        memory.pipe(f"/docs/{name}", jsonl(part))
+        (tmp_path / "in" / name).write_bytes(jsonl(part))
+    memory.pipe("/docs/.hidden/c.jsonl", jsonl(some))
+    bins, inputs = [], []
+    for out, source in (("far", "memory://docs"), ("near", str(tmp_path / "in"))):
+        tokenize([source], tmp_path / out, Settings(tokenizer), Options())
+        bins.append([path.read_bytes() for path in sorted((tmp_path / out).rglob("*.bin"))])
+        inputs.append(read_inventory(tmp_path / out).inputs)
+    assert bins[0] == bins[1]
+    assert inputs == [("memory:///docs/a.jsonl", "memory:///docs/b.jsonl"), ("a.jsonl", "b.jsonl")]
+    path = next((tmp_path / "far").rglob("*.bin"))
+    assert origin(str(path)[:-4], 0).file.startswith("memory:///docs/")
+    with pytest.raises(ConfigError, match="no documents in memory://nothing"):
+        tokenize(["memory://nothing"], tmp_path / "none", Settings(tokenizer), Options())
 
 
 def test_one_file_elsewhere_is_an_input_and_its_change_is_noticed(
@@ -183,6 +209,10 @@ def test_a_format_or_place_that_is_none_is_refused(tmp_path: Path) -> None:
         CleanSettings(inputs, out, format="csv").validate()
     with pytest.raises(ConfigError, match="documents = .* lies within the input"):
         CleanSettings(inputs, out, documents=str(tmp_path / "in/x")).validate()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/00000.jsonl.zst").touch()
+    with pytest.raises(ConfigError, match="full is not empty, and files there would be written"):
+        CleanSettings(inputs, out, documents=str(tmp_path / "full")).check_folder()
 
 
 # ---- steps for the web -------------------------------------------------------------------------
