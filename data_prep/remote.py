@@ -12,6 +12,7 @@ configuration files); none stands in a URL.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
@@ -52,7 +53,7 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
     url = os.fspath(path)
     with _errors(url):
         system, place = _system(url)
-        return system.open(place, "rb")  # type: ignore[no-any-return]
+        return cast(BinaryIO, _RemoteReader(system.open(place, "rb"), url))
 
 
 def files_below(url: str) -> list[RemoteFile]:
@@ -83,6 +84,50 @@ def check_url(url: str) -> None:
     """ConfigError where nothing here can open such a URL."""
     with _errors(url):
         _system(url)
+
+
+class _RemoteReader:
+    """A file elsewhere, whose errors have a number: without one they would be those of a damaged
+    file, of which the rest is left out."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file, self._url = file, url
+
+    def read(self, size: int = -1) -> bytes:
+        with _errors(self._url):
+            return bytes(self._file.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        with _errors(self._url):
+            return bytes(self._file.readline(size))
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return int(self._file.seek(place, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _place(url: str) -> str:
@@ -116,9 +161,10 @@ def _errors(url: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise OSError(error.errno, f"{shown(url)}: {shown(reason)}") from None
+        raise OSError(error.errno or errno.EIO, f"{shown(url)}: {shown(reason)}") from None
     except Exception as error:  # of a client that wraps none of its own
-        raise OSError(None, f"{shown(url)}: {type(error).__name__}: {shown(error)}") from None
+        told = f"{shown(url)}: {type(error).__name__}: {shown(error)}"
+        raise OSError(errno.EIO, told) from None
 
 
 def _state(about: dict[str, Any]) -> int:

@@ -56,7 +56,8 @@ def jsonl(some: list[dict[str, Any]]) -> bytes:
 
 def clean(tmp_path: Path, source: str, **settings: Any) -> CleanSettings:
     """All stages, in this process."""
-    given = CleanSettings((Input("web", source),), str(tmp_path / "out"), filters=False, **settings)
+    always = {"filters": False, "undetermined": True}
+    given = CleanSettings((Input("web", source),), str(tmp_path / "out"), **always, **settings)
     given.validate()
     files = plan.find_files(given)
     plan.begin(given, files)
@@ -154,6 +155,29 @@ def test_places_that_cannot_be_read_are_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1
     with pytest.raises(ConfigError, match=message):
         plan.find_files(CleanSettings((Input("web", url),), str(tmp_path / "o")))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_place_that_fails_while_it_is_read_is_no_damaged_file(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    memory.pipe(f"/web/a{suffix}", jsonl(rows({}, {})))
+
+    class Failing:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.closed = False
+
+        def read(self, *_: Any) -> bytes:
+            raise OSError("the connection was reset")
+
+        readline = seek = tell = read
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(type(memory), "open", Failing)
+    with pytest.raises(OSError, match="memory://web/a.*the connection was reset"):
+        list(read(Part(f"memory://web/a{suffix}", 0, 10), {}))
 
 
 def test_a_copy_is_whole_or_not_there(tmp_path: Path, memory: Any) -> None:
