@@ -61,6 +61,7 @@ setup(
         "onnx": ["onnxruntime>=1.20"],  # the user's own classifiers, where they are encoders
         "warc": [  # examples/data/read_warc.py: crawled pages as documents
             "trafilatura>=2,<3",  # the text of a page (Apache-2.0)
+            "lxml_html_clean",  # which its justext needs
             "warcio",  # archives of crawls, as datatrove reads them
             "faust-cchardet",  # what a page is encoded in
             "python-magic",  # what a record is; needs libmagic1 of the system

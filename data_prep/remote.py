@@ -102,10 +102,12 @@ class _RemoteReader:
             return bytes(self._file.readline(size))
 
     def seek(self, place: int, whence: int = 0) -> int:
-        return int(self._file.seek(place, whence))
+        with _errors(self._url):
+            return int(self._file.seek(place, whence))
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        with _errors(self._url):
+            return int(self._file.tell())
 
     def close(self) -> None:
         self._file.close()

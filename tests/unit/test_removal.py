@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,8 @@ def test_runs_and_curricula_that_read_documents_are_told_with_the_number_of_time
     (reader,) = readers([tmp_path / "runs"], {str(prefix): [(0, 100)]})
     assert (reader.path, reader.what, reader.most) == (run, "up to step 0", 0)
     manifest = tmp_path / "runs" / "plan.json"
+    named = (source.shards[0]._replace(path="s"),)
+    source = replace(source, folder=str(tmp_path), shards=named)
     shares = (Share(source, 3_072, 0), Share(source, 6_400, 3_072))
     stages = tuple(Stage(f"s{k}", 32, 9.0, (share,)) for k, share in enumerate(shares))
     curriculum.write(Curriculum(5, {}, 5_000, stages), manifest)
