@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a plain checkout
 
+from megatron_qwen3.shown import shown_lines
+
 _NEEDED = ("trafilatura", "warcio", "cchardet", "magic")
 
 
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ImportError(f"{', '.join(missing)} cannot be imported")
         _run(given)
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}; packages: python -m pip install -e '.[data,warc]'", file=sys.stderr)
+        told = f"error: {error}; packages: python -m pip install -e '.[data,warc]'"
+        print(shown_lines(told), file=sys.stderr)
         return 2
     return 0
 
