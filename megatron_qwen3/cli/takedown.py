@@ -70,7 +70,7 @@ def _find(given: argparse.Namespace) -> int:
         if given.json:
             print(json.dumps(_as_json(one) | {"removed": removal}))
         else:
-            print(_line(one) + (_told(removal) if removal else ""))
+            print(shown(_line(one) + (_told(removal) if removal else "")))
     return 0 if found else 1
 
 
@@ -80,11 +80,11 @@ def _remove(given: argparse.Namespace) -> int:
         gone = {path: removed_from(given.folder / path) for path in {one.path for one in found}}
         todo = [one for one in found if one.document not in gone[one.path]]
         for one in todo[:LISTED]:
-            print(_line(one))
+            print(shown(_line(one)))
         if len(todo) > LISTED:
             print(f"… and {len(todo) - LISTED:,} more")
         if len(found) > len(todo):
-            print(f"{counted(len(found) - len(todo), 'document')} removed before")
+            print(shown(f"{counted(len(found) - len(todo), 'document')} removed before"))
         if not todo:
             return 0 if found else 1
         documents: dict[str, list[int]] = defaultdict(list)
@@ -97,13 +97,15 @@ def _remove(given: argparse.Namespace) -> int:
             )
         _check_unused(given, documents)
         if given.dry_run:
-            print(f"--dry-run: {counted(len(todo), 'document')} would be removed")
+            print(shown(f"--dry-run: {counted(len(todo), 'document')} would be removed"))
             return 0
         tokens = removal.take(documents, given.reason)
+    taken = f"{counted(len(todo), 'document')}, {tokens:,} tokens, from"
     print(
-        f"removed {counted(len(todo), 'document')}, {tokens:,} tokens, from "
-        f"{counted(len(documents), 'shard')}; their text still stands in the inputs named above, "
-        "in what they were made from, and in copies of these shards"
+        shown(
+            f"removed {taken} {counted(len(documents), 'shard')}; their text still stands in the "
+            "inputs named above, in what they were made from, and in copies of these shards"
+        )
     )
     return 0
 
@@ -131,7 +133,8 @@ def _check_unused(given: argparse.Namespace, documents: dict[str, list[int]]) ->
     if not given.runs:
         print("no run or curriculum was named (--runs): what read them is not known")
     elif not found:
-        print(f"no run or curriculum below {', '.join(map(shown, given.runs))} reads these shards")
+        below = ", ".join(map(str, given.runs))
+        print(shown(f"no run or curriculum below {below} reads these shards"))
 
 
 def _ranges(prefix: Path, numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -154,10 +157,9 @@ def _search(given: argparse.Namespace) -> tuple[Inventory, list[Found]]:
     found = list(find(inventory, query, given.workers or cores()))
     shards = len({one.path for one in found})
     if not getattr(given, "json", False):
-        print(
-            f"{counted(len(found), 'document')} in {counted(shards, 'shard')} of "
-            f"{len(paths_of(inventory)):,}, in {clock(time.monotonic() - start)}"
-        )
+        told = f"{counted(len(found), 'document')} in {counted(shards, 'shard')}"
+        took = clock(time.monotonic() - start)
+        print(shown(f"{told} of {len(paths_of(inventory)):,}, in {took}"))
     return inventory, found
 
 
@@ -185,7 +187,7 @@ def _line(one: Found) -> str:
     place = one.origin
     parts = [f"{one.path} {one.document}", f"{place.file}:{place.line}", f"id {place.id or '–'}"]
     parts += [f"{name} {as_text(value)}" for name, value in place.fields.items()]
-    return shown("  ".join(parts))
+    return "  ".join(parts)
 
 
 def _as_json(one: Found) -> dict[str, Any]:
@@ -195,4 +197,4 @@ def _as_json(one: Found) -> dict[str, Any]:
 
 
 def _told(removal: dict[str, Any]) -> str:
-    return shown(f"  removed {removal['date']}: {removal['reason']}")
+    return f"  removed {removal['date']}: {removal['reason']}"
