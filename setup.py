@@ -1,15 +1,41 @@
-"""Packaging. Each dependency says what it is for; `make quickstart` and `make test` install it."""
+"""Packaging. Each dependency says what it is for; `make quickstart` and `make test` install it.
+
+The base plans, launches and reports, without torch; every other command says which extra it needs
+(EXTRA_OF in megatron_qwen3/cli/commands.py).
+"""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
+
+README = Path(__file__).with_name("README.md")
 
 setup(
     name="megatron_qwen3",
     version="0.1.0",
     description="Train Qwen3 from raw text to an aligned model, on megatron-core",
+    # Images install what is asked for here before the rest of the project is there.
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    author="The megatron_qwen3 authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["qwen3", "megatron-core", "pretraining", "mixture of experts", "post-training"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_qwen3*", "data_prep*"]),
     package_data={
         "megatron_qwen3": [
+            "py.typed",
             "chat_template.jinja",
             "pages/*.html",
             "pages/page.css",
@@ -17,21 +43,25 @@ setup(
             "posttrain/rewards/judge_prompt.txt",
             "planner/hardware/*.toml",
         ],
-        "data_prep": ["languages.csv", "language_profiles.npz"],
+        "data_prep": ["py.typed", "languages.csv", "language_profiles.npz"],
     },
     entry_points={"console_scripts": ["mq3 = megatron_qwen3.cli.commands:start"]},
     install_requires=[
-        "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
-        "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints
         "numpy",  # token files are memory-mapped arrays
         "tokenizers>=0.22,<1",  # byte-level BPE: training and the reference encoding
+        "msgspec",  # JSON lines to checked documents at hundreds of MB/s
         "rich",  # progress bar and tables
-        "tensorboard",  # its event files
         "matplotlib",  # pictures of the report
-        "jinja2>=3.1",  # pages: templates that escape what they are given; torch needs it, too
+        "jinja2>=3.1",  # pages: templates that escape what they are given
         "scipy",  # scaling laws: L-BFGS and non-negative least squares
+        "argcomplete>=3.5,<4",  # completion in bash, zsh and fish
     ],
     extras_require={
+        "train": [  # training, and whatever else runs a model: generate, chat, evaluate, convert
+            "torch>=2.10",  # grouped_mm on CPUs and GPUs; tested with 2.13
+            "megatron-core>=0.16.1,<0.20",  # model parallelism, schedules, optimizer, checkpoints
+            "tensorboard",  # its event files
+        ],
         "test": [
             "pytest",
             "psutil",  # tests find and kill processes of runs by it
@@ -49,15 +79,19 @@ setup(
             "datatrove>=0.10,<0.11",  # executors: local processes, SLURM arrays, Ray
             "xxhash<4",  # which datatrove's hashing needs
             "orjson",  # datatrove's documents
-            "msgspec",  # JSON lines to checked documents at hundreds of MB/s
             "zstandard",  # .zst input, and documents between the stages
             "pyarrow",  # Parquet input
             # Ids at 30 to 50 times the speed of tokenizers, which does the work where it is not.
             "fastokens>=0.3.5,<0.4; sys_platform == 'linux' or platform_machine == 'arm64'",
-            "heliport",  # languages: models of 220 in the wheel, the best of its speed (GPL-3)
             "pycld2",  # tells Malay from Indonesian, which heliport does not
             "fasttext-predict",  # the user's own classifiers; reads their files, nothing else
         ],
+        # Languages: models of 220 in the wheel, the best of its speed. It is GPL-3, which is why
+        # nothing else asks for it: whoever passes on an environment or an image that has it passes
+        # it on under the GPL's terms. This project imports it, and runs without it where
+        # --language-model names another classifier.
+        "languages": ["heliport"],
+        "docs": ["mkdocs-material>=9.5"],  # the pages of docs/
         "onnx": ["onnxruntime>=1.20"],  # the user's own classifiers, where they are encoders
         "warc": [  # examples/data/read_warc.py: crawled pages as documents
             "trafilatura>=2,<3",  # the text of a page (Apache-2.0)

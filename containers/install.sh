@@ -14,7 +14,7 @@ set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MQ3_VENV:-/opt/mq3} workspace=${MQ3_WORKSPACE:-/workspace}
-readonly EXTRAS=data,posttrain,eval,wandb
+readonly EXTRAS=train,data,languages,posttrain,eval,wandb
 
 # The image's own constraints hold all that it was built with, also what it does not have any more;
 # those of packages() take their place. pip keeps no copies in an image.

@@ -28,6 +28,7 @@ from data_prep import scripts
 from data_prep.classifiers import classifier, needs
 from data_prep.language_profiles import NOT_IN_HELIPORT, most_similar
 from data_prep.languages import LANGUAGES, UNKNOWN, code_of
+from megatron_qwen3.config import ConfigError
 
 FEWEST_LETTERS = 12  # below, nothing is said
 SAMPLE = 600  # characters at the beginning, in the middle and at the end that are looked at
@@ -51,7 +52,9 @@ class IdentifyLanguage(Protocol):
 class Identifier:
     """The combination above. One object serves any number of texts; it costs 100 MB of memory.
 
-    sample: characters of each of the three places that are read, most of its time.
+    sample: characters of each of the three places that are read, most of its time. ConfigError at
+    the first text for which it needs heliport, where that is not installed: for its licence it is
+    not in the extra `data`.
     """
 
     def __init__(self, sample: int = SAMPLE) -> None:
@@ -87,7 +90,10 @@ class Identifier:
         try:
             from heliport import Identifier as Heli
         except ImportError:
-            raise needs("language identification", "heliport") from None
+            raise ConfigError(
+                "language identification needs heliport (GPL-3), which is not installed: "
+                "pip install 'megatron_qwen3[languages]', or name a classifier by --language-model"
+            ) from None
         return Heli()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,13 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.hub import folder_of
 
 _MOST_TOKENS = 1 << 28  # as of model.vocab_size
 
 
 def tokenizer_json(path: str | os.PathLike[str]) -> Path:
-    """The file itself, of a tokenizer's folder or file."""
-    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    """The file itself, of a tokenizer's folder, file, or name on Hugging Face's hub.
+
+    ConfigError where such a name has no copy on this machine.
+    """
+    where = folder_of(os.fspath(path), "tokenizer.json")
+    return where / "tokenizer.json" if where.is_dir() else where
 
 
 def cut_note(path: str | os.PathLike[str]) -> str:

@@ -3,10 +3,10 @@
     config = load(["examples/stages/pretrain_1_general.toml", "examples/models/qwen3_8b.toml"],
                   ["optim.lr=2e-4"])
 
-Defaults < the model preset < files from left to right < key=value. A later file replaces a list
-(`data.sources`) as a whole. Everything wrong is a `ConfigError` that says where it stands and what
-would be right. `python -m megatron_qwen3.config` prints every setting (`settings.py`) with its
-default. Nothing here imports torch.
+Defaults < the model preset < what a curriculum was made with (`made_with.py`) < files from left to
+right < key=value. A later file replaces a list (`data.sources`) as a whole. Everything wrong is a
+`ConfigError` that says where it stands and what would be right. `python -m megatron_qwen3.config`
+prints every setting (`settings.py`) with its default. Nothing here imports torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from megatron_qwen3 import entry, modes
+from megatron_qwen3 import entry, made_with, modes
 from megatron_qwen3 import validate as rules
 from megatron_qwen3.fields import Setting, settings_of
 from megatron_qwen3.presets import PRESETS
@@ -86,7 +86,8 @@ def load(
         values |= layer
     if any_length:
         values = {n: value for n, value in values.items() if n not in _LENGTH} | {"train.steps": 1}
-    values = _preset_values(values.get(_PRESET, "")) | values
+    preset = _preset_values(values.get(_PRESET, ""))
+    values = preset | made_with.defaults(values.get("data.curriculum", "")) | values
     values = {"model.head": modes.head_of(values.get("run.mode", ""))} | values
     here = values.get("run.dir", SETTINGS["run.dir"].default)
     for name in _PATHS & set(values):

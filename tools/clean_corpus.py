@@ -6,4 +6,4 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 from megatron_qwen3.cli.commands import run
 
-run("clean", __name__)
+run("data clean", __name__)

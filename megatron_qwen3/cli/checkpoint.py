@@ -6,7 +6,9 @@
 Prints a line for every file that is not what was saved, and `intact` where there is none.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.storage import manifest
@@ -16,4 +18,10 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 intact, 1 damaged, 2 called wrongly."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="a step's folder")
-    return manifest.main(parser.parse_args(arguments).checkpoints)
+    parser.add_argument("--json", action="store_true", help="print JSON: faults by checkpoint")
+    given = parser.parse_args(arguments)
+    if not given.json:
+        return manifest.main(given.checkpoints)
+    found = {one: manifest.faults(Path(one), share=(0, 1)) for one in given.checkpoints}
+    print(json.dumps(found, indent=1))
+    return 1 if any(found.values()) else 0

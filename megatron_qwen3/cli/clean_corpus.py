@@ -3,18 +3,19 @@
     python tools/clean_corpus.py run --out runs/clean web=dumps/2024 books=gutenberg.jsonl.gz
     python tools/clean_corpus.py run --out runs/clean code:code=src web=a.parquet \\
         --decontaminate-against gsm8k_test.jsonl --languages eng_Latn deu_Latn --workers 8
-    python tools/clean_corpus.py run --out /scratch/clean web=/data --tasks 2000 --slurm cpu
+    python tools/clean_corpus.py run --out /scratch/clean web=/data --num-tasks 2000 \\
+        --partition cpu
     python tools/clean_corpus.py run --show > mine.toml; (edit it)
     python tools/clean_corpus.py run --out runs/clean web=dumps/2024 --recipe mine.toml
     python tools/clean_corpus.py run --out runs/clean-2025 web=dumps/2025 --against runs/clean
     python tools/clean_corpus.py show runs/clean
 
-An input is NAME=PATH, or NAME:DOMAIN=PATH: a file or folder, here or by URL (s3://, hf://, gs://),
-of JSONL (.gz, .zst), Parquet, plain text or source code. NAME and DOMAIN label documents that do
-not say it themselves. OUT/documents holds the result, for tools/tokenize_corpus.py;
-OUT/report.json, report.png and `show` tell what was dropped and why, OUT/dropped and OUT/duplicates
-which documents, OUT/problems.jsonl what could not be read. Killed or stopped, the same command goes
-on where it was, also with other cores.
+An input is a path, NAME=PATH, or NAME:DOMAIN=PATH: a file or folder, here or by URL (s3://, hf://,
+gs://), of JSONL (.gz, .zst), Parquet, plain text or source code. NAME, of a path alone its own
+name, and DOMAIN label documents that do not say it themselves. OUT/documents holds the result, for
+tools/tokenize_corpus.py; OUT/report.json, report.png and `show` tell what was dropped and why,
+OUT/dropped and OUT/duplicates which documents, OUT/problems.jsonl what could not be read. Killed or
+stopped, the same command goes on where it was, also with other cores.
 
 Documents that bring no `quality` and `education` get heuristics of characters and words, from 0 to
 1: no judgement of what they say, for which --quality-model and --education-model are.
@@ -23,12 +24,14 @@ Documents that bring no `quality` and `education` get heuristics of characters a
 import argparse
 import errno
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.lifetime import Stopped, ended_by_signals
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _parser(prog: str | None) -> Parser:
-    parser = Parser(prog=prog, description=__doc__)
+    parser = Parser("run", prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text: dict[str, Any] = {"description": __doc__}
     run = commands.add_parser("run", help="clean, or go on with it", **text)
@@ -77,19 +80,22 @@ def _parser(prog: str | None) -> Parser:
 
 def _add_what(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
-    add("inputs", nargs="*", metavar="NAME[:DOMAIN]=PATH")
+    add("inputs", nargs="*", metavar="[NAME[:DOMAIN]=]PATH")
     add("--out", metavar="FOLDER")
     add("--recipe", metavar="FILE", help="TOML of all that is done; options go before it")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of a recipe; go before options")
     add("--show", action="store_true", help="print the recipe that these options make, no more")
-    add("--text-field", help="what the text is called; default: text")
+    text = "what the text is called in the files: text=content"
+    add("--field", dest="text_field", type=_text_field, metavar="OURS=THEIRS", help=text)
+    add("--text-field", help=argparse.SUPPRESS)
     add(
         "--keep-fields",
         nargs="+",
         metavar="NAME",
         help="fields that stay with documents: names, none, or all single values; default: all",
     )
-    add("--languages", nargs="+", help="keep only these; default: all 119")
+    text = "keep only these: en, eng or eng_Latn; default: all 119"
+    add("--languages", nargs="+", type=grammar.language, metavar="LANGUAGE", help=text)
     add("--keep-undetermined", action="store_true", default=None, help="and `und`")
     add("--no-filters", action="store_true", help="label quality, drop nothing for it")
     add(
@@ -126,26 +132,37 @@ def _add_what(run: argparse.ArgumentParser) -> None:
 def _add_where(run: argparse.ArgumentParser) -> None:
     run.add_argument("--workers", type=int, help="processes at a time; default: cores")
     run.add_argument(
-        "--tasks",
+        *("--num-tasks", "--tasks"),
+        dest="tasks",
         type=int,
+        metavar="N",
         help=f"parts; default: those that it began with, at first {_TASKS_PER_CORE} for each core",
     )
-    run.add_argument("--slurm", metavar="PARTITION", help="queue job arrays there, and return")
+    run.add_argument(
+        *("--partition", "--slurm"),
+        dest="slurm",
+        metavar="PARTITION",
+        help="queue job arrays of SLURM there, and return",
+    )
     run.add_argument("--ray", action="store_true", help="run on the cluster of RAY_ADDRESS")
-    for name, default in (("--hours", 24), ("--memory-gb", 4)):
+    for name, old, kind, metavar, default in (
+        ("--time", "--hours", grammar.hours, "[STAGE=]TIME", "24:00:00"),
+        ("--memory", "--memory-gb", grammar.size(1e9), "[STAGE=]SIZE", "4GB"),
+    ):
+        text = f"of a task on SLURM or Ray; default: {default}; of one stage: groups={default}"
+        kept = {"dest": old.strip("-").replace("-", "_"), "nargs": "+", "action": "extend"}
         run.add_argument(
-            name,
-            nargs="+",
-            default=[],
-            metavar="[STAGE=]N",
-            help=f"of a task on SLURM or Ray; default: {default}; of one stage: groups={default}",
+            name, type=grammar.of_one(kind), default=[], metavar=metavar, help=text, **kept
         )
+        run.add_argument(old, help=argparse.SUPPRESS, **kept)
     run.add_argument(
         "--sbatch",
         nargs="+",
+        action="extend",
+        type=grammar.sbatch_option,
         default=[],
         metavar="OPTION=VALUE",
-        help="more for SLURM: account=nlp",
+        help="any other option of sbatch's: account=lm",
     )
 
 
@@ -193,7 +210,8 @@ def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> b
     from data_prep.clean import stages
 
     if given.slurm:
-        options = dict(option.partition("=")[::2] for option in given.sbatch)
+        words = (option.lstrip("-").partition("=") for option in given.sbatch)
+        options = {name: value for name, _, value in words}
         job = stages.run_slurm(
             settings, size, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
         )
@@ -261,12 +279,22 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
     )
 
 
+def _text_field(text: str) -> str:
+    """The type of --field, of which there is one: the others keep their names."""
+    ours, _, theirs = text.partition("=")
+    if ours != "text" or not theirs:
+        raise argparse.ArgumentTypeError(f"{text!r}; valid: text=NAME, as text=content")
+    return theirs
+
+
 def _input(text: str) -> "Input":
     from data_prep.clean.settings import Input
 
+    if os.path.exists(text):  # a path alone, whose name is the source's
+        return Input(Path(os.path.abspath(text)).name.partition(".")[0] or "documents", text, None)
     name, equals, path = text.partition("=")
     if not (equals and name and path):
-        raise ConfigError(f"input {text!r} is not NAME=PATH or NAME:DOMAIN=PATH")
+        raise ConfigError(f"input {text!r} is neither a path here nor NAME[:DOMAIN]=PATH")
     source, _, domain = name.partition(":")
     return Input(source, path, domain or None)
 

@@ -1,86 +1,112 @@
 """Every command by name, and how one is started.
 
-    mq3 clean run --out runs/clean web=dumps/2024     # what setup.py installs: `start`
-    python -m megatron_qwen3 clean run …              # the same
-    python tools/clean_corpus.py run …                # from a checkout: `run`
+    mq3 data clean --out runs/clean web=dumps/2024        # what setup.py installs: `start`
+    python -m megatron_qwen3 data clean --out …           # the same
+    python tools/clean_corpus.py run --out …              # from a checkout: `run`
 
-A command's module is imported when it is called, so that help for all of them costs nothing.
+A command's module is imported when it is called, so that help for all of them costs nothing. The
+base install has no torch and none of what a corpus needs: a command that misses a package says
+which extra of setup.py has it.
 """
 
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from megatron_qwen3 import entry
+from megatron_qwen3 import entry, launcher
 from megatron_qwen3.shown import shown, shown_text
 from megatron_qwen3.toml import did_you_mean
 
 
 class Command(NamedTuple):
     """module: has `main(arguments, prog)`, which gives the exit status; prints_results: standard
-    output is what it is for, so that losing it to a full disk is a failure."""
+    output is what it is for, so that losing it to a full disk is a failure; is_one_of_several: the
+    last word of its name is one of the module's own commands."""
 
     module: str
     purpose: str
     prints_results: bool = False
+    is_one_of_several: bool = False
+
+
+def _study(purpose: str) -> Command:
+    return Command("megatron_qwen3.cli.scaling_study", purpose, True, is_one_of_several=True)
 
 
 COMMANDS = {
-    "clean": Command("megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents"),
-    "tokenizer": Command("megatron_qwen3.cli.train_tokenizer", "train one on documents"),
-    "tokenize": Command("megatron_qwen3.cli.tokenize_corpus", "documents to shuffled shards"),
-    "tasks": Command(
-        "megatron_qwen3.cli.tasks", "look at those that models are asked", prints_results=True
-    ),
-    "build-dialogs": Command(
-        "megatron_qwen3.cli.build_dialogs", "make them from queries: cold start, fusion, distill"
-    ),
-    "tokenize-dialogs": Command(
-        "megatron_qwen3.cli.tokenize_dialogs", "dialogs and pairs to sets to train on"
-    ),
-    "inspect-shards": Command(
+    "data clean": Command("megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents"),
+    "data tokenizer": Command("megatron_qwen3.cli.train_tokenizer", "train one on documents"),
+    "data tokenize": Command("megatron_qwen3.cli.tokenize_corpus", "documents to shuffled shards"),
+    "data inspect": Command(
         "megatron_qwen3.cli.inspect_shards", "add up, read and verify shards", prints_results=True
     ),
-    "curriculum": Command(
+    "data mix": Command(
         "megatron_qwen3.cli.mix_curriculum",
-        "mix one from shards; find the text of a row again",
+        "a curriculum from shards; find the text of a row again",
         prints_results=True,
     ),
-    "config": Command(
-        "megatron_qwen3.cli.config", "every setting, or those of a run", prints_results=True
+    "data build": Command(
+        "megatron_qwen3.cli.build_dialogs",
+        "dialogs from queries: cold start, fusion, distill",
     ),
-    "train": Command("megatron_qwen3.train", "a stage of training, on this rank"),
+    "data dialogs": Command(
+        "megatron_qwen3.cli.tokenize_dialogs", "tokenize dialogs and pairs into sets to train on"
+    ),
+    "plan": _study("the fastest layouts of a model on a cluster"),
+    "memory": _study("what a run holds on each GPU"),
+    "dry-run": _study("every rank's part of a run, without running it"),
     "launch": Command(
         "megatron_qwen3.cli.launch", "check runs and submit them to SLURM", prints_results=True
     ),
+    "train": Command("megatron_qwen3.train", "a stage of training, on this rank"),
     "report": Command("megatron_qwen3.cli.report", "how a training went, as a page"),
+    "generate": Command(
+        "megatron_qwen3.generate.__main__", "text, one answer, files of prompts", True
+    ),
+    "chat": Command("megatron_qwen3.cli.chat", "a conversation with a model at the terminal", True),
+    "evaluate": Command(
+        "megatron_qwen3.cli.evaluate_model", "verified tasks, in both modes; a page"
+    ),
+    "score": Command(
+        "megatron_qwen3.cli.score_answers", "answers, with a reward model", prints_results=True
+    ),
+    "read-long": Command(
+        "megatron_qwen3.cli.read_long", "texts longer than were trained: loss, pass keys; a page"
+    ),
+    "convert": Command(
+        "megatron_qwen3.cli.convert_checkpoint", "from and to Hugging Face's format; verify both"
+    ),
     "checkpoint": Command(
         "megatron_qwen3.cli.checkpoint",
         "compare checkpoints with their checksums",
         prints_results=True,
     ),
-    "convert": Command(
-        "megatron_qwen3.cli.convert_checkpoint", "from and to Hugging Face's format; verify both"
+    "config": Command(
+        "megatron_qwen3.cli.config", "every setting, or those of a run", prints_results=True
     ),
-    "generate": Command(
-        "megatron_qwen3.generate.__main__", "text, chats, files of prompts", prints_results=True
+    "tasks": Command(
+        "megatron_qwen3.cli.tasks", "look at those that models are asked", prints_results=True
     ),
-    "score-answers": Command(
-        "megatron_qwen3.cli.score_answers", "answers, with a reward model", prints_results=True
-    ),
-    "evaluate-model": Command(
-        "megatron_qwen3.cli.evaluate_model", "verified tasks, in both modes; a page"
-    ),
-    "read-long": Command(
-        "megatron_qwen3.cli.read_long", "texts longer than were trained: loss, pass keys; a page"
-    ),
-    "study": Command(
-        "megatron_qwen3.cli.scaling_study",
-        "plan, weigh and measure runs; scaling laws",
-        prints_results=True,
+    "study sweep": _study("train a model at many sizes of batch and cluster; a page"),
+    "study laws": _study("scaling laws from a ladder of small runs; a page"),
+    "study validate": _study("compare the planner with published runs"),
+    "study fit": _study("fit the planner to published runs"),
+    "completion": Command(
+        "megatron_qwen3.cli.completion", "what a shell needs to complete all this", True
     ),
 }
+# Where what else a word may be taken for is to be found.
+_ELSEWHERE = {
+    "build-dialogs": "data build",
+    "curriculum": "data mix",
+    "evaluate-model": "evaluate",
+    "inspect-shards": "data inspect",
+    "score-answers": "score",
+    "tokenize-dialogs": "data dialogs",
+}
+GROUPS = {"data": "raw text to what is trained on", "study": "measure many runs"}
 _WIDTH = max(map(len, COMMANDS))
 HELP = """\
 usage: mq3 COMMAND …
@@ -92,30 +118,123 @@ a training takes them:
 
 mq3 COMMAND --help says what each takes, with examples:
 
-    mq3 clean run --out runs/clean web=dumps/2024
+    mq3 data clean --out runs/clean web=dumps/2024
     mq3 train examples/stages/pretrain_1_general.toml examples/models/tiny_dense.toml
-""".format("\n".join(f"    {name:<{_WIDTH}}  {row.purpose}" for name, row in COMMANDS.items()))
+"""
+# Packages that the base install lacks, by the name they are imported by: setup.py's extras.
+EXTRA_OF = {
+    "torch": "train",
+    "megatron": "train",
+    "tensorboard": "train",
+    "datatrove": "data",
+    "fasttext": "data",
+    "fastokens": "data",
+    "orjson": "data",
+    "pyarrow": "data",
+    "pycld2": "data",
+    "xxhash": "data",
+    "zstandard": "data",
+    "heliport": "languages",
+    "onnxruntime": "onnx",
+    "bm25s": "posttrain",
+    "jsonschema": "posttrain",
+    "math_verify": "posttrain",
+    "lm_eval": "eval",
+    "reasoning_gym": "eval",
+    "nvidia": "dali",
+    "wandb": "wandb",
+}
 
 
 def main(words: Sequence[str]) -> int:
-    """Call the command that the first word names with the others; its exit status, 2 for none."""
-    if not words or words[0] in ("-h", "--help"):
-        print(shown_text(HELP), end="", file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
-    name, *arguments = words
-    if name not in COMMANDS:
-        guess = did_you_mean(name, COMMANDS) or f"; valid: {', '.join(COMMANDS)}"
-        print(shown(f"error: {name} is no command of mq3{guess}"), file=sys.stderr)
+    """Call the command that the first words name with the others; its exit status, 2 for none."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete_names()
+    name, arguments = find(words)
+    if name in COMMANDS:
+        return _call(name, arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(shown_text(_help(name)), end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    return _unknown(name, arguments[0])
+
+
+def find(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command or group ("" is all) that the first words name, and the words after it."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and (name in COMMANDS or name in GROUPS):
+            return name, list(words[count:])
+    return "", list(words)
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    command = COMMANDS[name]
+    prog = f"mq3 {name}"
+    if command.is_one_of_several:
+        prog, _, own = prog.rpartition(" ")
+        arguments = [own, *arguments]
+    return installed(lambda: importlib.import_module(command.module).main(arguments, prog))
+
+
+def installed(main: Callable[[], int]) -> int:
+    """What `main` returns; 2 and one line where it misses a package that an extra has."""
+    try:
+        return main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        launcher.tell(
+            f"error: this needs {package}, which is not installed: "
+            f"pip install 'megatron_qwen3[{EXTRA_OF[package]}]'"
+        )
         return 2
-    module = importlib.import_module(COMMANDS[name].module)
-    status: int = module.main(arguments, f"mq3 {name}")
-    return status
+
+
+def _help(group: str) -> str:
+    rows = [
+        (n, row.purpose) for n, row in COMMANDS.items() if not group or n.startswith(f"{group} ")
+    ]
+    table = "\n".join(f"    {name:<{_WIDTH}}  {purpose}" for name, purpose in rows)
+    if not group:
+        return HELP.format(table)
+    return (
+        f"usage: mq3 {group} COMMAND …\n\n{GROUPS[group].capitalize()}. The commands:\n\n{table}\n"
+    )
+
+
+def _unknown(group: str, word: str) -> int:
+    """Say what a word may have been meant for."""
+    typed = f"{group} {word}".strip()
+    lasts = {name.rpartition(" ")[2]: name for name in COMMANDS}
+    meant = _ELSEWHERE.get(word) or lasts.get(word)
+    known = [*COMMANDS, *GROUPS]
+    guess = f"; did you mean {meant}?" if meant else did_you_mean(typed, known)
+    if not guess and (near := did_you_mean(word, lasts)):
+        guess = f"; did you mean {lasts[near.removeprefix('; did you mean ').rstrip('?')]}?"
+    guess = guess or f"; valid: {', '.join(COMMANDS)}"
+    print(shown(f"error: {typed} is no command of mq3{guess}"), file=sys.stderr)
+    return 2
+
+
+def _complete_names() -> None:
+    """Answer a shell that asks how the words of the command line go on; where they name a command,
+    its parser answers (`parser.py`)."""
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    name, _ = find(line.split()[1:-1] if not line.endswith(" ") else line.split()[1:])
+    if name not in COMMANDS:
+        from megatron_qwen3.cli.completion import complete_names
+
+        complete_names(COMMANDS)
 
 
 def start() -> NoReturn:
     """`mq3`: call what the command line names, and exit."""
     words = sys.argv[1:]
-    command = COMMANDS.get(words[0]) if words else None
+    if "_ARGCOMPLETE" in os.environ:
+        words = os.environ["COMP_LINE"].split()[1:]
+    command = COMMANDS.get(find(words)[0])
     entry.run(lambda: main(words), prints_results=command is None or command.prints_results)
 
 
@@ -126,5 +245,9 @@ def run(name: str, caller: str) -> None:
     there nothing happens.
     """
     if caller == "__main__":
-        module, _, prints_results = COMMANDS[name]
-        entry.run(lambda: importlib.import_module(module).main(sys.argv[1:]), prints_results)
+        command = COMMANDS[name]
+        module = command.module
+        entry.run(
+            lambda: installed(lambda: importlib.import_module(module).main(sys.argv[1:])),
+            command.prints_results,
+        )

@@ -8,13 +8,17 @@ With files, folders of runs and key=value pairs, what `train` would read from th
 TOML file.
 """
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.settings import SETTINGS
 from megatron_qwen3.shown import shown_lines, shown_text
 
 
@@ -22,11 +26,22 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     """The exit status: 0 done, 2 a setting or file is wrong."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="FILE.toml | RUN | key=value")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of TOML")
     given = entry.parse(parser, arguments)
     try:
         config = settings.load(*settings.split(given.settings)) if given.settings else None
     except ConfigError as error:
         print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
+    if given.json:
+        print(json.dumps(asdict(config) if config else _defaults(), indent=1))
+        return 0
     print(shown_text(settings.to_toml(config) if config else settings.describe()))
     return 0
+
+
+def _defaults() -> dict[str, Any]:
+    """Default and meaning of every setting, by its dotted name."""
+    return {
+        name: {"default": one.default, "help": one.rule["help"]} for name, one in SETTINGS.items()
+    }

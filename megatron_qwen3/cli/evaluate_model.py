@@ -134,6 +134,7 @@ def _lines(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
 def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
     """How long a text is: in tokens where the model is a folder, or --tokenizer names one."""
     from data_prep import tokenizer
+    from data_prep.tokenizer_file import tokenizer_json
 
     folder = given.tokenizer
     if not folder and "://" not in given.model and Path(given.model).is_dir():
@@ -142,7 +143,7 @@ def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
         folder = Source(Path(given.model)).config([], launcher.world_size()).data.tokenizer
     if not folder:
         return len, "characters"
-    file = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+    file = tokenizer_json(folder)
     if not file.is_file():
         raise ConfigError(f"--tokenizer {folder}: {file} does not exist")
     loaded = tokenizer.load(file)

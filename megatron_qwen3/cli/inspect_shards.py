@@ -23,10 +23,11 @@ machine, reads their shards. Killed, it goes on with the next `remove`.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _parser(prog: str | None) -> Parser:
-    parser = Parser(prog=prog, description=__doc__)
+    parser = Parser("table", prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text: dict[str, Any] = {"description": __doc__}
     table = commands.add_parser("table", help="the inventory, added up by labels", **text)
@@ -84,11 +85,24 @@ def _parser(prog: str | None) -> Parser:
     verify = commands.add_parser("verify", help="compare all shards with their checksums", **text)
     verify.add_argument("folder", type=Path, help="of shards; or a set, without .bin or .idx")
     verify.set_defaults(run=_verify)
+    for command in (table, show, verify):
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
     takedown.add_commands(commands, text)
     return parser
 
 
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))
+
+
 def _table(given: argparse.Namespace) -> int:
+    if given.json:
+        groups = totals(read_inventory(given.folder), given.by)
+        rows = [
+            dict(zip(given.by, labels, strict=True)) | dict(row) for labels, row in groups.items()
+        ]
+        _print_json(sorted(rows, key=lambda row: -row["tokens"]))
+        return 0
     print_table(read_inventory(given.folder), given.by, ROWS_SHOWN)
     return 0
 
@@ -100,6 +114,9 @@ def _show(given: argparse.Namespace) -> int:
     reader = IndexedReader(given.prefix)
     start, end = reader.document_offsets[given.document : given.document + 2]
     if not place.line:
+        if given.json:
+            _print_json({"filler": True, "tokens": int(end - start)})
+            return 0
         print(f"filler at the end of a row, never trained on  {end - start:,} tokens")
         return 0
     tokenizer = load(folder_of(given.prefix) / "tokenizer")
@@ -107,11 +124,17 @@ def _show(given: argparse.Namespace) -> int:
     if ids[-1] == read_inventory(folder_of(given.prefix)).tokenizer["end_of_document"]:
         ids.pop()  # of a document that was cut its first rows do not end with it
     text = tokenizer.decode(ids, skip_special_tokens=False)
+    removal = removed_from(given.prefix).get(given.document)
+    if given.json:
+        about = {"file": place.file, "line": place.line, "id": place.id, "fields": place.fields}
+        shown_of = {"removed": removal} if removal else {"text": text}
+        _print_json(about | {"tokens": int(end - start)} | shown_of)
+        return 0
     name = place.id or "(none)"
     print(shown(f"{place.file}:{place.line}  id {name}  {end - start:,} tokens"))
     for field, value in place.fields.items():
         print(shown(f"{field}: {value}"))
-    if removal := removed_from(given.prefix).get(given.document):
+    if removal:
         print(shown(f"removed {removal['date']}: {removal['reason']}"))
         return 0
     print(f"\n{shown_text(text)}")
@@ -137,9 +160,15 @@ def _show_sample(given: argparse.Namespace) -> int:
     file, line = dialogs.origin(n)
     ids, trained = dialogs.read(n)
     source, mode = dialogs.sources[dialogs.sources_N[n]], MODES[dialogs.modes_N[n]]
+    text = _marked(load(given.tokenizer), ids, trained)
+    if given.json:
+        about = {"file": file, "line": line, "source": source, "mode": mode}
+        numbers = {"tokens": len(ids), "trained": int(np.count_nonzero(trained))}
+        _print_json(about | numbers | {"weight": float(dialogs.weights_N[n]), "text": text})
+        return 0
     counts = f"{len(ids):,} tokens, {np.count_nonzero(trained):,} of them trained"
     print(shown(f"{file}:{line}  {source}, {mode}, weight {dialogs.weights_N[n]:g}  {counts}"))
-    print(f"\n{shown_text(_marked(load(given.tokenizer), ids, trained))}")
+    print(f"\n{shown_text(text)}")
     return 0
 
 
@@ -153,21 +182,24 @@ def _marked(tokenizer: tokenizers.Tokenizer, ids: Any, trained: Any) -> str:
 
 def _verify(given: argparse.Namespace) -> int:
     if _is_dialogs(given.folder):
-        faults_of_set = list(DialogSet(given.folder).faults())
-        for fault in faults_of_set:
+        count, unit, found = 1, "set", DialogSet(given.folder).faults()
+    else:
+        inventory = read_inventory(given.folder)
+        shards = [list(cells) for _, cells in groupby(inventory.cells, lambda cell: cell.path)]
+        count, unit = len(shards), "shard"
+        found = (fault for cells in shards for fault in faults(inventory.folder, cells))
+        if is_interrupted(given.folder):
+            text = "a removal of documents is at work or was interrupted: the next `remove` ends it"
+            found = chain(found, [text])
+    wrong = []
+    for fault in found:
+        wrong.append(fault)
+        if not given.json:
             print(shown(fault))
-        print(f"1 set, {len(faults_of_set):,} faults")
-        return 1 if faults_of_set else 0
-    inventory, shards, wrong = read_inventory(given.folder), 0, 0
-    for _, cells in groupby(inventory.cells, lambda cell: cell.path):
-        shards += 1
-        for fault in faults(inventory.folder, list(cells)):
-            print(shown(fault))
-            wrong += 1
-    if is_interrupted(given.folder):
-        print("a removal of documents is at work or was interrupted: the next `remove` ends it")
-        wrong += 1
-    print(f"{counted(shards, 'shard')}, {counted(wrong, 'fault')}")
+    if given.json:
+        _print_json({f"{unit}s": count, "faults": wrong})
+    else:
+        print(shown(f"{counted(count, unit)}, {counted(len(wrong), 'fault')}"))
     return 1 if wrong else 0
 
 

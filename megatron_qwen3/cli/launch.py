@@ -19,7 +19,7 @@ from typing import Any
 
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
-from megatron_qwen3.cli import launch_container, launch_sbatch
+from megatron_qwen3.cli import grammar, launch_container, launch_sbatch
 from megatron_qwen3.cli.launch_sbatch import Run
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 def _parser(prog: str | None) -> Parser:
     text: dict[str, Any] = {"epilog": EXAMPLES}
-    parser = Parser(prog=prog, description=__doc__, **text)
+    parser = Parser("train", prog=prog, description=__doc__, **text)
     commands = parser.add_subparsers(required=True, metavar="train | chain", dest="command")
     train = commands.add_parser("train", help="one stage", **text)
     train.add_argument("settings", nargs="+", metavar="FILE.toml | key=value")
@@ -113,15 +113,27 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add("--gpus-per-node", type=_count, default=8, help="also the ranks of a node; default 8")
     add("--server-nodes", type=_count_or_none, help="of them for servers of vLLM; default 0")
     add("--node-servers", type=_count, help="servers of each of these, its GPUs shared; default 1")
-    add("--time", default="24:00:00", help="limit as SLURM writes it; default 24:00:00")
+    add(
+        "--time",
+        default="24:00:00",
+        metavar="TIME",
+        help="limit as SLURM writes it; default 24:00:00",
+    )
     add("--save-seconds", type=_count, default=600, help="when it saves, before the limit; 600")
-    add("--partition")
+    add("--partition", metavar="PARTITION")
     add("--account")
     add("--qos")
     add("--cpus-per-task", type=_count, help="cores of a rank; default 8")
     add("--gres", help="replaces --gpus-per-node for SLURM: gpu:h100:8; none asks for no GPUs")
     add("--after", type=_count, help="number of a job that must have ended well before")
-    add("--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="any other option")
+    add(
+        "--sbatch",
+        action="append",
+        type=grammar.sbatch_option,
+        default=[],
+        metavar="OPTION=VALUE",
+        help="any other option of sbatch's: constraint=a100",
+    )
     add(
         "--nvlink-domain",
         type=_count,

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 
 
 def _parser(prog: str | None) -> Parser:
-    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLES)
+    parser = Parser("mix", prog=prog, description=__doc__, epilog=_EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text: dict[str, Any] = {"description": __doc__, "epilog": _EXAMPLES}
     mix = commands.add_parser(

@@ -4,13 +4,15 @@ given = entry.parse(parser, arguments)  # settings stand wherever they are typed
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.cli.commands import COMMANDS
 from megatron_qwen3.entry import Setting
+from megatron_qwen3.toml import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,10 +23,12 @@ class Parser(argparse.ArgumentParser):
     of this class, too.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, usual: str = "", **settings: Any) -> None:
+        """usual: the command among its own that is meant where none of them is typed."""
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
         )
+        self._usual = usual
         self.register("type", int, whole)
         self.register("type", float, number)
 
@@ -33,16 +37,52 @@ class Parser(argparse.ArgumentParser):
         launcher.tell(f"error: {message}; {self.prog} --help shows all options")
         sys.exit(2)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's; the usual command may be left out."""
+        words = list(sys.argv[1:] if args is None else args)
+        if "_ARGCOMPLETE" in os.environ and type(self) is Parser:
+            _complete(self)
+        if self._is_left_out(words):
+            words = [self._usual, *words]
+        return super().parse_known_args(words, namespace)
+
+    def _is_left_out(self, words: Sequence[str]) -> bool:
+        """Whether the usual command is meant: `words` begin with no command."""
+        own = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        if not (self._usual and own and words) or words[0] in ("-h", "--help", *own[0].choices):
+            return False
+        is_slip = did_you_mean(words[0], own[0].choices) and not os.path.exists(words[0])
+        return not is_slip  # which argparse tells
+
     def format_help(self) -> str:
         """The whole help, as --help prints it."""
         text = super().format_help()
-        if not (self.prog or "").startswith("mq3 "):
+        if not (self.prog or "").startswith("mq3"):
             return text
         for name, command in COMMANDS.items():
             _, _, file = command.module.rpartition("megatron_qwen3.cli.")
-            text = text.replace(f"python tools/{file}.py", f"mq3 {name}")
-            text = text.replace(f"tools/{file}.py", f"mq3 {name}")
-        return text
+            if command.is_one_of_several:
+                _, _, own = name.rpartition(" ")
+                text = text.replace(f"python tools/{file}.py {own}", f"mq3 {name}")
+                text = text.replace(f"tools/{file}.py {own}", f"mq3 {name}")
+            else:
+                text = text.replace(f"python tools/{file}.py", f"mq3 {name}")
+                text = text.replace(f"tools/{file}.py", f"mq3 {name}")
+        return text.replace("mq3 data mix mix", "mq3 data mix")  # the usual one of its own name
+
+
+def _complete(parser: Parser) -> None:
+    """Answer a shell that asks how the words after the program's name go on, and exit.
+
+    argcomplete has the parser parse those that are there, as a class of its own made of this one.
+    """
+    import argcomplete
+
+    # the word that stands for the program, from 1
+    os.environ["_ARGCOMPLETE"] = str(len(parser.prog.split()))
+    argcomplete.autocomplete(parser)
 
 
 def or_setting(kind: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -10,25 +10,28 @@ Each command's --help has examples. Commands live in cli/scaling, one module eac
 says what it takes, the function it sets as `run` does it and returns the exit status.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from megatron_qwen3 import entry
 from megatron_qwen3.cli.parser import Parser
-from megatron_qwen3.cli.scaling import dry_run, fit, laws, memory, plan, sweep, validate
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown_lines
 
-_COMMANDS = (plan, validate, memory, dry_run, sweep, laws, fit)
+_COMMANDS = ("plan", "validate", "memory", "dry-run", "sweep", "laws", "fit")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit status: 0 done, 2 something is wrong with a file, a name or a number."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = Parser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add_parser(commands)
-    given = entry.parse(parser, arguments)
+    # Where one is named, the others' modules are not imported: scipy alone takes a second.
+    for name in words[:1] if words and words[0] in _COMMANDS else _COMMANDS:
+        module = importlib.import_module(f"megatron_qwen3.cli.scaling.{name.replace('-', '_')}")
+        module.add_parser(commands)
+    given = entry.parse(parser, words)
     try:
         return int(given.run(given))
     except (ConfigError, OSError) as error:

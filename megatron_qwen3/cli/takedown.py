@@ -51,7 +51,8 @@ def add_commands(commands: Any, text: dict[str, Any]) -> None:
 def _add_query(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="of shards")
     command.add_argument("values", nargs="*", metavar="VALUE", help="what is looked for")
-    command.add_argument("--field", default="", metavar="NAME", help="url, id, …; default: any")
+    kept: dict[str, Any] = {"dest": "field", "default": "", "metavar": "NAME"}
+    command.add_argument("--kept-field", "--field", help="url, id, …; default: any", **kept)
     command.add_argument("--contains", action="store_true", help="VALUE is a part of it")
     command.add_argument("--values", type=Path, metavar="FILE", dest="list", help="one a line")
     command.add_argument(

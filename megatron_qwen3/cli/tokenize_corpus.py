@@ -5,7 +5,8 @@
     python tools/tokenize_corpus.py books.jsonl.gz --out data/books --tokenizer data/tokenizer \\
         --default source=books domain=books language=eng_Latn
     python tools/tokenize_corpus.py web/*.parquet --out data/web --tokenizer data/tokenizer \\
-        --field text=content language=lang --task $SLURM_ARRAY_TASK_ID --of $SLURM_ARRAY_TASK_COUNT
+        --field text=content language=lang --task-id $SLURM_ARRAY_TASK_ID \\
+        --num-tasks $SLURM_ARRAY_TASK_COUNT
     python tools/tokenize_corpus.py data/clean/documents --out data/packed \\
         --tokenizer data/tokenizer --pack 32768
 
@@ -42,6 +43,7 @@ from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from data_prep.tokenization.progress import clock
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.inspect_shards import print_table
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
@@ -104,15 +106,16 @@ def _parser(prog: str | None) -> Parser:
         help="fields that stay in the provenance: names, none, or all single values (all)",
     )
     add("--seed", type=int, default=0, help="of the order of documents (default 0)")
-    add("--shard-mtokens", type=float, help="most tokens of a shard, in millions (1000; apart: 64)")
+    text = "most tokens of a shard: 64M (1G; apart: 64M)"
+    grammar.add_size(add, "--shard-tokens", "--shard-mtokens", 1e6, text)
     add("--apart", action="store_true", help="each combination of labels has shards of its own")
-    add("--group-gb", type=float, default=64, help="input that is shuffled as one, in GB (64)")
+    text = "input that is shuffled as one (64GB)"
+    grammar.add_size(add, "--group", "--group-gb", 1e9, text, default=64)
     add("--pack", type=int, default=0, metavar="TOKENS", help="lay out in rows of this length")
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
     add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
     add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
-    add("--task", type=int, default=0, help="number of this run, of --of that share the folder")
-    add("--of", type=int, default=1, help="how many runs share the folder")
+    grammar.add_share(add)
     return parser
 
 

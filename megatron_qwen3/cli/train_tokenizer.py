@@ -21,6 +21,7 @@ from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3 import tables
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import amount, pairs
 from megatron_qwen3.config import ConfigError
@@ -82,9 +83,10 @@ def _parser(prog: str | None) -> Parser:
     add("inputs", nargs="+", help="files or folders of documents, here or by URL (s3://, hf://)")
     add("--out", type=Path, required=True, help="folder of the tokenizer; is made")
     add("--vocab-size", type=int, required=True, help="control tokens included; Qwen3's: 151669")
-    add("--sample-mb", type=float, default=1000, help="text to train on, in MB (1000)")
+    grammar.add_size(add, "--sample", "--sample-mb", 1e6, "text to train on (1GB)", default=1000)
     add("--exponent", type=float, default=0.5, help="of a language's share; 0: all alike (0.5)")
-    add("--read-gb", type=float, default=20, help="most that is read of the inputs, in GB (20)")
+    text = "most that is read of the inputs (20GB)"
+    grammar.add_size(add, "--read", "--read-gb", 1e9, text, default=20)
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
     add("--seed", type=int, default=0, help="of the sample (0)")
     return parser

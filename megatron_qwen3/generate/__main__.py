@@ -7,17 +7,23 @@ or JSON lines. Everything that can be checked is checked before torch is importe
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from megatron_qwen3 import entry, launcher
 from megatron_qwen3.chat import ChatError
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
-from megatron_qwen3.generate.requests import SAMPLING_OPTIONS, Encoder, Line, read_lines
+from megatron_qwen3.generate.conversation import Conversation
+from megatron_qwen3.generate.load import Source, tokenizer_of
+from megatron_qwen3.generate.opening import close, opened
+from megatron_qwen3.generate.requests import (
+    SAMPLING_OPTIONS,
+    Encoder,
+    Line,
+    both_modes,
+    read_lines,
+)
 from megatron_qwen3.generate.template import FolderTemplate, template_of
-from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.shown import shown, shown_lines
 
@@ -63,34 +69,24 @@ def run(given: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(config)
     lines = _lines(given)
     talks = given.chat is not None or any("messages" in line for _, line in lines)
-    template = _template(given.template, Path(config.data.tokenizer)) if talks else None
+    template = template_used(given.template, Path(config.data.tokenizer)) if talks else None
     encoder = Encoder(tokenizer, given, template)
     requests = encoder.encode_all(lines)
-    ends, budget = stop_ids(source, config, tokenizer), None
-    if given.thinking_budget is not None:
-        budget = ThinkingBudget.of(tokenizer, given.thinking_budget)
-    if config.run.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    warnings.filterwarnings("ignore", module=r"torch|megatron")
-    # torch and megatron-core are imported only now: something wrong costs no seconds.
-    from megatron_qwen3.generate.engine import Generator
-    from megatron_qwen3.generate.session import Session
-    from megatron_qwen3.parallel import runtime
-
-    layout = runtime.start(config)
-    generator = Generator(load(source, config, layout))
-    reach = source.reach(config.rope)
-    session = Session(generator, tokenizer, encoder, budget, ends, given, reach)
+    session = opened(source, config, tokenizer, encoder, given)
     if given.file:
         session.file(requests, given.out)
-    elif given.chat is not None:
-        session.chat(_messages(given))
+    elif given.chat == "":
+        from megatron_qwen3.generate.talk import talk
+
+        budget = given.thinking_budget
+        conversation = Conversation.begun(given.system, not given.no_think, budget)
+        talk(session, conversation, both_modes(tokenizer, given, template))
     else:
         session.prompts(requests)
-    runtime.stop()
+    close()
 
 
-def _template(asked: str, folder: Path) -> FolderTemplate | None:
+def template_used(asked: str, folder: Path) -> FolderTemplate | None:
     """The folder's chat template where it is asked for; where another is used, that is told."""
     if asked == "folder":
         if template := template_of(folder):
@@ -145,18 +141,35 @@ def _parser(prog: str) -> Parser:
         description="Generate text with a checkpoint or a folder of Hugging Face's format.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF_FOLDER")
-    parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="such as parallel.tensor=2"
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = add_model(parser).add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
-    what.add_argument("--chat", nargs="?", const="", metavar="TEXT", help="empty: a conversation")
+    what.add_argument(
+        "--chat",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="empty: a conversation, as mq3 chat has it",
+    )
     what.add_argument("--file", type=Path, metavar="JSONL")
     parser.add_argument("--out", type=Path, metavar="JSONL", help="of --file; default: stdout")
     parser.add_argument(
         "--batch", type=positive, default=16, help="rows of --file at once, per data rank"
     )
+    add_sampling(parser)
+    return parser
+
+
+def add_model(parser: Parser) -> Parser:
+    """Add which model writes, and in which layout."""
+    parser.add_argument("source", type=Path, metavar="CHECKPOINT_OR_HF_FOLDER")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="such as parallel.tensor=2"
+    )
+    return parser
+
+
+def add_sampling(parser: Parser) -> None:
+    """Add how conversations become text, and how what follows is chosen."""
     parser.add_argument(
         "--template",
         choices=("qwen3", "folder"),
@@ -164,7 +177,7 @@ def _parser(prog: str) -> Parser:
         help="how conversations become text: Qwen3's format, which nobody's text can leave, or "
         "the tokenizer folder's own chat template",
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message of --chat")
+    parser.add_argument("--system", metavar="TEXT", help="system message of a conversation")
     thinking = parser.add_mutually_exclusive_group()
     thinking.add_argument("--think", action="store_true", help="the default")
     thinking.add_argument("--no-think", action="store_true", help="begin with an empty think block")
@@ -174,7 +187,6 @@ def _parser(prog: str) -> Parser:
         kind = int if name == "top_k" else float
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X")
     parser.add_argument("--seed", type=int, default=0, help="the same text again, or another")
-    return parser
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.convert.hf_files import end_ids, has_tokenizer
+from megatron_qwen3.hub import folder_of
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
@@ -27,7 +29,7 @@ _MODE_OF = {"vocabulary": "pretrain", "scalar": "reward"}
 _USE_OF = {
     "vocabulary": "a language model, which writes text (mq3 generate); answers are scored by a "
     'reward model, of run.mode = "reward" or transformers\' Qwen3ForSequenceClassification',
-    "scalar": "a reward model, which writes no text: mq3 score-answers scores answers with it",
+    "scalar": "a reward model, which writes no text: mq3 score scores answers with it",
 }
 
 if TYPE_CHECKING:
@@ -149,10 +151,16 @@ def tokenizer_of(config: Config) -> Any:
 
     named = config.data.tokenizer
     if not named:
-        raise ConfigError("the checkpoint names no tokenizer; set data.tokenizer=FOLDER")
-    file = Path(named) / "tokenizer.json" if Path(named).is_dir() else Path(named)
+        raise ConfigError(
+            "the model was trained without a tokenizer being named; name it among the arguments: "
+            "data.tokenizer=FOLDER, the one that its text was tokenized with"
+        )
+    file = tokenizer_json(named)
     if not file.is_file():
-        raise ConfigError(f"data.tokenizer = {named}: {file} does not exist; set data.tokenizer=")
+        raise ConfigError(
+            f"data.tokenizer = {named}: {file} does not exist; name the tokenizer that the model's "
+            "text was tokenized with among the arguments: data.tokenizer=FOLDER"
+        )
     if (note := tokenizer_file.cut_note(file)) and os.environ.get("RANK", "0") == "0":
         print(shown(note), file=sys.stderr)
     loaded = tokenizer.load(file)
@@ -167,7 +175,8 @@ def tokenizer_of(config: Config) -> Any:
 
 def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
     """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
-    folders = [Path(config.data.tokenizer), source.path, source.path / "tokenizer"]
+    own = folder_of(config.data.tokenizer, "tokenizer.json")
+    folders = [own, source.path, source.path / "tokenizer"]
     return ends_of(folders, tokenizer)
 
 

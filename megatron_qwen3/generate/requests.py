@@ -106,6 +106,17 @@ class Encoder:
                 yield error
 
 
+def both_modes(
+    tokenizer: tokenizers.Tokenizer, options: argparse.Namespace, template: FolderTemplate | None
+) -> dict[bool, Encoder]:
+    """For answers that may have thinking, and for those that may not."""
+    modes = {
+        thinking: argparse.Namespace(**vars(options) | {"no_think": not thinking})
+        for thinking in (True, False)
+    }
+    return {mode: Encoder(tokenizer, given, template) for mode, given in modes.items()}
+
+
 def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     """At most `size` neighbours at a time that are sampled alike."""
     start = 0

@@ -1,4 +1,4 @@
-"""A loaded model at the terminal: streams one answer, talks, or works through many prompts.
+"""A loaded model at the terminal: streams one answer, or works through many prompts.
 
     session = Session(generator, tokenizer, encoder, budget, stop_ids, options)
     session.file(requests, Path("answers.jsonl"))
@@ -53,19 +53,12 @@ class Session:
     def prompts(self, requests: Sequence[Request]) -> None:
         """Go on with texts: one while it comes, several beside each other."""
         if len(requests) == 1:
-            self._stream(requests[0])
+            self.stream(requests[0], self.budget)
             return
-        for request, completion in zip(requests, self._complete(requests, 0), strict=True):
+        for request, completion in zip(
+            requests, self._complete(requests, 0, self.budget), strict=True
+        ):
             self._print(f"=== {request.line['prompt']}\n{self._text(completion)}\n")
-
-    def chat(self, messages: list[dict[str, Any]]) -> None:
-        """Answer `messages`; where no question is among them, those of standard input in turn."""
-        is_asked = any(message["role"] == "user" for message in messages)
-        for question in [None] if is_asked else self._questions():
-            if question is not None:
-                messages.append({"role": "user", "content": question})
-            answer = self._stream(self.encoder.encode({"messages": messages}))
-            messages.append({"role": "assistant", "content": answer})
 
     def file(self, requests: Sequence[Request], out: Path | None) -> None:
         """Each line again, with what was generated under one key beside what was given."""
@@ -76,7 +69,7 @@ class Session:
             as_numbers = codecs.lookup(target.encoding).name != "utf-8"
             done = 0
             for batch in batches(requests, size):
-                completions = self._complete(batch, done)
+                completions = self._complete(batch, done, self.budget)
                 for request, completion in zip(batch, completions, strict=True):
                     if self.is_first:
                         record = request.line | {RESULT: self._record(completion)}
@@ -86,7 +79,11 @@ class Session:
                 advance(len(batch))
 
     def _complete(
-        self, requests: Sequence[Request], first_row: int, on_token: OnToken | None = None
+        self,
+        requests: Sequence[Request],
+        first_row: int,
+        budget: ThinkingBudget | None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """Completions of requests sampled alike, shared between the data ranks, on every rank."""
         share = -(-len(requests) // self.generator.layout.data)
@@ -96,7 +93,7 @@ class Session:
             requests[0].sampling,
             self.options.max_new_tokens,
             self.stop_ids,
-            self.budget,
+            budget,
             on_token,
             first_row + start,
         )
@@ -121,14 +118,14 @@ class Session:
             print(shown(note), file=sys.stderr)
         self._reach = 0
 
-    def _stream(self, request: Request) -> str:
-        """Print one answer while it comes; its text."""
+    def stream(self, request: Request, budget: ThinkingBudget | None) -> str:
+        """Print one answer while it comes, its thinking within `budget`; its text."""
         stream, began = TextStream(self.tokenizer), time.perf_counter()
 
         def show(row: int, token: int, inserted: bool) -> None:
             self._print(stream.add(token))
 
-        (completion,) = self._complete([request], 0, show)
+        (completion,) = self._complete([request], 0, budget, show)
         self._print(stream.end() + "\n")
         if self.is_first:
             count, seconds = len(completion.tokens), time.perf_counter() - began
@@ -151,17 +148,6 @@ class Session:
 
     def _text(self, completion: Completion) -> str:
         return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
-
-    def _questions(self) -> Iterator[str]:
-        """Lines of the first rank's standard input, on every rank, until it ends."""
-        while True:
-            self._print("> " if sys.stdin.isatty() else "")
-            line = [sys.stdin.readline() if self.is_first else ""]
-            dist.broadcast_object_list(line, src=0)
-            if not line[0]:
-                return
-            if line[0].strip():
-                yield line[0].strip()
 
     @contextlib.contextmanager
     def _target(self, out: Path | None) -> Iterator[Any]:

@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_qwen3 import config as settings
+from megatron_qwen3.named_model import named_model
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.hardware import Cluster
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.presets import PRESETS
 from megatron_qwen3.settings import ConfigError, ModelConfig
 
 _BATCH_TOKENS = 2**23  # of one step, where nobody says otherwise
@@ -64,7 +63,7 @@ def ask(
 ) -> Question:
     """The question by names; ConfigError says which of them is wrong.
 
-    model: a size (235b-a22b), or a TOML file. gpu: of hardware/, or a TOML file of a cluster.
+    model: as named_model takes it. gpu: of hardware/, or a TOML file of a cluster.
     global_batch: sequences of a step; about 8.4M tokens without. precision: of PRECISIONS, or auto.
     hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: pinned sizes.
     """
@@ -73,7 +72,7 @@ def ask(
         if isinstance(value, int) and value <= 0:
             raise ConfigError(f"{name} = {value} must be above 0")
     return Question(
-        model=model_of(model),
+        model=named_model(model),
         cluster=cluster,
         gpus=gpus,
         sequence_length=sequence_length,
@@ -89,17 +88,6 @@ def usual_batch(sequence_length: int, gpus: int) -> int:
     """Of about _BATCH_TOKENS; sequences per GPU are a power of two, which micro-batches divide."""
     per_gpu = _BATCH_TOKENS / sequence_length / gpus
     return gpus << max(0, round(math.log2(per_gpu)))
-
-
-def model_of(name: str) -> ModelConfig:
-    """A preset by its name or size, or the model of a TOML file."""
-    if name.endswith(".toml"):
-        return settings.load([name], any_length=True).model
-    preset = name.lower() if name.lower() in PRESETS else f"qwen3-{name.lower()}"
-    if preset not in PRESETS:
-        sizes = ", ".join(preset.removeprefix("qwen3-") for preset in PRESETS)
-        raise ConfigError(f"--model {name} is neither a size ({sizes}) nor a TOML file")
-    return settings.load([], [f"model.preset={preset}", "train.steps=1"]).model
 
 
 def _precisions(asked: str, cluster: Cluster) -> tuple[str, ...]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-from data_prep.tokenizer_file import token_bytes
+from data_prep.tokenizer_file import token_bytes, tokenizer_json
 from megatron_qwen3.config import Config, ConfigError
 
 
@@ -32,8 +31,7 @@ def check_is_of(config: Config, data: str, sha256: str, path: str = "") -> None:
     """
     if not config.data.tokenizer or not sha256:
         return
-    tokenizer = Path(config.data.tokenizer)
-    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    file = tokenizer_json(config.data.tokenizer)
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise ConfigError(
             f"data.tokenizer = {config.data.tokenizer} is not the tokenizer of {data}"

@@ -14,6 +14,7 @@ import tiny
 from ranks import run_ranks
 
 from data_prep import tokenizer as tokenizers
+from megatron_qwen3.cli import chat
 from megatron_qwen3.convert.stream import from_hf
 from megatron_qwen3.generate.__main__ import main
 
@@ -136,6 +137,48 @@ def test_a_conversation_goes_on_until_standard_input_ends(folder):
     options = [str(folder), "--chat", "--no-think", "--max-new-tokens", "4"]
     ((status, told),) = run_ranks(talk, 1, options, "a b\n\nc\n")
     assert status == 0 and told.count("tokens/s") == 2
+
+
+def talk_by_commands(arguments, typed):
+    """On a rank: the exit status of mq3 chat, what it answered, and what it told of itself."""
+    sys.stdin = io.StringIO(typed)
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as told,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+        status = chat.main(arguments)
+    return status, out.getvalue(), told.getvalue()
+
+
+def test_a_chat_obeys_commands_and_answers_alike_in_another_layout(folder, tmp_path):
+    options = [str(folder), "--max-new-tokens", "6", "--temperature", "0", "--no-think"]
+    typed = "a b\n/quack\nc\n/save {}\n/reset\n/budget 2\n/think\na\n/exit\nd\n"
+    found = []
+    for ranks, settings in ((1, []), (2, ["parallel.tensor=2"])):
+        saved = tmp_path / f"{ranks}.jsonl"
+        arguments = [*options, *settings]
+        first, *others = run_ranks(
+            talk_by_commands, ranks, arguments, typed.replace("{}", str(saved))
+        )
+        status, out, told = first
+        assert status == 0 and told.count("tokens/s") == 3 and "/quack is no command" in told
+        assert all(other == (0, "", "") for other in others)
+        messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
+        said = [(m["role"], m["content"]) for m in messages]
+        assert [role for role, _ in said] == ["user", "assistant"] * 2
+        assert said[0][1] == "a b" and said[2][1] == "c" and said[1][1] in out
+        found.append((said, out))
+    assert found[0] == found[1]
+
+
+def test_a_chat_goes_on_from_a_saved_conversation(folder, tmp_path):
+    history = tmp_path / "talk.jsonl"
+    history.write_text(json.dumps(CHAT))
+    options = [str(folder), "--max-new-tokens", "3", "--history", str(history)]
+    typed = f"/history\n/save {tmp_path / 'again.jsonl'}\n"
+    ((status, _, told),) = run_ranks(talk_by_commands, 1, options, typed)
+    assert status == 0 and "user: a b\n" in told
+    assert json.loads((tmp_path / "again.jsonl").read_text())["messages"] == CHAT["messages"]
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def convert(source, out):
 def test_a_reward_model_writes_no_text_and_a_language_model_scores_none(school, tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text("")
     assert generate([str(school), "--prompt", "x"]) == 2
-    assert "is a reward model, which writes no text: mq3 score-answers" in capsys.readouterr().err
+    assert "is a reward model, which writes no text: mq3 score" in capsys.readouterr().err
     more = ["model.preset=tiny-dense", "train.steps=1", f"run.dir={tmp_path}", "run.name=lm"]
     assert run_ranks(language_model, 1, [*more, "run.device=cpu"]) == [0]
     assert score_answers.main([str(tmp_path / "lm"), str(tmp_path / "answers.jsonl")]) == 2

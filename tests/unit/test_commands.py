@@ -2,7 +2,7 @@
 
 import argparse
 import ast
-import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_help_of_a_file_of_tools_has_an_example(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_of_mq3_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        commands.main([name, "--help"])
+        commands.main([*name.split(), "--help"])
     told = capsys.readouterr().out
     assert not stop.value.code and told.startswith(f"usage: mq3 {name} ")
     way = f"python -m megatron_qwen3.{name}" if name in ("train", "generate") else f"mq3 {name}"
@@ -89,20 +89,166 @@ def test_no_module_of_commands_imports_torch_before_it_is_called():
 
 
 def test_a_command_that_is_none_gets_the_nearest_and_status_2(capsys):
-    assert commands.main(["tokenise"]) == 2
-    assert "tokenise is no command of mq3; did you mean tokenize?" in capsys.readouterr().err
+    for words, meant in {
+        "data tokenise": "data tokenize",
+        "tokenise x": "data tokenize",
+        "clean run": "data clean",
+        "curriculum mix": "data mix",
+        "study plan": "plan",
+        "evalaute": "evaluate",
+    }.items():
+        assert commands.main(words.split()) == 2
+        assert f" is no command of mq3; did you mean {meant}?" in capsys.readouterr().err
     assert commands.main(["x\x1b[2J"]) == 2
     told = capsys.readouterr().err
     assert "\x1b" not in told and all(name in told for name in COMMANDS)
     assert commands.main([]) == 2
 
 
+def test_a_group_lists_its_commands_alone(capsys):
+    assert commands.main(["data", "--help"]) == 0
+    told = capsys.readouterr().out
+    for name in COMMANDS:
+        assert (f"\n    {name} " in told) == name.startswith("data "), name
+    assert commands.main(["study"]) == 2 and "study sweep" in capsys.readouterr().err
+
+
+def test_planning_needs_neither_torch_nor_matplotlib_nor_scipy_to_start():
+    program = """
+import sys
+from megatron_qwen3.cli import commands
+try:
+    commands.main(["plan", "--help"])
+except SystemExit as stop:
+    heavy = {"torch", "matplotlib", "scipy", "numpy", "jinja2", "argcomplete"} & {*sys.modules}
+    sys.exit(stop.code or ", ".join(heavy) or None)
+"""
+    done = call("-c", program)
+    assert done.returncode == 0, done.stderr
+
+
+# What the base install has not: the extras of setup.py, by the names that are imported.
+WITHOUT = """
+import sys
+from megatron_qwen3.cli import commands
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in commands.EXTRA_OF:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in commands.COMMANDS:
+    try:
+        status = commands.main([*name.split(), "--help"])
+    except SystemExit as stop:
+        status = stop.code
+    print(name, status, file=sys.stderr)
+"""
+
+
+def test_a_base_install_helps_with_every_command_and_plans_launches_and_reports():
+    done = call("-c", WITHOUT)
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()
+    assert [line for line in told if not line.endswith(" 0")] == []
+    assert len(told) == len(COMMANDS)
+
+
+def test_a_command_whose_extra_is_missing_says_which(capsys):
+    def missing():
+        raise ModuleNotFoundError("No module named 'megatron'", name="megatron.core")
+
+    assert commands.installed(missing) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        "error: this needs megatron, which is not installed: pip install 'megatron_qwen3[train]'\n"
+    )
+    for name in ("megatron_qwen3.nothing", None):
+
+        def broken(name=name):
+            raise ModuleNotFoundError("a fault of ours", name=name)
+
+        with pytest.raises(ModuleNotFoundError):
+            commands.installed(broken)
+
+
+def setup_keywords():
+    """What setup.py calls setup() with, as source."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body[-1]
+    assert isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Call)
+    return {keyword.arg: keyword.value for keyword in tree.value.keywords}
+
+
+def test_each_package_that_has_an_extra_is_in_it_and_not_in_the_base():
+    told = setup_keywords()
+    base, extras = ast.literal_eval(told["install_requires"]), told["extras_require"]
+    extras = ast.literal_eval(extras)
+    own = {"megatron": "megatron-core", "fasttext": "fasttext-predict", "nvidia": "nvidia-dali"}
+    for package, extra in commands.EXTRA_OF.items():
+        name = own.get(package, package).replace("_", "-")
+        assert any(one.startswith(name) for one in extras[extra]), package
+        assert not any(one.startswith(name) for one in base), package
+    assert {"train", "data", "eval", "docs", "languages"} <= {*extras}
+
+
+def completed(line, tmp_path):
+    """What the shell is answered where TAB is typed after `line`."""
+    answer = tmp_path / "answer"
+    environment = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_qwen3"], cwd=ROOT, env=os.environ | environment, timeout=60
+    )
+    assert done.returncode == 0
+    return {word.strip() for word in answer.read_text().split("\n") if word.strip()}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "others"),
+    [
+        ("mq3 ", {"data", "study", "train", "plan"}, {"clean", "--out"}),
+        ("mq3 da", {"data"}, {"train"}),
+        ("mq3 data to", {"tokenizer", "tokenize"}, {"clean"}),
+        ("mq3 data clean run --keep-u", {"--keep-undetermined"}, {"--help"}),
+        ("mq3 data mix shards/ --rec", {"--recipe"}, {"--help"}),
+        ("mq3 plan --mo", {"--model"}, {"--gpu"}),
+        ("mq3 study sweep x.toml --lo", {"--local"}, set()),
+        ("mq3 convert ", {"to-hf", "from-hf", "verify", "inspect"}, set()),
+    ],
+)
+def test_a_shell_is_answered_from_the_table_and_the_parsers(line, expected, others, tmp_path):
+    found = completed(line, tmp_path)
+    assert expected <= found and not others & found, found
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_each_shell_is_printed(shell, capsys):
+    assert commands.main(["completion", shell]) == 0
+    assert "mq3" in capsys.readouterr().out
+
+
+def test_the_usual_one_of_a_commands_own_may_be_left_out(tmp_path, capsys):
+    for words in (["data", "inspect", str(tmp_path)], ["data", "inspect", "table", str(tmp_path)]):
+        assert commands.main(words) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {tmp_path}"), told
+    with pytest.raises(SystemExit):
+        commands.main(["data", "inspect", "tabel", str(tmp_path)])
+    assert "invalid choice: 'tabel'" in capsys.readouterr().err
+
+
 def test_both_ways_to_call_a_command_give_the_same_output_and_status(tmp_path):
     for words, status in ((["table", "none"], 2), (["table", "--by", "colour", "x"], 2)):
-        by_name = call("-m", "megatron_qwen3", "inspect-shards", *words)
+        by_name = call("-m", "megatron_qwen3", "data", "inspect", *words)
         by_file = call("tools/inspect_shards.py", *words)
         assert by_name.returncode == by_file.returncode == status
-        told = by_file.stderr.replace("inspect_shards.py", "mq3 inspect-shards")
+        told = by_file.stderr.replace("inspect_shards.py", "mq3 data inspect")
         assert by_name.stderr.split() == told.split()
 
 
@@ -140,9 +286,7 @@ def imports(path):
 
 def test_what_is_installed_has_every_package_and_file_and_the_command():
     """What setup.py says; a wheel is made of that."""
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body[-1]
-    assert isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Call)
-    told = {keyword.arg: ast.unparse(keyword.value) for keyword in tree.value.keywords}
+    told = {name: ast.unparse(value) for name, value in setup_keywords().items()}
     target = ast.literal_eval(told["entry_points"])["console_scripts"][0]
     assert target == f"mq3 = {commands.__name__}:{commands.start.__name__}"
     include = ast.literal_eval(told["packages"].partition("include=")[2].rstrip(")"))
@@ -150,6 +294,8 @@ def test_what_is_installed_has_every_package_and_file_and_the_command():
     for package, patterns in ast.literal_eval(told["package_data"]).items():
         told[package] = {path for one in patterns for path in (ROOT / package).glob(one)}
         assert all(any((ROOT / package).glob(one)) for one in patterns)
+    assert all((ROOT / name).is_file() for name in ("LICENSE", "CITATION.cff", "CHANGELOG.md"))
+    assert all(ROOT / top / "py.typed" in told[top] for top in ("megatron_qwen3", "data_prep"))
     for path in (
         path for top in ("megatron_qwen3", "data_prep") for path in (ROOT / top).rglob("*")
     ):
@@ -188,9 +334,8 @@ def parsers_of(name, monkeypatch):
 
     monkeypatch.setattr(entry, "parse", catch(True))
     monkeypatch.setattr(Parser, "parse_args", catch(False))
-    module = importlib.import_module(COMMANDS[name].module)
     with pytest.raises(Caught) as caught:
-        module.main([], f"mq3 {name}")
+        commands.main(name.split())
     monkeypatch.undo()
     parser, is_entry = caught.value.args
     return list(nested([], parser)), is_entry

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import tables
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.named_model import named_model
 from megatron_qwen3.pages import laws_rows
-from megatron_qwen3.planner.question import model_of
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
 
@@ -38,12 +39,13 @@ _EXAMPLES = """examples:
 def add_parser(commands: Any) -> None:
     """Add the command to the sub-parsers `commands`."""
     text: dict[str, Any] = {"description": __doc__, "epilog": _EXAMPLES}
-    parser = commands.add_parser("laws", help="scaling laws from a ladder of small runs", **text)
+    purpose = "scaling laws from a ladder of small runs"
+    parser = commands.add_parser("laws", help=purpose, usual="run", **text)
     actions = parser.add_subparsers(required=True, metavar="run | fit")
     train = actions.add_parser("run", help="train a ladder, then fit", **text)
     train.add_argument("ladder", type=Path, metavar="LADDER.toml")
     train.add_argument("--submit", action="store_true", help="as SLURM job arrays, not here")
-    train.add_argument("--minutes", type=int, default=60, help="limit of a job (%(default)s)")
+    grammar.add_minutes(train.add_argument, default=60)
     train.set_defaults(run=_run)
     fit = actions.add_parser("fit", help="fit to runs that are there", **text)
     fit.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="folders or CSV files")
@@ -63,7 +65,9 @@ def _add_options(action: argparse.ArgumentParser) -> None:
         help="leave shorter runs out: a law does not hold yet while a model only starts to learn",
     )
     target = action.add_argument_group("a run to predict and to tune")
-    target.add_argument("--model", help="a size (8b, qwen3-30b-a3b) or a model's TOML file")
+    target.add_argument(
+        "--model", help="a size (8b), a TOML file, a config.json, a name of the hub"
+    )
     target.add_argument("--tokens", type=float, help="tokens that it will be trained on: 1e12")
     target.add_argument("--sequence-length", type=int, default=4096, help="(%(default)s)")
     target.add_argument("--overlay", type=Path, help="write optim.lr, train.global_batch here")
@@ -155,7 +159,7 @@ def _target(given: argparse.Namespace) -> tuple[float, float, float] | None:
     from megatron_qwen3.model.flops import flops_per_token
     from megatron_qwen3.studies.measurements import matrix_parameters
 
-    model = model_of(given.model)
+    model = named_model(given.model)
     compute = flops_per_token(model, given.sequence_length) * given.tokens
     return matrix_parameters(model), given.tokens, compute
 

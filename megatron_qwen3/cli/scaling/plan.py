@@ -52,7 +52,9 @@ def add_parser(commands: Any) -> None:
         epilog=_EXAMPLES,
     )
     known = ", ".join(hardware.names())
-    parser.add_argument("--model", required=True, help="size (8b, 235b-a22b) or a TOML file")
+    parser.add_argument(
+        "--model", required=True, help="size (8b), TOML file, config.json, name of the hub"
+    )
     parser.add_argument("--gpu", required=True, help=f"{known}, or a TOML file of a cluster")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--seq", type=int, default=4096, help="tokens of a sequence (4096)")

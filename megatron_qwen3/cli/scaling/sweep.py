@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_qwen3 import tables
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import sweep_rows
 from megatron_qwen3.shown import plain, shown
@@ -51,7 +52,7 @@ def add_parser(commands: Any) -> None:
     how.add_argument("--local", action="store_true", help="run the points on this machine")
     how.add_argument("--submit", action="store_true", help="hand the job arrays to sbatch")
     how.add_argument("--report", action="store_true", help="only report what is done")
-    parser.add_argument("--minutes", type=int, default=60, help="time limit of a job (%(default)s)")
+    grammar.add_minutes(parser.add_argument, default=60)
     parser.add_argument("--out", type=Path, help="page to write (default: {dir}/scaling.html)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)

@@ -1,0 +1,63 @@
+"""Talk with a model at the terminal: a checkpoint, a run or a folder of Hugging Face's format.
+
+    mq3 chat Qwen3-0.6B
+    mq3 chat runs/8b/post_3_fusion --thinking-budget 512 --system "You are terse."
+    torchrun --nproc-per-node 8 -m megatron_qwen3 chat Qwen3-30B-A3B parallel.tensor=2 \\
+        parallel.expert=4
+    printf 'What is 17 * 23?\\n/no_think\\nAnd 17 * 24?\\n' | mq3 chat Qwen3-0.6B --seed 7
+
+Answers come as they are written. Lines that begin with / command: /mode no_think, /budget 512,
+/save talk.jsonl; /help has all. Sampling, where it is not given, is Qwen3's own for each mode.
+"""
+
+import argparse
+from pathlib import Path
+
+from megatron_qwen3 import entry, launcher
+from megatron_qwen3.chat_check import ChatError
+from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.__main__ import add_model, add_sampling, template_used
+from megatron_qwen3.generate.conversation import Conversation, load
+from megatron_qwen3.generate.load import Source, tokenizer_of
+from megatron_qwen3.generate.opening import close, opened
+from megatron_qwen3.generate.requests import both_modes
+from megatron_qwen3.parallel.layout import check_world_size
+
+
+def main(arguments: list[str] | None = None, prog: str = "mq3 chat") -> int:
+    """The exit status: 0 the conversation has ended, 2 something that was given is wrong."""
+    given = entry.parse(_parser(prog), arguments)
+    try:
+        run(given)
+    except (ConfigError, ChatError) as error:
+        launcher.tell(f"error: {error}")
+        return 2
+    return 0
+
+
+def run(given: argparse.Namespace) -> None:
+    """Check all that was given, load the model, and talk, on this rank."""
+    launcher.check()
+    conversation = Conversation.begun(given.system, not given.no_think, given.thinking_budget)
+    if given.history and launcher.rank() == 0:  # others may not see the file
+        conversation.messages = load(given.history)
+    world_size = launcher.world_size()
+    source = Source(given.source)
+    config = source.config(given.settings, world_size)
+    check_world_size(config, world_size)
+    tokenizer = tokenizer_of(config)
+    template = template_used(given.template, Path(config.data.tokenizer))
+    encoders = both_modes(tokenizer, given, template)
+    session = opened(source, config, tokenizer, encoders[True], given)
+    from megatron_qwen3.generate.talk import talk
+
+    talk(session, conversation, encoders)
+    close()
+
+
+def _parser(prog: str) -> Parser:
+    parser = add_model(Parser(prog=prog, description=__doc__))
+    parser.add_argument("--history", type=Path, metavar="JSONL", help="go on from what /save wrote")
+    add_sampling(parser)
+    return parser

@@ -1,0 +1,160 @@
+"""A conversation at the terminal: what was said, how the next answer is to be, and its commands.
+
+    conversation = Conversation.begun("You are terse.", thinking=True, budget=None)
+    conversation.obey("/budget 512")     # what to tell; None where the line is a question
+    line = conversation.asked("What is 17 * 23?")  # for Encoder.encode
+    conversation.answered("What is 17 * 23?", "<think>…</think>391")
+
+Nothing here imports torch.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_qwen3.chat import split_thinking
+from megatron_qwen3.chat_check import ChatError, check
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.storage.whole import write_whole
+from megatron_qwen3.toml import did_you_mean
+
+HELP = """\
+/mode think | no_think   whether the next answers are to have thinking; /think and /no_think alone
+                         on a line are the same, in a question they hold for it and what follows
+/budget N | none         tokens of thinking, after which the answer must begin
+/system TEXT             the system message; without a text there is none
+/history                 what was said so far
+/undo                    forget the last question and its answer
+/reset                   forget all but the system message
+/save FILE               the conversation, as a line that `mq3 generate --file` and /load read
+/load FILE               go on with one
+/exit                    end; so does Ctrl-D
+"""
+
+
+@dataclass
+class Conversation:
+    """messages: as said so far, the system's too; thinking: whether answers may have it;
+    budget: tokens of thinking, None for any number."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    thinking: bool = True
+    budget: int | None = None
+    is_over: bool = False
+
+    @classmethod
+    def begun(
+        cls, system: str | None, thinking: bool = True, budget: int | None = None
+    ) -> "Conversation":
+        """One without questions. ConfigError for a budget below 0."""
+        conversation = cls(thinking=thinking)
+        if system:
+            conversation._system(system)
+        if budget is not None:
+            conversation._budget(str(budget))
+        return conversation
+
+    def obey(self, line: str) -> str | None:
+        """Do what a line beginning with `/` commands, and say what came of it; None for a question.
+
+        Nothing changes where the command is wrong: then that is said.
+        """
+        word, _, rest = line.partition(" ")
+        if line in ("/think", "/no_think"):
+            word, rest = "/mode", line.removeprefix("/")
+        if word in ("/think", "/no_think") or not word.startswith("/") or "/" in word[1:]:
+            return None
+        commands: dict[str, Callable[[str], str]] = {
+            "/mode": self._mode,
+            "/budget": self._budget,
+            "/system": self._system,
+            "/history": self._history,
+            "/undo": self._undo,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/load": self._load,
+            "/help": lambda _: HELP.rstrip(),
+            "/exit": self._exit,
+        }
+        if word not in commands:
+            known = did_you_mean(word, commands) or f"; valid: {' '.join(commands)}"
+            return f"error: {word} is no command{known}"
+        try:
+            return commands[word](rest.strip())
+        except (ConfigError, ChatError, OSError) as error:
+            return f"error: {word}: {error}"
+
+    def asked(self, question: str) -> dict[str, Any]:
+        """The line to encode for an answer to `question`."""
+        return {"messages": [*self.messages, {"role": "user", "content": question}]}
+
+    def answered(self, question: str, text: str) -> None:
+        """Keep a question, and the text that the model wrote for it."""
+        thinking, answer = split_thinking(text)
+        reply: dict[str, Any] = {"role": "assistant", "content": answer}
+        if thinking:
+            reply["reasoning_content"] = thinking
+        self.messages += [{"role": "user", "content": question}, reply]
+
+    def _mode(self, word: str) -> str:
+        if word not in ("think", "no_think"):
+            raise ConfigError(f"{word or 'nothing'}; valid: think, no_think")
+        self.thinking = word == "think"
+        return f"mode: {word}"
+
+    def _budget(self, word: str) -> str:
+        if word != "none" and not (word.isascii() and word.isdigit()):
+            raise ConfigError(f"{word or 'nothing'}; valid: none, or a number of tokens, as 512")
+        self.budget = None if word == "none" else int(word)
+        return f"thinking budget: {word}"
+
+    def _system(self, text: str) -> str:
+        said = [message for message in self.messages if message["role"] != "system"]
+        self.messages = [{"role": "system", "content": text}, *said] if text else said
+        return "the system message is set" if text else "there is no system message"
+
+    def _history(self, _: str) -> str:
+        said = (f"{message['role']}: {message['content']}" for message in self.messages)
+        return "\n".join(said) or "nothing was said yet"
+
+    def _undo(self, _: str) -> str:
+        questions = [k for k, message in enumerate(self.messages) if message["role"] == "user"]
+        if not questions:
+            return "nothing was asked yet"
+        del self.messages[questions[-1] :]
+        return "the last question is forgotten"
+
+    def _reset(self, _: str) -> str:
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        return "all but the system message is forgotten"
+
+    def _save(self, name: str) -> str:
+        if not name:
+            raise ConfigError("nothing; valid: a file, as talk.jsonl")
+        line = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        write_whole(Path(name), [line.encode(), b"\n"])
+        return f"wrote {name}"
+
+    def _load(self, name: str) -> str:
+        self.messages = load(Path(name))
+        return f"{len(self.messages)} messages"
+
+    def _exit(self, _: str) -> str:
+        self.is_over = True
+        return ""
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The messages of a file that /save wrote. ConfigError names the file and what is wrong."""
+    try:
+        line = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+        messages = line["messages"]
+        check(messages, None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ChatError) as error:
+        raise ConfigError(
+            f'{path} has no conversation in its first line, as {{"messages": […]}} ({error})'
+        ) from None
+    loaded: list[dict[str, Any]] = messages
+    return loaded

@@ -1,0 +1,93 @@
+"""Questions from the terminal, answers as they come: what `mq3 chat` and `generate --chat` do.
+
+    talk(session, conversation, encoders)
+
+All ranks run it. The first one reads what is typed and tells the others; a line of standard input
+is a question or a command (`conversation.py`), whether somebody types it or a pipe has it.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+import torch.distributed as dist
+
+from megatron_qwen3.chat import ChatError
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.conversation import Conversation
+from megatron_qwen3.generate.requests import Encoder
+from megatron_qwen3.generate.session import Session
+from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.shown import shown_text
+
+
+def talk(session: Session, conversation: Conversation, encoders: Mapping[bool, Encoder]) -> None:
+    """Answer until standard input ends. conversation: the first rank's counts; encoders: for
+    answers with thinking, and without."""
+    for question, shared in _questions(session.is_first, conversation):
+        answer = _answer(session, shared, encoders, question)
+        if answer is not None:
+            shared.answered(question, answer)
+
+
+def _questions(is_first: bool, conversation: Conversation) -> Iterator[tuple[str, Conversation]]:
+    """Each question, and the conversation in which it is asked, on every rank. The first rank obeys
+    commands: only it may see the files that they name."""
+    while True:
+        told = [_next(conversation) if is_first else None, conversation]
+        dist.broadcast_object_list(told, src=0)
+        question, shared = told
+        if question is None:
+            return
+        if not is_first:
+            conversation = shared  # type: ignore[assignment]
+        yield str(question), conversation
+
+
+def _next(conversation: Conversation) -> str | None:
+    """The next line that is a question; None at the end."""
+    while not conversation.is_over and (line := _typed()) is not None:
+        if not (line := line.strip()):
+            continue
+        told = conversation.obey(line)
+        if told is None:
+            return line
+        if told:
+            _tell(told)
+    return None
+
+
+def _tell(text: str) -> None:
+    print(shown_text(text), file=sys.stderr)
+
+
+def _answer(
+    session: Session, conversation: Conversation, encoders: Mapping[bool, Encoder], question: str
+) -> str | None:
+    """Print the answer to a question; None, and why, where there is none."""
+    why = "\nstopped; the question is forgotten"
+    try:
+        budget = None
+        if conversation.budget is not None:
+            budget = ThinkingBudget.of(session.tokenizer, conversation.budget)
+        request = encoders[conversation.thinking].encode(conversation.asked(question))
+        return session.stream(request, budget)
+    except (ConfigError, ChatError) as error:
+        why = f"error: {error}"
+    except KeyboardInterrupt:
+        if dist.get_world_size() > 1:
+            raise  # other ranks are somewhere else in the pass
+    if session.is_first:
+        _tell(why)
+    return None
+
+
+def _typed() -> str | None:
+    """One line; None at the end. At a terminal it can be edited, and earlier ones fetched."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    import readline  # noqa: F401  input() uses it once it is there
+
+    try:
+        return input("> ")
+    except EOFError:
+        return None

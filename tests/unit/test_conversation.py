@@ -1,0 +1,108 @@
+"""A conversation at the terminal: its commands change the next answer, and nothing else."""
+
+import json
+
+import pytest
+
+from megatron_qwen3.chat import render
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.conversation import HELP, Conversation, load
+
+
+def told(conversation, line):
+    answer = conversation.obey(line)
+    assert answer is not None, line
+    return answer
+
+
+def asked_twice():
+    conversation = Conversation.begun("be terse")
+    conversation.answered("a?", "<think>\nwhy\n</think>\n\nb")
+    conversation.answered("c?", "d")
+    return conversation
+
+
+def test_answers_are_kept_as_the_format_renders_them():
+    messages = asked_twice().asked("e?")["messages"]
+    assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * 2, "user"]
+    assert messages[2] == {"role": "assistant", "content": "b", "reasoning_content": "why"}
+    assert "<think>" not in render(messages)  # of history
+
+
+def test_modes_and_budgets_hold_for_the_next_answers():
+    conversation = Conversation.begun(None, thinking=False, budget=7)
+    assert (conversation.thinking, conversation.budget) == (False, 7)
+    for line, mode in (("/think", True), ("/mode no_think", False), ("/mode think", True)):
+        told(conversation, line)
+        assert conversation.thinking is mode
+    told(conversation, "/budget 512")
+    assert conversation.budget == 512
+    told(conversation, "/budget none")
+    assert conversation.budget is None
+
+
+@pytest.mark.parametrize(
+    "line", ["hello", "/no_think what is 1 + 1?", "/usr/bin is a path?", "1/2"]
+)
+def test_what_is_no_command_is_a_question(line):
+    assert asked_twice().obey(line) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/mode loud", "error: /mode: loud; valid: think, no_think"),
+        ("/budget -1", "error: /budget: -1; valid: none, or a number of tokens"),
+        ("/budget", "error: /budget: nothing; valid: none"),
+        ("/rest", "error: /rest is no command; did you mean /reset?"),
+        ("/quack", "error: /quack is no command; valid: /mode /budget"),
+        ("/save", "error: /save: nothing; valid: a file"),
+        ("/save no/such/folder/x", "error: /save: "),
+        ("/load gone.jsonl", "error: /load: gone.jsonl has no conversation in its first line"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_changes_nothing(line, said):
+    conversation, before = asked_twice(), asked_twice()
+    answer = told(conversation, line)
+    assert answer.startswith(said) and "\n" not in answer
+    assert conversation == before
+
+
+def test_questions_are_undone_and_all_but_the_system_message_reset():
+    conversation = asked_twice()
+    told(conversation, "/undo")
+    assert [m["content"] for m in conversation.messages] == ["be terse", "a?", "b"]
+    told(conversation, "/reset")
+    assert conversation.messages == [{"role": "system", "content": "be terse"}]
+    told(conversation, "/system be kind")
+    assert conversation.messages == [{"role": "system", "content": "be kind"}]
+    told(conversation, "/system")
+    assert conversation.messages == [] and told(conversation, "/undo") == "nothing was asked yet"
+    told(conversation, "/exit")
+    assert conversation.is_over
+
+
+def test_a_saved_conversation_is_a_line_of_messages_and_is_loaded_again(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    conversation = asked_twice()
+    assert told(conversation, f"/save {path}") == f"wrote {path}"
+    assert json.loads(path.read_text()) == {"messages": conversation.messages}
+    other = Conversation()
+    told(other, f"/load {path}")
+    assert other.messages == conversation.messages == load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"messages": 3}', '{"messages": [{"role": "x"}]}'])
+def test_a_file_without_a_conversation_is_named(text, tmp_path):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(ConfigError, match="x has no conversation in its first line"):
+        load(tmp_path / "x")
+
+
+def test_help_has_every_command():
+    conversation = Conversation()
+    words = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+    for word in set(words) - {"/exit"}:
+        assert "is no command" not in told(conversation, word)
+    valid = told(conversation, "/quack").partition("valid: ")[2].split()
+    assert {*words, "/help"} == {*valid}

@@ -1,0 +1,45 @@
+"""Names of the hub are found where Hugging Face's programs keep copies, and nothing is fetched."""
+
+import json
+
+import pytest
+
+from data_prep.tokenizer_file import tokenizer_json
+from megatron_qwen3 import hub
+from megatron_qwen3.config import ConfigError
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A cache with two snapshots of Some/Model, of which main names the older one."""
+    place = tmp_path / "models--Some--Model"
+    for commit in ("aaa", "bbb"):
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / "tokenizer.json").write_text("{}")
+    (place / "snapshots" / "bbb" / "config.json").write_text(json.dumps({}))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("aaa")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return place / "snapshots"
+
+
+def test_a_name_is_its_snapshot_that_has_the_file(cached):
+    assert hub.folder_of("Some/Model", "tokenizer.json") == cached / "aaa"
+    assert hub.folder_of("Some/Model", "config.json") == cached / "bbb"
+    assert tokenizer_json("Some/Model") == cached / "aaa" / "tokenizer.json"
+
+
+def test_a_path_is_itself_whatever_it_is_called(cached, tmp_path):
+    (tmp_path / "Some" / "Model").mkdir(parents=True)
+    assert not hub.is_id("Some/Model")
+    assert str(hub.folder_of("Some/Model", "tokenizer.json")) == "Some/Model"
+    for name in ("folder", "a/b/c", "/abs/path", "./x/y"):
+        assert not hub.is_id(name)
+
+
+def test_a_name_without_a_copy_says_how_to_get_one(cached):
+    with pytest.raises(ConfigError) as told:
+        tokenizer_json("Some/Other")
+    text = str(told.value)
+    assert "\n" not in text and "hf download Some/Other tokenizer.json --local-dir FOLDER" in text
