@@ -27,9 +27,11 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
-from data_prep.kept_fields import NONE, KeptFields, Scalar
+from data_prep.damaged import DamagedFile
+from data_prep.kept_fields import NONE, KeptFields
 from data_prep.labels import LABEL_FIELDS, LONGEST_LABEL
-from data_prep.lines import DamagedFile, blocks, first_line
+from data_prep.lines import blocks, first_line
+from data_prep.noted import Scalar
 from data_prep.parquet import LongRow, Table
 from megatron_qwen3.shown import shown
 

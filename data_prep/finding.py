@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory
-from data_prep.kept_fields import Scalar, parted
+from data_prep.noted import Scalar, parted
 from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Origin
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.progress import Progress

@@ -86,3 +86,9 @@ def _places(size: int) -> Iterable[int]:
     if size <= _PAGES * _PAGE_BYTES:
         return range(0, size, _PAGE_BYTES)
     return [n * (size - _PAGE_BYTES) // (_PAGES - 1) for n in range(_PAGES)]
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

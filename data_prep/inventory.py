@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.cells import Cell
+from data_prep.damaged import DamagedFile
 from data_prep.json_files import VERSION, json_bytes, read_json
 from data_prep.labels import LENGTHS, Labels
-from data_prep.lines import DamagedFile
 from data_prep.packed import Packed
 from data_prep.parquet import damage, import_parquet
 from megatron_qwen3.config import ConfigError

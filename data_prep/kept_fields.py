@@ -25,13 +25,12 @@ from typing import Any
 import msgspec
 
 from data_prep.labels import LABEL_FIELDS
+from data_prep.noted import BORDER, Scalar
 
-Scalar = str | int | float | bool
 ALL, NONE = "all", "none"
 LARGEST_BYTES = 4096  # of a document's fields as JSON
 FIRST = ("url", "date", "license", "licence")
 _ESCAPED_BYTES = 6  # that a character takes in JSON at most
-_BORDER = b"\xff"  # between id and fields; no byte of UTF-8
 _NESTED = (ord("{"), ord("["), ord("n"))  # how an object, a list and null begin
 _WHOLE = range(-(1 << 63), 1 << 64)  # what JSON's encoder takes
 _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError)
@@ -193,13 +192,7 @@ def scalar(value: Any) -> Scalar | None:
 def note(name: str, fields: Mapping[str, Scalar]) -> bytes:
     """A document's id and fields as its provenance holds them."""
     own = name.encode()
-    return own + _BORDER + msgspec.json.encode(fields) if fields else own
-
-
-def parted(found: bytes) -> tuple[str, dict[str, Scalar]]:
-    """The id and the fields of a note."""
-    name, _, fields = found.partition(_BORDER)
-    return name.decode(), msgspec.json.decode(fields) if fields else {}
+    return own + BORDER + msgspec.json.encode(fields) if fields else own
 
 
 def notes(names: Iterable[str], fields: Sequence[Mapping[str, Scalar]]) -> list[bytes]:

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from data_prep.damaged import DamagedFile
 from data_prep.remote import opened
 from megatron_qwen3.config import ConfigError
 
@@ -25,10 +26,6 @@ WINDOW_BYTES = 1 << 31  # the most that zstd itself makes
 _COMPRESSED_BYTES = 1 << 16
 _ZSTD_BLOCK_BYTES = 1 << 17  # the most that one of its blocks becomes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class DamagedFile(Exception):
-    """A compressed stream ends early or makes no sense; what came before it was handed on."""
 
 
 def blocks(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from data_prep.lines import DamagedFile
+from data_prep.damaged import DamagedFile
 from data_prep.remote import is_url, opened
 from megatron_qwen3.config import ConfigError
 

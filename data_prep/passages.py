@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep import documents
-from data_prep.lines import DamagedFile, blocks
+from data_prep.damaged import DamagedFile
+from data_prep.lines import blocks
 from data_prep.parquet import LongRow, Table
 from data_prep.units import Hashes, Units, mix, shingles, split
 from megatron_qwen3.config import ConfigError

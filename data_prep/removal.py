@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.fingerprint import mark_of_bytes
+from data_prep.fingerprint import file_sha256, mark_of_bytes
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import read_inventory
 from data_prep.json_files import read_json, write_json
 from data_prep.removed import Removed
-from data_prep.shards import file_sha256
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import sync, write_whole

@@ -20,7 +20,6 @@ where its id ends (u64); then the ids in UTF-8, each with the fields that are ke
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -34,10 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.cells import Cell, laid_out
+from data_prep.fingerprint import file_sha256
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.inventory import read_inventory
 from data_prep.json_files import VERSION, read_json, write_json
-from data_prep.kept_fields import Scalar, parted
+from data_prep.noted import Scalar, parted
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 
@@ -183,9 +183,3 @@ def faults(folder: Path, cells: Sequence[Cell]) -> Iterator[str]:
             yield f"{prefix} is packed otherwise than the inventory says"
     except (ConfigError, OSError) as error:
         yield str(error)
-
-
-def file_sha256(path: str) -> str:
-    """The hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

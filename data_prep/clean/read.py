@@ -22,7 +22,7 @@ from data_prep.clean.plan import Share, is_text, read_shares
 from data_prep.clean.settings import CleanSettings
 from data_prep.documents import Batch, Part, Problem
 from data_prep.domains import is_code_file
-from data_prep.kept_fields import Scalar
+from data_prep.noted import Scalar
 from data_prep.remote import opened
 from data_prep.tokenizer_file import cut_note
 from megatron_qwen3.config import ConfigError

@@ -21,8 +21,8 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep.clean.files import labels_of, new_documents
 from data_prep.clean.settings import JSONL, PARQUET, CleanSettings
-from data_prep.kept_fields import Scalar
 from data_prep.labels import LABEL_FIELDS
+from data_prep.noted import Scalar
 from data_prep.remote import is_url, upload
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file, write_whole

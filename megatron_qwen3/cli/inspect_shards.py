@@ -34,11 +34,12 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from data_prep.fingerprint import file_sha256
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory, totals
 from data_prep.labels import Labels
 from data_prep.removal import is_interrupted, removed_from
-from data_prep.shards import faults, file_sha256, folder_of, origin
+from data_prep.shards import faults, folder_of, origin
 from data_prep.tokenizer import load
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import tables

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.fingerprint import file_sha256
 from data_prep.indexed import IndexedReader, IndexedWriter, token_dtype
 from data_prep.json_files import json_bytes, read_json, write_json
-from data_prep.shards import file_sha256
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file
 

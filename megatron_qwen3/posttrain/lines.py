@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from data_prep.damaged import DamagedFile
 from data_prep.documents import LONGEST_LINE_BYTES, Part, Problem, not_utf8
-from data_prep.lines import DamagedFile, blocks
+from data_prep.lines import blocks
 from megatron_qwen3.posttrain.dialogs import (
     Choices,
     DialogLine,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.shards import file_sha256
+from data_prep.fingerprint import file_sha256
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import config as settings
 from megatron_qwen3.generate.load import Source

@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from data_prep.documents import PARQUET, SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
+from data_prep.fingerprint import file_sha256
 from data_prep.json_files import json_bytes, read_json, write_json
-from data_prep.shards import file_sha256
 from data_prep.tokenization import plan
 from data_prep.tokenization.corpus import errors_for_people, say_notes
 from data_prep.tokenization.plan import Input, Unit

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.indexed import IndexedReader
-from data_prep.kept_fields import Scalar
+from data_prep.noted import Scalar
 from data_prep.shards import Origin, origin
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.data import Mixture, Place

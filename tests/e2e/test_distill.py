@@ -10,7 +10,7 @@ from ranks import RankError, run_ranks
 from runs import power_cut, rows, run
 
 from data_prep import tokenizer
-from data_prep.shards import file_sha256
+from data_prep.fingerprint import file_sha256
 from megatron_qwen3 import train
 from megatron_qwen3.cli import teacher_targets
 from megatron_qwen3.posttrain.dialog_set import DialogSet

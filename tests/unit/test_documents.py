@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import documents, lines
+from data_prep.damaged import DamagedFile
 from data_prep.documents import Part, read
 
 ROWS: list[dict[str, Any]] = [
@@ -299,7 +300,7 @@ def test_a_stream_of_any_form_is_read_as_it_was_written(
     assert b"\n".join(found) == whole.removesuffix(b"\n")
     for cut in (len(streams[0]) // 2, path.stat().st_size - 1):
         path.write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(lines.DamagedFile):
+        with pytest.raises(DamagedFile):
             list(lines.blocks(str(path), 0, 1, 1 << 30))
 
 

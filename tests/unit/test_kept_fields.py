@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data_prep.documents import Part, read
 from data_prep.inventory import read_inventory
-from data_prep.kept_fields import ALL, LARGEST_BYTES, NONE, KeptFields, note, parted
+from data_prep.kept_fields import ALL, LARGEST_BYTES, NONE, KeptFields, note
+from data_prep.noted import parted
 from data_prep.shards import origin
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings

@@ -2,8 +2,8 @@
 
 Whoever lowers a number writes the new limit here. Settings of every mode and their rules are met
 from each one, since a file of settings may hold any; they, and what every model computes with (as
-attention of long texts, and Transformer Engine's layers with their rules), are the only reasons to
-raise it.
+attention of long texts, and Transformer Engine's layers and graphs with their rules), are the only
+reasons to raise it.
 """
 
 import ast
@@ -54,10 +54,10 @@ def reached(*modules):
 @pytest.mark.parametrize(
     ("modules", "most"),
     [
-        (("megatron_qwen3.training.engine",), 9300),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 19900),
-        (("megatron_qwen3.train", train.MODES["sft"]), 21500),
-        (("megatron_qwen3.train", train.MODES["reward"]), 19700),
+        (("megatron_qwen3.training.engine",), 9600),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 20900),
+        (("megatron_qwen3.train", train.MODES["sft"]), 21800),
+        (("megatron_qwen3.train", train.MODES["reward"]), 19900),
     ],
 )
 def test_a_reader_meets_few_lines_from(modules, most):

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.damaged import DamagedFile
 from data_prep.labels import LONGEST_LABEL
-from data_prep.lines import DamagedFile, blocks
+from data_prep.lines import blocks
 from megatron_qwen3.chat_check import ChatError, check
 from megatron_qwen3.config import ConfigError
 

@@ -1,0 +1,5 @@
+"""Files that end early or make no sense, whatever reads them."""
+
+
+class DamagedFile(Exception):
+    """A compressed stream ends early or makes no sense; what came before it was handed on."""

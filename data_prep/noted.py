@@ -1,0 +1,17 @@
+"""What a shard notes of a document: its id, and the fields that it brought.
+
+name, fields = parted(note)         # of kept_fields.note
+"""
+
+from __future__ import annotations
+
+import json
+
+Scalar = str | int | float | bool
+BORDER = b"\xff"  # between id and fields; no byte of UTF-8
+
+
+def parted(found: bytes) -> tuple[str, dict[str, Scalar]]:
+    """The id and the fields of a note."""
+    name, _, fields = found.partition(BORDER)
+    return name.decode(), json.loads(fields) if fields else {}
