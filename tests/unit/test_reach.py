@@ -55,7 +55,7 @@ def reached(*modules):
     ("modules", "most"),
     [
         (("megatron_qwen3.training.engine",), 9600),
-        (("megatron_qwen3.train", train.MODES["pretrain"]), 20900),
+        (("megatron_qwen3.train", train.MODES["pretrain"]), 21200),
         (("megatron_qwen3.train", train.MODES["sft"]), 21800),
         (("megatron_qwen3.train", train.MODES["reward"]), 19900),
     ],
