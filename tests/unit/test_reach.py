@@ -56,8 +56,8 @@ def reached(*modules):
     [
         (("megatron_qwen3.training.engine",), 9600),
         (("megatron_qwen3.train", train.MODES["pretrain"]), 21200),
-        (("megatron_qwen3.train", train.MODES["sft"]), 21800),
-        (("megatron_qwen3.train", train.MODES["reward"]), 19900),
+        (("megatron_qwen3.train", train.MODES["sft"]), 22100),
+        (("megatron_qwen3.train", train.MODES["reward"]), 20300),
     ],
 )
 def test_a_reader_meets_few_lines_from(modules, most):
