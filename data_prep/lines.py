@@ -191,7 +191,8 @@ def _import_zstandard() -> Any:
         import zstandard
     except ImportError:
         raise ConfigError(
-            "reading .zst needs zstandard, which is not installed: python -m pip install zstandard"
+            "reading .zst needs zstandard, which is not installed: "
+            "pip install 'megatron_qwen3[data]'"
         ) from None
     return zstandard
 

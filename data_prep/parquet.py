@@ -241,6 +241,6 @@ def import_parquet() -> Any:
         from pyarrow import parquet
     except ImportError:
         raise ConfigError(
-            "Parquet needs pyarrow, which is not installed: python -m pip install pyarrow"
+            "Parquet needs pyarrow, which is not installed: pip install 'megatron_qwen3[data]'"
         ) from None
     return parquet

@@ -98,13 +98,16 @@ def test_mistakes_are_told_in_one_line(corpus, capsys):
         ),
         (("--hours", "groups=many"), "--hours groups=many: valid are a number, or STAGE=number"),
         (("--against", str(corpus)), f"against: {corpus} holds no cleaning that has ended"),
-        (("--languages", "english"), "'english' is none of the 119"),
         (("--evaluation", "none.jsonl"), "none.jsonl does not exist"),
         (("--text-field", "x", "--similarity", "0.1"), "similarity = 0.1"),
     ):
         assert clean_corpus.main(_command(corpus, "out", *arguments)[2:]) == 2
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1, told
+    with pytest.raises(SystemExit) as stop:
+        clean_corpus.main(_command(corpus, "out", "--languages", "english")[2:])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and "'english' is none of the 119" in told and told.count("\n") == 1
     assert not (corpus / "out").exists()
 
 

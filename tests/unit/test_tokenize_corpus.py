@@ -240,7 +240,15 @@ def test_the_commands_say_what_was_done_and_show_where_a_document_came_from(
     text = documents(300, seed)[number]["text"]
     shown = capsys.readouterr().out
     assert f"{place.file}:{place.line}  id {place.id}" in shown and text in shown
-    assert inspect_shards.main(["verify", out]) == 0
+    capsys.readouterr()
+    assert inspect_shards.main(["show", f"{out}/{shard.path}", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["file"], told["line"], told["text"]) == (place.file, place.line, text)
+    assert inspect_shards.main(["table", out, "--by", "source", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["source"] == "made-up" and row["tokens"] > 0
+    assert inspect_shards.main(["verify", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["faults"] == []
     Path(f"{out}/{shard.path}.bin").write_bytes(b"")
     assert inspect_shards.main(["verify", out]) == 1
     assert inspect_shards.main(["show", f"{out}/{shard.path}", "9999"]) == 2

@@ -28,7 +28,7 @@ class Corpus:
         except ImportError:
             raise ConfigError(
                 "rollouts.agent.environment = 'search' needs bm25s, which is not installed: "
-                "python -m pip install bm25s"
+                "pip install 'megatron_qwen3[posttrain]'"
             ) from None
         self._rows = list(texts.items())
         self._index: Any = bm25s.BM25()

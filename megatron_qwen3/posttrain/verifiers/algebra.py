@@ -30,7 +30,7 @@ def check_installed() -> None:
     if not all(map(importlib.util.find_spec, ("math_verify", "antlr4"))):
         raise CannotJudge(
             "math needs math-verify, which is not installed: "
-            'python -m pip install "math-verify[antlr4_13_2]"'
+            "pip install 'megatron_qwen3[posttrain]'"
         )
 
 

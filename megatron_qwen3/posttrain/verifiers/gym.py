@@ -98,7 +98,7 @@ def load() -> list[str]:
     except ImportError:
         raise CannotJudge(
             "tasks of reasoning-gym need it, and it is not installed: "
-            "python -m pip install reasoning-gym"
+            "pip install 'megatron_qwen3[eval]'"
         ) from None
     return sorted(set(DATASETS) - {"composite"})  # a mixture of others, which names them
 

@@ -54,7 +54,8 @@ def _validator(schema: dict[str, Any]) -> Any:
         from referencing.jsonschema import specification_with
     except ImportError:
         raise CannotJudge(
-            "a schema needs jsonschema, which is not installed: python -m pip install jsonschema"
+            "a schema needs jsonschema, which is not installed: "
+            "pip install 'megatron_qwen3[posttrain]'"
         ) from None
     kind = validators.validator_for(schema, default=validators.Draft202012Validator)
     try:
