@@ -75,6 +75,12 @@ def code_of(name: str) -> str:
     return _codes().get(name, UNKNOWN)
 
 
+def as_typed(name: str) -> str:
+    """The code for a language as people write it, de, DE or deu-Latn; what is none as it is."""
+    codes = map(code_of, (name, name.replace("-", "_"), name.lower()))
+    return next((code for code in codes if code != UNKNOWN), name)
+
+
 @cache
 def _codes() -> dict[str, str]:
     codes: dict[str, str] = {}

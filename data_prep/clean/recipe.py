@@ -16,6 +16,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from data_prep.clean.settings import OF_A_RUN, CleanSettings
+from data_prep.languages import as_typed
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import as_kind, below, check_keys, emit, parse_value, read_toml
@@ -42,6 +43,8 @@ def read(
     tree = _merged(tree, options)
     for override in overrides:
         tree = _kept(_merged(tree, _table_of(override)), "--set")
+    if isinstance(named := tree["languages"], list):
+        tree["languages"] = [as_typed(one) if isinstance(one, str) else one for one in named]
     return _values(tree, path or "--set")
 
 

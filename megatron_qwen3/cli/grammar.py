@@ -44,11 +44,10 @@ def size(unit: float) -> Callable[[str], float]:
 
 def language(text: str) -> str:
     """The type of an option that is a language, as ISO 639-1 or -3 has it, or with a script."""
-    from data_prep.languages import LANGUAGES, UNKNOWN, code_of
+    from data_prep.languages import LANGUAGES, as_typed
 
-    for name in (text, text.replace("-", "_"), text.lower()):
-        if (code := code_of(name)) != UNKNOWN:
-            return code
+    if (code := as_typed(text)) in LANGUAGES:
+        return code
     guess = did_you_mean(text, LANGUAGES) or ", as en, eng or eng_Latn; data_prep/languages.csv"
     raise argparse.ArgumentTypeError(f"{text!r} is none of the 119 languages{guess}")
 

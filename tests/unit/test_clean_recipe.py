@@ -121,6 +121,12 @@ def test_a_file_changes_what_it_names_and_options_and_pairs_go_before_it(tmp_pat
     assert settings.quality.of("kor_Hang").min_letters == 120
 
 
+def test_languages_of_a_recipe_have_any_usual_code(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text('languages = ["de", "eng", "rus_Cyrl", "gone"]')
+    found = recipe.read(str(tmp_path / "x.toml"), {})["languages"]
+    assert found == ("deu_Latn", "eng_Latn", "rus_Cyrl", "gone")  # the last is refused by its name
+
+
 def test_bounds_decide_per_language_and_a_rule_that_is_left_out_counts_for_nothing() -> None:
     strict = {"eng_Latn": {"min_letters": 1000.0}}
     bounds = QualityBounds(by_language=strict)
