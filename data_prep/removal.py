@@ -54,7 +54,7 @@ class Removal:
         ConfigError where a shard is none, or has no such document.
         """
         for path, numbers in documents.items():
-            count = IndexedReader(self.folder / path).num_documents
+            count = IndexedReader(self._prefix(path)).num_documents
             if wrong := [n for n in numbers if not 0 <= n < count]:
                 raise ConfigError(f"{path} has documents 0 to {count - 1}, not {wrong[0]}")
         today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -62,6 +62,14 @@ class Removal:
         asked = {"version": _VERSION, "date": today, "reason": reason, "documents": rows}
         write_json(self.folder / JOURNAL, asked)
         return self._go_on(asked)
+
+    def _prefix(self, path: str) -> Path:
+        """Of a shard below the folder: what a file names elsewhere is never written to."""
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ConfigError(
+                f"{self.folder}: the shard {path!r} lies outside of it; nothing was done"
+            )
+        return self.folder / path
 
     def end(self) -> None:
         """What was begun before and interrupted is done."""
@@ -85,7 +93,7 @@ class Removal:
 
     def _of_shard(self, path: str, numbers: Sequence[int], date: str, reason: str) -> int:
         """Each step may be done again: the index first, from which on nobody is trained on them."""
-        prefix = self.folder / path
+        prefix = self._prefix(path)
         reader = IndexedReader(prefix)
         starts = reader.document_offsets
         ranges = [(int(starts[n]), int(starts[n + 1])) for n in numbers]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,20 @@ def mixture_of(folder: Path, length: int) -> Mixture:
     stage = plan(inventory, recipes.load(folder / "r.toml", []), marks).stages[0]
     feeds = tuple(Feed(share.source, share.tokens, Start(1)) for share in stage.shares)
     return Mixture(Part(0, 4, length, stage.tokens // length, feeds))
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_no_list_of_removals_writes_outside_of_its_folder(shards: Path, is_listed: bool) -> None:
+    other = shards.parent / "other"
+    shutil.copytree(shards, other)
+    before = digests(other)
+    path = f"../other/{prefixes(shards)[0].relative_to(shards)}"
+    if is_listed:  # as it is left by a removal that was killed, or by a stranger
+        asked = {"version": 1, "date": "", "reason": "", "documents": {path: [0]}}
+        (shards / "removing.json").write_text(json.dumps(asked))
+    with pytest.raises(ConfigError, match="lies outside of it"), removing(shards) as begun:
+        begun.take({path: [0]}, "none of theirs")
+    assert digests(other) == before
 
 
 @pytest.mark.parametrize("apart", [False, True])
