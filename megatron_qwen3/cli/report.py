@@ -7,9 +7,11 @@ a page with more of them is written for each batch that --batches names. Runs th
 way may be read at any time.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
@@ -54,17 +56,21 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         help="also write the kept answers of these batches of rollouts of the last run, as "
         "batch_N.html beside the pictures",
     )
+    text = "print numbers of each stage as JSON instead of tables"
+    parser.add_argument("--json", action="store_true", help=text)
     options = parser.parse_args(arguments)
     if options.out.suffix != ".html":
         parser.error(f"--out {options.out}: the name of a page ends in .html")
     try:
         runs = [Run.read(folder) for folder in options.runs]
         asked = _asked(options.runs[-1], options.batches)
-        console().print(table(stage_rows(runs)))
+        if not options.json:
+            console().print(table(stage_rows(runs)))
         found = {}
         for n, (folder, run) in enumerate(zip(options.runs, runs, strict=True)):
             if run.rollouts:
-                console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
+                if not options.json:
+                    console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
                 newest = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
                 found[n] = Kept(newest, hacking.report(Path(folder)))
         write_report(runs, options.out, found)
@@ -72,10 +78,27 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             subtitle = f"{runs[-1].name}, batch {batch}"
             answers.write(kept, subtitle, options.out.with_suffix("") / f"batch_{batch}.html")
     except (ConfigError, OSError) as error:
-        print(shown_lines(f"report: {error}"), file=sys.stderr)
-        return 1
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps([_numbers(run) for run in runs], indent=1))
+        return 0
     print(shown(f"wrote {options.out}, pictures in {options.out.with_suffix('')}"))
     return 0
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    """Of a stage: its length, its last loss, held-out results by source, and its speed."""
+    loss = run.column("loss")
+    return {
+        "name": run.name,
+        "steps": int(run.steps),
+        "tokens": int(run.tokens),
+        "last_loss": float(loss[-max(1, len(loss) // 50) :].mean()),
+        "held_out": run.held_out(),
+        "tokens_per_second": run.median("tokens_per_second"),
+        "mfu": run.median("mfu"),
+    }
 
 
 def _asked(folder: str, batches: Sequence[int]) -> dict[int, list[samples.Sample]]:

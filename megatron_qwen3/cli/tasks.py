@@ -3,10 +3,10 @@
     python tools/tasks.py                                    # the kinds there are
     python tools/tasks.py own:functions --count 2            # two tasks, to be read
     python tools/tasks.py gym:chain_sum,max_terms=3 math.jsonl --first 100
-    python tools/tasks.py own:json,seed=7 --count 500 --jsonl > queries.jsonl
+    python tools/tasks.py own:json,seed=7 --count 500 --json > queries.jsonl
 
 own:KIND and gym:NAME have no end: task n is always the same one, by its seed and its number. Lines
-of --jsonl are what rollouts.tasks, tools/evaluate_model.py and tools/build_dialogs.py read.
+of --json are what rollouts.tasks, tools/evaluate_model.py and tools/build_dialogs.py read.
 """
 
 import argparse
@@ -103,7 +103,8 @@ def _parser(prog: str | None) -> Parser:
     add("sources", nargs="*", metavar="TASKS", help="JSON lines, gym:NAME or own:KIND")
     add("--first", type=_number, default=0, metavar="N", help="number of the first task (0)")
     add("--count", type=_number, default=1, metavar="N", help="tasks of each source (1)")
-    add("--jsonl", action="store_true", help="lines of JSON instead of text for people")
+    text = "lines of JSON instead of text for people"
+    add("--json", "--jsonl", dest="jsonl", action="store_true", help=text)
     return parser
 
 

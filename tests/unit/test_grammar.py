@@ -34,6 +34,8 @@ WITH_JSON = {
     "data inspect verify",
     "checkpoint",
     "config",
+    "report",
+    "tasks",
     "study laws run",
     "study laws fit",
     "study sweep",

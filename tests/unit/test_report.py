@@ -93,6 +93,12 @@ def test_a_dense_model_without_evaluations_has_fewer_pictures_and_columns(tmp_pa
     assert not (tmp_path / "r" / "held_out_loss.png").exists()
     assert not (tmp_path / "r" / "expert_balance.png").exists()
     assert "held-out" not in capsys.readouterr().out
+    assert report.main([str(folder), "--out", str(tmp_path / "r.html"), "--json"]) == 0
+    (numbers,) = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    last = [row for row in lines if "loss" in row][-1]
+    assert (numbers["steps"], numbers["last_loss"]) == (last["step"], last["loss"])
+    assert numbers["held_out"] == {}
 
 
 def test_a_hundred_sources_still_make_a_picture(tmp_path):
@@ -105,7 +111,7 @@ def test_a_hundred_sources_still_make_a_picture(tmp_path):
 
 def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert report.main([str(tmp_path / "empty"), "--out", str(tmp_path / "r.html")]) == 1
+    assert report.main([str(tmp_path / "empty"), "--out", str(tmp_path / "r.html")]) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path / 'empty'}: no metrics.jsonl" in error
     assert not (tmp_path / "r.html").exists()
