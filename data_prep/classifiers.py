@@ -181,12 +181,9 @@ class OnnxModel:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
+        from data_prep.tokenizer import load
 
-        try:
-            tokenizer = Tokenizer.from_file(str(self._files[1]))
-        except Exception as error:  # tokenizers raises Exception itself
-            raise ConfigError(f"{self._files[1]} is not a tokenizer: {error}") from None
+        tokenizer = load(self._files[1])
         positions = self._config.get("max_position_embeddings")
         most = positions if isinstance(positions, int) and positions > 0 else _MOST_TOKENS
         tokenizer.enable_truncation(min(most, _MOST_TOKENS))

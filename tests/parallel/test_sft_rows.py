@@ -42,8 +42,8 @@ def config_of(folder, *more):
     sources = [{"name": name, "path": f"{folder}/{name}"} for name in "ab"]
     base = dialog_sets.settings(*sources, length=LENGTH, batch=ROWS)
     base += ["train.steps=2", "optim.distributed=false", "optim.clip_grad=0.0", "sft.held_out=0.2"]
-    # The router's loss is of rows, which differ.
-    return load([], [*base, "model.router_aux_loss=0.0", *more])
+    # The router's loss is of rows, which differ; four layers are two stages of two ranks.
+    return load([], [*base, "model.router_aux_loss=0.0", "model.num_layers=4", *more])
 
 
 def stepped(folder, packed, *settings):

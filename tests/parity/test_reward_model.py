@@ -240,9 +240,9 @@ def _tokenizer(tmp_path):
 def test_a_language_model_is_no_scorer_and_a_reward_model_no_start_of_one(theirs, tmp_path):
     name, folder = theirs
     language_model = made_by_transformers(tmp_path / "lm", name, "vocabulary")
-    with pytest.raises(RankError, match="model.head = scalar, but .* saved with vocabulary"):
+    with pytest.raises(RankError, match='model.head = "scalar", but .* saved with "vocabulary"'):
         run_ranks(scores_of_ours, 1, language_model, *reward_settings(name))
-    with pytest.raises(ValueError, match="model.head = vocabulary, but .* saved with scalar"):
+    with pytest.raises(ValueError, match='model.head = "vocabulary", but .* saved with "scalar"'):
         checkpoint.check_same_model(load([], settings(name)), folder)
     with pytest.raises(ValueError, match="is a reward model, .* a language model"):
         compare(language_model, folder)

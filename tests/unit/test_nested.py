@@ -36,8 +36,8 @@ def test_a_file_that_is_nested_without_end_is_named(tmp_path, name):
 
 
 def test_a_record_of_a_later_version_is_refused_by_it(tmp_path):
-    (tmp_path / "data.json").write_text('{"version": 4, "sources": {}, "parts": [], "idle": {}}')
-    with pytest.raises(ConfigError, match="data.json is of version 4; known: 1 to 3"):
+    (tmp_path / "data.json").write_text('{"version": 5, "sources": {}, "parts": [], "idle": {}}')
+    with pytest.raises(ConfigError, match="data.json is of version 5; known: 1 to 4"):
         Record.read(tmp_path)
 
 

@@ -106,19 +106,19 @@ def test_a_template_reaches_neither_files_nor_python(tmp_path, monkeypatch):
 
 
 def test_a_template_that_differs_is_told_once_and_not_used(folder, capsys):
-    assert command._template("qwen3", folder) is None
+    assert command.template_used("qwen3", folder) is None
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert f"the chat template in {folder} renders otherwise than Qwen3's format" in told
-    assert command._template("folder", folder) is not None
+    assert command.template_used("folder", folder) is not None
     assert capsys.readouterr().err == ""
 
 
 def test_a_folder_without_a_template_has_none_to_use(tmp_path):
     qwen.train(["a b c abc ab"] * 9, 300, tmp_path)
-    assert command._template("qwen3", tmp_path) is None
+    assert command.template_used("qwen3", tmp_path) is None
     with pytest.raises(ConfigError, match="has no chat template"):
-        command._template("folder", tmp_path)
+        command.template_used("folder", tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[", "[" * 9999, "\udcff"])

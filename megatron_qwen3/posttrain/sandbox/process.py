@@ -304,17 +304,23 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _inode_bytes(pid: int) -> int:
-    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count.
+    """Memory of the kernel for files, also empty ones, which the size of /tmp does not count."""
+    paths = [
+        (f"/proc/{child}/root{folder}", folder)
+        for child in _children(pid)[:1]
+        for folder in ("/tmp", "/dev/shm")
+    ]
+    return sum(_files_within(within, folder) for within, folder in paths) * _INODE_BYTES
 
-    A folder of the machine's own, as before the walls stand, counts nothing: its files are no
-    memory of this program.
-    """
-    files = 0
-    for child in _children(pid)[:1]:
-        for folder in ("/tmp", "/dev/shm"):
-            within = f"/proc/{child}/root{folder}"
-            with contextlib.suppress(OSError):
-                if os.stat(within).st_dev != os.stat(folder).st_dev:
-                    found = os.statvfs(within)
-                    files += found.f_files - found.f_ffree
-    return files * _INODE_BYTES
+
+def _files_within(within: str, folder: str) -> int:
+    """Files of the file system there; none where it is still, or again, the machine's own `folder`,
+    whose files are no memory of this program. Both are asked of one descriptor: meanwhile the walls
+    are put up, and a path may lead elsewhere from one moment to the next."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        descriptor = os.open(within, os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, descriptor)
+        if os.fstat(descriptor).st_dev != os.stat(folder).st_dev:
+            found = os.fstatvfs(descriptor)
+            return found.f_files - found.f_ffree
+    return 0
