@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import signal
 import socket
@@ -94,7 +95,8 @@ def _tries(told: dict[str, Any]) -> dict[str, Callable[[], Any]]:
         "it writes to /dev": lambda: _write("/dev/written"),
         "it fills /tmp": lambda: _fill("/tmp", told["disk"]),
         "it fills /dev/shm": lambda: _fill("/dev/shm", told["disk"]),
-        "its memory has no limit": lambda: bytearray(told["memory"]),
+        # Addresses alone: memory that is written to would end this program before it can tell.
+        "its memory has no limit": lambda: mmap.mmap(-1, told["memory"]).close(),
         "its shared memory has no limit": lambda: _needs(library.shmget(0, 4096, 0o600) != -1),
         "its processes have no limit": lambda: _fork(told["processes"]),
         "it makes namespaces": lambda: _needs(library.unshare(_NEW_USER) == 0),
