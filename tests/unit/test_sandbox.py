@@ -261,6 +261,22 @@ def test_files_of_the_machine_do_not_count_as_memory_of_a_program(monkeypatch):
         assert outcome.status == 0, outcome
 
 
+def test_a_child_that_is_made_while_the_walls_fall_is_ended_too(monkeypatch):
+    """Nobody has seen it as a child when its parent is killed."""
+    with needs_sandbox(), Sandbox() as sandbox:
+        launcher = launch.Launcher.found()
+        forks = lambda *_: ["/bin/sh", "-c", "sleep 987 & sleep 987"]  # noqa: E731
+        monkeypatch.setattr(launch.Launcher, "command", forks)
+        monkeypatch.setattr(process, "_children", lambda pid: [])
+        started = time.monotonic()
+        stop = lambda: time.monotonic() > started + 0.5  # noqa: E731
+        process.run(launcher, sandbox.limits, process.Job(""), stop)
+        left = [
+            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "987"]
+        ]
+        assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_the_filter_jumps_to_its_last_line_for_each_refused_call():
     code = seccomp._filter(7, [3, 4], 5)
     lines = [struct.unpack("=HBBI", code[k : k + 8]) for k in range(0, len(code), 8)]

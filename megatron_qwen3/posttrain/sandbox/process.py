@@ -208,6 +208,8 @@ class _Watched:
             if not select.select([self._descriptor], [], [], 0)[0]:
                 kill(self.process.pid)
                 select.select([self._descriptor], [], [], _END_SECONDS)
+        # A child that was being made while bwrap was killed waits for it, and has no namespace yet.
+        _kill_group(self.process.pid)
         os.close(self._descriptor)
         self.is_begun = self.is_begun or _has_byte(self._begun)
         pid, status, used = os.wait4(self.process.pid, os.WNOHANG)
