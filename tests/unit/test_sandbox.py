@@ -271,10 +271,14 @@ def test_a_child_that_is_made_while_the_walls_fall_is_ended_too(monkeypatch):
         started = time.monotonic()
         stop = lambda: time.monotonic() > started + 0.5  # noqa: E731
         process.run(launcher, sandbox.limits, process.Job(""), stop)
-        left = [
-            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "987"]
-        ]
-        assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
+        _wait(lambda: not any(words == ["sleep", "987"] for words in _commands()))
+
+
+def _commands():
+    """What living processes were started as."""
+    for one in psutil.process_iter(["cmdline", "status"]):
+        if one.info["status"] != psutil.STATUS_ZOMBIE:
+            yield one.info["cmdline"]
 
 
 def test_the_filter_jumps_to_its_last_line_for_each_refused_call():
