@@ -26,6 +26,7 @@ _MODES_OF: Final = {
     "train.tokens": ("pretrain", "sft", "reward"),
     "train.global_batch": ("pretrain", "sft", "reward"),
     "eval.tokens": ("pretrain", "sft", "reward"),
+    "eval.by": ("pretrain",),
 }
 _UNREAD: Final = ("train.tokens", "train.global_batch", "eval.tokens")  # but written by some runs
 # In place of a setting of another mode.
@@ -39,6 +40,7 @@ _INSTEAD: Final = {
     "train.tokens": "answers are of any length; set train.steps",
     "train.global_batch": "an update has rollouts.prompts * rollouts.samples / {updates} answers",
     "eval.tokens": "set rollouts.eval_prompts",
+    "eval.by": "labels are those of a curriculum",
 }
 
 

@@ -251,6 +251,11 @@ class EvalConfig:
 
     every_steps: int = setting(0, "steps between evaluations; 0 is only at the end", at_least=0)
     tokens: int = setting(262144, "tokens of each source, at most", at_least=1)
+    by: tuple[str, ...] = setting(
+        (),
+        "labels of a curriculum's sources whose combinations have a result each, as "
+        '["domain", "quality"]; empty is by source, where there are many by domain and language',
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
 from data_prep.languages import LANGUAGES
 from data_prep.languages import UNKNOWN as UNDETERMINED
 from data_prep.mixing.divided import divided
-from data_prep.mixing.recipe import Recipe, StageRecipe
+from data_prep.mixing.recipe import CellShare, Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences, rounded
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import counted
@@ -152,6 +152,9 @@ def _divide(stage: StageRecipe, sources: Sequence[Source], cursors: Mapping[str,
 def _groups(stage: StageRecipe, sources: Sequence[Source]) -> Iterable[tuple[str, list[int], int]]:
     """(its name, its sources, its sequences): one for each of `shares`, or all together."""
     total = stage.tokens // stage.sequence_length
+    if stage.cells:
+        yield from _cells(stage, sources, total)
+        return
     if not stage.shares:
         yield "", list(range(len(sources))), total
         return
@@ -160,6 +163,27 @@ def _groups(stage: StageRecipe, sources: Sequence[Source]) -> Iterable[tuple[str
     for (value, share), budget in zip(shares.items(), budgets, strict=True):
         members = [k for k, source in enumerate(sources) if source.labels[label] == value]
         yield f".shares.{label}.{value} = {share:g}", members, budget
+
+
+def _cells(
+    stage: StageRecipe, sources: Sequence[Source], total: int
+) -> Iterable[tuple[str, list[int], int]]:
+    """A group for each of `cells`; ConfigError where two of them have a source in common."""
+    owners: dict[int, int] = {}
+    budgets = rounded([cell.share * total for cell in stage.cells], total)
+    for number, (cell, budget) in enumerate(zip(stage.cells, budgets, strict=True)):
+        members = [k for k, source in enumerate(sources) if cell.has(source.labels)]
+        for k in members:
+            if (other := owners.setdefault(k, number)) != number:
+                raise ConfigError(
+                    f"stages.{stage.name}.cells[{other}] and [{number}] both have "
+                    f"{sources[k].name}; name labels that keep them apart"
+                )
+        yield f".cells[{number}] = {cell.share:g} of {_named(cell)}", members, budget
+
+
+def _named(cell: CellShare) -> str:
+    return ", ".join(f"{name} {' or '.join(v)}" for name, v in cell.labels.items()) or "all"
 
 
 def _divide_group(
@@ -204,7 +228,9 @@ def _preferences(
 
 
 def _weight(stage: StageRecipe, source: Source) -> float:
-    """The product of the weights of a source's labels; 0 where `shares` does not name it."""
+    """The product of the weights of a source's labels; 0 where shares or cells do not name it."""
+    if stage.cells and not any(cell.has(source.labels) for cell in stage.cells):
+        return 0.0
     for label, shares in stage.shares.items():
         if source.labels[label] not in shares:
             return 0.0
@@ -249,7 +275,7 @@ def _check_groups(
     ways = [f"max_epochs = {math.ceil(epochs * 100) / 100:g} or more"]
     most = math.floor(scale * (stage.tokens // length)) * length
     ways = [f"tokens = at most {most:,}", *ways] if most else ways
-    ways += ["a smaller share"] if stage.shares else []
+    ways += ["a smaller share"] if stage.shares or stage.cells else []
     raise ConfigError(f"{'; '.join(lines)}; way out: {', '.join(ways)}, or more text")
 
 
@@ -260,24 +286,34 @@ def _check_values(inventory: Inventory, recipe: Recipe) -> None:
         for label, found in present.items():
             found.update(columns.words[label][0])
     for stage in recipe.stages:
-        for kind, table in (("weights", stage.weights), ("shares", stage.shares)):
-            for label, values in table.items():
-                known = present[label] | set(_KNOWN.get(label, ()) if kind == "weights" else ())
-                missing = [value for value in values if value not in known]
-                if missing:
-                    order = LENGTHS.index if label == "length" else None
-                    names = sorted(present[label], key=order)
-                    listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-                    guess = did_you_mean(missing[0], known)
-                    way_out = _way_out(stage.name, kind, label, names[0])
-                    raise ConfigError(
-                        f"stages.{stage.name}.{kind}.{label}.{', '.join(missing)}: no shard of "
-                        f"{inventory.folder} has this {label}{guess}; there are: {listed}; "
-                        f"way out: {way_out}"
-                    )
+        for kind, label, values in _labelled(stage):
+            known = present[label] | set(_KNOWN.get(label, ()) if kind == "weights" else ())
+            missing = [value for value in values if value not in known]
+            if missing:
+                order = LENGTHS.index if label == "length" else None
+                names = sorted(present[label], key=order)
+                listed = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+                guess = did_you_mean(missing[0], known)
+                way_out = _way_out(stage.name, kind, label, names[0])
+                raise ConfigError(
+                    f"stages.{stage.name}.{kind}.{label}.{', '.join(missing)}: no shard of "
+                    f"{inventory.folder} has this {label}{guess}; there are: {listed}; "
+                    f"way out: {way_out}"
+                )
+
+
+def _labelled(stage: StageRecipe) -> Iterable[tuple[str, str, Iterable[str]]]:
+    """(table, label, values) of all that a stage names."""
+    for kind, table in (("weights", stage.weights), ("shares", stage.shares)):
+        yield from ((kind, label, values) for label, values in table.items())
+    for number, cell in enumerate(stage.cells):
+        for label, values in cell.labels.items():
+            yield f"cells[{number}]", label, values
 
 
 def _way_out(stage: str, kind: str, label: str, present: str) -> str:
     """What replaces a table that names a value of `label` which no shard has."""
+    if kind.startswith("cells"):
+        return "a value that there is, or a recipe made for these shards"
     values = f'"{present}" = 1.0' if kind == "shares" else ""
     return f"'{stage}.{kind}.{label}={{{values}}}', say, or a recipe of your own (--recipe)"

@@ -22,13 +22,37 @@ NATURAL, TEMPERATURE, UNIMAX = SAMPLINGS = ("natural", "temperature", "unimax")
 
 
 @dataclass(frozen=True)
+class CellShare:
+    """The fraction of a stage's tokens that text with these labels has; any value where none is
+    named. A row of `cells`, which says more than weights can: how labels go together."""
+
+    share: float
+    source: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    domain: tuple[str, ...] = ()
+    quality: tuple[str, ...] = ()
+    education: tuple[str, ...] = ()
+    length: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The values that are named, by label."""
+        return {name: values for name in Labels._fields if (values := getattr(self, name))}
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether text with these labels is of it."""
+        return all(labels[name] in values for name, values in self.labels.items())
+
+
+@dataclass(frozen=True)
 class StageRecipe:
     """One stage.
 
     tokens: its length; max_epochs: how often any text may have been read when it ends, stages
     before included; languages: how tokens are shared among languages, with `temperature`;
     weights: per label and value, how much likelier a token is than by its number alone;
-    shares: per value of one label, the fraction of the stage's tokens.
+    shares: per value of one label, the fraction of the stage's tokens; cells: the same for texts
+    whose labels go together, in place of shares.
     """
 
     name: str
@@ -39,6 +63,12 @@ class StageRecipe:
     temperature: float = 1.0
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    cells: tuple[CellShare, ...] = ()
+
+    @property
+    def labels(self) -> set[str]:
+        """The labels that decide something."""
+        return {*self.weights, *self.shares, *(name for cell in self.cells for name in cell.labels)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +84,7 @@ class Recipe:
     @property
     def labels(self) -> set[str]:
         """The labels that decide something in any stage."""
-        return {label for stage in self.stages for label in (*stage.weights, *stage.shares)}
+        return {label for stage in self.stages for label in stage.labels}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -123,7 +153,21 @@ def _stage(name: str, table: Any, path: str) -> StageRecipe:
     for label, shares in stage.shares.items():
         if abs(sum(shares.values()) - 1) > 1e-6:
             raise ConfigError(f"{where}.shares.{label} adds up to {sum(shares.values()):g}, not 1")
+    _check_cells(stage, where)
     return stage
+
+
+def _check_cells(stage: StageRecipe, where: str) -> None:
+    if not stage.cells:
+        return
+    if stage.shares:
+        raise ConfigError(f"{where} has cells and shares; only one of them gives fractions")
+    for number, cell in enumerate(stage.cells):
+        if not 0 <= cell.share <= 1:
+            raise ConfigError(f"{where}.cells[{number}].share = {cell.share:g} is not from 0 to 1")
+    if abs(sum(cell.share for cell in stage.cells) - 1) > 1e-6:
+        total = sum(cell.share for cell in stage.cells)
+        raise ConfigError(f"{where}.cells: their shares add up to {total:g}, not 1")
 
 
 def _check_stage(stage: StageRecipe, where: str) -> None:

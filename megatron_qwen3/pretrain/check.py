@@ -13,6 +13,7 @@ from megatron_qwen3.training import tokenizer_check
 
 def check_inputs(config: Config, mixture: Mixture) -> None:
     """ConfigError where files are missing or cut short, or ids do not fit model or tokenizer."""
+    _check_labels(config, mixture)
     vocab_size, size = config.model.vocab_size, tokenizer_check.check_size(config)
     if not config.data.curriculum:
         mixture.check_vocabulary(vocab_size)
@@ -23,6 +24,15 @@ def check_inputs(config: Config, mixture: Mixture) -> None:
     _check_curriculum(config)
     if os.environ.get("RANK", "0") == "0":  # ten thousands of files, asked for once
         check_files(mixture.files)
+
+
+def _check_labels(config: Config, mixture: Mixture) -> None:
+    """eval.by names labels that every source has."""
+    known = set.intersection(*(set(source.labels) for source in mixture.sources))
+    for label in config.eval.by:
+        if label not in known:
+            names = f"valid: {', '.join(sorted(known))}" if known else "only a curriculum has any"
+            raise ConfigError(f'eval.by = "{label}" is no label of what is trained on; {names}')
 
 
 def _check_held_out(config: Config, mixture: Mixture, size: int) -> None:

@@ -2,12 +2,13 @@
 
 Bits per byte divide the loss by the UTF-8 bytes of the predicted tokens, so that models with
 different tokenizers can be compared. Where a curriculum has too many sources to look at, results
-are those of its languages and domains. Legend: B rows, S positions, K sources.
+are those of its languages and domains; or of the labels that eval.by names. Legend: B rows, S
+positions, K sources.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,7 +50,7 @@ def evaluate(
         batch = share_of_rank(model, places, partial(_batch, mixture, config))
         sums_K3.index_add_(0, batch.extra["source"], _sums(model, batch, byte_counts))
     sums_K3 = model.sum_over_data(sums_K3.to(model.device)).cpu()
-    names = _results_of_sources(mixture.sources)
+    names = _results_of_sources(mixture.sources, config.eval.by)
     by_name: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
     for source, sums_3 in zip(mixture.sources, sums_K3, strict=True):
         for name in names[source.name]:
@@ -74,8 +75,10 @@ def _check_ids(
         )
 
 
-def _results_of_sources(sources: tuple[Source, ...]) -> dict[str, list[str]]:
-    """The results that each source counts in, by its name."""
+def _results_of_sources(sources: tuple[Source, ...], by: Sequence[str]) -> dict[str, list[str]]:
+    """The results that each source counts in, by its name; `by` is eval.by."""
+    if by:
+        return {s.name: ["/".join(s.labels[label] for label in by)] for s in sources}
     if len(sources) < _GROUPED_FROM or not all(source.labels for source in sources):
         return {source.name: [source.name] for source in sources}
     return {
@@ -88,7 +91,7 @@ def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[Place
 
     A group's sources share its eval.tokens, but each brings one window at least.
     """
-    names = _results_of_sources(mixture.sources)
+    names = _results_of_sources(mixture.sources, config.eval.by)
     members = Counter(names[source.name][-1] for source in mixture.sources)
     places = []
     for index, source in enumerate(mixture.sources):

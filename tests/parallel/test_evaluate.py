@@ -64,6 +64,19 @@ def test_many_sources_are_told_by_language_and_domain_in_any_layout(sources):
         )
 
 
+def test_results_are_those_of_the_labels_that_are_asked_for(sources):
+    by = 'eval.by=["domain", "language"]'
+    (found,) = run_ranks(_evaluated, 1, sources, 9 * LENGTH, by)
+    assert found.keys() == {f"{s.labels['domain']}/{s.labels['language']}" for s in sources[1:]} | {
+        "all"
+    }
+    assert {result.tokens for name, result in found.items() if name != "all"} == {9 * LENGTH}
+    (one,) = run_ranks(_evaluated, 1, sources, 9 * LENGTH, 'eval.by=["domain"]')
+    assert one.keys() == {*DOMAINS, "all"}
+    tokens = {name: result.tokens // LENGTH for name, result in one.items()}
+    assert tokens == {"web": 8, "code": 9, "stem": 9, "all": 26}  # a window of each source
+
+
 def test_few_sources_are_told_by_name_and_none_where_nothing_is_held_out(sources):
     (few,) = run_ranks(_evaluated, 1, sources[:5], 64)
     assert few.keys() == {"s1", "s2", "s3", "s4", "all"}

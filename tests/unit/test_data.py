@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from data_prep.indexed import IndexedWriter
 from data_prep.tokenizer import train
 from data_prep.tokenizer_file import token_bytes
-from megatron_qwen3.config import Config, ConfigError, DataConfig, ModelConfig, SourceConfig
+from megatron_qwen3.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    SourceConfig,
+)
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
@@ -292,6 +299,16 @@ def test_held_out_text_of_another_tokenizer_is_refused_before_it_is_scored(
     with pytest.raises(ConfigError, match=rf"has {size} tokens, but .*data\.sources\.s0 has token"):
         check_inputs(config, mixture_of(data))
     check_inputs(config, mixture_of(dataclasses.replace(data, held_out=0.0)))
+
+
+def test_results_by_a_label_that_nothing_has_are_refused(data: DataConfig) -> None:
+    config = Config(
+        data=data, model=ModelConfig(vocab_size=200_400), eval=EvalConfig(by=("domain",))
+    )
+    with pytest.raises(
+        ConfigError, match='eval.by = "domain" is no label .* only a curriculum has'
+    ):
+        check_inputs(config, mixture_of(data))
 
 
 def test_a_token_beyond_what_the_start_reads_is_refused_when_it_is_sampled(

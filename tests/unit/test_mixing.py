@@ -19,7 +19,7 @@ from data_prep.inventory import Inventory, write_inventory
 from data_prep.labels import LENGTHS, Labels
 from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
-from data_prep.mixing.recipe import Recipe, StageRecipe
+from data_prep.mixing.recipe import CellShare, Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences
 from data_prep.mixing.summary import folded, summary, total
 from data_prep.shards import Chunk, Content, write_shard
@@ -338,6 +338,10 @@ def test_a_recipe_for_labels_that_nothing_has_is_mended_by_the_setting_that_the_
         ("general.weights.domain=3", "weights.domain = 3 is not a table"),
         ("long_context.shares.domain={web=1}", "only one label can have fractions"),
         ('long_context.shares.length={"4k-16k"=0.5}', "adds up to 0.5, not 1"),
+        ("general.cells=[{share=0.5}]", "cells: their shares add up to 0.5, not 1"),
+        ("general.cells=[{share=2}]", "cells[0].share = 2 is not from 0 to 1"),
+        ('general.cells=[{share=1, qualty=["high"]}]', "qualty is not known; did you mean quality"),
+        ("long_context.cells=[{share=1}]", "has cells and shares; only one"),
         ("held_out=1.5", "held_out = 1.5 must be below 1"),
         ("seeds=1", "seeds is not known; did you mean seed"),
         ("general", "is not key=value"),
@@ -356,6 +360,53 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             path.write_text(text)
         with pytest.raises(ConfigError, match=f"recipe.toml: .*{complaint}"):
             recipes.load(path)
+
+
+def test_cells_give_exact_shares_to_labels_that_go_together() -> None:
+    rows = [
+        ({"domain": domain, "quality": quality, "language": language}, 10_000)
+        for domain in ("web", "code")
+        for quality in ("low", "medium", "high")
+        for language in ("eng_Latn", "deu_Latn")
+    ]
+    cells = (
+        CellShare(0.55, domain=("web",), quality=("high",)),
+        CellShare(0.05, domain=("web",), quality=("low", "medium")),
+        CellShare(0.0, domain=("code",), quality=("low",)),
+        CellShare(0.4, domain=("code",), quality=("medium", "high")),
+    )
+    made = plan(inventory(rows), one_stage(S * 1000, cells=cells, max_epochs=1))
+    read = {share.source.name: share.tokens for share in made.stages[0].shares}
+    assert sum(read.values()) == S * 1000
+    for cell, sequences in zip(cells, (550, 50, 0, 400), strict=True):
+        own = [s for s in made.stages[0].shares if cell.has(s.source.labels)]
+        assert sum(share.tokens for share in own) == S * sequences
+    assert read["crawl/eng_Latn/web/high"] == read["crawl/deu_Latn/web/high"]  # as there is of each
+    left_out = plan(inventory(rows), one_stage(S * 1000, cells=(CellShare(1, quality=("high",)),)))
+    assert read_of(left_out, "quality") == {"high": S * 1000, "low": 0, "medium": 0}
+
+
+@pytest.mark.parametrize(
+    ("cells", "complaint"),
+    [
+        (
+            (CellShare(0.5, domain=("web",)), CellShare(0.5, quality=("medium",))),
+            "stages.general.cells[0] and [1] both have crawl/eng_Latn/web/medium",
+        ),
+        (
+            (CellShare(0.4, domain=("web",)), CellShare(0.6, domain=("code",))),
+            "stages.general.cells[1] = 0.6 of domain code wants 9,600 tokens, but 8,000 are left",
+        ),
+        (
+            (CellShare(1, domain=("cod",)),),
+            "no shard of /nowhere has this domain; did you mean code",
+        ),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(cells: tuple[CellShare, ...], complaint: str) -> None:
+    rows = [({"domain": "web"}, 16_000), ({"domain": "code"}, 4_001)]
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        plan(inventory(rows), one_stage(S * 1000, cells=cells, max_epochs=2))
 
 
 # ---- the tool ----------------------------------------------------------------------------------
