@@ -213,6 +213,8 @@ def test_a_wrong_setting_ends_the_job_without_another_try(cluster, stage, tmp_pa
 
 
 def test_every_models_job_fits_a_cluster_of_its_size(cluster):
-    for script in sorted((ROOT / "examples/slurm").glob("qwen3_*.sbatch")):
-        options = ("--test-only", "--partition=big")
-        cluster.run("sbatch", *options, str(script), "examples/stages/pretrain_1_general.toml")
+    table = (ROOT / "examples/slurm/README.md").read_text()
+    for model, nodes in re.findall(r"^\| `(qwen3_\S+\.toml)` \| (\d+) \|", table, re.MULTILINE):
+        options = ("--test-only", "--partition=big", f"--nodes={nodes}", "--gpus-per-node=8")
+        words = ("examples/stages/pretrain_1_general.toml", f"examples/models/{model}")
+        cluster.run("sbatch", *options, str(ROOT / "examples/slurm/train.sbatch"), *words)

@@ -20,6 +20,11 @@ SCRIPTS = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 MODELS = sorted(path.stem for path in (ROOT / "examples/models").glob("qwen3_*.toml"))
 
 
+ROW = re.compile(r"^\| `(qwen3_\S+)\.toml` \| (\d+) \| (\d+) \| (.*) \|$", re.MULTILINE)
+TABLE = ROW.findall((FOLDER / "README.md").read_text())
+SIZES = {model: (int(nodes), int(gpus), layout) for model, nodes, gpus, layout in TABLE}
+
+
 def name_of(path):
     return path.name
 
@@ -28,10 +33,6 @@ def asked(path):
     """The options on a script's #SBATCH lines."""
     lines = re.findall(r"^#SBATCH (\S+)$", path.read_text(), re.MULTILINE)
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def test_no_script_is_forgotten():
-    assert {f"{name}.sbatch" for name in MODELS} <= {path.name for path in SCRIPTS}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
@@ -43,35 +44,40 @@ def test_bash_and_shellcheck_find_nothing(path):
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_models_job_holds_every_stage(model):
-    options = asked(FOLDER / f"{model}.sbatch")
-    gpus = int(options["--gpus-per-node"])
-    assert int(options["--ntasks-per-node"]) == gpus
+def test_every_model_has_a_size():
+    assert sorted(SIZES) == MODELS
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_a_models_size_holds_every_stage_in_the_layout_that_stands_beside_it(model):
+    nodes, gpus, told = SIZES[model]
+    options = asked(FOLDER / "train.sbatch")
     allocation = Allocation(
-        nodes=int(options["--nodes"]),
-        gpus_per_node=gpus,
-        nvlink_domain=gpus,
+        nodes=nodes,
+        gpus_per_node=int(options["--ntasks-per-node"]),
+        nvlink_domain=int(options["--ntasks-per-node"]),
         gpu=hardware.load("h100"),
         time_limit_seconds=launch_sbatch.parse_time(options["--time"]),
         save_seconds=int(options["--signal"].removeprefix("B:USR1@")),
     )
-    text = (ROOT / f"examples/models/{model}.toml").read_text()
-    long = re.findall(r"Stage 3 .*pass (parallel\.tensor=\d)", text)
+    models = ROOT / "examples/models"
     for stage in launch.STAGES:
-        files = (ROOT / f"examples/stages/{stage}.toml", ROOT / f"examples/models/{model}.toml")
-        config = settings.load(files, long if "3_long" in stage else [])
+        files = (ROOT / f"examples/stages/{stage}.toml", models / f"{model}.toml")
+        config = settings.load(files, [])
         assert planner.faults(config, allocation) == []
         assert planner.advice(config, allocation) == []
+        assert (gpus, told) == (allocation.world_size, layout_of(config, gpus))
+    config = settings.load((*files, models / f"long/{model}.toml"), [])  # of the last stage
+    assert planner.faults(config, allocation) == []
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_models_job_differs_from_the_general_one_in_name_and_size_alone(model):
-    path = FOLDER / f"{model}.sbatch"
-    own = {"--job-name", "--nodes", "--gpus-per-node"}
-    general = asked(FOLDER / "train.sbatch")
-    assert {k: v for k, v in asked(path).items() if k not in own} == {
-        k: v for k, v in general.items() if k not in own
-    }
-    assert f"examples/models/{model}.toml" in path.read_text()
-    assert asked(path)["--job-name"] == model.replace("_", "-")
+def layout_of(config, gpus):
+    """As the table tells it: the sizes other than 1, in its order."""
+    asked = config.parallel
+    data = gpus // (asked.tensor * asked.pipeline)
+    sizes = {"tensor": asked.tensor, "pipeline": asked.pipeline, "data": data}
+    if list(sizes.values()) == [1, 1, data]:
+        return "all of them data parallel"
+    told = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    copies = gpus // (asked.pipeline * asked.expert * asked.expert_tensor)
+    return told + (f", expert {asked.expert} × {copies} copies" if asked.expert > 1 else "")
