@@ -104,8 +104,8 @@ class ModelConfig:
     router_balance: str = setting(
         "last_step",
         "the experts' shares that this loss takes: of the step before, or, by one more forward "
-        "pass, of the same batch",
-        choices=("last_step", "this_batch"),
+        "pass, of the same batch; or of each micro-batch, to compare with",
+        choices=("last_step", "this_batch", "micro_batch"),
     )
 
 

@@ -57,6 +57,7 @@ def faults(config: Config, given: Iterable[str] = ()) -> list[str]:
         *(gpu_faults(config) if config.run.device == "cuda" else ()),
         *_time_faults(config),
         *_mode_faults(config, given),
+        *_balance_faults(config),
         *validate_posttrain.faults(config),
         *validate_rl.faults(config),
         *validate_rollouts.faults(config),
@@ -84,6 +85,17 @@ def _dispatch_faults(config: Config) -> Iterator[str]:
             f'{given} takes as many tokens from every rank, and parallel.context_exchange = "'
             f'{p.context_exchange}" pads documents, of each rank others; set parallel.dispatch = '
             '"deepep" or "alltoall", or parallel.context_exchange = "own"'
+        )
+
+
+def _balance_faults(config: Config) -> Iterator[str]:
+    """A rank knows the choices of its own tokens until the step ends."""
+    p = config.parallel
+    if config.model.router_balance == "micro_batch" and p.tensor * p.context > 1:
+        yield (
+            'model.router_balance = "micro_batch", but parallel.tensor * context = '
+            f"{p.tensor} * {p.context} ranks share the tokens of a micro-batch; "
+            'valid: "last_step", "this_batch"'
         )
 
 

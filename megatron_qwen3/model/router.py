@@ -16,6 +16,8 @@ all-reduce per step replaces one per layer and micro-batch. model.router_balance
   where each is of another domain.
 - "this_batch": of the very batch, counted with the same weights in a forward pass without gradients
   before the step: the loss of arXiv 2501.11873 to the letter.
+- "micro_batch": of each micro-batch on its own, as most trainers have it: what the global batch is
+  compared with. The gradient then depends on train.micro_batch.
 
 Legend: T tokens of this rank, E experts, K experts per token, H hidden.
 """
@@ -65,18 +67,22 @@ class Router(MegatronModule):
         # On the device, as everything that differs from step to step: a graph reads it anew.
         self.register_buffer("step_positions", torch.ones((), device=device), False)
         self.counting = False
+        self.of_micro_batch = False
 
     def begin_counting(self) -> None:
         """Until the step begins, passes in evaluation mode count choices."""
         self.counting = True
         self.sums.zero_()
 
-    def begin_step(self, positions: float, counts_E: Tensor | None = None) -> None:
+    def begin_step(
+        self, positions: float, counts_E: Tensor | None = None, of_micro_batch: bool = False
+    ) -> None:
         """`positions`: those of the whole global batch, without padding.
 
-        `counts_E`: choices that the loss takes f_e from; None is the share of the last step.
+        `counts_E`: choices that the loss takes f_e from; None is the share of the last step, or,
+        where `of_micro_batch`, that of each micro-batch.
         """
-        self.counting = False
+        self.counting, self.of_micro_batch = False, of_micro_batch
         self.step_positions.fill_(positions)
         share_E = self.expert_share if counts_E is None else counts_E / counts_E.sum()
         self.step_share.copy_(share_E)
@@ -114,21 +120,26 @@ class Router(MegatronModule):
             all_probs_TE = all_probs_TE.where(valid_T[:, None], 0.0)
         prob_sum_E = all_probs_TE.sum(0)
         with torch.no_grad():
-            self._count(experts_TK, valid_T)
+            counts_E = self._count(experts_TK, valid_T)
             self.sums[1] += prob_sum_E
+            own_E = counts_E / counts_E.sum().clamp(min=1)
+            share_E = own_E if self.of_micro_batch else self.step_share
         share_of_mean_E = prob_sum_E / self.step_positions
-        loss = self.num_experts * (self.step_share * share_of_mean_E).sum()
+        loss = self.num_experts * (share_E * share_of_mean_E).sum()
         return _AddToLoss.apply(probs_TK, self.coefficient * loss)
 
-    def _count(self, experts_TK: Tensor, valid_T: Tensor | None) -> None:
-        """Add up how often each expert was chosen; a count up to 2^24 is exact in float32.
+    def _count(self, experts_TK: Tensor, valid_T: Tensor | None) -> Tensor:
+        """How often each expert was chosen here, which is added up; up to 2^24 exact in float32.
 
         Not by bincount, which waits for a GPU to learn how long its result is.
         """
         ones_TK = torch.ones_like(experts_TK, dtype=torch.float32)
         if valid_T is not None:
             ones_TK = ones_TK.mul_(valid_T[:, None])
-        self.sums[0].scatter_add_(0, experts_TK.flatten(), ones_TK.flatten())
+        counts_E = torch.zeros_like(self.sums[0])
+        counts_E.scatter_add_(0, experts_TK.flatten(), ones_TK.flatten())
+        self.sums[0] += counts_E
+        return counts_E
 
 
 def balance_metrics(

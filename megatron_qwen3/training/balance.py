@@ -38,7 +38,8 @@ class Balance:
         if self.settings.router_balance == "this_batch" and self.settings.router_aux_loss:
             counts_LE = self._count_choices(batch)
         for layer, router in self.routers.items():
-            router.begin_step(positions, None if counts_LE is None else counts_LE[layer])
+            counts_E = None if counts_LE is None else counts_LE[layer]
+            router.begin_step(positions, counts_E, self.settings.router_balance == "micro_batch")
 
     def report(self) -> dict[str, Tensor]:
         """The metrics of all layers' routing in this step; {} for a dense model."""

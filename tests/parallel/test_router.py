@@ -30,14 +30,14 @@ SETTINGS = (
 )
 
 
-def router_gradients(hidden_TH, share_E, micro_batches):
+def router_gradients(hidden_TH, share_E, micro_batches, of_micro_batch=False):
     """Gradients of router weight and hidden states, by the router and by plain autograd."""
     config = load([], SETTINGS)
     router = Router(transformer_config(config, Layout.of(config, 1)))
     weight = torch.linspace(-1, 1, router.weight.numel()).sin().view_as(router.weight)
     router.weight.data.copy_(weight)
     router.expert_share.copy_(share_E)
-    router.begin_step(len(hidden_TH))
+    router.begin_step(len(hidden_TH), of_micro_batch=of_micro_batch)
     hidden_TH.requires_grad_()
     for micro_TH in hidden_TH.chunk(micro_batches):
         probs_TK, _ = router(micro_TH)
@@ -46,9 +46,23 @@ def router_gradients(hidden_TH, share_E, micro_batches):
 
     weight.requires_grad_()
     plain_TH = hidden_TH.detach().clone().requires_grad_()
-    mean_prob_E = (plain_TH @ weight.t()).softmax(-1).mean(0)
-    (COEFFICIENT * len(share_E) * (share_E * mean_prob_E).sum()).backward()
+    probs_TE = (plain_TH @ weight.t()).softmax(-1)
+    parts = probs_TE.chunk(micro_batches if of_micro_batch else 1)
+    for part_TE in parts:
+        chosen = part_TE.topk(router.experts_per_token).indices.flatten().bincount(minlength=8)
+        f_E = chosen / chosen.sum() if of_micro_batch else share_E
+        loss = COEFFICIENT * len(share_E) * (f_E * part_TE.mean(0)).sum() / len(parts)
+        loss.backward(retain_graph=True)
     return actual, (weight.grad, plain_TH.grad)
+
+
+def test_balance_of_each_micro_batch_is_the_mean_of_their_losses():
+    random = torch.Generator().manual_seed(3)
+    given = torch.randn(96, 64, generator=random), torch.rand(8, generator=random).softmax(0)
+    actual, expected = run_ranks(router_gradients, 1, *given, 4, True)[0]
+    for gradient, plain in zip(actual, expected, strict=True):
+        assert plain.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, plain, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])

@@ -304,6 +304,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ([*TINY, "model.experts_per_token=2"], "experts_per_token = 2 needs model.num_experts"),
         ([*SPARSE, "model.experts_per_token=9"], "= 9 exceeds model.num_experts = 8"),
         (
+            [*SPARSE, "model.router_balance=micro_batch", "parallel.tensor=2"],
+            'model.router_balance = "micro_batch", but parallel.tensor * context = 2 * 1 ranks',
+        ),
+        (
             [*SPARSE, "model.expert_ffn_hidden_size=0"],
             "model.expert_ffn_hidden_size = 0, but model.num_experts = 8 (preset tiny-moe)",
         ),

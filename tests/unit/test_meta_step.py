@@ -159,7 +159,7 @@ def test_sparse_layers_never_wait(monkeypatch, setting):
     assert step(monkeypatch, "tiny-moe", f"parallel.{setting}", "model.num_layers=1") == STATED
 
 
-@pytest.mark.parametrize("balance", ["last_step", "this_batch"])
+@pytest.mark.parametrize("balance", ["last_step", "this_batch", "micro_batch"])
 def test_padding_and_the_shares_of_this_batch_cost_no_wait(monkeypatch, balance):
     assert step(monkeypatch, "tiny-moe", f"model.router_balance={balance}", rows=3) == STATED
 
