@@ -16,6 +16,7 @@
 # make chaos        runs that are broken in 60 ways and moments, of which none may lose anything
 # make full         everything that takes long
 # make lint         ruff and mypy
+# make docs         the pages of docs/ and of the folders as a site in runs/site, all links checked
 #
 # Each target installs what it needs into $(VENV) first.
 
@@ -58,7 +59,7 @@ TE_VENV := .venv-te-wheels
 # vLLM for CPUs, and what it needs, apart from all else: the tests call its servers over HTTP.
 VLLM_VENV := .venv-vllm
 
-.PHONY: quickstart long-context test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-newest test-machines chaos full lint clean
+.PHONY: quickstart long-context test test-slow test-slurm test-vllm test-containers test-fake-cuda test-te test-newest test-machines chaos full lint docs clean
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart.sh
 
@@ -121,6 +122,10 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# --strict: a page, link or anchor that is not there is an error.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 $(INSTALLED): setup.py Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -128,6 +133,10 @@ $(INSTALLED): setup.py Makefile
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,posttrain,eval,dali]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
+	touch $@
+
+$(VENV)/docs-installed: setup.py | $(INSTALLED)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 $(TE_PACKAGES)/installed: Makefile | $(INSTALLED)
