@@ -1,7 +1,7 @@
 """The site's files: every page of mkdocs.yml's `nav`, at its path in the repository.
 
-mkdocs calls `on_files` (`hooks` in mkdocs.yml). Pages of folders stay where their code is, and links
-between pages are paths of the repository, which hold in a checkout and in the site alike.
+mkdocs calls `on_files` (`hooks` in mkdocs.yml). Pages of folders stay where their code is, and
+links between pages are paths of the repository, which hold in a checkout and in the site alike.
 """
 
 from collections.abc import Iterator
