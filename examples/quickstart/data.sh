@@ -11,7 +11,7 @@ recipe=${3:-examples/quickstart/curriculum.toml}
 
 python examples/quickstart/prepare.py --out "$data/documents"
 made=$(cat "$data/vocab_size" 2>/dev/null || true)
-if [ "$data/documents/manifest.json" -nt "$data/tokens/inventory.json" ] || [ "$made" != "$vocab_size" ]; then
+if [ "$data/documents/manifest.json" -nt "$data/tokens/inventory.parquet" ] || [ "$made" != "$vocab_size" ]; then
     rm -rf "$data/tokenizer" "$data/tokens"
     # A small sample, in which the many languages, of which there is little, have their part.
     python tools/train_tokenizer.py "$data/documents" --out "$data/tokenizer" \
