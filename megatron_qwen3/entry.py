@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.shown import shown
 
 _READER_LEFT = (errno.EPIPE, errno.EIO)  # of a pipe, of a terminal
@@ -41,7 +42,7 @@ def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     try:
         status = main()
     except KeyboardInterrupt:  # Ctrl-C, also while imports take their seconds
-        print("stopped", file=sys.stderr)
+        launcher.tell("stopped")  # once for all ranks of a machine
         status = 130  # as shells count it
     sys.stdout.flush()
     if prints_results and output.lost and not status:

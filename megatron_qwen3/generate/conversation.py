@@ -9,16 +9,19 @@ Nothing here imports torch.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.chat import split_thinking
-from megatron_qwen3.chat_check import ChatError, check
+from megatron_qwen3.chat_check import check
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.generate.requests import check_characters
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
+
+_MOST_CHARACTERS = 1 << 26  # of a conversation's line: no model reads as much
 
 HELP = """\
 /mode think | no_think   whether the next answers are to have thinking; /think and /no_think alone
@@ -29,7 +32,7 @@ HELP = """\
 /undo                    forget the last question and its answer
 /reset                   forget all but the system message
 /save FILE               the conversation, as a line that `mq3 generate --file` and /load read
-/load FILE               go on with one
+/load FILE               go on with one in which every question has its answer
 /exit                    end; so does Ctrl-D
 """
 
@@ -46,10 +49,15 @@ class Conversation:
 
     @classmethod
     def begun(
-        cls, system: str | None, thinking: bool = True, budget: int | None = None
+        cls,
+        system: str | None,
+        thinking: bool = True,
+        budget: int | None = None,
+        history: Path | None = None,
     ) -> "Conversation":
-        """One without questions. ConfigError for a budget below 0."""
-        conversation = cls(thinking=thinking)
+        """One without questions, or with those of `history`, whose system message `system` takes
+        the place of. ConfigError for a budget below 0 and a file that cannot be gone on with."""
+        conversation = cls(load(history) if history else [], thinking)
         if system:
             conversation._system(system)
         if budget is not None:
@@ -61,7 +69,7 @@ class Conversation:
 
         Nothing changes where the command is wrong: then that is said.
         """
-        word, _, rest = line.partition(" ")
+        word, rest = (*line.split(maxsplit=1), "")[:2]
         if line in ("/think", "/no_think"):
             word, rest = "/mode", line.removeprefix("/")
         if word in ("/think", "/no_think") or not word.startswith("/") or "/" in word[1:]:
@@ -83,7 +91,7 @@ class Conversation:
             return f"error: {word} is no command{known}"
         try:
             return commands[word](rest.strip())
-        except (ConfigError, ChatError, OSError) as error:
+        except (OSError, ValueError) as error:  # ConfigError and ChatError are of the latter
             return f"error: {word}: {error}"
 
     def asked(self, question: str) -> dict[str, Any]:
@@ -111,12 +119,13 @@ class Conversation:
         return f"thinking budget: {word}"
 
     def _system(self, text: str) -> str:
+        check_characters({"system": text})
         said = [message for message in self.messages if message["role"] != "system"]
         self.messages = [{"role": "system", "content": text}, *said] if text else said
         return "the system message is set" if text else "there is no system message"
 
     def _history(self, _: str) -> str:
-        said = (f"{message['role']}: {message['content']}" for message in self.messages)
+        said = (f"{message['role']}: {message.get('content') or ''}" for message in self.messages)
         return "\n".join(said) or "nothing was said yet"
 
     def _undo(self, _: str) -> str:
@@ -138,6 +147,8 @@ class Conversation:
         return f"wrote {name}"
 
     def _load(self, name: str) -> str:
+        if not name:
+            raise ConfigError("nothing; valid: a file, as talk.jsonl")
         self.messages = load(Path(name))
         return f"{len(self.messages)} messages"
 
@@ -147,14 +158,38 @@ class Conversation:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The messages of a file that /save wrote. ConfigError names the file and what is wrong."""
+    """The messages of a file that /save wrote, or others that a question may follow.
+
+    ConfigError names the file and what is wrong.
+    """
     try:
-        line = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+        with path.open(encoding="utf-8") as file:
+            line = json.loads(file.readline(_MOST_CHARACTERS))
         messages = line["messages"]
         check(messages, None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ChatError) as error:
+        check_characters(line)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'{path} has no conversation in its first line, as {{"messages": […]}} ({error})'
         ) from None
+    if why := _unfit(messages, bool(line.get("tools"))):
+        raise ConfigError(
+            f"{path}: {why}; valid: an optional system message, then questions, each "
+            "with its answer"
+        )
     loaded: list[dict[str, Any]] = messages
     return loaded
+
+
+def _unfit(messages: Sequence[dict[str, Any]], has_tools: bool) -> str:
+    """Why a conversation at the terminal cannot go on from messages, or ""."""
+    if has_tools or any(m["role"] == "tool" or m.get("tool_calls") for m in messages):
+        return "tools are called in it, and here nobody runs them"
+    first = bool(messages) and messages[0]["role"] == "system"
+    for k, message in enumerate(messages[first:]):
+        wanted = ("user", "a question (user)"), ("assistant", "an answer (assistant)")
+        if message["role"] != wanted[k % 2][0]:
+            return f"message {k + first} ({message['role']}) stands where {wanted[k % 2][1]} is due"
+    if (len(messages) - first) % 2:
+        return f"question {(len(messages) - first + 1) // 2} has no answer"
+    return ""

@@ -57,7 +57,7 @@ class Encoder:
         """Requests of lines, each with the place where it stands, which a ConfigError names."""
         placed, requests = list(lines), []
         for place, line in placed:
-            _check_characters(line, f"{place}: ")
+            check_characters(line, f"{place}: ")
         talks = [line for _, line in placed if "messages" in line]
         prompts = self._conversations(talks) if talks else iter(())
         for place, line in placed:
@@ -69,7 +69,7 @@ class Encoder:
 
     def encode(self, line: Line) -> Request:
         """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
-        _check_characters(line)
+        check_characters(line)
         return self._request(line, self._conversations([line] if "messages" in line else []))
 
     def _request(self, line: Line, conversations: Iterator[Any]) -> Request:
@@ -156,7 +156,7 @@ def _line(place: str, text: str) -> Line:
     raise ConfigError(f'{place}: needs "prompt" (text) or "messages" (list)')
 
 
-def _check_characters(line: Line, place: str = "") -> None:
+def check_characters(line: Line, place: str = "") -> None:
     """JSON can write half of a surrogate pair, which no file and no tokenizer takes."""
     try:
         json.dumps(line, ensure_ascii=False).encode()

@@ -6,6 +6,7 @@ All ranks run it. The first one reads what is typed and tells the others; a line
 is a question or a command (`conversation.py`), whether somebody types it or a pipe has it.
 """
 
+import io
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -21,8 +22,11 @@ from megatron_qwen3.shown import shown_text
 
 
 def talk(session: Session, conversation: Conversation, encoders: Mapping[bool, Encoder]) -> None:
-    """Answer until standard input ends. conversation: the first rank's counts; encoders: for
-    answers with thinking, and without."""
+    """Answer until standard input ends, or Ctrl-C at the prompt. conversation: the first rank's
+    counts; encoders: for answers with thinking, and without."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is no UTF-8 becomes half characters, which the encoder refuses by name.
+        sys.stdin.reconfigure(errors="surrogateescape")
     for question, shared in _questions(session.is_first, conversation):
         answer = _answer(session, shared, encoders, question)
         if answer is not None:
@@ -45,14 +49,17 @@ def _questions(is_first: bool, conversation: Conversation) -> Iterator[tuple[str
 
 def _next(conversation: Conversation) -> str | None:
     """The next line that is a question; None at the end."""
-    while not conversation.is_over and (line := _typed()) is not None:
-        if not (line := line.strip()):
-            continue
-        told = conversation.obey(line)
-        if told is None:
-            return line
-        if told:
-            _tell(told)
+    try:
+        while not conversation.is_over and (line := _typed()) is not None:
+            if not (line := line.strip()):
+                continue
+            told = conversation.obey(line)
+            if told is None:
+                return line
+            if told:
+                _tell(told)
+    except KeyboardInterrupt:
+        _tell("\nstopped")  # below the prompt
     return None
 
 

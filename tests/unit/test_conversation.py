@@ -59,6 +59,13 @@ def test_what_is_no_command_is_a_question(line):
         ("/save", "error: /save: nothing; valid: a file"),
         ("/save no/such/folder/x", "error: /save: "),
         ("/load gone.jsonl", "error: /load: gone.jsonl has no conversation in its first line"),
+        ("/load", "error: /load: nothing; valid: a file"),
+        ("/load /dev/null", "error: /load: /dev/null has no conversation in its first line"),
+        ("/load x\0y", "error: /load: "),
+        ("/save x\0y", "error: /save: "),
+        ("/budget\t-1", "error: /budget: -1; valid: none"),
+        ("/budget " + "9" * 5000, "error: /budget: "),
+        ("/system half a pair \udcff", "error: /system: '\\udcff' in it is no character"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_changes_nothing(line, said):
@@ -97,6 +104,49 @@ def test_a_file_without_a_conversation_is_named(text, tmp_path):
     (tmp_path / "x").write_text(text)
     with pytest.raises(ConfigError, match="x has no conversation in its first line"):
         load(tmp_path / "x")
+
+
+ANSWERED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+CALLS = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"messages": ANSWERED, "tools": [{"name": "f"}]}, "tools"),
+        ({"messages": [ANSWERED[0], CALLS, {"role": "tool", "content": "1"}, ANSWERED[1]]}, "tool"),
+        ({"messages": [*ANSWERED, {"role": "user", "content": "c?"}]}, "question 2 has no answer"),
+        ({"messages": ANSWERED[1:]}, "message 0 (assistant) stands where a question"),
+        ({"messages": [ANSWERED[0], *ANSWERED]}, "message 1 (user) stands where an answer"),
+        ({"messages": [*ANSWERED, {"role": "system", "content": "x"}]}, "message 2 (system)"),
+    ],
+)
+def test_a_history_that_cannot_go_on_at_a_terminal_is_refused_in_one_line(line, why, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(ConfigError) as told:
+        load(path)
+    text = str(told.value)
+    assert text.startswith(f"{path}: ") and why in text and "\n" not in text
+    conversation, before = asked_twice(), asked_twice()
+    assert why in conversation.obey(f"/load {path}") and conversation == before
+
+
+def test_a_history_without_a_text_in_an_answer_is_told_and_goes_on(tmp_path):
+    path = tmp_path / "x.jsonl"
+    answer = {"role": "assistant", "reasoning": "r"}
+    path.write_text(json.dumps({"messages": [ANSWERED[0], answer]}))
+    conversation = Conversation()
+    told(conversation, f"/load {path}")
+    assert told(conversation, "/history") == "user: a?\nassistant: "
+
+
+def test_a_history_and_a_system_message_go_together(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "system", "content": "old"}, *ANSWERED]}))
+    conversation = Conversation.begun("new", history=path)
+    assert conversation.messages == [{"role": "system", "content": "new"}, *ANSWERED]
+    assert Conversation.begun(None, history=path).messages[0]["content"] == "old"
 
 
 def test_help_has_every_command():
