@@ -2,6 +2,7 @@
 
     folder_of("Qwen/Qwen3-8B", "tokenizer.json")  # its snapshot in the hub's cache
     folder_of("data/tokenizer", "tokenizer.json")  # a folder is itself
+    tokenizer_folder(config.data.tokenizer)        # errors name the setting
 
 Nothing is fetched: a machine that trains often reaches no network, and a run must not change with
 what lies on the hub. Where there is no copy the error says how to get one.
@@ -28,8 +29,7 @@ def folder_of(name: str, file: str) -> Path:
     """
     if not is_id(name):
         return Path(name)
-    place = cache() / f"models--{name.replace('/', '--')}"
-    for snapshot in _snapshots(place):
+    for snapshot in _snapshots(place(name)):
         if (snapshot / file).is_file():
             return snapshot
     raise ConfigError(
@@ -38,18 +38,41 @@ def folder_of(name: str, file: str) -> Path:
     )
 
 
+def tokenizer_folder(named: str, setting: str = "data.tokenizer") -> Path:
+    """The folder of the tokenizer that `setting` names: itself, that of its file, or the copy of a
+    name on the hub.
+
+    ConfigError where there is none on this machine: the setting, and how to get one.
+    """
+    try:
+        where = folder_of(named, "tokenizer.json")
+    except ConfigError as error:
+        raise ConfigError(f"{setting} = {error}, as {setting}") from None
+    if not where.exists():
+        raise ConfigError(
+            f"{setting} = {named} does not exist; valid: a folder with tokenizer.json, that file, "
+            "or a name on Hugging Face's hub with a copy on this machine"
+        )
+    return where if where.is_dir() else where.parent
+
+
+def place(name: str) -> Path:
+    """The folder of all that the cache has of a name; files of its snapshots are links within."""
+    return cache() / f"models--{name.replace('/', '--')}"
+
+
 def cache() -> Path:
     """Where Hugging Face's own programs keep what they fetch."""
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
-def _snapshots(place: Path) -> list[Path]:
+def _snapshots(folder: Path) -> list[Path]:
     """What `main` names first, where it is known, then the others, the newest before."""
-    named = place / "refs" / "main"
+    named = folder / "refs" / "main"
     try:
         main = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
-        found = list((place / "snapshots").iterdir())
+        found = list((folder / "snapshots").iterdir())
     except OSError:
         return []
     return sorted(found, key=lambda one: (one.name == main, one.stat().st_mtime), reverse=True)

@@ -18,11 +18,11 @@ from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.__main__ import add_model, add_sampling, template_used
-from megatron_qwen3.generate.conversation import Conversation, load
-from megatron_qwen3.generate.load import Source, tokenizer_of
-from megatron_qwen3.generate.opening import close, opened
+from megatron_qwen3.generate.conversation import Conversation
+from megatron_qwen3.generate.load import tokenizer_of
+from megatron_qwen3.generate.opening import checked, close, opened
 from megatron_qwen3.generate.requests import both_modes
-from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.hub import tokenizer_folder
 
 
 def main(arguments: list[str] | None = None, prog: str = "mq3 chat") -> int:
@@ -38,16 +38,13 @@ def main(arguments: list[str] | None = None, prog: str = "mq3 chat") -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Check all that was given, load the model, and talk, on this rank."""
-    launcher.check()
-    conversation = Conversation.begun(given.system, not given.no_think, given.thinking_budget)
-    if given.history and launcher.rank() == 0:  # others may not see the file
-        conversation.messages = load(given.history)
-    world_size = launcher.world_size()
-    source = Source(given.source)
-    config = source.config(given.settings, world_size)
-    check_world_size(config, world_size)
+    source, config = checked(given.source, given.settings)
+    history = given.history if launcher.rank() == 0 else None  # others may not see the file
+    conversation = Conversation.begun(
+        given.system, not given.no_think, given.thinking_budget, history
+    )
     tokenizer = tokenizer_of(config)
-    template = template_used(given.template, Path(config.data.tokenizer))
+    template = template_used(given.template, tokenizer_folder(config.data.tokenizer))
     encoders = both_modes(tokenizer, given, template)
     session = opened(source, config, tokenizer, encoders[True], given)
     from megatron_qwen3.generate.talk import talk
@@ -58,6 +55,7 @@ def run(given: argparse.Namespace) -> None:
 
 def _parser(prog: str) -> Parser:
     parser = add_model(Parser(prog=prog, description=__doc__))
-    parser.add_argument("--history", type=Path, metavar="JSONL", help="go on from what /save wrote")
+    text = "go on from what /save wrote; --system takes the place of its system message"
+    parser.add_argument("--history", type=Path, metavar="JSONL", help=text)
     add_sampling(parser)
     return parser

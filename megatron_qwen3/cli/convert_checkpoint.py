@@ -32,6 +32,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry, validate_rope
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown, shown_lines, shown_text
 from megatron_qwen3.toml import emit
@@ -189,7 +190,7 @@ def _to_hf(given: argparse.Namespace) -> int:
     has_tokenizer = stream.to_hf(
         source,
         given.out,
-        given.tokenizer,
+        given.tokenizer and tokenizer_folder(given.tokenizer, "--tokenizer"),
         given.workers,
         dtype=_dtype(given),
         rope=rope,

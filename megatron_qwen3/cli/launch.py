@@ -24,6 +24,7 @@ from megatron_qwen3.cli.launch_sbatch import Run
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import read_config
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import allocation as planner
 from megatron_qwen3.planner import hardware
@@ -245,9 +246,11 @@ def _file_errors(config: Config, has_start: bool) -> Iterator[ConfigError]:
         CHECKS_OF_DATA[config.run.mode](config)
     except ConfigError as error:
         yield error
-    tokenizer = config.data.tokenizer
-    if tokenizer and not Path(tokenizer).exists():
-        yield ConfigError(f"data.tokenizer = {tokenizer} does not exist")
+    try:
+        if config.data.tokenizer:
+            tokenizer_folder(config.data.tokenizer)
+    except ConfigError as error:
+        yield error
     models = {name: path for name, path in _models(config).items() if path}
     if has_start:
         del models["checkpoint.init_from"]

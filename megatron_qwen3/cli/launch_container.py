@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from data_prep import curriculum
+from megatron_qwen3 import hub
 from megatron_qwen3.config import Config, ConfigError
 
 _MOUNT = re.compile(r"/[^:]*:/[^:]*(:[^:]+)?")
@@ -152,6 +153,9 @@ def _places(config: Config) -> set[Path]:
 def _paths(config: Config) -> Iterator[str]:
     """The files and folders that settings name for a run to read."""
     yield from filter(None, (attrgetter(name)(config) for name in PATHS))
+    copy = hub.place(config.data.tokenizer)
+    if hub.is_id(config.data.tokenizer) and copy.is_dir():
+        yield str(copy)
     for table in TABLES:
         paths = (row.path for row in attrgetter(table)(config))
         yield from (path for path in paths if not path.startswith(_GENERATORS))

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -38,6 +37,7 @@ from megatron_qwen3.bar import progress
 from megatron_qwen3.cli.parser import Parser, one_of, or_setting, positive
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.generate.opening import close, joined
 from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_unit
 from megatron_qwen3.reading import passkey
 from megatron_qwen3.reading.ways import WAYS, as_overrides, settings_of, usual
@@ -120,11 +120,7 @@ def _run(given: argparse.Namespace) -> None:
     prompts = {
         length: passkey.make(texts, length, given.keys, words, encode, _SEED) for length in lengths
     }
-    warnings.filterwarnings("ignore", module=r"torch|megatron")
-    # torch and megatron-core are imported only now: something wrong costs no seconds.
-    from megatron_qwen3.parallel import runtime
-
-    layout, rows = runtime.start(first), []
+    layout, rows = joined(first), []
     total = len(configs) * len(lengths) * (len(texts) + given.keys)
     with progress("texts", total, is_shown=launcher.rank() == 0) as done:
         for way, config in configs.items():
@@ -134,7 +130,7 @@ def _run(given: argparse.Namespace) -> None:
     if launcher.rank() == 0:
         settings = {way: asdict(config.rope) for way, config in configs.items()}
         _write(given, rows, {"trained": trained, "texts": len(texts), "ways": settings}, layout)
-    runtime.stop()
+    close()
 
 
 def _configs(

@@ -19,7 +19,6 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.generate.load import Source, load, tokenizer_of
-from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.generate.load import load, tokenizer_of
+from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.posttrain.answer_lines import Asked, read_answers
 from megatron_qwen3.storage.whole import whole_file
 
@@ -74,25 +73,17 @@ def _parser(prog: str | None) -> Parser:
 
 def _run(given: argparse.Namespace) -> None:
     """Check all that was given, load the model, and score, on this rank."""
-    launcher.check()
-    world_size, is_first = launcher.world_size(), launcher.rank() == 0
+    source, config = checked(given.model, given.settings, head="scalar")
+    is_first = launcher.rank() == 0
     if given.out and is_first and not os.access(given.out.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--out {given.out}: no file can be written there")
-    source = Source(given.model)
-    config = source.config(given.settings, world_size, head="scalar")
-    check_world_size(config, world_size)
     chat = ChatTokenizer(tokenizer_of(config))
     total = sum(len(asked.answers) for asked in read_answers(given.answers, chat))
     if not total:
         raise ConfigError(f"{given.answers}: there is no answer in it to score")
-    if config.run.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    warnings.filterwarnings("ignore", module=r"torch|megatron")
-    # torch and megatron-core are imported only now: something wrong costs no seconds.
-    from megatron_qwen3.parallel import runtime
+    model = load(source, config, joined(config))
     from megatron_qwen3.posttrain.scoring import scores
 
-    model = load(source, config, runtime.start(config))
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []
     with _target(given.out, is_first) as target, progress("answers", total, is_first) as advance:
@@ -111,7 +102,7 @@ def _run(given: argparse.Namespace) -> None:
     if ranked and is_first:
         share = sum(ranked) / len(ranked)
         print(f"{len(ranked):,} pairs, {share:.2%} ranked as given", file=sys.stderr)
-    runtime.stop()
+    close()
 
 
 def _scored(batch: Iterable[Asked], made: Iterable[float]) -> Iterator[tuple[Any, bool | None]]:

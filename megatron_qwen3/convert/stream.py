@@ -31,6 +31,7 @@ from megatron_qwen3.convert.dcp_writer import Slot, Writer
 from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
 from megatron_qwen3.cores import cores
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
@@ -259,7 +260,9 @@ def _add_buffers(writer: Writer, model: ModelConfig) -> None:
 def _tokenizer_of(checkpoint: Checkpoint) -> Path | None:
     own = checkpoint.folder / "tokenizer"
     named = checkpoint.config.data.tokenizer
-    return own if hf_files.has_tokenizer(own) else Path(named) if named else None
+    if hf_files.has_tokenizer(own):
+        return own
+    return tokenizer_folder(named) if named else None
 
 
 def _said_ids(tokenizer: Path | None, own: Path) -> hf_config.Ids:

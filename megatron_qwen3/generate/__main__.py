@@ -14,8 +14,8 @@ from megatron_qwen3.chat import ChatError
 from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.conversation import Conversation
-from megatron_qwen3.generate.load import Source, tokenizer_of
-from megatron_qwen3.generate.opening import close, opened
+from megatron_qwen3.generate.load import tokenizer_of
+from megatron_qwen3.generate.opening import checked, close, opened
 from megatron_qwen3.generate.requests import (
     SAMPLING_OPTIONS,
     Encoder,
@@ -24,7 +24,7 @@ from megatron_qwen3.generate.requests import (
     read_lines,
 )
 from megatron_qwen3.generate.template import FolderTemplate, template_of
-from megatron_qwen3.parallel.layout import check_world_size
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.shown import shown, shown_lines
 
 EXAMPLES = """\
@@ -61,15 +61,12 @@ def main(
 def run(given: argparse.Namespace) -> None:
     """Check and encode all that was given, load the model, and generate, on this rank."""
     _check_out(given)
-    launcher.check()
-    world_size = launcher.world_size()
-    source = Source(given.source)
-    config = source.config(given.settings, world_size)
-    check_world_size(config, world_size)
+    source, config = checked(given.source, given.settings)
     tokenizer = tokenizer_of(config)
     lines = _lines(given)
     talks = given.chat is not None or any("messages" in line for _, line in lines)
-    template = template_used(given.template, Path(config.data.tokenizer)) if talks else None
+    folder = tokenizer_folder(config.data.tokenizer)
+    template = template_used(given.template, folder) if talks else None
     encoder = Encoder(tokenizer, given, template)
     requests = encoder.encode_all(lines)
     session = opened(source, config, tokenizer, encoder, given)

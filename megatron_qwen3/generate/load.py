@@ -17,7 +17,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import read_config
 from megatron_qwen3.convert.hf_files import end_ids, has_tokenizer
-from megatron_qwen3.hub import folder_of
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
@@ -155,6 +155,7 @@ def tokenizer_of(config: Config) -> Any:
             "the model was trained without a tokenizer being named; name it among the arguments: "
             "data.tokenizer=FOLDER, the one that its text was tokenized with"
         )
+    tokenizer_folder(named)  # where it is not there, the error has the setting
     file = tokenizer_json(named)
     if not file.is_file():
         raise ConfigError(
@@ -175,7 +176,7 @@ def tokenizer_of(config: Config) -> Any:
 
 def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
     """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
-    own = folder_of(config.data.tokenizer, "tokenizer.json")
+    own = tokenizer_folder(config.data.tokenizer)
     folders = [own, source.path, source.path / "tokenizer"]
     return ends_of(folders, tokenizer)
 

@@ -1,26 +1,57 @@
-"""From what was checked to a model that answers, on this rank.
+"""From what was typed to a model that answers, on this rank: checked first, then loaded.
 
-    session = opened(source, config, tokenizer, encoder, options)
-    session.prompts(requests)
+    source, config = checked(Path("runs/sft"), ["parallel.tensor=2"])
+    …                                     # whatever else of the command line may be wrong
+    layout = joined(config)               # torch and megatron-core are imported here, not before
+    model = load(source, config, layout)
     close()
 
-torch and megatron-core are imported here, not before: something wrong costs no seconds.
+    session = opened(source, config, tokenizer, encoder, options)   # joined, with a generator
+
+Something that is wrong costs no seconds.
 """
 
 import argparse
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
 
+from megatron_qwen3 import launcher
 from megatron_qwen3.config import Config
 from megatron_qwen3.generate.load import Source, load, stop_ids
 from megatron_qwen3.generate.requests import Encoder
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.parallel.layout import Layout, check_world_size
 
 if TYPE_CHECKING:
     from megatron_qwen3.generate.session import Session
+
+
+def checked(
+    path: Path, settings: list[str], head: str = "vocabulary", generates: bool = True
+) -> tuple[Source, Config]:
+    """The model at `path` and its settings for these ranks, as `Source.config` has them.
+
+    ConfigError where the environment, the model or its layout is wrong.
+    """
+    launcher.check()
+    source, world_size = Source(path), launcher.world_size()
+    config = source.config(settings, world_size, head, generates)
+    check_world_size(config, world_size)
+    return source, config
+
+
+def joined(config: Config) -> Layout:
+    """Join the other ranks; `close` leaves them."""
+    if config.run.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    from megatron_qwen3.parallel import runtime
+
+    return runtime.start(config)
 
 
 def opened(
@@ -34,14 +65,10 @@ def opened(
     ends, budget = stop_ids(source, config, tokenizer), None
     if options.thinking_budget is not None:
         budget = ThinkingBudget.of(tokenizer, options.thinking_budget)
-    if config.run.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    warnings.filterwarnings("ignore", module=r"torch|megatron")
+    layout = joined(config)
     from megatron_qwen3.generate.engine import Generator
     from megatron_qwen3.generate.session import Session
-    from megatron_qwen3.parallel import runtime
 
-    layout = runtime.start(config)
     generator = Generator(load(source, config, layout))
     reach = source.reach(config.rope)
     return Session(generator, tokenizer, encoder, budget, ends, options, reach)

@@ -10,8 +10,6 @@ requests beside it. torch is imported on entering.
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -22,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 from megatron_qwen3 import launcher
 from megatron_qwen3.chat import ChatTokenizer, thinks
 from megatron_qwen3.chat_check import ChatError
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.load import load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.generate.sampling import NOT_THINKING, THINKING, Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
-from megatron_qwen3.parallel.layout import check_world_size
 from megatron_qwen3.posttrain.generators import Answer, Local, Request, failed, said
 
 if TYPE_CHECKING:
@@ -51,29 +49,20 @@ class OwnGenerator:
     """A generator; ConfigError where the folder has no model, or the layout does not fit."""
 
     def __init__(self, path: Path, local: Local) -> None:
-        launcher.check()
+        # Followers wait for as long as the first rank is busy with other things.
+        self._source, self._config = checked(path, ["guard.hang_seconds=0", *local.local])
         self.notes: list[str] = []
-        self.leads = launcher.rank() == 0
-        self._rows, self._source = local.rows, Source(path)
+        self.leads, self._rows = launcher.rank() == 0, local.rows
         self._is_under_way = False  # a task that all ranks are at
         self.label = label_of(self._source.path)  # of a run its checkpoint
-        world_size = launcher.world_size()
-        # Followers wait for as long as the first rank is busy with other things.
-        overrides = ["guard.hang_seconds=0", *local.local]
-        self._config = self._source.config(overrides, world_size)
-        check_world_size(self._config, world_size)
         self._tokenizer = tokenizer_of(self._config)
         self._chat = ChatTokenizer(self._tokenizer)
         self._ends = stop_ids(self._source, self._config, self._tokenizer)
 
     def __enter__(self) -> Self:
-        if self._config.run.device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        warnings.filterwarnings("ignore", module=r"torch|megatron")
+        layout = joined(self._config)
         from megatron_qwen3.generate.engine import Generator
-        from megatron_qwen3.parallel import runtime
 
-        layout = runtime.start(self._config)
         self._generator = Generator(load(self._source, self._config, layout))
         return self
 
@@ -83,11 +72,9 @@ class OwnGenerator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        from megatron_qwen3.parallel import runtime
-
         if self.leads and not self._is_under_way:
             self._tell(None)  # the others wait for the next task, and not within one
-        runtime.stop()
+        close()
 
     def answers(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
         """(number, answers), batch by batch; requests of the next batches are read ahead."""

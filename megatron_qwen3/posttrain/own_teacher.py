@@ -14,8 +14,6 @@ Legend: R rows, S positions, K ids of each.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +27,9 @@ from data_prep.best_fit import best_fit
 from megatron_qwen3 import launcher
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
-from megatron_qwen3.generate.load import Source, load
-from megatron_qwen3.parallel.layout import check_world_size, row_unit
+from megatron_qwen3.generate.load import load
+from megatron_qwen3.generate.opening import checked, close, joined
+from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import Sample
 from megatron_qwen3.posttrain.own_generator import label_of
@@ -65,13 +64,10 @@ class OwnTeacher:
     part_labels = PART_LABELS
 
     def __init__(self, path: Path, top_k: int, temperature: float, scoring: Scoring) -> None:
-        launcher.check()
-        self.leads = launcher.rank() == 0
-        self._source, self._rows, world_size = Source(path), scoring.rows, launcher.world_size()
         # Followers wait for as long as the first rank is busy with other things.
-        overrides = ["guard.hang_seconds=0", *scoring.local]
-        self._config = self._source.config(overrides, world_size, generates=False)
-        check_world_size(self._config, world_size)
+        settings = ["guard.hang_seconds=0", *scoring.local]
+        self._source, self._config = checked(path, settings, generates=False)
+        self.leads, self._rows = launcher.rank() == 0, scoring.rows
         vocab_size = self._config.model.vocab_size
         if not 0 < top_k <= vocab_size:
             raise ConfigError(f"top_k = {top_k}; valid: 1 to the {vocab_size:,} tokens of {path}")
@@ -84,13 +80,9 @@ class OwnTeacher:
         }
 
     def __enter__(self) -> Self:
-        if self._config.run.device == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        warnings.filterwarnings("ignore", module=r"torch|megatron")
+        layout = joined(self._config)
         from megatron_qwen3.model.distributions import top_k
-        from megatron_qwen3.parallel import runtime
 
-        layout = runtime.start(self._config)
         self._model = load(self._source, self._config, layout)
         self._head = top_k(self._top_k, self._temperature)
         self._unit, _ = row_unit(self._config.parallel)  # ranks share the positions of a row
@@ -102,11 +94,9 @@ class OwnTeacher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        from megatron_qwen3.parallel import runtime
-
         if self.leads and kind is None:
             self._tell(None)
-        runtime.stop()
+        close()
 
     def score(self, samples: Sequence[Sample]) -> list[Targets]:
         """Targets of the trained labels of each sample."""

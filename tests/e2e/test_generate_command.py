@@ -173,12 +173,14 @@ def test_a_chat_obeys_commands_and_answers_alike_in_another_layout(folder, tmp_p
 
 def test_a_chat_goes_on_from_a_saved_conversation(folder, tmp_path):
     history = tmp_path / "talk.jsonl"
-    history.write_text(json.dumps(CHAT))
-    options = [str(folder), "--max-new-tokens", "3", "--history", str(history)]
+    said = [*CHAT["messages"], {"role": "assistant", "content": "c"}]
+    history.write_text(json.dumps({"messages": said}))
+    options = [str(folder), "--max-new-tokens", "3", "--history", str(history), "--system", "d"]
     typed = f"/history\n/save {tmp_path / 'again.jsonl'}\n"
     ((status, _, told),) = run_ranks(talk_by_commands, 1, options, typed)
     assert status == 0 and "user: a b\n" in told
-    assert json.loads((tmp_path / "again.jsonl").read_text())["messages"] == CHAT["messages"]
+    again = json.loads((tmp_path / "again.jsonl").read_text())["messages"]
+    assert again == [{"role": "system", "content": "d"}, *said]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def test_folders_of_a_run_are_mounted_and_none_twice(tmp_path):
     assert found == [f"{tmp_path}/{name}" for name in ("data", "model", "more", "runs")]
 
 
+def test_a_tokenizer_of_the_hub_is_mounted_with_what_its_links_lead_to(tmp_path, monkeypatch):
+    place = tmp_path / "models--Some--Model"
+    (place / "snapshots" / "aaa").mkdir(parents=True)
+    (place / "snapshots" / "aaa" / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    one = config(f"run.dir={ROOT}/runs", "data.tokenizer=Some/Model")
+    assert launch_container.folders([one], [ROOT]) == [str(place)]
+
+
 def test_what_a_mount_of_the_user_holds_is_not_mounted_again(tmp_path):
     asked = given(mounts=f"/elsewhere:{tmp_path}/data,/x:/y:ro")
     one = config(f"run.dir={tmp_path}/runs", sources(tmp_path / "data/a"))

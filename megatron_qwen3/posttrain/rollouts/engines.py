@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.generate.load import ends_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards import model_settings
 from megatron_qwen3.posttrain.rollouts import environments, vllm_check
@@ -81,7 +81,7 @@ def _sampling(
     alive: Callable[[], None],
     waiting: Waiting,
 ) -> Iterator[RolloutEngine]:
-    rollouts, ends = config.rollouts, ends_of([Path(config.data.tokenizer)], tokenizer)
+    rollouts, ends = config.rollouts, ends_of([tokenizer_folder(config.data.tokenizer)], tokenizer)
     budget_of, everywhere = partial(ThinkingBudget.of, tokenizer), _are_read_everywhere(config)
     if rollouts.engine == "vllm":
         signs = beat, alive, waiting, everywhere
