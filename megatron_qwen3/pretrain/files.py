@@ -150,10 +150,10 @@ def check(files: Sequence[SourceFiles]) -> None:
     evenly spread, are asked for their sizes; of all others that they are there is read from their
     folders. Whatever is wrong with one of those is said when it is opened.
     """
-    for folder, sources in _by_folder(files).items():
+    for sources in _by_folder(files):
         listed, count = _files_of(sources)
         width, every = sources[0]._open(0).tokens.itemsize, -(-count // _SIZES)
-        lying = _Lying(folder)
+        lying = _Lying(sources[0].source.folder)
         for n, (path, tokens) in enumerate(listed):
             if fault := lying.fault(path, tokens, 0 if n % every else width):
                 raise ConfigError(f"{_where(sources, path)}: {fault}")
@@ -168,7 +168,7 @@ class _Lying:
 
     def fault(self, path: str, tokens: int, width: int) -> str:
         """What is wrong with PATH.bin, or "". width: of a token; 0 where no size is asked for."""
-        name, size = f"{self._folder}/{path}.bin", tokens * width
+        name, size = os.path.join(self._folder, f"{path}.bin"), tokens * width
         try:
             if not width:
                 return "" if self._has(path) else f"{name}: {os.strerror(errno.ENOENT)}"
@@ -183,18 +183,20 @@ class _Lying:
         )
 
     def _has(self, path: str) -> bool:
-        within, _, name = path.rpartition("/")
+        within, name = os.path.split(path)
         if within != self._within or not self._names:
-            self._names = set(os.listdir(f"{self._folder}/{within}"))
+            self._names = set(os.listdir(os.path.join(self._folder, within) or "."))
             self._within = within
         return f"{name}.bin" in self._names
 
 
-def _by_folder(files: Iterable[SourceFiles]) -> dict[str, list[SourceFiles]]:
-    found: dict[str, list[SourceFiles]] = defaultdict(list)
+def _by_folder(files: Iterable[SourceFiles]) -> Iterable[list[SourceFiles]]:
+    """Sources whose tokens are of one width: of one folder, or each that lies in none by itself."""
+    found: dict[tuple[str, str], list[SourceFiles]] = defaultdict(list)
     for of in files:
-        found[of.source.folder].append(of)
-    return found
+        folder = of.source.folder
+        found[folder, "" if folder else of.source.name].append(of)
+    return found.values()
 
 
 def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], int]:

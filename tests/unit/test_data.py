@@ -23,6 +23,7 @@ from megatron_qwen3.config import (
     SourceConfig,
 )
 from megatron_qwen3.model.stretches import Stretches
+from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.files import SourceFiles
@@ -228,6 +229,25 @@ def test_a_source_cut_short_is_named_with_both_sizes(data: DataConfig, tmp_path:
     assert "data.sources.s1" in message
     assert "19,996 bytes" in message
     assert "20,000" in message
+
+
+@pytest.mark.parametrize("sizes", [1, 20_000])
+@pytest.mark.parametrize("within", ["", "below/"])
+def test_relative_sources_are_looked_for_where_the_run_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: str, sizes: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reading, "_SIZES", sizes)
+    Path("below").mkdir()
+    for name, kind in (("a", np.int32), ("b", np.uint16)):
+        with IndexedWriter(f"{within}{name}", kind) as writer:
+            writer.add_document(np.arange(1_000))
+    sources = tuple(SourceConfig(name, f"{within}{name}") for name in ("a", "b"))
+    files = mixture_of(DataConfig(sequence_length=S, held_out=0.1, sources=sources)).files
+    reading.check(files)
+    Path(f"{within}b.bin").unlink()
+    with pytest.raises(ConfigError, match=rf"source b: {within}b\.bin: No such file"):
+        reading.check(files)
 
 
 def test_a_source_shorter_than_a_window_is_refused_with_the_numbers(data: DataConfig) -> None:

@@ -421,6 +421,16 @@ def test_files_that_are_there_are_enough(slurm, tmp_path):
     assert launch.main(["train", *words, "--nodes=1"]) == 0
 
 
+def test_paths_of_sources_are_relative_to_the_checkout_as_a_run_takes_them(slurm, tmp_path):
+    relative = Path(os.path.relpath(tmp_path / "a"))
+    with IndexedWriter(relative, np.uint16) as writer:
+        writer.add_document(np.arange(9999) % 100)
+    sources = f'data.sources=[{{ name = "a", path = "{relative}" }}]'
+    own = ("data.held_out=0", "data.tokenizer=", "data.sequence_length=128", "train.tokens=1e9")
+    words = [STAGE, "examples/models/tiny_moe.toml", sources, *own, f"run.dir={tmp_path}/runs"]
+    assert launch.main(["train", *words, "--nodes=1"]) == 0
+
+
 def test_it_is_called_in_the_checkout(slurm, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [str(ROOT / STAGE), "model.preset=qwen3-8b", "--nodes=4", "--skip-files"]
