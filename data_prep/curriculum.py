@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.packed import Packed
-from data_prep.stretches import INLINE, Kept, Known, ShardFile, Store, Stretches, remove_others
+from data_prep.stretches import (
+    INLINE,
+    Kept,
+    Known,
+    ShardFile,
+    Store,
+    Stretches,
+    path_of,
+    remove_others,
+)
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import did_you_mean
@@ -113,14 +122,15 @@ class Source:
     def from_json(
         cls, name: str, folder: str, row: Mapping[str, Any], store: Store | None = None
     ) -> Source:
+        """folder: "" where paths may lead anywhere. ValueError, TypeError, KeyError: it is none."""
         shards: Sequence[ShardFile]
-        if store and "stretches" in row:
-            first, count = row["stretches"]
-            if not 0 <= first < first + count <= len(store.rows):
-                raise ValueError(f"{name} has stretches {first} to {first + count} of too few")
-            shards = Stretches(store, first, count, row["tokens"], row["fingerprint"])
-        else:
-            shards = tuple(ShardFile(*shard) for shard in row["shards"])
+        try:
+            if store and "stretches" in row:
+                shards = Stretches.of_row(store, row, is_within=bool(folder))
+            else:
+                shards = tuple(ShardFile.from_row(s, bool(folder)) for s in row["shards"])
+        except ValueError as error:
+            raise ValueError(f"source {name}: {error}") from None
         packed = Packed.from_json(row["packed"]) if "packed" in row else None
         return cls(name, folder, shards, row["held_out"], row["labels"], packed)
 
@@ -247,7 +257,9 @@ def sources_json(
 
 def store_of(path: Path, content: Mapping[str, Any]) -> Store | None:
     """What the rows of a manifest's sources point into, if they do."""
-    return Store.read(path.parent / content["stretches"]) if "stretches" in content else None
+    if "stretches" not in content:
+        return None
+    return Store.read(path_of(path.parent, content["stretches"]))
 
 
 def read(path: str | os.PathLike[str]) -> Curriculum:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import escape
 from itertools import accumulate, compress
 from pathlib import Path
@@ -40,6 +41,8 @@ ROW = np.dtype([("file", "<u4"), ("start", "<u8"), ("tokens", "<u8")])
 _HEADER = struct.Struct("<8sQQQ")
 _MAGIC = b"MQSTRCH1"
 _MARK = np.dtype("S16")
+_BLOCK_ROWS = 1 << 16
+_ENDS = re.compile(b"-([0-9a-f]{16}).stretches")  # of names: the rest JSON may have escaped
 
 
 class ShardFile(NamedTuple):
@@ -59,6 +62,17 @@ class ShardFile(NamedTuple):
     def file_tokens(self) -> int:
         return self.of or self.tokens
 
+    @classmethod
+    def from_row(cls, row: Sequence[Any], is_within: bool) -> ShardFile:
+        """is_within: whether the path may not leave its folder. ValueError where the row lies."""
+        shard = cls(*row)
+        if is_within and leaves(shard.path):
+            raise ValueError(_outside(shard.path))
+        of = shard.file_tokens
+        if not 0 <= shard.start <= shard.start + shard.tokens <= of:
+            raise ValueError(f"{shard.path}: {_beyond(shard.start, shard.tokens, of)}")
+        return shard
+
     def as_row(self) -> list[Any]:
         """For JSON, without what is usual."""
         if self.of:
@@ -75,14 +89,15 @@ class File(NamedTuple):
 
 
 class Store:
-    """Files and stretches of them, in memory or mapped. rows: ROW [stretches]."""
+    """Files and stretches of them, in memory or mapped. rows: ROW [stretches]; outside: a path
+    that leaves the folder of its source, or ""."""
 
-    def __init__(self, rows: npt.NDArray[Any], files: Sequence[File]) -> None:
-        self.rows, self.files = rows, files
+    def __init__(self, rows: npt.NDArray[Any], files: Sequence[File], outside: str = "") -> None:
+        self.rows, self.files, self.outside = rows, files, outside
 
     @classmethod
     def read(cls, path: Path) -> Store:
-        """ConfigError where the file is missing, cut short or none."""
+        """ConfigError where the file is missing, cut short or none, or says what cannot be."""
         try:
             size = os.stat(path).st_size
             with open(path, "rb") as file:
@@ -101,7 +116,10 @@ class Store:
         # As a plain array: a memmap's slices take as long as a file's reading.
         mapped = np.memmap(path, np.uint8, "r").view(np.ndarray)
         listed = _MappedFiles(mapped[rows_end:], files)
-        return cls(mapped[_HEADER.size : rows_end].view(ROW), listed)
+        stretches = mapped[_HEADER.size : rows_end].view(ROW)
+        if fault := listed.fault() or _fault_of_rows(stretches, listed.tokens_F):
+            raise ConfigError(f"{path} is damaged: {fault}")
+        return cls(stretches, listed, listed.outside())
 
     def used_by(self, parts: Iterable[Stretches]) -> npt.NDArray[np.bool_]:
         """Which files any of these have a stretch of: bool [files]."""
@@ -119,23 +137,67 @@ class _MappedFiles(Sequence[File]):
     def __init__(self, data: npt.NDArray[Any], count: int) -> None:
         marks_at, ends_at = 8 * count, (8 + _MARK.itemsize) * count
         paths_at = ends_at + 8 * count
-        self._tokens, self._marks = data[:marks_at].view("<u8"), data[marks_at:ends_at].view(_MARK)
+        self.tokens_F, self._marks = data[:marks_at].view("<u8"), data[marks_at:ends_at].view(_MARK)
         self._ends, self._paths = data[ends_at:paths_at].view("<u8"), data[paths_at:]
+
+    def fault(self) -> str:
+        """Why the paths are none, or ""."""
+        last = int(self._ends[-1]) if len(self._ends) else 0
+        if last != len(self._paths) or np.any(self._ends[1:] < self._ends[:-1]):
+            return "its paths do not follow each other"
+        return ""
+
+    def outside(self) -> str:
+        """A path that leaves its folder, or "". Looks at each only where there may be one."""
+        begins = np.append(0, self._ends[:-1].astype(np.int64))
+        is_absolute = self._paths[begins[begins < len(self._paths)]] == ord("/")
+        if not is_absolute.any() and b".." not in self._paths.tobytes():
+            return ""
+        return next((file.path for file in self if leaves(file.path)), "")
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, n: Any) -> Any:
         begin = int(self._ends[n - 1]) if n else 0
-        path = self._paths[begin : int(self._ends[n])].tobytes().decode()
-        return File(path, self._marks[n].decode(), int(self._tokens[n]))
+        path = self._paths[begin : int(self._ends[n])].tobytes()
+        return File(os.fsdecode(path), os.fsdecode(self._marks[n]), int(self.tokens_F[n]))
 
     def __iter__(self) -> Iterator[File]:
         paths, begin = self._paths.tobytes(), 0
-        columns = (self._marks.tolist(), self._tokens.tolist(), self._ends.tolist())
+        columns = (self._marks.tolist(), self.tokens_F.tolist(), self._ends.tolist())
         for mark, tokens, end in zip(*columns, strict=True):
-            yield File(paths[begin:end].decode(), mark.decode(), tokens)
+            yield File(os.fsdecode(paths[begin:end]), os.fsdecode(mark), tokens)
             begin = end
+
+
+def _fault_of_rows(rows: npt.NDArray[Any], tokens_F: npt.NDArray[np.uint64]) -> str:
+    """Which row is no stretch of a file, or "". Block by block, as there may be millions."""
+    for first in range(0, len(rows), _BLOCK_ROWS):
+        some = rows[first : first + _BLOCK_ROWS]
+        if len(wrong := np.flatnonzero(some["file"] >= len(tokens_F))):
+            n = int(wrong[0])
+            return f"stretch {first + n:,} is of file {some['file'][n]} of {len(tokens_F):,}"
+        start, of = some["start"], tokens_F[some["file"]]
+        is_beyond = (start > of) | (some["tokens"] > of - start)
+        if len(wrong := np.flatnonzero(is_beyond)):
+            n = int(wrong[0])
+            about = _beyond(int(start[n]), int(some["tokens"][n]), int(of[n]))
+            return f"stretch {first + n:,} is {about}"
+    return ""
+
+
+def leaves(path: str) -> bool:
+    """Whether a path lies outside of the folder that it is relative to."""
+    return path.startswith("/") or ".." in path.split("/")
+
+
+def _outside(path: str) -> str:
+    return f"the shard {path!r} lies outside of its folder"
+
+
+def _beyond(start: int, tokens: int, of: int) -> str:
+    return f"tokens {start:,} to {start + tokens:,} of a file of {of:,}"
 
 
 class Stretches(Sequence[ShardFile]):
@@ -146,6 +208,19 @@ class Stretches(Sequence[ShardFile]):
     ) -> None:
         self.store, self.first, self._size = store, first, count
         self.tokens, self.fingerprint = tokens, fingerprint
+
+    @classmethod
+    def of_row(cls, store: Store, row: Mapping[str, Any], is_within: bool) -> Stretches:
+        """Of a manifest's row; is_within as in ShardFile. ValueError where it lies."""
+        first, count = row["stretches"]
+        if not 0 <= first < first + count <= len(store.rows):
+            raise ValueError(f"stretches {first} to {first + count} of {len(store.rows)}")
+        if is_within and store.outside:
+            raise ValueError(_outside(store.outside))
+        found = cls(store, first, count, row["tokens"], row["fingerprint"])
+        if found.tokens != found.rows["tokens"].sum():
+            raise ValueError(f"{found.tokens:,} is not the sum of its stretches")
+        return found
 
     @property
     def rows(self) -> npt.NDArray[Any]:
@@ -235,7 +310,7 @@ class Kept:
         rank = np.empty(len(files), np.uint32)
         rank[[self._files[file] for file in files]] = np.arange(len(files))
         rows["file"] = rank[rows["file"]]
-        paths = [file.path.encode() for file in files]
+        paths = [os.fsencode(file.path) for file in files]
         ends = np.cumsum([len(path) for path in paths], dtype="<u8")
         parts = [
             _HEADER.pack(_MAGIC, self._count, len(files), sum(map(len, paths))),
@@ -271,8 +346,18 @@ class Kept:
         return self._files.setdefault(file, len(self._files))
 
 
+def path_of(folder: Path, name: object) -> Path:
+    """Where the file lies that a manifest in `folder` names. ValueError where that is none."""
+    if not isinstance(name, str) or os.path.basename(name) != name or not name.endswith(SUFFIX):
+        raise ValueError(f"{name!r:.60} is no name of a file of stretches beside it")
+    return folder / name
+
+
 def remove_others(folder: Path, stem: str, name: str) -> None:
-    """The files of earlier manifests of this name, which nobody names any more."""
-    for path in folder.glob(f"{escape(stem)}-{'[0-9a-f]' * 16}{SUFFIX}"):
-        if path.name != name:
-            path.unlink(missing_ok=True)
+    """The files of earlier manifests of this name, but those that another one still names."""
+    found = folder.glob(f"{escape(stem)}-{'[0-9a-f]' * 16}{SUFFIX}")
+    if others := [path for path in found if path.name != name]:
+        named = {end for path in folder.glob("*.json") for end in _ENDS.findall(path.read_bytes())}
+        for path in others:
+            if _ENDS.findall(os.fsencode(path.name))[-1] not in named:
+                path.unlink(missing_ok=True)

@@ -307,6 +307,117 @@ def test_the_file_of_stretches_belongs_to_its_manifest_alone(
         beside.write_bytes(whole)
 
 
+def _beside(
+    shared: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, Any]]:
+    """A curriculum's file of stretches, and its JSON."""
+    for module in (stretches, curriculum):
+        monkeypatch.setattr(module, "INLINE", 0)
+    content = json.loads(mixed(shared, path).read_text())
+    return path.parent / content["stretches"], content
+
+
+def test_a_file_of_stretches_stays_as_long_as_any_manifest_beside_it_names_it(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, copy = tmp_path / "ä.json", tmp_path / "copy.json"
+    before, content = _beside(shared, path, monkeypatch)
+    copy.write_text(json.dumps(content))  # with its name escaped
+    plan = curriculum.read(copy)
+    mixed(shared, path, by_quality=False)
+    assert before.exists() and curriculum.read(path) != plan
+    curriculum._read.cache_clear()
+    assert curriculum.read(copy) == plan
+    copy.unlink()
+    mixed(shared, path, by_quality=False)
+    assert not before.exists()
+
+
+def _with(whole: bytes, at: int, value: int, size: int = 8) -> bytes:
+    return whole[:at] + value.to_bytes(size, "little") + whole[at + size :]
+
+
+@pytest.mark.parametrize(
+    ("of", "complaint"),
+    [
+        ("number", "stretch 0 is of file 4294967295 of "),
+        ("start", "stretch 0 is tokens 18,446,744,073,709,551,615 to .* of a file of "),
+        ("length", "stretch 0 is tokens 0 to .* of a file of "),
+        ("sum", "is not the sum of its stretches"),
+        ("border", "its paths do not follow each other"),
+        ("last border", "its paths do not follow each other"),
+        ("absolute", "the shard '/hards/.*' lies outside of its folder"),
+        ("above", r"the shard '\.\./rds/.*' lies outside of its folder"),
+    ],
+)
+def test_what_a_file_of_stretches_says_is_checked_before_anything_is_read_by_it(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, complaint: str
+) -> None:
+    path = tmp_path / "c.json"
+    beside, _ = _beside(shared, path, monkeypatch)
+    whole = beside.read_bytes()
+    rows, files = (int.from_bytes(whole[k : k + 8], "little") for k in (8, 16))
+    paths_at = 32 + rows * stretches.ROW.itemsize + files * 32
+    row = np.frombuffer(whole, stretches.ROW, 1, 32)[0]
+    beside.write_bytes(
+        {
+            "number": lambda: _with(whole, 32, (1 << 32) - 1, 4),
+            "start": lambda: _with(whole, 36, (1 << 64) - 1),
+            "length": lambda: _with(whole, 44, 1 << 40),
+            "sum": lambda: _with(whole, 44, int(row["tokens"]) - 1),
+            "border": lambda: _with(whole, paths_at - 8 * files, 1 << 20),
+            "last border": lambda: _with(whole, paths_at - 8, 1),
+            "absolute": lambda: _with(whole, paths_at, ord("/"), 1),
+            "above": lambda: whole[:paths_at] + b"../" + whole[paths_at + 3 :],
+        }[of]()
+    )
+    curriculum._read.cache_clear()
+    with pytest.raises(ConfigError, match=complaint) as told:
+        curriculum.read(path)
+    assert str(told.value).count("\n") == 0 and str(tmp_path) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("../c/{}", "is no name of a file of stretches"),
+        ("{}.txt", "is no name of a file of stretches"),
+        (7, "is no name of a file of stretches"),
+    ],
+)
+def test_a_manifest_names_a_file_of_stretches_beside_it_and_none_elsewhere(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, complaint: str
+) -> None:
+    path = tmp_path / "c" / "c.json"
+    beside, content = _beside(shared, path, monkeypatch)
+    content["stretches"] = name.format(beside.name) if isinstance(name, str) else name
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=complaint):
+        curriculum.read(path)
+
+
+@pytest.mark.parametrize(
+    ("shard", "complaint"),
+    [
+        (["../s", 10], "'../s' lies outside of its folder"),
+        (["/s", 10], "'/s' lies outside of its folder"),
+        (["s", -1], "tokens 0 to -1 of a file of -1"),
+        (["s", 10, "", -1, 20], "tokens -1 to 9 of a file of 20"),
+        (["s", 10, "", 11, 20], "tokens 11 to 21 of a file of 20"),
+        (["s", "10"], "is not a curriculum"),
+    ],
+)
+def test_stretches_in_the_manifest_are_checked_alike(
+    shared: Path, tmp_path: Path, shard: list[Any], complaint: str
+) -> None:
+    path = mixed(shared, tmp_path / "c.json")
+    content = json.loads(path.read_text())
+    next(iter(content["sources"].values()))["shards"][0] = shard
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=complaint):
+        curriculum.read(path)
+
+
 def test_of_many_files_any_that_is_gone_and_some_that_are_cut_are_named_before_the_first_step(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
