@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.labels import Labels
 from data_prep.packed import Packed
+from data_prep.stretches import leaves
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ class Cell:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Cell:
-        labels = Labels(*(row[name] for name in Labels._fields))
+        """KeyError, TypeError, ValueError where it is none."""
+        path, *labels = (_word(row, name) for name in ("path", *Labels._fields))
+        if leaves(path):
+            raise ValueError(f"the shard {path!r} lies outside of its folder")
         packed = Packed.from_json(row["packed"]) if "packed" in row else None
-        counts = (row["documents"], row["tokens"], row["bytes"])
-        places = (row.get("start", 0), row.get("first", 0))
-        return cls(
-            row["path"], labels, *counts, packed, row.get("cut", 0), row.get("pieces", 0), *places
-        )
+        counts = {name: _count(row, name) for name in ("documents", "tokens", "bytes")}
+        more = {name: _count(row, name, 0) for name in ("cut", "pieces", "start", "first")}
+        return cls(path, Labels(*labels), packed=packed, **counts, **more)
 
     def __add__(self, other: Cell) -> Cell:
         """With a cell of the same labels that follows it."""
@@ -78,6 +80,19 @@ class Cell:
             cut=self.cut + other.cut,
             pieces=self.pieces + other.pieces,
         )
+
+
+def _word(row: dict[str, Any], name: str) -> str:
+    if not isinstance(value := row[name], str):
+        raise ValueError(f"{name} = {value!r:.60}; valid: a text")
+    return value
+
+
+def _count(row: dict[str, Any], name: str, *default: int) -> int:
+    value = row.get(name, *default) if default else row[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} = {value!r:.60}; valid: a whole number from 0")
+    return value
 
 
 def laid_out(path: str, cells: Iterable[Cell]) -> Iterator[Cell]:

@@ -32,6 +32,7 @@ from data_prep.json_files import VERSION, json_bytes, read_json
 from data_prep.labels import LENGTHS, Labels
 from data_prep.packed import Packed
 from data_prep.parquet import damage, import_parquet
+from data_prep.stretches import leaves
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import whole_file
 
@@ -131,13 +132,12 @@ class StoredCells(Sequence[Cell]):
     def columns_of(self, block: int) -> Columns:
         with _damage(self._path):
             table = self._file.read_row_group(block)
-        words = {}
-        for name in _WORDS:
-            column = table.column(name).combine_chunks()
-            words[name] = (column.dictionary.to_pylist(), _numbers(column.indices, "<i4"))
-        counts = {}
-        for name in (*_COUNTS, *_PACKED):
-            counts[name] = _numbers(table.column(name).combine_chunks(), "<i8")
+            columns = {name: table.column(name).combine_chunks() for name in _kinds()}
+        try:
+            words = {name: _words(name, columns[name]) for name in _WORDS}
+            counts = {name: _counts(name, columns[name]) for name in (*_COUNTS, *_PACKED)}
+        except ValueError as error:
+            raise ConfigError(f"{self._path} is not an inventory: {error}") from None
         return Columns(words, counts)
 
 
@@ -202,10 +202,7 @@ def write_inventory(inventory: Inventory, cells: Iterable[Cell] | None = None) -
         "inputs": inventory.inputs,
     }
     ordered = sorted(inventory.cells, key=lambda cell: cell.place) if cells is None else cells
-    word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
-    fields = [(name, word) for name in _WORDS]
-    fields += [(name, pyarrow.int64()) for name in (*_COUNTS, *_PACKED)]
-    schema = pyarrow.schema(fields, metadata={"inventory": json_bytes(about)})
+    schema = pyarrow.schema(list(_kinds().items()), metadata={"inventory": json_bytes(about)})
     with (
         whole_file(inventory.folder / INVENTORY) as file,
         import_parquet().ParquetWriter(file, schema) as writer,
@@ -228,34 +225,75 @@ def read_inventory(folder: str | os.PathLike[str]) -> Inventory:
         about = json.loads((file.schema_arrow.metadata or {})[b"inventory"])
         if about["version"] != VERSION_PARQUET:
             raise ConfigError(f"{path} is of version {about['version']}; known: {VERSION_PARQUET}")
-        return Inventory(
-            folder,
-            about["tokenizer"],
-            about["vocab_size"],
-            tuple(about["inputs"]),
-            StoredCells(path, file),
-        )
+        _check_schema(file.schema_arrow)
+        return _inventory(folder, about, StoredCells(path, file))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: {_NOT_WHOLE}") from None
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+        raise _none(path, error) from None
 
 
 def _read_json(folder: Path) -> Inventory:
     path = folder / INVENTORY_JSON
     content = read_json(path, _NOT_WHOLE, VERSION)
     try:
-        return Inventory(
-            folder,
-            content["tokenizer"],
-            content["vocab_size"],
-            tuple(content["inputs"]),
-            tuple(Cell.from_json(row) for row in content["shards"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not an inventory: {error!r}") from None
+        return _inventory(folder, content, tuple(map(Cell.from_json, content["shards"])))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _none(path, error) from None
+
+
+def _none(path: Path, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    told = error if isinstance(error, ValueError) else repr(error)
+    return ConfigError(f"{path} is not an inventory: {told}")
+
+
+def _inventory(folder: Path, about: dict[str, Any], cells: Sequence[Cell]) -> Inventory:
+    tokenizer, vocab_size, inputs = about["tokenizer"], about["vocab_size"], about["inputs"]
+    if not isinstance(tokenizer, dict):
+        raise ValueError(f"tokenizer = {tokenizer!r:.60}; valid: an object")
+    if type(vocab_size) is not int:
+        raise ValueError(f"vocab_size = {vocab_size!r:.60}; valid: a whole number")
+    if not (isinstance(inputs, list) and all(isinstance(name, str) for name in inputs)):
+        raise ValueError(f"inputs = {inputs!r:.60}; valid: a list of names")
+    return Inventory(folder, tokenizer, vocab_size, tuple(inputs), cells)
+
+
+def _kinds() -> dict[str, Any]:
+    """The columns and their types, as Arrow has them."""
+    import pyarrow
+
+    word = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    words = dict.fromkeys(_WORDS, word)
+    return words | dict.fromkeys((*_COUNTS, *_PACKED), pyarrow.int64())
+
+
+def _check_schema(schema: Any) -> None:
+    """ValueError where a column is missing, there twice or of another type."""
+    for name, kind in _kinds().items():
+        if (count := schema.names.count(name)) != 1:
+            raise ValueError(f"{count} columns {name}; valid: one")
+        if (found := schema.field(name).type) != kind:
+            raise ValueError(f"column {name} is of {found}; valid: {kind}")
+
+
+def _words(name: str, column: Any) -> tuple[list[str], Int64]:
+    if column.null_count or column.dictionary.null_count:
+        raise ValueError(f"column {name} has no value of a cell")
+    values = column.dictionary.to_pylist()
+    if name == "path" and (outside := next(filter(leaves, values), "")):
+        raise ValueError(f"the shard {outside!r} lies outside of its folder")
+    return values, _numbers(column.indices, "<i4")
+
+
+def _counts(name: str, column: Any) -> Int64:
+    if column.null_count:
+        raise ValueError(f"column {name} has no value of a cell")
+    values = _numbers(column, "<i8")
+    if len(values) and values.min() < 0:
+        raise ValueError(f"column {name} has {values.min()}; valid: 0 or more")
+    return values
 
 
 def _numbers(column: Any, dtype: str) -> Int64:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import settings as trials
@@ -558,6 +561,67 @@ def test_a_damaged_inventory_is_an_error_that_names_it(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"inventory\.parquet is not an inventory"):
             read_inventory(tmp_path)
+
+
+def _column(table: Any, name: str, values: Any) -> Any:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def _about(table: Any, **changes: Any) -> Any:
+    about = json.loads(table.schema.metadata[b"inventory"]) | changes
+    return table.replace_schema_metadata({"inventory": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.drop(["start"]), "0 columns start; valid: one"),
+        (lambda t: t.append_column("start", t.column("start")), "2 columns start; valid: one"),
+        (lambda t: _column(t, "tokens", pa.array([1.0, 2.0])), "column tokens is of double"),
+        (lambda t: _column(t, "path", pa.array([1, 2])), "column path is of int64"),
+        (lambda t: _column(t, "tokens", pa.array([1, None])), "column tokens has no value of a "),
+        (lambda t: _column(t, "domain", pa.array(["a", None])), "column domain has no value of "),
+        (lambda t: _column(t, "bytes", pa.array([1, -1])), "column bytes has -1"),
+        (lambda t: _column(t, "path", pa.array(["s/0", "../s"])), "'../s' lies outside of its"),
+        (lambda t: t.replace_schema_metadata({}), "is not an inventory"),
+        (lambda t: t.replace_schema_metadata({"inventory": "[]"}), "is not an inventory"),
+        (lambda t: _about(t, tokenizer=None), "tokenizer = None; valid: an object"),
+        (lambda t: _about(t, vocab_size="9"), "vocab_size = '9'; valid: a whole number"),
+        (lambda t: _about(t, inputs=[1]), "inputs = .*; valid: a list of names"),
+    ],
+)
+def test_an_inventory_of_another_shape_is_one_line_that_names_the_column(
+    tmp_path: Path, change: Callable[[Any], Any], complaint: str
+) -> None:
+    cells = [Cell("s/0", Labels(*"abcdef"), 1, 10, 40), Cell("s/1", Labels(*"abcdef"), 1, 10, 40)]
+    write_inventory(Inventory(tmp_path, {}, 9, (), tuple(cells)))
+    path = tmp_path / "inventory.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(ConfigError, match=complaint) as told:
+        list(read_inventory(tmp_path).cells)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"tokens": "10"}, "tokens = '10'"),
+        ({"documents": None}, "documents = None"),
+        ({"domain": 7}, "domain = 7"),
+        ({"path": "/s"}, "'/s' lies outside of its folder"),
+        ({"packed": 7}, "is not an inventory"),
+    ],
+)
+def test_an_inventory_in_json_is_checked_alike(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    row = Cell("s/0", Labels(*"abcdef"), 1, 10, 40).as_json() | change
+    about = {"version": 1, "tokenizer": {}, "vocab_size": 9, "inputs": [], "shards": [row]}
+    (tmp_path / "inventory.json").write_text(json.dumps(about))
+    with pytest.raises(
+        ConfigError, match=rf"inventory\.json is not an inventory.*{complaint}|{complaint}"
+    ):
+        read_inventory(tmp_path)
 
 
 @trials(deadline=None)
