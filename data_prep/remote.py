@@ -27,6 +27,8 @@ from megatron_qwen3.shown import shown
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STATES = ("ETag", "etag", "md5Hash", "sha256", "mtime", "LastModified", "updated", "created")
+# Of places that say none of these: hf://, and http:// without ETag.
+_OTHERS = ("blob_id", "xet_hash", "Last-Modified", "Content-MD5", "Digest")
 
 
 class RemoteFile(NamedTuple):
@@ -171,6 +173,8 @@ def _errors(url: str) -> Iterator[None]:
 
 def _state(about: dict[str, Any]) -> int:
     """What a listing says of a file's contents and age, as one number."""
-    told = {name: str(about[name]) for name in _STATES if about.get(name) is not None}
+    said = [name for name in _STATES if about.get(name) is not None]
+    said = said or [name for name in _OTHERS if about.get(name) is not None]
+    told = {name: str(about[name]) for name in said}
     text = json.dumps(told, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())

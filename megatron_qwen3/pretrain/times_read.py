@@ -109,7 +109,8 @@ def _of_run(run: Path, shards: _Shards) -> Iterator[Reader]:
     record = Record.read(run)
     if record is None:
         return
-    in_source = {key: shards.in_source(source) for key, source in record.sources().items()}
+    sources = record.sources()
+    in_source = {key: shards.in_source(source) for key, source in sources.items()}
     if not any(in_source.values()):
         return
     newest = folder.newest(run)
@@ -119,7 +120,7 @@ def _of_run(run: Path, shards: _Shards) -> Iterator[Reader]:
         first |= {feed.key: feed.start.cursor for feed in part.feeds}
     counts: list[int] = []
     for key, start in record.starts_after(step).items():
-        counts += times(record.sources()[key], start, first[key], in_source[key])
+        counts += times(sources[key], start, first[key], in_source[key])
     least, most = min(counts, default=0), max(counts, default=0)
     yield Reader(run, f"up to step {step:,}", "has read", least, most, lock.owner_of(run))
 

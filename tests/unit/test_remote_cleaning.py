@@ -15,6 +15,7 @@ pytest.importorskip("datatrove")
 
 import fsspec
 
+from data_prep import remote
 from data_prep.clean import plan, stages
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.clean.web_steps import BlockedUrls, PersonalData
@@ -299,3 +300,28 @@ def test_the_filter_of_urls_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="pip install tldextract fasteners pyahocorasick"):
         BlockedUrls()
     assert PersonalData() is not None
+
+
+@pytest.mark.parametrize("field", ["blob_id", "xet_hash", "ETag", "Last-Modified", "Content-MD5"])
+def test_a_file_elsewhere_has_changed_where_its_listing_says_so(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """As hf:// and http:// list files: of these fields they say one or another."""
+
+    def changed(value: str) -> int:
+        listed = {"/b/a": {"name": "/b/a", "size": 3, "type": "file", field: value}}
+        monkeypatch.setattr(type(memory), "find", lambda *_, **__: listed)
+        return files_below("memory://b")[0].changed
+
+    assert changed("1") == changed("1") != changed("2")
+
+
+def test_all_that_the_hub_tells_of_a_files_contents_counts() -> None:
+    hub = pytest.importorskip("huggingface_hub.hf_file_system")
+    from huggingface_hub.hf_api import RepoFile
+
+    def state(**changes: Any) -> int:
+        told = {"path": "a", "size": 3, "oid": "1", "xetHash": "2"} | changes
+        return remote._state(hub._cache_info_from_path_info(RepoFile(**told), "a"))
+
+    assert state() == state() and len({state(), state(oid="3"), state(xetHash="4")}) == 3

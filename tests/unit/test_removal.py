@@ -27,6 +27,7 @@ from data_prep.mixing import recipe as recipes
 from data_prep.mixing.plan import plan
 from data_prep.removal import is_interrupted, removed_from, removing
 from data_prep.shards import faults, origin
+from data_prep.stretches import ShardFile
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards
@@ -312,6 +313,21 @@ def test_runs_and_curricula_that_read_documents_are_told_with_the_number_of_time
     with pytest.raises(ConfigError, match="--runs .*nowhere does not exist"):
         list(readers([tmp_path / "nowhere"], {}))
     assert Cursor(10, ((2, 4),)).read_of(1, 12) == 7
+
+
+def test_a_run_of_many_sources_is_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with IndexedWriter(tmp_path / "s", np.int32) as writer:
+        writer.add_document(np.arange(100))
+    shard = ShardFile("s", 100, fingerprint.mark(tmp_path / "s"))
+    sources = [curriculum.Source(f"s{k}", str(tmp_path), (shard,)) for k in range(20)]
+    feeds = tuple(Feed(source, 1, Start(5)) for source in sources)
+    Record((Part(0, 20, 8, None, feeds),)).write(tmp_path)
+    calls, made = [], Record.sources
+    monkeypatch.setattr(Record, "sources", lambda self: calls.append(1) or made(self))
+    assert list(readers([tmp_path], {str(tmp_path / "s"): [(0, 9)]}))
+    assert len(calls) == 1
 
 
 # ---- killed ------------------------------------------------------------------------------------
