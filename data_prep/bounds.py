@@ -87,6 +87,8 @@ class QualityBounds:
             for name, value in vars(values).items():
                 if not isinstance(value, (bool, tuple)):
                     yield from _fault(f"quality.{table}.{name}", value)
+        if "" in self.prose.placeholders:
+            yield "quality.prose.placeholders has an empty phrase, which every text has"
         scripts = {language.script for language in LANGUAGES.values()}
         known = [one.name for one in fields(ProseBounds) if one.type == "float"]
         for language, others in self.by_language.items():

@@ -123,7 +123,7 @@ def _prose(
         ending = sum(not _MARKS.isdisjoint(line[-4:]) for line in lines) / len(lines)
         yield Rule("no sentences", ending, bounds.min_sentences, _ANY)
     if bounds.placeholders:
-        found = any(phrase in units.lowered for phrase in bounds.placeholders)
+        found = any(phrase.lower() in units.lowered for phrase in bounds.placeholders)
         yield Rule("placeholder", float(found), 0, 0.5)
     yield from _repetition(lines, units, scale, bounds)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,29 +123,67 @@ class CleanSettings:
             raise ConfigError(faults)
 
     def _faults(self) -> Iterator[str]:
-        from data_prep.languages import LANGUAGES
-        from data_prep.tokenizer_file import tokenizer_json
+        yield from self._input_faults()
+        yield from self._place_faults()
+        yield from self._file_faults()
+        yield from self._value_faults()
+        yield from self._step_faults()
+        yield from self.signatures.faults()
+        yield from self.quality.faults()
+        yield from self._model_faults()
 
+    def _input_faults(self) -> Iterator[str]:
         if not self.inputs:
             yield "no input is given"
         for given in self.inputs:
             for label in filter(None, (given.source, given.domain)):
                 if len(label) > LONGEST_LABEL:
                     yield f"the label {label!r} has over {LONGEST_LABEL} characters"
-            if is_url(given.path):
-                continue  # whoever looks for its files says what is wrong
-            if not os.path.exists(given.path):
-                yield f"{given.path} does not exist"
-            elif Path(self.out).resolve().is_relative_to(Path(given.path).resolve()):
+            if not is_url(given.path) and not os.path.exists(given.path):
+                yield f"{given.path} does not exist"  # of URLs whoever looks for the files says so
+
+    def _place_faults(self) -> Iterator[str]:
+        """Folders that lie within each other, however their paths are spelt."""
+        out, documents = Path(self.out).resolve(), _here(self.documents)
+        for given in self.inputs:
+            place = _here(given.path)
+            if place and out.is_relative_to(place):
                 yield (
                     f"out = {self.out} lies within the input {given.path}, which would be read "
                     "while it grows; take a folder beside it"
                 )
+            elif place and place.is_relative_to(out):
+                yield f"the input {given.path} lies within out = {self.out}; take another folder"
+            if place and documents and documents.is_relative_to(place):
+                yield (
+                    f"documents = {self.documents} lies within the input {given.path}; take "
+                    "another folder"
+                )
+        if documents is None or documents == out / "documents":
+            return
+        if documents.is_relative_to(out):
+            yield (
+                f"documents = {self.documents} lies within out = {self.out}, which keeps files of "
+                "its own there; take a folder beside it, or leave it out for OUT/documents"
+            )
+        elif out.is_relative_to(documents):
+            yield (
+                f"out = {self.out} lies within documents = {self.documents}, which takes the "
+                "result alone; take a folder beside it"
+            )
+
+    def _file_faults(self) -> Iterator[str]:
+        from data_prep.tokenizer_file import tokenizer_json
+
         for path in self.decontaminate_against:
             if not os.path.isfile(path):
                 yield f"evaluation set {path} does not exist, or is no file"
         if self.tokenizer and not tokenizer_json(self.tokenizer).is_file():
             yield f"tokenizer {tokenizer_json(self.tokenizer)} does not exist"
+
+    def _value_faults(self) -> Iterator[str]:
+        from data_prep.languages import LANGUAGES
+
         for code in self.languages:
             if code not in LANGUAGES:
                 yield (
@@ -154,8 +192,6 @@ class CleanSettings:
                 )
         if self.on_error not in ON_ERROR:
             yield f"on_error = {self.on_error!r}; valid: {', '.join(ON_ERROR)}"
-        if self.documents and not is_url(self.documents):
-            yield from _faults_of_folder(self.documents, self.inputs)
         if self.format not in (JSONL, PARQUET):
             yield f"format = {self.format!r}; valid: {JSONL}, {PARQUET}"
         if fault := fault_of(self.keep_fields):
@@ -168,11 +204,10 @@ class CleanSettings:
             yield f"contamination_run = {self.contamination_run}; shorter than 5 means nothing"
         if self.language_sample < 1:
             yield f"language_sample = {self.language_sample}; valid: 1 or more"
-        yield from self._step_faults()
-        yield from self.signatures.faults()
-        yield from self.quality.faults()
         if self.keep_index and self.similarity > 1:
             yield f"keep_index: similarity = {self.similarity} looks for equal documents only"
+
+    def _model_faults(self) -> Iterator[str]:
         for name, path in self.models.items():
             if name not in MODELS:
                 yield f"{name!r} is no label with a model; valid: {', '.join(MODELS)}"
@@ -254,25 +289,26 @@ class CleanSettings:
 
     def as_begun(self) -> CleanSettings:
         """These settings with the files that a cleaning begun in `out` chose to read, and, of one
-        that began when nothing was kept, without other fields."""
+        that began when no fields could be kept, without any where none were asked for by name."""
         path = self.folder(SETTINGS)
         if not path.exists():
             return replace(self, hidden=False)
-        begun = _begun(path)
-        keep = self.keep_fields if begun["keep_fields"] != [NONE] else (NONE,)
-        return replace(self, hidden=bool(begun["hidden"]), keep_fields=keep)
+        settings = replace(self, hidden=bool(_begun(path)["hidden"]))
+        if "keep_fields" not in _read(path) and self.keep_fields == (ALL,):
+            return replace(settings, keep_fields=(NONE,))
+        return settings
 
 
 def _has_files(place: str) -> bool:
     return bool(files_below(place) if is_url(place) else next(Path(place).glob("*"), None))
 
 
-def _faults_of_folder(documents: str, inputs: Sequence[Input]) -> Iterator[str]:
-    """Why the result cannot be written to a folder of its own."""
-    place = Path(documents).resolve()
-    for given in inputs:
-        if not is_url(given.path) and place.is_relative_to(Path(given.path).resolve()):
-            yield f"documents = {documents} lies within the input {given.path}; take another folder"
+def _here(place: str) -> Path | None:
+    """Where a folder of this machine lies, links followed; None of one elsewhere, or none."""
+    scheme, _, below = place.partition("://")
+    if not place or (is_url(place) and scheme not in ("file", "local")):
+        return None
+    return Path(below if is_url(place) else place).resolve()
 
 
 def tasks_begun(out: Path) -> int | None:

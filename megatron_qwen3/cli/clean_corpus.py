@@ -248,7 +248,8 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
 
     tasks = given.tasks
     if tasks is None:
-        tasks = tasks_begun(Path(given.out or "")) or _TASKS_PER_CORE * cores()
+        begun = tasks_begun(Path(given.out)) if given.out else None
+        tasks = begun or _TASKS_PER_CORE * cores()
     models = {name: getattr(given, f"{name}_model") for name in MODELS}
     options = {
         "text_field": given.text_field,

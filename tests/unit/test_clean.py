@@ -22,6 +22,7 @@ pytest.importorskip("datatrove")
 from rich.console import Console
 
 from data_prep.clean import plan, report, stages
+from data_prep.clean.dedup import groups
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleanSettings, Input
@@ -159,6 +160,32 @@ def test_groups_are_the_connected_components(edges: list[tuple[int, int]], files
     links = np.array_split(np.array(edges, np.int64).reshape(-1, 2), files)
     found = {later: first for first, later in Forest(lambda: links).links().tolist()}
     assert found == {node: first for node, first in parent.items() if node != first}
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled", "outwards"])
+def test_long_chains_are_joined_in_few_looks_at_each_document(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Counter[str]()
+
+    def counted(parent: Any, nodes: Any) -> Any:
+        looks["at"] += len(nodes)
+        return above(parent, nodes)
+
+    above = groups.above
+    monkeypatch.setattr(groups, "above", counted)
+    monkeypatch.setattr(groups, "_AT_ONCE", 256)
+    count = 1 << 14
+    chain = np.stack([np.arange(count - 1), np.arange(1, count)], axis=1)
+    places = {
+        "ascending": np.arange(count - 1),
+        "descending": np.arange(count - 1)[::-1],
+        "shuffled": np.random.default_rng(1).permutation(count - 1),
+        "outwards": np.argsort(np.abs(np.arange(count - 1) - count // 2), kind="stable"),
+    }
+    links = chain[places[order]]
+    assert (Forest.of(links).links()[:, 0] == 0).all()
+    assert looks["at"] < 64 * count  # a look at each for each document would be 16,384
 
 
 def test_bad_input_is_reported_by_file_and_line_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -361,6 +388,35 @@ def test_a_result_within_its_own_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"out = {out} lies within the input"):
         _settings(tmp_path, out=out).validate()
     _settings(tmp_path, out=str(tmp_path / "in-clean")).validate()
+
+
+@pytest.mark.parametrize("documents", ["{out}", "{out}/work/x", "{out}/in/../dropped", "{link}/x"])
+def test_a_result_within_the_folder_of_its_cleaning_is_refused(
+    tmp_path: Path, documents: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    out, link = tmp_path / "out", tmp_path / "link"
+    link.symlink_to(out)
+    place = documents.format(out=out, link=link)
+    for spelt in (place, f"file://{place}"):
+        with pytest.raises(ConfigError, match="lies within out = .*out, which keeps files of its"):
+            _settings(tmp_path, documents=spelt).validate()
+    for place in (f"{out}/documents", str(tmp_path / "out-documents"), "memory://out/x"):
+        _settings(tmp_path, documents=place).validate()
+
+
+def test_folders_of_a_cleaning_that_lie_within_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out/in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "out/in")
+    for place in ("out/in", "link", "link/../in"):
+        inputs = (Input("here", str(tmp_path / place)),)
+        with pytest.raises(ConfigError, match=f"the input .*{place} lies within out = .*out; take"):
+            _settings(tmp_path, inputs=inputs).validate()
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ConfigError, match="out = .* lies within documents = .*, which takes the"):
+        _settings(tmp_path, documents=str(tmp_path)).validate()
+    with pytest.raises(ConfigError, match="documents = .* lies within the input"):
+        _settings(tmp_path, documents=f"file://{tmp_path}/in/x").validate()
 
 
 def test_a_folder_of_another_cleaning_is_left_alone(tmp_path: Path) -> None:

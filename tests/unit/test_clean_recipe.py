@@ -142,6 +142,14 @@ def test_bounds_decide_per_language_and_a_rule_that_is_left_out_counts_for_nothi
     assert judge("w q " * 50, split("w q " * 50), "eng_Latn", nothing).quality == 1
 
 
+def test_placeholders_are_found_in_whatever_case_they_are_written() -> None:
+    bounds = QualityBounds(ProseBounds(placeholders=("Lorem Ipsum", "ÜBER den hügel")))
+    for phrase in ("lorem ipsum", "LOREM IPSUM", "Über den Hügel"):
+        text = f"{ENGLISH} {phrase} dolor."
+        document = _label(_settings(quality=bounds), text, language="eng_Latn")
+        assert document.metadata.get("_dropped") == "placeholder"
+
+
 @pytest.mark.usefixtures("own")
 def test_steps_of_ones_own_act_in_the_recipes_order_with_their_options() -> None:
     mine = ("steps_of_mine:says_more", "steps_of_mine:Shout", "steps_of_mine:at_most")
@@ -203,6 +211,7 @@ def test_what_is_wrong_with_a_step_of_ones_own_is_told_in_a_line(
         ({"steps": ("domain",), "models": {"language": "x"}}, "steps does not name language"),
         ({"steps": ("domain",), "models": {"safety": "x"}}, "steps does not name scores"),
         ({"quality": QualityBounds(ProseBounds(min_letters=-1))}, r"prose.min_letters = -1"),
+        ({"quality": QualityBounds(ProseBounds(placeholders=("",)))}, "an empty phrase"),
         ({"quality": QualityBounds(by_language={"xyz": {}})}, "by_language.xyz: neither one of"),
         (
             {"quality": QualityBounds(by_language={"Hans": {"placeholders": 1.0}})},
@@ -274,6 +283,30 @@ def test_a_folder_whose_settings_have_the_names_of_before_goes_on(tmp_path: Path
     settings.claim({})
     with pytest.raises(ConfigError, match=r"similarity was 0.8, is 0.9"):
         replace(settings, similarity=0.9).claim({})
+
+
+def test_fields_that_are_kept_stay_those_that_a_cleaning_began_with(tmp_path: Path) -> None:
+    settings = CleanSettings((), str(tmp_path), keep_fields=("none",))
+    settings.claim({})
+    for other in (("all",), ("url",)):
+        with pytest.raises(ConfigError, match=r'keep_fields was \["none"\], is \["'):
+            replace(settings, keep_fields=other).as_begun().claim({})
+    path = settings.folder(SETTINGS)
+    before = {k: v for k, v in json.loads(path.read_text()).items() if k != "keep_fields"}
+    path.write_text(json.dumps(before))
+    replace(settings, keep_fields=("all",)).as_begun().claim({})  # by default: as it began
+    with pytest.raises(ConfigError, match=r'keep_fields was \["none"\], is \["url"\]'):
+        replace(settings, keep_fields=("url",)).as_begun().claim({})
+
+
+def test_settings_of_the_folder_that_a_command_stands_in_are_not_those_of_a_cleaning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / SETTINGS).write_text("no JSON")
+    monkeypatch.chdir(tmp_path)
+    assert clean_corpus.main(["run", "--show"]) == 0
+    assert clean_corpus.main(["run", f"a={SETTINGS}"]) == 2
+    assert "--out FOLDER is missing" in capsys.readouterr().err
 
 
 def test_a_cleaning_keeps_the_number_of_tasks_that_it_began_with(
