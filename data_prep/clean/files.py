@@ -12,7 +12,6 @@ A label whose name begins with `_` belongs to the stage that set it and is not w
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -26,10 +25,15 @@ import numpy.typing as npt
 import zstandard
 from datatrove.data import Document
 
+from data_prep.damaged import DamagedFile
+from data_prep.lines import blocks
+from megatron_qwen3.config import ConfigError
+from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import whole_file
 
 _LEVEL = 3
 _BLOCK_BYTES = 1 << 20
+_LONGEST_LINE = 1 << 40  # bytes: whatever a task wrote
 _PROGRESS_SECONDS = 0.3
 
 
@@ -74,12 +78,30 @@ def new_documents(path: Path) -> Iterator[DocumentWriter]:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file that `new_documents` made."""
-    with path.open("rb") as raw:
-        stream = zstandard.ZstdDecompressor().stream_reader(raw)
-        for line in io.BufferedReader(stream, _BLOCK_BYTES):
-            row = msgspec.json.decode(line)
-            yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+    """The documents of a file that `new_documents` made. ConfigError where it is cut short."""
+    try:
+        for lines, _ in blocks(str(path), 0, path.stat().st_size, _LONGEST_LINE):
+            for line in lines:
+                row = msgspec.json.decode(line)
+                yield Document(text=row.pop("text"), id=row.pop("id"), metadata=row)
+    except (DamagedFile, msgspec.DecodeError):
+        raise cut_short(path) from None
+
+
+def read_json(path: Path) -> Any:
+    """What a task left as JSON. ConfigError where it is cut short."""
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError:
+        raise cut_short(path) from None
+
+
+def cut_short(path: str | Path) -> ConfigError:
+    """The error of a file between stages that is not what a task left: a disk's, or somebody's."""
+    return ConfigError(
+        f"{shown(path)} is cut short or damaged: remove logs and work of the cleaning that it "
+        "belongs to, and start that anew by the same command"
+    )
 
 
 def save(path: Path, array: npt.NDArray[Any]) -> None:
@@ -126,8 +148,19 @@ def new_rows(path: Path, dtype: npt.DTypeLike, width: int = 0) -> Iterator[RowWr
 
 
 def load(path: Path) -> npt.NDArray[Any]:
-    """An array that `save` wrote, memory-mapped."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    """An array that `save` wrote, memory-mapped. ConfigError where it is cut short."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError):
+        raise cut_short(path) from None
+
+
+def read_rows(file: IO[bytes], dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+    """So many rows from where the file stands. ConfigError where it has fewer."""
+    rows = np.fromfile(file, dtype, count)
+    if len(rows) < count:
+        raise cut_short(file.name)
+    return rows
 
 
 def pieces_of(path: Path, rows: int) -> Iterator[npt.NDArray[Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from data_prep import documents
 from data_prep.classifiers import model_files
-from data_prep.clean.files import load, save
+from data_prep.clean.files import cut_short, load, save
 from data_prep.clean.own_steps import file_of
 from data_prep.clean.settings import REPORT, SETTINGS, CleanSettings, Input
 from data_prep.documents import Part
@@ -95,7 +95,11 @@ def read_shares(settings: CleanSettings, task: int) -> list[Share]:
     start = int(ends[task - 1]) if task else 0
     with settings.folder(_SHARES).open("rb") as file:
         file.seek(start)
-        rows = json.loads(file.read(int(ends[task]) - start))
+        line = file.read(int(ends[task]) - start)
+    try:
+        rows = json.loads(line)
+    except ValueError:
+        raise cut_short(file.name) from None
     return [Share(settings.inputs[number], Part(*part)) for number, *part in rows]
 
 

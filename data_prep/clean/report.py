@@ -24,6 +24,7 @@ from rich.table import Table
 
 from data_prep.clean import recipe
 from data_prep.clean.dedup.numbering import write_index
+from data_prep.clean.files import read_json
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.json_files import write_json
@@ -79,7 +80,7 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
     sizes: Counter[tuple[str, str, str]] = Counter()
     for stage in ("work/counts/label", "work/counts/write"):
         for path in _task_files(settings, stage, ".json"):
-            for *key, count, size in json.loads(path.read_bytes()):
+            for *key, count, size in read_json(path):
                 documents[key[0], key[1], key[2]] += count
                 sizes[key[0], key[1], key[2]] += size
     kinds, first = Counter[str](), list[dict[str, Any]]()

@@ -19,7 +19,7 @@ import msgspec
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean.files import labels_of, new_documents
+from data_prep.clean.files import labels_of, new_documents, read_json
 from data_prep.clean.settings import JSONL, PARQUET, CleanSettings
 from data_prep.labels import LABEL_FIELDS
 from data_prep.noted import Scalar
@@ -99,7 +99,7 @@ class MergeFields(PipelineStep):  # type: ignore[misc]
         kinds: dict[str, str] = {}
         for task in range(self.settings.tasks):
             path = self.settings.file("work/columns", task, ".json")
-            for name, kind in msgspec.json.decode(path.read_bytes()).items():
+            for name, kind in read_json(path).items():
                 kinds[name] = _joint(kinds.get(name), kind)
         if len(kinds) > MOST_FIELDS:
             raise ConfigError(
@@ -113,7 +113,7 @@ class MergeFields(PipelineStep):  # type: ignore[misc]
 
 def columns(settings: CleanSettings) -> dict[str, str]:
     """The kind of each column, by name."""
-    found = msgspec.json.decode(settings.folder(_COLUMNS).read_bytes(), type=dict[str, str])
+    found: dict[str, str] = read_json(settings.folder(_COLUMNS))
     return found
 
 

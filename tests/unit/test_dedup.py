@@ -81,11 +81,22 @@ def _run(settings: CleanSettings, parts: int = 1) -> tuple[list[str], Kept]:
     assert next(stage.tasks for stage in listed if stage.name == "equal") == parts
     for stage in listed:
         for task in range(stage.tasks):
-            data: Any = None
-            for step in stage.pipeline:
-                data = step(data, task, stage.tasks)
-            assert list(data) == []
+            _do(stage, task)
     return _result(settings)
+
+
+def _tasks_of(settings: CleanSettings) -> Iterator[tuple[stages.Stage, int]]:
+    files = plan.find_files(settings)
+    plan.begin(settings, files)
+    for stage in stages.stages(settings, plan.input_bytes(files)):
+        yield from ((stage, task) for task in range(stage.tasks))
+
+
+def _do(stage: stages.Stage, task: int) -> None:
+    data: Any = None
+    for step in stage.pipeline:
+        data = step(data, task, stage.tasks)
+    assert list(data) == []
 
 
 def _result(settings: CleanSettings) -> tuple[list[str], Kept]:
@@ -208,6 +219,39 @@ def test_a_reader_finds_its_rows_alone(tmp_path: Path) -> None:
     write(tmp_path / "rows", counts, [np.arange(4), np.arange(4, 5)])
     found = [np.concatenate([[], *read(tmp_path / "rows", np.dtype("<i8"), k)]) for k in range(3)]
     assert [rows.tolist() for rows in found] == [[0, 1, 2], [], [3, 4]]
+
+
+@pytest.mark.parametrize("left", [0, 5, 11, 16, 30, 60, 71])
+def test_rows_that_a_file_lost_are_told_and_not_passed_over(tmp_path: Path, left: int) -> None:
+    path, counts = tmp_path / "rows", np.array([3, 0, 2])
+    write(path, counts, [np.arange(5)])
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ConfigError, match="rows is cut short.*remove logs and work.*anew"):
+        for reader in range(3):
+            list(read(path, np.dtype("<i8"), reader))
+    keyed = np.zeros(2, KEYED)
+    write_sorted(path, lambda _: keyed, 1, 2)
+    path.write_bytes(path.read_bytes()[: min(left, 39)])
+    with pytest.raises(ConfigError, match="rows is cut short"):
+        read_range(path, KEYED, 0, 1, 0, KEYS)
+
+
+@pytest.mark.parametrize("folder", ["signatures", "digests", "bands", "pairs", "lent", "alike",
+                                    "removed", "equal", "labelled", "ids", "id_ends"])  # fmt: skip
+def test_a_file_between_stages_that_was_cut_short_ends_the_cleaning_in_a_line(
+    tmp_path: Path, folder: str
+) -> None:
+    settings = _settings([_write(tmp_path / "in", _families(4, 4, 0))], tmp_path / "out", tasks=2)
+    cut = False
+    with pytest.raises(ConfigError, match=rf"{folder}/0000\d.*is cut short.*") as error:
+        for stage, task in _tasks_of(settings):
+            for path in settings.folder("work").glob(f"{folder}/*"):
+                if not cut and path.stat().st_size > (135 if path.suffix == ".npy" else 31):
+                    path.write_bytes(path.read_bytes()[:-7])
+                    cut = True
+            _do(stage, task)
+    assert cut and "\n" not in str(error.value)
+    assert not settings.folder("report.json").exists()
 
 
 @pytest.mark.parametrize("documents", [0, 1, 30_000])

@@ -6,7 +6,7 @@
 
 A file is the number of its readers, where the rows of each end (both int64), and the rows. One of
 sorted rows has a reader for each cell of a band: keys are hashes, so equal ranges of them hold
-about as many rows, and some 4,096 of a band make a cell.
+about as many rows, and some 4,096 of a band make a cell. What lacks rows is told, not passed over.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.clean.files import read_rows
 from data_prep.units import Hashes
 from megatron_qwen3.storage.whole import make, whole_file
 
@@ -46,7 +47,7 @@ def read(path: Path, dtype: np.dtype[Any], reader: int) -> Iterator[Rows]:
     with path.open("rb") as file:
         start, end = _seek(file, dtype, _readers(file), reader, reader + 1)
         for at in range(start, end, _AT_ONCE):
-            yield np.fromfile(file, dtype, min(_AT_ONCE, end - at))
+            yield read_rows(file, dtype, min(_AT_ONCE, end - at))
 
 
 def read_all(paths: Iterable[Path], dtype: np.dtype[Any], reader: int) -> Rows:
@@ -85,13 +86,13 @@ def read_range(
         cells = readers // bands
         first, last = band * cells + _cell(np.array([lowest, highest]), cells)
         start, end = _seek(file, dtype, readers, int(first), int(last) + 1)
-        rows = np.fromfile(file, dtype, end - start)
+        rows = read_rows(file, dtype, end - start)
     keys = rows["key"]
     return rows[np.searchsorted(keys, lowest) : np.searchsorted(keys, highest, "right")]
 
 
 def _readers(file: IO[bytes]) -> int:
-    return int.from_bytes(file.read(8), "little")
+    return int(read_rows(file, "<i8", 1)[0])
 
 
 def _seek(
@@ -101,7 +102,7 @@ def _seek(
     assert 0 <= reader < past <= readers, "a reader that the file was not written for"
     before = max(0, reader - 1)
     file.seek(8 * (1 + before))
-    ends = np.frombuffer(file.read(8 * (past - before)), "<i8")
+    ends = read_rows(file, "<i8", past - before)
     start = int(ends[0]) if reader else 0
     file.seek(8 * (1 + readers) + start * dtype.itemsize)
     return start, int(ends[-1])
