@@ -81,7 +81,9 @@ def pretend_one_gpu(capability: tuple[int, int] = (9, 0)) -> None:
     cuda.current_stream = cuda.default_stream = lambda *args: _Nothing()
     cuda.is_current_stream_capturing = lambda: False
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args: None
-    cuda.default_generators = importlib.import_module("tests.te.te_graphs").DefaultGenerator()
+    graphs = importlib.import_module("tests.te.te_graphs")
+    cuda.default_generators = graphs.DefaultGenerator()
+    cuda.synchronize = lambda *args: graphs.wait("torch.cuda.synchronize")
     torch.Tensor.is_cuda = property(_is_cuda)  # type: ignore[method-assign,assignment]
     torch.Tensor.to = _to  # type: ignore[method-assign,assignment]
 
@@ -102,6 +104,13 @@ class _Nothing:
 
     def record_event(self, event: object = None) -> "_Nothing":
         return _Nothing()
+
+    def synchronize(self) -> None:
+        importlib.import_module("tests.te.te_graphs").wait("synchronize")
+
+    def query(self) -> bool:
+        importlib.import_module("tests.te.te_graphs").wait("query")
+        return True
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -128,9 +137,9 @@ _really_to = torch.Tensor.to
 def _to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """`Tensor.to`, for which "cuda" is the CPU, as for the constructors that cpu/ redirects."""
     if str(kwargs.get("device")).startswith("cuda"):
-        kwargs["device"] = "cpu"
+        kwargs["device"] = torch.device("cpu")
     elif args and str(args[0]).startswith("cuda"):
-        args = ("cpu", *args[1:])
+        args = (torch.device("cpu"), *args[1:])
     return _really_to(tensor, *args, **kwargs)
 
 

@@ -14,8 +14,10 @@ time.
 """
 
 import contextlib
+import functools
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -24,22 +26,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 replays: Counter[str] = Counter()
 """How often graphs were replayed in this process, and how many operations they had together."""
 
-# The host cannot know their result, or its shape, before the device has computed it; or copies from
-# memory that is not pinned, which a capture cannot do either.
+# The host cannot know their result, or its shape, before the device has computed it, as of all that
+# torch itself tags so; or copies from memory that is not pinned, which a capture cannot do either.
 _WAIT = {
-    "aten::_local_scalar_dense",
+    "aten::_linalg_check_errors",
     "aten::equal",
     "aten::is_nonzero",
     "aten::lift_fresh",
-    "aten::masked_select",
-    "aten::nonzero",
-    "aten::_unique2",
-    "aten::unique_consecutive",
+    "aten::unique_dim_consecutive",
 }
+_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_INDEX = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+# What gives the host a tensor's memory, which on a CPU is none of torch's operations.
+_READ = {"__array__", "__dlpack__", "cpu", "numpy", "to", "tolist"}
 # Memory that is taken, which is the same in every replay, and has what was there.
 _NOTHING = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 _NOTHING |= {"aten::new_empty_strided"}
 _kernels_running: list[str] = []
+_captures: list["Capture"] = []
 
 
 @contextlib.contextmanager
@@ -50,6 +54,12 @@ def kernel(name: str) -> Any:
         yield
     finally:
         _kernels_running.pop()
+
+
+def wait(name: str) -> None:
+    """What waits for the device calls it; within a capture it raises, as CUDA does."""
+    if _captures and not _kernels_running:
+        raise RuntimeError(f"{name} waits for the device, which is captured")
 
 
 class DefaultGenerator:
@@ -101,18 +111,61 @@ class Capture(TorchDispatchMode):
     def __init__(self, graph: CUDAGraph, **_: Any) -> None:
         super().__init__()
         self.graph = graph
+        self._told = mock.patch.multiple(torch.Tensor, **{name: _told(name) for name in _READ})
+
+    def __enter__(self) -> Any:
+        _captures.append(self)
+        self._told.start()
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._told.stop()
+        _captures.pop()
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         schema = operation._schema
-        if schema.name in _WAIT and not _kernels_running:
-            raise RuntimeError(f"{schema.name} waits for the device, which is captured")
+        if _waits(operation, args, kwargs):
+            wait(schema.name)
         made = operation(*args, **kwargs)
         if not _is_view(schema) and schema.name not in _NOTHING:
             self.graph.calls.append((operation, *tree_map(_its_memory, (args, kwargs, made))))
         return made
+
+
+def _told(name: str) -> Any:
+    """Tensor's method of that name, which waits where it gives the host what a GPU has."""
+    method = getattr(torch.Tensor, name)
+
+    @functools.wraps(method)
+    def told(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # A device that is no text may stand for the GPU: on it are all tensors here.
+        texts = [x for x in (*args, *kwargs.values()) if isinstance(x, str)]
+        if name != "to" or "cpu" in texts:
+            wait(f"Tensor.{name}")
+        return method(tensor, *args, **kwargs)
+
+    return told
+
+
+def _waits(operation: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether the host would wait for a GPU's result of it, or for its shape.
+
+    Who writes one number by a mask does not wait for it, but one of a GPU, which cannot be told
+    apart here: `masked_fill_` says the same.
+    """
+    name = operation._schema.name
+    if name in _INDEX:
+        masks = (torch.bool, torch.uint8)
+        return any(getattr(x, "dtype", None) in masks for x in tree_leaves(args[1]))
+    if name == "aten::repeat_interleave":
+        return kwargs.get("output_size") is None
+    if name == "aten::histc":  # looks for the range where it is given none
+        return len(args) < 4 or args[2] == args[3]
+    return name in _WAIT or not _TAGS.isdisjoint(operation.tags)
 
 
 def _its_memory(value: Any) -> Any:
