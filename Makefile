@@ -12,7 +12,8 @@
 #                   sizes and kinds of layout (6 GB; Python 3.12; make WHEELS=FOLDER, see there)
 # make test-machines  the parity, parallel and e2e tests as on other machines: in temporary folders
 #                   of two names, with matrix products by oneDNN and by torch's choice (an hour)
-# make test-newest  all tests of ranks, parity and Transformer Engine on megatron-core's newest release
+# make test-newest  all tests of ranks, parity and Transformer Engine, the slow ones too, on
+#                   megatron-core's newest release
 # make chaos        runs that are broken in 60 ways and moments, of which none may lose anything
 # make full         everything that takes long
 # make lint         ruff and mypy
@@ -68,8 +69,9 @@ long-context: $(INSTALLED)
 
 # Two at a time; a file whose tests share what is costly, as one rank to compare with, stays together.
 # In the order of their names: those of ranks, of which one file takes minutes, come before unit/,
-# whose many short files leave neither core idle at the end.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# whose many short files leave neither core idle at the end. -rs: the last lines say what was
+# skipped, and why.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder -rs
 test: $(INSTALLED) $(TE_PACKAGES)/installed
 	$(RUN) -m pytest $(WORKERS) $(TESTS)
 
@@ -111,11 +113,13 @@ test-machines: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(RUN) tests/chaos.py --rounds 60
 
-# .ci/run takes a part of these, a case or two of each kind of parallelism.
+# .ci/run takes a part of the quick ones, a case or two of each kind of parallelism.
+NEWEST := MCORE=0.19.2 TESTS="tests/parallel tests/parity tests/te"
 test-newest:
-	$(MAKE) test MCORE=0.19.2 TESTS="tests/parallel tests/parity tests/te"
+	$(MAKE) test $(NEWEST)
+	$(MAKE) test-slow $(NEWEST)
 
-full: test-slow test-te test-newest test-machines chaos
+full: test-slow test-fake-cuda test-te test-newest test-machines chaos
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
@@ -131,7 +135,7 @@ $(INSTALLED): setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,posttrain,eval,dali]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,onnx,warc,urls,posttrain,eval,dali]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 

@@ -142,9 +142,9 @@ SCALAR_CASES = (
     Case("dense-scalar", "dp2", 2, micro_batch=2),
     Case("dense-scalar", "tp2", 2, "tensor=2", 2),
     Case("dense-scalar", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
 )
 SLOW_SCALAR_CASES = (
-    Case("moe-scalar", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective"),
     Case("dense-scalar", "tp2-without-sequence", 2, "tensor=2 sequence=false", 2),
     Case("moe-scalar", "tp2-pp2", 4, "tensor=2 pipeline=2 recompute=full", 2),
     Case("dense-scalar", "dp4", 4),

@@ -75,8 +75,7 @@ def test_a_student_goes_towards_its_teacher_on_its_own_answers(whole):
     assert {(3, "all"), (6, "all")} < found
 
 
-@pytest.mark.slow  # rollouts are cut off beside the quick tests in test_rl.py
-@pytest.mark.parametrize("at_step", [4, 5])
+@pytest.mark.parametrize("at_step", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path, at_step):
     """In the middle of a batch, and at its start."""
     asked = arguments(settings, tmp_path, "checkpoint.every_steps=1")

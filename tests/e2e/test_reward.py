@@ -76,7 +76,6 @@ def test_each_steps_metrics_are_of_its_pairs_and_held_out_pairs_are_ranked(
     assert "ranked as given" in page and (tmp_path / "page").is_dir()
 
 
-@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_as_if_undisturbed(settings, whole, tmp_path):
     asked = arguments(settings, tmp_path)
     with pytest.raises(RankError, match="power cut"):

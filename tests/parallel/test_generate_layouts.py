@@ -18,6 +18,7 @@ from megatron_qwen3.generate.engine import Generator
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.model.outputs import log_probs
+from megatron_qwen3.model.router import Router
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
@@ -96,7 +97,11 @@ def generated(preset, parallel, shares, *more):
     """This rank's data rank and its completions."""
     config = settings(preset, parallel, *more)
     layout = start(config)
-    generator = Generator(Model(config, layout))
+    return completed(Model(config, layout), layout, shares)
+
+
+def completed(model, layout, shares):
+    generator = Generator(model)
     data_rank = torch.distributed.get_rank() // layout.tensor % layout.data
     first = sum(shares[:data_rank])
     mine = prompts()[first : first + shares[data_rank]]
@@ -115,17 +120,50 @@ def on_one_rank(preset):
     return run_ranks(generated, 1, preset, "", (len(LENGTHS),))[0][1]
 
 
+def generated_by_half_of_the_experts(parallel, shares):
+    """Completions as `generated` has them, and how often this rank chose each expert.
+
+    The first four experts' rows of a router are two and their opposites, and the others' are 0: of
+    each pair one has a logit above 0, so that no token ever goes to the last four.
+    """
+    config = settings("tiny-moe", parallel)
+    layout = start(config)
+    model, chosen_E = Model(config, layout), torch.zeros(8, dtype=torch.int64)
+    for layer in model.chunks[0].decoder.layers:
+        weight_EH = layer.mlp.router.weight.data
+        weight_EH[2:4] = -weight_EH[:2]
+        weight_EH[4:] = 0
+    forward = Router.forward
+
+    def counted(self, *given):
+        probs_TK, experts_TK = forward(self, *given)
+        chosen_E.add_(experts_TK.flatten().bincount(minlength=8))
+        return probs_TK, experts_TK
+
+    Router.forward = counted
+    return *completed(model, layout, shares), chosen_E.tolist()
+
+
+def test_an_expert_rank_that_nobody_chooses_and_prompts_of_one_rank_change_nothing():
+    ((_, expected, _),) = run_ranks(generated_by_half_of_the_experts, 1, "", (5,))
+    case = Case("ep2", 2, "expert=2", (4, 1))
+    ranks = run_ranks(generated_by_half_of_the_experts, 2, case.parallel, case.shares)
+    assert_same(case, [rank[:2] for rank in ranks], expected)
+    for *_, chosen_E in ranks:
+        assert all(chosen_E[:4]) and chosen_E[4:] == [0] * 4
+
+
 def check(case):
     assert_same(case, run_ranks(generated, case.ranks, case.preset, case.parallel, case.shares))
 
 
-def assert_same(case, results):
+def assert_same(case, results, expected_modes=None):
     by_data_rank = {}
     for data_rank, completions in results:
         # What a rank holds does not depend on its place in the model.
         assert by_data_rank.setdefault(data_rank, completions) == completions
     assert len(by_data_rank) == len(case.shares)
-    for mode, expected in enumerate(on_one_rank(case.preset)):
+    for mode, expected in enumerate(expected_modes or on_one_rank(case.preset)):
         together = [c for rank in range(len(case.shares)) for c in by_data_rank[rank][mode]]
         assert [c.tokens for c in together] == [c.tokens for c in expected]
         for ours, theirs in zip(together, expected, strict=True):

@@ -36,8 +36,9 @@ def test_a_reward_models_loss_and_grads_and_weights_do_not_depend_on_layout(case
     assert_same_runs(trained(case), one_rank(case.model))
 
 
-BF16 = [case for case in CASES if case.name in ("tp2", "pp2-vpp2", "tp2-ep2")]
-QUICK = [("dense", "tp2"), ("moe", "tp2-ep2")]
+BF16 = [case for case in (*CASES, *SLOW_CASES) if case.name in ("tp2", "pp2-vpp2", "tp2-ep2")]
+BF16 = [case for case in BF16 if case.model in ("dense", "moe")]
+QUICK = [("dense", "tp2"), ("moe", "tp2"), ("moe", "tp2-ep2")]
 
 
 @cases(

@@ -27,7 +27,8 @@ def test_without_its_packages_the_example_says_what_to_install(
 
 def test_pages_become_documents_with_their_url_and_date(tmp_path: Path) -> None:
     for name in ("trafilatura", "warcio", "cchardet", "magic"):
-        pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[warc]'")
+        why = f"{name} is not installed: pip install -e '.[warc]'"
+        pytest.importorskip(name, reason=why, exc_type=ImportError)  # magic, without its library
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 

@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -263,22 +264,27 @@ def test_files_of_the_machine_do_not_count_as_memory_of_a_program(monkeypatch):
 
 def test_a_child_that_is_made_while_the_walls_fall_is_ended_too(monkeypatch):
     """Nobody has seen it as a child when its parent is killed."""
+    sleep, seen = ["sleep", f"987.{uuid.uuid4().int}"], []
+    script = f"{' '.join(sleep)} & {' '.join(sleep)}"
     with needs_sandbox(), Sandbox() as sandbox:
         launcher = launch.Launcher.found()
-        forks = lambda *_: ["/bin/sh", "-c", "sleep 987 & sleep 987"]  # noqa: E731
-        monkeypatch.setattr(launch.Launcher, "command", forks)
+        monkeypatch.setattr(launch.Launcher, "command", lambda *_: ["/bin/sh", "-c", script])
         monkeypatch.setattr(process, "_children", lambda pid: [])
-        started = time.monotonic()
-        stop = lambda: time.monotonic() > started + 0.5  # noqa: E731
-        process.run(launcher, sandbox.limits, process.Job(""), stop)
-        _wait(lambda: not any(words == ["sleep", "987"] for words in _commands()))
+
+        def both_live():
+            seen.append(_living(sleep))
+            return seen[-1] == 2
+
+        process.run(launcher, sandbox.limits, process.Job(""), both_live)
+        assert seen[-1] == 2, f"{seen} of them were seen, and none could be missed"
+        _wait(lambda: not _living(sleep))
 
 
-def _commands():
-    """What living processes were started as."""
-    for one in psutil.process_iter(["cmdline", "status"]):
-        if one.info["status"] != psutil.STATUS_ZOMBIE:
-            yield one.info["cmdline"]
+def _living(command):
+    """How many living processes were started as this."""
+    of_all = psutil.process_iter(["cmdline", "status"])
+    living = [one.info for one in of_all if one.info["status"] != psutil.STATUS_ZOMBIE]
+    return sum(one["cmdline"] == command for one in living)
 
 
 def test_the_filter_jumps_to_its_last_line_for_each_refused_call():
