@@ -25,7 +25,7 @@ from data_prep.inventory import Inventory
 from data_prep.noted import Scalar, parted
 from data_prep.shards import DOCS_MAGIC, NO_FILE, ORIGIN, Origin
 from data_prep.tokenization.pool import Pool
-from data_prep.tokenization.progress import Progress
+from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 
 MANY = 16  # values, from which on each document is looked at
@@ -82,9 +82,9 @@ def find(inventory: Inventory, query: Query, workers: int) -> Iterator[Found]:
     workers = workers if sum(sizes) > _SERIAL_BYTES else 1
     search = Search(inventory.folder, inventory.inputs, query)
     found: dict[str, list[Found]] = {}
-    with Progress(sum(sizes)) as progress:
-        progress.stage("searching", sum(sizes), sum(sizes))
-        with Pool(max(1, min(workers, len(paths))), search, progress.advance) as pool:
+    with Bar("", sum(sizes), in_megabytes) as bar:
+        bar.stage("searching", sum(sizes), sum(sizes))
+        with Pool(max(1, min(workers, len(paths))), search, bar.advance) as pool:
             for path, here in pool.run(_in_shard, [(path,) for path in paths]):
                 if here:
                     found[path] = here

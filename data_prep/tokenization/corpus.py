@@ -21,10 +21,10 @@ from data_prep.engines import AUTO
 from data_prep.tokenization import groups
 from data_prep.tokenization.plan import Plan, Settings, as_begun, check_apart, make_plan, settle
 from data_prep.tokenization.pool import Pool
-from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Job, tokenize_unit, write_piece
 from data_prep.tokenizer import DocumentTokenizer
 from data_prep.tokenizer_file import cut_note, tokenizer_json
+from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import write_whole
@@ -64,46 +64,46 @@ def tokenize(
     with errors_for_people(out):
         mine = range(options.task, len(plan.groups), options.tasks)
         total = sum(_group_bytes(plan, group) for group in mine)
-        with Progress(total) as progress:
+        with Bar("", total, in_megabytes) as bar:
             if note := not_read(paths, SUFFIXES_IN_FOLDERS):
-                progress.say(note)
-            job = _settled(plan, out, options, progress)
+                bar.say(note)
+            job = _settled(plan, out, options, bar)
             if options.tasks > len(plan.groups):
-                progress.say(
+                bar.say(
                     f"{len(plan.groups)} groups of inputs are less than {options.tasks} tasks, of "
                     "which the last have nothing to do; smaller groups share the work out"
                 )
-            with Pool(options.workers, job, progress.advance) as pool:
+            with Pool(options.workers, job, bar.advance) as pool:
                 for group in mine:
-                    _do_group(job, group, pool, progress)
+                    _do_group(job, group, pool, bar)
         return groups.finish(job)
 
 
-def _do_group(job: Job, group: int, pool: Pool[Job], progress: Progress) -> None:
+def _do_group(job: Job, group: int, pool: Pool[Job], bar: Bar) -> None:
     size = _group_bytes(job.plan, group)
     with owned(job.work_folder(group)):
         if groups.is_done(job, group):
-            progress.skip(size)
+            bar.skip(size)
         else:
             units = groups.open_units(job, group)
             todo = sum(unit.part.end - unit.part.start for unit in units)
-            progress.skip(UNITS_SHARE * (size - todo))
-            progress.stage("tokenizing", todo, UNITS_SHARE * todo)
+            bar.skip(UNITS_SHARE * (size - todo))
+            bar.stage("tokenizing", todo, UNITS_SHARE * todo)
             for _ in pool.run(tokenize_unit, [(group, unit) for unit in units]):
                 pass
-            cells = _write_shards(job, group, pool, progress, (1 - UNITS_SHARE) * size)
+            cells = _write_shards(job, group, pool, bar, (1 - UNITS_SHARE) * size)
             groups.close_group(job, group, cells)
     groups.clean_up(job, group)
 
 
 def _write_shards(
-    job: Job, group: int, pool: Pool[Job], progress: Progress, share_bytes: float
+    job: Job, group: int, pool: Pool[Job], bar: Bar, share_bytes: float
 ) -> list[Cell]:
     """The cells of all shards of the group in their order, those of earlier runs among them."""
     pieces = groups.plan_pieces(job, group)
     cells = {piece.path: groups.written(job, group, piece) for piece in pieces}
     todo = [piece for piece in pieces if cells[piece.path] is None]
-    progress.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
+    bar.stage("writing shards", sum(piece.text_bytes for piece in todo), share_bytes)
     for piece in pool.run(write_piece, [(piece,) for piece in todo]):
         cells[piece.path] = piece.cells
     return [cell for of_piece in cells.values() for cell in of_piece or ()]
@@ -113,11 +113,11 @@ def _group_bytes(plan: Plan, group: int) -> int:
     return sum(plan.inputs[k].size for k in plan.groups[group])
 
 
-def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job:
+def _settled(plan: Plan, out: Path, options: Options, bar: Bar) -> Job:
     """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
     path = tokenizer_json(plan.settings.tokenizer)
     tokenizer = DocumentTokenizer(path, options.engine)
-    say_notes(tokenizer, path, progress)
+    say_notes(tokenizer, path, bar)
     plan_sha256 = settle(plan, out)
     (out / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -141,14 +141,12 @@ def _settled(plan: Plan, out: Path, options: Options, progress: Progress) -> Job
     )
 
 
-def say_notes(tokenizer: DocumentTokenizer, path: Path, progress: Progress) -> None:
+def say_notes(tokenizer: DocumentTokenizer, path: Path, bar: Bar) -> None:
     """What in the file is left aside, and why a faster engine is not used."""
     if note := cut_note(path):
-        progress.say(note)
+        bar.say(note)
     if tokenizer.engine_note:
-        progress.say(
-            f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}"
-        )
+        bar.say(f"tokenizing with {tokenizer.engine}, which is slower: {tokenizer.engine_note}")
 
 
 @contextmanager

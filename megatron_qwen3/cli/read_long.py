@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.documents import SUFFIXES_IN_FOLDERS, Document, Part, files_within, read
 from megatron_qwen3 import entry, launcher
-from megatron_qwen3.bar import progress
+from megatron_qwen3.bar import Bar
 from megatron_qwen3.cli.parser import Parser, one_of, or_setting, positive
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.generate.load import Source, load, tokenizer_of
@@ -122,10 +122,12 @@ def _run(given: argparse.Namespace) -> None:
     }
     layout, rows = joined(first), []
     total = len(configs) * len(lengths) * (len(texts) + given.keys)
-    with progress("texts", total, is_shown=launcher.rank() == 0) as done:
+    with Bar("texts", total, is_shown=launcher.rank() == 0) as bar:
         for way, config in configs.items():
             model = load(source, config, layout)
-            rows += [_row(model, way, texts, length, prompts[length], done) for length in lengths]
+            rows += [
+                _row(model, way, texts, length, prompts[length], bar.advance) for length in lengths
+            ]
             del model
     if launcher.rank() == 0:
         settings = {way: asdict(config.rope) for way, config in configs.items()}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3 import entry, launcher
-from megatron_qwen3.bar import progress
+from megatron_qwen3.bar import Bar
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.chat_check import ChatError
 from megatron_qwen3.cli.parser import Parser, positive
@@ -86,7 +86,7 @@ def _run(given: argparse.Namespace) -> None:
 
     at_once = given.row_tokens * _ROWS_AT_ONCE * model.layout.data
     ranked: list[bool] = []
-    with _target(given.out, is_first) as target, progress("answers", total, is_first) as advance:
+    with _target(given.out, is_first) as target, Bar("answers", total, is_shown=is_first) as bar:
         # What is no UTF-8 is no JSON, unless its characters are written as numbers.
         as_numbers = codecs.lookup(target.encoding).name != "utf-8"
         for batch in _batches(read_answers(given.answers, chat), at_once):
@@ -98,7 +98,7 @@ def _run(given: argparse.Namespace) -> None:
                 if is_first:
                     target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
             target.flush()
-            advance(len(answers))
+            bar.advance(len(answers))
     if ranked and is_first:
         share = sum(ranked) / len(ranked)
         print(f"{len(ranked):,} pairs, {share:.2%} ranked as given", file=sys.stderr)

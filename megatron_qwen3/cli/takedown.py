@@ -15,7 +15,7 @@ from data_prep.in_use import mapping
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory
 from data_prep.removal import is_interrupted, removed_from, removing
-from data_prep.tokenization.progress import clock
+from megatron_qwen3.bar import duration
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
 from megatron_qwen3.pretrain.times_read import Reader, readers
@@ -159,7 +159,7 @@ def _search(given: argparse.Namespace) -> tuple[Inventory, list[Found]]:
     shards = len({one.path for one in found})
     if not getattr(given, "json", False):
         told = f"{counted(len(found), 'document')} in {counted(shards, 'shard')}"
-        took = clock(time.monotonic() - start)
+        took = duration(time.monotonic() - start)
         print(shown(f"{told} of {len(paths_of(inventory)):,}, in {took}"))
     return inventory, found
 

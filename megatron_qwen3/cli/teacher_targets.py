@@ -19,9 +19,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from megatron_qwen3.bar import Bar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
@@ -84,21 +82,10 @@ def run(given: argparse.Namespace) -> int:
         if not teacher.leads:
             teacher.follow()
             return 0
-        with Progress(
-            *Progress.get_default_columns()[:2],
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task("samples", total=len(dialogs))
+        with Bar("samples", len(dialogs)) as bar:
+            labels = teacher.part_labels
             folder = write(
-                dialogs,
-                teacher.about,
-                targets.top_k,
-                teacher.score,
-                lambda samples: bar.advance(task, samples),
-                teacher.part_labels,
+                dialogs, teacher.about, targets.top_k, teacher.score, bar.advance, labels
             )
     print(shown(f"{folder}: {targets.top_k} ids of each trained token of {len(dialogs):,} samples"))
     return 0

@@ -42,7 +42,7 @@ from data_prep.lifetime import Stopped, ended_by_signals
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.groups import Report
 from data_prep.tokenization.plan import DEFAULTED, Settings
-from data_prep.tokenization.progress import clock
+from megatron_qwen3.bar import duration
 from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.inspect_shards import print_table
 from megatron_qwen3.cli.parser import Parser
@@ -151,7 +151,7 @@ def _print(report: Report, out: Path, seconds: float) -> None:
         print(shown(f"left out of {report.lines:,} lines: {kinds}; see {out / 'problems'}"))
     cells, shards = len(report.inventory.cells), len(paths(report.inventory))
     found = f"{counted(cells, 'cell')} in {counted(shards, 'shard')}"
-    print(shown(f"{out / INVENTORY}: {found}, in {clock(seconds)}"))
+    print(shown(f"{out / INVENTORY}: {found}, in {duration(seconds)}"))
 
 
 def _packed(inventory: Inventory) -> str:

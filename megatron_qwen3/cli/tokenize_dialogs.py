@@ -32,8 +32,8 @@ from pathlib import Path
 
 from data_prep.engines import AUTO, ENGINES
 from data_prep.lifetime import Stopped, ended_by_signals
-from data_prep.tokenization.progress import clock
 from megatron_qwen3 import tables
+from megatron_qwen3.bar import duration
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import pairs
 from megatron_qwen3.config import ConfigError
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         print("stopped; run the same command again to go on", file=sys.stderr)
         return stop.exit_status if isinstance(stop, Stopped) else 130
     _print(report, given.out, given.kind)
-    print(shown(f"{given.out}.json: done in {clock(time.monotonic() - start)}"))
+    print(shown(f"{given.out}.json: done in {duration(time.monotonic() - start)}"))
     return 0
 
 

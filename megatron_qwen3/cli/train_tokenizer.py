@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.documents import NAMES
-from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.sample import Sample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3 import tables
+from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.cli.tokenize_corpus import amount, pairs
@@ -60,18 +60,18 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
 def _train(sample: Sample, vocab_size: int, out: Path) -> dict[str, list[str]]:
     """Train on the sample and return some of each language's text."""
     kept: dict[str, list[str]] = {}
-    with Progress(2 * sample.num_bytes) as progress:
-        progress.stage("measuring languages", sample.num_bytes, sample.num_bytes)
-        sample.measure(progress.advance)
-        progress.stage("reading the sample", sample.num_bytes, sample.num_bytes)
+    with Bar("", 2 * sample.num_bytes, in_megabytes) as bar:
+        bar.stage("measuring languages", sample.num_bytes, sample.num_bytes)
+        sample.measure(bar.advance)
+        bar.stage("reading the sample", sample.num_bytes, sample.num_bytes)
 
         def texts() -> Iterator[str]:
-            for language, text in sample.texts(progress.advance):
+            for language, text in sample.texts(bar.advance):
                 some = kept.setdefault(language, [])
                 if sum(map(len, some)) < MEASURED_BYTES:
                     some.append(text)
                 yield text
-            progress.say("merging pairs")
+            bar.say("merging pairs")
 
         train(texts(), vocab_size, out)
     return kept

@@ -8,22 +8,14 @@ that nothing reads and gets its real one at the end (`storage/whole.py`).
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
+from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer
 from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
@@ -34,7 +26,6 @@ from megatron_qwen3.cores import cores
 from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.settings import ModelConfig
 from megatron_qwen3.settings_rope import RopeConfig
-from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import sync_tree, whole_folder
 
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -272,27 +263,13 @@ def _said_ids(tokenizer: Path | None, own: Path) -> hf_config.Ids:
 
 def _run(moves: list[Move], title: str, workers: int | None) -> None:
     """All moves, several at a time, with a bar; the first error stops them and is raised."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    workers = workers or min(8, cores())
-    with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        task = bar.add_task(shown(title), total=sum(count for count, _ in moves))
+    workers, total = workers or min(8, cores()), sum(count for count, _ in moves)
+    with Bar(title, total, in_megabytes) as bar, ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(move): count for count, move in moves}
-        for future, count in futures.items():
-            future.add_done_callback(lambda _, count=count: bar.advance(task, count))
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
+            for future in as_completed(futures):
                 future.result()
+                bar.advance(futures[future])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -20,7 +20,7 @@ from typing import Any
 import tokenizers
 import torch.distributed as dist
 
-from megatron_qwen3.bar import progress
+from megatron_qwen3.bar import Bar
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.generate.completion import Completion, OnToken
 from megatron_qwen3.generate.engine import Generator
@@ -63,8 +63,8 @@ class Session:
     def file(self, requests: Sequence[Request], out: Path | None) -> None:
         """Each line again, with what was generated under one key beside what was given."""
         size = self.options.batch * self.generator.layout.data
-        bar = progress("prompts", len(requests), is_shown=self.is_first)
-        with self._target(out) as target, bar as advance:
+        bar = Bar("prompts", len(requests), is_shown=self.is_first)
+        with self._target(out) as target, bar:
             # What is no UTF-8 is no JSON, unless its characters are written as numbers.
             as_numbers = codecs.lookup(target.encoding).name != "utf-8"
             done = 0
@@ -76,7 +76,7 @@ class Session:
                         target.write(json.dumps(record, ensure_ascii=as_numbers) + "\n")
                         target.flush()
                 done += len(batch)
-                advance(len(batch))
+                bar.advance(len(batch))
 
     def _complete(
         self,

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from megatron_qwen3.bar import duration
 from megatron_qwen3.pages import answers, page
 from megatron_qwen3.pages.rollout_pictures import seconds_by_kind
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, Sample, of_line
-from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import Run
 
 SHOWN = 3  # answers of a kind

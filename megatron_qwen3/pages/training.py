@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from megatron_qwen3.bar import duration
 from megatron_qwen3.pages import page, rollouts
-from megatron_qwen3.training.console import count, duration
+from megatron_qwen3.training.console import count
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 

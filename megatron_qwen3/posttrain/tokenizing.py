@@ -29,9 +29,9 @@ from data_prep.tokenization import plan
 from data_prep.tokenization.corpus import errors_for_people, say_notes
 from data_prep.tokenization.plan import Input, Unit
 from data_prep.tokenization.pool import Pool
-from data_prep.tokenization.progress import Progress
 from data_prep.tokenization.work import Problems, Tick, ticking
 from data_prep.tokenizer_file import tokenizer_json
+from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import (
     FILES,
@@ -117,14 +117,14 @@ def tokenize(
         raise ConfigError(f"workers = {options.workers}: at least one process must do the work")
     inputs = plan.find_inputs(paths, suffixes=SUFFIXES)
     plan.check_apart(prefix, paths)
-    with errors_for_people(prefix), Progress(sum(file.size for file in inputs)) as progress:
+    with errors_for_people(prefix), Bar("", sum(file.size for file in inputs), in_megabytes) as bar:
         if note := not_read(paths, SUFFIXES):
-            progress.say(note)
+            bar.say(note)
         path = tokenizer_json(tokenizer)
         encoder = ChatEncoder(path, options.engine)
-        say_notes(encoder.documents, path, progress)
+        say_notes(encoder.documents, path, bar)
         if encoder.note:
-            progress.say(encoder.note)
+            bar.say(encoder.note)
         job = DialogJob(
             prefix,
             inputs,
@@ -139,8 +139,8 @@ def tokenize(
         _check_free(job)
         with owned(job.work):
             _settle(job)
-            _tokenize_units(job, options.workers, progress)
-            _join(job, progress)
+            _tokenize_units(job, options.workers, bar)
+            _join(job, bar)
         shutil.rmtree(job.work, ignore_errors=True)
         return report_of(prefix)
 
@@ -196,13 +196,13 @@ def _settle(job: DialogJob) -> None:
         write_json(path, _identity(job))
 
 
-def _tokenize_units(job: DialogJob, workers: int, progress: Progress) -> None:
+def _tokenize_units(job: DialogJob, workers: int, bar: Bar) -> None:
     units = _units(job)
     todo = [unit for unit in units if not Path(f"{job.piece(unit)}.json").exists()]
     whole, left = (sum(one.part.end - one.part.start for one in some) for some in (units, todo))
-    progress.skip(UNITS_SHARE * (whole - left))
-    progress.stage("tokenizing", left, UNITS_SHARE * left)
-    with Pool(workers, job, progress.advance) as pool:
+    bar.skip(UNITS_SHARE * (whole - left))
+    bar.stage("tokenizing", left, UNITS_SHARE * left)
+    with Pool(workers, job, bar.advance) as pool:
         for _ in pool.run(tokenize_unit, [(unit,) for unit in todo]):
             pass
 
@@ -268,17 +268,17 @@ def _rows(batch: DialogBatch, sources: _Sources) -> npt.NDArray[Any]:
     return rows
 
 
-def _join(job: DialogJob, progress: Progress) -> None:
+def _join(job: DialogJob, bar: Bar) -> None:
     """The small sets become one; their counts and problems, too."""
     units = _units(job)
     share = (1 - UNITS_SHARE) * sum(file.size for file in job.inputs)
-    progress.stage("joining", len(units), share)
+    bar.stage("joining", len(units), share)
     joined = _Joined(job)
     vocab_size = DialogSet(job.piece(units[0])).vocab_size
     with _writer(job, job.prefix, vocab_size) as writer:
         for unit in units:
             joined.add(unit, DialogSet(job.piece(unit)), writer)
-            progress.advance(1)
+            bar.advance(1)
         if not joined.samples:
             raise ConfigError(f"no sample among {joined.lines:,} lines: {joined.reasons()}")
         problems = Path(f"{job.prefix}.problems.jsonl")

@@ -22,13 +22,13 @@ from pathlib import Path
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from megatron_qwen3.bar import duration
 from megatron_qwen3.config import Config, ConfigError, to_toml
 from megatron_qwen3.cores import cores
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
-from megatron_qwen3.training.console import duration
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, read_rows
 

@@ -21,6 +21,7 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from megatron_qwen3.bar import duration
 from megatron_qwen3.shown import plain
 
 _RECENT_STEPS = 50  # that the time left is estimated from
@@ -237,17 +238,6 @@ def count(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{_three_digits(number / size)}{letter}"
     return f"{number:.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """m:ss, h:mm:ss or days and hours; a dash for None."""
-    if seconds is None:
-        return "–"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d {hours % 24:02}h"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _three_digits(number: float) -> str:

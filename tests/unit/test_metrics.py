@@ -12,11 +12,12 @@ import types
 
 import pytest
 
+from megatron_qwen3.bar import duration
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import boards, row_file
-from megatron_qwen3.training.console import Clock, count, duration
+from megatron_qwen3.training.console import Clock, count
 from megatron_qwen3.training.history import Run
 from megatron_qwen3.training.metrics import EvalResult, RunLog, TaskResult, combine, speed
 from megatron_qwen3.training.metrics_file import MetricsError

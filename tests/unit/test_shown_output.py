@@ -15,7 +15,6 @@ from data_prep.clean import report as clean_report
 from data_prep.inventory import Inventory
 from data_prep.labels import Labels
 from data_prep.mixing.plan import plan
-from data_prep.tokenization.progress import Progress
 from megatron_qwen3 import bar
 from megatron_qwen3.cli import inspect_shards, mix_curriculum, tokenize_corpus
 from megatron_qwen3.generate.session import Session
@@ -91,10 +90,10 @@ def test_tables_and_pictures_of_a_cleaning(wide, tmp_path):
 def test_bars_and_lines_of_a_tokenization(wide, monkeypatch, in_terminal):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(bar, "LINE_SECONDS", 0.0)
     if in_terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
-    with Progress(100) as progress:
-        progress._last_line = -1e9
+    with bar.Bar("", 100, bar.in_megabytes) as progress:
         progress.stage(HOSTILE, 2, 50)
         progress.say(HOSTILE)
     assert_safe(out.getvalue())
@@ -112,15 +111,15 @@ def test_lines_of_a_run(wide, capsys):
 
 def test_a_command_in_a_file_says_now_and_then_how_far_it_is(monkeypatch, capsys):
     monkeypatch.setattr(bar, "LINE_SECONDS", 0.0)
-    with bar.progress(HOSTILE, 4, is_shown=True) as advance:
-        advance(1)
-        advance(2)
-        advance(1)
+    with bar.Bar(HOSTILE, 4) as shown:
+        for count in (1, 2, 1):
+            shown.advance(count)
     told = capsys.readouterr().err
     assert_safe(told)
-    assert [f"{n} of 4, " in line for n, line in zip((1, 3), told.splitlines(), strict=True)]
-    with bar.progress("texts", 4, is_shown=False) as advance:
-        advance(1)
+    assert [f"{n} of 4  " in line for n, line in zip((1, 3, 4), told.splitlines(), strict=True)]
+    with bar.Bar("texts", 4, is_shown=False) as hidden:
+        hidden.advance(1)
+        hidden.say("a note of another rank")
     assert not capsys.readouterr().err
 
 
