@@ -53,8 +53,9 @@ class Parser(argparse.ArgumentParser):
         own = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         if not (self._usual and own and words) or words[0] in ("-h", "--help", *own[0].choices):
             return False
-        is_slip = did_you_mean(words[0], own[0].choices) and not os.path.exists(words[0])
-        return not is_slip  # which argparse tells
+        if words[0].startswith("-") or os.path.exists(words[0]):
+            return True
+        return not did_you_mean(words[0], own[0].choices)  # a slip, which argparse tells
 
     def format_help(self) -> str:
         """The whole help, as --help prints it."""
