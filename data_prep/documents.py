@@ -39,6 +39,8 @@ LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depen
 NAMES = ("text", "id", *LABEL_FIELDS, "metadata")
 COMPRESSED = (".gz", ".zst")
 PARQUET = ".parquet"
+Label = Annotated[str, msgspec.Meta(max_length=LONGEST_LABEL)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _DEEPEST = 100  # levels of JSON; deeper ones would depend on how deep the caller stands
 _NAMED_FIELDS = 20  # in an error
 _LONGEST_NUMBER = 4000  # digits; Python takes up to 4,300
@@ -147,10 +149,8 @@ def read(part: Part, names: Mapping[str, str], keep: Sequence[str] = (NONE,)) ->
 
 
 def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
-    label = Annotated[str, msgspec.Meta(max_length=LONGEST_LABEL)]
-    share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-    labels: list[Any] = [(name, label | None, None) for name in ("source", "language", "domain")]
-    labels += [(name, share | None, None) for name in ("quality", "education")]
+    labels: list[Any] = [(name, Label | None, None) for name in ("source", "language", "domain")]
+    labels += [(name, Share | None, None) for name in ("quality", "education")]
     metadata = msgspec.defstruct("Metadata", labels, rename=dict(names), gc=False)
     fields: list[Any] = [("text", str), ("id", str | int | None, None), *labels]
     fields.append(("metadata", metadata | None, None))

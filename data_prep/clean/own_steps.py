@@ -6,10 +6,14 @@
 
 Name is a function, called with a document and its options: def no_adverts(document, most=3); or
 a class, made with its options, whose objects are such functions. They give None for what is to stay
-or the reason, a few words. They may change `document.text` and set labels in `document.metadata`.
-datatrove's filters and formatters are such classes too, as they are:
+or the reason, a few words. They may change `document.text` and set labels in `document.metadata`;
+what they leave is looked at after each document. datatrove's filters and formatters are such
+classes too, as they are:
 
-    steps = ["domain", "datatrove.pipeline.filters:URLFilter", "normalize", …]
+    steps = ["domain", "datatrove.pipeline.filters:RegexFilter", "normalize", …]
+
+Those whose answer depends on the documents before it, as its PIIFormatter's, or on what they fetch,
+as its URLFilter's, give other results with other numbers of tasks: web_steps.py has both without.
 """
 
 from __future__ import annotations
@@ -21,10 +25,29 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
+import msgspec
+import numpy as np
 from datatrove.data import Document
 
+from data_prep.documents import Label, Share
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
+
+MOST_REASONS = 1000  # of a step, in each process: the report has a row for each
+LONGEST_REASON = 200  # characters
+
+
+class _Left(msgspec.Struct):
+    """What a document has to have when a step leaves it; other labels are whatever JSON takes."""
+
+    text: str
+    id: str
+    file: str
+    source: Label
+    language: Label | None
+    domain: Label | None
+    quality: Share | None
+    education: Share | None
 
 
 class OwnStep:
@@ -32,22 +55,38 @@ class OwnStep:
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self._options = name, dict(options)
+        self._reasons: set[str] = set()
 
     def __call__(self, document: Document) -> str | None:
+        name, file = document.id, document.metadata.get("file")
         try:
             reason = self._look(document)
         except ConfigError:
             raise
         except Exception as error:  # of code that somebody else wrote
             raise ConfigError(
-                f"step {self.name} failed at document {shown(document.id)} of "
-                f"{shown(document.metadata.get('file'))} ({type(error).__name__}: {shown(error)})"
+                f"step {self.name} failed at document {shown(name)} of {shown(file)} "
+                f"({type(error).__name__}: {shown(error)})"
             ) from error
+        if fault := _fault_of(document):
+            raise ConfigError(
+                f"step {self.name} left document {shown(name)} of {shown(file)} without {fault}"
+            )
         if reason is None or isinstance(reason, str):
-            return reason or None
+            return self._known(reason) if reason else None if document.text else "empty"
         raise ConfigError(
             f"step {self.name} gave {reason!r:.80}; valid: None, or the reason to drop a document"
         )
+
+    def _known(self, reason: str) -> str:
+        """The reason; ConfigError where so many differ that nobody could count by them."""
+        self._reasons.add(reason)
+        if len(self._reasons) > MOST_REASONS or len(reason) > LONGEST_REASON:
+            raise ConfigError(
+                f"step {self.name} gave over {MOST_REASONS:,} different reasons, or a long one "
+                f"({shown(reason):.80}); valid: a few words that many documents share"
+            )
+        return reason
 
     def check(self) -> None:
         """Import and make it."""
@@ -86,8 +125,8 @@ class OwnStep:
             ) from None
         return own(**self._options) if inspect.isclass(own) else partial(own, **self._options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "_options": self._options}
+    def __reduce__(self) -> Any:
+        return OwnStep, (self.name, self._options)
 
 
 def file_of(name: str) -> str | None:
@@ -99,11 +138,31 @@ def file_of(name: str) -> str | None:
     return found.origin if found and found.has_location else None
 
 
+def _fault_of(document: Document) -> str:
+    """What a document lacks that later steps and the result need, or ""."""
+    labels = document.metadata
+    if not isinstance(labels, dict):
+        return f"metadata that are a table: {labels!r:.80}"
+    try:
+        msgspec.convert({**labels, "text": document.text, "id": document.id}, _Left)
+    except msgspec.ValidationError as error:
+        return f"a text and labels as they have to be: {shown(error)}"
+    for name, value in {**labels, "text": document.text, "id": document.id}.items():
+        try:
+            if not isinstance(name, str) or name[:1] != "_":  # others are a step's own
+                msgspec.json.encode({name: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            return f"a {shown(name)} that can be written: {shown(error)}"
+    return ""
+
+
 def _filtered(of: Callable[[Document], Any], document: Document) -> str | None:
     """What datatrove's filters give: whether it stays, maybe with the reason why not."""
-    kept = of(document)
-    kept, reason = kept if isinstance(kept, tuple) else (kept, "filtered")
-    return None if kept else str(reason)
+    given = of(document)
+    kept, reason = given if isinstance(given, tuple) else (given, "filtered")
+    if not (isinstance(kept, bool | np.bool_) and isinstance(reason, str)):
+        raise TypeError(f"it gave {given!r:.80}; valid: true or false, or (false, the reason)")
+    return None if kept else reason
 
 
 def _formatted(of: Callable[[str], str], document: Document) -> None:

@@ -19,6 +19,7 @@ from datatrove.data import Document
 from data_prep.bounds import CodeBounds, ProseBounds, QualityBounds
 from data_prep.clean import recipe
 from data_prep.clean.label import labelling
+from data_prep.clean.own_steps import OwnStep
 from data_prep.clean.settings import SETTINGS, STEPS, CleanSettings, Input, tasks_begun
 from data_prep.quality import judge, judge_code
 from data_prep.units import split
@@ -53,6 +54,36 @@ def breaks(document):
 def numbers(document):
     return 7
 
+def sets(document, what, value=None):
+    if what in ("text", "id", "metadata"):
+        setattr(document, what, value)
+    else:
+        document.metadata[what] = value
+
+def sets_what_nothing_writes(document):
+    document.metadata["odd"] = object()
+
+def sets_half_a_character(document):
+    document.metadata["odd"] = document.text + chr(0xd800)
+
+def forgets(document):
+    del document.metadata["domain"]
+
+def counts(document):
+    return f"{len(document.text)} characters"
+
+class Unsure:
+    def filter(self, document):
+        return None
+
+class Wordy:
+    def filter(self, document):
+        return False, 7
+
+class Mute:
+    def format(self, text):
+        return None
+
 NOTHING = 3
 """
 
@@ -68,10 +99,13 @@ def _settings(**values: Any) -> CleanSettings:
     return CleanSettings((Input("here", "/dev/null"),), "out", **values)
 
 
-def _label(settings: CleanSettings, text: str, **labels: Any) -> Document:
+def _labels(**labels: Any) -> dict[str, Any]:
     names = ("source", "language", "domain", "quality", "education", "file")
-    metadata = {**dict.fromkeys(names), **labels}
-    data: Any = [Document(text=text, id="7", metadata=metadata)]
+    return {**dict.fromkeys(names), "source": "here", "file": "a.jsonl", **labels}
+
+
+def _label(settings: CleanSettings, text: str, **labels: Any) -> Document:
+    data: Any = [Document(text=text, id="7", metadata=_labels(**labels))]
     for step in labelling(settings):
         data = step.run(data)
     (document,) = data
@@ -198,6 +232,47 @@ def test_what_is_wrong_with_a_step_of_ones_own_is_told_in_a_line(
     with pytest.raises(ConfigError) as error:
         _label(settings, "text", file="mine.jsonl")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("step", "options", "message"),
+    [
+        ("sets", {"what": "text"}, "`$.text`"),
+        ("sets", {"what": "text", "value": 7}, "`$.text`"),
+        ("sets", {"what": "id", "value": []}, "`$.id`"),
+        ("sets", {"what": "metadata"}, "metadata"),
+        ("sets", {"what": "quality", "value": 1.5}, "<= 1.0 - at `$.quality`"),
+        ("sets", {"what": "domain", "value": "x" * 51}, "length <= 50 - at `$.domain`"),
+        ("sets", {"what": "language", "value": 7}, "`$.language`"),
+        ("sets", {"what": "source"}, "source"),
+        ("sets_what_nothing_writes", {}, "odd"),
+        ("sets_half_a_character", {}, "odd"),
+        ("forgets", {}, "domain"),
+        ("Unsure", {}, "gave None; valid: true or false"),
+        ("Wordy", {}, "gave (False, 7); valid: true or false"),
+        ("Mute", {}, "`$.text`"),
+    ],
+)
+def test_what_a_step_of_ones_own_leaves_of_a_document_is_looked_at_before_anything_else_is_done(
+    step: str, options: dict[str, Any], message: str
+) -> None:
+    step = f"steps_of_mine:{step}"
+    settings = _settings(steps=(step, "normalize", "quality"), options={step: options})
+    with pytest.raises(ConfigError) as error:
+        _label(settings, "text", file="mine.jsonl", source="here")
+    told = str(error.value)
+    assert told.startswith(f"step {step} ") and message in told and "\n" not in told
+
+
+@pytest.mark.usefixtures("own")
+def test_a_step_of_ones_own_has_few_reasons() -> None:
+    step = OwnStep("steps_of_mine:counts", {})
+    with pytest.raises(
+        ConfigError, match="step .*counts gave over 1,000 different reasons.*; valid"
+    ):
+        for size in range(2000):
+            step(Document(text="x" * size, id="7", metadata=_labels()))
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,9 @@ def test_addresses_become_the_same_made_up_ones_however_many_tasks_there_are(
     assert results[0] == results[1]
 
 
-def test_documents_of_blocked_urls_are_dropped_and_those_without_one_stay(tmp_path: Path) -> None:
+def test_documents_of_blocked_urls_are_dropped_in_any_number_of_tasks_and_others_stay(
+    tmp_path: Path,
+) -> None:
     for name in ("tldextract", "fasteners", "ahocorasick"):
         pytest.importorskip(name, reason=f"{name} is not installed: the filter of URLs needs it")
     some = rows(
@@ -282,15 +284,18 @@ def test_documents_of_blocked_urls_are_dropped_and_those_without_one_stay(tmp_pa
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_bytes(jsonl(some))
     steps = (BLOCKED, "domain", "normalize", "language", "quality")
-    given = clean(
-        tmp_path,
-        str(tmp_path / "in"),
-        steps=steps,
-        options={BLOCKED: {"extra_domains": ["example.org"], "use_integrated_lists": False,
-                           "banned_words": ["porn"]}},
-    )  # fmt: skip
-    names = [name for name, _ in kept(next(iter(given.folder("documents").iterdir())))]
-    assert {"d1", "d2", "d3"} <= set(names) and not {"d0", "d5"} & set(names)
+    given = {"extra_domains": ["example.org"], "use_integrated_lists": False}
+    options = {BLOCKED: given | {"banned_words": ["porn"]}}
+    results = []
+    for tasks in (1, 3):
+        settings = clean(
+            tmp_path / f"{tasks}", str(tmp_path / "in"), tasks=tasks, steps=steps, options=options
+        )
+        files = sorted(settings.folder("documents").iterdir())
+        results.append([document for file in files for document in kept(file)])
+    names = {name for name, _ in results[0]}
+    assert {"d1", "d2", "d3"} <= names and not {"d0", "d5"} & names
+    assert results[0] == results[1]
 
 
 def test_the_filter_of_urls_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
