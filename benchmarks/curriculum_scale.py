@@ -214,7 +214,7 @@ def gpt_dataset(prefix: Path, cache: Path, samples: int):  # type: ignore[no-unt
 def throughput(folder: Path) -> None:
     """Million tokens per CPU second of both from one file of 100 million tokens, in turns."""
     from megatron_qwen3.pretrain.data import Mixture
-    from megatron_qwen3.pretrain.record import Feed, Part, Start
+    from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 
     prefix, tokens = folder / "text", 10**8
     random = np.random.default_rng(0)
@@ -223,7 +223,7 @@ def throughput(folder: Path) -> None:
             ids = random.integers(0, 151_643, 10**6).astype(np.int32)
             writer.add_documents(ids, np.full(10**6 // DOCUMENT, DOCUMENT))
     source = Source("text", "", (ShardFile(str(prefix), tokens),))
-    mixture = Mixture(Part(0, 8, LENGTH, None, (Feed(source, 1, Start(1)),)))
+    mixture = Mixture(RunPart(0, 8, LENGTH, None, (Feed(source, 1, Start(1)),)))
     mixture.check_vocabulary(151_936)
     theirs = gpt_dataset(prefix, folder / "cache", tokens // LENGTH - 1)
     rates: dict[str, list[float]] = {"ours": [], "with documents": [], "GPTDataset": []}

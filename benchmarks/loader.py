@@ -27,7 +27,7 @@ from data_prep.indexed import IndexedWriter
 from megatron_qwen3.cli.parser import Parser, number, positive
 from megatron_qwen3.config import DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Feed, Part, Start
+from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.training.batch import TokenBatch
@@ -50,7 +50,7 @@ def rows_of(folder: Path, length: int, rows: int) -> StepRows:
         sources.append(SourceConfig(name, str(folder / name)))
     data = DataConfig(sequence_length=length, sources=tuple(sources))
     feeds = tuple(Feed(source, share, Start(1)) for source, share in simple_sources(data))
-    return StepRows(Mixture(Part(0, rows, length, None, feeds)), range(rows), True)
+    return StepRows(Mixture(RunPart(0, rows, length, None, feeds)), range(rows), True)
 
 
 class Side:

@@ -3,7 +3,7 @@
 A document is an object with `text`, maybe `id`, and labels beside them or within `metadata` (as in
 datatrove): `source`, `language`, `domain`, and `quality` and `education` from 0 to 1.
 
-    for batch in read(Part("a.jsonl.gz", 0, size), {"text": "content"}):
+    for batch in read(FilePart("a.jsonl.gz", 0, size), {"text": "content"}):
         batch.documents, batch.lines      # typed and checked, and the line (row) each stands in
         batch.problems                    # what could not be taken, line by line
 
@@ -52,7 +52,7 @@ SUFFIXES_IN_FOLDERS = (*_JSON_LINES, ".json.gz", ".json.zst", PARQUET)
 SUFFIXES = (*SUFFIXES_IN_FOLDERS, ".json")  # beside documents, .json is mostly something else
 
 
-class Part(NamedTuple):
+class FilePart(NamedTuple):
     """The lines that begin in [start, end) bytes of a plain file; another file as a whole."""
 
     path: str
@@ -136,7 +136,9 @@ def is_splittable(path: str) -> bool:
     return not path.endswith((*COMPRESSED, PARQUET))
 
 
-def read(part: Part, names: Mapping[str, str], keep: Sequence[str] = (NONE,)) -> Iterator[Batch]:
+def read(
+    part: FilePart, names: Mapping[str, str], keep: Sequence[str] = (NONE,)
+) -> Iterator[Batch]:
     """The documents of a part, some MB at a time. OSError where the file cannot be read.
 
     names: what fields are called in the file, where that is not their name in NAMES; keep: which of
@@ -163,7 +165,7 @@ def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
 
 
-def _read_json(part: Part, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
+def _read_json(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
     taker = _Taker(msgspec.json.Decoder(kind).decode, kind, kept)
     number = 1
     position = first_line(part.path, part.start) if is_splittable(part.path) else 0
@@ -179,7 +181,7 @@ def _read_json(part: Part, kind: type[msgspec.Struct], kept: KeptFields) -> Iter
         yield Batch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
 
 
-def _read_parquet(part: Part, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
+def _read_parquet(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
     called, done = _called(kind), 0
     labels = [called[name] for name in LABEL_FIELDS]
     taker = _Taker(partial(msgspec.convert, type=kind), kind, kept)

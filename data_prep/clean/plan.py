@@ -26,7 +26,7 @@ from data_prep.classifiers import model_files
 from data_prep.clean.files import cut_short, load, save
 from data_prep.clean.own_steps import file_of
 from data_prep.clean.settings import REPORT, SETTINGS, CleanSettings, Input
-from data_prep.documents import Part
+from data_prep.documents import FilePart
 from data_prep.domains import CODE_SUFFIXES, is_code_file
 from data_prep.remote import RemoteFile, files_below, is_url
 from data_prep.tokenizer_file import tokenizer_json
@@ -51,7 +51,7 @@ class Share(NamedTuple):
     """A part of a file, and the input that it belongs to."""
 
     input: Input
-    part: Part
+    part: FilePart
 
 
 def find_files(settings: CleanSettings) -> list[InputFile]:
@@ -100,7 +100,7 @@ def read_shares(settings: CleanSettings, task: int) -> list[Share]:
         rows = json.loads(line)
     except ValueError:
         raise cut_short(file.name) from None
-    return [Share(settings.inputs[number], Part(*part)) for number, *part in rows]
+    return [Share(settings.inputs[number], FilePart(*part)) for number, *part in rows]
 
 
 def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:
@@ -137,7 +137,7 @@ class _Stretch(NamedTuple):
     """A part of a file, and the number of its input."""
 
     input: int
-    part: Part
+    part: FilePart
 
 
 def _share_out(files: Sequence[InputFile], tasks: int) -> list[list[_Stretch]]:
@@ -153,7 +153,7 @@ def _share_out(files: Sequence[InputFile], tasks: int) -> list[list[_Stretch]]:
             low = max(total * one // tasks - before, 0)
             high = size if one == last else min(total * (one + 1) // tasks - before, size)
             if low < high:
-                shares[one].append(_Stretch(file.input, Part(file.path, low, high)))
+                shares[one].append(_Stretch(file.input, FilePart(file.path, low, high)))
             if high == size:
                 break
         before += size

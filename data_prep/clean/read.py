@@ -20,7 +20,7 @@ from data_prep import documents
 from data_prep.clean.files import Progress
 from data_prep.clean.plan import Share, is_text, read_shares
 from data_prep.clean.settings import CleanSettings
-from data_prep.documents import Batch, Part, Problem
+from data_prep.documents import Batch, FilePart, Problem
 from data_prep.domains import is_code_file
 from data_prep.noted import Scalar
 from data_prep.remote import opened
@@ -75,7 +75,7 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
             done += size
         progress.report(done, is_last=True)
 
-    def _noted(self, part: Part, problem: Problem) -> dict[str, Any]:
+    def _noted(self, part: FilePart, problem: Problem) -> dict[str, Any]:
         if self.settings.on_error == "stop":
             within = f" (from byte {part.start})" if part.start else ""
             raise ConfigError(
@@ -91,7 +91,7 @@ def tokenizer_note(settings: CleanSettings) -> str:
     return cut_note(settings.tokenizer) if settings.tokenizer else ""
 
 
-def _batches(part: Part, settings: CleanSettings) -> Iterator[Batch]:
+def _batches(part: FilePart, settings: CleanSettings) -> Iterator[Batch]:
     if not is_text(part.path):
         names = {"text": settings.text_field} if settings.text_field != "text" else {}
         return documents.read(part, names, settings.keep_fields)
@@ -112,7 +112,7 @@ class _TextFile:
     metadata: Any = None
 
 
-def _text_file(part: Part) -> Batch:
+def _text_file(part: FilePart) -> Batch:
     if part.end > _LONGEST_TEXT_BYTES:
         fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
         return Batch([], [], [], [fault], 0, 1.0)
@@ -151,7 +151,7 @@ def _document(read: Any, share: Share, position: int, fields: Mapping[str, Scala
     return Document(text=read.text, id=name, metadata={**kept, **labels, "file": file})
 
 
-def _name(part: Part) -> str:
+def _name(part: FilePart) -> str:
     r"""The file's name as any reader of JSON takes it: bytes that are no UTF-8 as \udcXX."""
     return part.path.encode("utf-8", "backslashreplace").decode()
 

@@ -17,7 +17,7 @@ FILLER = "filler"
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """The sources of one stage with one value of a label.
 
     available: their training tokens; tokens, share: what the stage reads of them, and which part
@@ -55,7 +55,7 @@ def labels_of(curriculum: Curriculum) -> list[str]:
     return list(shares[0].source.labels)
 
 
-def summary(stage: Stage, label: str) -> list[Row]:
+def summary(stage: Stage, label: str) -> list[SummaryRow]:
     """A row for each value of a label, the most read first."""
     groups: dict[str, list[Share]] = defaultdict(list)
     for share in stage.shares:
@@ -65,7 +65,7 @@ def summary(stage: Stage, label: str) -> list[Row]:
     return sorted(rows, key=lambda row: (-row.tokens, -row.available))
 
 
-def texts(stage: Stage) -> list[Row]:
+def texts(stage: Stage) -> list[SummaryRow]:
     """Of text in rows, a row for each length that texts have in theirs, and one for filler.
 
     A row counts to the length of its longest text where shares and weights are concerned, and holds
@@ -82,13 +82,13 @@ def texts(stage: Stage) -> list[Row]:
     return [_texts_row(value, amounts[value], stage, whole) for value in order]
 
 
-def total(stage: Stage) -> Row:
+def total(stage: Stage) -> SummaryRow:
     """All sources of a stage together."""
     whole = sum(share.source.training_tokens for share in stage.shares)
     return _row("all", list(stage.shares), stage, whole)
 
 
-def folded(rows: list[Row], most: int) -> list[Row]:
+def folded(rows: list[SummaryRow], most: int) -> list[SummaryRow]:
     """The first rows, and the rest as one."""
     if len(rows) <= most + 1:
         return rows
@@ -96,7 +96,7 @@ def folded(rows: list[Row], most: int) -> list[Row]:
     available, tokens = sum(row.available for row in rest), sum(row.tokens for row in rest)
     return [
         *rows[:most],
-        Row(
+        SummaryRow(
             f"{len(rest)} others",
             sum(row.sources for row in rest),
             available,
@@ -110,12 +110,12 @@ def folded(rows: list[Row], most: int) -> list[Row]:
     ]
 
 
-def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> Row:
+def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> SummaryRow:
     available = sum(share.source.training_tokens for share in shares)
     return _row_of(value, shares, available, sum(share.tokens for share in shares), stage, whole)
 
 
-def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> Row:
+def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> SummaryRow:
     available = sum(tokens for _, tokens in parts)
     read = round(sum(s.tokens * tokens / s.source.tokens for s, tokens in parts))
     return _row_of(value, [s for s, tokens in parts if tokens], available, read, stage, whole)
@@ -123,9 +123,9 @@ def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: 
 
 def _row_of(
     value: str, shares: list[Share], available: int, tokens: int, stage: Stage, whole: int
-) -> Row:
+) -> SummaryRow:
     """whole: tokens that there are of all values."""
-    return Row(
+    return SummaryRow(
         value=value,
         sources=len(shares),
         available=available,

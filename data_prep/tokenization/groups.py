@@ -27,8 +27,8 @@ from data_prep.json_files import VERSION, json_bytes, read_json, write_json
 from data_prep.labels import LENGTHS, Labels
 from data_prep.shards import read_shard
 from data_prep.tokenization.plan import Unit
-from data_prep.tokenization.spill import Run, Section, Source
-from data_prep.tokenization.work import Job, KeyRange, Piece, piece_mark, unit_mark
+from data_prep.tokenization.spill import InputSection, Section, SpilledRun
+from data_prep.tokenization.work import Job, KeyRange, ShardPiece, piece_mark, unit_mark
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
@@ -66,19 +66,21 @@ def open_units(job: Job, group: int) -> list[Unit]:
     return [unit for unit in job.plan.units(group) if not unit_mark(folder, unit).exists()]
 
 
-def plan_pieces(job: Job, group: int) -> list[Piece]:
+def plan_pieces(job: Job, group: int) -> list[ShardPiece]:
     """The group's shards: all combinations of labels, one after another, in as few as are allowed.
 
     Where documents are packed, those of all lengths together."""
-    sources: dict[Labels, list[Source]] = {}
+    sources: dict[Labels, list[InputSection]] = {}
     for unit, lines_before, mark in _unit_marks(job, group):
-        for run in (Run(*row) for row in mark["runs"]):
+        for run in (SpilledRun(*row) for row in mark["runs"]):
             path = str(job.work_folder(group) / run.name)
             for section in (Section(*row) for row in run.sections):
                 base, length = divmod(section.labels, len(LENGTHS))
                 of = "" if job.plan.settings.pack else LENGTHS[length]
                 labels = Labels._make([*mark["labels"][base], of])
-                source = Source(path, run.tokens, run.documents, section, unit.input, lines_before)
+                source = InputSection(
+                    path, run.tokens, run.documents, section, unit.input, lines_before
+                )
                 sources.setdefault(labels, []).append(source)
     if job.plan.settings.apart:
         return [
@@ -89,7 +91,7 @@ def plan_pieces(job: Job, group: int) -> list[Piece]:
     return _in_shards(job.plan.settings.most_tokens, group, len(job.plan.groups), sources)
 
 
-def written(job: Job, group: int, piece: Piece) -> Sequence[Cell] | None:
+def written(job: Job, group: int, piece: ShardPiece) -> Sequence[Cell] | None:
     """The cells of a piece, if its shards are whole already."""
     if job.plan.settings.apart and job.plan.settings.pack:
         mark = piece_mark(job.work_folder(group), piece)
@@ -184,15 +186,15 @@ def _unit_marks(job: Job, group: int) -> Iterator[_UnitMark]:
         input, lines_before = unit.input, lines_before + mark["lines"]
 
 
-def _cut(job: Job, group: int, labels: Labels, sources: list[Source]) -> Iterator[Piece]:
+def _cut(job: Job, group: int, labels: Labels, sources: list[InputSection]) -> Iterator[ShardPiece]:
     """One combination of labels in shards of its own."""
     for number, range in enumerate(_key_ranges(labels, sources, job.plan.settings.most_tokens)):
-        yield Piece(f"{labels.folder}/{group:05}-{number:05}", [range])
+        yield ShardPiece(f"{labels.folder}/{group:05}-{number:05}", [range])
 
 
 def _in_shards(
-    most: int, group: int, groups: int, sources: Mapping[Labels, list[Source]]
-) -> list[Piece]:
+    most: int, group: int, groups: int, sources: Mapping[Labels, list[InputSection]]
+) -> list[ShardPiece]:
     """All combinations of labels end to end, cut into shards of at most about `most` tokens.
 
     Smaller ones where the group, one of `groups`, is small.
@@ -209,10 +211,10 @@ def _in_shards(
                 room = size
             shards[-1].append(range)
             room -= range.tokens
-    return [Piece(f"shards/{group:05}/{k:05}", ranges) for k, ranges in enumerate(shards)]
+    return [ShardPiece(f"shards/{group:05}/{k:05}", ranges) for k, ranges in enumerate(shards)]
 
 
-def _key_ranges(labels: Labels, sources: list[Source], most: int) -> Iterator[KeyRange]:
+def _key_ranges(labels: Labels, sources: list[InputSection], most: int) -> Iterator[KeyRange]:
     tokens, notes = (
         sum(getattr(source.section, name) for source in sources)
         for name in ("tokens", "note_bytes")

@@ -22,7 +22,7 @@ from data_prep.clean.settings import check_result
 from data_prep.documents import (
     NAMES,
     SUFFIXES_IN_FOLDERS,
-    Part,
+    FilePart,
     files_within,
     is_splittable,
     not_read,
@@ -94,7 +94,7 @@ class Unit(NamedTuple):
 
     number: int
     input: int
-    part: Part
+    part: FilePart
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def find_inputs(
     return (*(_input(file, top) for file in files), *remote)
 
 
-def parts(file: Input) -> list[Part]:
+def parts(file: Input) -> list[FilePart]:
     """Of a plain file its stretches of about UNIT_BYTES, of another the whole."""
     if not is_splittable(file.path):
-        return [Part(file.path, 0, file.size)]
+        return [FilePart(file.path, 0, file.size)]
     starts = range(0, max(1, file.size), UNIT_BYTES)
-    return [Part(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
+    return [FilePart(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
 
 
 def units_of(inputs: Sequence[Input], chosen: Iterable[int]) -> list[Unit]:

@@ -1,6 +1,6 @@
 """Text to train a tokenizer on: a sample of documents in which no language drowns the others.
 
-    sample = Sample(["data/clean/documents"], {}, sample_bytes=1e9)
+    sample = DocumentSample(["data/clean/documents"], {}, sample_bytes=1e9)
     sample.measure(tick)               # bytes of each language, once through the files
     texts = sample.texts(tick)         # and once again
     train((text for _, text in texts), 151_669, "data/tokenizer")
@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from data_prep.documents import Batch, Document, Part, read
+from data_prep.documents import Batch, Document, FilePart, read
 from data_prep.labels import UNKNOWN
 from data_prep.mixing.sampling import fill
 from data_prep.tokenization.plan import Input, check_names, find_inputs, parts
@@ -25,7 +25,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 
 
-class Sample:
+class DocumentSample:
     """Documents drawn by a hash of where they stand: the same for the same inputs and seed.
 
     names: what fields are called in the files. read_bytes: of the files at most, the beginning of
@@ -94,7 +94,7 @@ def language(document: Document) -> str:
     return document.language or within.language or UNKNOWN
 
 
-def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, Part]]:
+def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
     """Parts of about `read_bytes`: the first of every file, then the second, and so on."""
     of_file = [parts(file) for file in inputs]
     size = 0

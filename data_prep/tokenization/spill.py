@@ -5,7 +5,7 @@ Programming 3, 5.4): documents are collected up to RUN_BYTES, sorted, and writte
 is one range of keys, read from every run in one piece each, and sorted. A document's key is a hash
 of the seed and of where the document stands, so that the order depends on nothing else.
 
-    run = write_run(path, [table, table])       # of some MB each -> Run: what lies where
+    run = write_run(path, [table, table])       # of some MB each -> SpilledRun: what lies where
     table, inputs = read_piece(sources, dtype, piece=0, pieces=3)
     chunks(table, inputs)                       # what write_shard takes
 
@@ -67,7 +67,7 @@ class Section(NamedTuple):
     note_bytes: int = 0
 
 
-class Run(NamedTuple):
+class SpilledRun(NamedTuple):
     """A run's file, what it holds, and the sections that it falls into."""
 
     name: str
@@ -76,7 +76,7 @@ class Run(NamedTuple):
     sections: list[Section]
 
 
-class Source(NamedTuple):
+class InputSection(NamedTuple):
     """A section, with the number of its input and of the lines there before its unit."""
 
     path: str
@@ -117,7 +117,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     )
 
 
-def write_run(path: Path, tables: Sequence[Table]) -> Run:
+def write_run(path: Path, tables: Sequence[Table]) -> SpilledRun:
     """Sort the documents by label and key, and write them as one run."""
     table = concatenate(tables)
     order = np.lexsort((table.keys, table.rows["labels"]))
@@ -129,11 +129,11 @@ def write_run(path: Path, tables: Sequence[Table]) -> Run:
         sorted_rows[start] = np.cumsum(rows[length], dtype=np.uint64) - rows[length]
     parts = chain([table.keys[order], sorted_rows], tokens, ids)
     write_whole(path, (part.data for part in parts))
-    return Run(path.name, len(table.tokens), len(rows), list(_sections(rows)))
+    return SpilledRun(path.name, len(table.tokens), len(rows), list(_sections(rows)))
 
 
 def read_piece(
-    sources: Sequence[Source],
+    sources: Sequence[InputSection],
     dtype: np.dtype[Any],
     piece: int,
     pieces: int,
@@ -179,7 +179,7 @@ def _sections(rows: npt.NDArray[Any]) -> Iterator[Section]:
         yield Section(int(part["labels"][0]), first, end - first, tokens, size, notes)
 
 
-def _read(source: Source, dtype: np.dtype[Any], low: int, high: int) -> Table:
+def _read(source: InputSection, dtype: np.dtype[Any], low: int, high: int) -> Table:
     """A section's documents with keys in [low, high), as copies: a map holds its file open."""
     data = np.memmap(source.path, np.uint8, "r")
     rows_at = 8 * source.run_documents

@@ -31,8 +31,8 @@ from data_prep.tokenization.plan import Plan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
     ROW,
-    Run,
-    Source,
+    InputSection,
+    SpilledRun,
     Table,
     chunks,
     keys,
@@ -95,7 +95,7 @@ class KeyRange(NamedTuple):
     """
 
     labels: Labels
-    sources: list[Source]
+    sources: list[InputSection]
     part: int = 0
     parts: int = 1
 
@@ -110,7 +110,7 @@ class KeyRange(NamedTuple):
         return sum(source.section.bytes for source in self.sources) // self.parts
 
 
-class Piece(NamedTuple):
+class ShardPiece(NamedTuple):
     """What is written at a time, of some ranges in their order. path: as in Cell.
 
     One shard. Of a job that packs and keeps labels apart each length that a row's longest text has
@@ -137,7 +137,7 @@ def unit_mark(folder: Path, unit: Unit) -> Path:
     return folder / f"{unit.number:05}.json"
 
 
-def piece_mark(folder: Path, piece: Piece) -> Path:
+def piece_mark(folder: Path, piece: ShardPiece) -> Path:
     """The file that appears when all shards of a piece are there, where it makes several."""
     path = folder / "pieces" / f"{piece.path}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
     with shared(folder):
         problems = Problems(unit, job.stop_on_error)
         book = LabelBook(job.plan.settings.defaults)
-        runs: list[Run] = []
+        runs: list[SpilledRun] = []
         waiting: list[Table] = []
         lines = 0
         settings = job.plan.settings
@@ -182,7 +182,7 @@ def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
         done = now
 
 
-def write_piece(job: Job, piece: Piece, tick: Tick) -> Written:
+def write_piece(job: Job, piece: ShardPiece, tick: Tick) -> Written:
     """Write its shards; none where chance left no document in its ranges of keys."""
     folder = Path(piece.ranges[0].sources[0].path).parent
     settings = job.plan.settings
@@ -197,7 +197,7 @@ def write_piece(job: Job, piece: Piece, tick: Tick) -> Written:
         return Written(piece.path, cells)
 
 
-def _contents(job: Job, piece: Piece, tick: Tick) -> Iterator[Content]:
+def _contents(job: Job, piece: ShardPiece, tick: Tick) -> Iterator[Content]:
     for range in piece.ranges:
         yield from _in_range(job, range)  # no more than one of them is held in memory
         tick(range.text_bytes)
@@ -221,7 +221,7 @@ def _in_range(job: Job, range: KeyRange) -> Iterator[Content]:
 
 
 def _write_apart(
-    job: Job, piece: Piece, contents: Iterator[Content], folder: Path
+    job: Job, piece: ShardPiece, contents: Iterator[Content], folder: Path
 ) -> Sequence[Cell]:
     """Each content as a shard of its own."""
     cells: list[Cell] = []

@@ -138,9 +138,9 @@ def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
 
     folder = given.tokenizer
     if not folder and "://" not in given.model and Path(given.model).is_dir():
-        from megatron_qwen3.generate.load import Source
+        from megatron_qwen3.generate.load import ModelSource
 
-        folder = Source(Path(given.model)).config([], launcher.world_size()).data.tokenizer
+        folder = ModelSource(Path(given.model)).config([], launcher.world_size()).data.tokenizer
     if not folder:
         return len, "characters"
     file = tokenizer_json(folder)

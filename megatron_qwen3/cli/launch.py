@@ -20,7 +20,7 @@ from typing import Any
 from megatron_qwen3 import config as settings
 from megatron_qwen3 import entry
 from megatron_qwen3.cli import grammar, launch_container, launch_sbatch
-from megatron_qwen3.cli.launch_sbatch import Run
+from megatron_qwen3.cli.launch_sbatch import Submission
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.hf_config import read_config
@@ -160,15 +160,15 @@ def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
-def _runs(given: argparse.Namespace) -> list[Run]:
+def _runs(given: argparse.Namespace) -> list[Submission]:
     if given.command == "train":
         return [_run(given.settings)]
     stages = given.stage or [[f"examples/stages/{name}.toml"] for name in STAGES]
     return [_run([first, *given.settings, *own]) for first, *own in stages]
 
 
-def _run(arguments: Sequence[str]) -> Run:
-    return Run(tuple(arguments), settings.load(*settings.split(arguments)))
+def _run(arguments: Sequence[str]) -> Submission:
+    return Submission(tuple(arguments), settings.load(*settings.split(arguments)))
 
 
 def _allocation(given: argparse.Namespace) -> Allocation:
@@ -188,7 +188,9 @@ def _allocation(given: argparse.Namespace) -> Allocation:
     )
 
 
-def _faults(runs: list[Run], allocation: Allocation, given: argparse.Namespace) -> Iterator[str]:
+def _faults(
+    runs: list[Submission], allocation: Allocation, given: argparse.Namespace
+) -> Iterator[str]:
     if not (ROOT / launch_sbatch.TRAIN).is_file():
         yield f"jobs are started by {launch_sbatch.TRAIN} of a checkout, and {ROOT} is none"
     elif Path.cwd() != ROOT:

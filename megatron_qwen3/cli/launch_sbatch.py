@@ -27,7 +27,7 @@ _VARIABLES += ("server_nodes", "node_servers")
 
 
 @dataclass(frozen=True)
-class Run:
+class Submission:
     """One job: what its script is called with, and the settings that this means."""
 
     arguments: tuple[str, ...]
@@ -39,7 +39,7 @@ class Run:
         return RL if belongs("rollouts", self.config.run.mode) else TRAIN
 
 
-def show(runs: list[Run], given: argparse.Namespace) -> None:
+def show(runs: list[Submission], given: argparse.Namespace) -> None:
     """Print a shell script that submits the runs, and what SLURM says to the first of them."""
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in _variables(given).items())
     for number, run in enumerate(runs, start=1):
@@ -54,7 +54,7 @@ def show(runs: list[Run], given: argparse.Namespace) -> None:
         )
 
 
-def submit(runs: list[Run], given: argparse.Namespace) -> None:
+def submit(runs: list[Submission], given: argparse.Namespace) -> None:
     """Submit the runs, each to start when the one before has ended well.
 
     ConfigError where SLURM refuses one; those before it are then taken back.
@@ -74,7 +74,7 @@ def submit(runs: list[Run], given: argparse.Namespace) -> None:
         print(shown(f"{jobs[-1]}  {run.config.run_dir}/slurm-{jobs[-1]}.out"), flush=True)
 
 
-def _check_with_slurm(run: Run, given: argparse.Namespace) -> None:
+def _check_with_slurm(run: Submission, given: argparse.Namespace) -> None:
     """ConfigError for what SLURM lets into the queue and never starts."""
     rows = subprocess.run(["sinfo", "-h", "-o", "%P %l"], capture_output=True, text=True).stdout
     for name, limit in map(str.split, rows.splitlines()):
@@ -91,7 +91,7 @@ def _check_with_slurm(run: Run, given: argparse.Namespace) -> None:
         )
 
 
-def _foresight(run: Run, given: argparse.Namespace) -> subprocess.CompletedProcess[str]:
+def _foresight(run: Submission, given: argparse.Namespace) -> subprocess.CompletedProcess[str]:
     """When and where SLURM expects to start a run, or why it could not; nothing is submitted."""
     sbatch, *rest = command(run, given)
     return _call([sbatch, "--test-only", *rest], given)
@@ -115,13 +115,15 @@ def parse_time(text: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def command(run: Run, given: argparse.Namespace, after: str = "") -> list[str]:
+def command(run: Submission, given: argparse.Namespace, after: str = "") -> list[str]:
     """What submits a run; `after` is the job that must have ended well before it starts."""
     words = [f"--{name}={value}" for name, value in options(run, given, after).items() if value]
     return ["sbatch", "--parsable", *words, *given.sbatch, run.script, *run.arguments]
 
 
-def options(run: Run, given: argparse.Namespace, after: str = "") -> dict[str, str | int | None]:
+def options(
+    run: Submission, given: argparse.Namespace, after: str = ""
+) -> dict[str, str | int | None]:
     """sbatch's options by their long names; what has no value is left to the script."""
     folder = str(run.config.run_dir)
     passed_on = {name.replace("_", "-"): getattr(given, name) for name in _OPTIONS}

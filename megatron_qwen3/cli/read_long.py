@@ -31,12 +31,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.documents import SUFFIXES_IN_FOLDERS, Document, Part, files_within, read
+from data_prep.documents import SUFFIXES_IN_FOLDERS, Document, FilePart, files_within, read
 from megatron_qwen3 import entry, launcher
 from megatron_qwen3.bar import Bar
 from megatron_qwen3.cli.parser import Parser, one_of, or_setting, positive
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.generate.load import Source, load, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, tokenizer_of
 from megatron_qwen3.generate.opening import close, joined
 from megatron_qwen3.parallel.layout import Layout, check_world_size, near, row_unit
 from megatron_qwen3.reading import passkey
@@ -107,7 +107,7 @@ def _run(given: argparse.Namespace) -> None:
     launcher.check()
     words = passkey.Words(given.key_said, given.key_asked, given.key_digits)
     words.check()
-    source = Source(given.model)
+    source = ModelSource(given.model)
     trained = given.trained or source.trained_length()
     lengths = sorted({*(given.lengths or (trained, 2 * trained, 4 * trained))})
     configs = _configs(source, given, trained, lengths[-1])
@@ -136,7 +136,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _configs(
-    source: Source, given: argparse.Namespace, trained: int, longest: int
+    source: ModelSource, given: argparse.Namespace, trained: int, longest: int
 ) -> dict[str, Config]:
     """The settings of each way. ConfigError for one of [rope], which the other ways set."""
     config_of = partial(source.config, world_size=launcher.world_size(), generates=False)
@@ -202,7 +202,7 @@ def _documents(path: Path) -> Iterator[Document]:
         if not files:
             raise ConfigError(f"{path}: no file there ends in {', '.join(SUFFIXES_IN_FOLDERS)}")
     for file in files:
-        for batch in read(Part(str(file), 0, file.stat().st_size), {}):
+        for batch in read(FilePart(str(file), 0, file.stat().st_size), {}):
             yield from batch.documents
 
 

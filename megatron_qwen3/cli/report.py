@@ -23,7 +23,7 @@ from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.watching import samples
 from megatron_qwen3.shown import shown, shown_lines
 from megatron_qwen3.tables import console, table
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 
 _EXAMPLES = """examples:
   python tools/report.py runs/tiny-dense/pretrain_1_general
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     if options.out.suffix != ".html":
         parser.error(f"--out {options.out}: the name of a page ends in .html")
     try:
-        runs = [Run.read(folder) for folder in options.runs]
+        runs = [RunHistory.read(folder) for folder in options.runs]
         asked = _asked(options.runs[-1], options.batches)
         if not options.json:
             console().print(table(stage_rows(runs)))
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     return 0
 
 
-def _numbers(run: Run) -> dict[str, Any]:
+def _numbers(run: RunHistory) -> dict[str, Any]:
     """Of a stage: its length, its last loss, held-out results by source, and its speed."""
     loss = run.column("loss")
     return {
@@ -101,7 +101,7 @@ def _numbers(run: Run) -> dict[str, Any]:
     }
 
 
-def _asked(folder: str, batches: Sequence[int]) -> dict[int, list[samples.Sample]]:
+def _asked(folder: str, batches: Sequence[int]) -> dict[int, list[samples.KeptAnswer]]:
     """The kept answers of the batches that are asked for. ConfigError where they are not there."""
     there = records.batches(Path(folder))
     for batch in batches:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.documents import NAMES
-from data_prep.tokenization.sample import Sample
+from data_prep.tokenization.sample import DocumentSample
 from data_prep.tokenizer import DocumentTokenizer, check_vocab_size, train
 from megatron_qwen3 import tables
 from megatron_qwen3.bar import Bar, in_megabytes
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         check_vocab_size(given.vocab_size)
         if not 0 <= given.exponent < math.inf:
             raise ConfigError(f"--exponent = {given.exponent:g}; valid: 0 or more")
-        sample = Sample(
+        sample = DocumentSample(
             given.inputs,
             pairs(given.field, "--field"),
             amount(given.sample_mb, 1e6, "--sample-mb"),
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     return 0
 
 
-def _train(sample: Sample, vocab_size: int, out: Path) -> dict[str, list[str]]:
+def _train(sample: DocumentSample, vocab_size: int, out: Path) -> dict[str, list[str]]:
     """Train on the sample and return some of each language's text."""
     kept: dict[str, list[str]] = {}
     with Bar("", 2 * sample.num_bytes, in_megabytes) as bar:
@@ -92,7 +92,7 @@ def _parser(prog: str | None) -> Parser:
     return parser
 
 
-def _print(sample: Sample, texts: dict[str, list[str]], out: Path) -> None:
+def _print(sample: DocumentSample, texts: dict[str, list[str]], out: Path) -> None:
     tokenizer = DocumentTokenizer(out)
     lines = [["language", "MB in the corpus", "MB sampled", "bytes/token"]]
     for language, size in sample.available.most_common(ROWS_SHOWN):

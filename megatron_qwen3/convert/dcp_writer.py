@@ -23,7 +23,7 @@ from megatron_qwen3.config import Config
 from megatron_qwen3.convert.mapping import Index, Weight
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage import manifest, torch_dist
-from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Row, archive, dtype_name
+from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, ArchiveEntry, archive, dtype_name
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rows: list[Row] = []
+        self._rows: list[ArchiveEntry] = []
         self._ends: dict[str, int] = {}
 
     def add_weight(self, weight: Weight, dtype: torch.dtype) -> Iterator[Slot]:
@@ -77,7 +77,7 @@ class Writer:
             stream.seek(data_bytes, io.SEEK_CUR)
             stream.write(after)
         length = len(before) + data_bytes + len(after)
-        self._note(Row(key, file, start, length, dtype_name(dtype), whole, offsets, shape))
+        self._note(ArchiveEntry(key, file, start, length, dtype_name(dtype), whole, offsets, shape))
         return start + len(before)
 
     def add_object(self, file: str, key: str, value: Any) -> None:
@@ -85,7 +85,7 @@ class Writer:
         start = self._ends.get(file, 0)
         with (self.folder / file).open("ab") as stream:
             torch.save(value, stream)
-            self._note(Row(key, file, start, stream.tell() - start))
+            self._note(ArchiveEntry(key, file, start, stream.tell() - start))
 
     def finish(self, config: Config) -> None:
         """Write what makes the folder a checkpoint; files beside those of the writer are sealed."""
@@ -96,7 +96,7 @@ class Writer:
             seals = pool.map(lambda name: manifest.seal(self.folder / name), names)
             manifest.write(self.folder, dict(zip(names, seals, strict=True)))
 
-    def _note(self, row: Row) -> None:
+    def _note(self, row: ArchiveEntry) -> None:
         self._rows.append(row)
         self._ends[row.file] = row.start + row.length
 

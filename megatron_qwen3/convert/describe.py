@@ -20,7 +20,7 @@ def describe(path: Path) -> str:
     """Model, sizes and tensors. ConfigError where something is missing or of another shape."""
     if (path / "config.toml").is_file():
         return _checkpoint(path)
-    source = hf.Source(path)
+    source = hf.HFFolder(path)
     kinds = Counter(str(stored.dtype) for stored in source.tensors.values())
     files = {stored.path for stored in source.tensors.values()}
     rows = [

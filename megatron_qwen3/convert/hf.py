@@ -1,6 +1,6 @@
 """Hugging Face folders as files: tensors by name and place, read without a library.
 
-    source = Source(folder)       # every tensor of a Qwen3, where it lies, in its right shape
+    source = HFFolder(folder)     # every tensor of a Qwen3, where it lies, in its right shape
 
 A safetensors file is a length, a table of names, types, shapes and places in JSON, and the bytes.
 `hf_writer.py` writes them; configuration and tokenizer files are `hf_config.py`'s and
@@ -42,7 +42,7 @@ class Stored:
     dtype: torch.dtype
 
 
-class Source:
+class HFFolder:
     """A folder with a Qwen3. ConfigError names the file and what is wrong with it.
 
     `config`: config.json as it is and as our settings; `model`, `rope`: those. `tensors` are

@@ -58,7 +58,7 @@ def model_of(source: Path) -> ModelConfig:
 
 def _of(source: Path) -> tuple[ModelConfig, RopeConfig]:
     if folders.is_hf(source):
-        theirs = hf.Source(source)
+        theirs = hf.HFFolder(source)
         return theirs.model, theirs.rope
     saved = settings.load([source / folders.SETTINGS_FILE])
     return saved.model, saved.rope
@@ -156,7 +156,7 @@ def read_weights(source: Path) -> Table:
     """Where each tensor of ours lies in a checkpoint, or in a folder of Hugging Face's format."""
     if not folders.is_hf(source):
         return read_table(source)
-    theirs = hf.Source(source)
+    theirs = hf.HFFolder(source)
     stored: dict[str, Stored] = {}
     for weight in weights(theirs.model):
         chunks = tuple(_chunks(theirs, weight))
@@ -173,7 +173,7 @@ class _Rows(Chunk):
         return self.start
 
 
-def _chunks(source: hf.Source, weight: Weight) -> Iterator[_Rows]:
+def _chunks(source: hf.HFFolder, weight: Weight) -> Iterator[_Rows]:
     """Rows of Hugging Face's tensors as parts of the one tensor of ours that they make up."""
     for index in weight.indices():
         for piece in weight.pieces():

@@ -25,7 +25,7 @@ Index = tuple[int, ...]  # (), (layer,) or (layer, expert)
 
 
 @dataclass(frozen=True)
-class Piece:
+class CopiedRows:
     """Rows that lie together in both: `rows` of `part` from `part_row`, ours from `row`."""
 
     part: int
@@ -75,12 +75,12 @@ class Weight:
         """() or every (layer,) or (layer, expert), in order."""
         return product(*map(range, self.leading))
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[CopiedRows]:
         """How the rows of the parts follow each other in ours."""
         row = 0
         for turn in range(self.turns):
             for part, rows in enumerate(self.turn):
-                yield Piece(part, turn * rows, row, rows)
+                yield CopiedRows(part, turn * rows, row, rows)
                 row += rows
 
 

@@ -64,7 +64,7 @@ def fill_from_hf(
     with_dca: bool = False,
 ) -> None:
     """`from_hf` into an empty folder that will be called `named`; it need not outlive a crash."""
-    source, named = hf.Source(folder, with_dca), named or out
+    source, named = hf.HFFolder(folder, with_dca), named or out
     hf_files.check_tokenizer(folder, source.model.vocab_size)
     hf_files.end_ids(folder)  # what is no id is told before any byte is moved
     dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
@@ -143,7 +143,7 @@ def to_hf(
     return has_tokenizer
 
 
-def _common_dtype(source: hf.Source, weight: Weight) -> torch.dtype:
+def _common_dtype(source: hf.HFFolder, weight: Weight) -> torch.dtype:
     """That of all parts of a weight in all layers: they become one tensor."""
     found: dict[torch.dtype, str] = {}
     for index in weight.indices():
@@ -165,7 +165,7 @@ def _common_dtype(source: hf.Source, weight: Weight) -> torch.dtype:
     return dtype
 
 
-def _fill(source: hf.Source, weight: Weight, slot: Slot, dtype: torch.dtype) -> None:
+def _fill(source: hf.HFFolder, weight: Weight, slot: Slot, dtype: torch.dtype) -> None:
     """Copy the rows that one chunk of ours holds out of the HF tensors."""
     buffer = np.empty(BATCH_BYTES, np.uint8)
     start, end = slot.row, slot.row + slot.rows

@@ -92,7 +92,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _rope_of(path: Path) -> RopeConfig:
-    return Checkpoint(path).config.rope if is_checkpoint(path) else hf.Source(path).rope
+    return Checkpoint(path).config.rope if is_checkpoint(path) else hf.HFFolder(path).rope
 
 
 def _rope_changes(a: Path, b: Path, with_dca: bool) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _rope_changes(a: Path, b: Path, with_dca: bool) -> tuple[str, ...]:
 def model_of(path: Path) -> ModelConfig:
     if is_checkpoint(path):
         return Checkpoint(path).config.model
-    return hf.Source(path).model  # all files looked at before transformers sees them
+    return hf.HFFolder(path).model  # all files looked at before transformers sees them
 
 
 def logits(path: Path, ids_BS: Tensor, precision: str, with_dca: bool = True) -> Tensor:
@@ -118,7 +118,7 @@ def logits(path: Path, ids_BS: Tensor, precision: str, with_dca: bool = True) ->
     if is_checkpoint(path):
         return _logits_of_ours(path, ids_BS, precision, with_dca)
     x_BSV = reference.logits(path, ids_BS, _DTYPES[precision])
-    return x_BSV.transpose(1, 2) if hf.Source(path).model.head == "scalar" else x_BSV
+    return x_BSV.transpose(1, 2) if hf.HFFolder(path).model.head == "scalar" else x_BSV
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What is generated for one row, and the row while it lasts.
 
-row = Row(index, limit, Completion(weights_version=version), thinking)
+row = GeneratedRow(index, limit, Completion(weights_version=version), thinking)
 row.take(token, log_prob, sampled_log_prob, stop_ids, on_token)
 """
 
@@ -34,7 +34,7 @@ class Completion:
 
 
 @dataclass
-class Row:
+class GeneratedRow:
     """One row's generation while it lasts; `limit`: tokens that it may have."""
 
     index: int

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_qwen3.generate.cache import KVCache, Timeline
-from megatron_qwen3.generate.completion import Completion, OnToken, Row
+from megatron_qwen3.generate.completion import Completion, GeneratedRow, OnToken
 from megatron_qwen3.generate.sampler import Sampler, log_probs
 from megatron_qwen3.generate.sampling import Sampling
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
@@ -81,7 +81,7 @@ class Generator:
         asked = zip(prompts, limits, budgets, strict=True)
         of_rows = [each for each in asked for _ in range(samples)]
         rows = [
-            Row(index, limit, Completion(weights_version=version), _thinking(own, prompt))
+            GeneratedRow(index, limit, Completion(weights_version=version), _thinking(own, prompt))
             for index, (prompt, limit, own) in enumerate(of_rows)
         ]
         completions = [row.completion for row in rows]
@@ -213,7 +213,7 @@ class _Batch:
         tokens, log_p, sampled_log_p = chosen_3B.tolist()
         return [int(token) for token in tokens], log_p, sampled_log_p
 
-    def without_done(self, rows: list[Row]) -> list[Row]:
+    def without_done(self, rows: list[GeneratedRow]) -> list[GeneratedRow]:
         """Drop the rows that are done once they are half of the batch."""
         left = [place for place, row in enumerate(rows) if not row.is_done]
         if self.timeline.is_at_start or not left or 2 * len(left) > len(rows):

@@ -1,6 +1,6 @@
 """A model to generate with, from a checkpoint of ours or a folder of Hugging Face's format.
 
-source = Source(Path("runs/stage_3"))
+source = ModelSource(Path("runs/stage_3"))
 config = source.config(["parallel.tensor=2"], world_size=2)  # no torch until here
 model = load(source, config, layout)  # after runtime.start(config)
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from megatron_qwen3.training.model import Model
 
 
-class Source:
+class ModelSource:
     """Where weights and tokenizer come from.
 
     ConfigError where `path` is neither format, or the checkpoint, or a run's newest, is damaged.
@@ -130,7 +130,7 @@ class Source:
             read = read_config(self.path)
             dtype = read.fields.get("dtype") or read.fields.get("torch_dtype")
             if not isinstance(dtype, str):
-                from megatron_qwen3.convert.hf import Source as Tensors
+                from megatron_qwen3.convert.hf import HFFolder as Tensors
 
                 dtype = str(Tensors(self.path).tensors["model.embed_tokens.weight"].dtype)
             is_bf16 = dtype.removeprefix("torch.") == "bfloat16"
@@ -174,7 +174,7 @@ def tokenizer_of(config: Config) -> Any:
     return loaded
 
 
-def stop_ids(source: Source, config: Config, tokenizer: Any) -> list[int]:
+def stop_ids(source: ModelSource, config: Config, tokenizer: Any) -> list[int]:
     """Every id that ends a text: of Qwen3's format, and as config.json and its like say."""
     own = tokenizer_folder(config.data.tokenizer)
     folders = [own, source.path, source.path / "tokenizer"]
@@ -188,7 +188,7 @@ def ends_of(folders: Iterable[Path], tokenizer: Any) -> list[int]:
     return sorted(number for number in ids if number is not None)
 
 
-def load(source: Source, config: Config, layout: Layout) -> "Model":
+def load(source: ModelSource, config: Config, layout: Layout) -> "Model":
     """The model of this rank with the source's weights, verified; all ranks call it."""
     from megatron_qwen3.convert.load import CHANGEABLE, fill
     from megatron_qwen3.training.model import Model

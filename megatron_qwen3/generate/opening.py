@@ -21,7 +21,7 @@ import tokenizers
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.config import Config
-from megatron_qwen3.generate.load import Source, load, stop_ids
+from megatron_qwen3.generate.load import ModelSource, load, stop_ids
 from megatron_qwen3.generate.requests import Encoder
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.layout import Layout, check_world_size
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 def checked(
     path: Path, settings: list[str], head: str = "vocabulary", generates: bool = True
-) -> tuple[Source, Config]:
-    """The model at `path` and its settings for these ranks, as `Source.config` has them.
+) -> tuple[ModelSource, Config]:
+    """The model at `path` and its settings for these ranks, as `ModelSource.config` has them.
 
     ConfigError where the environment, the model or its layout is wrong.
     """
     launcher.check()
-    source, world_size = Source(path), launcher.world_size()
+    source, world_size = ModelSource(path), launcher.world_size()
     config = source.config(settings, world_size, head, generates)
     check_world_size(config, world_size)
     return source, config
@@ -55,7 +55,7 @@ def joined(config: Config) -> Layout:
 
 
 def opened(
-    source: Source,
+    source: ModelSource,
     config: Config,
     tokenizer: tokenizers.Tokenizer,
     encoder: Encoder,

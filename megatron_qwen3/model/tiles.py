@@ -39,7 +39,7 @@ LEAST_LOG_REST = -80.0  # e of the rest may vanish in float32 below it, and 1 / 
 _UNIT = 128  # of a tile's sides: a GPU's products slow down where rows are not aligned
 
 
-class Part(NamedTuple):
+class SliceSums(NamedTuple):
     """What a slice of the vocabulary adds to each position, relative to its largest logit."""
 
     peak_T: Tensor
@@ -82,7 +82,7 @@ class TiledLogProbs(torch.autograd.Function):
         first = group.rank() * len(weight_vH)
         tiles = square_tiles(len(hidden_TH), len(weight_vH), tile_bytes)
 
-        def of(rows: slice, columns: slice) -> tuple[Part, Tensor]:
+        def of(rows: slice, columns: slice) -> tuple[SliceSums, Tensor]:
             logits_nw = tempered_logits(hidden_TH[rows], weight_vH[columns], temperature)
             local_nK = ids_TK[rows] - first - columns.start
             return part_and_exps(logits_nw, local_nK, with_entropy, rest_of)
@@ -182,7 +182,7 @@ def _slices(length: int, most: int) -> list[slice]:
 
 def part_and_exps(
     logits_nv: Tensor, local_nK: Tensor, with_entropy: bool, rest_of: int
-) -> tuple[Part, Tensor]:
+) -> tuple[SliceSums, Tensor]:
     """What these columns add to each position, and e, [n, v], which may take the logits' place.
 
     local_nK: ids counted from the first of these columns; the first `rest_of` are distinct.
@@ -203,7 +203,7 @@ def part_and_exps(
         column_nR, taken_nR = _take_out(exps_nv, local_nK[:, :rest_of])
         rest_n = exps_nv.sum(-1)
         exps_nv.scatter_reduce_(1, column_nR, taken_nR, "amax")
-    return Part(peak_n1.squeeze(1), total_n, moment_n, rest_n, above_nK, is_mine_nK), exps_nv
+    return SliceSums(peak_n1.squeeze(1), total_n, moment_n, rest_n, above_nK, is_mine_nK), exps_nv
 
 
 def _take_out(exps_nw: Tensor, local_nR: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,16 +219,16 @@ def _take_out(exps_nw: Tensor, local_nR: Tensor) -> tuple[Tensor, Tensor]:
     return column_nR, taken_nR
 
 
-def joined(parts: Iterable[Part]) -> Part:
+def joined(parts: Iterable[SliceSums]) -> SliceSums:
     """Blocks of positions as one."""
-    return Part(*map(torch.cat, zip(*parts, strict=True)))
+    return SliceSums(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def merged(a: Part, b: Part) -> Part:
+def merged(a: SliceSums, b: SliceSums) -> SliceSums:
     """Two blocks of columns as one."""
     peak_T = torch.maximum(a.peak_T, b.peak_T)
     a, b = _relative_to(peak_T, a), _relative_to(peak_T, b)
-    return Part(
+    return SliceSums(
         peak_T,
         a.total_T + b.total_T,
         a.moment_T + b.moment_T,
@@ -238,7 +238,7 @@ def merged(a: Part, b: Part) -> Part:
     )
 
 
-def over_ranks(part: Part, group: Any) -> Whole:
+def over_ranks(part: SliceSums, group: Any) -> Whole:
     """The slices of all tensor ranks taken together, by two all-reduces; equal on all ranks."""
     peak_T = part.peak_T
     if group.size() > 1:
@@ -259,11 +259,11 @@ def over_ranks(part: Part, group: Any) -> Whole:
     )
 
 
-def _relative_to(peak_T: Tensor, part: Part) -> Part:
+def _relative_to(peak_T: Tensor, part: SliceSums) -> SliceSums:
     """The same part with another peak, that of more columns."""
     shift_T = part.peak_T - peak_T
     scale_T = shift_T.exp()
-    return Part(
+    return SliceSums(
         peak_T,
         part.total_T * scale_T,
         (part.moment_T + part.total_T * shift_T) * scale_T,

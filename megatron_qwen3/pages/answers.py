@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from megatron_qwen3.pages import page
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH
-from megatron_qwen3.posttrain.watching.samples import Sample
+from megatron_qwen3.posttrain.watching.samples import KeptAnswer
 from megatron_qwen3.shown import shown
 
 _ENDINGS = {
@@ -32,9 +32,9 @@ MARKS = (
 )
 
 
-def write(samples: Sequence[Sample], subtitle: str, out: Path) -> None:
+def write(samples: Sequence[KeptAnswer], subtitle: str, out: Path) -> None:
     """A page of the answers, grouped by their tasks; it needs no other file."""
-    by_task: dict[tuple[str, str, str], list[Sample]] = {}
+    by_task: dict[tuple[str, str, str], list[KeptAnswer]] = {}
     for sample in samples:
         by_task.setdefault((sample.source, sample.task, sample.mode), []).append(sample)
     body = [page.numbers(_tiles(samples)), page.text("How to read them", [MARKS])]
@@ -44,7 +44,7 @@ def write(samples: Sequence[Sample], subtitle: str, out: Path) -> None:
     page.write(out, "Sampled answers", subtitle, body, [])
 
 
-def _tiles(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+def _tiles(samples: Sequence[KeptAnswer]) -> list[tuple[str, str]]:
     rewards = [sample.reward for sample in samples if sample.reward is not None]
     truncated = sum(sample.finish == LENGTH for sample in samples)
     return [
@@ -54,12 +54,12 @@ def _tiles(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     ]
 
 
-def section(title: str, samples: Iterable[Sample], is_open: bool = False) -> Markup:
+def section(title: str, samples: Iterable[KeptAnswer], is_open: bool = False) -> Markup:
     """Answers to read as a part of a page."""
     return page.answers(title, [_answer(sample) for sample in samples], is_open)
 
 
-def _answer(sample: Sample) -> page.Answer:
+def _answer(sample: KeptAnswer) -> page.Answer:
     ending = _ENDINGS.get(sample.finish, "")
     if ending and sample.error:
         ending = f"{ending}: {sample.error}"
@@ -73,7 +73,7 @@ def _answer(sample: Sample) -> page.Answer:
     )
 
 
-def _badges(sample: Sample) -> list[str]:
+def _badges(sample: KeptAnswer) -> list[str]:
     badges = [
         "not scored" if sample.reward is None else f"reward {sample.reward:.3f}",
         f"advantage {sample.advantage:+.3f}",
@@ -94,7 +94,7 @@ def _said(message: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in said if part)
 
 
-def _parts(sample: Sample) -> list[tuple[str, str, str]]:
+def _parts(sample: KeptAnswer) -> list[tuple[str, str, str]]:
     rows = [
         (name, "none" if score is None else f"{score:.3f}", sample.reasons.get(name, ""))
         for name, score in sample.parts.items()

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_prep.curriculum import Curriculum
-from data_prep.mixing.summary import Row, labels_of, summary, texts, total
+from data_prep.mixing.summary import SummaryRow, labels_of, summary, texts, total
 from megatron_qwen3.pages import page, pictures
 from megatron_qwen3.pages.curriculum_rows import HEADER, OF_TEXTS, cells
 from megatron_qwen3.pages.pictures import FAINT, HUES, INK, MUTED, Picture
@@ -54,7 +54,7 @@ def _pictures(curriculum: Curriculum) -> Iterator[Picture]:
 
 
 def _make_up(
-    curriculum: Curriculum, label: str, name: str, rows: Sequence[Sequence[Row]]
+    curriculum: Curriculum, label: str, name: str, rows: Sequence[Sequence[SummaryRow]]
 ) -> Picture:
     """A bar for each stage, and one for all text, divided by the values of a label.
 

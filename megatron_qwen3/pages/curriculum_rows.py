@@ -1,13 +1,13 @@
 """The lines of a curriculum's tables, in a terminal and on its page."""
 
-from data_prep.mixing.summary import Row
+from data_prep.mixing.summary import SummaryRow
 from megatron_qwen3.training.console import count
 
 OF_TEXTS = "length of texts"
 HEADER = ["", "sources", "there are", "read", "share", "by size", "epochs", ""]
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: SummaryRow) -> list[str]:
     """One line under HEADER."""
     return [
         row.value,

@@ -1,6 +1,6 @@
 """The pictures of a run whose model samples answers: one for each question that a person asks.
 
-    draw_all(run)          # of a Run of training/history.py with batches of rollouts
+    draw_all(run)          # of a RunHistory of training/history.py with batches of rollouts
 
 They stand over the run's steps: a batch of rollouts at its first update. What the run has no
 numbers for is not drawn. Where there are more sources than colours, only the extremes are named.
@@ -29,7 +29,7 @@ from megatron_qwen3.pages.pictures import (
 )
 from megatron_qwen3.pages.settings_said import said
 from megatron_qwen3.pages.training_pictures import label_ends, smooth
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _STEPS = "updates"
@@ -154,13 +154,13 @@ _OF_UPDATES = (
 )
 
 
-def draw_all(run: Run) -> list[Picture]:
+def draw_all(run: RunHistory) -> list[Picture]:
     """Every picture that the run has numbers for."""
     with style():
         return list(_pictures(run))
 
 
-def _pictures(run: Run) -> Iterator[Picture]:
+def _pictures(run: RunHistory) -> Iterator[Picture]:
     yield from _by_source(run, "reward", "Reward", "of all answers bold", "reward", is_wide=True)
     yield from _by_source(run, "pass_rate", "Right answers", "by source and mode", "share", False)
     yield from _held_out(run)
@@ -177,7 +177,7 @@ def _pictures(run: Run) -> Iterator[Picture]:
 
 
 def _by_source(
-    run: Run, metric: str, title: str, caption: str, unit: str, is_wide: bool
+    run: RunHistory, metric: str, title: str, caption: str, unit: str, is_wide: bool
 ) -> Iterator[Picture]:
     """A line for each source and mode, and one for all answers."""
     prefix = f"{metric}/"
@@ -195,7 +195,7 @@ def _by_source(
     yield finish(axes, f"rollout_{metric}", title, caption, is_wide)
 
 
-def _held_out(run: Run) -> Iterator[Picture]:
+def _held_out(run: RunHistory) -> Iterator[Picture]:
     """Held-out tasks by source: the share that is right, or the reward where nothing says so."""
     for key, unit in (("pass_rate", "share that is right"), ("reward", "reward")):
         points: dict[str, list[tuple[float, float]]] = {}
@@ -215,7 +215,7 @@ def _held_out(run: Run) -> Iterator[Picture]:
         yield finish(axes, f"held_out_{key}", "Held-out tasks", "never trained on", is_wide=False)
 
 
-def _entropy(run: Run) -> Iterator[Picture]:
+def _entropy(run: RunHistory) -> Iterator[Picture]:
     """The entropy, and the band that rl.entropy keeps it in."""
     curves = _known(run.columns, {"entropy": "entropy"})
     if not curves:
@@ -251,7 +251,7 @@ def _curves(columns: Mapping[str, np.ndarray], asked: Asked) -> Iterator[Picture
     yield finish(axes, asked.name, asked.title, asked.caption, is_wide=False)
 
 
-def _time(run: Run) -> Iterator[Picture]:
+def _time(run: RunHistory) -> Iterator[Picture]:
     """What each batch of rollouts and its updates took, as shares of both together."""
     seconds = seconds_by_kind(run)
     if not seconds:
@@ -270,7 +270,7 @@ def _time(run: Run) -> Iterator[Picture]:
     yield finish(axes, "time", "Where the time goes", what, is_wide=True)
 
 
-def seconds_by_kind(run: Run) -> dict[str, np.ndarray]:
+def seconds_by_kind(run: RunHistory) -> dict[str, np.ndarray]:
     """Seconds of each batch of rollouts, by what they were spent on; `update`: of its updates."""
     prefix = "seconds/"
     kinds = {n.removeprefix(prefix): c for n, c in run.rollouts.items() if n.startswith(prefix)}
@@ -284,7 +284,7 @@ def seconds_by_kind(run: Run) -> dict[str, np.ndarray]:
     return {name: np.nan_to_num(column) for name, column in kinds.items()} | {"update": updates}
 
 
-def _speed(run: Run) -> Iterator[Picture]:
+def _speed(run: RunHistory) -> Iterator[Picture]:
     curves = _known(run.rollouts, {"rollout_tokens_per_second": "rollouts"})
     curves |= _known(run.columns, {"tokens_per_second": "updates"})
     if "rollouts" not in curves:

@@ -19,8 +19,8 @@ from megatron_qwen3.bar import duration
 from megatron_qwen3.pages import answers, page
 from megatron_qwen3.pages.rollout_pictures import seconds_by_kind
 from megatron_qwen3.posttrain.rewards import hacking
-from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, Sample, of_line
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, KeptAnswer, of_line
+from megatron_qwen3.training.history import RunHistory
 
 SHOWN = 3  # answers of a kind
 KEPT = (
@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     """What lies in a run's folder besides its metrics. samples: answers of the newest batches;
     hacking: what `rewards/hacking.py` reports."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[KeptAnswer]
     hacking: Mapping[str, Any]
 
 
@@ -41,7 +41,7 @@ _OF_SOURCES = {"reward": "reward", "pass_rate": "right %", "length": "tokens", "
 _PERCENT = ("pass_rate", "truncated")
 
 
-def tiles(run: Run) -> list[tuple[str, str]]:
+def tiles(run: RunHistory) -> list[tuple[str, str]]:
     """The run in a few large numbers."""
     columns = run.rollouts
     return [
@@ -53,7 +53,7 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def sections(run: Run, kept: Kept, name: str = "") -> list[Markup]:
+def sections(run: RunHistory, kept: Kept, name: str = "") -> list[Markup]:
     """Tables and answers to read. name: of the run, where a page has several."""
     of = f", {name}" if name else ""
     samples = kept.samples
@@ -69,7 +69,7 @@ def sections(run: Run, kept: Kept, name: str = "") -> list[Markup]:
     return body
 
 
-def source_rows(run: Run) -> list[list[str]]:
+def source_rows(run: RunHistory) -> list[list[str]]:
     """Of each source and mode, below the headers, what its first and its last answers got: means of
     the first and of the last tenth of the batches."""
     # What is not rewarded, as in distillation, has lengths all the same.
@@ -88,7 +88,7 @@ def source_rows(run: Run) -> list[list[str]]:
     return lines
 
 
-def time_rows(run: Run) -> list[list[str]]:
+def time_rows(run: RunHistory) -> list[list[str]]:
     """What the batches and their updates took, by what it was spent on."""
     lines = [["spent on", "time", "share"]]
     seconds = {name: float(spent.sum()) for name, spent in seconds_by_kind(run).items()}
@@ -99,7 +99,7 @@ def time_rows(run: Run) -> list[list[str]]:
     return lines
 
 
-def examples(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+def examples(samples: Sequence[KeptAnswer]) -> dict[str, list[KeptAnswer]]:
     """Of the answers that were kept the best and the worst, and those that differ most from the
     others of their task."""
     scored = [sample for sample in samples if sample.reward is not None]
@@ -115,14 +115,14 @@ def examples(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return {title: own for title, own in found.items() if own}
 
 
-def belongs_to_rewards(run: Run) -> bool:
+def belongs_to_rewards(run: RunHistory) -> bool:
     """Whether its answers are rewarded: those of distillation are not."""
     return "reward" in run.rollouts
 
 
-def suspects(found: Mapping[str, Any]) -> dict[str, list[Sample]]:
+def suspects(found: Mapping[str, Any]) -> dict[str, list[KeptAnswer]]:
     """The answers that the report on hacking wants to be read, by why."""
-    by_why: dict[str, list[Sample]] = {}
+    by_why: dict[str, list[KeptAnswer]] = {}
     for row in found["samples"]:
         with contextlib.suppress(ValueError):  # a line that somebody changed
             sample = of_line(int(row["batch"]), row)

@@ -7,10 +7,10 @@ from typing import Any
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.toml import parse
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 
 
-def said(run: Run, *names: str) -> Any:
+def said(run: RunHistory, *names: str) -> Any:
     """The value that the run's config.toml has; "" where that is not known."""
     with contextlib.suppress(ConfigError, AttributeError):  # no TOML, or no table
         found: Any = parse(run.config_text, run.name, "a run's settings")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from megatron_qwen3.bar import duration
 from megatron_qwen3.pages import page, rollouts
 from megatron_qwen3.training.console import count
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ra
 _OF_SOURCES |= {"reward": "reward", "pass_rate": "right", "length": "length", "truncated": "cut"}
 
 
-def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
+def stage_rows(runs: Sequence[RunHistory]) -> list[list[str]]:
     """A line of headers and one line per stage; columns that no stage has numbers for are left out.
 
     The last loss is the mean of the last 2 % of steps, since that of one step is mostly noise.
@@ -61,7 +61,7 @@ def stage_rows(runs: Sequence[Run]) -> list[list[str]]:
     return [[line[i] for i in known] for line in [header, *lines]]
 
 
-def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list[str]]]:
+def held_out_rows(runs: Sequence[RunHistory]) -> tuple[list[tuple[str, int]], list[list[str]]]:
     """Every source's newest held-out loss in each stage, one line per source below the headers.
 
     With it, for the line above the headers, names of stages and how many columns each has.
@@ -83,7 +83,7 @@ def held_out_rows(runs: Sequence[Run]) -> tuple[list[tuple[str, int]], list[list
     return groups, [header, *lines]
 
 
-def write_report(runs: Sequence[Run], out: Path, kept: KeptOf | None = None) -> None:
+def write_report(runs: Sequence[RunHistory], out: Path, kept: KeptOf | None = None) -> None:
     """Write the page to `out` and its pictures as PNG to the folder of the same name.
 
     kept: what lies in the folders of runs that sample answers, by their places among the runs.
@@ -113,7 +113,7 @@ def write_report(runs: Sequence[Run], out: Path, kept: KeptOf | None = None) -> 
     page.write(out, "Training report", names, body, pictures)
 
 
-def _of_rollouts(run: Run, number: str) -> list[Picture]:
+def _of_rollouts(run: RunHistory, number: str) -> list[Picture]:
     """Pictures of a stage; number: of it, where there are several, and files need other names."""
     from megatron_qwen3.pages import rollout_pictures
 
@@ -126,7 +126,7 @@ def _of_rollouts(run: Run, number: str) -> list[Picture]:
     ]
 
 
-def _key_numbers(runs: Sequence[Run]) -> Markup:
+def _key_numbers(runs: Sequence[RunHistory]) -> Markup:
     """The training in a few large numbers."""
     header, *lines = stage_rows(runs)
     last = dict(zip(header, lines[-1], strict=True))

@@ -26,7 +26,7 @@ from megatron_qwen3.pages.pictures import (
     style,
 )
 from megatron_qwen3.pages.settings_said import said
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 _MOST_POINTS = 3000  # of one curve; a picture shows no more
@@ -36,13 +36,13 @@ _LOSSES = {"reward": "bradley_terry", "rl": "policy", "distill": "divergence"}
 _UNITS = {"bradley_terry": "nats per pair", "policy": "loss of the policy"}
 
 
-def draw_all(runs: Sequence[Run]) -> list[Picture]:
+def draw_all(runs: Sequence[RunHistory]) -> list[Picture]:
     """Every picture that the runs have numbers for."""
     with style():
         return list(_pictures(runs))
 
 
-def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
+def _pictures(runs: Sequence[RunHistory]) -> Iterator[Picture]:
     bold, losses = "every step faint, the mean around it bold", [_loss_of(run) for run in runs]
     if differ := len(set(losses)) > 1:
         bold += "; stages train different losses: "
@@ -63,7 +63,7 @@ def _pictures(runs: Sequence[Run]) -> Iterator[Picture]:
 
 
 def _curve(
-    runs: Sequence[Run],
+    runs: Sequence[RunHistory],
     name: str,
     column: str,
     title: str,
@@ -87,7 +87,7 @@ def _curve(
     return finish(axes, name, title, caption, is_wide)
 
 
-def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[Picture]:
+def _held_out(runs: Sequence[RunHistory], key: str, title: str, unit: str) -> Iterator[Picture]:
     """One line per source; where there are too many to tell apart, only the extremes are named."""
     curves = _held_out_curves(runs, key)
     if not curves:
@@ -119,7 +119,9 @@ def _held_out(runs: Sequence[Run], key: str, title: str, unit: str) -> Iterator[
     yield finish(axes, name, title, "text never trained on", is_wide=False)
 
 
-def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _held_out_curves(
+    runs: Sequence[RunHistory], key: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Per source the tokens trained on and the values there; NaN before a model that is new."""
     points: dict[str, dict[float, float]] = {}
     for run, offset in zip(runs, _offsets(runs), strict=False):
@@ -136,7 +138,7 @@ def _held_out_curves(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarra
     }
 
 
-def _loss_of(run: Run) -> str:
+def _loss_of(run: RunHistory) -> str:
     """What the run trains, by its settings."""
     mode = said(run, "run", "mode")
     if mode in _LOSSES:
@@ -160,12 +162,12 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return means
 
 
-def _offsets(runs: Sequence[Run]) -> list[int]:
+def _offsets(runs: Sequence[RunHistory]) -> list[int]:
     """Tokens trained on before each run, and after the last: one number more than runs."""
     return [0, *np.cumsum([run.tokens for run in runs]).tolist()]
 
 
-def _axes(runs: Sequence[Run], unit: str, is_wide: bool = False) -> Axes:
+def _axes(runs: Sequence[RunHistory], unit: str, is_wide: bool = False) -> Axes:
     """Axes over the tokens of all runs, with the stages marked above them."""
     axes = pictures.axes("tokens trained on", unit, is_wide)
     axes.xaxis.set_major_formatter(count_tick)

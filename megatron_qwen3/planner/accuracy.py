@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.published import Run
+from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
 
 
@@ -16,7 +16,7 @@ from megatron_qwen3.planner.step import Step
 class Comparison:
     """One published run beside its prediction; errors are predicted / published - 1."""
 
-    run: Run
+    run: PublishedRun
     step_seconds: float | None = None
     peak_bytes: float | None = None
 
@@ -44,12 +44,12 @@ class Errors:
     p90: float
 
 
-def compare(runs: Sequence[Run], constants: Mapping[str, float]) -> list[Comparison]:
+def compare(runs: Sequence[PublishedRun], constants: Mapping[str, float]) -> list[Comparison]:
     """Predict every run that is not left out."""
     return [_comparison(run, constants) for run in runs]
 
 
-def _comparison(run: Run, constants: Mapping[str, float]) -> Comparison:
+def _comparison(run: PublishedRun, constants: Mapping[str, float]) -> Comparison:
     if run.job is None:
         return Comparison(run)
     seconds = peak = None

@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from megatron_qwen3.planner.accuracy import Comparison
 from megatron_qwen3.planner.calibration import CONSTANTS
-from megatron_qwen3.planner.published import Run
+from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
 
 _PRIOR = 0.02  # weight of a constant's distance from its prior against one run's residual
@@ -27,7 +27,7 @@ _EVALUATIONS = 25
 
 
 def fit(
-    runs: Sequence[Run],
+    runs: Sequence[PublishedRun],
     start: Mapping[str, float] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, float]:
@@ -66,8 +66,8 @@ def fit(
 
 
 def left_out_in_turn(
-    runs: Sequence[Run],
-    by: Callable[[Run], str],
+    runs: Sequence[PublishedRun],
+    by: Callable[[PublishedRun], str],
     start: Mapping[str, float],
     report: Callable[[str], None] = print,
 ) -> list[Comparison]:
@@ -100,12 +100,12 @@ def _constants(names: Sequence[str], x: np.ndarray) -> dict[str, float]:
     return dict(zip(names, np.exp(x).tolist(), strict=True))
 
 
-def _residual(run: Run, constants: Mapping[str, float]) -> float:
+def _residual(run: PublishedRun, constants: Mapping[str, float]) -> float:
     assert run.job and run.cluster and run.seconds
     return math.log(Step.of(run.job, run.cluster, constants).seconds / run.seconds)
 
 
-def _slopes(run: Run, names: Sequence[str], x: np.ndarray) -> np.ndarray:
+def _slopes(run: PublishedRun, names: Sequence[str], x: np.ndarray) -> np.ndarray:
     """Of one run by each constant; those that pricing it never reads have none."""
     read = _Read(_constants(names, x))
     here = _residual(run, read)
@@ -118,6 +118,6 @@ def _slopes(run: Run, names: Sequence[str], x: np.ndarray) -> np.ndarray:
     return slopes
 
 
-def _share(run: Run) -> float:
+def _share(run: PublishedRun) -> float:
     share = 1.0 if run.is_tuned else 0.1
     return share * (3.0 if "qwen3" in run.model.lower() else 1.0)

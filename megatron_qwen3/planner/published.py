@@ -1,6 +1,6 @@
 """Published training runs as jobs that the planner can price.
 
-    rows = read("published_perf.csv")      # each a Run, or why it is left out
+    rows = read("published_perf.csv")      # each a PublishedRun, or why it is left out
 
 What a row does not say is taken from the public recipe that it ran: Megatron-Bridge's
 scripts/performance/configs name the dispatcher of experts, CUDA graphs and the precision of
@@ -30,7 +30,7 @@ class LeftOut(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """One row: the job it ran and what was measured, or `reason` why it is left out.
 
     `is_tuned`: published as a performance figure, not as a functional check or a deliberately
@@ -70,7 +70,7 @@ def _tidy(row: Mapping[str, str | None]) -> Row:
     return {name: (cell or "").strip() for name, cell in row.items() if name is not None}
 
 
-def read(path: str | Path) -> list[Run]:
+def read(path: str | Path) -> list[PublishedRun]:
     """Every row of a CSV with the columns of published_perf.csv."""
     columns, rows = table(path)
     needed = ("model", "gpu", "n_gpus", "precision", "gbs", "mbs", "seq_len", "step_time_s")
@@ -80,10 +80,10 @@ def read(path: str | Path) -> list[Run]:
     return [run_of(row) for row in rows]
 
 
-def run_of(row: Row) -> Run:
+def run_of(row: Row) -> PublishedRun:
     """One row."""
     row = {**row, "gpu": _gpu(row["gpu"])}
-    given = Run(
+    given = PublishedRun(
         row_id=row.get("row_id") or "",
         model=row["model"],
         gpu=row["gpu"],
@@ -330,6 +330,6 @@ def _cluster(row: Row) -> Cluster:
     return cluster
 
 
-def compared(runs: list[Run]) -> Iterator[Run]:
+def compared(runs: list[PublishedRun]) -> Iterator[PublishedRun]:
     """Runs that have a job and a step time."""
     return (run for run in runs if run.job and run.seconds)

@@ -1,6 +1,6 @@
 """Megatron-LM's recorded memory peaks as jobs that the planner can weigh.
 
-    runs = read("published_memory.csv")    # each a Run, or why it is left out
+    runs = read("published_memory.csv")    # each a PublishedRun, or why it is left out
 
 A row holds the arguments of a functional test and torch's max_memory_allocated. What a row does
 not say has Megatron-LM's default: GPT-2's vocabulary padded to 128 · tp, an MLP of 4 · hidden,
@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_qwen3.parallel.layout import Layout, even_stages
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.published import LeftOut, Run, table
+from megatron_qwen3.planner.published import LeftOut, PublishedRun, table
 from megatron_qwen3.planner.recipes import Row, count, number, uncountable
 from megatron_qwen3.settings import ConfigError
 
@@ -48,7 +48,7 @@ def is_one(path: str | Path) -> bool:
     return "mem_max_allocated_gb" in table(path)[0]
 
 
-def read(path: str | Path) -> list[Run]:
+def read(path: str | Path) -> list[PublishedRun]:
     """Every row; is_one(path)."""
     columns, rows = table(path)
     missing = [name for name in ("test_case", "family", "gpu", *_NEEDED) if name not in columns]
@@ -57,9 +57,9 @@ def read(path: str | Path) -> list[Run]:
     return [_run(row) for row in rows]
 
 
-def _run(row: Row) -> Run:
+def _run(row: Row) -> PublishedRun:
     peak = number(row, "mem_max_allocated_gb") or 0.0
-    given = Run(
+    given = PublishedRun(
         row_id=f"{row['test_case']} {row['gpu']}",
         model=row["family"],
         gpu=row["gpu"],

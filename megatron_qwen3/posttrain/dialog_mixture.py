@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample, set_of
-from megatron_qwen3.posttrain.packing import Packing, Place, by_epochs, by_weights
+from megatron_qwen3.posttrain.dialog_set import DialogSample, DialogSet, set_of
+from megatron_qwen3.posttrain.packing import PackedPlace, Packing, by_epochs, by_weights
 from megatron_qwen3.settings_posttrain import DialogSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
@@ -61,47 +61,49 @@ class DialogMixture:
         if config.sft.sources[0].epochs:
             _check_steps(config, self._packing.total_rows)
 
-    def rows(self, first: int, count: int) -> list[list[Place]]:
+    def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count) of the run."""
         packed = self._packing.rows(first, count)
-        return [[Place(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed]
+        return [
+            [PackedPlace(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed
+        ]
 
-    def held_out(self, max_tokens: int) -> list[list[Place]]:
+    def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
         """Rows of held-out samples: of each source `max_tokens` places at most, but one sample."""
         places = []
         for number, source in enumerate(self.sources):
             used_M = np.cumsum(source.dialogs.lengths_N[source.held_out_M] - 1)
             count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
-            places += [Place(number, int(n)) for n in source.held_out_M[:count]]
+            places += [PackedPlace(number, int(n)) for n in source.held_out_M[:count]]
         lengths = [self.sources[k].dialogs.lengths_N[n] - 1 for k, n in places]
         rows = best_fit(np.array(lengths, np.int64), self._length)
         return [[places[n] for n in row] for row in rows]
 
-    def sample(self, place: Place) -> Sample:
+    def sample(self, place: PackedPlace) -> DialogSample:
         """What stands there."""
         return self.sources[place.source].dialogs.read(place.sample)
 
-    def places(self, place: Place) -> int:
+    def places(self, place: PackedPlace) -> int:
         """How many places of a row it takes."""
         return int(self.sources[place.source].dialogs.lengths_N[place.sample]) - 1
 
-    def weight(self, place: Place) -> float:
+    def weight(self, place: PackedPlace) -> float:
         """Of each of its trained tokens where each token weighs the same: that of its dialog."""
         return float(self.sources[place.source].dialogs.weights_N[place.sample])
 
-    def siblings(self, place: Place) -> int:
+    def siblings(self, place: PackedPlace) -> int:
         """How many samples of its set are of the same dialog, itself one of them."""
         return int(self.sources[place.source].siblings_N[place.sample])
 
-    def mode(self, place: Place) -> int:
+    def mode(self, place: PackedPlace) -> int:
         """The number, in dialog_set.MODES, of how its last answer was asked for."""
         return int(self.sources[place.source].dialogs.modes_N[place.sample])
 
-    def label(self, place: Place) -> int:
+    def label(self, place: PackedPlace) -> int:
         """The number, in its set's `sources`, of what its line says that it is of."""
         return int(self.sources[place.source].dialogs.sources_N[place.sample])
 
-    def describe(self, rows: Iterable[Iterable[Place]]) -> str:
+    def describe(self, rows: Iterable[Iterable[PackedPlace]]) -> str:
         """Which dialogs rows hold, by source, as numbers of lines of its input, from 1."""
         lines: dict[int, set[int]] = {}
         for source, sample in (place for row in rows for place in row):

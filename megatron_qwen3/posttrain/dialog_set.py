@@ -47,7 +47,7 @@ _END = 256  # tokens of each end of a sample that its digest is of
 _AGAIN = "tokenize the dialogs again"
 
 
-class Sample(NamedTuple):
+class DialogSample(NamedTuple):
     """ids int64 [length]; trained bool [length]: whether the token is trained as a label."""
 
     ids: npt.NDArray[np.int64]
@@ -188,13 +188,13 @@ class DialogSet:
         names = ("kind", "tokenizer", "vocab_size", "sources", "sha256")
         return hashlib.sha256(json_bytes([content[name] for name in names])).hexdigest()[:16]
 
-    def read(self, n: int) -> Sample:
+    def read(self, n: int) -> DialogSample:
         """Sample n, of 0 … N - 1."""
         if not 0 <= n < len(self):
             raise IndexError(f"{self.prefix} has samples 0 to {len(self) - 1}, not {n}")
         start, end = self._offsets[n : n + 2]
         trained = np.asarray(self._trained[start:end]) != 0
-        return Sample(self._reader.tokens[start:end].astype(np.int64), trained)
+        return DialogSample(self._reader.tokens[start:end].astype(np.int64), trained)
 
     def digest(self, n: int) -> int:
         """64 bits of the ids of sample n, whichever set it stands in; of a long one's, its length

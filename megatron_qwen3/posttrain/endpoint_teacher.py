@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint import UNNAMED, Endpoint, Named
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut
@@ -83,17 +83,17 @@ class EndpointTeacher:
         to know of them."""
         ids = np.arange(min(_CHECKED_IDS, self._vocab_size))
         try:
-            found = self._one(Sample(ids, np.ones(len(ids), bool)))
+            found = self._one(DialogSample(ids, np.ones(len(ids), bool)))
             if isinstance(found, Refused):
                 raise found
         except (Failure, Refused) as error:
             raise ConfigError(self._endpoint.fault(error)) from None
 
-    def score(self, samples: Sequence[Sample]) -> list[Targets]:
+    def score(self, samples: Sequence[DialogSample]) -> list[Targets]:
         """Targets of the trained labels of each sample. Unscored, ConfigError: as of `told`."""
         return [one.targets for one in self.told(samples)]
 
-    def told(self, samples: Sequence[Sample]) -> list[Told]:
+    def told(self, samples: Sequence[DialogSample]) -> list[Told]:
         """What it says of the trained labels of each sample. Unscored where it refuses one, such as
         one that is too long; ConfigError where it answers nothing."""
         with ThreadPoolExecutor(self._limits.concurrency) as pool:
@@ -114,7 +114,7 @@ class EndpointTeacher:
             raise Unscored(told, len(refused), len(refused) == len(samples) > 1)
         return [one for one in found if isinstance(one, Told)]
 
-    def _one(self, sample: Sample) -> Told | Refused:
+    def _one(self, sample: DialogSample) -> Told | Refused:
         """What is told of it, or why it is refused; Failure or ShutOut where all others will
         fail."""
         ids, labels = sample.ids.tolist(), trained_labels(sample) + 1

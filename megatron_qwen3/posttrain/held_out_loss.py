@@ -20,7 +20,7 @@ from torch import Tensor
 from megatron_qwen3.model.outputs import log_probs
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
 from megatron_qwen3.posttrain.dialog_set import MODES
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
@@ -70,7 +70,9 @@ def _named(mixture: DialogMixture, sums_GM2: Tensor) -> Iterator[tuple[str, Tens
     yield ALL_SOURCES, sums_GM2.sum((0, 1))
 
 
-def _batch(mixture: DialogMixture, config: Config, rows: Sequence[Sequence[Place]]) -> TokenBatch:
+def _batch(
+    mixture: DialogMixture, config: Config, rows: Sequence[Sequence[PackedPlace]]
+) -> TokenBatch:
     """The rows, each trained token of weight 1, and of each place the number of its group and
     mode."""
     first_groups = [0, *accumulate(len(source.dialogs.sources) for source in mixture.sources)]

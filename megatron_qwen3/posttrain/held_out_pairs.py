@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_qwen3.model.outputs import scalar
 from megatron_qwen3.posttrain.bradley_terry import bradley_terry
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, SOURCE, arrays_of
 from megatron_qwen3.settings import Config
@@ -52,7 +52,9 @@ def evaluate(
     return {name: _result(sums_5) for name, sums_5 in named.items() if sums_5[3]}
 
 
-def _batch(mixture: PairMixture, config: Config, rows: Sequence[Sequence[Place]]) -> TokenBatch:
+def _batch(
+    mixture: PairMixture, config: Config, rows: Sequence[Sequence[PackedPlace]]
+) -> TokenBatch:
     length, margin = config.data.sequence_length, config.reward.margin
     return TokenBatch.of_arrays(arrays_of(rows, mixture, length, margin))
 

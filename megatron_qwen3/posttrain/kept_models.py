@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_qwen3 import launcher
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.folder import checkpoints
 from megatron_qwen3.storage.whole import write_whole
@@ -56,7 +56,7 @@ def write(config: Config) -> None:
 
 def _digest_of(name: str, path: str) -> str:
     try:
-        return digest(Source(Path(path)).path)
+        return digest(ModelSource(Path(path)).path)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from data_prep.damaged import DamagedFile
-from data_prep.documents import LONGEST_LINE_BYTES, Part, Problem, not_utf8
+from data_prep.documents import LONGEST_LINE_BYTES, FilePart, Problem, not_utf8
 from data_prep.lines import blocks
 from megatron_qwen3.posttrain.dialogs import (
     Choices,
@@ -40,7 +40,7 @@ class DialogBatch(NamedTuple):
     progress: float
 
 
-def read(part: Part, choices: Choices) -> Iterator[DialogBatch]:
+def read(part: FilePart, choices: Choices) -> Iterator[DialogBatch]:
     """All of a part. OSError where the file cannot be read."""
     decode, done = decoder(choices.kind).decode, 0
     try:

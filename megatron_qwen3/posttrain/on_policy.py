@@ -23,7 +23,7 @@ from megatron_qwen3.posttrain import kept_models, teacher_settings
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.rl import opened, rows_of, sources_of, told
 from megatron_qwen3.posttrain.rollouts import health, resume
-from megatron_qwen3.posttrain.rollouts.asking import Source
+from megatron_qwen3.posttrain.rollouts.asking import SplitTasks
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import Record
@@ -37,7 +37,7 @@ _OF_REWARDS = ("reward", "reward_deviation", "advantage", "zero_groups")  # no p
 _AT_START = Limits(tries=2, seconds=60.0)  # that a served teacher is asked with
 
 
-def check(config: Config) -> list[Source]:
+def check(config: Config) -> list[SplitTasks]:
     """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong
     with them, or with the teacher."""
     sources = sources_of(config)
@@ -55,7 +55,7 @@ def _ask_teacher(config: Config) -> None:
         teacher.check()
 
 
-def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
+def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint or record is intact, or a served teacher does not answer;

@@ -31,7 +31,7 @@ from megatron_qwen3.generate.load import load
 from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.parallel.layout import row_unit
 from megatron_qwen3.posttrain import options
-from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.own_generator import label_of
 from megatron_qwen3.posttrain.teacher_set import PART_LABELS, Targets, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
@@ -98,7 +98,7 @@ class OwnTeacher:
             self._tell(None)
         close()
 
-    def score(self, samples: Sequence[Sample]) -> list[Targets]:
+    def score(self, samples: Sequence[DialogSample]) -> list[Targets]:
         """Targets of the trained labels of each sample."""
         labels = [trained_labels(sample) for sample in samples]
         found = {n: none(self._top_k) for n in range(len(samples)) if not len(labels[n])}

@@ -33,7 +33,7 @@ WINDOW_SAMPLES = 1 << 16
 _MOST_DRAWN = 1 << 20  # of a source, until all have had exactly the shares of their weights
 
 
-class Place(NamedTuple):
+class PackedPlace(NamedTuple):
     """A sample in a row."""
 
     source: int
@@ -88,7 +88,7 @@ class Packing:
         self._lock = threading.Lock()
         self._window = functools.lru_cache(maxsize=2)(self._packed)
 
-    def rows(self, first: int, count: int) -> list[list[Place]]:
+    def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count). IndexError where they end before."""
         with self._lock:  # a batch is read ahead in a thread of its own
             return [self._row(number) for number in range(first, first + count)]
@@ -101,14 +101,14 @@ class Packing:
             self._count(window)
         return self._ends[-1]
 
-    def _row(self, number: int) -> list[Place]:
+    def _row(self, number: int) -> list[PackedPlace]:
         while number >= self._ends[-1]:
             self._count(len(self._ends) - 1)
         window = bisect_right(self._ends, number) - 1
         source_W, sample_W, rows = self._window(window)
         order = Shuffle(len(rows), mixed(epoch_key(self.seed, "rows", 0), window))
         members = rows[order[number - self._ends[window]]]
-        return [Place(int(source_W[n]), int(sample_W[n])) for n in members]
+        return [PackedPlace(int(source_W[n]), int(sample_W[n])) for n in members]
 
     def _count(self, window: int) -> None:
         self._ends.append(self._ends[window] + len(self._window(window)[2]))

@@ -22,7 +22,7 @@ from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain import dialog_mixture
 from megatron_qwen3.posttrain.dialog_set import DialogSet, set_of
-from megatron_qwen3.posttrain.packing import Drawn, Packing, Place
+from megatron_qwen3.posttrain.packing import Drawn, PackedPlace, Packing
 from megatron_qwen3.settings_posttrain import PairSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
@@ -83,26 +83,28 @@ class PairMixture:
             "reward.sources": [source.dialogs.fingerprint for source in self.sources],
         }
 
-    def rows(self, first: int, count: int) -> list[list[Place]]:
+    def rows(self, first: int, count: int) -> list[list[PackedPlace]]:
         """Rows [first, first + count) of the run."""
         packed = self._packing.rows(first, count)
-        return [[Place(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed]
+        return [
+            [PackedPlace(k, int(self.sources[k].trained_M[n])) for k, n in row] for row in packed
+        ]
 
-    def held_out(self, max_tokens: int) -> list[list[Place]]:
+    def held_out(self, max_tokens: int) -> list[list[PackedPlace]]:
         """Rows of held-out pairs: of each source `max_tokens` places at most, but one pair."""
         places = []
         for number, source in enumerate(self.sources):
             used_M = np.cumsum(source.lengths_N[source.held_out_M])
             count = max(1, int(np.searchsorted(used_M, max_tokens, side="right")))
-            places += [Place(number, int(n)) for n in source.held_out_M[:count]]
+            places += [PackedPlace(number, int(n)) for n in source.held_out_M[:count]]
         rows = best_fit(np.array([self.tokens(p) for p in places], np.int64), self._length)
         return [[places[n] for n in row] for row in rows]
 
-    def tokens(self, place: Place) -> int:
+    def tokens(self, place: PackedPlace) -> int:
         """Of both answers of a pair, each with its conversation."""
         return int(self.sources[place.source].lengths_N[place.sample])
 
-    def describe(self, rows: Iterable[Iterable[Place]]) -> str:
+    def describe(self, rows: Iterable[Iterable[PackedPlace]]) -> str:
         """Which pairs rows hold, by source, as numbers of lines of its input, from 1."""
         lines: dict[int, set[int]] = {}
         for source, pair in (place for row in rows for place in row):

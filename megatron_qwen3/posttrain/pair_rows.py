@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_qwen3.config import Config
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.pair_mixture import PairMixture
 from megatron_qwen3.training.arrays import Arrays
 
@@ -28,7 +28,7 @@ float32; and the number of the pair's set, int64."""
 
 
 def arrays_of(
-    rows: Sequence[Sequence[Place]], mixture: PairMixture, length: int, margin: bool
+    rows: Sequence[Sequence[PackedPlace]], mixture: PairMixture, length: int, margin: bool
 ) -> Arrays:
     """Rows of `length` places. margin: whether pairs keep theirs, as reward.margin says.
 

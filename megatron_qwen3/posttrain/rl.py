@@ -44,7 +44,7 @@ from megatron_qwen3.posttrain.rewards import judge, model_settings
 from megatron_qwen3.posttrain.rewards.reward_model import RewardModel
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import before, health, resume
-from megatron_qwen3.posttrain.rollouts.asking import Source
+from megatron_qwen3.posttrain.rollouts.asking import SplitTasks
 from megatron_qwen3.posttrain.rollouts.batches import advantages_of
 from megatron_qwen3.posttrain.rollouts.engines import check_engine, open_engine
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
@@ -60,7 +60,7 @@ from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.run import Run
 
 
-def check(config: Config) -> list[Source]:
+def check(config: Config) -> list[SplitTasks]:
     """The tasks that a run asks. ConfigError, before any rank starts, for all that can be wrong."""
     sources, rewards = sources_of(config), Rewards(config, config.run_dir)
     for source in sources:
@@ -74,7 +74,7 @@ def check(config: Config) -> list[Source]:
     return sources
 
 
-def sources_of(config: Config) -> list[Source]:
+def sources_of(config: Config) -> list[SplitTasks]:
     """The sources of tasks. ConfigError where there are none, or with all that a run begins with
     that is wrong."""
     origin.check(config)
@@ -89,14 +89,14 @@ def sources_of(config: Config) -> list[Source]:
         raise ConfigError("rollouts.tasks is empty: what is to be asked? add [[rollouts.tasks]]")
     needs_rewards, fraction = config.run.mode == "rl", config.rollouts.held_out
     sources = [
-        Source.of(asked, open_source(asked.path, asked.name, needs_rewards), fraction)
+        SplitTasks.of(asked, open_source(asked.path, asked.name, needs_rewards), fraction)
         for asked in config.rollouts.tasks
     ]
     check_room(config, sources, encoder(config, tokenizer))
     return sources
 
 
-def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
+def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
     """Train a stage on this rank; False where it stopped early, to be continued.
 
     Raises ConfigError where no checkpoint or record is intact, or the judge does not answer;
@@ -129,7 +129,7 @@ def run(config: Config, layout: Layout, inputs: list[Source]) -> bool:
 
 
 @contextmanager
-def opened(run: Run, sources: list[Source]) -> Iterator[Rollouts]:
+def opened(run: Run, sources: list[SplitTasks]) -> Iterator[Rollouts]:
     """What samples, on all ranks, and what rewards, on the first one."""
     config, model, tokenizer = run.config, run.engine.model, tokenizer_of(run.config)
     with ExitStack() as opening:

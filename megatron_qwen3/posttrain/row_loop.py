@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from megatron_qwen3.posttrain import row_order
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.training import reader
 from megatron_qwen3.training.arrays import Arrays
 from megatron_qwen3.training.bad_batch import BadBatch
@@ -29,9 +29,9 @@ class RowMixture(Protocol):
 
     facts: dict[str, Any]
 
-    def rows(self, first: int, count: int) -> list[list[Place]]: ...
+    def rows(self, first: int, count: int) -> list[list[PackedPlace]]: ...
 
-    def describe(self, rows: Iterable[Iterable[Place]]) -> str: ...
+    def describe(self, rows: Iterable[Iterable[PackedPlace]]) -> str: ...
 
     def news(self) -> Iterator[str]: ...
 

@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from megatron_qwen3.config import Config
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.stored_targets import StoredTargets
 from megatron_qwen3.training.arrays import Arrays
 
 
 def arrays_of(
-    rows: Sequence[Sequence[Place]], mixture: DialogMixture, length: int, loss: str
+    rows: Sequence[Sequence[PackedPlace]], mixture: DialogMixture, length: int, loss: str
 ) -> Arrays:
     """Rows of `length` places. loss: as sft.loss."""
     tokens_BS = np.zeros((len(rows), length), np.int64)
@@ -79,7 +79,7 @@ def _opened(config: Config, share: range, is_taught: bool) -> DialogRows:
 
 
 def _weights(
-    trained_S: npt.NDArray[Any], place: Place, mixture: DialogMixture, loss: str
+    trained_S: npt.NDArray[Any], place: PackedPlace, mixture: DialogMixture, loss: str
 ) -> npt.NDArray[np.float32]:
     weight = mixture.weight(place)
     if loss == "dialog":

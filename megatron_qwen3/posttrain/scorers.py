@@ -31,7 +31,7 @@ from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.posttrain import towards
-from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint import Named
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
 from megatron_qwen3.posttrain.generators import Limits
@@ -235,11 +235,11 @@ def _shapes(record: Record, K: int) -> dict[str, tuple[int, ...]]:
     return {"ids": (T, K), "log_probs": (T, K), "log_rest": (T,), "log_prob": (T,)}
 
 
-def _sample(record: Record, n: int) -> Sample:
+def _sample(record: Record, n: int) -> DialogSample:
     """Rollout n, as a teacher is asked about its sampled tokens."""
     prompt, tokens = record.prompt(n), record.tokens(n)
     trained = np.concatenate([np.zeros(len(prompt), bool), record.sampled[record.places(n)]])
-    return Sample(np.concatenate([prompt, tokens]).astype(np.int64), trained)
+    return DialogSample(np.concatenate([prompt, tokens]).astype(np.int64), trained)
 
 
 def without_unknown(record: Record, known: int) -> Record:

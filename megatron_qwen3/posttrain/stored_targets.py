@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain.dialog_mixture import DialogMixture
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.teacher_set import TeacherSet, as_extra, trained_labels
 from megatron_qwen3.training.arrays import Arrays
 
@@ -29,7 +29,7 @@ class StoredTargets:
         for found in self._sets:
             _check(config, found)
 
-    def with_targets(self, arrays: Arrays, rows: Sequence[Sequence[Place]]) -> Arrays:
+    def with_targets(self, arrays: Arrays, rows: Sequence[Sequence[PackedPlace]]) -> Arrays:
         """Those of a batch that was made of these rows."""
         (B, S), K = arrays.tokens_BS.shape, self._top_k
         ids_BSK = np.broadcast_to(np.arange(K), (B, S, K)).copy()

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from data_prep.json_files import read_json, write_json
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import DialogSet, Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample, DialogSet
 from megatron_qwen3.storage.lock import owned
 from megatron_qwen3.storage.whole import SUFFIX, sync, whole_file
 
@@ -60,7 +60,7 @@ class Unscored(ConfigError):
 
 
 # Targets of the trained labels of each sample, in their order; Unscored where it refuses some.
-Score = Callable[[Sequence[Sample]], Sequence[Targets]]
+Score = Callable[[Sequence[DialogSample]], Sequence[Targets]]
 
 
 def as_extra(ids: Any, log_probs: Any, log_rest: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def as_extra(ids: Any, log_probs: Any, log_rest: Any) -> dict[str, Any]:
     return {"ids": ids, "teacher_log_probs": log_probs, "teacher_log_rest": log_rest}
 
 
-def trained_labels(sample: Sample) -> npt.NDArray[np.int64]:
+def trained_labels(sample: DialogSample) -> npt.NDArray[np.int64]:
     """The positions whose label, the token after, is trained."""
     return np.flatnonzero(sample.trained[1:])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from data_prep.fingerprint import file_sha256
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import config as settings
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError, ModelConfig, ParallelConfig
 from megatron_qwen3.settings_fp8 import Fp8Config
@@ -41,7 +41,7 @@ def settings_of(config: Config, world_size: int) -> Config:
     """ConfigError where the teacher's path has no model, or its layout does not fit that model."""
     table, asked = table_of(config)
     try:
-        own = Source(Path(asked.path)).config([], 1)
+        own = ModelSource(Path(asked.path)).config([], 1)
         model = own.model
         layout = layout_of(asked, model, config.data.sequence_length, world_size)
         theirs = replace(config, model=model, rope=own.rope, parallel=layout, fp8=Fp8Config())
@@ -95,7 +95,9 @@ def known_ids(config: Config) -> int:
     asked = config.distill.teacher
     if asked.url:
         return config.model.vocab_size
-    return min(Source(Path(asked.path)).config([], 1).model.vocab_size, config.model.vocab_size)
+    return min(
+        ModelSource(Path(asked.path)).config([], 1).model.vocab_size, config.model.vocab_size
+    )
 
 
 def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> None:
@@ -109,7 +111,7 @@ def check(config: Config, world_size: int, tokenizers: Mapping[str, str]) -> Non
         Layout.of(theirs, world_size)
     except ConfigError as error:
         raise ConfigError(named(table, error)) from None
-    own = tokenizer_sha256(Source(Path(asked.path)).config([], 1).data.tokenizer)
+    own = tokenizer_sha256(ModelSource(Path(asked.path)).config([], 1).data.tokenizer)
     for name, of_set in tokenizers.items():
         check_tokenizer(f"{table}.path = {asked.path}", own, name, of_set)
 

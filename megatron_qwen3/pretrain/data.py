@@ -24,7 +24,7 @@ import numpy.typing as npt
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.files import SourceFiles
 from megatron_qwen3.pretrain.order import Interleave
-from megatron_qwen3.pretrain.record import Part
+from megatron_qwen3.pretrain.record import RunPart
 from megatron_qwen3.pretrain.stream import Range
 
 Int64 = npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ SCAN_BYTES = 1 << 28  # what check_vocabulary reads of all sources together befo
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """What a sample is: `ranges` of tokens of a source, read for the `epoch`-th time (from 0)."""
 
     source: int
@@ -87,7 +87,7 @@ class Mixture:
     rank asks for which of them.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: RunPart) -> None:
         self.part = part
         self.sequence_length = part.sequence_length
         self.sources = tuple(feed.source for feed in part.feeds)
@@ -100,18 +100,18 @@ class Mixture:
     def first_sample(self, step: int) -> int:
         return (step - self.part.first_step) * self.part.global_batch
 
-    def locate(self, sample: int) -> Place:
+    def locate(self, sample: int) -> SamplePlace:
         """Where a sample's tokens are."""
         source, earlier = self._interleave.locate(sample)
         reading = self._readings[source]
-        return Place(source, reading.epoch(earlier), reading.ranges(earlier))
+        return SamplePlace(source, reading.epoch(earlier), reading.ranges(earlier))
 
     def batch(self, first: int, count: int, with_documents: bool = False) -> Rows:
         """Samples [first, first + count)."""
         places = [self.locate(sample) for sample in range(first, first + count)]
         return self.read(places, with_documents)
 
-    def held_out(self, source: int, max_tokens: int) -> list[Place]:
+    def held_out(self, source: int, max_tokens: int) -> list[SamplePlace]:
         """The first windows of a source's held-out end, in order, each as long as a sequence.
 
         Together at most `max_tokens` but one at least, or none where the end is shorter than one.
@@ -121,9 +121,9 @@ class Mixture:
         count = min(max(0, held_out - after) // size, max(1, max_tokens // size))
         start = self.sources[source].tokens - held_out
         firsts = range(start, start + count * size, size)
-        return [Place(source, 0, [(first, first + size)]) for first in firsts]
+        return [SamplePlace(source, 0, [(first, first + size)]) for first in firsts]
 
-    def read(self, places: Sequence[Place], with_documents: bool = False) -> Rows:
+    def read(self, places: Sequence[SamplePlace], with_documents: bool = False) -> Rows:
         """What stands at `places`, one per row."""
         tokens_BS = np.empty((len(places), self.sequence_length), np.int64)
         labels_BS = np.empty_like(tokens_BS)
@@ -148,7 +148,7 @@ class Mixture:
             first = self.files[index].read(0, 1)
             self._checked(index, 0, min(source.tokens, max(1, share // first.itemsize)))
 
-    def _read(self, place: Place, tokens_S: Int64, labels_S: Int64) -> None:
+    def _read(self, place: SamplePlace, tokens_S: Int64, labels_S: Int64) -> None:
         done, after = 0, 0 if self.sources[place.source].packed else 1
         for first, last in place.ranges:
             ids = self._checked(place.source, first, last + after)
@@ -158,7 +158,7 @@ class Mixture:
             if not after:  # some id, which is not trained
                 labels_S[done - 1] = ids[-1]
 
-    def _removed(self, places: Sequence[Place]) -> npt.NDArray[np.bool_] | None:
+    def _removed(self, places: Sequence[SamplePlace]) -> npt.NDArray[np.bool_] | None:
         """Of samples that were read just now, so that their files are open."""
         if not any(files.has_removed for files in self.files):
             return None
@@ -173,7 +173,7 @@ class Mixture:
                 done += last - first
         return is_removed_BS if is_removed_BS.any() else None
 
-    def _in_rows(self, places: Sequence[Place]) -> InRows:
+    def _in_rows(self, places: Sequence[SamplePlace]) -> InRows:
         """What of each sample is text, and what is trained of it; all where nothing is packed."""
         is_text_BS = np.ones((len(places), self.sequence_length), np.bool_)
         has_label_BS = np.ones_like(is_text_BS)
@@ -189,7 +189,7 @@ class Mixture:
                     done += length
         return InRows(is_text_BS, has_label_BS)
 
-    def _documents(self, places: Sequence[Place]) -> Documents:
+    def _documents(self, places: Sequence[SamplePlace]) -> Documents:
         starts: list[list[int]] = []
         goes_on_BS = np.ones((len(places), self.sequence_length), np.bool_)
         for place, goes_on_S in zip(places, goes_on_BS, strict=True):

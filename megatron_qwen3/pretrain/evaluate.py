@@ -20,7 +20,7 @@ from data_prep.curriculum import Source
 from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.outputs import log_probs
-from megatron_qwen3.pretrain.data import Mixture, Place, Rows
+from megatron_qwen3.pretrain.data import Mixture, Rows, SamplePlace
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
@@ -86,7 +86,7 @@ def _results_of_sources(sources: tuple[Source, ...], by: Sequence[str]) -> dict[
     }
 
 
-def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[Place]]:
+def _batches(mixture: Mixture, config: Config, rows: int) -> Iterator[list[SamplePlace]]:
     """Windows of all sources, `rows` at a time.
 
     A group's sources share its eval.tokens, but each brings one window at least.
@@ -118,7 +118,7 @@ def _result(sums_3: Tensor) -> EvalResult:
     return EvalResult(nats / tokens, bits_per_byte, int(tokens))
 
 
-def _batch(mixture: Mixture, config: Config, places: list[Place]) -> TokenBatch:
+def _batch(mixture: Mixture, config: Config, places: list[SamplePlace]) -> TokenBatch:
     """What stands there, read as in training: documents are kept apart where they are there."""
     rows = mixture.read(places, config.data.reset_at_documents)
     return TokenBatch.of_arrays(replace(arrays_of(rows), extra={"source": rows.sources_B}))

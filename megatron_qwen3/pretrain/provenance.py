@@ -17,12 +17,12 @@ from data_prep.indexed import IndexedReader
 from data_prep.noted import Scalar
 from data_prep.shards import Origin, origin
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.pretrain.data import Mixture, Place
+from megatron_qwen3.pretrain.data import Mixture, SamplePlace
 from megatron_qwen3.pretrain.record import Record
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowPiece:
     """Part of a row that is of one document: its tokens [position, position + len(tokens)).
 
     place: of the first of them in the shard; file, line, id: what the document was made from, as
@@ -41,16 +41,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
+class RowOrigin:
     """A row: its global sample number within its part of the run, where it is, and its pieces."""
 
     sample: int
     source: str
     epoch: int
-    pieces: list[Piece]
+    pieces: list[RowPiece]
 
 
-def locate(run_dir: str | Path, step: int, row: int) -> Row:
+def locate(run_dir: str | Path, step: int, row: int) -> RowOrigin:
     """Row `row` (from 0) of the global batch of step `step` (from 1, as the log counts).
 
     Rank r of D data ranks trains rows [r·G/D, (r + 1)·G/D). ConfigError where the folder has no
@@ -70,10 +70,12 @@ def locate(run_dir: str | Path, step: int, row: int) -> Row:
         last = part.first_step + part.sequences // part.global_batch
         raise ConfigError(f"step {step}: the data of this run end with step {last}")
     place = mixture.locate(sample)
-    return Row(sample, mixture.names[place.source], place.epoch, list(_pieces(mixture, place)))
+    return RowOrigin(
+        sample, mixture.names[place.source], place.epoch, list(_pieces(mixture, place))
+    )
 
 
-def _pieces(mixture: Mixture, place: Place) -> Iterator[Piece]:
+def _pieces(mixture: Mixture, place: SamplePlace) -> Iterator[RowPiece]:
     files, position = mixture.files[place.source], 0
     for first, last in place.ranges:
         starts = [first, *files.document_starts(first + 1, last), last]
@@ -81,7 +83,7 @@ def _pieces(mixture: Mixture, place: Place) -> Iterator[Piece]:
             shard, in_shard = files.place(begin)
             tokens = files.read(begin, end).astype(np.int64)
             document = IndexedReader(shard).document_of(in_shard)
-            yield Piece(position, tokens, shard, in_shard, document, *_origin(shard, document))
+            yield RowPiece(position, tokens, shard, in_shard, document, *_origin(shard, document))
             position += end - begin
 
 

@@ -1,7 +1,7 @@
 """What a run is fed from, and the record of it that its folder keeps: data.json.
 
 The order of samples is a formula of their number as long as mixture, sequence length and batch stay
-what they are: a `Part` of the run. Where one of them changes, whether in the middle of a run or
+what they are: a `RunPart` of the run. Where one of them changes, whether in the middle of a run or
 with the next stage, a new part begins, and every source goes on in it from the token where it
 stood. So nothing unseen is lost and nothing is seen again before its time, also when a stage ends
 earlier than planned. A source is recognised by what it is (`known.py`): the record keeps the key
@@ -66,7 +66,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """Steps of a run that are fed alike. sequences: of all feeds together; None is without end."""
 
     first_step: int
@@ -98,7 +98,7 @@ class Part:
             for feed, reading, done in zip(self.feeds, self.readings(), counts, strict=True)
         }
 
-    def is_like(self, other: Part) -> bool:
+    def is_like(self, other: RunPart) -> bool:
         """Whether both are the same mixture in the same portions."""
         return self._mixture() == other._mixture()
 
@@ -118,11 +118,11 @@ class Record:
     person should know of this start.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[RunPart, ...]
     idle: Mapping[str, tuple[Source, Start]] = field(default_factory=dict)
     news: tuple[str, ...] = field(default=(), compare=False)
 
-    def part_of(self, step: int) -> Part:
+    def part_of(self, step: int) -> RunPart:
         """The part that step `step`, counted from 0, belongs to."""
         return max((p for p in self.parts if p.first_step <= step), key=lambda p: p.first_step)
 
@@ -146,17 +146,17 @@ class Record:
             for part, last in self.lasting(step)
         )
 
-    def lasting(self, step: int) -> Iterator[tuple[Part, int]]:
+    def lasting(self, step: int) -> Iterator[tuple[RunPart, int]]:
         """The parts that have begun before `step`, and the step at which each has ended."""
         parts = [part for part in self.parts if part.first_step < step]
         ends = [part.first_step for part in parts[1:]] + [step]
         return zip(parts, ends, strict=False)
 
-    def lying_at(self, part: Part) -> Record:
+    def lying_at(self, part: RunPart) -> Record:
         """The record with those of its sources that `part` has where they lie now."""
         now = {feed.key: feed.source for feed in part.feeds}
 
-        def moved(part: Part) -> Part:
+        def moved(part: RunPart) -> RunPart:
             feeds = (replace(feed, source=now.get(feed.key, feed.source)) for feed in part.feeds)
             return replace(part, feeds=tuple(feeds))
 
@@ -244,14 +244,14 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
     return _checked(config, Record(parts, read.idle(keys), news))
 
 
-def _wanted(config: Config) -> Part:
+def _wanted(config: Config) -> RunPart:
     """What the settings ask for, as if the run began with it."""
     data, train = config.data, config.train
     if not data.curriculum:
         start = Start(config.run.seed)
         feeds = [Feed(source, share, start) for source, share in simple_sources(data)]
         _check_names(feeds, "data.sources")
-        return Part(0, train.global_batch, data.sequence_length, None, tuple(feeds))
+        return RunPart(0, train.global_batch, data.sequence_length, None, tuple(feeds))
     plan = curriculum.read(data.curriculum)
     stage = plan.stage(data.stage, data.curriculum)
     shares = [share for share in stage.shares if share.tokens]
@@ -264,7 +264,7 @@ def _wanted(config: Config) -> Part:
             where = f"data.sequence_length = {data.sequence_length:,}: source {feed.source.name}"
             raise ConfigError(f"{where} of {data.curriculum}: {refusal}")
     sequences = stage.tokens // data.sequence_length
-    return Part(0, train.global_batch, data.sequence_length, sequences, planned)
+    return RunPart(0, train.global_batch, data.sequence_length, sequences, planned)
 
 
 def _check_names(feeds: Iterable[Feed], origin: str) -> None:
@@ -275,7 +275,7 @@ def _check_names(feeds: Iterable[Feed], origin: str) -> None:
         )
 
 
-def _left(wanted: Part, old: Record, step: int) -> int:
+def _left(wanted: RunPart, old: Record, step: int) -> int:
     """Sequences of a planned stage that the run has not read when it has done `step` steps."""
     read = sum(
         (last - part.first_step) * part.step_tokens
@@ -286,7 +286,7 @@ def _left(wanted: Part, old: Record, step: int) -> int:
     return max(0, planned - read) // wanted.sequence_length
 
 
-def _going_on(part: Part, read: ReadBefore) -> tuple[Part, dict[str, str], tuple[str, ...]]:
+def _going_on(part: RunPart, read: ReadBefore) -> tuple[RunPart, dict[str, str], tuple[str, ...]]:
     """The part with its sources where they stand; those never read start as planned.
 
     With it the keys of those read before, by name, and what a person should know.
@@ -371,7 +371,7 @@ def _record(content: Mapping[str, Any], store: Store | None) -> Record:
         feeds = (
             Feed(sources[key], share, _start(key, start)) for key, share, *start in row["feeds"]
         )
-        parts.append(Part(**{**row, "feeds": tuple(feeds)}))
+        parts.append(RunPart(**{**row, "feeds": tuple(feeds)}))
     idle = {
         key: (sources.get(key) or _source_by_path(key), _start(key, row))
         for key, row in content["idle"].items()

@@ -28,8 +28,8 @@ from megatron_qwen3.storage.pickles import Archive, layout
 from megatron_qwen3.storage.table import (
     ITEM_BYTES,
     Chunk,
+    FileRange,
     Index,
-    Place,
     Stored,
     Table,
     dtype_of,
@@ -91,7 +91,7 @@ def _filled(entry: Any, table: Table, folder: Path, preferred: str) -> Any:
     return entry.data
 
 
-def _object(place: Place) -> Any:
+def _object(place: FileRange) -> Any:
     """A module's extra state, which `read_table` found to be plain data."""
     try:
         archive = Archive(*place)

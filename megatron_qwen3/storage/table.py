@@ -43,7 +43,7 @@ _STORAGES = {
 Index = tuple[int, ...]
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """Bytes [start, start + length) of a file of the checkpoint."""
 
     path: Path
@@ -99,7 +99,7 @@ class Table(NamedTuple):
     """What a checkpoint holds: tensors and plain objects, by key."""
 
     tensors: dict[str, Stored]
-    objects: dict[str, Place]
+    objects: dict[str, FileRange]
 
 
 def read_table(folder: Path) -> Table:
@@ -163,12 +163,12 @@ def _table(folder: Path, entries: dict[Any, Any], places: dict[tuple[str, Index]
     files = {name: _file(folder, name) for name in {info.file for info in places.values()}}
     _check_files(files, places)
     tensors: dict[str, Stored] = {}
-    objects: dict[str, Place] = {}
+    objects: dict[str, FileRange] = {}
     for name, entry in entries.items():
         key = _text(name)
         if type(entry) is kind("BytesStorageMetadata"):
             info = places[key, ()]
-            objects[key] = Place(files[info.file][0], info.start, info.length)
+            objects[key] = FileRange(files[info.file][0], info.start, info.length)
         else:
             tensors[key] = _stored(folder, key, entry, places, files)
     return Table(tensors, objects)
@@ -248,7 +248,7 @@ def _check_objects(folder: Path, table: Table) -> None:
     common = folder / COMMON_FILE
     try:
         if common.exists() or common.is_symlink():
-            place = Place(inside(folder, COMMON_FILE), 0, common.stat().st_size)
+            place = FileRange(inside(folder, COMMON_FILE), 0, common.stat().st_size)
             _check_object(COMMON_FILE, place)
         for key, place in table.objects.items():
             _check_object(key, place)
@@ -256,7 +256,7 @@ def _check_objects(folder: Path, table: Table) -> None:
         raise ConfigError(f"{shown(common)}: cannot be read ({error.strerror})") from None
 
 
-def _check_object(key: str, place: Place) -> None:
+def _check_object(key: str, place: FileRange) -> None:
     try:
         if place.length > _OBJECT_BYTES:
             raise ValueError(f"it is as large as {place.length:,} bytes")

@@ -1,7 +1,7 @@
 """Write torch's distributed checkpoint format (DCP), as megatron-core reads it, without either.
 
     with ChunkFile(folder / "__0_0.distcp") as file:          # every rank, one file after the other
-        file.add_tensor(Place(key, whole, offsets), tensor)
+        file.add_tensor(ChunkPlace(key, whole, offsets), tensor)
         file.add_object("common", {...})
     finish(folder, file.rows + rows of the other files)       # one rank: the table, .metadata
 
@@ -50,7 +50,7 @@ _BACKENDS = {
 }
 
 
-class Row(NamedTuple):
+class ArchiveEntry(NamedTuple):
     """One archive: bytes [start, start + length) of `file`.
 
     A chunk of the tensor `key` of shape `whole`, with `shape` elements from `offsets` on and a
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-class Place(NamedTuple):
+class ChunkPlace(NamedTuple):
     """Where a chunk belongs: from `offsets` on in the tensor `key` of shape `whole`."""
 
     key: str
@@ -82,10 +82,10 @@ class ChunkFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name, self.rows, self.seal = path.name, list[Row](), Seal(0, 0)
+        self.name, self.rows, self.seal = path.name, list[ArchiveEntry](), Seal(0, 0)
         self._file, self._synced_bytes = path.open("wb", buffering=0), 0
 
-    def add_tensor(self, place: Place, tensor: Tensor) -> None:
+    def add_tensor(self, place: ChunkPlace, tensor: Tensor) -> None:
         """Write one chunk; `tensor` is contiguous and on the CPU."""
         shape = tuple(tensor.shape)
         before, after = archive(shape, tensor.dtype)
@@ -96,7 +96,9 @@ class ChunkFile:
         length = self.seal.bytes - start
         dtype = dtype_name(tensor.dtype)
         self.rows.append(
-            Row(place.key, self.name, start, length, dtype, place.whole, place.offsets, shape)
+            ArchiveEntry(
+                place.key, self.name, start, length, dtype, place.whole, place.offsets, shape
+            )
         )
 
     def add_object(self, key: str, value: Any) -> None:
@@ -107,7 +109,7 @@ class ChunkFile:
         """Store what `packed` made of an object."""
         start = self.seal.bytes
         self._write(memoryview(data))
-        self.rows.append(Row(key, self.name, start, self.seal.bytes - start))
+        self.rows.append(ArchiveEntry(key, self.name, start, self.seal.bytes - start))
 
     def _write(self, data: memoryview) -> None:
         """In parts that stay in the cache between the checksum and the copy to the kernel."""
@@ -144,7 +146,7 @@ def packed(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def finish(folder: Path, rows: Iterable[Row]) -> list[str]:
+def finish(folder: Path, rows: Iterable[ArchiveEntry]) -> list[str]:
     """Write the table and what else makes a folder a checkpoint; the names of these files."""
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}

@@ -20,13 +20,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from megatron_qwen3.studies.sweep import Case
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 
 _FEWEST = 3  # counts that the law is fitted to: it has three numbers
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredCase:
     """One measured case.
 
     step_seconds      median of the measured steps; low and high are their quartiles
@@ -78,7 +78,7 @@ class Curve:
     scaling: str
     model: str
     layout: str
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredCase, ...]
     law: ScalabilityLaw | None
     held_out_error: float | None
 
@@ -112,7 +112,7 @@ def _curve(
         for case, (_, median, _) in zip(cases, seconds, strict=True)
     ]
     rows = tuple(
-        Row(
+        MeasuredCase(
             case=case,
             step_seconds=median,
             low=low,
@@ -130,7 +130,7 @@ def _curve(
 
 def _step_seconds(case: Case, warm_up_steps: int) -> tuple[float, float, float]:
     """Quartiles of the steps after the first ones."""
-    seconds = Run.read(case.point.config.run_dir).column("step_seconds")[warm_up_steps:]
+    seconds = RunHistory.read(case.point.config.run_dir).column("step_seconds")[warm_up_steps:]
     low, median, high = np.percentile(seconds, [25, 50, 75])
     return float(low), float(median), float(high)
 

@@ -29,7 +29,7 @@ from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
 from megatron_qwen3.storage.whole import write_whole
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, read_rows
 
 _POLL_SECONDS = 1.0
@@ -224,7 +224,7 @@ class _Progress:
         self.bar.update(self.task, completed=self._work_done(), now="", left=left)
         if not is_done:
             return
-        run = Run.read(point.config.run_dir)
+        run = RunHistory.read(point.config.run_dir)
         loss = run.held_out().get(ALL_SOURCES, {}).get("loss", run.column("loss")[-1])
         took = duration(float(run.column("step_seconds").sum()))
         place = f"{len(self.done):>{len(str(self.count))}}/{self.count}"
@@ -236,7 +236,7 @@ class _Progress:
     def _seconds_left(self) -> float | None:
         rates, starts = [], []
         for point in self.done:
-            steps = float(Run.read(point.config.run_dir).column("step_seconds").sum())
+            steps = float(RunHistory.read(point.config.run_dir).column("step_seconds").sum())
             rates.append(steps / point.work)
             starts.append(_wall_seconds(point) - steps)
         if not rates:

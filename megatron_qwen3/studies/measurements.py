@@ -21,7 +21,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3.config import ConfigError, ModelConfig
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.studies.levels import levels
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, MetricsError
 
 _REQUIRED = ("parameters", "tokens", "loss")
@@ -99,7 +99,7 @@ def _check(run: Measurement) -> None:
 def read_run(folder: Path) -> Measurement:
     """The run of one folder; Unfinished where steps are missing, ConfigError where all is."""
     try:
-        run = Run.read(folder)
+        run = RunHistory.read(folder)
     except (MetricsError, OSError) as error:
         raise ConfigError(str(error)) from None
     config = settings.load([folder / "config.toml"])

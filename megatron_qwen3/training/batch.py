@@ -17,7 +17,7 @@ from megatron_qwen3.training.arrays import Arrays
 Share = ContextShare | DocumentShare  # of the places of one context-parallel rank
 
 
-class Part(NamedTuple):
+class ContextPart(NamedTuple):
     """Of the places of one context-parallel rank: see TokenBatch."""
 
     labels_BS: Tensor
@@ -116,11 +116,11 @@ class TokenBatch:
             length=self.length,
         )
 
-    def part(self, share: Share) -> "Part":
+    def part(self, share: Share) -> "ContextPart":
         """What heads need of this rank's share of the rows."""
         shape = self.tokens_BS.shape
         extra = {n: share.of(x) for n, x in self.extra.items() if x.shape[:2] == shape}
-        return Part(share.of(self.labels_BS), extra)
+        return ContextPart(share.of(self.labels_BS), extra)
 
     def _positions_BS(self) -> Tensor:
         """Each place's distance from the start of its text."""

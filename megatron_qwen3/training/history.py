@@ -1,6 +1,6 @@
 """What a run wrote about itself, read back: metrics.jsonl as columns.
 
-    run = Run.read("runs/tiny-dense/pretrain_1_general")
+    run = RunHistory.read("runs/tiny-dense/pretrain_1_general")
     run.column("loss")[-1], run.tokens
 
 Kept apart from the writer (`metrics.py`) so that reports and studies read runs, finished or still
@@ -21,7 +21,7 @@ from megatron_qwen3.training.metrics_file import FILE_NAME, MetricsError, read_r
 
 
 @dataclass(frozen=True)
-class Run:
+class RunHistory:
     """One run, with at least one training step.
 
     columns      per name of a training metric one float64 per step; NaN where a step lacks it
@@ -37,7 +37,7 @@ class Run:
     rollouts: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Run":
+    def read(cls, folder: str | Path) -> "RunHistory":
         """MetricsError: the folder holds no metrics, or not one training step."""
         folder = Path(folder)
         path = folder / FILE_NAME

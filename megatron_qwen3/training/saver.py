@@ -32,7 +32,7 @@ from megatron_qwen3.cpu import memory
 from megatron_qwen3.settings import Config
 from megatron_qwen3.storage import folder, manifest, torch_dist
 from megatron_qwen3.storage.manifest import Seal, write_durably
-from megatron_qwen3.storage.torch_dist import Row
+from megatron_qwen3.storage.torch_dist import ArchiveEntry
 from megatron_qwen3.storage.whole import make
 from megatron_qwen3.training import progress as progress_file
 from megatron_qwen3.training import shards
@@ -58,7 +58,7 @@ class Saver:
     ) -> None:
         self.engine, self.config, self.sync_log = engine, config, sync_log
         self.state = IDLE
-        self._parts: list[shards.Part] = []
+        self._parts: list[shards.TensorChunk] = []
         self._objects: dict[str, bytes] = {}
         self._copies: list[Tensor] = []
         self._thread: threading.Thread | None = None
@@ -169,11 +169,11 @@ class Saver:
 
     def _publish(self, partial: Path) -> None:
         """Make one checkpoint of the parts of all ranks."""
-        rows: list[Row] = []
+        rows: list[ArchiveEntry] = []
         seals: dict[str, Seal] = {}
         for rank in range(dist.get_world_size()):
             part = json.loads((partial / _rows_file(rank)).read_text(encoding="utf-8"))
-            rows += [Row(*map(_hashable, row)) for row in part["rows"]]
+            rows += [ArchiveEntry(*map(_hashable, row)) for row in part["rows"]]
             seals[f"__{rank}_0.distcp"] = Seal(*part["seal"])
             (partial / _rows_file(rank)).unlink()
         write_durably(partial / folder.SETTINGS_FILE, settings.to_toml(self.config))

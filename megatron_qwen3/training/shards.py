@@ -26,26 +26,26 @@ from megatron_qwen3.parallel.mcore import (
     is_float8tensor,
     is_main_replica,
 )
-from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, Place
+from megatron_qwen3.storage.torch_dist import CHUNK_BYTES, ChunkPlace
 from megatron_qwen3.training import optim
 from megatron_qwen3.training.engine import Engine
 
 Index = tuple[int, ...]
 
 
-class Part(NamedTuple):
+class TensorChunk(NamedTuple):
     """A chunk of a checkpoint's tensor; `tensor` is a view of what is trained."""
 
-    place: Place
+    place: ChunkPlace
     tensor: Tensor
     replica: Any = 0  # megatron-core's replica id: zeros only on the rank that saves it
 
 
-def owned(engine: Engine) -> list[Part]:
+def owned(engine: Engine) -> list[TensorChunk]:
     """The parts that this rank saves: each part of the checkpoint has one owner."""
     states = {id(s.param): s for s in optim.owned_states(engine.optimizer)}
     sharded = engine.config.optim.distributed
-    parts: list[Part] = []
+    parts: list[TensorChunk] = []
     for entry in chain.from_iterable(chunk.values() for chunk in engine.model.weights().values()):
         if isinstance(entry, ShardedObject):
             continue
@@ -119,7 +119,7 @@ MASTER = f"{_OPTIMIZER}fp32_param."  # before the key of the weight
 
 def _parts_of_range(
     entry: ShardedTensor | ShardedTensorFactory, state: optim.OwnedState
-) -> Iterator[Part]:
+) -> Iterator[TensorChunk]:
     """The parts of a weight, and of its optimizer state, that a range of it is made of."""
     param = state.param.detach()
     stop = state.start + (state.numel if state.tensors else param.numel())
@@ -140,7 +140,7 @@ def _parts_of_range(
 
 def _overlap(
     prefix: str, shard: ShardedTensor, first: Index, low: Index, values: Tensor
-) -> Iterator[Part]:
+) -> Iterator[TensorChunk]:
     """What `values`, from `low` on in the parameter, has of a shard that begins at `first`."""
     begin = tuple(map(max, first, low))
     ends = zip(first, shard.local_shape, low, values.shape, strict=True)
@@ -152,8 +152,8 @@ def _overlap(
     leading = shard.prepend_axis_num
     inner = zip(shard.global_offset[leading:], begin, first, strict=True)
     offsets = (*shard.global_offset[:leading], *(o + b - f for o, b, f in inner))
-    place = Place(prefix + shard.key, tuple(shard.global_shape), offsets)
-    yield Part(place, view.reshape((1,) * leading + tuple(view.shape)), shard.replica_id)
+    place = ChunkPlace(prefix + shard.key, tuple(shard.global_shape), offsets)
+    yield TensorChunk(place, view.reshape((1,) * leading + tuple(view.shape)), shard.replica_id)
 
 
 def rectangles(shape: Index, start: int, stop: int) -> Iterator[tuple[Index, Index]]:
@@ -178,7 +178,7 @@ def rectangles(shape: Index, start: int, stop: int) -> Iterator[tuple[Index, Ind
     yield from rectangles(shape, end_row * row_size, stop)
 
 
-def _split(part: Part) -> Iterator[Part]:
+def _split(part: TensorChunk) -> Iterator[TensorChunk]:
     """Chunks that are not too large to be read for a part of them."""
     (key, whole, offsets), tensor, replica = part
     if tensor.nbytes <= CHUNK_BYTES:
@@ -189,4 +189,4 @@ def _split(part: Part) -> Iterator[Part]:
     for first in range(0, tensor.shape[axis], step):
         piece = tensor.narrow(axis, first, min(step, tensor.shape[axis] - first))
         moved = (*offsets[:axis], offsets[axis] + first, *offsets[axis + 1 :])
-        yield from _split(Part(Place(key, whole, moved), piece, replica))
+        yield from _split(TensorChunk(ChunkPlace(key, whole, moved), piece, replica))

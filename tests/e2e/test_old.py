@@ -22,7 +22,7 @@ from megatron_qwen3.convert import stream
 from megatron_qwen3.generate.__main__ import main
 from megatron_qwen3.pretrain.provenance import locate
 from megatron_qwen3.storage import folder
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 
 ROOT = Path(__file__).parents[2]
 OLD = ROOT / "tests" / "old"
@@ -140,7 +140,7 @@ def test_rows_of_an_old_run_are_found_again(old, monkeypatch, name):
 
 
 def test_metrics_of_an_old_run_are_read(old):
-    run = Run.read(old / "runs/sources")
+    run = RunHistory.read(old / "runs/sources")
     assert (run.steps, run.tokens) == (5, 160)
     assert run.columns["step"].tolist() == [1, 2, 4, 5]
     assert 'name = "sources"' in run.config_text

@@ -12,7 +12,7 @@ from data_prep import tokenizer as tokenizers
 from megatron_qwen3.chat import ChatTokenizer
 from megatron_qwen3.cli import build_dialogs
 from megatron_qwen3.convert.stream import from_hf
-from megatron_qwen3.generate.load import Source, stop_ids
+from megatron_qwen3.generate.load import ModelSource, stop_ids
 from megatron_qwen3.generate.thinking import CUT_TEXT
 from megatron_qwen3.posttrain.generators import Local, Request, open_generator
 from megatron_qwen3.posttrain.own_generator import OwnGenerator
@@ -88,7 +88,7 @@ def test_a_run_is_another_model_with_each_checkpoint(folder, tmp_path):
 def test_the_likeliest_tokens_are_those_of_transformers(folder, on_one_rank):
     model = transformers.Qwen3ForCausalLM.from_pretrained(folder)
     tokenizer = tokenizers.load(folder)
-    source = Source(folder)
+    source = ModelSource(folder)
     ends = stop_ids(source, source.config([], 1), tokenizer)
     (answer,) = on_one_rank[0][1]
     prompt = ChatTokenizer(tokenizer).encode_prompt(LONGER)

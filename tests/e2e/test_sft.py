@@ -27,7 +27,7 @@ from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.training import checkpoint
 from megatron_qwen3.training.batch import TokenBatch
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.stop import CONTINUE
 
@@ -73,7 +73,7 @@ def test_a_finished_run_has_all_that_a_pretraining_leaves(settings, whole, tmp_p
     assert "mode non-thinking" in page
     trained = sum(row["trained_tokens"] for row in steps)
     assert "trained tokens" in page and f"{trained:.0f}" in page and told.getvalue()
-    assert Run.read(whole).column("filled").min() > 0.5
+    assert RunHistory.read(whole).column("filled").min() > 0.5
 
 
 @pytest.mark.parametrize(

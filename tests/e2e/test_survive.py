@@ -18,7 +18,7 @@ from megatron_qwen3 import train
 from megatron_qwen3.storage import folder
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.hang import HUNG
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.stop import CONTINUE
 
 
@@ -143,7 +143,7 @@ def test_a_bad_batch_is_left_out_alike_by_a_run_that_is_killed_and_one_that_is_n
     assert list(losses[whole]) == trained
     assert losses[whole][8] != dict(undisturbed)[8]
     tokens = (16 - (7 - first)) * broken.BATCH * broken.LENGTH
-    assert Run.read(whole).tokens == tokens  # as the report has it, too
+    assert RunHistory.read(whole).tokens == tokens  # as the report has it, too
 
 
 def killed_after_bad(arguments):

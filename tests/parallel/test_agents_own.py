@@ -13,7 +13,7 @@ from test_own_rollouts import TEMPERATURE, scores
 
 from megatron_qwen3.chat import END_TOOL_CALL, TOOL_CALL, ChatTokenizer
 from megatron_qwen3.convert.stream import from_hf
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts.agents import Agents
@@ -78,7 +78,7 @@ class CallsFirst:
 
 def sample(checkpoint, settings):
     """Groups of an agent, tokens of the call, and the score of every token."""
-    source = Source(Path(checkpoint))
+    source = ModelSource(Path(checkpoint))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
     tokenizer = tokenizer_of(config)
     chat = ChatTokenizer(tokenizer)

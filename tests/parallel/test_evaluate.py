@@ -17,7 +17,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.evaluate import evaluate
-from megatron_qwen3.pretrain.record import Feed, Part, Start
+from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.training.engine import Engine
 
 LANGUAGES, DOMAINS, LENGTH = 9, ("web", "code", "stem"), 16
@@ -42,7 +42,7 @@ def _evaluated(sources, tokens, *settings):
     config = load([], given)
     engine = Engine(config, start(config))
     feeds = tuple(Feed(source, 1, Start(1)) for source in sources)
-    mixture = Mixture(Part(0, 4, LENGTH, None, feeds))
+    mixture = Mixture(RunPart(0, 4, LENGTH, None, feeds))
     return evaluate(engine.model, mixture, config, goes_on=lambda: True)
 
 

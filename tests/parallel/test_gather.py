@@ -10,7 +10,7 @@ import torch
 from ranks import run_ranks
 
 from megatron_qwen3.convert.load import fill
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.posttrain.rollouts.gather import EMBEDDING, HEAD, Gathered
@@ -54,7 +54,7 @@ def ranks_of(settings):
 
 def gathered(folder, settings, out):
     """Of each size of buckets: tensors and the largest buffer, and what was written of them."""
-    source = Source(Path(folder))
+    source = ModelSource(Path(folder))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     model = Engine(config, start(config)).model
     fill(model, source.path, verify="")

@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 from megatron_qwen3.chat import THINK
 from megatron_qwen3.convert.stream import from_hf
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.model.distributions import log_probs_and_entropy
 from megatron_qwen3.parallel.runtime import start
@@ -53,7 +53,7 @@ def asks(think):
 
 def sample(checkpoint, rows, settings, order=(0, 1, 2, 3, 4)):
     """The groups of all asks, and the score of what was sampled, per token."""
-    source = Source(Path(checkpoint))
+    source = ModelSource(Path(checkpoint))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
     tokenizer = tokenizer_of(config)
     model = load(source, config, start(config))
@@ -151,7 +151,7 @@ def test_a_rollout_depends_on_its_own_seed_in_every_layout(
 def signs_of_life(checkpoint, settings, limits, stop_at=0):
     """(signs of all ranks alike, of this one, whether a stop ended it, tokens) while ask n has
     limits[n] tokens; the one numbered `stop_at` raises."""
-    source = Source(Path(checkpoint))
+    source = ModelSource(Path(checkpoint))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
     model = load(source, config, start(config))
     alike, own = [], []
@@ -198,7 +198,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_long_pass(checkpoint):
 
 def sampled_by_a_run(path, judge):
     """What each rank gets of what a run's engine sampled; judge: a reward model, "" for none."""
-    source = Source(Path(path))
+    source = ModelSource(Path(path))
     config = source.config([], int(os.environ["WORLD_SIZE"]))
     config = replace(config, rl=replace(config.rl, judge=replace(config.rl.judge, model=judge)))
     tokenizer = tokenizer_of(config)

@@ -21,7 +21,7 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert.load import fill
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts import refit
@@ -131,7 +131,7 @@ def refits_watched(folders, urls, home, way):
         return ask(self, path, *args)
 
     Client._ask = noting
-    source = Source(Path(folders[0]))
+    source = ModelSource(Path(folders[0]))
     settings = ["parallel.tensor=2"]
     config = config_of(source.config(settings, 2), urls, home, way)
     model = load(source, config, start(config))
@@ -171,7 +171,7 @@ def config_of(config, urls, home, way):
 
 def sampled(folders, urls, home, settings, way, versions=(1, 2)):
     """After each folder's weights: the rollouts and what the refit found; or the error's text."""
-    source = Source(Path(folders[0]))
+    source = ModelSource(Path(folders[0]))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]), generates=False)
     config = config_of(config, urls, home, way)
     tokenizer = tokenizer_of(config)
@@ -194,7 +194,7 @@ def sampled(folders, urls, home, settings, way, versions=(1, 2)):
 
 
 def sampled_for_the_first_rank(folders, urls, home):
-    source = Source(Path(folders[0]))
+    source = ModelSource(Path(folders[0]))
     config = config_of(source.config(["parallel.tensor=2"], 2), urls, home, "folder")
     model = load(source, config, start(config))
     with VllmEngine(config, model, (2,), lambda _: None, everywhere=False) as engine:

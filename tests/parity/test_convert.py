@@ -17,7 +17,7 @@ from megatron_qwen3.convert import dcp_writer, hf_config, reference, stream
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.mapping import weights
 from megatron_qwen3.convert.verify import POSITIONS, SEQUENCES, compare, logits, model_of
-from megatron_qwen3.generate.load import Source as GeneratorSource
+from megatron_qwen3.generate.load import ModelSource as GeneratorSource
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest

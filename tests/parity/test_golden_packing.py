@@ -10,7 +10,7 @@ import torch
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.rows import arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 from tests import golden
@@ -56,7 +56,7 @@ def test_each_place_predicts_the_same_token_of_its_own_document(case):
         documents = cut(ids, lengths)
         batch = TokenBatch.of_arrays(
             arrays_of(
-                [[Place(0, n) for n in range(len(documents))]],
+                [[PackedPlace(0, n) for n in range(len(documents))]],
                 Documents(documents),
                 length,
                 "token",

@@ -11,7 +11,7 @@ from megatron_qwen3.chat import soft_switch
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.rollouts import asking
-from megatron_qwen3.posttrain.rollouts.asking import Asker, Outcome, Source
+from megatron_qwen3.posttrain.rollouts.asking import Asker, Outcome, SplitTasks
 from megatron_qwen3.posttrain.rollouts.prompts import check_room
 
 SPEC = {"kind": "exact", "gold": "42"}
@@ -48,7 +48,7 @@ def _more(source):
 def sources_of(config, sizes, **more):
     fraction = config.rollouts.held_out
     return [
-        Source.of(own, Tasks(own.name, size, **more), fraction)
+        SplitTasks.of(own, Tasks(own.name, size, **more), fraction)
         for own, size in zip(config.rollouts.tasks, sizes, strict=True)
     ]
 
@@ -93,7 +93,7 @@ def test_what_is_held_out_is_never_trained_on_and_no_setting_changes_it(size):
 def test_sources_of_one_generator_hold_out_the_same_tasks():
     """In two modes, for example: what one evaluates the other must not train on."""
     settings = config("rollouts.held_out=0.2", "rollouts.eval_prompts=30", sources=("a", "b"))
-    one, other = (Source.of(own, Tasks("p", None), 0.2) for own in settings.rollouts.tasks)
+    one, other = (SplitTasks.of(own, Tasks("p", None), 0.2) for own in settings.rollouts.tasks)
     trained = {number for number, *_ in islice(other.trained_from(0, 1), 400)}
     assert not trained & set(one.first_held_out(30))
 
@@ -108,7 +108,7 @@ class Few(Tasks):
 @pytest.mark.parametrize("size", [300, None])
 def test_no_question_is_on_both_sides_whatever_its_number_and_id(size):
     settings = config("rollouts.held_out=0.3", "rollouts.eval_prompts=30")
-    source = Source.of(settings.rollouts.tasks[0], Few("a", size), 0.3)
+    source = SplitTasks.of(settings.rollouts.tasks[0], Few("a", size), 0.3)
     held_out = asking.held_out(settings, source, encode)
     trained = Asker(settings, [source], encode).draw(300)
     one, other = ({asking.question(d.task) for d in drawn} for drawn in (held_out, trained))
@@ -121,7 +121,7 @@ def test_a_generator_of_held_out_questions_alone_is_told():
     names = (f"a{n}" for n in range(100))
     found = (Few(name, None) for name in names)
     alone = next(t for t in found if all(asking.is_held_out(t.task(n), 0.9) for n in range(12)))
-    source = Source.of(settings.rollouts.tasks[0], alone, 0.9)
+    source = SplitTasks.of(settings.rollouts.tasks[0], alone, 0.9)
     with pytest.raises(ConfigError, match="in a row of 'a' are held out .* too few questions"):
         Asker(settings, [source], encode).draw(1)
 
@@ -230,7 +230,7 @@ def test_held_out_tasks_are_asked_once_in_each_mode_of_their_source():
 
 def test_a_task_without_room_is_passed_over_and_counted():
     settings = config(sources=("a", "b"))
-    long = Source.of(settings.rollouts.tasks[1], Tasks("b", 5, " word" * 60), 0.0)
+    long = SplitTasks.of(settings.rollouts.tasks[1], Tasks("b", 5, " word" * 60), 0.0)
     made = Asker(settings, [sources_of(config(), (5,))[0], long], encode)
     assert {d.source for d in made.draw(10)} == {"a"} and made.too_long > 5
     alone = config(sources=("b",))
@@ -270,5 +270,5 @@ def test_one_task_that_has_room_is_enough():
             return super().task(number) if number == 6 else many
 
     settings = config()
-    source = Source.of(settings.rollouts.tasks[0], Long("a", 9), 0.0)
+    source = SplitTasks.of(settings.rollouts.tasks[0], Long("a", 9), 0.0)
     check_room(settings, [source], encode)

@@ -35,8 +35,8 @@ from data_prep.tokenization import groups
 from data_prep.tokenization import plan as plans
 from data_prep.tokenization.corpus import Options, tokenize
 from data_prep.tokenization.plan import Settings
+from data_prep.tokenization.spill import InputSection as Spilled
 from data_prep.tokenization.spill import Section
-from data_prep.tokenization.spill import Source as Spilled
 from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import Config, ConfigError, DataConfig, RunConfig, TrainConfig
 from megatron_qwen3.pretrain import files as reading

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, _features, choose
+from megatron_qwen3.posttrain.building.choosing import (
+    ChoiceSettings,
+    PassedAnswer,
+    _features,
+    choose,
+)
 from megatron_qwen3.posttrain.building.queries import Query
 
 WORDS = [
@@ -28,7 +33,7 @@ WORDS = [
 def sample(k, domain="math", words="", number=0, rate=0.5, size=100, source="s", grade=1.0):
     messages = ({"role": "user", "content": words or f"w{k}"},)
     query = Query(f"q{k}", messages, f"f:{k}", domain, source)
-    return Sample(query, number, size, rate, "eng_Latn", grade)
+    return PassedAnswer(query, number, size, rate, "eng_Latn", grade)
 
 
 def made(seed, count=200):

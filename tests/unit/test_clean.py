@@ -324,7 +324,7 @@ def test_many_files_are_shared_out_among_many_tasks_in_one_pass(tmp_path: Path) 
     sizes = [sum(share.part.end - share.part.start for share in task) for task in shares]
     each = sum(file.size for file in files) / 2000
     assert all(abs(size - each) <= 1 for size in sizes)
-    assert shares[0][0] == plan.Share(settings.inputs[0], plan.Part("in/000000.jsonl", 0, 1000))
+    assert shares[0][0] == plan.Share(settings.inputs[0], plan.FilePart("in/000000.jsonl", 0, 1000))
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:

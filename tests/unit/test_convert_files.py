@@ -21,7 +21,7 @@ from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer, stream, v
 from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.convert.describe import describe
 from megatron_qwen3.convert.mapping import in_order
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.settings import ParallelConfig
 from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.storage import manifest
@@ -123,7 +123,7 @@ def test_a_field_is_never_guessed(moe, field):
     config.pop(field)
     path.write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=f"config.json: .*{field}.* is missing"):
-        hf.Source(moe)
+        hf.HFFolder(moe)
 
 
 @pytest.mark.parametrize("missing", ["config.json", hf.SINGLE_FILE])
@@ -192,7 +192,7 @@ def test_an_index_that_leaves_its_folder_is_refused(moe):
     content = {"weight_map": {"lm_head.weight": "../hf/model.safetensors"}}
     (moe / hf.INDEX_FILE).write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="not an index of files beside it"):
-        hf.Source(moe)
+        hf.HFFolder(moe)
 
 
 class Malice:
@@ -532,7 +532,7 @@ def test_a_config_without_a_type_takes_that_of_the_tensors(tmp_path, kind):
     folder = random_hf(tmp_path / "hf", model("tiny-dense"), kind)
     change_config(folder, dtype=None, torch_dtype=None)
     precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[kind]
-    assert Source(folder).config([], 1).train.precision == precision
+    assert ModelSource(folder).config([], 1).train.precision == precision
 
 
 def test_layers_that_trained_on_a_gpu_are_asked_for_by_nobody_who_reads_their_weights(ours):
@@ -541,7 +541,7 @@ def test_layers_that_trained_on_a_gpu_are_asked_for_by_nobody_who_reads_their_we
     (ours / "config.toml").write_text(settings.replace('kind = "auto"', 'kind = "te"'))
     seals = {**manifest.read(ours), "config.toml": manifest.seal(ours / "config.toml")}
     manifest.write(ours, seals)
-    assert Source(ours).config([], 1).model.kind == "auto"
+    assert ModelSource(ours).config([], 1).model.kind == "auto"
     compared = verify._on_one_rank(Checkpoint(ours).config, length=3, precision="fp32")
     assert compared.model.kind == "auto"
 
@@ -550,14 +550,14 @@ def test_a_model_reads_as_far_as_its_rows_or_yarn_reach(ours, moe, tmp_path):
     """A run's rows are told from what a conversion wrote by the name of a step's folder."""
     plain, stretched = RopeConfig(), RopeConfig(yarn_factor=4, yarn_original_length=64)
     rows = load([ours / "config.toml"]).data.sequence_length
-    assert Source(ours).reach(plain) == Source(moe).reach(plain) == rows
-    assert Source(ours).reach(RopeConfig(yarn_factor=4, yarn_original_length=rows)) == 4 * rows
-    assert Source(ours).reach(RopeConfig(dca_chunk_size=64, dca_local_size=16)) == 0
+    assert ModelSource(ours).reach(plain) == ModelSource(moe).reach(plain) == rows
+    assert ModelSource(ours).reach(RopeConfig(yarn_factor=4, yarn_original_length=rows)) == 4 * rows
+    assert ModelSource(ours).reach(RopeConfig(dca_chunk_size=64, dca_local_size=16)) == 0
     hf_config.write_config(moe, model("tiny-moe"), stretched, 4096, "bfloat16", {})
     step = tmp_path / "step_00000001"
     stream.from_hf(moe, step)
-    assert Source(step).trained_length() == Source(step).reach(stretched) == 256
-    assert Source(step.rename(tmp_path / "converted")).trained_length() == 64
+    assert ModelSource(step).trained_length() == ModelSource(step).reach(stretched) == 256
+    assert ModelSource(step.rename(tmp_path / "converted")).trained_length() == 64
 
 
 def test_inspect_says_what_a_folder_is(moe, ours):

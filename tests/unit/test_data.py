@@ -27,7 +27,7 @@ from megatron_qwen3.pretrain import files as reading
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.files import SourceFiles
-from megatron_qwen3.pretrain.record import Feed, Part, Start
+from megatron_qwen3.pretrain.record import Feed, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.training.batch import TokenBatch
@@ -52,7 +52,7 @@ def data_config(folder: Path, tokens_and_weights: list[tuple[int, float]]) -> Da
 
 def mixture_of(data: DataConfig, seed: int = 1) -> Mixture:
     feeds = tuple(Feed(source, share, Start(seed)) for source, share in simple_sources(data))
-    return Mixture(Part(0, 8, data.sequence_length, None, feeds))
+    return Mixture(RunPart(0, 8, data.sequence_length, None, feeds))
 
 
 @pytest.fixture

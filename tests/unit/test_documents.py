@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_prep import documents, lines
 from data_prep.damaged import DamagedFile
-from data_prep.documents import Part, read
+from data_prep.documents import FilePart, read
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "text": "one", "language": "eng_Latn", "quality": 0.5, "url": "http://x"},
@@ -26,9 +26,9 @@ ROWS: list[dict[str, Any]] = [
 LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
 
 
-def write(path: Path, content: bytes) -> Part:
+def write(path: Path, content: bytes) -> FilePart:
     path.write_bytes(content)
-    return Part(str(path), 0, len(content))
+    return FilePart(str(path), 0, len(content))
 
 
 def compress(suffix: str, content: bytes) -> bytes:
@@ -39,12 +39,12 @@ def compress(suffix: str, content: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor().compress(content)
 
 
-def taken(part: Part, **names: str) -> list[tuple[int, str]]:
+def taken(part: FilePart, **names: str) -> list[tuple[int, str]]:
     batches = list(read(part, names))
     return [(n, d.text) for b in batches for n, d in zip(b.lines, b.documents, strict=True)]
 
 
-def problems(part: Part) -> list[tuple[int, str]]:
+def problems(part: FilePart) -> list[tuple[int, str]]:
     return [(p.line, p.kind) for batch in read(part, {}) for p in batch.problems]
 
 
@@ -79,7 +79,7 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
     rows.append({"id": "e", "text": None})
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    part = Part(str(path), 0, path.stat().st_size)
+    part = FilePart(str(path), 0, path.stat().st_size)
     (batch,) = read(part, {})
     assert [d.text for d in batch.documents] == [*(row["text"] for row in ROWS), "vier"]
     assert [d.quality for d in batch.documents] == [0.5, None, None, None]
@@ -169,7 +169,8 @@ def test_parts_that_cover_a_file_give_each_document_once(
     size = path.write_bytes(b"\n".join(rows) + ending)
     starts = sorted({0, *(cut for cut in cuts if cut < size)})
     parts = [
-        Part(str(path), start, end) for start, end in zip(starts, [*starts[1:], size], strict=True)
+        FilePart(str(path), start, end)
+        for start, end in zip(starts, [*starts[1:], size], strict=True)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_BYTES", block)
@@ -235,7 +236,7 @@ def test_a_line_that_is_too_long_is_a_problem_wherever_the_file_is_cut(
     path = tmp_path / "a.jsonl"
     size = path.write_bytes(b"\n".join(rows) + b"\n")
     for cut in range(1, size):
-        parts = [Part(str(path), 0, cut), Part(str(path), cut, size)]
+        parts = [FilePart(str(path), 0, cut), FilePart(str(path), cut, size)]
         batches = [batch for part in parts for batch in read(part, {})]
         texts = [document.text for batch in batches for document in batch.documents]
         assert texts == ["a" * 9, "a" * 20]
@@ -257,7 +258,7 @@ def peak_mb(code: str, *arguments: str) -> int:
 
 READ_ALL = """
 for path in sys.argv[1:]:
-    for batch in read(Part(path, 0, os.path.getsize(path)), {}):
+    for batch in read(FilePart(path, 0, os.path.getsize(path)), {}):
         pass
 """
 

@@ -5,7 +5,7 @@ import pytest
 import served_teacher
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.teacher_set import TeacherSet, write
@@ -34,7 +34,7 @@ def samples():
     random = np.random.default_rng(3)
     for length in (2, 9, 5, 1):
         ids = random.integers(0, VOCABULARY, length)
-        yield Sample(ids, random.random(length) < 0.6)
+        yield DialogSample(ids, random.random(length) < 0.6)
 
 
 def test_targets_are_what_the_server_says_of_the_trained_labels(tokenizer):
@@ -141,7 +141,7 @@ def test_a_reply_that_is_none_or_of_other_ids_stops_with_its_reason(name, tokeni
         EndpointTeacher(address, tokenizer, VOCABULARY, K, SOON) as teacher,
         pytest.raises(ConfigError, match=f"{reason}.*start again, and it goes on"),
     ):
-        teacher.score([Sample(ids, np.array([False, True, True]))])
+        teacher.score([DialogSample(ids, np.array([False, True, True]))])
 
 
 def refuses(first):

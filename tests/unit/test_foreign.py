@@ -33,7 +33,7 @@ def theirs(tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text("{}")
-    hf.Source(folder)
+    hf.HFFolder(folder)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_an_attention_of_transformers_own_is_no_reason_to_refuse(theirs, value):
     change(
         theirs / "config.json", _attn_implementation=value, auto_map=None, trust_remote_code=False
     )
-    hf.Source(theirs)
+    hf.HFFolder(theirs)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_endless_or_senseless_size_is_refused_at_once(theirs, tmp_path, field
         if field == "num_experts":
             change(theirs / "config.json", num_local_experts=value)
         if (field, value) == ("max_position_embeddings", 10**9):
-            hf.Source(theirs)  # it says how long texts may be, and makes nothing
+            hf.HFFolder(theirs)  # it says how long texts may be, and makes nothing
         else:
             assert "config.json" in refusal(theirs, tmp_path / "out"), value
     assert time.process_time() - begin < 20

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.documents import Part, read
+from data_prep.documents import FilePart, read
 from data_prep.inventory import read_inventory
 from data_prep.kept_fields import ALL, LARGEST_BYTES, NONE, KeptFields, note
 from data_prep.noted import parted
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("small_units")
 
 
 def fields_of(path: Path, keep: tuple[str, ...] = (ALL,), **names: str) -> list[dict[str, Any]]:
-    part = Part(str(path), 0, path.stat().st_size)
+    part = FilePart(str(path), 0, path.stat().st_size)
     return [fields for batch in read(part, names, keep) for fields in batch.fields]
 
 
@@ -73,7 +73,7 @@ def test_fields_that_are_too_large_are_left_out_and_url_date_and_licence_come_fi
     row = {"text": "a", "html": "x" * LARGE, "rest": "y" * (LARGEST_BYTES - 60), "n": 1}
     row |= {"url": "u" * 30, "licence": "CC0"}
     path = lines(tmp_path, json.dumps(row), json.dumps({"text": "b", "html": "z" * 50 * LARGE}))
-    (batch,) = read(Part(str(path), 0, path.stat().st_size), {}, (ALL,))
+    (batch,) = read(FilePart(str(path), 0, path.stat().st_size), {}, (ALL,))
     assert [set(fields) for fields in batch.fields] == [{"n", "url", "licence"}, set()]
     assert batch.left_out == 3 and len(batch.documents) == 2 and not batch.problems
 

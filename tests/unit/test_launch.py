@@ -222,7 +222,7 @@ def test_a_run_is_submitted_with_what_was_asked_for(slurm, capsys):
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r/"), min_size=1))
 def test_no_shell_reads_what_was_typed(name):
     """--show prints a script that gives sbatch the same words as a submission does."""
-    run = launch.Run(
+    run = launch.Submission(
         (STAGE, f"run.name={name}"), config("qwen3_8b", f"run.name={settings.emit(name)}")
     )
     asked = entry.parse(launch._parser(None), ["train", "-", "--nodes=4"])

@@ -18,7 +18,7 @@ from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.training import boards, row_file
 from megatron_qwen3.training.console import Clock, count
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics import EvalResult, RunLog, TaskResult, combine, speed
 from megatron_qwen3.training.metrics_file import MetricsError
 
@@ -111,7 +111,7 @@ def test_a_last_line_torn_by_a_crash_is_dropped_wherever_it_tears(config_of, tor
     whole = path.read_bytes()
     start_of_last = whole[:-1].rindex(b"\n") + 1
     path.write_bytes(whole[: min(start_of_last + torn, len(whole) - 2)])
-    assert Run.read(config.run_dir).steps == 4
+    assert RunHistory.read(config.run_dir).steps == 4
     train_steps(config, 6, first_step=5)
     assert [row["step"] for row in rows_of(config)] == [1, 2, 3, 4, 6]
 
@@ -428,7 +428,7 @@ def test_a_batch_of_rollouts_is_a_row_and_a_line_of_its_own(config_of, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("batch  3/10  reward 0.2500  right 50.0 %  cut 12.5 %  alike 25.0 %")
     assert "entropy 0.50  clipped 2.0 %" in told[1]
-    run = Run.read(config.run_dir)
+    run = RunHistory.read(config.run_dir)
     assert run.rollouts["reward"].tolist() == [0.25] and run.column("loss").tolist() == [2.5]
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from data_prep.documents import Document, Part, Problem, read
+from data_prep.documents import Document, FilePart, Problem, read
 
 DEEP = b"[" * 990 + b"]" * 990
 ABYSS = b'[{"a":' * 100_000 + b"1" + b"}]" * 100_000
 
 
 def found(path: Path, **names: str) -> tuple[list[Document], list[Problem]]:
-    batches = list(read(Part(str(path), 0, path.stat().st_size), names))
+    batches = list(read(FilePart(str(path), 0, path.stat().st_size), names))
     return [d for b in batches for d in b.documents], [p for b in batches for p in b.problems]
 
 
@@ -196,7 +196,7 @@ def test_parquet_that_expands_a_thousandfold_takes_little_memory(table: Any, pla
     code = (
         "import os, resource, sys, pyarrow.parquet\nfrom data_prep.documents import *\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nbefore = peak()\n"
-        "part, rows = Part(sys.argv[1], 0, os.path.getsize(sys.argv[1])), 0\n"
+        "part, rows = FilePart(sys.argv[1], 0, os.path.getsize(sys.argv[1])), 0\n"
         "for batch in read(part, {}): rows += batch.num_lines\nprint(rows, peak() - before)"
     )
     command = [sys.executable, "-c", code, str(path)]

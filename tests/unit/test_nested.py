@@ -10,7 +10,7 @@ from megatron_qwen3.planner import hardware
 from megatron_qwen3.pretrain.record import Record
 from megatron_qwen3.studies import files
 from megatron_qwen3.training import guard
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import MetricsError, read_rows
 
 DEEP = "[" * 100_000
@@ -51,4 +51,4 @@ def test_a_metric_that_is_no_number_is_named(tmp_path, value):
     row = '{"kind": "train", "step": 1, "loss": VALUE}\n'
     (tmp_path / "metrics.jsonl").write_text(row.replace("VALUE", value))
     with pytest.raises(MetricsError, match=r"metrics\.jsonl: loss = .* is no number"):
-        Run.read(tmp_path)
+        RunHistory.read(tmp_path)

@@ -17,7 +17,7 @@ from data_prep import curriculum, fingerprint
 from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3.config import Config, ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Feed, Part, Record, Start
+from megatron_qwen3.pretrain.record import Feed, Record, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
@@ -38,7 +38,7 @@ def mixture(folder: Path, names: list[str], length: int = L, held_out: float = 0
     sources = tuple(SourceConfig(name, str(folder / name)) for name in names)
     data = DataConfig(sequence_length=length, held_out=held_out, sources=sources)
     feeds = tuple(Feed(source, share, Start(3)) for source, share in simple_sources(data))
-    return Mixture(Part(0, 4, length, None, feeds))
+    return Mixture(RunPart(0, 4, length, None, feeds))
 
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=3, max_size=40)
@@ -166,7 +166,7 @@ def test_another_number_of_rows_in_the_middle_skips_and_repeats_none(tmp_path: P
     done = 5
     cursor: Cursor = part.starts_after(done)[part.feeds[0].key].cursor
     feed = Feed(part.feeds[0].source, 1, Start(3, cursor, part.feeds[0].key))
-    second = Mixture(Part(done, 4, L, None, (feed,)))
+    second = Mixture(RunPart(done, 4, L, None, (feed,)))
     tokens = first.sources[0].training_tokens
     read = [r for k in range(done * 4) for r in first.locate(k).ranges]
     read += [r for k in range((tokens - done * 4 * 3 * L) // L) for r in second.locate(k).ranges]

@@ -9,7 +9,7 @@ from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.model.stretches import Stretches
 from megatron_qwen3.posttrain.bradley_terry import over_pairs
 from megatron_qwen3.posttrain.dialog_mixture import held_out
-from megatron_qwen3.posttrain.packing import Place
+from megatron_qwen3.posttrain.packing import PackedPlace
 from megatron_qwen3.posttrain.pair_mixture import PairMixture, Pairs
 from megatron_qwen3.posttrain.pair_rows import MARGIN, REJECTED, arrays_of
 from megatron_qwen3.training.batch import TokenBatch
@@ -41,7 +41,7 @@ def mixture_of(dialogs, *more):
 
 
 def batch(dialogs, margin=True):
-    rows = [[Place(0, 0), Place(0, 3)], [Place(0, 1)]]
+    rows = [[PackedPlace(0, 0), PackedPlace(0, 3)], [PackedPlace(0, 1)]]
     return TokenBatch.of_arrays(arrays_of(rows, mixture_of(dialogs), LENGTH, margin))
 
 

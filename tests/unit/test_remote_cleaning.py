@@ -19,7 +19,7 @@ from data_prep import remote
 from data_prep.clean import plan, stages
 from data_prep.clean.settings import CleanSettings, Input
 from data_prep.clean.web_steps import BlockedUrls, PersonalData
-from data_prep.documents import Part, read
+from data_prep.documents import FilePart, read
 from data_prep.inventory import read_inventory
 from data_prep.remote import files_below, is_url, opened, upload
 from data_prep.shards import origin
@@ -72,7 +72,7 @@ def clean(tmp_path: Path, source: str, **settings: Any) -> CleanSettings:
 
 
 def kept(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    found = read(Part(str(path), 0, len(opened(path).read())), {}, ("all",))
+    found = read(FilePart(str(path), 0, len(opened(path).read())), {}, ("all",))
     return [(d.id, f) for b in found for d, f in zip(b.documents, b.fields, strict=True)]
 
 
@@ -178,7 +178,7 @@ def test_a_place_that_fails_while_it_is_read_is_no_damaged_file(
 
     monkeypatch.setattr(type(memory), "open", Failing)
     with pytest.raises(OSError, match="memory://web/a.*the connection was reset"):
-        list(read(Part(f"memory://web/a{suffix}", 0, 10), {}))
+        list(read(FilePart(f"memory://web/a{suffix}", 0, 10), {}))
 
 
 def test_a_copy_is_whole_or_not_there(tmp_path: Path, memory: Any) -> None:
@@ -257,7 +257,7 @@ def test_addresses_become_the_same_made_up_ones_however_many_tasks_there_are(
         texts = [
             document.text
             for file in sorted(given.folder("documents").iterdir())
-            for batch in read(Part(str(file), 0, file.stat().st_size), {})
+            for batch in read(FilePart(str(file), 0, file.stat().st_size), {})
             for document in batch.documents
         ]
         results.append(texts)

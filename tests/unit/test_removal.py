@@ -33,7 +33,7 @@ from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Feed, Part, Record, Start
+from megatron_qwen3.pretrain.record import Feed, Record, RunPart, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
@@ -202,7 +202,7 @@ def mixture_of(folder: Path, length: int) -> Mixture:
     )
     stage = plan(inventory, recipes.load(folder / "r.toml", []), marks).stages[0]
     feeds = tuple(Feed(share.source, share.tokens, Start(1)) for share in stage.shares)
-    return Mixture(Part(0, 4, length, stage.tokens // length, feeds))
+    return Mixture(RunPart(0, 4, length, stage.tokens // length, feeds))
 
 
 @pytest.mark.parametrize("is_listed", [False, True])
@@ -265,7 +265,7 @@ def test_how_often_tokens_were_read_is_what_counting_says(tmp_path: Path, row_le
     sources = (SourceConfig("s", str(prefix), 1.0),)
     (source, share), = simple_sources(
         DataConfig(sequence_length=48, held_out=0.1, sources=sources))  # fmt: skip
-    part = Part(0, 4, 48, None, (Feed(source, share, Start(5)),))
+    part = RunPart(0, 4, 48, None, (Feed(source, share, Start(5)),))
     mixture = Mixture(part)
     counts = np.zeros((61, source.tokens), int)
     for step in range(60):
@@ -292,7 +292,7 @@ def test_runs_and_curricula_that_read_documents_are_told_with_the_number_of_time
         sequence_length=32, held_out=0.0, sources=(SourceConfig("s", str(prefix), 1.0),)
     )
     ((source, share),) = simple_sources(data)
-    record = Record((Part(0, 100, 32, None, (Feed(source, share, Start(5)),)),))
+    record = Record((RunPart(0, 100, 32, None, (Feed(source, share, Start(5)),)),))
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
     record.write(run)
@@ -323,7 +323,7 @@ def test_a_run_of_many_sources_is_looked_through_once(
     shard = ShardFile("s", 100, fingerprint.mark(tmp_path / "s"))
     sources = [curriculum.Source(f"s{k}", str(tmp_path), (shard,)) for k in range(20)]
     feeds = tuple(Feed(source, 1, Start(5)) for source in sources)
-    Record((Part(0, 20, 8, None, feeds),)).write(tmp_path)
+    Record((RunPart(0, 20, 8, None, feeds),)).write(tmp_path)
     calls, made = [], Record.sources
     monkeypatch.setattr(Record, "sources", lambda self: calls.append(1) or made(self))
     assert list(readers([tmp_path], {str(tmp_path / "s"): [(0, 9)]}))
@@ -480,7 +480,7 @@ def test_shards_that_somebody_reads_are_left_alone(
     ((source, share),) = simple_sources(data)
     run = tmp_path / "runs/one"
     run.mkdir(parents=True)
-    Record((Part(0, 4, 16, None, (Feed(source, share, Start(5)),)),)).write(run)
+    Record((RunPart(0, 4, 16, None, (Feed(source, share, Start(5)),)),)).write(run)
     with lock.owned(run):
         arguments = ["remove", str(out), url(5), "--reason", "x", "--runs", str(tmp_path / "runs")]
         assert inspect_shards.main(arguments) == 2

@@ -11,7 +11,7 @@ import pytest
 from megatron_qwen3.cli import report
 from megatron_qwen3.pages.pictures import spread
 from megatron_qwen3.pages.training_pictures import _held_out_curves, draw_all, smooth
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 
 HOSTILE = "<script>alert(1)</script> $x_[/red]\x1b[2J\n\u202e"
 
@@ -121,7 +121,7 @@ def test_a_metric_that_only_some_steps_have_keeps_its_place(tmp_path):
     rows = [{"kind": "train", "step": s, "tokens": s, "loss": 1.0} for s in range(1, 5)]
     rows[2]["reward"] = 0.5
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    column = Run.read(tmp_path).column("reward")
+    column = RunHistory.read(tmp_path).column("reward")
     assert np.isnan(column[[0, 1, 3]]).all()
     assert column[2] == 0.5
 
@@ -129,7 +129,7 @@ def test_a_metric_that_only_some_steps_have_keeps_its_place(tmp_path):
 def test_held_out_losses_stand_over_the_tokens_of_their_step_when_the_batch_has_changed():
     columns = {"step": np.array([1.0, 2, 3, 4]), "tokens": np.array([100.0, 200, 600, 1000])}
     evaluations = [{"step": n, "source": "web", "loss": 9.0 - n} for n in (2, 4)]
-    tokens, losses = _held_out_curves([Run("a", columns, evaluations, "")], "loss")["web"]
+    tokens, losses = _held_out_curves([RunHistory("a", columns, evaluations, "")], "loss")["web"]
     assert (tokens.tolist(), losses.tolist()) == ([200, 1000], [7, 5])
 
 
@@ -138,7 +138,7 @@ def test_no_line_of_held_out_losses_leads_into_a_model_that_is_new(init_from, po
     columns = {"step": np.array([1.0, 2]), "tokens": np.array([100.0, 200])}
     evaluations = [{"step": n, "source": "web", "loss": 9.0 - n} for n in (1, 2)]
     config = f'[checkpoint]\ninit_from = "{init_from}"\n'
-    runs = [Run(name, columns, evaluations, config) for name in "ab"]
+    runs = [RunHistory(name, columns, evaluations, config) for name in "ab"]
     tokens, losses = _held_out_curves(runs, "loss")["web"]
     assert len(tokens) == points and np.isnan(losses).sum() == points - 4
     assert tokens.tolist() == sorted(tokens) and losses[[0, 1, -2, -1]].tolist() == [8, 7, 8, 7]
@@ -147,8 +147,10 @@ def test_no_line_of_held_out_losses_leads_into_a_model_that_is_new(init_from, po
 def test_losses_of_several_kinds_are_named_and_shares_have_an_axis_from_0_to_1(tmp_path):
     stages = [write_run(tmp_path / name, 3, 6.0) for name in ("cold", "reward")]
     settings = ['[sft]\nobjective = "both"\n', '[run]\nmode = "reward"\n']
-    runs = [Run.read(folder) for folder in stages]
-    runs = [Run(r.name, r.columns, r.evaluations, s) for r, s in zip(runs, settings, strict=True)]
+    runs = [RunHistory.read(folder) for folder in stages]
+    runs = [
+        RunHistory(r.name, r.columns, r.evaluations, s) for r, s in zip(runs, settings, strict=True)
+    ]
     (first, *_) = draw_all(runs)
     assert "stages train different losses: 1 both, 2 bradley_terry" in first.caption
     assert "different" not in draw_all(runs[:1])[0].caption

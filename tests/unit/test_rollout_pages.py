@@ -17,7 +17,7 @@ from megatron_qwen3.pages.rollouts import Kept, examples, sections, source_rows,
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts.record import folder_of
 from megatron_qwen3.posttrain.watching import samples
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from tests import records
 from tests.unit.test_pages import Tags
 
@@ -53,7 +53,7 @@ def test_every_curve_is_drawn_in_the_page_and_beside_it(made):
 
 def test_the_band_of_the_entropy_is_drawn(made):
     home, _, _, _ = made
-    drawn = {picture.name: picture for picture in draw_all(Run.read(home / "run"))}
+    drawn = {picture.name: picture for picture in draw_all(RunHistory.read(home / "run"))}
     assert "dashed: the band of rl.entropy" in drawn["entropy"].caption
     assert drawn["entropy"].svg.count("stroke-dasharray") == 2
 
@@ -81,7 +81,7 @@ def test_the_report_on_hacking_is_joined(made):
 
 def test_answers_of_distillation_are_not_looked_at_for_hacking(made):
     home, _, _, _ = made
-    run = Run.read(home / "run")
+    run = RunHistory.read(home / "run")
     kept = Kept([], hacking.report(home / "run"))
     assert "hacking" in "".join(sections(run, kept))
     del run.rollouts["reward"]
@@ -90,7 +90,7 @@ def test_answers_of_distillation_are_not_looked_at_for_hacking(made):
 
 def test_sources_of_distillation_have_their_rows(made):
     home, _, _, _ = made
-    run = Run.read(home / "run")
+    run = RunHistory.read(home / "run")
     for name in [name for name in run.rollouts if name.partition("/")[0] == "reward"]:
         del run.rollouts[name]
     rows = {(row[0], row[1]): row[2:6] for row in source_rows(run)}
@@ -115,7 +115,7 @@ def test_pictures_of_two_stages_keep_names_of_their_own(tmp_path):
 
 def test_means_of_a_source_are_of_its_first_and_its_last_batches(made):
     home, _, _, _ = made
-    run = Run.read(home / "run")
+    run = RunHistory.read(home / "run")
     run.rollouts["reward/sums/thinking"][:] = range(30)
     rows = {(row[0], row[1]): row[2:4] for row in source_rows(run)}
     assert rows["sums", "thinking"] == ["1.000", "28.000"]  # 0, 1, 2 and 27, 28, 29
@@ -123,7 +123,7 @@ def test_means_of_a_source_are_of_its_first_and_its_last_batches(made):
 
 def test_time_is_that_of_each_batch_with_its_updates(made):
     home, _, _, _ = made
-    seconds = seconds_by_kind(Run.read(home / "run"))
+    seconds = seconds_by_kind(RunHistory.read(home / "run"))
     assert {name: spent.tolist() for name, spent in seconds.items()} == {
         "rollout": [4.0] * 30,
         "reward": [1.0] * 30,

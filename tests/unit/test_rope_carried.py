@@ -7,7 +7,7 @@ import pytest
 from megatron_qwen3.cli import convert_checkpoint
 from megatron_qwen3.config import ConfigError, load, to_toml
 from megatron_qwen3.convert import hf_config
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.posttrain import teacher_settings
 from megatron_qwen3.posttrain.rewards import model_settings
 from megatron_qwen3.posttrain.rollouts import refit
@@ -29,8 +29,8 @@ def folder(tmp_path):
 
 
 def test_whoever_generates_has_the_models_own_and_may_change_it(folder):
-    assert Source(folder).config([], 1).rope == YARN
-    longer = Source(folder).config(["rope.yarn_factor=8", *CHUNKS], 1).rope
+    assert ModelSource(folder).config([], 1).rope == YARN
+    longer = ModelSource(folder).config(["rope.yarn_factor=8", *CHUNKS], 1).rope
     assert (longer.yarn_factor, longer.yarn_original_length) == (8, 64)
     assert (longer.dca_chunk_size, longer.dca_scale) == (64, 1)
 
@@ -46,7 +46,7 @@ def test_a_teacher_with_chunks_may_teach_a_student_that_vllm_samples(folder, mon
     """It is not the teacher that vLLM runs."""
     saved = load([], [*BASE, *CHUNKS])
     student = load([], [*BASE, "run.mode=distill", *VLLM, f"distill.teacher.path={folder}"])
-    monkeypatch.setattr(Source, "config", lambda *_: saved)
+    monkeypatch.setattr(ModelSource, "config", lambda *_: saved)
     assert teacher_settings.settings_of(student, 1).rope == saved.rope
 
 

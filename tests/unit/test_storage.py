@@ -154,7 +154,7 @@ def test_each_archive_of_a_chunk_file_is_a_file_of_torch(tmp_path, dtype):
     tensors = [torch.arange(n).reshape(shape).to(dtype) for n, shape in ((6, (2, 3)), (1, (1,)))]
     with torch_dist.ChunkFile(tmp_path / "__0_0.distcp") as file:
         for number, tensor in enumerate(tensors):
-            place = torch_dist.Place(f"t{number}", tuple(tensor.shape), (0,) * tensor.ndim)
+            place = torch_dist.ChunkPlace(f"t{number}", tuple(tensor.shape), (0,) * tensor.ndim)
             file.add_tensor(place, tensor)
         file.add_object("o", [1, "x"])
     assert manifest.seal(tmp_path / "__0_0.distcp") == file.seal

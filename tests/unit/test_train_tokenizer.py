@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data_prep.tokenization import plan
-from data_prep.tokenization.sample import Sample
+from data_prep.tokenization.sample import DocumentSample
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.cli import train_tokenizer
 from megatron_qwen3.config import ConfigError
@@ -31,8 +31,10 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def drawn(corpus: Path, exponent: float, sample_bytes: float = 5000, seed: int = 0) -> Sample:
-    sample = Sample([corpus], {"language": "lang"}, sample_bytes, exponent, seed)
+def drawn(
+    corpus: Path, exponent: float, sample_bytes: float = 5000, seed: int = 0
+) -> DocumentSample:
+    sample = DocumentSample([corpus], {"language": "lang"}, sample_bytes, exponent, seed)
     sample.measure(lambda _: None)
     list(sample.texts(lambda _: None))
     return sample
@@ -59,7 +61,7 @@ def test_the_beginning_of_every_file_is_read_before_the_rest_of_any(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "UNIT_BYTES", 1000)
-    sample = Sample([corpus], {"language": "lang"}, 1e6, read_bytes=4000)
+    sample = DocumentSample([corpus], {"language": "lang"}, 1e6, read_bytes=4000)
     sample.measure(lambda _: None)
     assert sample.available.keys() == SIZES.keys()
     assert sample.num_bytes <= 5000
@@ -116,6 +118,6 @@ def test_a_tokenizer_that_cannot_be_written_leaves_none(
 
 def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "x"}')
-    sample = Sample([tmp_path], {}, 1e6)
+    sample = DocumentSample([tmp_path], {}, 1e6)
     with pytest.raises(ConfigError, match="no document; see --field"):
         sample.measure(lambda _: None)

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from megatron_qwen3.config import load as load_config
-from megatron_qwen3.generate.load import Source, load, stop_ids, tokenizer_of
+from megatron_qwen3.generate.load import ModelSource, load, stop_ids, tokenizer_of
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.posttrain.rollouts import vllm_server
@@ -51,7 +51,7 @@ def models(home, kind, count=1):
 def engine_of(folder, python, home, settings=(), temperature=1.0, **vllm):
     """(engine, model) on a rank; settings: of the layout, vllm: of [rollouts.vllm]."""
     prepare()
-    source = Source(Path(folder))
+    source = ModelSource(Path(folder))
     config = source.config(list(settings), int(os.environ["WORLD_SIZE"]))
     usual = {"cache_bytes": CACHE_BYTES, "start_seconds": START_SECONDS, "options": OPTIONS}
     served = VllmConfig(python=python, **usual | vllm)

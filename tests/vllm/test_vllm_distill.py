@@ -8,7 +8,7 @@ import tiny
 from ranks import run_ranks
 from serving import HEAD, SECONDS, prepare, settings_of, teacher_of, theirs
 
-from megatron_qwen3.posttrain.dialog_set import Sample
+from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
 from megatron_qwen3.posttrain.generators import Limits
 from megatron_qwen3.posttrain.rollouts import record as records
@@ -33,7 +33,7 @@ def test_a_served_teacher_says_what_transformers_says_of_the_same_ids(teacher):
     folder, address = teacher
     random = np.random.default_rng(0)
     asked = [random.integers(VOCABULARY, size=length) for length in (90, 7, 41)]
-    samples = [Sample(ids, random.random(len(ids)) < 0.7) for ids in asked]
+    samples = [DialogSample(ids, random.random(len(ids)) < 0.7) for ids in asked]
     with EndpointTeacher(address, str(folder), VOCABULARY, K, Limits()) as served:
         told = served.told(samples)
     for sample, one, expected in zip(samples, told, theirs(folder, asked), strict=True):

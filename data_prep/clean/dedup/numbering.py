@@ -33,7 +33,7 @@ _CONTENT, _SIZES = "index/index.json", "work/sizes.npy"
 _VERSION = 1
 
 
-class Place(NamedTuple):
+class TaskFiles(NamedTuple):
     """Where a task's files are: FOLDER/KIND/TASK.suffix."""
 
     folder: Path
@@ -49,7 +49,7 @@ class Numbering:
     """places: in the order of their documents; starts [places + 1]: the number of each one's
     first document, and at last of all; own: which place is this cleaning's first task."""
 
-    places: tuple[Place, ...]
+    places: tuple[TaskFiles, ...]
     starts: Numbers
     own: int
 
@@ -141,18 +141,18 @@ def earlier_documents(settings: CleanSettings) -> tuple[int, int]:
 
 def count_documents(settings: CleanSettings) -> None:
     """work/sizes.npy: how many documents each task signed, so that no later task asks them all."""
-    own = (Place(settings.folder("work"), task) for task in range(settings.tasks))
+    own = (TaskFiles(settings.folder("work"), task) for task in range(settings.tasks))
     sizes = [len(load(place.file("signatures"))) for place in own]
     save(settings.folder(_SIZES), np.array(sizes, np.int64))
 
 
 def numbering_of(settings: CleanSettings) -> Numbering:
     """Of the documents that were signed; `count_documents` has counted those of this cleaning."""
-    places, sizes = list[Place](), list[int]()
+    places, sizes = list[TaskFiles](), list[int]()
     for index in map(Index.of, map(Path, settings.against)):
-        places += [Place(index.out / INDEX, task) for task in range(len(index.documents))]
+        places += [TaskFiles(index.out / INDEX, task) for task in range(len(index.documents))]
         sizes += index.documents
-    own = [Place(settings.folder("work"), task) for task in range(settings.tasks)]
+    own = [TaskFiles(settings.folder("work"), task) for task in range(settings.tasks)]
     sizes += load(settings.folder(_SIZES)).tolist()
     return Numbering(tuple(places + own), _starts(sizes), len(places))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.clean.dedup.equal import COPY, copies_of
-from data_prep.clean.dedup.numbering import Numbering, Numbers, Place, numbering_of
+from data_prep.clean.dedup.numbering import Numbering, Numbers, TaskFiles, numbering_of
 from data_prep.clean.dedup.stretches import Rows
 from data_prep.clean.files import load, new_rows
 from data_prep.clean.settings import CleanSettings
@@ -61,7 +61,7 @@ def names_of(numbering: Numbering, numbers: Numbers) -> list[str]:
 
 def save_instead(settings: CleanSettings, task: int, removed: list[Removed]) -> None:
     """index/instead/TASK.npy, instead_ids, instead_id_ends: for later cleanings, who was kept."""
-    place = Place(settings.folder("index"), task)
+    place = TaskFiles(settings.folder("index"), task)
     names = [one.kept.encode() for one in removed]
     with new_rows(place.file("instead"), np.uint32) as numbers:
         numbers.write(np.array([one.document for one in removed], np.uint32))
@@ -91,7 +91,7 @@ def _lasting(settings: CleanSettings, numbering: Numbering, kept: Numbers) -> Nu
     return kept
 
 
-def _instead(place: Place, own: Numbers) -> Iterator[tuple[int, str]]:
+def _instead(place: TaskFiles, own: Numbers) -> Iterator[tuple[int, str]]:
     """(position, id) of those that the earlier cleaning removed."""
     numbers = load(place.file("instead"))
     at = np.searchsorted(numbers, own)
@@ -101,7 +101,7 @@ def _instead(place: Place, own: Numbers) -> Iterator[tuple[int, str]]:
     yield from zip(found.tolist(), names, strict=True)
 
 
-def _read_names(place: Place, ids: str, ends: str, own: Numbers) -> list[str]:
+def _read_names(place: TaskFiles, ids: str, ends: str, own: Numbers) -> list[str]:
     """Names by their positions; read in their order in the file."""
     if not len(own):
         return []

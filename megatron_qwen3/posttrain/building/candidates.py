@@ -18,7 +18,7 @@ from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_rules import Fault, Numbers
 from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.checking import Checked
-from megatron_qwen3.posttrain.building.choosing import Sample
+from megatron_qwen3.posttrain.building.choosing import PassedAnswer
 from megatron_qwen3.posttrain.building.queries import Query
 from megatron_qwen3.posttrain.building.work import Work
 from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
@@ -80,7 +80,7 @@ def draw(
     request_of: Callable[[Query], Request],
     title: str,
     is_final: bool = True,
-) -> list[Sample]:
+) -> list[PassedAnswer]:
     """The answers that pass all rules, and the verifier of queries that have one.
 
     is_final: they are counted as kept; else the caller grades and counts them.
@@ -89,7 +89,7 @@ def draw(
     for number, reason in sorted(failures.items()):
         work.outcomes.drop("answer", queries[number], NOT_ANSWERED, detail=reason)
     there = [query for query, count in zip(queries, counts, strict=True) if count]
-    passed: list[Sample] = []
+    passed: list[PassedAnswer] = []
     with work.steps.bar(f"{title}: judged", len(there)) as bar:
         for start in range(0, len(there), _AT_A_TIME):
             part = there[start : start + _AT_A_TIME]
@@ -106,7 +106,7 @@ def _passing(
     generator: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
-) -> list[Sample]:
+) -> list[PassedAnswer]:
     requests = {query.id: request_of(query) for query in queries}
     answers = [
         (query, number, answer)
@@ -119,7 +119,7 @@ def _passing(
     for (query, _, _), verdict in zip(answers, checked, strict=True):
         if verdict is None or verdict.score is not None:
             right.setdefault(query.id, []).append(verdict is None or verdict.score == 1)
-    passed: list[Sample] = []
+    passed: list[PassedAnswer] = []
     texts: set[tuple[str, str]] = set()
     for (query, number, answer), verdict in zip(answers, checked, strict=True):
         judged = work.rules.judge(query, answer, requests[query.id].enable_thinking)
@@ -134,7 +134,7 @@ def _passing(
             drop_answer(work, query, answer, faults, numbers)
             continue
         size = len(answer.thinking) + len(answer.content)
-        sample = Sample(query, number, size, rate, judged.language, numbers=numbers)
+        sample = PassedAnswer(query, number, size, rate, judged.language, numbers=numbers)
         passed.append(sample)
     return passed
 
@@ -170,7 +170,7 @@ def _verdict_faults(verdict: Checked | None) -> list[Fault]:
     return []
 
 
-def taken_of(samples: Sequence[Sample], chosen: Sequence[int]) -> dict[str, dict[str, int]]:
+def taken_of(samples: Sequence[PassedAnswer], chosen: Sequence[int]) -> dict[str, dict[str, int]]:
     """By domain: answers that passed, and those that were taken."""
     counts: dict[str, dict[str, int]] = {}
     is_taken = set(chosen)

@@ -46,7 +46,7 @@ class ChoiceSettings:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PassedAnswer:
     """One answer that passed: the `number`-th of its query.
 
     pass_rate: the share of the query's answers that were right; grade: how good it was found, 0 to
@@ -67,7 +67,7 @@ class Sample:
         return hashlib.sha256(f"{self.query.id}\0{self.number}".encode()).hexdigest()
 
 
-def choose(samples: Sequence[Sample], settings: ChoiceSettings) -> list[int]:
+def choose(samples: Sequence[PassedAnswer], settings: ChoiceSettings) -> list[int]:
     """Numbers of the samples that are taken, ascending."""
     of_domain: dict[str, list[int]] = defaultdict(list)
     for number in _best_of_queries(samples, settings.per_query):
@@ -82,7 +82,7 @@ def choose(samples: Sequence[Sample], settings: ChoiceSettings) -> list[int]:
     return sorted(n for domain, (order, _) in orders.items() for n in order[: shares[domain]])
 
 
-def _best_of_queries(samples: Sequence[Sample], per_query: int) -> list[int]:
+def _best_of_queries(samples: Sequence[PassedAnswer], per_query: int) -> list[int]:
     """Of each query's answers the best, and of those the ones of middle length first: neither
     terse nor rambling."""
     of_query: dict[str, list[int]] = defaultdict(list)
@@ -98,7 +98,9 @@ def _best_of_queries(samples: Sequence[Sample], per_query: int) -> list[int]:
     return taken
 
 
-def _order(samples: Sequence[Sample], numbers: Sequence[int], cover: int) -> tuple[list[int], int]:
+def _order(
+    samples: Sequence[PassedAnswer], numbers: Sequence[int], cover: int
+) -> tuple[list[int], int]:
     """Numbers, those that add most first, and how many of them cover every feature.
 
     Gains only fall while samples are taken, so a gain that was computed before is a bound: only the
@@ -124,7 +126,7 @@ def _order(samples: Sequence[Sample], numbers: Sequence[int], cover: int) -> tup
     return order, needed
 
 
-def _features(samples: Sequence[Sample]) -> list[list[Hashable]]:
+def _features(samples: Sequence[PassedAnswer]) -> list[list[Hashable]]:
     """What each sample of a domain stands for."""
     words = [set(split(sample.query.text).hashes.tolist()) for sample in samples]
     having = Counter(word for own in words for word in own)

@@ -27,7 +27,7 @@ from megatron_qwen3.posttrain.building.candidates import (
     draw,
     taken_of,
 )
-from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, choose
+from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, PassedAnswer, choose
 from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import message_of
 from megatron_qwen3.posttrain.building.judges import QUESTIONS, Judge
@@ -183,7 +183,10 @@ def _tried(
 
 
 def _row(
-    work: Work, generator: AnyGenerator, sample: Sample, request_of: Callable[[Query], Request]
+    work: Work,
+    generator: AnyGenerator,
+    sample: PassedAnswer,
+    request_of: Callable[[Query], Request],
 ) -> dict[str, Any]:
     query = sample.query
     answer = answers_to(generator, work.log, request_of(query))[sample.number]

@@ -22,7 +22,7 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.asking import answers_to
 from megatron_qwen3.posttrain.building.candidates import DrawSettings, draw, drop_answer
-from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, Sample, choose
+from megatron_qwen3.posttrain.building.choosing import ChoiceSettings, PassedAnswer, choose
 from megatron_qwen3.posttrain.building.cold_start import failures_of
 from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, Mode, fused
@@ -168,7 +168,7 @@ def _graded(
     rulings = judge.grade(
         [(s.query, a, checklists[s.query.id]) for s, a in zip(passed, answers, strict=True)]
     )
-    good: list[Sample] = []
+    good: list[PassedAnswer] = []
     for sample, answer, ruling in zip(passed, answers, rulings, strict=True):
         numbers = {**sample.numbers, "checklist": ruling.share or 0.0}
         if ruling.share is None:
@@ -206,7 +206,7 @@ def best_of(
 
 
 def _answered(
-    work: Work, generator: AnyGenerator, sample: Sample, of_draws: DrawSettings, thinks: bool
+    work: Work, generator: AnyGenerator, sample: PassedAnswer, of_draws: DrawSettings, thinks: bool
 ) -> Answered:
     mode: Mode = "thinking" if thinks else "non-thinking"
     request = of_draws.request(sample.query, of_draws.samples, thinks)

@@ -81,7 +81,7 @@ class EvaluationSettings:
 
 
 @dataclass
-class Sample:
+class EvaluatedAnswer:
     """One answer. key, number: its place in answers.jsonl; lengths: of thinking, without what a
     budget inserted there, and of the rest, in the unit of the evaluation."""
 
@@ -103,12 +103,12 @@ class Found:
     with what was asked, by their score: 1.0, 0.0, or None where nobody could judge."""
 
     content: dict[str, Any] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[EvaluatedAnswer] = field(default_factory=list)
     examples: dict[float | None, list[dict[str, str]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
-    def add(self, sample: Sample, task: Task, text: str) -> None:
+    def add(self, sample: EvaluatedAnswer, task: Task, text: str) -> None:
         self.samples.append(sample)
         score = None if sample.score is None else float(sample.score == 1)
         examples = self.examples[score]
@@ -204,7 +204,7 @@ class Evaluation:
             thinking, rest = split_thinking(answer.text)
             if condition.budget is not None:
                 thinking = budgets.without_inserted(thinking)
-            sample = Sample(
+            sample = EvaluatedAnswer(
                 condition.name,
                 task.set,
                 task.id,
@@ -242,7 +242,7 @@ class Evaluation:
         return {"dialogs": len(made), "answered": len(pairs), "groups": rows}
 
 
-def rows(samples: Iterable[Sample], log: AnswerLog) -> Iterator[dict[str, Any]]:
+def rows(samples: Iterable[EvaluatedAnswer], log: AnswerLog) -> Iterator[dict[str, Any]]:
     """Of samples in their order, with thinking and answer as the log has them."""
     key, answers = "", []
     for sample in samples:
@@ -266,7 +266,7 @@ def _obeyed(pairs: Sequence[tuple[FlaggedDialog, Answer]]) -> dict[str, Any]:
 
 
 def _rows(
-    condition: Condition, tasks: Sequence[Task], samples: Sequence[Sample], asked: int
+    condition: Condition, tasks: Sequence[Task], samples: Sequence[EvaluatedAnswer], asked: int
 ) -> Iterator[dict[str, Any]]:
     """What is told of a condition: all sets together, and where there are several, each."""
     sets = list(dict.fromkeys(task.set for task in tasks))
@@ -289,7 +289,7 @@ def _rows(
         }
 
 
-def _passes(samples: Sequence[Sample], asked: int) -> dict[str, Any]:
+def _passes(samples: Sequence[EvaluatedAnswer], asked: int) -> dict[str, Any]:
     """pass@k for k = 1, 2, 4, … and as many as were asked for; tasks with fewer judged samples
     have no part in it."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -313,7 +313,7 @@ def _interval(values: Sequence[float]) -> dict[str, float] | None:
     return None if found is None else found._asdict()
 
 
-def _share_cut(samples: Sequence[Sample]) -> dict[str, float] | None:
+def _share_cut(samples: Sequence[EvaluatedAnswer]) -> dict[str, float] | None:
     """Of the answers to a task, over tasks: answers to the same belong together."""
     cut: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for sample in samples:
@@ -344,7 +344,7 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _disobeyed(
-    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], unit: str
+    rows: Sequence[Mapping[str, Any]], samples: Sequence[EvaluatedAnswer], unit: str
 ) -> Iterator[str]:
     """Conditions under which the model did not do as it was asked, so that they are not it."""
     for row in rows:

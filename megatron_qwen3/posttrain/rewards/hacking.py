@@ -25,7 +25,7 @@ from megatron_qwen3.posttrain.rollouts.record import Array, Record, batches, fol
 from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
 from megatron_qwen3.posttrain.watching.samples import of_line
 from megatron_qwen3.storage.inside import parse_json
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 PREFIX = "hacking/"
@@ -79,7 +79,7 @@ def report(run_dir: Path) -> dict[str, Any]:
     numbers: of each sign its means at the beginning and at the end. MetricsError where the run has
     no metrics. With fewer than six batches nothing is compared; samples are there from the first.
     """
-    run = Run.read(run_dir)
+    run = RunHistory.read(run_dir)
     compared = dict(_compared(run))
     found = [
         {"name": name, "text": text, "first": first, "last": last}
@@ -143,7 +143,7 @@ def _findings(numbers: Numbers) -> Iterator[tuple[str, str, tuple[float, float]]
         yield "unscored", "answers have no reward, though they were not cut", unscored
 
 
-def _compared(run: Run) -> Iterator[tuple[str, tuple[float, float]]]:
+def _compared(run: RunHistory) -> Iterator[tuple[str, tuple[float, float]]]:
     """Of each number the means over the first and the last third of what has it."""
     if len(run.rollouts.get("step", ())) < _FEWEST_BATCHES:
         return

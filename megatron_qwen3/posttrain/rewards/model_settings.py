@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_qwen3.generate.load import Source
+from megatron_qwen3.generate.load import ModelSource
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain.teacher_settings import named, tokenizer_sha256
 from megatron_qwen3.settings import Config, ConfigError
@@ -32,7 +32,7 @@ def settings_of(config: Config, world_size: int) -> Config:
         f"guard.hang_seconds={config.guard.hang_seconds}",
     ]
     try:
-        theirs = Source(Path(asked.model)).config(overrides, world_size, head="scalar")
+        theirs = ModelSource(Path(asked.model)).config(overrides, world_size, head="scalar")
         Layout.of(theirs, world_size)
     except ConfigError as error:
         raise ConfigError(named("rl.judge", error, "rl.judge.model")) from None

@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class SplitTasks:
     """A source of tasks with its settings, and the numbers of its tasks on both sides.
 
     trained, held_out: of a source that ends; () of one that does not.
@@ -105,7 +105,7 @@ class Source:
     _found: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> Source:
+    def of(cls, settings: TaskSourceConfig, tasks: Tasks, fraction: float) -> SplitTasks:
         """fraction: that is held out; of a generator a tenth at least: it has enough for both
         sides, and makes all that is looked at. ConfigError where nothing is left to train on."""
         if tasks.size is None:
@@ -190,7 +190,11 @@ class Asker:
     """Draws tasks. encode: ids of a prompt; too_long: tasks that had no room so far."""
 
     def __init__(
-        self, config: Config, sources: Sequence[Source], encode: Encode, state: State | None = None
+        self,
+        config: Config,
+        sources: Sequence[SplitTasks],
+        encode: Encode,
+        state: State | None = None,
     ) -> None:
         self._config, self._encode = config, encode
         self._sources = {source.name: source for source in sources}
@@ -239,7 +243,7 @@ class Asker:
             "the other"
         )
 
-    def _source(self) -> Source:
+    def _source(self) -> SplitTasks:
         """Whose turn it is."""
         while True:
             turn = self.state["turn"]
@@ -250,11 +254,11 @@ class Asker:
             if _chance("turn", f"{self._seed}\0{turn}") < _wanted(self._rate_of(source)):
                 return source
 
-    def _rate_of(self, source: Source) -> list[float] | None:
+    def _rate_of(self, source: SplitTasks) -> list[float] | None:
         rate: list[float] | None = self.state["rates"].get(source.name)
         return rate
 
-    def _task(self, source: Source) -> tuple[int, Task]:
+    def _task(self, source: SplitTasks) -> tuple[int, Task]:
         """The source's next task that is wanted; after an epoch of unwanted ones the next one."""
         cursors = self.state["cursors"]
         rates = self.state[TASK_RATES].get(source.name, {})
@@ -269,7 +273,7 @@ class Asker:
                 break
         return number, task
 
-    def _drawn(self, source: Source, number: int, task: Task) -> Drawn | None:
+    def _drawn(self, source: SplitTasks, number: int, task: Task) -> Drawn | None:
         """What is asked of a task; None where it has no room in a row."""
         asked = self.state["asked"]
         nth = asked[source.name] = asked.get(source.name, 0) + 1
@@ -325,7 +329,7 @@ def has_room(config: Config, ask: Ask) -> bool:
     return len(ask.prompt) + ask.max_new_tokens <= config.data.sequence_length + 1
 
 
-def held_out(config: Config, source: Source, encode: Encode) -> list[Drawn]:
+def held_out(config: Config, source: SplitTasks, encode: Encode) -> list[Drawn]:
     """What an evaluation asks of a source: each task once, in each mode that it is trained in."""
     modes, drawn = modes_of(config, source.settings), []
     for number in source.first_held_out(config.rollouts.eval_prompts):

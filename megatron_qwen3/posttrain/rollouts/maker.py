@@ -19,7 +19,7 @@ from megatron_qwen3.launcher import tell
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.asking import Asker, Source
+from megatron_qwen3.posttrain.rollouts.asking import Asker, SplitTasks
 from megatron_qwen3.posttrain.rollouts.batches import Batch
 from megatron_qwen3.posttrain.rollouts.prompts import encoder
 from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
@@ -40,7 +40,7 @@ class Rollouts:
         self,
         config: Config,
         engine: RolloutEngine,
-        sources: Sequence[Source],
+        sources: Sequence[SplitTasks],
         tokenizer: Any,
         rewards: Rewards | None,
         model_scores: ModelScores | None = None,

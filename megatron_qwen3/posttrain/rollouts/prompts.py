@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from megatron_qwen3.chat import ChatTokenizer
-from megatron_qwen3.posttrain.rollouts.asking import Encode, Source, ask_of, has_room, modes_of
+from megatron_qwen3.posttrain.rollouts.asking import Encode, SplitTasks, ask_of, has_room, modes_of
 from megatron_qwen3.posttrain.rollouts.environments import tools_of
 from megatron_qwen3.settings import Config, ConfigError
 
@@ -34,7 +34,7 @@ def encoder(config: Config, tokenizer: Any) -> Encode:
     return encode
 
 
-def check_room(config: Config, sources: Sequence[Source], encode: Encode) -> None:
+def check_room(config: Config, sources: Sequence[SplitTasks], encode: Encode) -> None:
     """ConfigError, with the way out, where no task of a source has room in a row."""
     for source in sources:
         thinking, lengths = modes_of(config, source.settings)[0], []

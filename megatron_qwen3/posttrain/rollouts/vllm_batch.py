@@ -35,7 +35,7 @@ WORD_SECONDS = 5.0  # after which those who wait for answers hear that some are 
 
 
 @dataclass
-class Row:
+class PendingSample:
     """One sample. parts: requests that it has been answered."""
 
     ask: int
@@ -99,7 +99,7 @@ class Row:
 class _Request:
     """Rows that go on from the same tokens. failed: (server, its deaths by then)."""
 
-    rows: list[Row]
+    rows: list[PendingSample]
     failed: list[tuple[Member, int]] = field(default_factory=list)
 
     @property
@@ -126,14 +126,14 @@ class Batch:
         self._temperature = config.rollouts.temperature
         self._concurrency = config.rollouts.vllm.concurrency
         self._version = 0
-        self._rows: list[list[Row]] = []
+        self._rows: list[list[PendingSample]] = []
         self._flying: dict[Future[list[Drawn]], tuple[_Request, Member, int]] = {}
         self._todo: list[_Request] = []
         for number, ask in enumerate(asks):
             made = budget_of(ask.thinking_budget) if ask.thinking_budget else None
             limit = min(ask.max_new_tokens, config.data.sequence_length - len(ask.prompt))
             rows = [
-                Row(number, k, limit, Thinking(made, ask.prompt) if made else None)
+                PendingSample(number, k, limit, Thinking(made, ask.prompt) if made else None)
                 for k in range(ask.samples)
             ]
             for row in rows:
@@ -181,7 +181,7 @@ class Batch:
             for ask, rows in zip(self._asks, self._rows, strict=True)
         ]
 
-    def _ask(self, rows: Sequence[Row]) -> None:
+    def _ask(self, rows: Sequence[PendingSample]) -> None:
         """Ask for what is left: together where rows have not parted yet."""
         left = [row for row in rows if not row.finish]
         if left and len(left) == len(self._rows[left[0].ask]) and not left[0].parts:
@@ -262,7 +262,7 @@ def seed_of(seed: int, sample: int, part: int) -> int:
     return number if part else number + sample
 
 
-def _rollout(ask: Ask, row: Row, version: int) -> Rollout:
+def _rollout(ask: Ask, row: PendingSample, version: int) -> Rollout:
     versions = row.versions or [version]
     return Rollout(
         ask.task,

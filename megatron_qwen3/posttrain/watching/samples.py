@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
+class KeptAnswer:
     """One answer. reward, and the parts' scores: None where there is none; reasons: by part, and
     under other names what concerns the whole answer."""
 
@@ -127,7 +127,7 @@ def pieces_of(ids: Sequence[int], sampled: Sequence[bool], decode: Decode) -> li
     return pieces
 
 
-def read(folder: Path) -> list[Sample]:
+def read(folder: Path) -> list[KeptAnswer]:
     """The answers that a record keeps. ConfigError, in one line, where they cannot be read."""
     batch = int(records.read_about(folder)["batch"])
     samples = []
@@ -150,9 +150,9 @@ def read(folder: Path) -> list[Sample]:
     return samples
 
 
-def newest(run_dir: Path, batches: int) -> list[Sample]:
+def newest(run_dir: Path, batches: int) -> list[KeptAnswer]:
     """The answers of the newest batches of a run, those that can be read."""
-    found: list[Sample] = []
+    found: list[KeptAnswer] = []
     for batch in records.batches(run_dir)[-batches:]:
         try:
             found += read(folder_of(run_dir, batch))
@@ -161,11 +161,11 @@ def newest(run_dir: Path, batches: int) -> list[Sample]:
     return found
 
 
-def of_line(batch: int, line: Any, number: int = 0) -> Sample:
+def of_line(batch: int, line: Any, number: int = 0) -> KeptAnswer:
     """A line of samples.jsonl, read. ValueError where it is none, with its number."""
     try:
         pieces = line.get("pieces") or [(line["answer"], True)]
-        return Sample(
+        return KeptAnswer(
             batch,
             str(line["task"]),
             str(line["source"]),
