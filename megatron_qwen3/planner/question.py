@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from megatron_qwen3.named_model import named_model
 from megatron_qwen3.planner import hardware
 from megatron_qwen3.planner.hardware import Cluster
-from megatron_qwen3.planner.job import Job
+from megatron_qwen3.planner.job import RECOMPUTED, Job
 from megatron_qwen3.settings import ConfigError, ModelConfig
+from megatron_qwen3.toml import did_you_mean
 
 _BATCH_TOKENS = 2**23  # of one step, where nobody says otherwise
 _HERE, _HYPOTHETICAL = ("alltoall",), ("alltoall", "deepep")  # dispatchers of tokens
+_PINNED = ("tensor", "pipeline", "virtual", "context", "expert", "expert_tensor", "micro_batch")
 PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be trained, on what. `fixed` pins sizes by name: tensor, pipeline, …
+    """What is to be trained, on what. `fixed` pins sizes by name (tensor, pipeline, virtual,
+    context, expert, expert_tensor, micro_batch) and recompute.
 
     dispatchers  of tokens that may be used
     like         a job whose other properties all layouts have; None are the trainer's defaults
@@ -65,12 +68,15 @@ def ask(
 
     model: as named_model takes it. gpu: of hardware/, or a TOML file of a cluster.
     global_batch: sequences of a step; about 8.4M tokens without. precision: of PRECISIONS, or auto.
-    hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: pinned sizes.
+    hypothetical: layouts that need DeepEP or an overlapped exchange, too. fixed: what is pinned.
     """
-    cluster, sizes = hardware.load(gpu), {"gpus": gpus, "sequence_length": sequence_length}
-    for name, value in (sizes | {"global_batch": global_batch} | dict(fixed or {})).items():
-        if isinstance(value, int) and value <= 0:
-            raise ConfigError(f"{name} = {value} must be above 0")
+    cluster, fixed = hardware.load(gpu), fixed or {}
+    sizes = {"gpus": gpus, "sequence_length": sequence_length}
+    if global_batch is not None:
+        sizes["global_batch"] = global_batch
+    _check_pins(fixed)
+    for name, value in (sizes | {k: v for k, v in fixed.items() if k in _PINNED}).items():
+        _check_count(name, value)
     return Question(
         model=named_model(model),
         cluster=cluster,
@@ -80,8 +86,27 @@ def ask(
         precisions=_precisions(precision, cluster),
         dispatchers=_HYPOTHETICAL if hypothetical else _HERE,
         balanced=balanced,
-        fixed=tuple((fixed or {}).items()),
+        fixed=tuple(fixed.items()),
     )
+
+
+def _check_pins(fixed: Mapping[str, object]) -> None:
+    """ConfigError where something else is pinned than a size or the recomputation."""
+    for name, value in fixed.items():
+        if name == "recompute":
+            if not isinstance(value, str) or value not in RECOMPUTED:
+                raise ConfigError(f"recompute = {value!r}; valid: {', '.join(RECOMPUTED)}")
+        elif name not in _PINNED:
+            known = (*_PINNED, "recompute")
+            guess = did_you_mean(name, known) or f"; valid: {', '.join(known)}"
+            raise ConfigError(f"fixed: {name} cannot be pinned{guess}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int:
+        raise ConfigError(f"{name} = {value!r} is not a whole number")
+    if value <= 0:
+        raise ConfigError(f"{name} = {value} must be above 0")
 
 
 def usual_batch(sequence_length: int, gpus: int) -> int:
@@ -91,6 +116,8 @@ def usual_batch(sequence_length: int, gpus: int) -> int:
 
 
 def _precisions(asked: str, cluster: Cluster) -> tuple[str, ...]:
+    if asked not in (*PRECISIONS, "auto"):
+        raise ConfigError(f"precision = {asked}; valid: {', '.join(PRECISIONS)}, auto")
     if asked == "auto":
         best = "mxfp8" if cluster.supports("mxfp8") else "fp8"
         return ("bf16", best) if cluster.supports(best) else ("bf16",)

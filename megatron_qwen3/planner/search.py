@@ -103,13 +103,15 @@ def _slowness(plan: Plan) -> float:
 
 
 def _distinct(plans: list[Plan]) -> list[Plan]:
-    """The best of those that differ in micro-batch and virtual stages only."""
+    """The best of those that differ in micro-batch and virtual stages only; one that exchanges
+    tokens plainly stands beside one that does not."""
     seen = set()
     kept = []
     for one in plans:
         layout = one.job.layout
         sizes = (layout.tensor, layout.pipeline, layout.context, layout.expert)
-        key = sizes, layout.expert_tensor, one.recompute, one.job.precision, tuple(one.needs)
+        how = one.recompute, one.job.precision, tuple(one.needs), one.is_plain
+        key = sizes, layout.expert_tensor, how
         if key not in seen:
             seen.add(key)
             kept.append(one)

@@ -15,7 +15,8 @@ from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
-from megatron_qwen3.planner.question import Question, usual_batch
+from megatron_qwen3.planner.question import Question, ask, usual_batch
+from megatron_qwen3.planner.why_none import why_none
 
 CONSTANTS = calibration.load()
 STAGE = "examples/stages/pretrain_1_general.toml"
@@ -275,6 +276,78 @@ def test_impossible_questions_are_told_why(arguments, says, tmp_path, capsys, mo
     status, printed = run(capsys, "plan", "--gpu", "h100", *arguments)
     assert status == 2 and says in printed.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"fixed": {"tensr": 2}}, "fixed: tensr cannot be pinned; did you mean tensor?"),
+        ({"fixed": {"tensor": 0}}, "tensor = 0 must be above 0"),
+        ({"fixed": {"tensor": "2"}}, "tensor = '2' is not a whole number"),
+        ({"fixed": {"micro_batch": 1.5}}, "micro_batch = 1.5 is not a whole number"),
+        ({"fixed": {"expert": True}}, "expert = True is not a whole number"),
+        ({"fixed": {"recompute": "all"}}, "recompute = 'all'; valid: none, selective, full"),
+        ({"fixed": {"recompute": 1}}, "recompute = 1; valid: none, selective, full"),
+        ({"precision": "fp7"}, "precision = fp7; valid: bf16, fp8, mxfp8, nvfp4, auto"),
+        ({"gpus": 8.0}, "gpus = 8.0 is not a whole number"),
+        ({"sequence_length": "4k"}, "sequence_length = '4k' is not a whole number"),
+        ({"global_batch": -1}, "global_batch = -1 must be above 0"),
+    ],
+)
+def test_a_question_that_names_no_size_is_refused_in_one_line(asked, says):
+    with pytest.raises(ConfigError) as told:
+        ask(**{"model": "8b", "gpu": "h100", "gpus": 8} | asked)
+    assert says in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            {"fixed": {"tensor": 8, "pipeline": 5}},
+            "pipeline = 5 does not; with the rest as asked, valid near it: 1",
+        ),
+        (
+            {"fixed": {"tensor": 3, "pipeline": 5}},
+            "tensor = 3 and pipeline = 5 do not; without them",
+        ),
+        (
+            {"sequence_length": 4100, "precision": "fp8"},
+            "sequence_length = 4100 is no multiple of 16, which fp8.recipe",
+        ),
+        (
+            {"sequence_length": 4095, "fixed": {"tensor": 8, "pipeline": 1}},
+            "4095 is no multiple of 8, which parallel.tensor = 8 with parallel.sequence = true "
+            "needs; valid near it: 4088, 4096",
+        ),
+        ({"model": "0.6b", "gpus": 512, "global_batch": 7}, "the global batch of 7 sequences"),
+        (
+            {"model": "32b", "gpus": 64, "fixed": {"tensor": 1, "pipeline": 1}},
+            "without tensor = 1 one fits (",
+        ),
+        (
+            {"model": "32b", "gpus": 16, "fixed": {"recompute": "none", "micro_batch": 8}},
+            "without recompute = none one fits (",
+        ),
+    ],
+)
+def test_why_there_is_none_names_what_excludes_all(asked, says):
+    question = ask(**{"model": "8b", "gpu": "h100", "gpus": 8} | asked)
+    assert search.search(question, CONSTANTS) == []
+    told = why_none(question)
+    assert says in told and "\n" not in told
+
+
+def test_a_plain_layout_in_low_precision_stands_beside_one_that_overlaps():
+    """Of the same sizes, which needs Transformer Engine as well and is faster."""
+    question = ask("30b-a3b", "b300", 8, precision="mxfp8", hypothetical=True)
+    for job in search.candidates(question):
+        jobs = [one for one in search._exchanges(question, job) if one.dispatcher == "alltoall"]
+        if len(jobs) == 2:
+            break
+    both = [search.plan(one, "none", question.cluster, CONSTANTS) for one in jobs]
+    assert {tuple(one.needs) for one in both} == {("Transformer Engine",)}
+    assert len(search._distinct(both)) == 2
 
 
 @pytest.mark.parametrize("gpus", [1, 3, 24, 256, 4096])
