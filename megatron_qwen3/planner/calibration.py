@@ -65,7 +65,7 @@ CONSTANTS: Final[dict[str, dict[str, Any]]] = {
     "concurrency": constant(2.5, 0.3, "norm of device and host time: 1 is their sum, ∞ the larger"),
     "launch_grace": constant(1.0, 0.2, "launches from Grace against x86"),
     "launch_milan": constant(1.4, 0.25, "launches from AMD's Milan against Xeons of 2023 on"),
-    "launch_efa": constant(1.3, 0.25, "launches on hosts whose threads serve EFA as well"),
+    "launch_efa": constant(1.3, 0.25, "launches on hosts whose threads send over EFA"),
     "launch_capacity": constant(0.45, 0.25, "launches of experts whose rows are known beforehand"),
     "launch_expert_bias": constant(1e-4, 0.7, "seconds to launch the biases of an expert"),
     "graph_partial": constant(0.5, 0.4, "launches that partial CUDA graphs leave"),

@@ -1,7 +1,7 @@
 """Fit the constants of calibration.py to published runs, and tell what they are worth on others.
 
     constants = fit(runs)
-    comparisons = left_out_in_turn(runs, by=lambda run: run.source, start=constants)
+    comparisons = left_out_in_turn(runs, by=lambda run: run.source)
 
 Minimised is Cauchy's robust loss of log(predicted / published), and beside it each constant's
 squared distance from its prior, on the logarithms of the constants: scipy's least_squares. How far
@@ -26,12 +26,9 @@ _MOVE = 1e-3  # of a logarithm, for slopes
 _EVALUATIONS = 25
 
 
-def fit(
-    runs: Sequence[PublishedRun],
-    start: Mapping[str, float] | None = None,
-    report: Callable[[str], None] = print,
-) -> dict[str, float]:
-    """Constants for which `runs` are predicted best; the search begins at `start`, or the priors.
+def fit(runs: Sequence[PublishedRun], report: Callable[[str], None] = print) -> dict[str, float]:
+    """Constants for which `runs` are predicted best; the search begins at the priors, so that
+    nothing but `runs` and what was expected is in them.
 
     Untuned runs, which say little about what can be had, count a tenth; Qwen3's count threefold.
     """
@@ -39,7 +36,6 @@ def fit(
     priors = np.log([CONSTANTS[name]["prior"] for name in names])
     spreads = np.array([CONSTANTS[name]["spread"] for name in names])
     shares = np.array([_share(run) for run in runs])
-    first = np.log([start[name] for name in names]) if start else priors
 
     def residuals(x: np.ndarray) -> np.ndarray:
         constants = _constants(names, x)
@@ -58,24 +54,26 @@ def fit(
         return flat
 
     found = least_squares(
-        residuals, first, slopes, loss=loss, f_scale=_ROBUST, ftol=3e-4, max_nfev=_EVALUATIONS
+        residuals, priors, slopes, loss=loss, f_scale=_ROBUST, ftol=3e-4, max_nfev=_EVALUATIONS
     )
     errors = np.abs(found.fun[: len(runs)])
-    report(f"{len(runs)} runs, {found.nfev} rounds: median {np.median(errors):.3f}")
+    told = f"{len(runs)} runs, {found.nfev} rounds: median {np.median(errors):.3f}"
+    if not found.status:  # scipy's word for as many evaluations as were allowed
+        told += f"; not at its end after {_EVALUATIONS} rounds"
+    report(told)
     return _constants(names, found.x)
 
 
 def left_out_in_turn(
     runs: Sequence[PublishedRun],
     by: Callable[[PublishedRun], str],
-    start: Mapping[str, float],
     report: Callable[[str], None] = print,
 ) -> list[Comparison]:
     """Every run as constants predict it that were fitted to all others but those of its group."""
     found = []
     for name in sorted({by(run) for run in runs}):
         report(f"without {name}")
-        constants = fit([run for run in runs if by(run) != name], start, report)
+        constants = fit([run for run in runs if by(run) != name], report)
         for run in runs:
             if by(run) == name:
                 assert run.job and run.cluster

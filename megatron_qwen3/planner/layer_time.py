@@ -77,7 +77,7 @@ class LayerTimer:
     def layer(self, layer: int) -> tuple[Pass, Pass]:
         """Forward and backward of one layer."""
         sparse = self.model.is_sparse(layer)
-        load = self._load
+        load = self.load
         dense, experts = self._products(sparse)
         once = Pass(
             gemm=dense,
@@ -179,7 +179,7 @@ class LayerTimer:
         return 1.0 if self.job.gathers_keys else float(self.c["context_exposed"])
 
     @property
-    def _load(self) -> float:
+    def load(self) -> float:
         """Rows that the busiest rank computes, in units of an even load."""
         if self.job.capacity:
             return self.job.capacity
@@ -302,11 +302,17 @@ class LayerTimer:
             "launch_low_precision": self.is_low,
             "launch_grace": self.cluster.host == "grace",
             "launch_milan": self.cluster.host == "milan",
-            "launch_efa": self.cluster.network == "efa",
+            "launch_efa": self._sends_over_efa,
         }
         for name, is_applied in applied.items():
             seconds *= c[name] if is_applied else 1.0
         return seconds
+
+    @property
+    def _sends_over_efa(self) -> bool:
+        """Whether threads of the hosts send what leaves their nodes."""
+        leaves = self.layout.world_size > self.cluster.nvlink_domain
+        return leaves and self.cluster.network == "efa"
 
     def _recomputed(self, once: Pass, sparse: bool) -> Pass:
         """What backward computes again."""

@@ -133,11 +133,13 @@ def _is_gpt_oss(row: Row) -> bool:
 
 
 def capacity(row: Row) -> float:
-    """Rows of an expert in units of an even load, where tokens beyond it are dropped; else 0."""
+    """Rows of an expert in units of an even load, where tokens beyond it are dropped; else 0, which
+    a factor below 0 says as well."""
     text = f"{row.get('routing') or ''} {row['model']} {row.get('notes') or ''}".lower()
-    if said := re.search(r"capacity[ _-]?factor\W{0,3}(\d+(?:\.\d+)?)", text):
-        return float(said[1])
-    return 1.0 if re.search(r"token[ _-]?drop", text) else 0.0
+    if said := re.search(r"capacity[ _-]?factor(?: of)?[\s=:('\"]*(-?\d*\.?\d+)", text):
+        return max(float(said[1]), 0.0)
+    drops = re.search(r"(?<!\bno )(?<!\bwithout )token[ _-]?drop(?!less)", text)
+    return 1.0 if drops else 0.0
 
 
 def fuses_experts(row: Row, graphs: str) -> bool:

@@ -144,7 +144,7 @@ class _Stages:
         layers = self.model.num_layers / self.job.layout.pipeline * micro_batches
         sparse = self.model.sparse_layers / self.model.num_layers
         share = c["exchange_hidden"] if self.job.overlap_exchange else 0.0
-        exchange = timer.exchange_seconds() + timer.proxy_seconds()
+        exchange = timer.load * (timer.exchange_seconds() + timer.proxy_seconds())
         tensor = 5 * timer.tensor_seconds(sparse > 0.5) * (1 - c["tensor_exposed"])
         context = sum(timer.context_seconds()) * (1 - timer.context_shown)
         return {

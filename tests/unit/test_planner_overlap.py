@@ -1,5 +1,7 @@
 """What overlap, and the optimizer's types and place, change in the planner's rows: by formulas."""
 
+import dataclasses
+
 import pytest
 
 from megatron_qwen3.config import load
@@ -161,6 +163,17 @@ def test_the_exchange_is_priced_as_it_is_asked_for():
     plain = job_of(SPARSE)
     hidden = [Step.of(j, H100, CONSTANTS).hidden["token exchange"] for j in (plain, job)]
     assert hidden[0] == 0 < hidden[1]
+
+
+def test_the_exchange_that_shows_and_that_is_hidden_are_the_busiest_ranks_together():
+    """With natural routing the busiest rank sends more, beside its computation as well."""
+    job = job_of(SPARSE, "overlap.experts=true", "parallel.dispatch=deepep")
+    even, natural = (
+        Step.of(dataclasses.replace(job, balanced=balanced), H100, CONSTANTS)
+        for balanced in (True, False)
+    )
+    whole = [s.parts["token exchange"] + s.hidden["token exchange"] for s in (even, natural)]
+    assert whole[1] == pytest.approx(CONSTANTS["imbalance"] * whole[0])
 
 
 def test_logits_are_tiles_with_layers_of_either_kind():

@@ -137,6 +137,14 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason(changes, reason):
         ({"model": "Qwen3_30B_a3B (tokendrop)"}, {"capacity": 1.0}),
         ({"routing": "natural, capacity_factor=1.5"}, {"capacity": 1.5, "balanced": False}),
         ({"routing": "force_balanced_dropless"}, {"capacity": 0.0}),
+        ({"routing": "token-dropless"}, {"capacity": 0.0}),
+        ({"notes": "no token drop"}, {"capacity": 0.0}),
+        ({"notes": "without token dropping"}, {"capacity": 0.0}),
+        ({"notes": "moe-expert-capacity-factor -1"}, {"capacity": 0.0}),
+        ({"notes": "capacity_factor=None"}, {"capacity": 0.0}),
+        ({"notes": "capacity factor of 5"}, {"capacity": 5.0}),
+        ({"notes": "capacity_factor='1.25'"}, {"capacity": 1.25}),
+        ({"notes": "capacity_factor = .5"}, {"capacity": 0.5}),
         ({"notes": "p5.48xlarge, EFA", "dispatcher": "deepep+UCCL(EFA)"}, {"proxy": "uccl"}),
         ({"source_repo": "awslabs/awsome-distributed-ai"}, {"recompute": {"layer"}}),
         (
@@ -199,6 +207,15 @@ def test_fused_kernels_over_efa_wait_for_each_token_that_leaves_its_node():
     assert parts["tokens sent by the host"] == 0
 
 
+def test_threads_that_serve_efa_slow_launches_only_where_a_job_leaves_its_node():
+    constants = calibration.load()
+    slower = constants | {"launch_efa": 2 * constants["launch_efa"]}
+    for gpus, is_slower in (("8", False), ("16", True)):
+        run = published.run_of(row(notes="p5.48xlarge", n_gpus=gpus, ep="8"))
+        one, two = (Step.of(run.job, run.cluster, c).seconds for c in (constants, slower))
+        assert (one < two) is is_slower and one <= two
+
+
 def test_stages_hold_every_layer_and_count_embedding_and_loss_where_that_comes_out_even():
     def split(model, pp, vpp, **more):
         changes = {"model": model, "n_gpus": "1024", "pp": str(pp), "vpp": str(vpp), "ep": "1"}
@@ -249,12 +266,22 @@ def test_what_is_left_out_is_predicted_by_constants_that_were_fitted_without_it(
         for k, source in enumerate(("a", "b", "b", "c"))
     ]
     predicted = []
-    monkeypatch.setattr(fit, "fit", lambda seen, start, report: {run.row_id: 1.0 for run in seen})
+    monkeypatch.setattr(fit, "fit", lambda seen, report: {run.row_id: 1.0 for run in seen})
     step = SimpleNamespace(seconds=1)
     monkeypatch.setattr(fit.Step, "of", lambda job, cluster, c: predicted.append({*c}) or step)
-    found = fit.left_out_in_turn(runs, lambda run: run.source, {}, report=lambda line: None)
+    found = fit.left_out_in_turn(runs, lambda run: run.source, report=lambda line: None)
     assert [one.run.row_id for one in found] == ["0", "1", "2", "3"]
     assert predicted == [{"1", "2", "3"}, {"0", "3"}, {"0", "3"}, {"0", "1", "2"}]
+
+
+def test_a_fit_that_was_stopped_before_its_end_says_so(monkeypatch):
+    told = []
+    monkeypatch.setattr(fit, "_EVALUATIONS", 1)
+    fit.fit([published.run_of(row())], report=told.append)
+    assert told[0].endswith("; not at its end after 1 rounds")
+    monkeypatch.undo()
+    fit.fit([published.run_of(row())], report=told.append)
+    assert "not at its end" not in told[1]
 
 
 def test_slopes_are_those_of_finite_differences_of_every_constant():

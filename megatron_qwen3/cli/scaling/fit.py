@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> int:
     found = accuracy.compare(runs, constants)
     print_groups("step time, by constants fitted to these runs", accuracy.groups(found))
     if given.leave_out:
-        found = left_out_in_turn(runs, _LEFT_OUT[given.leave_out], constants, _tell)
+        found = left_out_in_turn(runs, _LEFT_OUT[given.leave_out], _tell)
         title = f"step time, by constants fitted without their {given.leave_out}"
         print_groups(title, accuracy.groups(found))
     return 0
