@@ -99,9 +99,10 @@ def _undivided(question: Question) -> str:
 
 def _row_fault(question: Question) -> str:
     """What a row's length must be a multiple of, where one that is has a layout; or ""."""
-    pinned = {k: v for k, v in question.fixed if k in ("tensor", "context") and isinstance(v, int)}
-    unit, settings = row_unit(ParallelConfig(**pinned), of_arithmetic(question.precisions[0]))
-    length = question.sequence_length
+    pinned, length = dict(question.fixed), question.sequence_length
+    tensor, context = (int(pinned.get(name, 1)) for name in ("tensor", "context"))
+    shares = ParallelConfig(tensor=tensor, context=context)
+    unit, settings = row_unit(shares, of_arithmetic(question.precisions[0]))
     if length % unit == 0:
         return ""
     if not _dividing(replace(question, sequence_length=length + -length % unit)):
