@@ -98,10 +98,10 @@ def run(given: argparse.Namespace, temporary: Path, context: object) -> int:
     begin = time.monotonic()
     cases = _cases(given)
     how = {name: getattr(given, name) for name in ("device", "tiny", "stand_in")}
-    record = Record.begun(given.out, how)
     _provide(given, temporary)
     if given.device == "cuda" and (why := _no_gpu()):
         raise ConfigError(f"no GPU can be used ({why}); without one: --device cpu --tiny")
+    record = Record.begun(given.out, how)
     options = Options(given.device, given.tiny, temporary, given.stand_in)
     seconds = 60 * given.minutes - (time.monotonic() - begin)
 

@@ -13,7 +13,7 @@ from megatron_qwen3.parallel import runtime
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.training.engine import Engine
-from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options
+from on_gpu.cases import OF_A_GPU_ALONE, LeftOut, Options, Report
 
 
 def settings(options: Options, values: Mapping[str, Any], kind: str, recipe: str) -> Config:
@@ -45,6 +45,14 @@ def engine(config: Config) -> Engine:
         if config.model.kind == "torch":
             raise
         raise LeftOut(str(error)) from None
+
+
+def check_captured(engine: Engine, report: Report) -> None:
+    """That graphs of what overlap.cuda_graphs names were captured: layers that never replay one
+    pass every comparison with themselves."""
+    for line in engine.graphs.news():
+        report.note(captured=line)
+    report.check("captured graphs that are missing", float(engine.graphs.count == 0), 0.0)
 
 
 def _joined(config: Config) -> Layout:

@@ -61,6 +61,8 @@ def ours_steps(
         return engine.train_step(batch, cross_entropy, RATE)["loss"]
 
     _measure(report, config, options, step, seconds)
+    if graphs:
+        ours.check_captured(engine, report)
     if options.device == "cuda":
         planned = Memory.of(Job.of(config, 1)).allocated
         peak = torch.cuda.max_memory_allocated()

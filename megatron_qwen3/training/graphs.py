@@ -51,6 +51,11 @@ class Graphs:
         news, self._news = self._news, []
         return news
 
+    @property
+    def count(self) -> int:
+        """Graphs of this rank that were captured."""
+        return sum(map(len, self._of_layers))
+
     def of_step(self, batch: TokenBatch) -> AbstractContextManager[None]:
         """Within, layers replay their graphs, where this batch can be; called on all ranks.
 
@@ -121,8 +126,7 @@ class Graphs:
 
     def _described(self, seconds: float, before: dict[str, float]) -> str:
         parts = ", ".join(self._model.config.overlap.cuda_graphs)
-        count = sum(map(len, self._of_layers))
-        line = f"CUDA graphs: {parts}, {count:,} of this rank, captured in {seconds:.1f} s"
+        line = f"CUDA graphs: {parts}, {self.count:,} of this rank, captured in {seconds:.1f} s"
         if not before:
             return line
         taken = gpu_memory()["memory_reserved_bytes"] - before["memory_reserved_bytes"]

@@ -10,6 +10,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,9 +19,9 @@ from ranks import forkserver
 sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "benchmarks")]
 
 import gpu
-from on_gpu import page, plan, runner, wheels
+from on_gpu import ours, page, plan, runner, wheels
 from on_gpu.aims import DENSE_SHARE, FP8_TIMES, SPARSE_SHARE, aims
-from on_gpu.cases import CPU, Case, LeftOut, Options
+from on_gpu.cases import CPU, Case, LeftOut, Options, Report
 from on_gpu.record import Record
 from on_gpu.runner import Runner
 from on_gpu.steps import slice_that_fits
@@ -357,6 +358,8 @@ def test_what_cannot_be_asked_of_the_command_is_one_line_before_anything_runs(tm
         said = capsys.readouterr().err
         assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
         assert told in said
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     (tmp_path / "out/gpu.json").write_text(
         json.dumps({"how": {"device": "cpu", "tiny": False, "stand_in": False}, "parts": {}})
     )
@@ -377,10 +380,18 @@ def status_of(words):
 
 def test_without_a_gpu_the_command_says_so_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert status_of(["--out", str(tmp_path)]) == 2
+    assert status_of(["--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: no GPU can be used (") and "--device cpu --tiny" in said
-    assert json.loads((tmp_path / "gpu.json").read_text())["parts"] == {}
+    assert not (tmp_path / "out").exists()  # a record says what a GPU did
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_case_of_graphs_fails_where_none_was_captured(count):
+    report = Report(lambda message: None)
+    graphs = SimpleNamespace(count=count, news=lambda: ["a line"] * bool(count))
+    ours.check_captured(SimpleNamespace(graphs=graphs), report)
+    assert bool(report.failed) is (count == 0)
 
 
 def test_a_folder_without_wheels_and_a_broken_wheel_are_refused(tmp_path):
