@@ -2,6 +2,7 @@
 
     print(shown(label))                      # one line; what steers a terminal is written out
     print(f"error: {shown_lines(error)}")    # errors may list several faults
+    print(as_json(results))                  # numbers that are not finite are null
     table.add_row(plain(label))              # for Rich, which would read [red] in it as markup
 
 Labels, file names, paths and model outputs are written by strangers. A terminal obeys escape
@@ -10,8 +11,10 @@ sequences, Rich obeys brackets, and a newline forges a line of a log. Nothing he
 
 from __future__ import annotations
 
+import json
+import math
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -34,6 +37,22 @@ def shown_lines(text: object) -> str:
 def shown_text(text: object) -> str:
     """Text whose lines and tabs are its own, a model's or a file's, and otherwise `shown`."""
     return "".join(c if c in "\n\t" else _escaped(c) for c in str(text))
+
+
+def as_json(content: Any) -> str:
+    """JSON that every program reads: a number that is none, or is not finite, is null."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+    return content
 
 
 def counted(number: int, noun: str) -> str:

@@ -6,11 +6,11 @@
 Prints a line for every file that is not what was saved, and `intact` where there is none.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_qwen3.cli.parser import Parser
+from megatron_qwen3.shown import as_json
 from megatron_qwen3.storage import manifest
 
 
@@ -23,5 +23,5 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     if not given.json:
         return manifest.main(given.checkpoints)
     found = {one: manifest.faults(Path(one), share=(0, 1)) for one in given.checkpoints}
-    print(json.dumps(found, indent=1))
+    print(as_json(found))
     return 1 if any(found.values()) else 0

@@ -119,7 +119,7 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     )
     add("--keep-index", action="store_true", help="leave what later cleanings need for --against")
     add("--contamination-run", type=int, metavar="N", help="default: 13")
-    add("--tokenizer", help="compare evaluation data in its tokens, not in words")
+    add("--tokenizer", metavar="FOLDER", help="compare evaluation data in its tokens, not in words")
     for name in ("language", "domain", "quality", "education", "safety"):
         words = ", or glotlid" if name == "language" else ""
         add(f"--{name}-model", metavar="MODEL", help=f"file of fastText or ONNX{words}")
@@ -130,7 +130,8 @@ def _add_what(run: argparse.ArgumentParser) -> None:
 
 
 def _add_where(run: argparse.ArgumentParser) -> None:
-    run.add_argument("--workers", type=int, help="processes at a time; default: cores")
+    text = "processes at a time; default: cores"
+    run.add_argument("--workers", type=int, metavar="N", help=text)
     run.add_argument(
         *("--num-tasks", "--tasks"),
         dest="tasks",

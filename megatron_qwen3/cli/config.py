@@ -8,7 +8,6 @@ With files, folders of runs and key=value pairs, what `train` would read from th
 TOML file.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from megatron_qwen3 import entry
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.settings import SETTINGS
-from megatron_qwen3.shown import shown_lines, shown_text
+from megatron_qwen3.shown import as_json, shown_lines, shown_text
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     if given.json:
-        print(json.dumps(asdict(config) if config else _defaults(), indent=1))
+        print(as_json(asdict(config) if config else _defaults()))
         return 0
     print(shown_text(settings.to_toml(config) if config else settings.describe()))
     return 0

@@ -117,7 +117,8 @@ def _commands() -> list[_Command]:
 
 def _add_conversion(command: argparse.ArgumentParser) -> None:
     """Options of both directions."""
-    command.add_argument("--workers", type=positive, help="threads; default: cores, at most 8")
+    text = "threads; default: cores, at most 8"
+    command.add_argument("--workers", type=positive, metavar="N", help=text)
     command.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -136,7 +137,8 @@ def _add_from_hf(command: argparse.ArgumentParser) -> None:
 
 def _add_to_hf(command: argparse.ArgumentParser) -> None:
     _add_conversion(command)
-    command.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+    text = "of the tokenizer, or its name on Hugging Face's hub"
+    command.add_argument("--tokenizer", metavar="FOLDER", help=text)
     command.add_argument(
         "--dca-length",
         type=positive,

@@ -19,21 +19,25 @@ from megatron_qwen3.cli.launch_sbatch import parse_time
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.toml import did_you_mean
 
-_SIZE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT]?)(i?)B?")
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKMGT]?)(i?)(B?)")
 _POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 Add = Callable[..., Any]
 
 
-def size(unit: float) -> Callable[[str], float]:
-    """The type of an option that is a number of bytes or tokens: in units of `unit`, as it is kept.
+def size(unit: float, is_counted: bool = False) -> Callable[[str], float]:
+    """The type of an option that is a number of bytes: in units of `unit`, as it is kept.
 
-    k, M, G and T are powers of 1000, Ki to Ti of 1024; B says nothing more.
+    k, M, G and T are powers of 1000, Ki to Ti of 1024. A number alone is refused: SLURM would read
+    MB, others bytes. is_counted: of tokens, where it is their number.
     """
 
     def kind(text: str) -> float:
         found = _SIZE.fullmatch(text)
         if not found or (found[3] and not found[2]):
             raise argparse.ArgumentTypeError(f"{text!r} is no size, as 64M, 1.5e9 or 64GB is")
+        if not (is_counted or found[2] or found[4]):
+            choices = f"{text}GB, {text}MB, or {text}B for bytes"
+            raise argparse.ArgumentTypeError(f"{text!r} has no unit; valid: {choices}")
         value = float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2]]
         if not 1 <= value < math.inf:
             raise argparse.ArgumentTypeError(f"{text!r}; valid: at least 1")
@@ -96,10 +100,18 @@ def add_minutes(add: Add, default: int) -> None:
     add("--minutes", type=int, help=argparse.SUPPRESS, **kept)
 
 
-def add_size(add: Add, name: str, old: str, unit: float, help: str, default: Any = None) -> None:
+def add_size(
+    add: Add,
+    name: str,
+    old: str,
+    unit: float,
+    help: str,
+    default: Any = None,
+    is_counted: bool = False,
+) -> None:
     """An option that is a size, kept under its old name's destination in units of `unit`."""
-    dest = old.lstrip("-").replace("-", "_")
-    add(name, dest=dest, type=size(unit), default=default, metavar="SIZE", help=help)
+    dest, kind = old.lstrip("-").replace("-", "_"), size(unit, is_counted)
+    add(name, dest=dest, type=kind, default=default, metavar="SIZE", help=help)
     add(old, dest=dest, type=float, help=argparse.SUPPRESS)
 
 

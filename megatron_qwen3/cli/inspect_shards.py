@@ -23,7 +23,6 @@ machine, reads their shards. Killed, it goes on with the next `remove`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -47,7 +46,7 @@ from megatron_qwen3.cli import takedown
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import MODES, DialogSet
-from megatron_qwen3.shown import counted, plain, shown, shown_lines, shown_text
+from megatron_qwen3.shown import as_json, counted, plain, shown, shown_lines, shown_text
 
 ROWS_SHOWN = 200
 
@@ -81,7 +80,9 @@ def _parser(prog: str | None) -> Parser:
     show = commands.add_parser("show", help="a document: where it came from, and its text", **text)
     show.add_argument("prefix", type=Path, help="a shard or set, without .bin or .idx")
     show.add_argument("document", type=int, help="its number there, from 0")
-    show.add_argument("--tokenizer", help="of a set of dialogs: its folder or tokenizer.json")
+    show.add_argument(
+        "--tokenizer", metavar="FOLDER", help="of a set of dialogs: its folder or tokenizer.json"
+    )
     show.set_defaults(run=_show)
     verify = commands.add_parser("verify", help="compare all shards with their checksums", **text)
     verify.add_argument("folder", type=Path, help="of shards; or a set, without .bin or .idx")
@@ -93,7 +94,7 @@ def _parser(prog: str | None) -> Parser:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=1))
+    print(as_json(content))
 
 
 def _table(given: argparse.Namespace) -> int:

@@ -66,9 +66,14 @@ def _parser(prog: str | None) -> Parser:
     default = ROOT / "examples" / "curriculum.toml"
     is_there = default.is_file()  # it comes with a checkout, not with an installed package
     mix.add_argument(
-        "--recipe", type=Path, default=default, required=not is_there, help="default: %(default)s"
+        "--recipe",
+        type=Path,
+        default=default,
+        required=not is_there,
+        metavar="FILE",
+        help="default: %(default)s",
     )
-    mix.add_argument("--out", type=Path, help="default: curriculum.json in SHARDS")
+    mix.add_argument("--out", type=Path, metavar="FILE", help="default: curriculum.json in SHARDS")
     mix.add_argument(
         "--after", type=Path, metavar="RUN", help="go on from what this run has read up to now"
     )
@@ -77,7 +82,9 @@ def _parser(prog: str | None) -> Parser:
     show.set_defaults(run=_show)
     show.add_argument("curriculum", type=Path, metavar="FILE.json")
     for command in (mix, show):
-        command.add_argument("--rows", type=int, default=10, help="of a table (default: 10)")
+        command.add_argument(
+            "--rows", type=int, default=10, metavar="N", help="of a table (default: 10)"
+        )
     locate = commands.add_parser("locate", help="the text of a row of a training step", **text)
     locate.set_defaults(run=_locate)
     locate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")

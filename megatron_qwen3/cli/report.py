@@ -7,7 +7,6 @@ a page with more of them is written for each batch that --batches names. Runs th
 way may be read at any time.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from megatron_qwen3.pages.training import stage_rows, write_report
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.watching import samples
-from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.shown import as_json, shown, shown_lines
 from megatron_qwen3.tables import console, table
 from megatron_qwen3.training.history import RunHistory
 
@@ -45,6 +44,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         "--out",
         type=Path,
         default=Path("report.html"),
+        metavar="FILE",
         help="page to write; its pictures go to the folder of the same name (default: %(default)s)",
     )
     parser.add_argument(
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         print(shown_lines(f"error: {error}"), file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps([_numbers(run) for run in runs], indent=1))
+        print(as_json([_numbers(run) for run in runs]))
         return 0
     print(shown(f"wrote {options.out}, pictures in {options.out.with_suffix('')}"))
     return 0

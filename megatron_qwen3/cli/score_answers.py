@@ -58,8 +58,8 @@ def _parser(prog: str | None) -> Parser:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="JSONL",
-        help="written when it is whole; default: standard output",
+        metavar="FILE",
+        help="of JSON lines, written when it is whole; default: standard output",
     )
     parser.add_argument(
         "--row-tokens",

@@ -58,7 +58,7 @@ def _add_query(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--line", nargs=2, metavar=("INPUT", "LINE"), help="of an input, as `show` prints it"
     )
-    command.add_argument("--workers", type=int, help="processes; default: cores")
+    command.add_argument("--workers", type=int, metavar="N", help="processes; default: cores")
 
 
 def _find(given: argparse.Namespace) -> int:

@@ -92,12 +92,11 @@ def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("inputs", nargs="+", help="files or folders of documents, here or by URL (s3://, hf://)")
-    add("--out", type=Path, required=True, help="folder of the shards; is made")
-    add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="of the shards; is made")
+    text = "of the tokenizer, its tokenizer.json, or its name on Hugging Face's hub"
+    add("--tokenizer", required=True, metavar="FOLDER", help=text)
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
-    add(
-        "--default", nargs="+", default=[], metavar="LABEL=VALUE", help=f"of {', '.join(DEFAULTED)}"
-    )
+    add("--default", nargs="+", default=[], metavar="NAME=VALUE", help=f"of {', '.join(DEFAULTED)}")
     add(
         "--keep-fields",
         nargs="+",
@@ -105,15 +104,17 @@ def _parser(prog: str | None) -> Parser:
         metavar="NAME",
         help="fields that stay in the provenance: names, none, or all single values (all)",
     )
-    add("--seed", type=int, default=0, help="of the order of documents (default 0)")
+    text = "of the order of documents (default 0)"
+    add("--seed", type=int, default=0, metavar="N", help=text)
     text = "most tokens of a shard: 64M (1G; apart: 64M)"
-    grammar.add_size(add, "--shard-tokens", "--shard-mtokens", 1e6, text)
+    grammar.add_size(add, "--shard-tokens", "--shard-mtokens", 1e6, text, is_counted=True)
     add("--apart", action="store_true", help="each combination of labels has shards of its own")
     text = "input that is shuffled as one (64GB)"
     grammar.add_size(add, "--group", "--group-gb", 1e9, text, default=64)
     add("--pack", type=int, default=0, metavar="TOKENS", help="lay out in rows of this length")
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
-    add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
+    text = "processes, of about 0.7 GB each (cores)"
+    add("--workers", type=int, default=cores(), metavar="N", help=text)
     add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
     grammar.add_share(add)
     return parser

@@ -78,10 +78,16 @@ def _parser(prog: str | None) -> Parser:
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, help="files or folders of JSON lines, also .gz and .zst")
     add("--out", type=Path, required=True, metavar="PREFIX", help="how the set's files begin")
-    add("--tokenizer", required=True, help="folder of the tokenizer, or its tokenizer.json")
+    text = "of the tokenizer, its tokenizer.json, or its name on Hugging Face's hub"
+    add("--tokenizer", required=True, metavar="FOLDER", help=text)
     add("--kind", choices=KINDS, default="dialogs", help="what a line is (dialogs)")
     add("--train-on", choices=TRAIN_ON, default="all", help="the answers to which queries (all)")
-    add("--max-tokens", type=int, help="of a sample; as data.sequence_length (no limit)")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="of a sample; as data.sequence_length (no limit)",
+    )
     add("--too-long", choices=TOO_LONG, default="drop", help="what happens to a longer one (drop)")
     add(
         "--default",
@@ -91,7 +97,8 @@ def _parser(prog: str | None) -> Parser:
         help=f"{' and '.join(DEFAULTED)} of lines that do not say",
     )
     add("--on-error", choices=("skip", "stop"), default="skip", help="at a bad line (skip)")
-    add("--workers", type=int, default=cores(), help="processes, of about 0.7 GB each (cores)")
+    text = "processes, of about 0.7 GB each (cores)"
+    add("--workers", type=int, default=cores(), metavar="N", help=text)
     add("--engine", choices=(AUTO, *ENGINES), default=AUTO, help="all give the same ids")
     return parser
 

@@ -81,14 +81,14 @@ def _parser(prog: str | None) -> Parser:
     parser = Parser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("inputs", nargs="+", help="files or folders of documents, here or by URL (s3://, hf://)")
-    add("--out", type=Path, required=True, help="folder of the tokenizer; is made")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="of the tokenizer; is made")
     add("--vocab-size", type=int, required=True, help="control tokens included; Qwen3's: 151669")
     grammar.add_size(add, "--sample", "--sample-mb", 1e6, "text to train on (1GB)", default=1000)
     add("--exponent", type=float, default=0.5, help="of a language's share; 0: all alike (0.5)")
     text = "most that is read of the inputs (20GB)"
     grammar.add_size(add, "--read", "--read-gb", 1e9, text, default=20)
     add("--field", nargs="+", default=[], metavar="OURS=THEIRS", help=f"of {', '.join(NAMES)}")
-    add("--seed", type=int, default=0, help="of the sample (0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
     return parser
 
 

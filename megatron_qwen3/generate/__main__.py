@@ -148,7 +148,7 @@ def _parser(prog: str) -> Parser:
         help="empty: a conversation, as mq3 chat has it",
     )
     what.add_argument("--file", type=Path, metavar="JSONL")
-    parser.add_argument("--out", type=Path, metavar="JSONL", help="of --file; default: stdout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="of --file; default: stdout")
     parser.add_argument(
         "--batch", type=positive, default=16, help="rows of --file at once, per data rank"
     )
@@ -181,9 +181,10 @@ def add_sampling(parser: Parser) -> None:
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking")
     parser.add_argument("--max-new-tokens", type=positive, default=1024, metavar="N")
     for name in SAMPLING_OPTIONS:
-        kind = int if name == "top_k" else float
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X")
-    parser.add_argument("--seed", type=int, default=0, help="the same text again, or another")
+        kind, metavar = (int, "N") if name == "top_k" else (float, "X")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar)
+    text = "the same text again, or another"
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=text)
 
 
 if __name__ == "__main__":

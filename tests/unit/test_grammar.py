@@ -19,11 +19,18 @@ METAVARS = {
     "--judge": "MODEL",
     "--keep-fields": "NAME",
     "--num-tasks": "N",
+    "--seed": "N",
+    "--tokenizer": "FOLDER",
+    "--top-k": "N",
+    "--workers": "N",
     "--partition": "PARTITION",
     "--sbatch": "OPTION=VALUE",
     "--task-id": "N",
     "--time": "TIME",
 }
+PLACES = ("FILE", "FOLDER", "PREFIX")  # of --out, as what is written there
+# One word for what is not the same thing: a run or a job that goes before.
+OTHERWISE = {"--after", "--out", "--time"}
 # Commands that print what they find, which programs read too.
 WITH_JSON = {
     "plan",
@@ -38,6 +45,7 @@ WITH_JSON = {
     "tasks",
     "study laws run",
     "study laws fit",
+    "study fit",
     "study sweep",
     "study validate",
 }
@@ -66,11 +74,18 @@ def shown(options):
 
 
 def test_an_option_of_one_name_has_one_metavar(options):
+    found = defaultdict(lambda: defaultdict(list))
     for name, actions in shown(options).items():
         for action in actions:
-            for word in action.option_strings[:1]:
-                if word in METAVARS:
-                    assert action.metavar.endswith(METAVARS[word]), (name, word)
+            word = action.option_strings[0]
+            if word in METAVARS:
+                assert (action.metavar or "").endswith(METAVARS[word]), (name, word)
+            if word == "--out":
+                assert action.metavar in PLACES, (name, action.metavar)
+            if action.nargs != 0 and action.choices is None:
+                found[word][action.metavar].append(name)
+    differ = {word: dict(names) for word, names in found.items() if len(names) > 1}
+    assert {*differ} <= OTHERWISE, differ
 
 
 def test_an_option_of_one_name_is_a_switch_everywhere_or_nowhere(options):
@@ -124,8 +139,23 @@ def typed(add, *words):
     ],
 )
 def test_sizes(text, expected):
-    assert grammar.size(1)(text) == expected
-    assert grammar.size(1e6)(text) == expected / 1e6
+    assert grammar.size(1, is_counted=True)(text) == expected
+    assert grammar.size(1e6, is_counted=True)(text) == expected / 1e6
+
+
+@pytest.mark.parametrize("text", ["64", "2e9", "0.5"])
+def test_bytes_without_a_unit_are_refused_with_what_they_may_mean(text, capsys, monkeypatch):
+    """SLURM reads 64 as megabytes, most programs as bytes."""
+    choices = f"{text!r} has no unit; valid: {text}GB, {text}MB, or {text}B for bytes"
+    with pytest.raises(argparse.ArgumentTypeError, match=choices):
+        grammar.size(1e9)(text)
+    ((_, clean),) = [row for row in parsers_of("data clean", monkeypatch)[0] if row[0] == ["run"]]
+    for word in (text, f"groups={text}"):
+        with pytest.raises(SystemExit) as stop:
+            clean.parse_args(["--memory", word])
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and choices in told and told.count("\n") == 1
+    assert grammar.size(1e9)("512B") == 512e-9
 
 
 @pytest.mark.parametrize("text", ["", "G", "64 apples", "-1M", "0", "0.5", "nan", "inf", "1e400"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_qwen3.cli import scaling_study
+from megatron_qwen3.cli.scaling import fit as scaling_fit
 from megatron_qwen3.planner import accuracy, calibration, fit, published, published_memory
 from megatron_qwen3.planner.step import Step
 
@@ -362,6 +363,24 @@ def test_what_json_cannot_hold_is_not_printed(tmp_path, capsys):
     assert scaling_study.main(["validate", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert len(found["rows"]) == 4
+
+
+def test_a_fit_prints_its_constants_and_errors_as_json_alone(tmp_path, capsys, monkeypatch):
+    def fitted(runs, report):
+        report(f"{len(runs)} runs")
+        return calibration.load()
+
+    monkeypatch.setattr(scaling_fit, "fit", fitted)
+    monkeypatch.setattr(fit, "fit", fitted)
+    rows = [row(source_repo=name) for name in ("a", "b")]
+    words = ["fit", str(write(tmp_path / "runs.csv", rows)), "--out", str(tmp_path / "c.toml")]
+    assert scaling_study.main([*words, "--leave-out", "source", "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["constants"] == calibration.load() == calibration.load(tmp_path / "c.toml")
+    assert [*told["groups"]] == ["fitted to these runs", "fitted without their source"]
+    assert told["groups"]["fitted without their source"]["all"]["count"] == 2
+    assert "without a" in printed.err and "2 runs" in printed.err
 
 
 def test_memory_rows_that_say_too_little_are_left_out_with_the_reason(tmp_path):

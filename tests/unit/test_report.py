@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -99,6 +100,18 @@ def test_a_dense_model_without_evaluations_has_fewer_pictures_and_columns(tmp_pa
     last = [row for row in lines if "loss" in row][-1]
     assert (numbers["steps"], numbers["last_loss"]) == (last["step"], last["loss"])
     assert numbers["held_out"] == {}
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path, capsys):
+    folder = tmp_path / "run"
+    write_run(folder, 3, math.nan)
+    assert report.main([str(folder), "--out", str(tmp_path / "r.html"), "--json"]) == 0
+
+    def refused(word):
+        raise AssertionError(word)
+
+    (numbers,) = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert numbers["last_loss"] is numbers["mfu"] is None and numbers["steps"] == 3
 
 
 def test_a_hundred_sources_still_make_a_picture(tmp_path):

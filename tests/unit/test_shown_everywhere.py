@@ -17,7 +17,7 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path.name not in ("shown.py", "tables.py")
 )
-SHOWN = {"shown", "shown_lines", "shown_text", "plain"}
+SHOWN = {"shown", "shown_lines", "shown_text", "plain", "as_json"}
 NUMBERS = {"len", "sum", "count", "duration", "clock", "round"}  # give numbers, or them as text
 
 

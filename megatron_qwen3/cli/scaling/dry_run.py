@@ -6,7 +6,6 @@ much stand in one line. Activations are not in it: `plan` and `memory` say what 
 """
 
 import argparse
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from megatron_qwen3 import config as settings
 from megatron_qwen3 import tables
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.parallel.layout import Layout, smallest_world
+from megatron_qwen3.shown import as_json
 
 if TYPE_CHECKING:
     from megatron_qwen3.training.dry_run import Role
@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
 
     roles = dry_run(config, layout)
     if given.json:
-        print(json.dumps({"world_size": world_size, "roles": [_as_dict(role) for role in roles]}))
+        print(as_json({"world_size": world_size, "roles": [_as_dict(role) for role in roles]}))
         return 0
     console = tables.console()
     console.print(_table(config, world_size, roles))

@@ -7,15 +7,17 @@ fitted. A fit takes some minutes of one core; one is made for each source or GPU
 """
 
 import argparse
+import sys
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from megatron_qwen3.cli.scaling.validate import print_groups
+from megatron_qwen3.cli.scaling.validate import groups_dict, print_groups
 from megatron_qwen3.planner import accuracy, calibration, published
 from megatron_qwen3.planner.fit import fit, left_out_in_turn
 from megatron_qwen3.settings import ConfigError
-from megatron_qwen3.shown import shown
+from megatron_qwen3.shown import as_json, shown
 
 _LEFT_OUT = {"source": attrgetter("source"), "gpu": attrgetter("gpu")}
 
@@ -30,12 +32,14 @@ def add_parser(commands: Any) -> None:
         "  python tools/scaling_study.py fit published_perf.csv --leave-out source\n",
     )
     parser.add_argument("csv", type=Path, metavar="CSV", help="as validate takes it")
-    parser.add_argument("--out", type=Path, default=calibration.PATH)
+    parser.add_argument("--out", type=Path, default=calibration.PATH, metavar="FILE")
     parser.add_argument(
         "--leave-out",
         choices=[*_LEFT_OUT],
         help="predict each source's, or each GPU's, runs by constants fitted without them",
     )
+    text = "print JSON; what a fit says of itself goes to standard error"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.set_defaults(run=run)
 
 
@@ -44,17 +48,22 @@ def run(given: argparse.Namespace) -> int:
     runs = [run for run in published.compared(published.read(given.csv)) if run.cluster]
     if not runs:
         raise ConfigError(f"{given.csv}: no run can be compared; validate says why of each")
-    constants = fit(runs, report=_tell)
+    tell = partial(_tell, sys.stderr if given.json else sys.stdout)
+    constants = fit(runs, tell)
     calibration.write(constants, given.out)
-    _tell(f"wrote {given.out}")
-    found = accuracy.compare(runs, constants)
-    print_groups("step time, by constants fitted to these runs", accuracy.groups(found))
+    tell(f"wrote {given.out}")
+    found = {"fitted to these runs": accuracy.groups(accuracy.compare(runs, constants))}
     if given.leave_out:
-        found = left_out_in_turn(runs, _LEFT_OUT[given.leave_out], _tell)
-        title = f"step time, by constants fitted without their {given.leave_out}"
-        print_groups(title, accuracy.groups(found))
+        left_out = left_out_in_turn(runs, _LEFT_OUT[given.leave_out], tell)
+        found[f"fitted without their {given.leave_out}"] = accuracy.groups(left_out)
+    if given.json:
+        groups = {name: groups_dict(errors) for name, errors in found.items()}
+        print(as_json({"constants": constants, "groups": groups}))
+        return 0
+    for name, errors in found.items():
+        print_groups(f"step time, by constants {name}", errors)
     return 0
 
 
-def _tell(line: str) -> None:
-    print(shown(line), flush=True)
+def _tell(stream: TextIO, line: str) -> None:
+    print(shown(line), file=stream, flush=True)

@@ -8,7 +8,6 @@ to train a larger model.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from megatron_qwen3.cli import grammar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.named_model import named_model
 from megatron_qwen3.pages import laws_rows
-from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.shown import as_json, plain, shown
 from megatron_qwen3.storage.whole import write_whole
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_options(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--out", type=Path, help="page to write, .html (default: beside the runs)")
+    text = "page to write, .html (default: beside the runs)"
+    action.add_argument("--out", type=Path, metavar="FILE", help=text)
     action.add_argument("--json", action="store_true", help="print JSON instead of tables")
     action.add_argument("--draws", type=int, default=200, help="resampled fits (%(default)s)")
     action.add_argument(
@@ -133,7 +133,7 @@ def _report(given: argparse.Namespace, paths: Sequence[Path], out: Path) -> int:
     found = laws.analyse([run for run in runs if run not in short], given.draws)
     advice = [stage.recommend(*target, given.sequence_length) for stage in found if target]
     if given.json:
-        print(json.dumps(laws_rows.as_dict(found, advice)))
+        print(as_json(laws_rows.as_dict(found, advice)))
     else:
         console = tables.console()
         for part in laws_rows.lines(found, advice):

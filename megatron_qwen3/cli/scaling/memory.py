@@ -6,7 +6,6 @@ answers it is the moment of a step that needs most: an update, or sampling with 
 """
 
 import argparse
-import json
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +14,7 @@ from megatron_qwen3 import tables
 from megatron_qwen3.planner import moments
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.memory import Memory
+from megatron_qwen3.shown import as_json
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py memory --gpus 256 \\
@@ -45,7 +45,7 @@ def run(given: argparse.Namespace) -> int:
     found = [moments.of_rank(config, job, rank, given.gpus, is_gpu=True) for rank in ranks]
     rows = [{**parts, "total": sum(parts.values())} for parts in found]
     if given.json:
-        print(json.dumps({"pipeline_ranks": rows}, indent=1))
+        print(as_json({"pipeline_ranks": rows}))
         return 0
     own = [field.name for field in fields(Memory)]
     # What no other mode has is shown where it takes something.

@@ -8,7 +8,6 @@ runs have them; `validate` says how well they are met.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from megatron_qwen3.planner.job import RECOMPUTED
 from megatron_qwen3.planner.question import PRECISIONS, Question, ask
 from megatron_qwen3.planner.search import Plan
 from megatron_qwen3.planner.why_none import why_none
-from megatron_qwen3.shown import plain
+from megatron_qwen3.shown import as_json, plain
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py plan --model 235b-a22b --gpu h100 --gpus 256
@@ -74,7 +73,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--recompute", choices=RECOMPUTED, help="pin recomputation")
     parser.add_argument("--top", type=int, default=10, help="layouts that are shown (10)")
     parser.add_argument("--choose", type=int, help="layout to break down and to write (the best)")
-    parser.add_argument("--out", type=Path, help="write the settings of that layout here")
+    text = "write the settings of that layout here"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--plot", type=picture, help="draw all layouts here: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -96,7 +96,7 @@ def run(given: argparse.Namespace) -> int:
     chosen = _chosen(plans, given.choose)
     written = _write(question, plans, chosen, given)
     if given.json:
-        print(json.dumps(as_dict(question, plans, chosen, given), indent=1))
+        print(as_json(as_dict(question, plans, chosen, given)))
         return 0
     console = tables.console()
     console.print(_table(question, plans, chosen, given.tokens))

@@ -22,7 +22,7 @@ from megatron_qwen3 import tables
 from megatron_qwen3.cli import grammar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import sweep_rows
-from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.shown import as_json, plain, shown
 from megatron_qwen3.storage.whole import write_whole
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def add_parser(commands: Any) -> None:
     how.add_argument("--submit", action="store_true", help="hand the job arrays to sbatch")
     how.add_argument("--report", action="store_true", help="only report what is done")
     grammar.add_minutes(parser.add_argument, default=60)
-    parser.add_argument("--out", type=Path, help="page to write (default: {dir}/scaling.html)")
+    text = "page to write (default: {dir}/scaling.html)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
@@ -112,7 +113,7 @@ def _report(
     curves = efficiency.read(cases, sweep.warm_up_steps, sweep.price_per_gpu_hour, predictor(sweep))
     machine = _machine(Path(sweep.dir))
     if given.json:
-        print(json.dumps(sweep_rows.as_dict(curves, left_out, machine)))
+        print(as_json(sweep_rows.as_dict(curves, left_out, machine)))
     if not curves:
         print("no point is done yet: nothing to report", file=sys.stderr)
         return

@@ -8,7 +8,6 @@ every line, medians and 90th percentiles of groups, and draws predicted over pub
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from megatron_qwen3 import tables
 from megatron_qwen3.cli.scaling.plan import picture
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
 from megatron_qwen3.planner.accuracy import Comparison, Errors
-from megatron_qwen3.shown import plain
+from megatron_qwen3.shown import as_json, plain
 
 _EXAMPLES = """examples:
   python tools/scaling_study.py validate published_perf.csv
@@ -52,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
         runs = published.read(given.csv)
     compared = sorted(accuracy.compare(runs, calibration.load()), key=accuracy.sort_key)
     if given.json:
-        print(json.dumps(as_dict(compared), indent=1))
+        print(as_json(as_dict(compared)))
         return 0
     console = tables.console()
     if not given.quiet:
@@ -74,12 +73,13 @@ def as_dict(compared: Sequence[Comparison]) -> dict[str, Any]:
     """Rows and groups, for programs."""
     return {
         "rows": [_row_dict(one) for one in compared],
-        "groups": _groups_dict(accuracy.groups(compared)),
-        "memory_groups": _groups_dict(accuracy.groups(compared, of_memory=True)),
+        "groups": groups_dict(accuracy.groups(compared)),
+        "memory_groups": groups_dict(accuracy.groups(compared, of_memory=True)),
     }
 
 
-def _groups_dict(found: dict[str, Errors]) -> dict[str, dict[str, float]]:
+def groups_dict(found: dict[str, Errors]) -> dict[str, dict[str, float]]:
+    """Errors of each group, for programs."""
     return {
         name: {
             "count": errors.count,
