@@ -18,8 +18,6 @@ from datatrove.data import Document
 
 from megatron_qwen3.config import ConfigError
 
-_PACKAGES = "tldextract fasteners pyahocorasick"
-
 
 class BlockedUrls:
     """By datatrove's lists of domains, URLs and words; options are those of its URLFilter."""
@@ -32,7 +30,8 @@ class BlockedUrls:
             self._filter = URLFilter(**options)
         except ImportError as error:
             raise ConfigError(
-                f"the filter of URLs needs {_PACKAGES} ({error}): python -m pip install {_PACKAGES}"
+                f"the filter of URLs needs a package that is not installed ({error}): "
+                "pip install 'megatron_qwen3[urls]'"
             ) from None
         # The list of public suffixes that came with the package: others would be fetched.
         self._filter.tldextractor = TLDExtract(suffix_list_urls=(), cache_dir=None)

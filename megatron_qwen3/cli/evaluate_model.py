@@ -135,6 +135,7 @@ def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
     """How long a text is: in tokens where the model is a folder, or --tokenizer names one."""
     from data_prep import tokenizer
     from data_prep.tokenizer_file import tokenizer_json
+    from megatron_qwen3.hub import tokenizer_folder
 
     folder = given.tokenizer
     if not folder and "://" not in given.model and Path(given.model).is_dir():
@@ -143,9 +144,8 @@ def _counter(given: argparse.Namespace) -> tuple[Callable[[str], int], str]:
         folder = ModelSource(Path(given.model)).config([], launcher.world_size()).data.tokenizer
     if not folder:
         return len, "characters"
+    tokenizer_folder(folder, "--tokenizer" if given.tokenizer else "data.tokenizer")
     file = tokenizer_json(folder)
-    if not file.is_file():
-        raise ConfigError(f"--tokenizer {folder}: {file} does not exist")
     loaded = tokenizer.load(file)
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids), "tokens"
 

@@ -184,7 +184,12 @@ def test_each_package_that_has_an_extra_is_in_it_and_not_in_the_base():
     told = setup_keywords()
     base, extras = ast.literal_eval(told["install_requires"]), told["extras_require"]
     extras = ast.literal_eval(extras)
-    own = {"megatron": "megatron-core", "fasttext": "fasttext-predict", "nvidia": "nvidia-dali"}
+    own = {
+        "megatron": "megatron-core",
+        "fasttext": "fasttext-predict",
+        "nvidia": "nvidia-dali",
+        "ahocorasick": "pyahocorasick",
+    }
     for package, extra in commands.EXTRA_OF.items():
         name = own.get(package, package).replace("_", "-")
         assert any(one.startswith(name) for one in extras[extra]), package
