@@ -17,7 +17,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import load, tokenizer_of
 from megatron_qwen3.generate.opening import checked, close, joined
 from megatron_qwen3.posttrain.answer_lines import Asked, read_answers
+from megatron_qwen3.storage.folder import check_file
 from megatron_qwen3.storage.whole import whole_file
 
 _ROWS_AT_ONCE = 8  # of each data rank: between them the bar moves, and nothing else is kept
@@ -75,8 +75,8 @@ def _run(given: argparse.Namespace) -> None:
     """Check all that was given, load the model, and score, on this rank."""
     source, config = checked(given.model, given.settings, head="scalar")
     is_first = launcher.rank() == 0
-    if given.out and is_first and not os.access(given.out.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {given.out}: no file can be written there")
+    if given.out and is_first:
+        check_file("--out", given.out)
     chat = ChatTokenizer(tokenizer_of(config))
     total = sum(len(asked.answers) for asked in read_answers(given.answers, chat))
     if not total:

@@ -26,6 +26,7 @@ from megatron_qwen3.generate.requests import (
 from megatron_qwen3.generate.template import FolderTemplate, template_of
 from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.shown import shown, shown_lines
+from megatron_qwen3.storage.folder import check_file
 
 EXAMPLES = """\
 examples:
@@ -112,10 +113,8 @@ def _check_out(given: argparse.Namespace) -> None:
     """ConfigError where what comes of a file could not be written when it is there."""
     if given.out and not given.file:
         raise ConfigError(f"--out {given.out} goes with --file")
-    if not given.out or os.environ.get("RANK", "0") != "0":
-        return  # the first rank writes, perhaps where others see nothing
-    if given.out.is_dir() or not os.access(given.out.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {given.out}: no file can be written there")
+    if given.out and os.environ.get("RANK", "0") == "0":
+        check_file("--out", given.out)  # the first rank writes, perhaps where others see nothing
 
 
 def _lines(given: argparse.Namespace) -> list[tuple[str, Line]]:

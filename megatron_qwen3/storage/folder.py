@@ -47,6 +47,12 @@ def check_writable(run_dir: Path) -> None:
         raise ConfigError(f"run.dir, run.name: {shown(run_dir)} cannot be written, {fault}")
 
 
+def check_file(option: str, path: Path) -> None:
+    """ConfigError where no file can be written at `path`: before the work that it is to keep."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path}: no file can be written there")
+
+
 def _write_fault(run_dir: Path) -> str:
     """Why a folder can neither be made nor written to; "" where it can."""
     if "\0" in str(run_dir):

@@ -381,6 +381,8 @@ def test_a_fit_prints_its_constants_and_errors_as_json_alone(tmp_path, capsys, m
     assert [*told["groups"]] == ["fitted to these runs", "fitted without their source"]
     assert told["groups"]["fitted without their source"]["all"]["count"] == 2
     assert "without a" in printed.err and "2 runs" in printed.err
+    assert scaling_study.main([*words[:2], "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --out {tmp_path}: no file can be written there\n"
 
 
 def test_memory_rows_that_say_too_little_are_left_out_with_the_reason(tmp_path):

@@ -18,6 +18,7 @@ from megatron_qwen3.planner import accuracy, calibration, published
 from megatron_qwen3.planner.fit import fit, left_out_in_turn
 from megatron_qwen3.settings import ConfigError
 from megatron_qwen3.shown import as_json, shown
+from megatron_qwen3.storage.folder import check_file
 
 _LEFT_OUT = {"source": attrgetter("source"), "gpu": attrgetter("gpu")}
 
@@ -45,6 +46,7 @@ def add_parser(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Fit, write, and say how well; the exit status."""
+    check_file("--out", given.out)
     runs = [run for run in published.compared(published.read(given.csv)) if run.cluster]
     if not runs:
         raise ConfigError(f"{given.csv}: no run can be compared; validate says why of each")
