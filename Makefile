@@ -135,7 +135,7 @@ $(INSTALLED): setup.py Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(MEGATRON)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,onnx,warc,urls,posttrain,eval,dali]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,test,data,languages,onnx,warc,urls,posttrain,eval,mixture,dali]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(VOCABULARY)
 	touch $@
 

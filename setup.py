@@ -111,6 +111,8 @@ setup(
             "reasoning-gym>=0.1.25,<0.2",  # a hundred generators of tasks with verifiers
             "lm-eval>=0.4.13,<0.5",  # the field's harness, which runs exported models
         ],
+        # Gradient boosting of losses on mixtures: a foundation's, two releases a year, no torch.
+        "mixture": ["scikit-learn>=1.4"],
         "benchmarks": ["trl==1.16.0"],  # whose SFTTrainer benchmarks/sft.py is timed against
         # data.loader = "dali": 270 MB with what it needs. Drivers of CUDA 12 take -cuda120 of it.
         "dali": ["nvidia-dali-cuda130==2.4.0; sys_platform == 'linux'"],

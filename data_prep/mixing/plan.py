@@ -58,10 +58,23 @@ def plan(
     first stage. ConfigError where the recipe names labels that nothing has, or asks for more tokens
     than there are.
     """
-    sources = _sources(inventory, recipe, marks or {})
-    _check_lengths(inventory, recipe, sources)
+    sources = sources_of(inventory, recipe, marks or {})
     _check_values(inventory, recipe)
-    before = read_before(sources) if read_before else {}
+    return planned(inventory, recipe, sources, read_before(sources) if read_before else {})
+
+
+def planned(
+    inventory: Inventory,
+    recipe: Recipe,
+    sources: Sequence[Source],
+    before: Mapping[str, int] | None = None,
+) -> Curriculum:
+    """The curriculum of sources that are known, for who plans many mixtures of them.
+
+    before: by name, tokens that were trained on; ConfigError as `plan`, but for values of labels.
+    """
+    _check_lengths(inventory, recipe, sources)
+    before = before or {}
     cursors = {source.name: before.get(source.name, 0) for source in sources}
     stages = []
     for stage in recipe.stages:
@@ -76,8 +89,8 @@ def plan(
     return Curriculum(recipe.seed, inventory.tokenizer, inventory.vocab_size, tuple(stages))
 
 
-def _sources(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> list[Source]:
-    """What belongs together, in the order of the first of it."""
+def sources_of(inventory: Inventory, recipe: Recipe, marks: Mapping[str, str]) -> list[Source]:
+    """What belongs together, in the order of the first of it; by path the marks of shards."""
     labels = [name for name in Labels._fields if name in ALWAYS or name in recipe.labels]
     together = divided(inventory, labels, marks)
     shortest = min(stage.sequence_length for stage in recipe.stages)

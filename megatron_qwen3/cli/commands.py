@@ -144,6 +144,7 @@ EXTRA_OF = {
     "math_verify": "posttrain",
     "lm_eval": "eval",
     "reasoning_gym": "eval",
+    "sklearn": "mixture",
     "nvidia": "dali",
     "wandb": "wandb",
 }

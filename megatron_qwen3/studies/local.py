@@ -1,6 +1,7 @@
 """Run the points of a study on this machine, one after the other, with the time that is left.
 
     failed = run_all(points, "ladder")
+    failed = run_all(points, "proxies", at_once=2)      # where their speed is not measured
 
 Each point is a training of its own, started as a person would start it: one rank plainly, several
 under torchrun (gloo on a CPU). All ranks of a study have the threads of those of its largest point,
@@ -15,7 +16,8 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +25,17 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_qwen3.bar import duration
-from megatron_qwen3.config import Config, ConfigError, to_toml
+from megatron_qwen3.config import Config, ConfigError, changes, load, to_toml
 from megatron_qwen3.cores import cores
 from megatron_qwen3.model.flops import flops_per_token
 from megatron_qwen3.processes import isolated
 from megatron_qwen3.shown import plain, shown
+from megatron_qwen3.storage.folder import SETTINGS_FILE
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES, FILE_NAME, read_rows
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _LOOK_SECONDS = 1.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,24 @@ class Point:
         )
 
 
-def run_all(points: Sequence[Point], title: str) -> list[Point]:
-    """Run what is not done; returns the points that failed, after all were tried.
+def run_all(points: Sequence[Point], title: str, at_once: int = 1) -> list[Point]:
+    """Run what is not done, `at_once` at a time; returns the points that failed, after all were
+    tried.
 
     ConfigError: a folder holds a run of other settings, or the trainer refuses the first point.
     Interrupted, it stops the ranks and says how to go on.
     """
     for point in points:
         _check_folder(point)
-    threads = max(1, cores() // max((point.ranks for point in points), default=1))
+    ranks = at_once * max((point.ranks for point in points), default=1)
     failed = []
     try:
-        with _Progress(title, points) as progress:
-            for point in list(progress.left):
-                is_done = _run(point, threads, progress)
-                failed += [] if is_done else [point]
-                progress.over(point, is_done)
+        with _Progress(title, points, at_once) as progress:
+            for point, status in _runs(progress, max(1, cores() // ranks)):
+                if status:
+                    failed.append(point)
+                    _tell_failure(point, status, progress)
+                progress.over(point, is_done=not status)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on with what is left") from None
     return failed
@@ -93,24 +98,43 @@ def run_all(points: Sequence[Point], title: str) -> list[Point]:
 
 def _check_folder(point: Point) -> None:
     """A folder with metrics of other settings is somebody's work: it is not overwritten."""
-    wanted, file = to_toml(point.config), point.config.run_dir / "config.toml"
+    file = point.config.run_dir / SETTINGS_FILE
     if not (file.is_file() and (point.config.run_dir / FILE_NAME).is_file()):
         return
-    there = file.read_text(encoding="utf-8").splitlines()
-    for old, new in zip(there, wanted.splitlines(), strict=False):
-        if old != new:
-            raise ConfigError(
-                f"{file} says {old}, the study {new}: this folder holds a run of other settings; "
-                "delete it, or give the study another dir"
-            )
+    for change in changes(load([file]), point.config):
+        raise ConfigError(
+            f"{file}: {change} in the study: this folder holds a run of other settings; "
+            "delete it, or give the study another dir"
+        )
 
 
-def _run(point: Point, threads: int, progress: "_Progress") -> bool:
-    """Whether the point ran to its end. Interrupted, its ranks are stopped first."""
+def _runs(progress: "_Progress", threads: int) -> Iterator[tuple[Point, int]]:
+    """Each point that is left when it is over, with its exit status. Ranks that are still there
+    when nobody asks for the next are stopped."""
+    waiting = list(progress.left)
+    running: list[tuple[Point, subprocess.Popen[bytes]]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < progress.at_once:
+                point = waiting.pop(0)
+                running.append((point, _start(point, threads)))
+            _wait([process for _, process in running])
+            progress.running([point for point, _ in running])
+            for one in [one for one in running if one[1].poll() is not None]:
+                running.remove(one)
+                yield one[0], one[1].returncode
+    finally:
+        for _, process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for _, process in running:
+            process.wait()
+
+
+def _start(point: Point, threads: int) -> "subprocess.Popen[bytes]":
     file = write_settings(point)
-    log = point.config.run_dir / "launch.log"
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
+    with (point.config.run_dir / "launch.log").open("w", encoding="utf-8") as output:
+        return subprocess.Popen(
             command(point, file),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -118,18 +142,21 @@ def _run(point: Point, threads: int, progress: "_Progress") -> bool:
             env=_environment(threads),
             start_new_session=True,
         )
-        try:
-            _wait(process, point, progress)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-    # Settings that the very first point is refused for are likely those of all.
-    if process.returncode and not progress.done and _end(log).startswith("error: "):
-        raise ConfigError(f"{point.name}: {_end(log).removeprefix('error: ')}")
-    if process.returncode:
-        progress.say(f"{point.name} FAILED, exit status {process.returncode}: {_end(log)}")
-    return process.returncode == 0
+
+
+def _wait(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """Until one is over, but not longer than the progress may stand still."""
+    until = time.monotonic() + _POLL_SECONDS
+    while time.monotonic() < until and all(process.poll() is None for process in processes):
+        time.sleep(_LOOK_SECONDS)
+
+
+def _tell_failure(point: Point, status: int, progress: "_Progress") -> None:
+    """ConfigError for what the very first point is refused for: it is likely wrong in all."""
+    end = _end(point.config.run_dir / "launch.log")
+    if not progress.done and end.startswith("error: "):
+        raise ConfigError(f"{point.name}: {end.removeprefix('error: ')}")
+    progress.say(f"{point.name} FAILED, exit status {status}: {end}")
 
 
 def write_settings(point: Point) -> Path:
@@ -156,15 +183,6 @@ def _environment(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **isolated()}
 
 
-def _wait(process: "subprocess.Popen[bytes]", point: Point, progress: "_Progress") -> None:
-    while True:
-        try:
-            process.wait(timeout=_POLL_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
-            progress.running(point)
-
-
 def _end(log: Path) -> str:
     """The line that says what was wrong, or else the last one."""
     lines = [
@@ -178,11 +196,11 @@ class _Progress:
     """A bar in a terminal, a line per finished point everywhere.
 
     The time left is that of the work left, at the median rate of the finished points, and of as
-    many starts, each as long as the median one.
+    many starts, each as long as the median one, shared by those that run at once.
     """
 
-    def __init__(self, title: str, points: Sequence[Point]) -> None:
-        self.count = len(points)
+    def __init__(self, title: str, points: Sequence[Point], at_once: int) -> None:
+        self.count, self.at_once = len(points), at_once
         self.left = [point for point in points if not point.is_done]
         self.done = [point for point in points if point.is_done]
         self.console = rich.console.Console(highlight=False, stderr=True)
@@ -210,10 +228,13 @@ class _Progress:
     def say(self, line: str) -> None:
         self.console.print(plain(line), soft_wrap=True)
 
-    def running(self, point: Point) -> None:
-        """Show how far the point that runs is."""
-        done = self._work_done() + point.work * point.steps_done / point.config.steps
-        self.bar.update(self.task, completed=done, now=point.name)
+    def running(self, points: Sequence[Point]) -> None:
+        """Show how far the points that run are."""
+        if self.bar.disable:
+            return  # nobody sees it, and metrics are long
+        begun = sum(point.work * point.steps_done / point.config.steps for point in points)
+        now = ", ".join(point.name for point in points)
+        self.bar.update(self.task, completed=self._work_done() + begun, now=now)
 
     def over(self, point: Point, is_done: bool) -> None:
         """Show that a point is over, and how long the others will take."""
@@ -242,7 +263,7 @@ class _Progress:
         if not rates:
             return None
         start, rate = max(0.0, statistics.median(starts)), statistics.median(rates)
-        return sum(start + rate * point.work for point in self.left)
+        return sum(start + rate * point.work for point in self.left) / self.at_once
 
 
 def _wall_seconds(point: Point) -> float:

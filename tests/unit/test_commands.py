@@ -188,6 +188,7 @@ def test_each_package_that_has_an_extra_is_in_it_and_not_in_the_base():
         "megatron": "megatron-core",
         "fasttext": "fasttext-predict",
         "nvidia": "nvidia-dali",
+        "sklearn": "scikit-learn",
         "ahocorasick": "pyahocorasick",
     }
     for package, extra in commands.EXTRA_OF.items():

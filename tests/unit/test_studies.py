@@ -315,11 +315,59 @@ def test_every_rank_of_a_study_has_the_threads_of_those_of_its_largest_point(tmp
     assert {log.read_text() for log in logs} == {"3\n"}
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_as_many_points_run_at_once_as_are_asked_for_and_all_are_run(
+    tmp_path, monkeypatch, at_once
+):
+    cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    points = list({case.point.name: case.point for case in cases}.values())
+    alive, most, started = set(), [], []
+
+    class Process:
+        def __init__(self, point):
+            self.point, self.left, self.returncode, self.pid = point, 3, None, 0
+            alive.add(point.name)
+            most.append(len(alive))
+            started.append(point.name)
+
+        def poll(self):
+            self.left -= 1
+            if not self.left:
+                alive.discard(self.point.name)
+                self.returncode = 1 if self.point is points[2] else 0
+                write_run(self.point)
+                (self.point.config.run_dir / "launch.log").write_text("error: a fault\n")
+            return self.returncode
+
+        def wait(self):
+            return self.returncode
+
+    def start(point, threads):
+        assert threads == max(1, local.cores() // (at_once * 8))
+        local.write_settings(point)
+        return Process(point)
+
+    monkeypatch.setattr(local, "_start", start)
+    assert local.run_all(points, "sweep", at_once) == [points[2]]
+    assert sorted(started) == sorted(point.name for point in points)
+    assert max(most) == at_once
+
+
+def test_a_run_of_an_older_version_that_lacks_a_setting_is_not_one_of_other_settings(tmp_path):
+    (case, *_), _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
+    write_run(case.point)
+    file = case.point.config.run_dir / "config.toml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("by = ")))
+    assert file.read_text() != "".join(lines)
+    assert local.run_all([case.point], "sweep") == []
+
+
 def test_a_folder_with_a_run_of_other_settings_is_not_overwritten(tmp_path):
     cases, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep))
     write_run(cases[0].point)
     others, _ = sweep.plan(study(tmp_path, SWEEP, sweep.Sweep, **{"length=32": "length=64"}))
-    with pytest.raises(ConfigError, match="sequence_length = 32, the study sequence_length = 64"):
+    with pytest.raises(ConfigError, match="data.sequence_length: 32 → 64 in the study"):
         local.run_all([others[0].point], "sweep")
 
 
