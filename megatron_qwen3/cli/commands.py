@@ -42,6 +42,11 @@ COMMANDS = {
     "data inspect": Command(
         "megatron_qwen3.cli.inspect_shards", "add up, read and verify shards", prints_results=True
     ),
+    "data optimize": Command(
+        "megatron_qwen3.cli.optimize_mixture",
+        "the mixture of labels with the lowest loss, by small runs",
+        prints_results=True,
+    ),
     "data mix": Command(
         "megatron_qwen3.cli.mix_curriculum",
         "a curriculum from shards; find the text of a row again",
@@ -103,6 +108,7 @@ _ELSEWHERE = {
     "curriculum": "data mix",
     "evaluate-model": "evaluate",
     "inspect-shards": "data inspect",
+    "optimize-mixture": "data optimize",
     "score-answers": "score",
     "tokenize-dialogs": "data dialogs",
 }

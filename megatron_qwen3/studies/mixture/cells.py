@@ -24,7 +24,7 @@ Sums = Mapping[tuple[str, ...], Counter[str]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class LabelCell:
     """labels: the values that its texts may have, of those labels that decide; combinations: how
     many were joined; documents, tokens, bytes: all that there is of it, what is held out too."""
 
@@ -47,7 +47,7 @@ class Cell:
         return self.row(0.0).has(labels)
 
 
-def cells(inventory: Inventory, by: Sequence[str], least: float) -> list[Cell]:
+def cells(inventory: Inventory, by: Sequence[str], least: float) -> list[LabelCell]:
     """Those with `least` of all tokens, in the order of the labels, and in each group the rest.
 
     ConfigError where nothing is left to mix.
@@ -65,7 +65,7 @@ def cells(inventory: Inventory, by: Sequence[str], least: float) -> list[Cell]:
 
 def _cells(
     sums: Sums, by: Sequence[str], fixed: dict[str, tuple[str, ...]], smallest: float
-) -> Iterator[Cell]:
+) -> Iterator[LabelCell]:
     """Of the combinations in `sums`, whose first labels are those of `fixed`."""
     if not by:
         yield _joined(sums, fixed)
@@ -81,10 +81,10 @@ def _cells(
         yield _joined(left, {**fixed, by[0]: tuple(small)} if len(small) < len(groups) else fixed)
 
 
-def _joined(sums: Sums, labels: Mapping[str, tuple[str, ...]]) -> Cell:
+def _joined(sums: Sums, labels: Mapping[str, tuple[str, ...]]) -> LabelCell:
     whole: Counter[str] = sum(sums.values(), Counter())
     counts = (whole["documents"], whole["tokens"], whole["bytes"])
-    return Cell(dict(labels), len(sums), *counts)
+    return LabelCell(dict(labels), len(sums), *counts)
 
 
 def _tokens(sums: Sums) -> int:

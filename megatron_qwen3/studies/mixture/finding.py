@@ -1,8 +1,8 @@
 """What the proxies of a study say: laws of loss, the best mixture, and how it did when it was run.
 
-    tried = Tried.read(corpus, parts, shares_NP, points)      # losses of the runs that are done
-    found = find(corpus, parts, tried)                        # fits, and a mixture of each name
-    rows = compared(tried, runs(corpus, found, first))        # measured losses of the mixtures
+    tried = TriedMixtures.read(corpus, parts, shares_NP, points)  # losses of the runs that are done
+    found = find(corpus, parts, tried)                            # fits, and a mixture of each name
+    rows = compared(tried, runs(corpus, found, first))            # measured losses of the mixtures
 
 Mixtures are compared by name: NATURAL, the one by coarse labels, within which text is read as often
 as there is of it, and the one by CELLS. Legend: N mixtures, P parts, C cells, T targets, K stages,
@@ -25,10 +25,10 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.studies.local import Point
 from megatron_qwen3.studies.mixture import optimum
 from megatron_qwen3.studies.mixture.regression import BOOSTING, Fit, choose
-from megatron_qwen3.studies.mixture.study import Corpus
+from megatron_qwen3.studies.mixture.study import MixtureCorpus
 from megatron_qwen3.studies.mixture.swarm import Parts, candidates, capped
 from megatron_qwen3.toml import did_you_mean
-from megatron_qwen3.training.history import Run
+from megatron_qwen3.training.history import RunHistory
 from megatron_qwen3.training.metrics_file import ALL_SOURCES
 
 Array = NDArray[np.float64]
@@ -39,7 +39,7 @@ _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedMixtures:
     """Mixtures and what came of them. targets: names, as results have them; weights_T: of the
     objective, adding up to 1; loss_KNT: at the end of each stage, nats per token."""
 
@@ -55,8 +55,8 @@ class Tried:
 
     @classmethod
     def read(
-        cls, corpus: Corpus, parts: Parts, shares_NP: Array, points: Sequence[Point]
-    ) -> Tried | None:
+        cls, corpus: MixtureCorpus, parts: Parts, shares_NP: Array, points: Sequence[Point]
+    ) -> TriedMixtures | None:
         """None where too few runs are done to fit anything. ConfigError: an objective that no
         target has a part in."""
         done = [n for n, point in enumerate(points) if point.is_done]
@@ -71,7 +71,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestMixtures:
     """fits: of the losses at the end, the chosen first; mixtures: by name their shares of cells;
     stages_KC: of each stage, the last of which is the mixture by CELLS; predicted: objectives."""
 
@@ -82,21 +82,21 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Compared:
+class CheckedMixture:
     """Runs of one mixture, a loss for each seed. ahead: by how much the mixture by CELLS has a
-    lower loss, with half of the interval that holds 95 % of such means; NaN for one seed."""
+    lower loss, with half of the interval that holds 95 % of such means; None for one seed."""
 
     name: str
     losses: tuple[float, ...]
     ahead: float = 0.0
-    plus_minus: float = math.nan
+    plus_minus: float | None = None
 
     @property
     def mean(self) -> float:
         return statistics.fmean(self.losses)
 
 
-def find(corpus: Corpus, parts: Parts, tried: Tried) -> Found:
+def find(corpus: MixtureCorpus, parts: Parts, tried: TriedMixtures) -> BestMixtures:
     """The mixtures with the lowest objective of those within the caps."""
     natural_P, most_P = parts.natural(corpus.natural_C), parts.most(corpus.most_C)
     fits_K = [choose(tried.shares_NP, loss_NT, tried.weights_T) for loss_NT in tried.loss_KNT]
@@ -126,10 +126,12 @@ def find(corpus: Corpus, parts: Parts, tried: Tried) -> Found:
     }
     mixtures = {name: shares_P @ parts.cells_PC for name, shares_P in mixtures_P.items()}
     mixtures[NATURAL] = capped(corpus.natural_C, corpus.most_C)
-    return Found(fits_K[-1], mixtures, stages_KP @ parts.cells_PC, predicted)
+    return BestMixtures(fits_K[-1], mixtures, stages_KP @ parts.cells_PC, predicted)
 
 
-def runs(corpus: Corpus, found: Found, first: tuple[Array, Point]) -> dict[str, list[Point]]:
+def runs(
+    corpus: MixtureCorpus, found: BestMixtures, first: tuple[Array, Point]
+) -> dict[str, list[Point]]:
     """The runs that compare the mixtures, one for each seed. first: a mixture that was tried with
     the first seed, which is not tried again."""
     by_name = {}
@@ -144,7 +146,7 @@ def runs(corpus: Corpus, found: Found, first: tuple[Array, Point]) -> dict[str, 
     return by_name
 
 
-def compared(tried: Tried, points: Mapping[str, Sequence[Point]]) -> list[Compared]:
+def compared(tried: TriedMixtures, points: Mapping[str, Sequence[Point]]) -> list[CheckedMixture]:
     """What is done of the runs of `runs`, seed by seed; the lowest loss first."""
     losses = {
         name: tuple(_objective(tried, point) for point in own)
@@ -155,19 +157,21 @@ def compared(tried: Tried, points: Mapping[str, Sequence[Point]]) -> list[Compar
     rows = []
     for name, own in losses.items():
         ahead = [other - best for other, best in zip(own, of_cells, strict=False)]
-        rows.append(Compared(name, own, *_mean(ahead)) if ahead else Compared(name, own))
+        rows.append(
+            CheckedMixture(name, own, *_mean(ahead)) if ahead else CheckedMixture(name, own)
+        )
     return sorted(rows, key=lambda row: row.mean)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
     """And half of Student's interval around it."""
     if len(values) < 2:
-        return values[0], math.nan
+        return values[0], None
     width = float(students_t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
     return statistics.fmean(values), width * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _objective(tried: Tried, point: Point) -> float:
+def _objective(tried: TriedMixtures, point: Point) -> float:
     last = _losses(point, [point.config.steps])[0]
     return float(np.array([last[name] for name in tried.targets]) @ tried.weights_T)
 
@@ -175,7 +179,7 @@ def _objective(tried: Tried, point: Point) -> float:
 def _losses(point: Point, steps: Sequence[int]) -> list[dict[str, float]]:
     """After each of the steps the held-out loss of every target. ConfigError: one is missing."""
     at: dict[int, dict[str, float]] = {step: {} for step in steps}
-    for row in Run.read(point.config.run_dir).evaluations:
+    for row in RunHistory.read(point.config.run_dir).evaluations:
         if row["step"] in at and row["source"] != ALL_SOURCES:
             at[row["step"]][row["source"]] = float(row["loss"])
     for step, losses in at.items():
@@ -186,13 +190,13 @@ def _losses(point: Point, steps: Sequence[int]) -> list[dict[str, float]]:
     return list(at.values())
 
 
-def _labels_of_targets(corpus: Corpus) -> dict[str, dict[str, str]]:
+def _labels_of_targets(corpus: MixtureCorpus) -> dict[str, dict[str, str]]:
     """By the names that results have."""
     rows = ({label: source.labels[label] for label in corpus.targets} for source in corpus.sources)
     return {"/".join(labels.values()): labels for labels in rows}
 
 
-def _weights(corpus: Corpus, targets: Sequence[str]) -> Array:
+def _weights(corpus: MixtureCorpus, targets: Sequence[str]) -> Array:
     """Of targets in the objective, adding up to 1."""
     objective, labels = corpus.study.objective, _labels_of_targets(corpus)
     for label, values in objective.items():
@@ -207,11 +211,11 @@ def _weights(corpus: Corpus, targets: Sequence[str]) -> Array:
     return np.asarray(weights_T / weights_T.sum())
 
 
-def _coarse_name(corpus: Corpus) -> str:
+def _coarse_name(corpus: MixtureCorpus) -> str:
     return f"by {' and '.join(corpus.coarse)}"
 
 
-def _coarse_keys(corpus: Corpus, parts: Parts) -> list[object]:
+def _coarse_keys(corpus: MixtureCorpus, parts: Parts) -> list[object]:
     """Of each part the values of its coarse labels; parts of several cells are groups already."""
     keys: list[object] = []
     for number, cells_C in enumerate(parts.cells_PC):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from megatron_qwen3.studies.mixture.regression import Laws, Model
+from megatron_qwen3.studies.mixture.regression import Laws, LossModel
 
 Array = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ _TINY = 1e-12
 
 
 def lowest(
-    model: Model,
+    model: LossModel,
     weights_T: Array,
     natural_P: Array,
     most_P: Array,

@@ -24,17 +24,18 @@ Array = NDArray[np.float64]
 
 FOLDS = 5
 LAW, BOOSTING = "log-linear law", "gradient boosting"
+TREES = 100  # of boosting
 _RIDGES = (1e-6, 1e-3, 1e-2, 1e-1)  # of the slopes, beside squared relative errors of L - c
 _DEPTHS = np.linspace(-3.0, 4.0, 15)  # log of (lowest loss - c) / range of losses
 
 
-class Model(Protocol):
+class LossModel(Protocol):
     """Losses of mixtures."""
 
     def predict(self, shares_NP: Array, /) -> Array:
         """[N, T]."""
 
-    def within(self, parts_GP: Array) -> Model:
+    def within(self, parts_GP: Array) -> LossModel:
         """The same of shares of groups, within which parts keep these ratios."""
 
 
@@ -87,7 +88,7 @@ class Fit:
 
     form: str
     ridge: float
-    model: Model
+    model: LossModel
     error: float
     objective: Quality
     of_targets: tuple[Quality, ...]
@@ -105,7 +106,7 @@ def choose(shares_NP: Array, loss_NT: Array, weights_T: Array) -> list[Fit]:
     return sorted([law, boosted], key=lambda fit: fit.error)
 
 
-def fit_model(form: str, ridge: float, shares_NP: Array, loss_NT: Array) -> Model:
+def fit_model(form: str, ridge: float, shares_NP: Array, loss_NT: Array) -> LossModel:
     """A model of one form of all these mixtures."""
     return fit_laws(shares_NP, loss_NT, ridge) if form == LAW else _boost(shares_NP, loss_NT)
 
@@ -142,7 +143,7 @@ def _validated(form: str, ridge: float, shares_NP: Array, loss_NT: Array, weight
     )
 
 
-def _left_out(fit: Callable[[Array, Array], Model], shares_NP: Array, loss_NT: Array) -> Array:
+def _left_out(fit: Callable[[Array, Array], LossModel], shares_NP: Array, loss_NT: Array) -> Array:
     """Each mixture's losses by a model of the other folds."""
     predicted_NT = np.empty_like(loss_NT)
     fold_N = np.random.default_rng(0).permutation(len(loss_NT)) % min(FOLDS, len(loss_NT))
@@ -188,7 +189,7 @@ def _slopes(shares_NP: Array, above_N: Array, ridge: float) -> tuple[Array, floa
 def _boost(shares_NP: Array, loss_NT: Array) -> Boosted:
     from sklearn.ensemble import GradientBoostingRegressor  # loads slowly
 
-    settings: dict[str, Any] = {"n_estimators": 100, "learning_rate": 0.1, "max_depth": 2}
+    settings: dict[str, Any] = {"n_estimators": TREES, "learning_rate": 0.1, "max_depth": 2}
     settings |= {"subsample": 0.8, "min_samples_leaf": 2, "random_state": 0}
     made: Sequence[Any] = [GradientBoostingRegressor(**settings) for _ in loss_NT.T]
     fitted = (one.fit(shares_NP, y_N) for one, y_N in zip(made, loss_NT.T, strict=True))

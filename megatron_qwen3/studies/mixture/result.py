@@ -2,7 +2,7 @@
 
     shares_NP = proposed(corpus, parts)              # the same again wherever a study goes on
     parts = parts_of(corpus)                         # of an older mixture.json, where one is reused
-    write(corpus, parts, tried, found, rows, points)
+    write(corpus, tried, found, rows, points)
 
 mixture.json holds all numbers of the page; recipe.toml is for `mix`. Legend: N mixtures, P parts,
 C cells, K stages.
@@ -25,8 +25,13 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.model.flops import parameter_count
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.studies.local import Point
-from megatron_qwen3.studies.mixture.finding import CELLS, Compared, Found, Tried
-from megatron_qwen3.studies.mixture.study import Corpus
+from megatron_qwen3.studies.mixture.finding import (
+    CELLS,
+    BestMixtures,
+    CheckedMixture,
+    TriedMixtures,
+)
+from megatron_qwen3.studies.mixture.study import MixtureCorpus
 from megatron_qwen3.studies.mixture.swarm import Parts, swarm
 from megatron_qwen3.toml import emit
 
@@ -36,7 +41,7 @@ MIXTURE, RECIPE, PROPOSED = "mixture.json", "recipe.toml", "proposed.json"
 TRUSTED_PARAMETERS = 15e6  # below, proxies rank mixtures poorly: arXiv 2602.12237
 
 
-def parts_of(corpus: Corpus) -> tuple[Parts, list[str]]:
+def parts_of(corpus: MixtureCorpus) -> tuple[Parts, list[str]]:
     """What is proposed, and the names of cells that keep their ratios.
 
     ConfigError where the older study cannot be read, has other labels, or nothing changed.
@@ -67,7 +72,7 @@ def parts_of(corpus: Corpus) -> tuple[Parts, list[str]]:
 _COUNTS = ("documents", "tokens", "bytes")
 
 
-def proposed(corpus: Corpus, parts: Parts) -> Array:
+def proposed(corpus: MixtureCorpus, parts: Parts) -> Array:
     """The mixtures of parts that are tried, [N, P].
 
     They are noted in the study's folder; ConfigError where others were begun there. More of them
@@ -103,11 +108,10 @@ def proposed(corpus: Corpus, parts: Parts) -> Array:
 
 
 def write(
-    corpus: Corpus,
-    parts: Parts,
-    tried: Tried,
-    found: Found,
-    rows: Sequence[Compared],
+    corpus: MixtureCorpus,
+    tried: TriedMixtures,
+    found: BestMixtures,
+    rows: Sequence[CheckedMixture],
     points: Sequence[Point],
 ) -> dict[str, Any]:
     """Write the recipe and mixture.json; returns what stands in the latter.
@@ -124,10 +128,10 @@ def write(
 
 
 def as_dict(
-    corpus: Corpus,
-    tried: Tried,
-    found: Found,
-    rows: Sequence[Compared],
+    corpus: MixtureCorpus,
+    tried: TriedMixtures,
+    found: BestMixtures,
+    rows: Sequence[CheckedMixture],
     points: Sequence[Point],
 ) -> dict[str, Any]:
     """All numbers of a study."""
@@ -161,7 +165,7 @@ def as_dict(
     }
 
 
-def _cells(corpus: Corpus, found: Found) -> Iterator[dict[str, Any]]:
+def _cells(corpus: MixtureCorpus, found: BestMixtures) -> Iterator[dict[str, Any]]:
     for c, cell in enumerate(corpus.cells):
         yield {
             "name": cell.name,
@@ -175,7 +179,7 @@ def _cells(corpus: Corpus, found: Found) -> Iterator[dict[str, Any]]:
         }
 
 
-def recipe_text(recipe: Recipe, corpus: Corpus) -> str:
+def recipe_text(recipe: Recipe, corpus: MixtureCorpus) -> str:
     """A recipe as TOML, which `mix` reads."""
     lines = [
         f"# By {len(corpus.cells)} cells of {', '.join(corpus.by)}: tools/mix_curriculum.py mix",

@@ -1,7 +1,7 @@
 """A study of mixtures: its file, its corpus, and the runs that try mixtures.
 
     study = read(Path("examples/reproduce/mixture/study.toml"), Study)
-    corpus = Corpus.of(study)
+    corpus = MixtureCorpus.of(study)
     point = corpus.point(shares_C, "007", seed=1234)     # writes its curriculum; a run of a study
 
 Every proxy reads the same sources by a curriculum of its own, in which each cell has its share, and
@@ -28,7 +28,7 @@ from data_prep.mixing.recipe import CellShare, Recipe, StageRecipe
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.studies.files import check_names, configure
 from megatron_qwen3.studies.local import Point
-from megatron_qwen3.studies.mixture.cells import Cell, cells
+from megatron_qwen3.studies.mixture.cells import LabelCell, cells
 from megatron_qwen3.studies.mixture.swarm import PER_PART
 from megatron_qwen3.toml import did_you_mean, emit
 
@@ -50,7 +50,8 @@ class Study:
                     several stages, each of the same length, each has a mixture of its own
     by              labels that make cells, the first one's first; those with one value drop out
     min_share       values with a smaller part of their corpus are joined to one cell
-    coarse          labels of the coarser mixture that the result is compared with
+    coarse          labels, those of them that are in `by`, of the coarser mixture that the result
+                    is compared with
     targets         labels of held-out text whose combinations have a loss each; empty is `by`
     objective       label -> value -> weight; a target's weight is the product, 1 where nothing is
                     said
@@ -98,7 +99,7 @@ def check(study: Study) -> None:
                 guess = did_you_mean(label, Labels._fields)
                 valid = f"valid: {', '.join(Labels._fields)}"
                 raise ConfigError(f'{name}: "{label}" is no label of shards{guess}; {valid}')
-    within = {"coarse": study.by, "targets": study.by, "objective": study.targets or study.by}
+    within = {"targets": study.by, "objective": study.targets or study.by}
     for name, known in within.items():
         if left := [label for label in getattr(study, name) if label not in known]:
             of = "targets" if name == "objective" else "by"
@@ -128,7 +129,7 @@ def _check_numbers(study: Study) -> None:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class MixtureCorpus:
     """The cells of a study's shards, and what proxies read of them.
 
     by: labels that decide; marks: what shards are known by; proxy: settings of all runs.
@@ -137,12 +138,12 @@ class Corpus:
     study: Study
     inventory: Inventory
     by: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[LabelCell, ...]
     marks: Mapping[str, str]
     proxy: Config
 
     @classmethod
-    def of(cls, study: Study) -> Corpus:
+    def of(cls, study: Study) -> MixtureCorpus:
         """ConfigError where the study or its shards are not sound."""
         check(study)
         inventory = read_inventory(study.shards)
