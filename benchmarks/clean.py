@@ -29,7 +29,7 @@ from datatrove.data import Document
 
 from data_prep import quality
 from data_prep.clean import label, plan, report, stages
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 from megatron_qwen3 import tables
 from tests import plain_quality, plain_text
 
@@ -56,7 +56,7 @@ def main() -> None:
         path = Path(folder) / "documents.jsonl"
         size, count = write(texts(given.files, given.join, given.cut), path, given.mb * 1e6)
         settings = CleanSettings(
-            (Input("here", str(path)),),
+            (CleaningInput("here", str(path)),),
             str(Path(folder) / "out"),
             language_sample=given.language_sample,
         )
@@ -111,7 +111,7 @@ def measured(settings: CleanSettings, size: float) -> Iterator[tuple[str, list[f
     yield "the whole", [size / total]
 
 
-def stages_of(settings: CleanSettings) -> list[stages.Stage]:
+def stages_of(settings: CleanSettings) -> list[stages.CleaningStage]:
     """Of a cleaning that has begun."""
     files = plan.find_files(settings)
     plan.begin(settings, files)
@@ -161,7 +161,7 @@ def document() -> Document:
     return Document(WARM, "warm", metadata=dict.fromkeys(names))
 
 
-def run(stage: stages.Stage, task: int) -> None:
+def run(stage: stages.CleaningStage, task: int) -> None:
     data: Any = None
     for step in stage.pipeline:
         data = step(data, task, stage.tasks)

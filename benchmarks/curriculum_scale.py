@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
 from data_prep import curriculum
-from data_prep.curriculum import Curriculum, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedWriter
 from data_prep.stretches import ShardFile
@@ -115,7 +115,7 @@ def sparse_curriculum(
             sparse_shard(folder / path, part)
             files.append(ShardFile(path, part, mark(folder / path)))
         source = Source(f"s{k}", str(folder), tuple(files), 0, {"domain": "web", "language": "xx"})
-        shares.append(Share(source, source.training_tokens // LENGTH * LENGTH, 0))
+        shares.append(StageShare(source, source.training_tokens // LENGTH * LENGTH, 0))
     stage = Stage("general", LENGTH, 1.0, tuple(shares))
     curriculum.write(Curriculum(1, {}, 151_669, (stage,)), folder / "curriculum.json")
     return folder / "curriculum.json", shards

@@ -32,7 +32,7 @@ from megatron_qwen3.pretrain.rows import StepRows
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.dali import DaliReader
-from megatron_qwen3.training.reader import Reader
+from megatron_qwen3.training.reader import BatchReader
 
 TOKENS = 1 << 24  # of each of SOURCES, int32: together 128 MiB
 SOURCES, DOCUMENT_TOKENS = 2, 1_024
@@ -119,7 +119,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         read = rows_of(Path(folder), given.length, given.rows)
         as_batch = lambda step: TokenBatch.of_arrays(read(step))  # noqa: E731
-        with Reader(as_batch, STEPS, device) as thread, DaliReader(read, STEPS, device) as dali:
+        with (
+            BatchReader(as_batch, STEPS, device) as thread,
+            DaliReader(read, STEPS, device) as dali,
+        ):
             sides = {"thread": Side(thread, device), "dali": Side(dali, device)}
             print(f"{given.rows} rows of {given.length:,} tokens, device {given.device}")
             compared(sides, given.turns, 100, 0.0)

@@ -41,13 +41,13 @@ DOCUMENT_CHARACTERS = 3000  # of a document, as of web pages
 _OURS = """
 import resource, shutil, sys, time
 from pathlib import Path
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 one, source, out, tokenizer, pack = sys.argv[1:]
 seconds = [time.process_time()]
 for part in (one, one, source):
     shutil.rmtree(out, ignore_errors=True)
-    report = tokenize([part], Path(out), Settings(tokenizer, pack=int(pack)), Options())
+    report = tokenize([part], Path(out), Settings(tokenizer, pack=int(pack)), CorpusOptions())
     seconds.append(time.process_time())
 start = seconds[2] - seconds[1]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

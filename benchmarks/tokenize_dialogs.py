@@ -39,12 +39,12 @@ _OURS = """
 import shutil, sys, time
 from pathlib import Path
 from megatron_qwen3.posttrain.dialogs import Choices
-from megatron_qwen3.posttrain.tokenizing import Options, tokenize
+from megatron_qwen3.posttrain.tokenizing import DialogOptions, tokenize
 one, source, out, tokenizer = sys.argv[1:]
 seconds = [time.process_time()]
 for part in (one, one, source):
     shutil.rmtree(out, ignore_errors=True)
-    tokenize([part], Path(out) / "set", tokenizer, Choices(), Options())
+    tokenize([part], Path(out) / "set", tokenizer, Choices(), DialogOptions())
     seconds.append(time.process_time())
 start = seconds[2] - seconds[1]
 print(seconds[1], seconds[3] - seconds[2] - start)

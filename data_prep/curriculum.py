@@ -25,11 +25,11 @@ from typing import Any
 from data_prep.packed import Packed
 from data_prep.stretches import (
     INLINE,
-    Kept,
+    CollectedStretches,
     Known,
     ShardFile,
+    ShardStretches,
     Store,
-    Stretches,
     path_of,
     remove_others,
 )
@@ -59,7 +59,7 @@ class Source:
 
     @cached_property
     def tokens(self) -> int:
-        if isinstance(self.shards, Stretches):
+        if isinstance(self.shards, ShardStretches):
             return self.shards.tokens
         return sum(shard.tokens for shard in self.shards)
 
@@ -89,7 +89,7 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """The same for the same contents wherever they lie; "" where no mark says what they are."""
-        if isinstance(self.shards, Stretches) and self.shards.fingerprint:
+        if isinstance(self.shards, ShardStretches) and self.shards.fingerprint:
             return self.shards.fingerprint
         digest = hashlib.blake2b(digest_size=8)
         for shard in self.shards:
@@ -109,7 +109,7 @@ class Source:
         """What version 1 knows a source by: its first shard's path there, and its sizes."""
         return f"{self.shards[0].path}:{self.tokens}-{self.held_out}"
 
-    def as_json(self, kept: Kept | None = None) -> dict[str, Any]:
+    def as_json(self, kept: CollectedStretches | None = None) -> dict[str, Any]:
         """kept: takes the shards, where there are too many to stand in the row."""
         row = {"labels": dict(self.labels), "tokens": self.tokens, "held_out": self.held_out}
         if kept:
@@ -126,7 +126,7 @@ class Source:
         shards: Sequence[ShardFile]
         try:
             if store and "stretches" in row:
-                shards = Stretches.of_row(store, row, is_within=bool(folder))
+                shards = ShardStretches.of_row(store, row, is_within=bool(folder))
             else:
                 shards = tuple(ShardFile.from_row(s, bool(folder)) for s in row["shards"])
         except ValueError as error:
@@ -136,7 +136,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Share:
+class StageShare:
     """What one stage takes of a source: `tokens` of its epochs, which go on at place `cursor`."""
 
     source: Source
@@ -168,7 +168,7 @@ class Stage:
     name: str
     sequence_length: int
     max_epochs: float
-    shares: tuple[Share, ...]
+    shares: tuple[StageShare, ...]
 
     @property
     def tokens(self) -> int:
@@ -211,7 +211,7 @@ def put_together_otherwise(sources: Iterable[Source], others: Iterable[Source]) 
 def version_of(sources: Iterable[Source]) -> int:
     """Of a file that names these sources."""
     sources = list(sources)
-    if any(isinstance(s.shards, Stretches) or any(f.of for f in s.shards) for s in sources):
+    if any(isinstance(s.shards, ShardStretches) or any(f.of for f in s.shards) for s in sources):
         return VERSION_STRETCHES
     return VERSION_PACKED if any(source.packed for source in sources) else VERSION
 
@@ -250,7 +250,7 @@ def sources_json(
     Writes the file that many stretches stand in.
     """
     few = sum(len(source.shards) for source in sources.values()) <= INLINE
-    kept = None if few else Kept()
+    kept = None if few else CollectedStretches()
     rows = {key: source.as_json(kept) for key, source in sources.items()}
     return rows, {"stretches": kept.write(path.parent, path.stem)} if kept else {}
 
@@ -322,7 +322,7 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 
 def _stage(name: str, row: Mapping[str, Any], sources: Mapping[str, Source]) -> Stage:
     shares = (
-        Share(sources[source], share["tokens"], share["cursor"])
+        StageShare(sources[source], share["tokens"], share["cursor"])
         for source, share in row["sources"].items()
     )
     return Stage(name, row["sequence_length"], row["max_epochs"], tuple(shares))

@@ -32,7 +32,7 @@ from data_prep.kept_fields import NONE, KeptFields
 from data_prep.labels import LABEL_FIELDS, LONGEST_LABEL
 from data_prep.lines import blocks, first_line
 from data_prep.noted import Scalar
-from data_prep.parquet import LongRow, Table
+from data_prep.parquet import LongRow, ParquetTable
 from megatron_qwen3.shown import shown
 
 LONGEST_LINE_BYTES = 1 << 26  # a longer one is a problem: memory must not depend on the input
@@ -82,7 +82,7 @@ class Document(Protocol):
 
 
 @dataclass
-class Batch:
+class DocumentBatch:
     """Some of a part's documents, and what else stood between them.
 
     lines: of each document, from 1, within the part. positions: of each, the byte of the file, or
@@ -138,7 +138,7 @@ def is_splittable(path: str) -> bool:
 
 def read(
     part: FilePart, names: Mapping[str, str], keep: Sequence[str] = (NONE,)
-) -> Iterator[Batch]:
+) -> Iterator[DocumentBatch]:
     """The documents of a part, some MB at a time. OSError where the file cannot be read.
 
     names: what fields are called in the file, where that is not their name in NAMES; keep: which of
@@ -165,7 +165,9 @@ def _called(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
 
 
-def _read_json(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
+def _read_json(
+    part: FilePart, kind: type[msgspec.Struct], kept: KeptFields
+) -> Iterator[DocumentBatch]:
     taker = _Taker(msgspec.json.Decoder(kind).decode, kind, kept)
     number = 1
     position = first_line(part.path, part.start) if is_splittable(part.path) else 0
@@ -178,18 +180,20 @@ def _read_json(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) -> 
             yield taker.batch(lines, number, starts, progress)
             number += len(lines)
     except DamagedFile as error:
-        yield Batch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
+        yield DocumentBatch([], [], [], [Problem(number, "damaged file", str(error))], 0, 1.0)
 
 
-def _read_parquet(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) -> Iterator[Batch]:
+def _read_parquet(
+    part: FilePart, kind: type[msgspec.Struct], kept: KeptFields
+) -> Iterator[DocumentBatch]:
     called, done = _called(kind), 0
     labels = [called[name] for name in LABEL_FIELDS]
     taker = _Taker(partial(msgspec.convert, type=kind), kind, kept)
     try:
-        with Table(part.path, LONGEST_LINE_BYTES) as table:
+        with ParquetTable(part.path, LONGEST_LINE_BYTES) as table:
             if called["text"] not in table.names:
                 fault = Problem(1, "missing or wrong field", _absent(called["text"], table.names))
-                yield Batch([], [], [], [fault], table.num_rows, 1.0)
+                yield DocumentBatch([], [], [], [fault], table.num_rows, 1.0)
                 return
             inner = table.labelled(called["metadata"], labels)
             more = table.single(called["metadata"], kept.is_kept) if kept else []
@@ -199,7 +203,7 @@ def _read_parquet(part: FilePart, kind: type[msgspec.Struct], kept: KeptFields) 
                 yield taker.batch(rows, done + 1, positions, progress)
                 done += len(rows)
     except DamagedFile as error:
-        yield Batch([], [], [], [Problem(done + 1, "damaged file", str(error))], 0, 1.0)
+        yield DocumentBatch([], [], [], [Problem(done + 1, "damaged file", str(error))], 0, 1.0)
 
 
 @dataclass
@@ -212,12 +216,12 @@ class _Taker:
 
     def batch(
         self, lines: list[Any], first_line: int, positions: list[int], progress: float
-    ) -> Batch:
+    ) -> DocumentBatch:
         """At once where all are as they should be, which is fast, or one by one."""
         left_out = self.kept.left_out
         batch = self._at_once(lines, first_line, positions)
         if batch is None:
-            batch = Batch([], [], [], [], 0, 0.0)
+            batch = DocumentBatch([], [], [], [], 0, 0.0)
             for number, (line, position) in enumerate(
                 zip(lines, positions, strict=True), first_line
             ):
@@ -231,7 +235,9 @@ class _Taker:
         batch.left_out = self.kept.left_out - left_out
         return batch
 
-    def _at_once(self, lines: list[Any], first_line: int, positions: list[int]) -> Batch | None:
+    def _at_once(
+        self, lines: list[Any], first_line: int, positions: list[int]
+    ) -> DocumentBatch | None:
         try:
             documents = list(map(self.decode, lines))
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
@@ -241,14 +247,14 @@ class _Taker:
             return None
         numbers = list(range(first_line, first_line + len(lines)))
         fields = list(map(self._fields, lines)) if self.kept else []
-        return Batch(documents, numbers, positions, [], 0, 0.0, fields)
+        return DocumentBatch(documents, numbers, positions, [], 0, 0.0, fields)
 
     def _fields(self, line: Any) -> dict[str, Scalar]:
         if isinstance(line, bytes):
             return self.kept.of_line(line, _loosely)
         return self.kept.of_row(line)
 
-    def _take(self, line: Any, batch: Batch) -> tuple[str, str] | tuple[()] | None:
+    def _take(self, line: Any, batch: DocumentBatch) -> tuple[str, str] | tuple[()] | None:
         """None when the line's document was appended, () for a blank line, or (kind, detail)."""
         if isinstance(line, bytes) and not line.strip():
             return ()

@@ -1,6 +1,6 @@
 """Documents of shards found by what their provenance says: id, url, any other field, file and line.
 
-    query = Query(frozenset({"https://a.b/c"}), field="url")
+    query = DocumentQuery(frozenset({"https://a.b/c"}), field="url")
     for found in find("data/tokens", query, workers=8): found.path, found.document, found.origin
 
 There is no index: all provenance is read, at a GB a second of a process where one value is looked
@@ -34,7 +34,7 @@ _SERIAL_BYTES = 1 << 28  # of provenance that one process reads sooner than othe
 ID = "id"
 
 
-class Query(NamedTuple):
+class DocumentQuery(NamedTuple):
     """values: any of which a document is found by. field: where it stands, `id` or a name; ""
     anywhere. is_part: whether the value may be a part of a text. line: of the input file of that
     name, in place of values."""
@@ -54,7 +54,7 @@ class Query(NamedTuple):
         return not self.values.isdisjoint(texts)
 
 
-class Found(NamedTuple):
+class FoundDocument(NamedTuple):
     """A document, or piece of packed text, of the shard at `path`, relative to the inventory."""
 
     path: str
@@ -63,15 +63,15 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Search:
+class ShardSearch:
     """What each process of a search knows."""
 
     folder: Path
     inputs: tuple[str, ...]
-    query: Query
+    query: DocumentQuery
 
 
-def find(inventory: Inventory, query: Query, workers: int) -> Iterator[Found]:
+def find(inventory: Inventory, query: DocumentQuery, workers: int) -> Iterator[FoundDocument]:
     """All documents that match, in the order of the shards. ConfigError, OSError: a shard is none.
 
     Says on stderr how far it is, and how long it will take.
@@ -80,8 +80,8 @@ def find(inventory: Inventory, query: Query, workers: int) -> Iterator[Found]:
     paths = paths_of(inventory)
     sizes = [os.path.getsize(f"{inventory.folder / path}.docs") for path in paths]
     workers = workers if sum(sizes) > _SERIAL_BYTES else 1
-    search = Search(inventory.folder, inventory.inputs, query)
-    found: dict[str, list[Found]] = {}
+    search = ShardSearch(inventory.folder, inventory.inputs, query)
+    found: dict[str, list[FoundDocument]] = {}
     with Bar("", sum(sizes), in_megabytes) as bar:
         bar.stage("searching", sum(sizes), sum(sizes))
         with Pool(max(1, min(workers, len(paths))), search, bar.advance) as pool:
@@ -106,7 +106,7 @@ def as_text(value: Scalar) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _check(inventory: Inventory, query: Query) -> None:
+def _check(inventory: Inventory, query: DocumentQuery) -> None:
     if query.line and query.line[0] not in inventory.inputs:
         some = ", ".join(inventory.inputs[:3]) + (", …" if len(inventory.inputs) > 3 else "")
         raise ConfigError(
@@ -117,7 +117,9 @@ def _check(inventory: Inventory, query: Query) -> None:
         raise ConfigError("nothing is looked for: name a value that is not empty")
 
 
-def _in_shard(search: Search, path: str, tick: Callable[[int], None]) -> tuple[str, list[Found]]:
+def _in_shard(
+    search: ShardSearch, path: str, tick: Callable[[int], None]
+) -> tuple[str, list[FoundDocument]]:
     prefix = search.folder / path
     count = IndexedReader(prefix).num_documents
     size = os.path.getsize(f"{prefix}.docs")
@@ -131,7 +133,9 @@ def _in_shard(search: Search, path: str, tick: Callable[[int], None]) -> tuple[s
         rows = np.frombuffer(data, ORIGIN, count, len(DOCS_MAGIC))
         notes = _Notes(data, rows, texts_at)
         found = [
-            Found(path, n, Origin(search.inputs[int(rows[n]["file"])], int(rows[n]["line"]), *note))
+            FoundDocument(
+                path, n, Origin(search.inputs[int(rows[n]["file"])], int(rows[n]["line"]), *note)
+            )
             for n, note in _matching(notes, rows, search)
         ]
     tick(size)
@@ -139,7 +143,7 @@ def _in_shard(search: Search, path: str, tick: Callable[[int], None]) -> tuple[s
 
 
 def _matching(
-    notes: _Notes, rows: npt.NDArray[Any], search: Search
+    notes: _Notes, rows: npt.NDArray[Any], search: ShardSearch
 ) -> Iterator[tuple[int, tuple[str, dict[str, Scalar]]]]:
     query = search.query
     candidates: Iterator[int] | Sequence[int]
@@ -185,7 +189,7 @@ class _Notes:
                 yield at - self._start + place
 
 
-def _needles(value: str, query: Query) -> Iterator[bytes]:
+def _needles(value: str, query: DocumentQuery) -> Iterator[bytes]:
     """What stands in the note of any document that matches."""
     escaped = msgspec.json.encode(value)[1:-1]
     if query.field in ("", ID):

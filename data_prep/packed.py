@@ -67,14 +67,14 @@ class Pieces(NamedTuple):
     longest_P: Int64
 
 
-class Rows(NamedTuple):
+class TextRows(NamedTuple):
     """text_R: how many tokens of a row are text, before its filler; longest_R: as in Pieces."""
 
     text_R: Int64
     longest_R: Int64
 
 
-def lay_out(lengths_N: npt.NDArray[Any], row_length: int) -> tuple[Pieces, Rows]:
+def lay_out(lengths_N: npt.NDArray[Any], row_length: int) -> tuple[Pieces, TextRows]:
     """The pieces of all documents and the filler between them, and their rows.
 
     lengths_N: tokens of each document, at least 1. Deterministic.
@@ -103,6 +103,6 @@ def lay_out(lengths_N: npt.NDArray[Any], row_length: int) -> tuple[Pieces, Rows]
     order = np.lexsort((within_P, at_P))
     copies_F = whole_N[full_F]
     all_full = np.full(int(copies_F.sum()), row_length)
-    rows = Rows(np.concatenate([all_full, text_M]), np.concatenate([all_full, longest_M]))
+    rows = TextRows(np.concatenate([all_full, text_M]), np.concatenate([all_full, longest_M]))
     order_R = np.argsort(np.concatenate([np.repeat(whole_at_F, copies_F), at_M]), kind="stable")
-    return Pieces(*(x[order] for x in pieces)), Rows(*(x[order_R] for x in rows))
+    return Pieces(*(x[order] for x in pieces)), TextRows(*(x[order_R] for x in rows))

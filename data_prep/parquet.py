@@ -1,6 +1,6 @@
 """Rows of Parquet as plain values, some MB at a time, however far a file expands.
 
-    with Table(path, longest=1 << 26) as table:        # bytes that a row may have
+    with ParquetTable(path, longest=1 << 26) as table:        # bytes that a row may have
         table.names                                    # of all columns
         for rows in table.rows(table.labelled("metadata", ["language"]) + ["text"]): ...
 
@@ -33,7 +33,7 @@ class LongRow(Exception):
         return "the row is too long"
 
 
-class Table:
+class ParquetTable:
     """A file's columns by their dotted paths: `text`, `metadata.language`.
 
     OSError where the file cannot be read, DamagedFile where it makes no sense.

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from data_prep import documents
 from data_prep.damaged import DamagedFile
 from data_prep.lines import blocks
-from data_prep.parquet import LongRow, Table
+from data_prep.parquet import LongRow, ParquetTable
 from data_prep.units import Hashes, Units, mix, shingles, split
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
@@ -41,7 +41,7 @@ class Item(NamedTuple):
     line: int
 
 
-class Index(NamedTuple):
+class PassageIndex(NamedTuple):
     """Passages of one length. hashes: uint64 [N], ascending; items: int64 [N], which it is of."""
 
     size: int
@@ -95,7 +95,7 @@ class Passages:
         return [record for file in self._files for record in _read(file)]
 
     @cached_property
-    def indices(self) -> list[Index]:
+    def indices(self) -> list[PassageIndex]:
         """One for each length of a passage."""
         runs: dict[int, list[Hashes]] = {}
         owners: dict[int, list[npt.NDArray[np.int64]]] = {}
@@ -131,7 +131,7 @@ class Passages:
         return {name: value for name, value in vars(self).items() if name not in cached}
 
 
-def _of_few(index: Index, most: int) -> Index:
+def _of_few(index: PassageIndex, most: int) -> PassageIndex:
     """The passages that no more than `most` items have."""
     order = np.lexsort((index.items, index.hashes))
     hashes, items = index.hashes[order], index.items[order]
@@ -139,13 +139,13 @@ def _of_few(index: Index, most: int) -> Index:
     hashes, items = hashes[is_new], items[is_new]  # an item may have a passage in several texts
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     is_of_few = counts[inverse] <= most
-    return Index(index.size, hashes[is_of_few], items[is_of_few])
+    return PassageIndex(index.size, hashes[is_of_few], items[is_of_few])
 
 
-def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -> Index:
+def _index(size: int, runs: list[Hashes], owners: list[npt.NDArray[np.int64]]) -> PassageIndex:
     hashes, items = np.concatenate(runs), np.concatenate(owners)
     order = np.argsort(hashes, kind="stable")
-    return Index(size, hashes[order], items[order])
+    return PassageIndex(size, hashes[order], items[order])
 
 
 def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
@@ -164,7 +164,7 @@ def _read(file: str) -> Iterator[tuple[Item, list[str]]]:
 def _records(file: str) -> Iterator[Any]:
     """The rows of Parquet, the lines of JSONL, None for a blank one, or the whole of a text."""
     if file.endswith(documents.PARQUET):
-        with Table(file, _LONGEST_ITEM_BYTES) as table:
+        with ParquetTable(file, _LONGEST_ITEM_BYTES) as table:
             for rows in table.rows(table.texts()):
                 yield from rows
     elif file.endswith(documents.SUFFIXES):

@@ -51,7 +51,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedText:
     """fault: the first rule broken, or None; quality, education: 0 to 1, 0 where one is broken."""
 
     fault: str | None
@@ -59,20 +59,20 @@ class Judged:
     education: float
 
 
-def judge(text: str, units: Units, language: str, bounds: ProseBounds | None = None) -> Judged:
+def judge(text: str, units: Units, language: str, bounds: ProseBounds | None = None) -> JudgedText:
     """A document of prose, by the rules for its language (`und` has general ones)."""
     bounds = bounds or _bounds().of(language)
     known = LANGUAGES.get(language)
     usual = (known.letters_per_word if known else None) or _USUAL_LETTERS
     counts = count(text)
     fault, quality = _follow(_prose(text, units, usual, bounds, counts))
-    return Judged(fault, quality, 0.0 if fault else _education(units, usual, counts))
+    return JudgedText(fault, quality, 0.0 if fault else _education(units, usual, counts))
 
 
-def judge_code(text: str, units: Units, bounds: CodeBounds | None = None) -> Judged:
+def judge_code(text: str, units: Units, bounds: CodeBounds | None = None) -> JudgedText:
     """A file of source code (as in StarCoder: Li et al. 2023, section 3.1)."""
     fault, quality = _follow(_code(text, units, bounds or _bounds().code))
-    return Judged(fault, quality, 0.0 if fault else _code_education(text, units))
+    return JudgedText(fault, quality, 0.0 if fault else _code_education(text, units))
 
 
 @cache

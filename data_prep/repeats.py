@@ -21,7 +21,7 @@ Places = npt.NDArray[np.int64]
 _FEW = 48  # places that a dictionary groups faster than arrays do, whose every step has a price
 
 
-class Groups(NamedTuple):
+class RepeatGroups(NamedTuple):
     """Equal runs. members: indices of `places`, those of a group together, ascending in it;
     begins: of each group, where in `members`; counts: how many it has, two or more."""
 
@@ -74,7 +74,7 @@ class Repeats:
         opened -= np.bincount(later + size, minlength=len(self._hashes) + 1)
         return int(self._letters[np.cumsum(opened)[:-1] > 0].sum())
 
-    def _groups(self, size: int) -> Groups | None:
+    def _groups(self, size: int) -> RepeatGroups | None:
         """Of runs of `size` units that stand there twice or more; None where there are none."""
         if len(self._hashes) <= size or not len(self._places):
             return None
@@ -95,13 +95,13 @@ class Repeats:
             self._runs = self._runs[:count] * RUN_FACTOR + self._hashes[self._places + length]
         self._size = size
 
-    def _leave(self, groups: Groups) -> None:
+    def _leave(self, groups: RepeatGroups) -> None:
         """Only the places of these groups."""
         kept = np.sort(groups.members)
         self._places, self._runs = self._places[kept], self._runs[kept]
 
 
-def _equal(runs: Hashes) -> Groups | None:
+def _equal(runs: Hashes) -> RepeatGroups | None:
     """Groups of equal numbers; None where all are different.
 
     Numbers are sorted alone, five times as fast as with their indices: these stand in the lowest
@@ -122,10 +122,10 @@ def _equal(runs: Hashes) -> Groups | None:
     counts = np.concatenate((begins[1:], (len(members),))) - begins
     if int(counts.min()) < 2:  # of texts of a thousand units one in 10**11
         return _equal_of_few(runs)
-    return Groups(members, begins, counts)
+    return RepeatGroups(members, begins, counts)
 
 
-def _equal_of_few(runs: Hashes) -> Groups | None:
+def _equal_of_few(runs: Hashes) -> RepeatGroups | None:
     """The same, for any number of them, one by one."""
     found: dict[int, list[int]] = {}
     for index, run in enumerate(runs.tolist()):
@@ -135,4 +135,4 @@ def _equal_of_few(runs: Hashes) -> Groups | None:
     several = [group for group in found.values() if len(group) > 1]
     counts = np.array([*map(len, several)])
     members = np.array([index for group in several for index in group])
-    return Groups(members, counts.cumsum() - counts, counts)
+    return RepeatGroups(members, counts.cumsum() - counts, counts)

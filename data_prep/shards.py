@@ -61,7 +61,7 @@ class Origin(NamedTuple):
     fields: Mapping[str, Scalar] = MappingProxyType({})
 
 
-class Chunk(NamedTuple):
+class DocumentChunk(NamedTuple):
     """Some documents of a shard: ids end to end, their lengths [documents], where they came from.
 
     origins: [documents] of ORIGIN, `id_end` counted within this chunk; ids: the documents' ids
@@ -78,7 +78,7 @@ class Content(NamedTuple):
     """A cell and the documents in it. text_R: where they are packed, tokens of text of each row."""
 
     cell: Cell
-    chunks: Iterable[Chunk]
+    chunks: Iterable[DocumentChunk]
     text_R: npt.ArrayLike = ()
 
 

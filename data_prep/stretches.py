@@ -6,9 +6,9 @@ that names them, in one file that is mapped into memory: who opens a curriculum 
 sources, and who reads a source for its own stretches.
 
     store = Store.read(path)
-    source.shards = Stretches(store, first, count, tokens, fingerprint)
+    source.shards = ShardStretches(store, first, count, tokens, fingerprint)
     source.shards[n]                    # ShardFile(path, tokens, mark, start, of)
-    kept = Kept(); kept.add(shards); kept.write(folder, "curriculum")
+    kept = CollectedStretches(); kept.add(shards); kept.write(folder, "curriculum")
 
 The file, little-endian, for R stretches of F files: magic (8 bytes), R, F, bytes of all paths (u64
 each); ROW × R; tokens of each file (u64 × F), marks (16 bytes × F), where paths end (u64 × F), and
@@ -121,7 +121,7 @@ class Store:
             raise ConfigError(f"{path} is damaged: {fault}")
         return cls(stretches, listed, listed.outside())
 
-    def used_by(self, parts: Iterable[Stretches]) -> npt.NDArray[np.bool_]:
+    def used_by(self, parts: Iterable[ShardStretches]) -> npt.NDArray[np.bool_]:
         """Which files any of these have a stretch of: bool [files]."""
         used = np.zeros(len(self.files), np.bool_)
         for part in parts:
@@ -200,7 +200,7 @@ def _beyond(start: int, tokens: int, of: int) -> str:
     return f"tokens {start:,} to {start + tokens:,} of a file of {of:,}"
 
 
-class Stretches(Sequence[ShardFile]):
+class ShardStretches(Sequence[ShardFile]):
     """Stretches [first, first + count) of a store. tokens: of all; fingerprint: as in Source."""
 
     def __init__(
@@ -210,7 +210,7 @@ class Stretches(Sequence[ShardFile]):
         self.tokens, self.fingerprint = tokens, fingerprint
 
     @classmethod
-    def of_row(cls, store: Store, row: Mapping[str, Any], is_within: bool) -> Stretches:
+    def of_row(cls, store: Store, row: Mapping[str, Any], is_within: bool) -> ShardStretches:
         """Of a manifest's row; is_within as in ShardFile. ValueError where it lies."""
         first, count = row["stretches"]
         if not 0 <= first < first + count <= len(store.rows):
@@ -252,7 +252,7 @@ class Stretches(Sequence[ShardFile]):
 
 def ends_of(shards: Sequence[ShardFile]) -> Sequence[int]:
     """Where each of a source's stretches ends among its tokens: whole numbers to be bisected."""
-    if isinstance(shards, Stretches):
+    if isinstance(shards, ShardStretches):
         return np.cumsum(shards.rows["tokens"], dtype=np.int64).data
     return list(accumulate(shard.tokens for shard in shards))
 
@@ -286,7 +286,7 @@ class Known:
         return shard.path in self._marks and not (shard.mark and self._marks[shard.path])
 
 
-class Kept:
+class CollectedStretches:
     """Stretches that are collected to be written."""
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ class Kept:
         """[first, count] of where they come to lie."""
         first, self._count = self._count, self._count + len(shards)
         self._parts.append(
-            self._of_store(shards) if isinstance(shards, Stretches) else self._of(shards)
+            self._of_store(shards) if isinstance(shards, ShardStretches) else self._of(shards)
         )
         return [first, len(shards)]
 
@@ -334,7 +334,7 @@ class Kept:
         ]
         return np.array(rows, ROW)
 
-    def _of_store(self, shards: Stretches) -> npt.NDArray[Any]:
+    def _of_store(self, shards: ShardStretches) -> npt.NDArray[Any]:
         store, rows = shards.store, shards.rows.copy()
         numbers = self._numbers.setdefault(id(store), np.full(len(store.files), -1, np.int64))
         for n in np.unique(rows["file"][numbers[rows["file"]] < 0]).tolist():

@@ -51,7 +51,7 @@ def run(main: Callable[[], int], prints_results: bool = False) -> NoReturn:
     sys.exit(status)
 
 
-class Setting(str):
+class TypedSetting(str):
     """A key=value that stands among the words of an option of several (cli/parser.py)."""
 
 
@@ -62,8 +62,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for values in [value for value in vars(given).values() if isinstance(value, list)]:
-        rest += [value for value in values if isinstance(value, Setting)]
-        values[:] = [value for value in values if not isinstance(value, Setting)]
+        rest += [value for value in values if isinstance(value, TypedSetting)]
+        values[:] = [value for value in values if not isinstance(value, TypedSetting)]
     if rest:
         given.settings += rest
     return given

@@ -238,10 +238,10 @@ def _tell_moments():
     moment longer, so that it can be met."""
     from megatron_qwen3.posttrain.rewards.rewards import Rewards
     from megatron_qwen3.posttrain.rollouts.own import OwnEngine
-    from megatron_qwen3.posttrain.rollouts.record import Record
+    from megatron_qwen3.posttrain.rollouts.record import RolloutRecord
 
     moments = (("rollout", OwnEngine, "sample"), ("reward", Rewards, "score"))
-    for name, kind, method in (*moments, ("record", Record, "write")):
+    for name, kind, method in (*moments, ("record", RolloutRecord, "write")):
         setattr(kind, method, _telling(name, getattr(kind, method)))
     written = records.whole_folder
 

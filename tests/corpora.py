@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 
 WORDS = ["river", "town", "hills", "sea", "water", "mill", "children", "la", "rivière", "город"]
@@ -30,7 +30,7 @@ def dies_after(writes: int, corpus: Path, out: Path, chosen: Settings) -> bool:
                 (Path, "unlink"),
             ):
                 setattr(owner, name, dying(getattr(owner, name), left))
-            tokenize([corpus], out, chosen, Options())
+            tokenize([corpus], out, chosen, CorpusOptions())
             os._exit(0)
         finally:
             os._exit(1)

@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, TaskName
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, TaskName
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.watching.summary import summary
 
@@ -64,7 +64,7 @@ def of_batch(batch, tasks=TASKS, **more):
         "seconds": {"rollout": 4.0, "reward": 1.0},
         "refit": {"seconds": 0.5, "difference": 2e-6},
     }
-    return Record(**(records.of_groups(groups, list(tasks)) | fields | more))
+    return RolloutRecord(**(records.of_groups(groups, list(tasks)) | fields | more))
 
 
 def samples(record):

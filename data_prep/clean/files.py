@@ -175,7 +175,7 @@ def pieces_of(path: Path, rows: int) -> Iterator[npt.NDArray[Any]]:
         yield piece.reshape(count, *whole.shape[1:])
 
 
-class Progress:
+class TaskProgress:
     """How far a task is, for whoever watches from another process or machine."""
 
     def __init__(self, path: Path) -> None:

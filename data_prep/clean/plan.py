@@ -25,7 +25,7 @@ from data_prep import documents
 from data_prep.classifiers import model_files
 from data_prep.clean.files import cut_short, load, save
 from data_prep.clean.own_steps import file_of
-from data_prep.clean.settings import REPORT, SETTINGS, CleanSettings, Input
+from data_prep.clean.settings import REPORT, SETTINGS, CleaningInput, CleanSettings
 from data_prep.documents import FilePart
 from data_prep.domains import CODE_SUFFIXES, is_code_file
 from data_prep.remote import RemoteFile, files_below, is_url
@@ -47,10 +47,10 @@ class InputFile(NamedTuple):
     modified_ns: int
 
 
-class Share(NamedTuple):
+class InputShare(NamedTuple):
     """A part of a file, and the input that it belongs to."""
 
-    input: Input
+    input: CleaningInput
     part: FilePart
 
 
@@ -89,7 +89,7 @@ def begin(settings: CleanSettings, files: Sequence[InputFile]) -> str:
     return note
 
 
-def read_shares(settings: CleanSettings, task: int) -> list[Share]:
+def read_shares(settings: CleanSettings, task: int) -> list[InputShare]:
     """What a task reads. OSError where `begin` was not called."""
     ends = load(settings.folder(_SHARE_ENDS))
     start = int(ends[task - 1]) if task else 0
@@ -100,7 +100,7 @@ def read_shares(settings: CleanSettings, task: int) -> list[Share]:
         rows = json.loads(line)
     except ValueError:
         raise cut_short(file.name) from None
-    return [Share(settings.inputs[number], FilePart(*part)) for number, *part in rows]
+    return [InputShare(settings.inputs[number], FilePart(*part)) for number, *part in rows]
 
 
 def state_of_files(settings: CleanSettings, files: Sequence[InputFile]) -> dict[str, list[int]]:

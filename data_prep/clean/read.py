@@ -17,10 +17,10 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep import documents
-from data_prep.clean.files import Progress
-from data_prep.clean.plan import Share, is_text, read_shares
+from data_prep.clean.files import TaskProgress
+from data_prep.clean.plan import InputShare, is_text, read_shares
 from data_prep.clean.settings import CleanSettings
-from data_prep.documents import Batch, FilePart, Problem
+from data_prep.documents import DocumentBatch, FilePart, Problem
 from data_prep.domains import is_code_file
 from data_prep.noted import Scalar
 from data_prep.remote import opened
@@ -47,12 +47,12 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert world_size == self.settings.tasks, "settings.tasks is the number of tasks"
-        progress = Progress(self.settings.file("work/progress/label", rank, ""))
+        progress = TaskProgress(self.settings.file("work/progress/label", rank, ""))
         with whole_file(_made(self.settings.file("work/problems", rank, ".jsonl"))) as problems:
             yield from self._read(read_shares(self.settings, rank), problems, progress)
 
     def _read(
-        self, shares: list[Share], problems: IO[bytes], progress: Progress
+        self, shares: list[InputShare], problems: IO[bytes], progress: TaskProgress
     ) -> Iterator[Document]:
         done = 0
         for share in shares:
@@ -91,7 +91,7 @@ def tokenizer_note(settings: CleanSettings) -> str:
     return cut_note(settings.tokenizer) if settings.tokenizer else ""
 
 
-def _batches(part: FilePart, settings: CleanSettings) -> Iterator[Batch]:
+def _batches(part: FilePart, settings: CleanSettings) -> Iterator[DocumentBatch]:
     if not is_text(part.path):
         names = {"text": settings.text_field} if settings.text_field != "text" else {}
         return documents.read(part, names, settings.keep_fields)
@@ -112,25 +112,27 @@ class _TextFile:
     metadata: Any = None
 
 
-def _text_file(part: FilePart) -> Batch:
+def _text_file(part: FilePart) -> DocumentBatch:
     if part.end > _LONGEST_TEXT_BYTES:
         fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
-        return Batch([], [], [], [fault], 0, 1.0)
+        return DocumentBatch([], [], [], [fault], 0, 1.0)
     with opened(part.path) as file:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        return Batch([], [], [], [Problem(line, "invalid UTF-8", str(error))], line, 1.0)
+        return DocumentBatch([], [], [], [Problem(line, "invalid UTF-8", str(error))], line, 1.0)
     if not text.strip():
         fault = Problem(1, "empty document", "its text has no characters")
-        return Batch([], [], [], [fault], 1, 1.0)
+        return DocumentBatch([], [], [], [fault], 1, 1.0)
     domain = "code" if is_code_file(part.path) else None
-    return Batch([_TextFile(text, _name(part), domain)], [1], [0], [], 1, 1.0)
+    return DocumentBatch([_TextFile(text, _name(part), domain)], [1], [0], [], 1, 1.0)
 
 
-def _document(read: Any, share: Share, position: int, fields: Mapping[str, Scalar]) -> Document:
+def _document(
+    read: Any, share: InputShare, position: int, fields: Mapping[str, Scalar]
+) -> Document:
     """With the labels that it has, within `metadata` or beside it, then those of the input.
 
     fields: what else it brought; where a name is one of those that cleaning writes, under another.

@@ -38,14 +38,14 @@ _WHOLE = range(-(1 << 63), 1 << 63)  # what a column of whole numbers holds
 _KINDS = {bool: "flag", int: "whole", float: "number", str: "text"}
 
 
-class Writer(Protocol):
+class ResultWriter(Protocol):
     """Takes documents one by one."""
 
     def write(self, document: Document) -> None: ...
 
 
 @contextmanager
-def new_result(settings: CleanSettings, task: int) -> Iterator[Writer]:
+def new_result(settings: CleanSettings, task: int) -> Iterator[ResultWriter]:
     """The task's file of the result, there whole when the block ends well."""
     end, target = _ENDS[settings.format], settings.documents
     outgoing = settings.file("work/outgoing", task, end)

@@ -1,6 +1,6 @@
 """What a cleaning is asked to do, and where its files lie.
 
-    settings = CleanSettings(inputs=(Input("web", "dumps/2024"),), out="runs/clean", tasks=8)
+    settings = CleanSettings(inputs=(CleaningInput("web", "dumps/2024"),), out="out", tasks=8)
     settings.validate()                             # ConfigError with all that is wrong
     settings.file("documents", 3, ".jsonl.zst")     # what task 3 writes there
 
@@ -46,7 +46,7 @@ _SHOWN_DIFFERENCES = 5
 _SHOWN_CHARACTERS = 160  # of a value in a difference
 
 
-class Input(NamedTuple):
+class CleaningInput(NamedTuple):
     """A file or folder. source, domain: labels of documents that have none of their own."""
 
     source: str
@@ -66,7 +66,7 @@ class CleanSettings:
     names, and say there what they are.
     """
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[CleaningInput, ...]
     out: str
     tasks: int = 1
     hidden: bool = False

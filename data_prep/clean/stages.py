@@ -83,7 +83,7 @@ _WATCH_SECONDS = 0.5
 _worker = ExitStack()  # what a worker holds until it ends
 
 
-class Stage(NamedTuple):
+class CleaningStage(NamedTuple):
     """A pipeline, and into how many tasks it is divided."""
 
     name: str
@@ -91,7 +91,7 @@ class Stage(NamedTuple):
     tasks: int
 
 
-def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
+def stages(settings: CleanSettings, input_bytes: int) -> list[CleaningStage]:
     """All stages in their order, each of which needs what the one before it wrote."""
     earlier_tasks, earlier = earlier_documents(settings)
     documents = max(1, input_bytes / _BYTES_PER_DOCUMENT + earlier)
@@ -104,20 +104,22 @@ def stages(settings: CleanSettings, input_bytes: int) -> list[Stage]:
         WriteLabelled(settings),
     ]
     near = [
-        Stage("bands", [SortBands(settings, parts)], settings.tasks),
-        Stage("pairs", [FindPairs(settings, parts)], pair_tasks),
-        Stage("lend", [LendSignatures(settings, pair_tasks)], earlier_tasks + settings.tasks),
-        Stage("compare", [ComparePairs(settings)], settings.tasks),
-        Stage("groups", [GroupPairs(settings)], 1),
+        CleaningStage("bands", [SortBands(settings, parts)], settings.tasks),
+        CleaningStage("pairs", [FindPairs(settings, parts)], pair_tasks),
+        CleaningStage(
+            "lend", [LendSignatures(settings, pair_tasks)], earlier_tasks + settings.tasks
+        ),
+        CleaningStage("compare", [ComparePairs(settings)], settings.tasks),
+        CleaningStage("groups", [GroupPairs(settings)], 1),
     ]
-    columns = [Stage("columns", [MergeFields(settings)], 1)]
+    columns = [CleaningStage("columns", [MergeFields(settings)], 1)]
     return [
-        Stage("label", label, settings.tasks),
-        Stage("equal", [FindEqual(settings, parts)], parts),
+        CleaningStage("label", label, settings.tasks),
+        CleaningStage("equal", [FindEqual(settings, parts)], parts),
         *(near if settings.similarity <= 1 else ()),
         *(columns if settings.format == PARQUET else ()),
-        Stage("write", [WriteKept(settings, parts)], settings.tasks),
-        Stage("report", [WriteReport(settings)], 1),
+        CleaningStage("write", [WriteKept(settings, parts)], settings.tasks),
+        CleaningStage("report", [WriteReport(settings)], 1),
     ]
 
 
@@ -201,13 +203,13 @@ def run_slurm(
     return str(last.job_id)
 
 
-def _job_name(settings: CleanSettings, stage: Stage) -> str:
+def _job_name(settings: CleanSettings, stage: CleaningStage) -> str:
     """The same for all jobs of a stage in a folder, and for no other folder's."""
     folder = hashlib.blake2b(os.fsencode(Path(settings.out).resolve()), digest_size=4)
     return f"clean-{stage.name}-{folder.hexdigest()}"
 
 
-def check_queue(settings: CleanSettings, listed: list[Stage]) -> None:
+def check_queue(settings: CleanSettings, listed: list[CleaningStage]) -> None:
     """ConfigError where jobs of this folder are queued or at work; those that wait for what failed,
     and so would for ever, are cancelled."""
     names = ",".join(_job_name(settings, stage) for stage in listed)
@@ -288,7 +290,7 @@ class _Local(PipelineExecutor):  # type: ignore[misc]
     Its own LocalPipelineExecutor would wait for that worker's task for ever.
     """
 
-    def __init__(self, stage: Stage, logs: Path) -> None:
+    def __init__(self, stage: CleaningStage, logs: Path) -> None:
         super().__init__(stage.pipeline, str(logs))
         self._tasks = stage.tasks
 
@@ -311,7 +313,11 @@ class _Local(PipelineExecutor):  # type: ignore[misc]
 
 
 def _run_stage(
-    stage: Stage, settings: CleanSettings, pool: ProcessPoolExecutor, bar: Progress, total: int
+    stage: CleaningStage,
+    settings: CleanSettings,
+    pool: ProcessPoolExecutor,
+    bar: Progress,
+    total: int,
 ) -> None:
     """The tasks of a stage that are still to be done. total: what `_measure` ends at."""
     done = _measure(stage, settings)
@@ -335,14 +341,14 @@ def _begin_worker(out: str) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- for as long as the worker lives
 
 
-def _measure(stage: Stage, settings: CleanSettings) -> Callable[[], int]:
+def _measure(stage: CleaningStage, settings: CleanSettings) -> Callable[[], int]:
     """What tells how far a stage is: bytes of the first one, tasks of the others."""
     if stage.name == "label":
         reports = settings.folder("work/progress") / stage.name
-        return lambda: files.Progress.total(reports)
+        return lambda: files.TaskProgress.total(reports)
     completions = _logs(settings, stage) / "completions"
     return lambda: len(list(completions.glob("*")))
 
 
-def _logs(settings: CleanSettings, stage: Stage) -> Path:
+def _logs(settings: CleanSettings, stage: CleaningStage) -> Path:
     return settings.folder("logs") / stage.name

@@ -18,8 +18,8 @@ import msgspec
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean.dedup.removed import Removed, removed_of, save_instead
-from data_prep.clean.files import Progress, new_documents, read_documents
+from data_prep.clean.dedup.removed import RemovedDuplicate, removed_of, save_instead
+from data_prep.clean.files import TaskProgress, new_documents, read_documents
 from data_prep.clean.result import FieldsFound, new_result
 from data_prep.clean.settings import PARQUET, CleanSettings
 from data_prep.languages import UNKNOWN
@@ -96,9 +96,9 @@ class WriteKept(PipelineStep):  # type: ignore[misc]
         self.settings, self.equal_tasks = settings, equal_tasks
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        progress = Progress(self.settings.file("work/progress/write", rank, ""))
+        progress = TaskProgress(self.settings.file("work/progress/write", rank, ""))
         removed = removed_of(self.settings, rank, self.equal_tasks)
-        gone, instead = next(removed, None), list[Removed]()
+        gone, instead = next(removed, None), list[RemovedDuplicate]()
         tally, done = Tally(), 0
         with (
             new_result(self.settings, rank) as kept,

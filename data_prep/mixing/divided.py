@@ -19,7 +19,7 @@ import numpy.typing as npt
 from data_prep.inventory import Columns, Inventory
 from data_prep.labels import LENGTHS
 from data_prep.packed import Packed
-from data_prep.stretches import INLINE, ROW, File, ShardFile, Store, Stretches
+from data_prep.stretches import INLINE, ROW, File, ShardFile, ShardStretches, Store
 
 Int64 = npt.NDArray[np.int64]
 _SUMS = ("tokens", "filler", *LENGTHS)
@@ -117,7 +117,7 @@ class _Parts(_Numbers):
             if not counts[n]:
                 continue
             tokens = self._sums["tokens"][n]
-            shards = Stretches(store, int(firsts[n]), int(counts[n]), tokens)
+            shards = ShardStretches(store, int(firsts[n]), int(counts[n]), tokens)
             few = len(store.rows) <= INLINE
             found.append(Divided(values, tuple(shards) if few else shards, self._packed(n)))
         return found

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from data_prep.curriculum import Curriculum, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.inventory import Inventory
 from data_prep.labels import LENGTHS, LEVELS, UNKNOWN, Labels
 from data_prep.languages import LANGUAGES
@@ -80,7 +80,7 @@ def planned(
     for stage in recipe.stages:
         sequences = _divide(stage, sources, cursors)
         shares = tuple(
-            Share(source, n * stage.sequence_length, cursors[source.name])
+            StageShare(source, n * stage.sequence_length, cursors[source.name])
             for source, n in zip(sources, sequences, strict=True)
         )
         stages.append(Stage(stage.name, stage.sequence_length, stage.max_epochs, shares))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from data_prep.curriculum import Curriculum, Share, Stage
+from data_prep.curriculum import Curriculum, Stage, StageShare
 from data_prep.labels import LENGTHS
 
 NO_LABEL = "–"
@@ -57,7 +57,7 @@ def labels_of(curriculum: Curriculum) -> list[str]:
 
 def summary(stage: Stage, label: str) -> list[SummaryRow]:
     """A row for each value of a label, the most read first."""
-    groups: dict[str, list[Share]] = defaultdict(list)
+    groups: dict[str, list[StageShare]] = defaultdict(list)
     for share in stage.shares:
         groups[share.source.labels.get(label, NO_LABEL)].append(share)
     whole = sum(share.source.training_tokens for share in stage.shares)
@@ -72,7 +72,7 @@ def texts(stage: Stage) -> list[SummaryRow]:
     shorter ones beside it. Tokens are as many as all rows of a source have on average. [] where
     nothing is packed.
     """
-    amounts: dict[str, list[tuple[Share, int]]] = defaultdict(list)
+    amounts: dict[str, list[tuple[StageShare, int]]] = defaultdict(list)
     for share in stage.shares:
         if packed := share.source.packed:
             for value, tokens in {**packed.texts, FILLER: packed.filler}.items():
@@ -110,19 +110,21 @@ def folded(rows: list[SummaryRow], most: int) -> list[SummaryRow]:
     ]
 
 
-def _row(value: str, shares: list[Share], stage: Stage, whole: int) -> SummaryRow:
+def _row(value: str, shares: list[StageShare], stage: Stage, whole: int) -> SummaryRow:
     available = sum(share.source.training_tokens for share in shares)
     return _row_of(value, shares, available, sum(share.tokens for share in shares), stage, whole)
 
 
-def _texts_row(value: str, parts: list[tuple[Share, int]], stage: Stage, whole: int) -> SummaryRow:
+def _texts_row(
+    value: str, parts: list[tuple[StageShare, int]], stage: Stage, whole: int
+) -> SummaryRow:
     available = sum(tokens for _, tokens in parts)
     read = round(sum(s.tokens * tokens / s.source.tokens for s, tokens in parts))
     return _row_of(value, [s for s, tokens in parts if tokens], available, read, stage, whole)
 
 
 def _row_of(
-    value: str, shares: list[Share], available: int, tokens: int, stage: Stage, whole: int
+    value: str, shares: list[StageShare], available: int, tokens: int, stage: Stage, whole: int
 ) -> SummaryRow:
     """whole: tokens that there are of all values."""
     return SummaryRow(
@@ -138,7 +140,7 @@ def _row_of(
     )
 
 
-def _is_used_up(share: Share, stage: Stage) -> bool:
+def _is_used_up(share: StageShare, stage: Stage) -> bool:
     """Whether the stage read of it and not one sequence more is allowed."""
     left = stage.max_epochs * share.source.training_tokens - share.cursor - share.tokens
     return share.tokens > 0 and left < stage.sequence_length

@@ -1,6 +1,6 @@
 """A corpus of documents becomes shards: the run that `tools/tokenize_corpus.py` starts.
 
-    report = tokenize(["data/clean/documents"], out, Settings("tokenizer"), Options(workers=8))
+    report = tokenize(["documents"], out, Settings("tokenizer"), CorpusOptions(workers=8))
 
 Group by group its units are tokenized, its shards written, its mark set (groups.py); processes do
 the work (pool.py, work.py). Several runs may share a folder, each as one task of many.
@@ -19,9 +19,16 @@ from data_prep.cells import Cell
 from data_prep.documents import SUFFIXES_IN_FOLDERS, not_read
 from data_prep.engines import AUTO
 from data_prep.tokenization import groups
-from data_prep.tokenization.plan import Plan, Settings, as_begun, check_apart, make_plan, settle
+from data_prep.tokenization.plan import (
+    Settings,
+    TokenizePlan,
+    as_begun,
+    check_apart,
+    make_plan,
+    settle,
+)
 from data_prep.tokenization.pool import Pool
-from data_prep.tokenization.work import Job, tokenize_unit, write_piece
+from data_prep.tokenization.work import TokenizeJob, tokenize_unit, write_piece
 from data_prep.tokenizer import DocumentTokenizer
 from data_prep.tokenizer_file import cut_note, tokenizer_json
 from megatron_qwen3.bar import Bar, in_megabytes
@@ -34,7 +41,7 @@ UNITS_SHARE = 0.85  # of a group's time; its shards take the rest
 
 
 @dataclass(frozen=True)
-class Options:
+class CorpusOptions:
     """How the work is done; none of it changes a byte of the result.
 
     workers: processes. task: this run does the groups task, task + tasks, … of the folder.
@@ -49,8 +56,8 @@ class Options:
 
 
 def tokenize(
-    paths: Sequence[str | os.PathLike[str]], out: Path, settings: Settings, options: Options
-) -> groups.Report | None:
+    paths: Sequence[str | os.PathLike[str]], out: Path, settings: Settings, options: CorpusOptions
+) -> groups.TokenizeReport | None:
     """Do this task's part. The report on all tasks where all are done, else None.
 
     ConfigError says what is wrong with inputs, settings or folder, or why the run had to stop.
@@ -79,7 +86,7 @@ def tokenize(
         return groups.finish(job)
 
 
-def _do_group(job: Job, group: int, pool: Pool[Job], bar: Bar) -> None:
+def _do_group(job: TokenizeJob, group: int, pool: Pool[TokenizeJob], bar: Bar) -> None:
     size = _group_bytes(job.plan, group)
     with owned(job.work_folder(group)):
         if groups.is_done(job, group):
@@ -97,7 +104,7 @@ def _do_group(job: Job, group: int, pool: Pool[Job], bar: Bar) -> None:
 
 
 def _write_shards(
-    job: Job, group: int, pool: Pool[Job], bar: Bar, share_bytes: float
+    job: TokenizeJob, group: int, pool: Pool[TokenizeJob], bar: Bar, share_bytes: float
 ) -> list[Cell]:
     """The cells of all shards of the group in their order, those of earlier runs among them."""
     pieces = groups.plan_pieces(job, group)
@@ -109,11 +116,11 @@ def _write_shards(
     return [cell for of_piece in cells.values() for cell in of_piece or ()]
 
 
-def _group_bytes(plan: Plan, group: int) -> int:
+def _group_bytes(plan: TokenizePlan, group: int) -> int:
     return sum(plan.inputs[k].size for k in plan.groups[group])
 
 
-def _settled(plan: Plan, out: Path, options: Options, bar: Bar) -> Job:
+def _settled(plan: TokenizePlan, out: Path, options: CorpusOptions, bar: Bar) -> TokenizeJob:
     """The tokenizer is read, and OUT belongs to this plan, with a copy of the tokenizer in it."""
     path = tokenizer_json(plan.settings.tokenizer)
     tokenizer = DocumentTokenizer(path, options.engine)
@@ -129,7 +136,7 @@ def _settled(plan: Plan, out: Path, options: Options, bar: Bar) -> Job:
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "end_of_document": tokenizer.end_of_document,
     }
-    return Job(
+    return TokenizeJob(
         plan,
         out,
         plan_sha256,

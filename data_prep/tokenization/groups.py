@@ -28,7 +28,7 @@ from data_prep.labels import LENGTHS, Labels
 from data_prep.shards import read_shard
 from data_prep.tokenization.plan import Unit
 from data_prep.tokenization.spill import InputSection, Section, SpilledRun
-from data_prep.tokenization.work import Job, KeyRange, ShardPiece, piece_mark, unit_mark
+from data_prep.tokenization.work import KeyRange, ShardPiece, TokenizeJob, piece_mark, unit_mark
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import write_whole
@@ -41,7 +41,7 @@ _CHANGED = "the folder was changed from outside; remove it and start again"
 
 
 @dataclass(frozen=True)
-class Report:
+class TokenizeReport:
     """What became of the inputs. problems: how many lines were not taken, by kind."""
 
     inventory: Inventory
@@ -55,18 +55,18 @@ class _UnitMark(NamedTuple):
     content: dict[str, Any]
 
 
-def is_done(job: Job, group: int) -> bool:
+def is_done(job: TokenizeJob, group: int) -> bool:
     return _group_mark(job, group).exists()
 
 
-def open_units(job: Job, group: int) -> list[Unit]:
+def open_units(job: TokenizeJob, group: int) -> list[Unit]:
     """The group's units that no run has tokenized yet."""
     folder = job.work_folder(group)
     folder.mkdir(parents=True, exist_ok=True)
     return [unit for unit in job.plan.units(group) if not unit_mark(folder, unit).exists()]
 
 
-def plan_pieces(job: Job, group: int) -> list[ShardPiece]:
+def plan_pieces(job: TokenizeJob, group: int) -> list[ShardPiece]:
     """The group's shards: all combinations of labels, one after another, in as few as are allowed.
 
     Where documents are packed, those of all lengths together."""
@@ -91,7 +91,7 @@ def plan_pieces(job: Job, group: int) -> list[ShardPiece]:
     return _in_shards(job.plan.settings.most_tokens, group, len(job.plan.groups), sources)
 
 
-def written(job: Job, group: int, piece: ShardPiece) -> Sequence[Cell] | None:
+def written(job: TokenizeJob, group: int, piece: ShardPiece) -> Sequence[Cell] | None:
     """The cells of a piece, if its shards are whole already."""
     if job.plan.settings.apart and job.plan.settings.pack:
         mark = piece_mark(job.work_folder(group), piece)
@@ -101,7 +101,7 @@ def written(job: Job, group: int, piece: ShardPiece) -> Sequence[Cell] | None:
     return read_shard(prefix) if Path(f"{prefix}.json").exists() else None
 
 
-def close_group(job: Job, group: int, cells: Sequence[Cell]) -> None:
+def close_group(job: TokenizeJob, group: int, cells: Sequence[Cell]) -> None:
     """Mark the group as done and remove what is not needed any more."""
     lines, counts, listed = 0, Counter[str](), []
     for unit, lines_before, mark in _unit_marks(job, group):
@@ -125,14 +125,14 @@ def close_group(job: Job, group: int, cells: Sequence[Cell]) -> None:
     write_json(_group_mark(job, group), content)
 
 
-def clean_up(job: Job, group: int) -> None:
+def clean_up(job: TokenizeJob, group: int) -> None:
     """Remove the runs of a group that is done; the last one takes the work folder along."""
     shutil.rmtree(job.work_folder(group), ignore_errors=True)
     with contextlib.suppress(OSError):
         job.work_folder(group).parent.rmdir()
 
 
-def finish(job: Job) -> Report | None:
+def finish(job: TokenizeJob) -> TokenizeReport | None:
     """Write the inventory if all groups are done; None if other tasks are still at work.
 
     ConfigError where not one document could be taken.
@@ -156,15 +156,15 @@ def finish(job: Job) -> Report | None:
     if job.plan.settings.apart or len(groups) > 10**5:  # then they are not in the order of paths
         cells = sorted(cells, key=lambda cell: cell.place)
     write_inventory(Inventory(job.out, job.tokenizer, job.vocab_size, names, ()), cells)
-    return Report(read_inventory(job.out), lines, problems)
+    return TokenizeReport(read_inventory(job.out), lines, problems)
 
 
-def _group_marks(job: Job) -> Iterator[dict[str, Any]]:
+def _group_marks(job: TokenizeJob) -> Iterator[dict[str, Any]]:
     for group in range(len(job.plan.groups)):
         yield read_json(_group_mark(job, group), _CHANGED)
 
 
-def _first_problem(job: Job) -> str:
+def _first_problem(job: TokenizeJob) -> str:
     for path in sorted((job.out / "problems").glob("*.jsonl")):
         with path.open("rb") as file:
             row = json.loads(file.readline())
@@ -172,11 +172,11 @@ def _first_problem(job: Job) -> str:
     return ""
 
 
-def _group_mark(job: Job, group: int) -> Path:
+def _group_mark(job: TokenizeJob, group: int) -> Path:
     return job.out / "groups" / f"{group:05}.json"
 
 
-def _unit_marks(job: Job, group: int) -> Iterator[_UnitMark]:
+def _unit_marks(job: TokenizeJob, group: int) -> Iterator[_UnitMark]:
     """The marks of a group's units, in order, with the lines of the same input before each."""
     folder, input, lines_before = job.work_folder(group), -1, 0
     for unit in job.plan.units(group):
@@ -186,7 +186,9 @@ def _unit_marks(job: Job, group: int) -> Iterator[_UnitMark]:
         input, lines_before = unit.input, lines_before + mark["lines"]
 
 
-def _cut(job: Job, group: int, labels: Labels, sources: list[InputSection]) -> Iterator[ShardPiece]:
+def _cut(
+    job: TokenizeJob, group: int, labels: Labels, sources: list[InputSection]
+) -> Iterator[ShardPiece]:
     """One combination of labels in shards of its own."""
     for number, range in enumerate(_key_ranges(labels, sources, job.plan.settings.most_tokens)):
         yield ShardPiece(f"{labels.folder}/{group:05}-{number:05}", [range])

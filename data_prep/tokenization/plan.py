@@ -80,7 +80,7 @@ class Settings:
         return usual if self.shard_tokens is None else self.shard_tokens
 
 
-class Input(NamedTuple):
+class TokenizeInput(NamedTuple):
     """A file of documents. name: a URL, or relative to the folder that all of them share."""
 
     name: str
@@ -98,11 +98,11 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TokenizePlan:
     """groups: which inputs, by number, belong to each."""
 
     settings: Settings
-    inputs: tuple[Input, ...]
+    inputs: tuple[TokenizeInput, ...]
     groups: tuple[range, ...]
 
     def units(self, group: int) -> list[Unit]:
@@ -110,11 +110,11 @@ class Plan:
         return units_of(self.inputs, self.groups[group])
 
 
-def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> Plan:
+def make_plan(paths: Sequence[str | os.PathLike[str]], settings: Settings) -> TokenizePlan:
     """ConfigError where a path does not exist or holds no documents, or a setting is wrong."""
     _check(settings)
     inputs = find_inputs(paths, settings.hidden)
-    return Plan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
+    return TokenizePlan(settings, inputs, tuple(_groups(inputs, settings.group_bytes)))
 
 
 def as_begun(settings: Settings, out: Path) -> Settings:
@@ -139,7 +139,7 @@ def find_inputs(
     paths: Sequence[str | os.PathLike[str]],
     hidden: bool = False,
     suffixes: tuple[str, ...] = SUFFIXES_IN_FOLDERS,
-) -> tuple[Input, ...]:
+) -> tuple[TokenizeInput, ...]:
     """The files of documents, by name. suffixes: of those that are taken from folders.
 
     ConfigError where a path does not exist, holds none, or what a cleaning has not ended with.
@@ -155,11 +155,11 @@ def find_inputs(
             + (f"; {others}" if others else "")
         )
     top = os.path.commonpath([file.parent for file in files]) if files else ""
-    remote = (Input(path, *elsewhere[path]) for path in sorted(elsewhere))
+    remote = (TokenizeInput(path, *elsewhere[path]) for path in sorted(elsewhere))
     return (*(_input(file, top) for file in files), *remote)
 
 
-def parts(file: Input) -> list[FilePart]:
+def parts(file: TokenizeInput) -> list[FilePart]:
     """Of a plain file its stretches of about UNIT_BYTES, of another the whole."""
     if not is_splittable(file.path):
         return [FilePart(file.path, 0, file.size)]
@@ -167,7 +167,7 @@ def parts(file: Input) -> list[FilePart]:
     return [FilePart(file.path, start, min(start + UNIT_BYTES, file.size)) for start in starts]
 
 
-def units_of(inputs: Sequence[Input], chosen: Iterable[int]) -> list[Unit]:
+def units_of(inputs: Sequence[TokenizeInput], chosen: Iterable[int]) -> list[Unit]:
     """The parts of the chosen inputs, numbered in their order."""
     found = [(k, part) for k in chosen for part in parts(inputs[k])]
     return [Unit(number, k, part) for number, (k, part) in enumerate(found)]
@@ -183,7 +183,7 @@ def check_apart(out: Path, paths: Iterable[str | os.PathLike[str]]) -> None:
             )
 
 
-def settle(plan: Plan, out: Path) -> str:
+def settle(plan: TokenizePlan, out: Path) -> str:
     """Write OUT/plan.json, or compare with the one there; its digest. Tasks may do so at once."""
     identity = json.loads(json.dumps(_identity(plan)))
     path = out / PLAN
@@ -200,7 +200,7 @@ def settle(plan: Plan, out: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def _identity(plan: TokenizePlan) -> dict[str, Any]:
     """What must be equal for a folder to be continued. Where files lie may differ."""
     settings = asdict(plan.settings)
     tokenizer = tokenizer_json(settings.pop("tokenizer"))
@@ -208,7 +208,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     return {"version": VERSION, "settings": settings, "inputs": identity_of(plan.inputs)}
 
 
-def identity_of(inputs: Sequence[Input]) -> list[list[Any]]:
+def identity_of(inputs: Sequence[TokenizeInput]) -> list[list[Any]]:
     """Names, sizes and times of the files."""
     return [[file.name, file.size, file.modified_ns] for file in inputs]
 
@@ -273,9 +273,11 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _input(file: Path, top: str) -> Input:
+def _input(file: Path, top: str) -> TokenizeInput:
     status = file.stat()
-    return Input(file.relative_to(top).as_posix(), str(file), status.st_size, status.st_mtime_ns)
+    return TokenizeInput(
+        file.relative_to(top).as_posix(), str(file), status.st_size, status.st_mtime_ns
+    )
 
 
 def _files(path: Path, hidden: bool, suffixes: tuple[str, ...]) -> Iterable[Path]:
@@ -302,7 +304,7 @@ def _remote_files(url: str, hidden: bool, suffixes: tuple[str, ...]) -> Iterator
             yield file
 
 
-def _groups(inputs: Sequence[Input], group_bytes: int) -> Iterator[range]:
+def _groups(inputs: Sequence[TokenizeInput], group_bytes: int) -> Iterator[range]:
     start = size = 0
     for k, file in enumerate(inputs):
         size += file.size

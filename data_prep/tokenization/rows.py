@@ -20,13 +20,13 @@ from data_prep.cells import Cell
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, Labels
 from data_prep.packed import FILLER, Packed, Pieces, lay_out
 from data_prep.shards import NO_FILE
-from data_prep.tokenization.spill import Table
+from data_prep.tokenization.spill import TokenTable
 
-PackedCell = tuple[Cell, npt.NDArray[np.int64], Table, npt.NDArray[np.uint32]]
+PackedCell = tuple[Cell, npt.NDArray[np.int64], TokenTable, npt.NDArray[np.uint32]]
 
 
 def in_rows(
-    table: Table, inputs: npt.NDArray[np.uint32], labels: Labels, row_length: int
+    table: TokenTable, inputs: npt.NDArray[np.uint32], labels: Labels, row_length: int
 ) -> Iterator[PackedCell]:
     """(cell without its place, tokens of text in each of its rows, its pieces, the input of each).
 
@@ -49,8 +49,8 @@ def _ranges(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _taken(
-    table: Table, inputs: npt.NDArray[np.uint32], pieces: Pieces, row_length: int
-) -> tuple[Table, npt.NDArray[np.uint32]]:
+    table: TokenTable, inputs: npt.NDArray[np.uint32], pieces: Pieces, row_length: int
+) -> tuple[TokenTable, npt.NDArray[np.uint32]]:
     """The pieces as if each were a document, and the input of each."""
     rows = table.rows[pieces.document_P]  # of filler any row, all of which is written over
     is_filler = pieces.document_P == FILLER
@@ -65,7 +65,9 @@ def _taken(
     return table._replace(rows=rows), files
 
 
-def _cell(table: Table, labels: Labels, row_length: int, pieces: Pieces, taken: Table) -> Cell:
+def _cell(
+    table: TokenTable, labels: Labels, row_length: int, pieces: Pieces, taken: TokenTable
+) -> Cell:
     is_text = pieces.document_P != FILLER
     begins = is_text & (pieces.first_P == 0)
     is_cut = begins & (pieces.length_P < table.rows["length"][pieces.document_P])

@@ -16,10 +16,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from data_prep.documents import Batch, Document, FilePart, read
+from data_prep.documents import Document, DocumentBatch, FilePart, read
 from data_prep.labels import UNKNOWN
 from data_prep.mixing.sampling import fill
-from data_prep.tokenization.plan import Input, check_names, find_inputs, parts
+from data_prep.tokenization.plan import TokenizeInput, check_names, find_inputs, parts
 from data_prep.tokenization.spill import keys
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.shown import shown
@@ -78,7 +78,7 @@ class DocumentSample:
                     self.sampled[name] += len(document.text.encode())
                     yield name, document.text
 
-    def _read(self, tick: Callable[[int], None]) -> Iterator[tuple[int, Batch]]:
+    def _read(self, tick: Callable[[int], None]) -> Iterator[tuple[int, DocumentBatch]]:
         for input, part in self._parts:
             for batch in read(part, self._names):
                 if batch.problems and not self._first_problem:
@@ -94,7 +94,7 @@ def language(document: Document) -> str:
     return document.language or within.language or UNKNOWN
 
 
-def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
+def _spread(inputs: Sequence[TokenizeInput], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
     """Parts of about `read_bytes`: the first of every file, then the second, and so on."""
     of_file = [parts(file) for file in inputs]
     size = 0

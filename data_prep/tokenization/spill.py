@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shards import ORIGIN, Chunk
+from data_prep.shards import ORIGIN, DocumentChunk
 from megatron_qwen3.storage.whole import write_whole
 
 CHUNK = 1 << 20  # elements that are moved at a time
@@ -41,7 +41,7 @@ ROW = np.dtype(
 )
 
 
-class Table(NamedTuple):
+class TokenTable(NamedTuple):
     """Documents: tokens end to end, keys u64 [documents], ROW [documents], ids u8 end to end.
 
     The rows' starts point into this table's tokens and ids.
@@ -98,7 +98,7 @@ def keys(seed: int, input: int, positions: npt.ArrayLike) -> npt.NDArray[np.uint
     return mixed
 
 
-def concatenate(tables: Sequence[Table]) -> Table:
+def concatenate(tables: Sequence[TokenTable]) -> TokenTable:
     """The documents of all, their rows' starts moved to where tokens and ids have come to lie."""
     rows = []
     num_tokens = num_bytes = 0
@@ -109,7 +109,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
         rows.append(moved)
         num_tokens += len(table.tokens)
         num_bytes += len(table.ids)
-    return Table(
+    return TokenTable(
         np.concatenate([table.tokens for table in tables]),
         np.concatenate([table.keys for table in tables]),
         np.concatenate(rows),
@@ -117,7 +117,7 @@ def concatenate(tables: Sequence[Table]) -> Table:
     )
 
 
-def write_run(path: Path, tables: Sequence[Table]) -> SpilledRun:
+def write_run(path: Path, tables: Sequence[TokenTable]) -> SpilledRun:
     """Sort the documents by label and key, and write them as one run."""
     table = concatenate(tables)
     order = np.lexsort((table.keys, table.rows["labels"]))
@@ -138,7 +138,7 @@ def read_piece(
     piece: int,
     pieces: int,
     tail: Sequence[int] = (),
-) -> tuple[Table, npt.NDArray[np.uint32]]:
+) -> tuple[TokenTable, npt.NDArray[np.uint32]]:
     """(documents with keys in the piece-th of `pieces` equal ranges, the input of each), sorted.
 
     tail: ids that the table's tokens end with, which are of no document.
@@ -150,13 +150,13 @@ def read_piece(
     )
     if len(tail):
         _, keys, rows, ids = tables[0]
-        tables.append(Table(np.asarray(tail, dtype), keys[:0], rows[:0], ids[:0]))
+        tables.append(TokenTable(np.asarray(tail, dtype), keys[:0], rows[:0], ids[:0]))
     table = concatenate(tables)
     order = np.lexsort((table.rows["line"], inputs, table.keys))
     return table._replace(keys=table.keys[order], rows=table.rows[order]), inputs[order]
 
 
-def chunks(table: Table, inputs: npt.NDArray[np.uint32]) -> Iterator[Chunk]:
+def chunks(table: TokenTable, inputs: npt.NDArray[np.uint32]) -> Iterator[DocumentChunk]:
     """The documents in the order of their rows, some MB at a time."""
     for part in _stretches(table.rows["length"]):
         rows = table.rows[part]
@@ -165,7 +165,7 @@ def chunks(table: Table, inputs: npt.NDArray[np.uint32]) -> Iterator[Chunk]:
         origins["id_end"] = np.cumsum(rows["id_bytes"], dtype=np.uint64)
         (tokens,) = _gather(table.tokens, rows["start"], rows["length"])
         ids = b"".join(part.data for part in _gather(table.ids, rows["id_start"], rows["id_bytes"]))
-        yield Chunk(tokens, rows["length"].astype(np.int64), origins, ids)
+        yield DocumentChunk(tokens, rows["length"].astype(np.int64), origins, ids)
 
 
 def _sections(rows: npt.NDArray[Any]) -> Iterator[Section]:
@@ -179,7 +179,7 @@ def _sections(rows: npt.NDArray[Any]) -> Iterator[Section]:
         yield Section(int(part["labels"][0]), first, end - first, tokens, size, notes)
 
 
-def _read(source: InputSection, dtype: np.dtype[Any], low: int, high: int) -> Table:
+def _read(source: InputSection, dtype: np.dtype[Any], low: int, high: int) -> TokenTable:
     """A section's documents with keys in [low, high), as copies: a map holds its file open."""
     data = np.memmap(source.path, np.uint8, "r")
     rows_at = 8 * source.run_documents
@@ -193,7 +193,7 @@ def _read(source: InputSection, dtype: np.dtype[Any], low: int, high: int) -> Ta
     tokens = data[tokens_at:ids_at].view(dtype)[_span(rows, "start", "length")]
     ids = data[ids_at:][_span(rows, "id_start", "id_bytes")]
     rows["line"] += source.lines_before
-    return Table(np.array(tokens), np.array(keys[start:end]), rows, np.array(ids))
+    return TokenTable(np.array(tokens), np.array(keys[start:end]), rows, np.array(ids))
 
 
 def _span(rows: npt.NDArray[Any], start: str, length: str) -> slice:

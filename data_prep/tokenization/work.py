@@ -20,20 +20,20 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from data_prep.cells import Cell
-from data_prep.documents import Batch, Document, Problem, read
+from data_prep.documents import Document, DocumentBatch, Problem, read
 from data_prep.indexed import token_dtype
 from data_prep.json_files import VERSION, write_json
 from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
 from data_prep.lines import lines_before
 from data_prep.shards import Content, read_shard, write_shard
-from data_prep.tokenization.plan import Plan, Unit
+from data_prep.tokenization.plan import TokenizePlan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
     ROW,
     InputSection,
     SpilledRun,
-    Table,
+    TokenTable,
     chunks,
     keys,
     read_piece,
@@ -53,25 +53,25 @@ MOST_LABELS = 10_000  # combinations in a unit
 Tick = Callable[[int], None]  # told how many bytes more are done; may raise to stop
 
 
-class Share(Protocol):
+class UnitShare(Protocol):
     """Some of a unit. progress: the share of the unit that is read with it."""
 
     @property
     def progress(self) -> float: ...
 
 
-Read = TypeVar("Read", bound=Share)
+Read = TypeVar("Read", bound=UnitShare)
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenizeJob:
     """What all processes of a run must know.
 
     plan_sha256: of OUT/plan.json. tokenizer: what the inventory says of it. engine: by name. task:
     of those that share the folder, this one. stop_on_error: the first bad line ends the run.
     """
 
-    plan: Plan
+    plan: TokenizePlan
     out: Path
     plan_sha256: str
     tokenizer: dict[str, Any]
@@ -125,7 +125,7 @@ class ShardPiece(NamedTuple):
         return sum(range.text_bytes for range in self.ranges)
 
 
-class Written(NamedTuple):
+class WrittenPiece(NamedTuple):
     """What a piece has become. path: the piece's."""
 
     path: str
@@ -144,7 +144,7 @@ def piece_mark(folder: Path, piece: ShardPiece) -> Path:
     return path
 
 
-def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
+def tokenize_unit(job: TokenizeJob, group: int, unit: Unit, tick: Tick) -> None:
     """Read the unit's documents and leave them as runs in the group's work folder.
 
     ConfigError at the first bad line, if the job asks for it. OSError: unreadable input, full disk.
@@ -154,7 +154,7 @@ def tokenize_unit(job: Job, group: int, unit: Unit, tick: Tick) -> None:
         problems = Problems(unit, job.stop_on_error)
         book = LabelBook(job.plan.settings.defaults)
         runs: list[SpilledRun] = []
-        waiting: list[Table] = []
+        waiting: list[TokenTable] = []
         lines = 0
         settings = job.plan.settings
         for batch in ticking(read(unit.part, settings.names, settings.keep_fields), unit, tick):
@@ -182,28 +182,28 @@ def ticking(batches: Iterator[Read], unit: Unit, tick: Tick) -> Iterator[Read]:
         done = now
 
 
-def write_piece(job: Job, piece: ShardPiece, tick: Tick) -> Written:
+def write_piece(job: TokenizeJob, piece: ShardPiece, tick: Tick) -> WrittenPiece:
     """Write its shards; none where chance left no document in its ranges of keys."""
     folder = Path(piece.ranges[0].sources[0].path).parent
     settings = job.plan.settings
     with shared(folder):
         contents = _contents(job, piece, tick)
         if settings.apart and settings.pack:
-            return Written(piece.path, _write_apart(job, piece, contents, folder))
+            return WrittenPiece(piece.path, _write_apart(job, piece, contents, folder))
         first = next(contents, None)
         if first is None:
-            return Written(piece.path, ())
+            return WrittenPiece(piece.path, ())
         cells = write_shard(job.out, piece.path, job.dtype, chain([first], contents))
-        return Written(piece.path, cells)
+        return WrittenPiece(piece.path, cells)
 
 
-def _contents(job: Job, piece: ShardPiece, tick: Tick) -> Iterator[Content]:
+def _contents(job: TokenizeJob, piece: ShardPiece, tick: Tick) -> Iterator[Content]:
     for range in piece.ranges:
         yield from _in_range(job, range)  # no more than one of them is held in memory
         tick(range.text_bytes)
 
 
-def _in_range(job: Job, range: KeyRange) -> Iterator[Content]:
+def _in_range(job: TokenizeJob, range: KeyRange) -> Iterator[Content]:
     row_length = job.plan.settings.pack
     filler = [job.tokenizer["end_of_document"]] * row_length
     table, inputs = read_piece(range.sources, job.dtype, range.part, range.parts, filler)
@@ -221,7 +221,7 @@ def _in_range(job: Job, range: KeyRange) -> Iterator[Content]:
 
 
 def _write_apart(
-    job: Job, piece: ShardPiece, contents: Iterator[Content], folder: Path
+    job: TokenizeJob, piece: ShardPiece, contents: Iterator[Content], folder: Path
 ) -> Sequence[Cell]:
     """Each content as a shard of its own."""
     cells: list[Cell] = []
@@ -296,7 +296,7 @@ def _run_path(folder: Path, unit: Unit, number: int) -> Path:
     return folder / f"{unit.number:05}-{number:05}.run"
 
 
-def _table(batch: Batch, job: Job, book: LabelBook, input: int) -> Table:
+def _table(batch: DocumentBatch, job: TokenizeJob, book: LabelBook, input: int) -> TokenTable:
     settings = job.plan.settings
     texts = [document.text for document in batch.documents]
     brought = notes(("" if d.id is None else str(d.id) for d in batch.documents), batch.fields)
@@ -313,7 +313,9 @@ def _table(batch: Batch, job: Job, book: LabelBook, input: int) -> Table:
     rows["labels"] = labels * len(LENGTHS) + np.searchsorted(
         LENGTH_BOUNDS_TOKENS, lengths, side="right"
     )
-    return Table(tokens.astype(job.dtype), keys(settings.seed, input, batch.positions), rows, ids)
+    return TokenTable(
+        tokens.astype(job.dtype), keys(settings.seed, input, batch.positions), rows, ids
+    )
 
 
 def _utf8_sizes(texts: list[str]) -> list[int]:

@@ -51,9 +51,9 @@ from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
 from megatron_qwen3.posttrain.building.flags import FlagSettings
 from megatron_qwen3.posttrain.building.judges import Judge
 from megatron_qwen3.posttrain.building.outcomes import LEVELS
-from megatron_qwen3.posttrain.building.queries import Problem, Query, read
-from megatron_qwen3.posttrain.building.work import DIALOGS, LOCK, PAGE, Work, write_result
-from megatron_qwen3.posttrain.generators import AnyGenerator, Limits, Local, open_generator
+from megatron_qwen3.posttrain.building.queries import Query, QueryProblem, read
+from megatron_qwen3.posttrain.building.work import DIALOGS, LOCK, PAGE, BuildWork, write_result
+from megatron_qwen3.posttrain.generators import AnyGenerator, EndpointLimits, Local, open_generator
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned
@@ -67,15 +67,15 @@ COMMON = {
     DrawSettings: "how answers are drawn",
     AnswerSettings: "what an answer may be",
     VerifySettings: "verifying",
-    Limits: "endpoints",
+    EndpointLimits: "endpoints",
     Local: "models of ours",
 }
 
 
-class Job(NamedTuple):
+class BuildJob(NamedTuple):
     """All that a build is made of."""
 
-    work: Work
+    work: BuildWork
     tables: Mapping[type, Any]
     queries: Sequence[Query]
     plain: Sequence[Query]
@@ -99,7 +99,7 @@ class Build(NamedTuple):
     purpose: str
     tables: Mapping[type, str]
     roles: Mapping[str, str]
-    make: Callable[[Job], Made]
+    make: Callable[[BuildJob], Made]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -121,20 +121,20 @@ def run(given: argparse.Namespace) -> int:
     plain = getattr(given, "plain_queries", None)
     more, more_problems = _read("--plain-queries", plain, given) if plain else ([], [])
     with ExitStack() as stack:
-        opened = _opened(stack, _names(given, build), tables[Limits], tables[Local])
+        opened = _opened(stack, _names(given, build), tables[EndpointLimits], tables[Local])
         if followers := [generator for generator in opened.values() if not generator.leads]:
             followers[0].follow()
             return 0
         stack.enter_context(owned(given.out, LOCK))
         begin(given.out, given.build)
         verifiers = tables[VerifySettings].verifiers()
-        work = Work(given.out, stack.enter_context(verifiers), rules)
+        work = BuildWork(given.out, stack.enter_context(verifiers), rules)
         stack.enter_context(work)
-        job = Job(work, tables, queries, more, opened, passages)
+        job = BuildJob(work, tables, queries, more, opened, passages)
         return _build(job, given, [*problems, *more_problems])
 
 
-def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> int:
+def _build(job: BuildJob, given: argparse.Namespace, problems: Sequence[QueryProblem]) -> int:
     from megatron_qwen3.pages import dialogs as pages
     from megatron_qwen3.tables import console
 
@@ -156,9 +156,9 @@ def _build(job: Job, given: argparse.Namespace, problems: Sequence[Problem]) -> 
     return 0
 
 
-def _about(job: Job, given: argparse.Namespace) -> dict[str, Any]:
+def _about(job: BuildJob, given: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, without what only the machine is concerned with."""
-    machine = (VerifySettings, Limits, Local)
+    machine = (VerifySettings, EndpointLimits, Local)
     settings: dict[str, Any] = {}
     for table, values in job.tables.items():
         settings |= {} if table in machine else asdict(values)
@@ -174,7 +174,7 @@ def _about(job: Job, given: argparse.Namespace) -> dict[str, Any]:
 
 def _read(
     option: str, paths: Sequence[Path], given: argparse.Namespace
-) -> tuple[list[Query], list[Problem]]:
+) -> tuple[list[Query], list[QueryProblem]]:
     """The queries of an option's files. ConfigError, which names the option, as of `read`."""
     try:
         return read(paths, given.on_error == "stop")
@@ -217,7 +217,7 @@ def _names(given: argparse.Namespace, build: Build) -> dict[str, str]:
 
 
 def _opened(
-    stack: ExitStack, names: Mapping[str, str], limits: Limits, local: Local
+    stack: ExitStack, names: Mapping[str, str], limits: EndpointLimits, local: Local
 ) -> dict[str, AnyGenerator]:
     """Each name once, whatever roles it has."""
     by_name = {
@@ -227,9 +227,9 @@ def _opened(
     return {role: by_name[name] for role, name in names.items()}
 
 
-def _cold_start(job: Job) -> Made:
+def _cold_start(job: BuildJob) -> Made:
     generator = job.opened["generator"]
-    asked = cold_start.Asked(generator, job.opened.get("direct", generator), job.judge())
+    asked = cold_start.ColdStartModels(generator, job.opened.get("direct", generator), job.judge())
     settings = (
         job.of(cold_start.QuerySettings),
         job.of(DrawSettings),
@@ -238,14 +238,16 @@ def _cold_start(job: Job) -> Made:
     return cold_start.build(job.work, job.queries, asked, settings, job.passages)
 
 
-def _fusion(job: Job) -> Made:
+def _fusion(job: BuildJob) -> Made:
     generator = job.opened["generator"]
-    asked = fusion.Asked(generator, job.opened.get("plain_generator", generator), job.judge())
+    asked = fusion.FusionModels(
+        generator, job.opened.get("plain_generator", generator), job.judge()
+    )
     settings = (job.of(fusion.FusionSettings), job.of(DrawSettings), job.of(FlagSettings))
     return fusion.build(job.work, job.queries, job.plain, asked, settings, job.passages)
 
 
-def _distill(job: Job) -> Made:
+def _distill(job: BuildJob) -> Made:
     settings = (job.of(distill.DistillSettings), job.of(DrawSettings), job.of(FlagSettings))
     return distill.build(job.work, job.queries, job.opened["generator"], settings, job.passages)
 

@@ -39,7 +39,7 @@ from megatron_qwen3.shown import shown, shown_lines, shown_text
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
-    from data_prep.clean.settings import CleanSettings, Input
+    from data_prep.clean.settings import CleaningInput, CleanSettings
 
 _TASKS_PER_CORE = 4
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -289,16 +289,18 @@ def _text_field(text: str) -> str:
     return theirs
 
 
-def _input(text: str) -> "Input":
-    from data_prep.clean.settings import Input
+def _input(text: str) -> "CleaningInput":
+    from data_prep.clean.settings import CleaningInput
 
     if os.path.exists(text):  # a path alone, whose name is the source's
-        return Input(Path(os.path.abspath(text)).name.partition(".")[0] or "documents", text, None)
+        return CleaningInput(
+            Path(os.path.abspath(text)).name.partition(".")[0] or "documents", text, None
+        )
     name, equals, path = text.partition("=")
     if not (equals and name and path):
         raise ConfigError(f"input {text!r} is neither a path here nor NAME[:DOMAIN]=PATH")
     source, _, domain = name.partition(":")
-    return Input(source, path, domain or None)
+    return CleaningInput(source, path, domain or None)
 
 
 def _show(given: argparse.Namespace) -> int:

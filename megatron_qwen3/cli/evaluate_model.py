@@ -41,9 +41,14 @@ from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.begun import begin, check_folder
 from megatron_qwen3.posttrain.building.steps import Steps
-from megatron_qwen3.posttrain.evaluation.evaluate import Evaluation, EvaluationSettings, Found, rows
+from megatron_qwen3.posttrain.evaluation.evaluate import (
+    Evaluation,
+    EvaluationResult,
+    EvaluationSettings,
+    rows,
+)
 from megatron_qwen3.posttrain.evaluation.tasks import read
-from megatron_qwen3.posttrain.generators import Limits, Local, open_generator
+from megatron_qwen3.posttrain.generators import EndpointLimits, Local, open_generator
 from megatron_qwen3.posttrain.verifiers.judging import VerifySettings
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.lock import owned
@@ -55,7 +60,7 @@ RESULTS, PAGE, SAMPLES, ANSWERS = "results.json", "report.html", "samples.jsonl"
 TABLES = {
     EvaluationSettings: "what is asked",
     VerifySettings: "verifying",
-    Limits: "endpoints",
+    EndpointLimits: "endpoints",
     Local: "models of ours",
 }
 
@@ -74,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
     verify = options.taken(VerifySettings, given)
     tasks, problems = read(given.tasks, given.most, given.on_error == "stop")
     generator = open_generator(
-        given.model, options.taken(Limits, given), options.taken(Local, given)
+        given.model, options.taken(EndpointLimits, given), options.taken(Local, given)
     )
     count, unit = _counter(given)
     with generator as opened:
@@ -101,7 +106,7 @@ def _begun(out: Path) -> Iterator[None]:
         yield
 
 
-def _write(out: Path, found: Found, log: AnswerLog) -> int:
+def _write(out: Path, found: EvaluationResult, log: AnswerLog) -> int:
     from megatron_qwen3.pages import evaluation as pages
     from megatron_qwen3.tables import console
 

@@ -27,7 +27,7 @@ from data_prep.mixing.plan import plan
 from megatron_qwen3 import entry, tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.pretrain.record import ReadBefore, Record
+from megatron_qwen3.pretrain.record import ReadBefore, RunRecord
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +143,7 @@ def _read_before(run: Path | None) -> ReadBefore:
     """
     if run is None:
         return ReadBefore()
-    record = Record.read(run)
+    record = RunRecord.read(run)
     steps = sorted((run / "checkpoints").glob("step_" + "[0-9]" * 8))
     if record is None or not steps:
         raise ConfigError(f"--after {run}: no run with a data.json and a checkpoint")
@@ -205,7 +205,7 @@ def _global_row(given: argparse.Namespace) -> int:
     if given.rank is None:
         return int(given.row)
     rank, ranks = given.rank
-    record = Record.read(given.folder)
+    record = RunRecord.read(given.folder)
     if record is None or given.step < 1:
         return int(given.row)  # locate says what is wrong
     batch = record.part_of(given.step - 1).global_batch

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from megatron_qwen3 import launcher
 from megatron_qwen3.cli.commands import COMMANDS
-from megatron_qwen3.entry import Setting
+from megatron_qwen3.entry import TypedSetting
 from megatron_qwen3.toml import did_you_mean
 
 
@@ -88,7 +88,7 @@ def _complete(parser: Parser) -> None:
 
 def or_setting(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """The type of an option of several words, which settings may follow: a key=value is one."""
-    return lambda text: Setting(text) if "=" in text else kind(text)
+    return lambda text: TypedSetting(text) if "=" in text else kind(text)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

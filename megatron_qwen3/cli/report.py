@@ -15,7 +15,7 @@ from typing import Any
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import answers
-from megatron_qwen3.pages.rollouts import Kept, source_rows
+from megatron_qwen3.pages.rollouts import KeptRollouts, source_rows
 from megatron_qwen3.pages.training import stage_rows, write_report
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts import record as records
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
                 if not options.json:
                     console().print(table(source_rows(run), f"Answers of {run.name}", ("mode",)))
                 newest = samples.newest(Path(folder), _BATCHES_OF_EXAMPLES)
-                found[n] = Kept(newest, hacking.report(Path(folder)))
+                found[n] = KeptRollouts(newest, hacking.report(Path(folder)))
         write_report(runs, options.out, found)
         for batch, kept in asked.items():
             subtitle = f"{runs[-1].name}, batch {batch}"

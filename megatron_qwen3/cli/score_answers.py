@@ -30,7 +30,7 @@ from megatron_qwen3.cli.parser import Parser, positive
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.generate.load import load, tokenizer_of
 from megatron_qwen3.generate.opening import checked, close, joined
-from megatron_qwen3.posttrain.answer_lines import Asked, read_answers
+from megatron_qwen3.posttrain.answer_lines import AskedLine, read_answers
 from megatron_qwen3.storage.folder import check_file
 from megatron_qwen3.storage.whole import whole_file
 
@@ -105,7 +105,7 @@ def _run(given: argparse.Namespace) -> None:
     close()
 
 
-def _scored(batch: Iterable[Asked], made: Iterable[float]) -> Iterator[tuple[Any, bool | None]]:
+def _scored(batch: Iterable[AskedLine], made: Iterable[float]) -> Iterator[tuple[Any, bool | None]]:
     """Each line with its scores, and of a pair whether they rank it as given; a tie is wrong."""
     left = iter(made)
     for asked in batch:
@@ -122,9 +122,9 @@ def _check_finite(made: Sequence[float], model: Path) -> None:
         )
 
 
-def _batches(lines: Iterable[Asked], tokens: int) -> Iterator[list[Asked]]:
+def _batches(lines: Iterable[AskedLine], tokens: int) -> Iterator[list[AskedLine]]:
     """Neighbours that have so many tokens together, one line at least."""
-    batch: list[Asked] = []
+    batch: list[AskedLine] = []
     count = 0
     for asked in lines:
         size = sum(map(len, asked.answers))

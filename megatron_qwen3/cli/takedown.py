@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.finding import Found, Query, as_text, find, paths_of
+from data_prep.finding import DocumentQuery, FoundDocument, as_text, find, paths_of
 from data_prep.in_use import mapping
 from data_prep.indexed import IndexedReader
 from data_prep.inventory import Inventory, read_inventory
@@ -149,7 +149,7 @@ def _read_by(reader: Reader) -> str:
     return f"{reader.path}: {reader.what}: {reader.verb} them {often}"
 
 
-def _search(given: argparse.Namespace) -> tuple[Inventory, list[Found]]:
+def _search(given: argparse.Namespace) -> tuple[Inventory, list[FoundDocument]]:
     inventory = read_inventory(given.folder)
     query = _query(given)
     if given.workers is not None and given.workers < 1:
@@ -164,7 +164,7 @@ def _search(given: argparse.Namespace) -> tuple[Inventory, list[Found]]:
     return inventory, found
 
 
-def _query(given: argparse.Namespace) -> Query:
+def _query(given: argparse.Namespace) -> DocumentQuery:
     values = set(given.values)
     if given.list:
         try:
@@ -173,7 +173,7 @@ def _query(given: argparse.Namespace) -> Query:
             raise ConfigError(f"{given.list} is not UTF-8: {error}") from None
         values |= {line for line in map(str.strip, lines) if line}
     if not given.line:
-        return Query(frozenset(values), given.field, given.contains)
+        return DocumentQuery(frozenset(values), given.field, given.contains)
     name, number = given.line
     if values or given.field or given.contains:
         raise ConfigError(
@@ -181,17 +181,17 @@ def _query(given: argparse.Namespace) -> Query:
         )
     if not number.isdecimal():
         raise ConfigError(f"--line {name} {number}: the line is a number, from 1")
-    return Query(line=(name, int(number)))
+    return DocumentQuery(line=(name, int(number)))
 
 
-def _line(one: Found) -> str:
+def _line(one: FoundDocument) -> str:
     place = one.origin
     parts = [f"{one.path} {one.document}", f"{place.file}:{place.line}", f"id {place.id or '–'}"]
     parts += [f"{name} {as_text(value)}" for name, value in place.fields.items()]
     return "  ".join(parts)
 
 
-def _as_json(one: Found) -> dict[str, Any]:
+def _as_json(one: FoundDocument) -> dict[str, Any]:
     place = one.origin
     where = {"shard": one.path, "document": one.document, "file": place.file, "line": place.line}
     return where | {"id": place.id, "fields": dict(place.fields)}

@@ -25,7 +25,7 @@ from megatron_qwen3.fields import setting
 from megatron_qwen3.posttrain import options
 from megatron_qwen3.posttrain.dialog_set import DialogSet
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.own_teacher import OwnTeacher, Scoring
 from megatron_qwen3.posttrain.teacher_set import check_absent, write
 from megatron_qwen3.posttrain.teacher_settings import check_tokenizer
@@ -46,7 +46,7 @@ class TargetSettings:
 
 
 @dataclass(frozen=True)
-class ScoringLimits(Limits):
+class ScoringLimits(EndpointLimits):
     """32,768 tokens with 64 log-probabilities each are 200 MB of JSON, ten times that when read."""
 
     concurrency: int = setting(4, "samples that are scored at a time", at_least=1)

@@ -39,8 +39,8 @@ from data_prep.engines import AUTO, ENGINES
 from data_prep.inventory import INVENTORY, Inventory, paths, totals
 from data_prep.labels import Labels
 from data_prep.lifetime import Stopped, ended_by_signals
-from data_prep.tokenization.corpus import Options, tokenize
-from data_prep.tokenization.groups import Report
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
+from data_prep.tokenization.groups import TokenizeReport
 from data_prep.tokenization.plan import DEFAULTED, Settings
 from megatron_qwen3.bar import duration
 from megatron_qwen3.cli import grammar
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             keep_fields=tuple(given.keep_fields),
             apart=given.apart,
         )
-        options = Options(
+        options = CorpusOptions(
             given.workers, given.engine, given.task, given.of, given.on_error == "stop"
         )
         with ended_by_signals():
@@ -142,7 +142,7 @@ def _tokens(millions: float | None) -> int | None:
     return None if millions is None else amount(millions, 1e6, "--shard-mtokens")
 
 
-def _print(report: Report, out: Path, seconds: float) -> None:
+def _print(report: TokenizeReport, out: Path, seconds: float) -> None:
     """What the shards hold, and what was left out."""
     print_table(report.inventory, ("source", "language"), ROWS_SHOWN)
     if report.inventory.cells[0].packed:

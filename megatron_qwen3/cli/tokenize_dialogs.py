@@ -40,7 +40,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.dialog_set import KINDS
 from megatron_qwen3.posttrain.dialogs import TOO_LONG, TRAIN_ON, Choices
-from megatron_qwen3.posttrain.tokenizing import Options, Report, tokenize
+from megatron_qwen3.posttrain.tokenizing import DialogOptions, DialogReport, tokenize
 from megatron_qwen3.shown import plain, shown, shown_lines
 
 DEFAULTED = ("source", "mode")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             too_long=given.too_long,
             **_defaults(given.default),
         )
-        options = Options(given.workers, given.engine, given.on_error == "stop")
+        options = DialogOptions(given.workers, given.engine, given.on_error == "stop")
         with ended_by_signals():
             report = tokenize(given.inputs, given.out, given.tokenizer, choices, options)
     except ConfigError as error:
@@ -112,7 +112,7 @@ def _defaults(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _print(report: Report, out: Path, kind: str) -> None:
+def _print(report: DialogReport, out: Path, kind: str) -> None:
     """What the set holds, what was done to lines, and what was left out."""
     rows = sorted(report.table, key=lambda row: -row[3])
     lines = [["source", "mode", "samples", "tokens", "trained tokens", "trained", "mean length"]]

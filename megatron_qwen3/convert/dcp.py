@@ -25,7 +25,7 @@ from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, locate, weights
 from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.inside import inside
-from megatron_qwen3.storage.table import Chunk, Stored, read_table
+from megatron_qwen3.storage.table import StoredChunk, StoredTensor, read_table
 
 FILES = ("config.toml", "metadata.json", ".metadata")
 BATCH_BYTES = 256 << 10  # small enough to stay in a core's cache between a read and a write
@@ -36,7 +36,7 @@ _OTHER_STATE = ("optimizer.", "chained_")  # and no weights either
 class _Region:
     """The part of one matrix of ours that a chunk holds; `place` counts matrices in the chunk."""
 
-    chunk: Chunk
+    chunk: StoredChunk
     place: int
     row: int
     column: int
@@ -89,7 +89,7 @@ class Checkpoint:
             raise ConfigError("\n".join(f"{self.folder}: {fault}" for fault in faults[:20]))
 
     def _add(
-        self, weight: Weight, key: str, layer: int | None, expert: int | None, stored: Stored
+        self, weight: Weight, key: str, layer: int | None, expert: int | None, stored: StoredTensor
     ) -> Iterator[str]:
         named = (layer, expert)[: len(weight.leading)]
         stacked = [n for n, fixed in zip(weight.leading, named, strict=True) if fixed is None]
@@ -104,7 +104,7 @@ class Checkpoint:
         for chunk in stored.chunks:
             self._add_chunk(weight, named, chunk)
 
-    def _add_chunk(self, weight: Weight, named: tuple[int | None, ...], chunk: Chunk) -> None:
+    def _add_chunk(self, weight: Weight, named: tuple[int | None, ...], chunk: StoredChunk) -> None:
         """Note it under every layer and expert of which it holds a part."""
         axes = iter(zip(chunk.offsets, chunk.shape, strict=True))
         leading = [[n] if n is not None else _span(*next(axes)) for n in named]

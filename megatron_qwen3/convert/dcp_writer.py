@@ -1,6 +1,6 @@
 """Write a checkpoint of ours without a model or ranks; the other direction of `dcp.py`.
 
-    writer = Writer(folder)
+    writer = CheckpointWriter(folder)
     slot = writer.add(...)            # room for one chunk, at a place in a file that is then known
     ... anyone fills the bytes at slot.data_start, in any order, from any thread ...
     writer.finish(config)             # now it is a checkpoint
@@ -37,7 +37,7 @@ class Slot:
     rows: int
 
 
-class Writer:
+class CheckpointWriter:
     """One .distcp file per layer, and one for what is in no layer."""
 
     def __init__(self, folder: Path) -> None:

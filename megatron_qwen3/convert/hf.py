@@ -33,7 +33,7 @@ _HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
 @dataclass(frozen=True)
-class Stored:
+class FileTensor:
     """One tensor: row-major bytes of a file from `start`."""
 
     path: Path
@@ -85,7 +85,7 @@ def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Stored]]:
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, FileTensor]]:
     """Every tensor of the files that the index names, or of the one file without an index."""
     index = folder / INDEX_FILE
     listed = _read_index(index) if index.is_file() else None
@@ -129,7 +129,7 @@ def _read_index(path: Path) -> dict[str, str]:
     raise ConfigError(f"{path}: not an index of files beside it (weight_map)")
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
+def _read_header(path: Path) -> Iterator[tuple[str, FileTensor]]:
     """The tensors of one safetensors file."""
     try:
         size = inside(path.parent, path.name).stat().st_size
@@ -154,7 +154,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, Stored]]:
     yield from tensors.items()
 
 
-def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
+def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> FileTensor:
     try:
         kind, shape = entry["dtype"], tuple(entry["shape"])
         start, end = entry["data_offsets"]
@@ -168,10 +168,10 @@ def _stored(path: Path, name: str, entry: Any, data: int, size: int) -> Stored:
         raise ConfigError(f"{path}: the table's entry of {name} is damaged")
     if data + end > size:
         raise ConfigError(f"{path}: truncated, {name} ends at byte {data + end} of {size}")
-    return Stored(path, data + start, shape, _DTYPES[kind])
+    return FileTensor(path, data + start, shape, _DTYPES[kind])
 
 
-def _check_equal(head: Stored, embedding: Stored | None) -> None:
+def _check_equal(head: FileTensor, embedding: FileTensor | None) -> None:
     """ConfigError unless a tied model's lm_head is the embedding."""
     if embedding and (head.shape, head.dtype) == (embedding.shape, embedding.dtype):
         total = prod(head.shape) * head.dtype.itemsize

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_qwen3.convert.hf import INDEX_FILE, NAMES, SINGLE_FILE, Stored
+from megatron_qwen3.convert.hf import INDEX_FILE, NAMES, SINGLE_FILE, FileTensor
 
 SHARD_BYTES = 5_000_000_000  # transformers' own limit
 
@@ -33,7 +33,7 @@ class Sink:
         tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]],
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, FileTensor] = {}
         self._stack = ExitStack()
         shards = _shards(list(tensors), shard_bytes)
         names = [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
@@ -65,7 +65,7 @@ class Sink:
         self._files[path].write(struct.pack("<Q", len(header)) + header)
         self._files[path].truncate(8 + len(header) + end)
         for name, start, shape, dtype in places:
-            self.stored[name] = Stored(path, 8 + len(header) + start, shape, dtype)
+            self.stored[name] = FileTensor(path, 8 + len(header) + start, shape, dtype)
 
 
 def write_exactly(file: int, start: int, data: np.ndarray) -> None:
@@ -88,7 +88,7 @@ def _shards(tensors: list[Any], limit: int) -> list[list[Any]]:
     return shards
 
 
-def _write_index(folder: Path, stored: dict[str, Stored]) -> None:
+def _write_index(folder: Path, stored: dict[str, FileTensor]) -> None:
     total = sum(prod(s.shape) * s.dtype.itemsize for s in stored.values())
     listed = {name: s.path.name for name, s in stored.items()}
     index = {"metadata": {"total_size": total}, "weight_map": listed}

@@ -31,7 +31,7 @@ from megatron_qwen3.settings_rope import RopeConfig
 from megatron_qwen3.shown import shown
 from megatron_qwen3.storage import folder as folders
 from megatron_qwen3.storage.load import faults, load
-from megatron_qwen3.storage.table import Chunk, Stored, Table, read_table
+from megatron_qwen3.storage.table import CheckpointTable, StoredChunk, StoredTensor, read_table
 from megatron_qwen3.toml import emit
 
 if TYPE_CHECKING:
@@ -152,20 +152,20 @@ def check_intact(checkpoint: Path, in_full: bool) -> None:
         raise ConfigError(f"{checkpoint} is damaged: {'; '.join(found[:3])}")
 
 
-def read_weights(source: Path) -> Table:
+def read_weights(source: Path) -> CheckpointTable:
     """Where each tensor of ours lies in a checkpoint, or in a folder of Hugging Face's format."""
     if not folders.is_hf(source):
         return read_table(source)
     theirs = hf.HFFolder(source)
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for weight in weights(theirs.model):
         chunks = tuple(_chunks(theirs, weight))
-        tensor = Stored(weight.stacked_shape, chunks[0].dtype, chunks)
+        tensor = StoredTensor(weight.stacked_shape, chunks[0].dtype, chunks)
         stored |= dict.fromkeys(weight.names, tensor)
-    return Table(stored, {})
+    return CheckpointTable(stored, {})
 
 
-class _Rows(Chunk):
+class _Rows(StoredChunk):
     """A chunk that is no archive: its elements begin where it does."""
 
     @property

@@ -19,7 +19,7 @@ from megatron_qwen3.bar import Bar, in_megabytes
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.convert import hf, hf_config, hf_files, hf_writer
 from megatron_qwen3.convert.dcp import BATCH_BYTES, Checkpoint
-from megatron_qwen3.convert.dcp_writer import Slot, Writer
+from megatron_qwen3.convert.dcp_writer import CheckpointWriter, Slot
 from megatron_qwen3.convert.hf_rope import LONG_FILE, dca_fault
 from megatron_qwen3.convert.mapping import EXPERT_SHARE, Index, Weight, in_order, weights
 from megatron_qwen3.cores import cores
@@ -68,7 +68,7 @@ def fill_from_hf(
     hf_files.check_tokenizer(folder, source.model.vocab_size)
     hf_files.end_ids(folder)  # what is no id is told before any byte is moved
     dtypes = {w.names[0]: dtype or _common_dtype(source, w) for w in weights(source.model)}
-    writer = Writer(out)
+    writer = CheckpointWriter(out)
     moves = [
         (slot.rows * len(slot.indices) * weight.columns * to.itemsize, move)
         for weight in weights(source.model)
@@ -184,7 +184,7 @@ def _fill(source: hf.HFFolder, weight: Weight, slot: Slot, dtype: torch.dtype) -
 
 
 def _read(
-    stored: hf.Stored, first: int, count: int, dtype: torch.dtype, buffer: np.ndarray
+    stored: hf.FileTensor, first: int, count: int, dtype: torch.dtype, buffer: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(bytes before it, bytes) in turns of `count` elements from the `first`, as `dtype`."""
     item = stored.dtype.itemsize
@@ -226,7 +226,7 @@ def _hf_tensors(
             yield weight.part_name(part, index), weight.part_shape(part), kind
 
 
-def _add_buffers(writer: Writer, model: ModelConfig) -> None:
+def _add_buffers(writer: CheckpointWriter, model: ModelConfig) -> None:
     """What our model keeps beside weights: even expert shares, and empty extra states."""
     layers, experts = model.num_layers, model.num_experts
     if experts:

@@ -33,7 +33,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitComparison:
     """Of the logits at all positions of some random sequences, in float32.
 
     cosine: similarity of two positions' logits, on average and at worst; largest_difference: in
@@ -58,7 +58,7 @@ class Comparison:
         return self.cosine >= _LEAST_COSINE[self.precision]
 
 
-def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Comparison:
+def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> LogitComparison:
     """Both models in `precision` on the same tokens. ConfigError where one cannot be read."""
     models = model_of(a), model_of(b)
     sizes, heads = [m.vocab_size for m in models], [m.head for m in models]
@@ -74,7 +74,7 @@ def compare(a: Path, b: Path, precision: str = "fp32", seed: int = 0) -> Compari
     cosine_BS = torch.nn.functional.cosine_similarity(
         first_BSV.double(), second_BSV.double(), dim=-1
     )
-    return Comparison(
+    return LogitComparison(
         cosine=cosine_BS.mean().item(),
         worst_cosine=cosine_BS.min().item(),
         largest_difference=(first_BSV - second_BSV).abs().max().item(),

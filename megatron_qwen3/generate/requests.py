@@ -28,7 +28,7 @@ SAMPLING_OPTIONS = tuple(f.name for f in dataclasses.fields(Sampling) if f.name 
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """Ids to go on from, how tokens are chosen after them, and the line they came from."""
 
     line: Line
@@ -53,7 +53,7 @@ class Encoder:
         values = {name: getattr(options, name) for name in (*SAMPLING_OPTIONS, "seed")}
         self._said = {name: value for name, value in values.items() if value is not None}
 
-    def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[Request]:
+    def encode_all(self, lines: Iterable[tuple[str, Line]]) -> list[PromptRequest]:
         """Requests of lines, each with the place where it stands, which a ConfigError names."""
         placed, requests = list(lines), []
         for place, line in placed:
@@ -67,12 +67,12 @@ class Encoder:
                 raise ConfigError(f"{place}: {error}") from None
         return requests
 
-    def encode(self, line: Line) -> Request:
+    def encode(self, line: Line) -> PromptRequest:
         """ConfigError for an empty prompt or a value out of range, ChatError for bad messages."""
         check_characters(line)
         return self._request(line, self._conversations([line] if "messages" in line else []))
 
-    def _request(self, line: Line, conversations: Iterator[Any]) -> Request:
+    def _request(self, line: Line, conversations: Iterator[Any]) -> PromptRequest:
         """`conversations` has the line's ids next, or the reason why there are none."""
         ids = next(conversations) if "messages" in line else None
         if isinstance(ids, Exception):
@@ -85,7 +85,7 @@ class Encoder:
             base = Sampling()
         if not ids:
             raise ConfigError("a prompt is empty; it needs at least one character")
-        return Request(line, ids, dataclasses.replace(base, **self._said))
+        return PromptRequest(line, ids, dataclasses.replace(base, **self._said))
 
     def _conversations(self, lines: Sequence[Line]) -> Iterator[list[int] | Exception]:
         """The ids of each line's messages, or why it has none."""
@@ -117,7 +117,7 @@ def both_modes(
     return {mode: Encoder(tokenizer, given, template) for mode, given in modes.items()}
 
 
-def batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+def batches(requests: Sequence[PromptRequest], size: int) -> Iterator[Sequence[PromptRequest]]:
     """At most `size` neighbours at a time that are sampled alike."""
     start = 0
     for place in range(1, len(requests) + 1):

@@ -24,7 +24,7 @@ from megatron_qwen3.bar import Bar
 from megatron_qwen3.chat import split_thinking
 from megatron_qwen3.generate.completion import Completion, OnToken
 from megatron_qwen3.generate.engine import Generator
-from megatron_qwen3.generate.requests import RESULT, Encoder, Request, batches
+from megatron_qwen3.generate.requests import RESULT, Encoder, PromptRequest, batches
 from megatron_qwen3.generate.stream import TextStream
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.shown import shown, shown_text
@@ -50,7 +50,7 @@ class Session:
         self.is_first = dist.get_rank() == 0
         self._reach = reach
 
-    def prompts(self, requests: Sequence[Request]) -> None:
+    def prompts(self, requests: Sequence[PromptRequest]) -> None:
         """Go on with texts: one while it comes, several beside each other."""
         if len(requests) == 1:
             self.stream(requests[0], self.budget)
@@ -60,7 +60,7 @@ class Session:
         ):
             self._print(f"=== {request.line['prompt']}\n{self._text(completion)}\n")
 
-    def file(self, requests: Sequence[Request], out: Path | None) -> None:
+    def file(self, requests: Sequence[PromptRequest], out: Path | None) -> None:
         """Each line again, with what was generated under one key beside what was given."""
         size = self.options.batch * self.generator.layout.data
         bar = Bar("prompts", len(requests), is_shown=self.is_first)
@@ -80,7 +80,7 @@ class Session:
 
     def _complete(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[PromptRequest],
         first_row: int,
         budget: ThinkingBudget | None,
         on_token: OnToken | None = None,
@@ -103,7 +103,7 @@ class Session:
         self._note_reach(requests, found)
         return found
 
-    def _note_reach(self, requests: Sequence[Request], found: Sequence[Completion]) -> None:
+    def _note_reach(self, requests: Sequence[PromptRequest], found: Sequence[Completion]) -> None:
         """Say once that a text is longer than the model was trained to read."""
         pairs = zip(requests, found, strict=True)
         longest = max(len(request.prompt) + len(one.tokens) for request, one in pairs)
@@ -118,7 +118,7 @@ class Session:
             print(shown(note), file=sys.stderr)
         self._reach = 0
 
-    def stream(self, request: Request, budget: ThinkingBudget | None) -> str:
+    def stream(self, request: PromptRequest, budget: ThinkingBudget | None) -> str:
         """Print one answer while it comes, its thinking within `budget`; its text."""
         stream, began = TextStream(self.tokenizer), time.perf_counter()
 

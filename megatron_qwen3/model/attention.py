@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from megatron_qwen3.cpu import kernels
 from megatron_qwen3.model import flash, ops
 from megatron_qwen3.model.dca import Tables
-from megatron_qwen3.model.reads import Call, Reads
+from megatron_qwen3.model.reads import KernelCall, Reads
 from megatron_qwen3.model.stretches import Stretches
 
 _aten = torch.ops.aten
@@ -140,20 +140,20 @@ def _merge(mixed: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     lse.copy_(torch.logaddexp(lse, part_lse))
 
 
-def _turned(call: Call, q: Tensor, tables: Tables | None) -> Tensor:
+def _turned(call: KernelCall, q: Tensor, tables: Tables | None) -> Tensor:
     if tables is None:
         return q
     return ops.rotate(q, *_rotation(call, tables), 1, out=q.new_empty(q.shape))
 
 
-def _turned_back(call: Call, dq: Tensor, tables: Tables | None) -> Tensor:
+def _turned_back(call: KernelCall, dq: Tensor, tables: Tables | None) -> Tensor:
     """The gradient by the query as it was before it was rotated, not rounded again."""
     if tables is None:
         return dq
     return ops.rotate(dq, *_rotation(call, tables), -1, out=dq.new_empty(dq.shape, dtype=_wide(dq)))
 
 
-def _rotation(call: Call, tables: Tables) -> Tensor:
+def _rotation(call: KernelCall, tables: Tables) -> Tensor:
     """cos and sin of a call's queries, [2, queries, D]."""
     return tables[call.distance][:, call.place : call.place + call.queries, 0, 0]
 

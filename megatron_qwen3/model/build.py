@@ -22,7 +22,7 @@ from megatron_qwen3.model.rope import RotaryTables
 from megatron_qwen3.model.scalars import ScalarLayer, Scalars
 from megatron_qwen3.model.sequences import Sequences
 from megatron_qwen3.parallel import fp8, overlap
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import GPTModel, TransformerConfig
 from megatron_qwen3.settings import Config
@@ -102,12 +102,12 @@ class Qwen3(GPTModel):
         return own
 
 
-def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[Qwen3]:
+def build(config: Config, layout: Layout, groups: ProcessGroups | None = None) -> list[Qwen3]:
     """This rank's model chunks with fresh weights, which do not depend on the layout.
 
     `groups` are the run's own, unless others are given.
     """
-    groups = groups or Groups.of_run()
+    groups = groups or ProcessGroups.of_run()
     model, transformer = config.model, transformer_config(config, layout)
     tied = model.tie_embeddings and model.head == "vocabulary"
     with groups.current():
@@ -122,7 +122,9 @@ def build(config: Config, layout: Layout, groups: Groups | None = None) -> list[
     return chunks
 
 
-def view(config: Config, layout: Layout, groups: Groups, chunks: Sequence[Qwen3]) -> list[Qwen3]:
+def view(
+    config: Config, layout: Layout, groups: ProcessGroups, chunks: Sequence[Qwen3]
+) -> list[Qwen3]:
     """Chunks to generate with, whose parameters and buffers are the very tensors of `chunks`.
 
     They are in evaluation mode, without the hooks of those who train `chunks`, and without sequence
@@ -161,7 +163,7 @@ def _share(mine: Qwen3, chunk: Qwen3) -> None:
 def _chunk(
     config: Config,
     layout: Layout,
-    groups: Groups,
+    groups: ProcessGroups,
     transformer: TransformerConfig,
     index: int,
     tied: bool,

@@ -33,7 +33,9 @@ class SparseMLP(MegatronModule):
         super().__init__(config)
         self.router = Router(config)
         self.experts = GroupedExperts(config, pg_collection)
-        self.exchange = Exchange(config.num_moe_experts, pg_collection.ep, pg_collection.expt_tp)
+        self.exchange = ExpertExchange(
+            config.num_moe_experts, pg_collection.ep, pg_collection.expt_tp
+        )
 
     def forward(
         self, hidden_SBH: Tensor, valid_T: Tensor | None = None, products: Products | None = None
@@ -88,7 +90,7 @@ class ExchangePlan:
         self.counts = self.order.counts
 
 
-class Exchange:
+class ExpertExchange:
     """Rows between ranks: to those of their experts, then to all tensor ranks of an expert."""
 
     def __init__(self, num_experts: int, expert_group: Any, tensor_group: Any) -> None:

@@ -41,7 +41,7 @@ class Rectangle(NamedTuple):
     place: int = 0
 
 
-class Call(NamedTuple):
+class KernelCall(NamedTuple):
     """Rectangles of one size, as one batch of a kernel: `steps` that follow each other in `row`,
     or the same one of `rows` rows from it. The first begins at `query` and `key`.
     """
@@ -84,7 +84,7 @@ class Reads:
     rows: int
     queries: int
     keys: int
-    calls: tuple[Call, ...]
+    calls: tuple[KernelCall, ...]
     stretches: Stretches | None = None
 
     @classmethod
@@ -166,7 +166,7 @@ def _segments(
 
 def _calls(
     bounds_of_rows: Sequence[Sequence[int]], pieces: Sequence[Interval], chunk: int | None
-) -> Iterator[Call]:
+) -> Iterator[KernelCall]:
     """Of all rows; of equal neighbours together what is not a batch of its own already."""
     row = 0
     for bounds, alike in groupby(bounds_of_rows):
@@ -179,13 +179,13 @@ def _calls(
         row += rows
 
 
-def _calls_of_row(found: Iterator[Rectangle]) -> list[Call]:
+def _calls_of_row(found: Iterator[Rectangle]) -> list[KernelCall]:
     """Each rectangle, with those of its kind and size that follow it directly, as one call."""
-    calls: list[Call] = []
+    calls: list[KernelCall] = []
     latest: dict[tuple[bool, int], int] = {}  # the place in `calls` of each kind's last one
     for (a, b), (c, d), is_causal, distance, place in found:
         kind = is_causal, distance
-        call = Call(0, 1, 1, a, b - a, c, d - c, is_causal, distance, place)
+        call = KernelCall(0, 1, 1, a, b - a, c, d - c, is_causal, distance, place)
         if kind in latest and _follows(call, calls[latest[kind]]):
             before = calls[latest[kind]]
             calls[latest[kind]] = before._replace(steps=before.steps + 1)
@@ -195,7 +195,7 @@ def _calls_of_row(found: Iterator[Rectangle]) -> list[Call]:
     return calls
 
 
-def _follows(call: Call, before: Call) -> bool:
+def _follows(call: KernelCall, before: KernelCall) -> bool:
     n = before.steps
     return call == before._replace(
         steps=1, query=before.query + n * before.queries, key=before.key + n * before.keys

@@ -47,11 +47,11 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     """The layers that this pipeline rank holds in model chunk `vp_stage`."""
     block = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     for layer in block.layer_specs:
-        layer.module, parts = Layer, layer.submodules
+        layer.module, parts = TELayer, layer.submodules
         parts.self_attention.submodules.core_attention = Attention
         parts.sharded_state_dict_keys_map = _KEYS
         if config.num_moe_experts:
-            _submodules(parts.mlp).router = Router
+            _submodules(parts.mlp).router = TERouter
     return block
 
 
@@ -74,7 +74,7 @@ def _submodules(spec: Any) -> Any:
     return spec.keywords["submodules"] if hasattr(spec, "keywords") else spec.submodules
 
 
-class Layer(TransformerLayer):
+class TELayer(TransformerLayer):
     """One layer, which TransformerBlock calls like layer.py's."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -251,10 +251,10 @@ class Attention(TEDotProductAttention):
         return mixed.view(rows, -1, query.shape[2] * query.shape[3]).transpose(0, 1)
 
 
-class Router(router.Router):
+class TERouter(router.Router):
     """Chooses like our router, and says it as megatron-core's dispatchers take it.
 
-    padding_sB: of the rows that come next, where they come without it: see Layer.
+    padding_sB: of the rows that come next, where they come without it: see TELayer.
     """
 
     def __init__(self, config: TransformerConfig, **_: Any) -> None:

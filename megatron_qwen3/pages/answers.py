@@ -59,11 +59,11 @@ def section(title: str, samples: Iterable[KeptAnswer], is_open: bool = False) ->
     return page.answers(title, [_answer(sample) for sample in samples], is_open)
 
 
-def _answer(sample: KeptAnswer) -> page.Answer:
+def _answer(sample: KeptAnswer) -> page.ShownAnswer:
     ending = _ENDINGS.get(sample.finish, "")
     if ending and sample.error:
         ending = f"{ending}: {sample.error}"
-    return page.Answer(
+    return page.ShownAnswer(
         shown(f"{sample.source}: {sample.task}")[:_LONGEST_NAME],
         _badges(sample),
         [(str(m.get("role", "?")), _said(m)) for m in sample.messages],

@@ -78,7 +78,7 @@ def files(title: str, contents: Iterable[tuple[str, str]], is_open: bool = False
     return _section("files", title, contents, is_open)
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     """An answer to read. name and badges: its line while it is folded; messages: role and text;
     blocks: kind ("thinking" is folded), spans of text with a mark ("", "forced", "tool") each, and
     characters; ending: how it ended, "" for as it should; parts: name, score, reason."""
@@ -91,7 +91,7 @@ class Answer(NamedTuple):
     parts: Sequence[tuple[str, str, str]]
 
 
-def answers(title: str, samples: Sequence[Answer], is_open: bool = False) -> Markup:
+def answers(title: str, samples: Sequence[ShownAnswer], is_open: bool = False) -> Markup:
     """Dialogs to read, each folded behind its name unless `is_open`."""
     return _section("answers", title, samples, is_open)
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from megatron_qwen3.pages import pictures
 from megatron_qwen3.planner.question import Question
-from megatron_qwen3.planner.search import Plan
+from megatron_qwen3.planner.search import LayoutPlan
 
 _MORE = (
     *("#56606e", "#a8b3c1", "#e2b93b", "#4a2c6f", "#8fd175", "#c44e52", "#222222"),
@@ -17,7 +17,7 @@ _COLOURS = (*pictures.HUES, *_MORE)
 _VISIBLE = 0.004  # of the longest bar: what is shorter is not drawn
 
 
-def draw(question: Question, plans: list[Plan], path: Path) -> None:
+def draw(question: Question, plans: list[LayoutPlan], path: Path) -> None:
     """Write the picture; its suffix chooses the format."""
     with pictures.style():
         figure = Figure(figsize=(11, 0.36 * len(plans) + 2.6), layout="constrained")
@@ -60,7 +60,7 @@ def _stack(
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False, fontsize=7)
 
 
-def _name(index: int, plan: Plan) -> str:
+def _name(index: int, plan: LayoutPlan) -> str:
     sizes = plan.job.sizes
     parts = [f"{name}{size}" for name, size in sizes.items() if size > 1] or ["dp"]
     text = " ".join([*parts, f"mb{plan.job.micro_batch}"])

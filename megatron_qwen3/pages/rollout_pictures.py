@@ -36,7 +36,7 @@ _STEPS = "updates"
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
-class Asked(NamedTuple):
+class MetricCurves(NamedTuple):
     """A picture of several metrics of one kind: their column, and the name that a person reads."""
 
     name: str
@@ -50,14 +50,14 @@ class Asked(NamedTuple):
 
 _PREFIXES = {"parts": "part/", "hacking": "hacking/"}  # of pictures with a curve for each name
 _OF_BATCHES = (
-    Asked(
+    MetricCurves(
         "parts",
         "Parts of the reward",
         "mean score of each, before its weight",
         "score",
         {},
     ),
-    Asked(
+    MetricCurves(
         "hacking",
         "Signs of reward hacking",
         "shares; what each means stands in posttrain/rewards/hacking.py",
@@ -65,14 +65,14 @@ _OF_BATCHES = (
         {},
         is_share=True,
     ),
-    Asked(
+    MetricCurves(
         "answer_lengths",
         "Lengths",
         "of all answers, of right and of wrong ones",
         "tokens of an answer",
         {"length": "all", "length_right": "right", "length_wrong": "wrong"},
     ),
-    Asked(
+    MetricCurves(
         "cut_answers",
         "Cut and failed answers",
         "truncated ones are treated as rl.truncated says",
@@ -80,7 +80,7 @@ _OF_BATCHES = (
         {"truncated": "truncated", "failed": "failed"},
         is_share=True,
     ),
-    Asked(
+    MetricCurves(
         "groups",
         "Groups and answers that teach",
         "groups whose answers have no advantage over each other; answers that are trained",
@@ -88,22 +88,24 @@ _OF_BATCHES = (
         {"zero_groups": "groups alike", "trained": "trained", "scored": "scored"},
         is_share=True,
     ),
-    Asked("advantages", "Advantages", "of what is trained", "mean |A|", {"advantage": "mean"}),
-    Asked(
+    MetricCurves(
+        "advantages", "Advantages", "of what is trained", "mean |A|", {"advantage": "mean"}
+    ),
+    MetricCurves(
         "age",
         "Age of the weights that sampled",
         "updates between an answer's first token and its batch's first update",
         "updates",
         {"age": "mean", "age_most": "most"},
     ),
-    Asked(
+    MetricCurves(
         "refit",
         "New weights for the servers",
         "from their pause to their agreement with the model in training",
         "seconds",
         {"refit/seconds": "a refit"},
     ),
-    Asked(
+    MetricCurves(
         "refit_difference",
         "Servers against trainer after a refit",
         "largest difference of a log-probability on the fixed prompts",
@@ -113,7 +115,7 @@ _OF_BATCHES = (
     ),
 )
 _OF_UPDATES = (
-    Asked(
+    MetricCurves(
         "agreement",
         "Agreement with the teacher",
         "sampled tokens that are the teacher's most probable ones",
@@ -121,29 +123,29 @@ _OF_UPDATES = (
         {"agreement": "agreement"},
         is_share=True,
     ),
-    Asked(
+    MetricCurves(
         "log_probs",
         "Log-probability of sampled tokens",
         "by the student and by its teacher",
         "nats",
         {"student_log_prob": "student", "teacher_log_prob": "teacher"},
     ),
-    Asked("kl", "Divergence from the reference", "", "nats per token", {"kl": "KL"}),
-    Asked(
+    MetricCurves("kl", "Divergence from the reference", "", "nats per token", {"kl": "KL"}),
+    MetricCurves(
         "policy_change",
         "Change since the rollouts",
         "KL from before a batch's first update",
         "nats per token",
         {"policy_change": "KL"},
     ),
-    Asked(
+    MetricCurves(
         "clip_share",
         "Clipped and limited tokens",
         "ratios that the clip acts on; importance weights that were limited",
         "share of the tokens",
         {"clip_share": "clipped", "importance_limited": "limited"},
     ),
-    Asked(
+    MetricCurves(
         "mismatch",
         "Sampler against trainer",
         "difference of log-probabilities of sampled tokens, before the update",
@@ -232,7 +234,7 @@ def _entropy(run: RunHistory) -> Iterator[Picture]:
     yield finish(axes, "entropy", "Entropy", caption, is_wide=False)
 
 
-def _curves(columns: Mapping[str, np.ndarray], asked: Asked) -> Iterator[Picture]:
+def _curves(columns: Mapping[str, np.ndarray], asked: MetricCurves) -> Iterator[Picture]:
     curves = _known(columns, asked.columns)
     if asked.is_logarithmic:
         curves = {name: (x, y) for name, (x, y) in curves.items() if np.nanmax(y) > 0}

@@ -1,7 +1,7 @@
 """What a report says of a run whose model samples answers, beside its pictures.
 
     rows = source_rows(run)                        # a table for a terminal, too
-    body = sections(run, Kept(samples.newest(folder, 8), hacking.report(folder)))
+    body = sections(run, KeptRollouts(samples.newest(folder, 8), hacking.report(folder)))
 
 `run` has batches of rollouts (`training/history.py`).
 """
@@ -29,7 +29,7 @@ KEPT = (
 )
 
 
-class Kept(NamedTuple):
+class KeptRollouts(NamedTuple):
     """What lies in a run's folder besides its metrics. samples: answers of the newest batches;
     hacking: what `rewards/hacking.py` reports."""
 
@@ -53,7 +53,7 @@ def tiles(run: RunHistory) -> list[tuple[str, str]]:
     ]
 
 
-def sections(run: RunHistory, kept: Kept, name: str = "") -> list[Markup]:
+def sections(run: RunHistory, kept: KeptRollouts, name: str = "") -> list[Markup]:
     """Tables and answers to read. name: of the run, where a page has several."""
     of = f", {name}" if name else ""
     samples = kept.samples

@@ -24,7 +24,7 @@ from megatron_qwen3.training.metrics_file import ALL_SOURCES
 if TYPE_CHECKING:
     from megatron_qwen3.pages.pictures import Picture
 
-KeptOf = Mapping[int, rollouts.Kept]
+KeptOf = Mapping[int, rollouts.KeptRollouts]
 _OF_SOURCES = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "ranked as given"}
 _OF_SOURCES |= {"reward": "reward", "pass_rate": "right", "length": "length", "truncated": "cut"}
 

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from megatron_qwen3.pages import pictures
-from megatron_qwen3.planner.accuracy import Comparison
+from megatron_qwen3.planner.accuracy import ComparedRun
 
 _FEWEST = 5  # points that make a picture of their own
 _WITHIN = 0.2  # the band around equality
 
 
-def draw(compared: Sequence[Comparison], path: Path) -> None:
+def draw(compared: Sequence[ComparedRun], path: Path) -> None:
     """Write the picture; its suffix chooses the format."""
     seconds = [
         (one, one.run.seconds, one.step_seconds) for one in compared if one.error is not None
@@ -44,7 +44,7 @@ def _gb(size: float | None) -> float | None:
 
 
 def _scatter(
-    axes: Axes, points: list[tuple[Comparison, float | None, float | None]], unit: str
+    axes: Axes, points: list[tuple[ComparedRun, float | None, float | None]], unit: str
 ) -> None:
     families = sorted({_family(one) for one, _, _ in points})
     for family, hue in zip(families, pictures.HUES * 3, strict=False):
@@ -65,6 +65,6 @@ def _scatter(
         axes.legend(frameon=False, fontsize=7)
 
 
-def _family(one: Comparison) -> str:
+def _family(one: ComparedRun) -> str:
     assert one.run.job
     return one.run.job.model.name.split("-")[0]

@@ -1,6 +1,6 @@
 """The process groups of one layout, of which a process may have several.
 
-    groups = Groups.make(layout, timeout)     # all ranks call it; the first is the run's
+    groups = ProcessGroups.make(layout, timeout)     # all ranks call it; the first is the run's
     with groups.current():                    # megatron-core's own questions get these answers
         ...
 
@@ -32,14 +32,14 @@ _NONE_YET = _variables()
 
 
 @dataclass(frozen=True)
-class Groups:
+class ProcessGroups:
     """ranks: by what they share, as megatron-core names it (tp, pp, dp_cp, …)."""
 
     ranks: ProcessGroupCollection
     variables: Mapping[str, Any]
 
     @classmethod
-    def make(cls, layout: Layout, timeout: timedelta) -> "Groups":
+    def make(cls, layout: Layout, timeout: timedelta) -> "ProcessGroups":
         """New groups of all ranks; they become megatron-core's own where it has none yet."""
         others = _variables() if parallel_state.model_parallel_is_initialized() else None
         vars(parallel_state).update(_NONE_YET)
@@ -60,7 +60,7 @@ class Groups:
                 vars(parallel_state).update(others)
 
     @classmethod
-    def of_run(cls) -> "Groups":
+    def of_run(cls) -> "ProcessGroups":
         """Those that megatron-core has: the run's."""
         return cls(ProcessGroupCollection.use_mpu_process_groups(), _variables())
 

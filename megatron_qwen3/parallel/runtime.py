@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron_qwen3 import launcher
 from megatron_qwen3.cpu import device
 from megatron_qwen3.parallel import determinism, fp8, overlap
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state, tensor_parallel
 from megatron_qwen3.settings import Config, ConfigError
@@ -54,7 +54,7 @@ def patience(config: Config) -> timedelta:
 
 def build_groups(config: Config, layout: Layout) -> None:
     """The run's process groups and random states, once torch has a group of all ranks."""
-    Groups.make(layout, patience(config))
+    ProcessGroups.make(layout, patience(config))
     seed(config.run.seed)
 
 

@@ -13,7 +13,7 @@ from megatron_qwen3.planner.step import Step
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedRun:
     """One published run beside its prediction; errors are predicted / published - 1."""
 
     run: PublishedRun
@@ -44,14 +44,14 @@ class Errors:
     p90: float
 
 
-def compare(runs: Sequence[PublishedRun], constants: Mapping[str, float]) -> list[Comparison]:
+def compare(runs: Sequence[PublishedRun], constants: Mapping[str, float]) -> list[ComparedRun]:
     """Predict every run that is not left out."""
     return [_comparison(run, constants) for run in runs]
 
 
-def _comparison(run: PublishedRun, constants: Mapping[str, float]) -> Comparison:
+def _comparison(run: PublishedRun, constants: Mapping[str, float]) -> ComparedRun:
     if run.job is None:
-        return Comparison(run)
+        return ComparedRun(run)
     seconds = peak = None
     if run.seconds and run.cluster:
         seconds = Step.of(run.job, run.cluster, constants).seconds
@@ -59,10 +59,10 @@ def _comparison(run: PublishedRun, constants: Mapping[str, float]) -> Comparison
         last = run.job.layout.pipeline - 1
         memory = Memory.of_rank(run.job, last) if run.on_last_rank else Memory.of(run.job)
         peak = memory.allocated
-    return Comparison(run, seconds, peak)
+    return ComparedRun(run, seconds, peak)
 
 
-def groups(comparisons: Sequence[Comparison], of_memory: bool = False) -> dict[str, Errors]:
+def groups(comparisons: Sequence[ComparedRun], of_memory: bool = False) -> dict[str, Errors]:
     """Errors of all, of the tuned, of Qwen3's, by model, GPU, precision."""
     found: dict[str, list[float]] = {}
     for one in comparisons:
@@ -76,7 +76,7 @@ def groups(comparisons: Sequence[Comparison], of_memory: bool = False) -> dict[s
     }
 
 
-def _group_names(one: Comparison) -> list[str]:
+def _group_names(one: ComparedRun) -> list[str]:
     run = one.run
     assert run.job is not None
     names = ["all"]
@@ -98,7 +98,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def sort_key(one: Comparison) -> tuple[str, str, str, str]:
+def sort_key(one: ComparedRun) -> tuple[str, str, str, str]:
     """Order of a table: what is alike stands together."""
     run = one.run
     name = run.job.model.name if run.job else run.model

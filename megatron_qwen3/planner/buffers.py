@@ -19,7 +19,7 @@ _BUCKET_ALIGNMENT = 128
 
 
 @dataclass(frozen=True)
-class Weight:
+class BufferedWeight:
     """One weight of a rank; `alone` gets a bucket of its own, as a shared embedding does."""
 
     name: str
@@ -36,7 +36,7 @@ class Buffer:
     buckets: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, weights: Sequence[Weight], ranks: int, bucket_elements: float) -> "Buffer":
+    def of(cls, weights: Sequence[BufferedWeight], ranks: int, bucket_elements: float) -> "Buffer":
         """The padded buffer of a distributed optimizer over `ranks` data-parallel ranks.
 
         A bucket is closed once it has `bucket_elements`; infinity makes one bucket of all.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import least_squares
 
-from megatron_qwen3.planner.accuracy import Comparison
+from megatron_qwen3.planner.accuracy import ComparedRun
 from megatron_qwen3.planner.calibration import CONSTANTS
 from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
@@ -68,7 +68,7 @@ def left_out_in_turn(
     runs: Sequence[PublishedRun],
     by: Callable[[PublishedRun], str],
     report: Callable[[str], None] = print,
-) -> list[Comparison]:
+) -> list[ComparedRun]:
     """Every run as constants predict it that were fitted to all others but those of its group."""
     found = []
     for name in sorted({by(run) for run in runs}):
@@ -78,7 +78,7 @@ def left_out_in_turn(
             if by(run) == name:
                 assert run.job and run.cluster
                 seconds = Step.of(run.job, run.cluster, constants).seconds
-                found.append(Comparison(run, seconds))
+                found.append(ComparedRun(run, seconds))
     return found
 
 

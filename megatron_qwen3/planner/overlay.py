@@ -11,12 +11,12 @@ from typing import Any
 
 from megatron_qwen3.parallel.layout import even_stages
 from megatron_qwen3.planner.question import Question
-from megatron_qwen3.planner.search import Plan
+from megatron_qwen3.planner.search import LayoutPlan
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.toml import emit
 
 
-def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
+def values(plan: LayoutPlan, question: Question) -> dict[str, dict[str, Any]]:
     """The settings by table."""
     job, layout = plan.job, plan.job.layout
     precision = "bf16" if job.fp8.is_on else job.precision
@@ -54,7 +54,7 @@ def values(plan: Plan, question: Question) -> dict[str, dict[str, Any]]:
     }
 
 
-def text(plan: Plan, question: Question) -> str:
+def text(plan: LayoutPlan, question: Question) -> str:
     """The file."""
     memory, step, cluster = plan.memory, plan.step, question.cluster
     rate = f"{step.tokens_per_second_per_gpu:,.0f} tokens/s and {step.tflops_per_gpu:.0f} TFLOP/s"
@@ -71,7 +71,7 @@ def text(plan: Plan, question: Question) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(plan: Plan, question: Question, path: str | Path) -> None:
+def write(plan: LayoutPlan, question: Question, path: str | Path) -> None:
     """A file that is there is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

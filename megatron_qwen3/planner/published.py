@@ -25,7 +25,7 @@ from megatron_qwen3.settings import ConfigError, ModelConfig
 from megatron_qwen3.toml import read_toml
 
 
-class LeftOut(ValueError):
+class Incomparable(ValueError):
     """Why a row cannot be compared."""
 
 
@@ -96,7 +96,7 @@ def run_of(row: Row) -> PublishedRun:
     try:
         _check(row)
         return replace(given, job=_job(row), cluster=_cluster(row))
-    except (LeftOut, ConfigError) as error:
+    except (Incomparable, ConfigError) as error:
         return replace(given, reason=str(error))
 
 
@@ -156,35 +156,37 @@ _SIZES = (*_NEEDED, "tp", "pp", "vpp", "cp", "ep", "etp", "fsdp", "layers_overri
 
 
 def _check(row: Row) -> None:
-    """LeftOut for what the model of time does not describe."""
+    """Incomparable for what the model of time does not describe."""
     task, text, model = (row.get("task") or "pretrain").lower(), note(row), row["model"].lower()
     for part, what in _OTHER_LAYERS.items():
         if part in model:
-            raise LeftOut(f"{row['model']} has {what}, which the planner does not describe")
+            raise Incomparable(f"{row['model']} has {what}, which the planner does not describe")
     if "lora" in task or "peft" in task:
-        raise LeftOut("trains adapters, not the model")
+        raise Incomparable("trains adapters, not the model")
     if "sft" in task:
-        raise LeftOut("fine-tuning on packed texts whose lengths are not published")
+        raise Incomparable("fine-tuning on packed texts whose lengths are not published")
     if "lacks deepep" in text:
-        raise LeftOut("known bad: the container lacked DeepEP")
+        raise Incomparable("known bad: the container lacked DeepEP")
     if any(word in text for word in ("fsdp2", "not mcore", "torchtitan")):
-        raise LeftOut("trained by PyTorch's FSDP2, not by megatron-core")
+        raise Incomparable("trained by PyTorch's FSDP2, not by megatron-core")
     if "offload" in text:
-        raise LeftOut("offloads to the host")
+        raise Incomparable("offloads to the host")
     if not (_above_zero(row, "step_time_s") or _peak_bytes(row)):
-        raise LeftOut("no step time is published")
+        raise Incomparable("no step time is published")
     _check_cells(row)
 
 
 def _check_cells(row: Row) -> None:
     if fault := uncountable(row, _SIZES):
-        raise LeftOut(fault)
+        raise Incomparable(fault)
     for name in _NEEDED:
         if not count(row, name, 0):
-            raise LeftOut(f"{name} is not published")
+            raise Incomparable(f"{name} is not published")
     if not recipes.precision_of(row):
         said = row["precision"]
-        raise LeftOut(f"precision {said} is not described" if said else "no precision is published")
+        raise Incomparable(
+            f"precision {said} is not described" if said else "no precision is published"
+        )
 
 
 def _job(row: Row) -> Job:
@@ -254,13 +256,13 @@ def architecture_of(name: str) -> Architecture:
         match = re.match(pattern, plain)
         if match:
             return _known()[known.format(*match.groups())]
-    raise LeftOut(f"the shape of {name} is not known to the planner")
+    raise Incomparable(f"the shape of {name} is not known to the planner")
 
 
 def _override(model: Architecture, row: Row) -> Architecture:
     layers = count(row, "layers_override", 0)
     if layers > model.num_layers:
-        raise LeftOut(f"layers_override = {layers} exceeds {model.name}'s {model.num_layers}")
+        raise Incomparable(f"layers_override = {layers} exceeds {model.name}'s {model.num_layers}")
     if "w/o mtp" in row["model"].lower():
         model = replace(model, predicted_layers=0)
     return replace(model, num_layers=layers) if layers else model
@@ -275,18 +277,20 @@ def _layout(row: Row, model: Architecture) -> Layout:
     else:
         etp = count(row, "etp", tp if world % (ep * tp * pp) == 0 else 1)
         if model.num_experts % ep:
-            raise LeftOut(f"ep {ep} does not divide {model.num_experts} experts")
+            raise Incomparable(f"ep {ep} does not divide {model.num_experts} experts")
     if model.num_attention_heads % tp:
-        raise LeftOut(f"tp {tp} does not divide {model.num_attention_heads} attention heads")
+        raise Incomparable(f"tp {tp} does not divide {model.num_attention_heads} attention heads")
     if rest or not data or world % (ep * etp * pp):
-        raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
+        raise Incomparable(
+            f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}"
+        )
     micro_batches, rest = divmod(count(row, "gbs"), data * count(row, "mbs"))
     if rest or not micro_batches:
-        raise LeftOut(f"gbs {count(row, 'gbs')} does not divide among {data} data ranks")
+        raise Incomparable(f"gbs {count(row, 'gbs')} does not divide among {data} data ranks")
     if pp == 1:
         vpp = 1
     if pp * vpp > model.num_layers + 2 or min(_stages(model, pp * vpp)) < 0:
-        raise LeftOut(f"{pp} · {vpp} pipeline stages exceed {model.num_layers} layers")
+        raise Incomparable(f"{pp} · {vpp} pipeline stages exceed {model.num_layers} layers")
     return Layout(
         world_size=world,
         tensor=tp,
@@ -321,12 +325,12 @@ def _cluster(row: Row) -> Cluster:
     text = note(row)
     name = row["gpu"].lower()
     if name not in hardware.names():  # what stands in a table must not open files either
-        raise LeftOut(f"no GPU named {name!r} is known; known: {', '.join(hardware.names())}")
+        raise Incomparable(f"no GPU named {name!r} is known; known: {', '.join(hardware.names())}")
     if "efa" in text or "p6-b300" in text or "p5.48" in text:
         name = f"{name}_efa"
     cluster = hardware.load(name)
     if not cluster.supports(recipes.precision_of(row)):
-        raise LeftOut(f"{cluster.name} does not compute in {recipes.precision_of(row)}")
+        raise Incomparable(f"{cluster.name} does not compute in {recipes.precision_of(row)}")
     return cluster
 
 

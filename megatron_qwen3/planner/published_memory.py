@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_qwen3.parallel.layout import Layout, even_stages
 from megatron_qwen3.planner.architecture import Architecture
 from megatron_qwen3.planner.job import Job
-from megatron_qwen3.planner.published import LeftOut, PublishedRun, table
+from megatron_qwen3.planner.published import Incomparable, PublishedRun, table
 from megatron_qwen3.planner.recipes import Row, count, number, uncountable
 from megatron_qwen3.settings import ConfigError
 
@@ -71,7 +71,7 @@ def _run(row: Row) -> PublishedRun:
     )
     try:
         return replace(given, job=_job(row))
-    except LeftOut as reason:
+    except Incomparable as reason:
         return replace(given, reason=str(reason))
 
 
@@ -81,10 +81,10 @@ def _is_set(row: Row, name: str) -> bool:
 
 def _job(row: Row) -> Job:
     if row["family"] not in ("gpt", "moe", "mixtral"):
-        raise LeftOut(f"{row['family']}: not a decoder-only transformer")
+        raise Incomparable(f"{row['family']}: not a decoder-only transformer")
     for part, reason in _LEFT_OUT.items():
         if part in row["test_case"]:
-            raise LeftOut(reason)
+            raise Incomparable(reason)
     _check_cells(row)
     model = _architecture(row)
     drops = any((row.get(f"{kind}-dropout") or "0.1") != "0.0" for kind in ("attention", "hidden"))
@@ -113,12 +113,12 @@ def _job(row: Row) -> Job:
 
 def _check_cells(row: Row) -> None:
     if not number(row, "mem_max_allocated_gb"):
-        raise LeftOut("no memory peak is published")
+        raise Incomparable("no memory peak is published")
     if fault := uncountable(row, _SIZES):
-        raise LeftOut(fault)
+        raise Incomparable(fault)
     for name in _NEEDED:
         if not count(row, name, 0):
-            raise LeftOut(f"{name} is not published")
+            raise Incomparable(f"{name} is not published")
 
 
 def _recompute(row: Row) -> frozenset[str]:
@@ -180,9 +180,13 @@ def _layout(row: Row, model: Architecture) -> Layout:
     virtual = count(row, "num-virtual-stages-per-pipeline-rank", virtual)
     data, rest = divmod(world, tp * pp * cp)
     if rest or not data or world % (ep * etp * pp):
-        raise LeftOut(f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}")
+        raise Incomparable(
+            f"tp {tp} · pp {pp} · cp {cp}, ep {ep} · etp {etp} do not divide {world}"
+        )
     if not 1 <= pp * virtual <= model.num_layers:
-        raise LeftOut(f"{pp} · {virtual} pipeline stages do not suit {model.num_layers} layers")
+        raise Incomparable(
+            f"{pp} · {virtual} pipeline stages do not suit {model.num_layers} layers"
+        )
     micro_batches = count(row, "global-batch-size", 32) // (
         data * count(row, "micro-batch-size", 1)
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 _FULL = 8  # micro-batches after which a short pipeline's rounds are alike
 
 
-class Work(NamedTuple):
+class PassOfChunk(NamedTuple):
     """A forward or backward pass of one micro-batch through one model chunk of a rank."""
 
     is_forward: bool
@@ -25,10 +25,14 @@ class Work(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def rank_order(rank: int, pipeline: int, virtual: int, micro_batches: int) -> tuple[Work, ...]:
+def rank_order(
+    rank: int, pipeline: int, virtual: int, micro_batches: int
+) -> tuple[PassOfChunk, ...]:
     """What pipeline rank `rank` does in one step, in order."""
-    forwards = [Work(True, c, m) for c, m in _interleaved(pipeline, virtual, micro_batches)]
-    backwards = [Work(False, virtual - 1 - work.chunk, work.micro_batch) for work in forwards]
+    forwards = [PassOfChunk(True, c, m) for c, m in _interleaved(pipeline, virtual, micro_batches)]
+    backwards = [
+        PassOfChunk(False, virtual - 1 - work.chunk, work.micro_batch) for work in forwards
+    ]
     warm_up = min(len(forwards), _warm_up(rank, pipeline, virtual))
     order = forwards[:warm_up]
     for forward, backward in zip(forwards[warm_up:], backwards, strict=False):
@@ -136,7 +140,7 @@ def step_seconds(
     return seconds
 
 
-def peak(order: Sequence[Work], chunk_bytes: Sequence[float]) -> float:
+def peak(order: Sequence[PassOfChunk], chunk_bytes: Sequence[float]) -> float:
     """Most bytes that are held at once when a forward pass of chunk c keeps chunk_bytes[c]."""
     held = most = 0.0
     for work in order:

@@ -35,7 +35,7 @@ _USABLE = 0.97  # of device memory: driver and peaks between two measurements ke
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """One layout with its memory and its time."""
 
     job: Job
@@ -69,7 +69,7 @@ class Plan:
         return tokens / (self.step.tokens_per_second_per_gpu * gpus) / _DAY_SECONDS
 
 
-def search(question: Question, c: Constants, count: int = 10) -> list[Plan]:
+def search(question: Question, c: Constants, count: int = 10) -> list[LayoutPlan]:
     """The `count` fastest layouts that fit, then the fastest that is plain if none of them is.
     Empty where none fits."""
     cluster = question.cluster
@@ -98,11 +98,11 @@ def _fastest(jobs: list[tuple[Job, str]], cluster: Cluster, c: Constants) -> lis
     return sorted(jobs, key=lambda one: quick_seconds(one[0], cluster, c) / tokens_per_step(one[0]))
 
 
-def _slowness(plan: Plan) -> float:
+def _slowness(plan: LayoutPlan) -> float:
     return -plan.step.tokens_per_second_per_gpu
 
 
-def _distinct(plans: list[Plan]) -> list[Plan]:
+def _distinct(plans: list[LayoutPlan]) -> list[LayoutPlan]:
     """The best of those that differ in micro-batch and virtual stages only; one that exchanges
     tokens plainly stands beside one that does not."""
     seen = set()
@@ -118,7 +118,7 @@ def _distinct(plans: list[Plan]) -> list[Plan]:
     return kept
 
 
-def relieved(given: Plan, cluster: Cluster, c: Constants) -> Plan:
+def relieved(given: LayoutPlan, cluster: Cluster, c: Constants) -> LayoutPlan:
     """The plan, with one or two layers moved away from the stage that has the logits if it pays."""
     plans, layout = [given], given.job.layout
     for moved in (1, 2) if layout.pipeline > 1 else ():
@@ -130,11 +130,11 @@ def relieved(given: Plan, cluster: Cluster, c: Constants) -> Plan:
     return min(plans, key=lambda plan: (not plan.fits, plan.step.seconds))
 
 
-def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> Plan:
+def plan(job: Job, recompute: str, cluster: Cluster, c: Constants) -> LayoutPlan:
     """A job, weighed and priced exactly."""
     memory = Memory.of(job)
     fits = memory.total <= usable_bytes(cluster)
-    return Plan(job, recompute, memory, Step.of(job, cluster, c), fits)
+    return LayoutPlan(job, recompute, memory, Step.of(job, cluster, c), fits)
 
 
 def usable_bytes(cluster: Cluster) -> float:

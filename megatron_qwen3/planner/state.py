@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_qwen3.planner.architecture import Matrix
-from megatron_qwen3.planner.buffers import Buffer, Weight
+from megatron_qwen3.planner.buffers import Buffer, BufferedWeight
 from megatron_qwen3.planner.job import Job
 
 _MASTER_BYTES = 4  # float32 copy of a bf16 weight
@@ -84,7 +84,7 @@ class State:
         return self.job.moment_bytes + (_MASTER_BYTES if self.job.weight_bytes == 2 else 0)
 
 
-def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[Weight, bool]]:
+def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[BufferedWeight, bool]]:
     """The weights of model chunk `chunk` of a pipeline rank, in the model's order, each with
     whether it belongs to experts."""
     layout, model = job.layout, job.model
@@ -99,28 +99,28 @@ def chunk_weights(job: Job, pipeline_rank: int, chunk: int) -> list[tuple[Weight
         for _ in range(model.predicted_layers):
             matrices = model.layer_matrices(model.num_layers - 1)
             weights += [_local(job, matrix) for matrix in (*matrices, model.prediction_matrix)]
-        weights.append((Weight("final_layernorm", model.hidden_size), False))
+        weights.append((BufferedWeight("final_layernorm", model.hidden_size), False))
         if model.scalar_head:
-            weights.append((Weight("output_layer", model.hidden_size), False))
+            weights.append((BufferedWeight("output_layer", model.hidden_size), False))
         elif not model.tie_embeddings or stage > 0:
             weights.append((_embedding(job, "output_layer"), False))
     return weights
 
 
-def _local(job: Job, matrix: Matrix) -> tuple[Weight, bool]:
+def _local(job: Job, matrix: Matrix) -> tuple[BufferedWeight, bool]:
     layout = job.layout
     elements = matrix.local_elements(layout.tensor, layout.expert, layout.expert_tensor)
-    return Weight(matrix.name, elements), matrix.experts > 0
+    return BufferedWeight(matrix.name, elements), matrix.experts > 0
 
 
-def _embedding(job: Job, name: str) -> Weight:
+def _embedding(job: Job, name: str) -> BufferedWeight:
     """The first and the last stage of a tied model hold a copy each, in a bucket of its own."""
     elements = job.model.vocab_size // job.layout.tensor * job.model.hidden_size
-    return Weight(name, elements, job.model.tie_embeddings and job.layout.pipeline > 1)
+    return BufferedWeight(name, elements, job.model.tie_embeddings and job.layout.pipeline > 1)
 
 
 def _buffers(
-    job: Job, chunks: list[list[Weight]], ranks: int, pipeline_rank: int
+    job: Job, chunks: list[list[BufferedWeight]], ranks: int, pipeline_rank: int
 ) -> tuple[Buffer, ...]:
     """One buffer per chunk. Only the first chunk of the first stage is cut into buckets: elsewhere
     the reduction is not on the critical path, says megatron-core."""

@@ -30,7 +30,7 @@ _SAID_BY = (("answer",), ("answers",), ("chosen", "rejected"))
 _KINDS = ", ".join(" and ".join(f'"{name}"' for name in names) for names in _SAID_BY)
 
 
-class Asked(NamedTuple):
+class AskedLine(NamedTuple):
     """One line, and the ids of each of its answers."""
 
     line: dict[str, Any]
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
         return self.line | ({SCORE: scores[0]} if is_one else {SCORES: scores})
 
 
-def read_answers(path: Path, chat: ChatTokenizer) -> Iterator[Asked]:
+def read_answers(path: Path, chat: ChatTokenizer) -> Iterator[AskedLine]:
     """The lines of a file, empty ones left out. ConfigError names the line that has no answers."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -57,7 +57,7 @@ def read_answers(path: Path, chat: ChatTokenizer) -> Iterator[Asked]:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
 
 
-def _asked(place: str, text: str, chat: ChatTokenizer) -> Asked:
+def _asked(place: str, text: str, chat: ChatTokenizer) -> AskedLine:
     try:
         line = parse_json(text)
         json.dumps(line, ensure_ascii=False).encode()
@@ -72,7 +72,7 @@ def _asked(place: str, text: str, chat: ChatTokenizer) -> Asked:
         if key in line:
             raise ConfigError(f'{place}: has "{key}" already, where scores are put; rename it')
     try:
-        return Asked(line, [_ids(messages, line, chat) for messages in _conversations(line)])
+        return AskedLine(line, [_ids(messages, line, chat) for messages in _conversations(line)])
     except ChatError as error:
         raise ConfigError(f"{place}: {error}") from None
 

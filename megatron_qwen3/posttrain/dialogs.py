@@ -64,7 +64,7 @@ _THOUGHT = re.compile(rf"\s*(?:{THINK})?(.*?){END_THINK}(.*)", re.DOTALL)
 _WRITTEN_CALL = re.compile(f"{TOOL_CALL}(.*?){END_TOOL_CALL}", re.DOTALL)
 
 
-class Refused(Exception):
+class LineRefused(Exception):
     """A line of which nothing is trained. kind: one of few, to be counted."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -145,33 +145,33 @@ def check_choices(choices: Choices) -> None:
 
 
 def samples_of(line: DialogLine, choices: Choices) -> list[Rendered]:
-    """The samples of a line, of a pair the better answer first. Refused says why there are none."""
+    """Samples of a line, of a pair the better answer first. LineRefused says why there are none."""
     try:
         if isinstance(line, PairLine):
             return _pair(line, choices)
         _check_messages(line.messages, line)
         parts = split_by_query(line.messages)
         if not parts:
-            raise Refused("no query", "no user message but tools' results: nothing is answered")
+            raise LineRefused("no query", "no user message but tools' results: nothing is answered")
         chosen = parts if choices.train_on == "all" else parts[-1:]
         return [_rendered(part, line, choices) for part in chosen]
     except (ValueError, RecursionError) as error:  # ChatError, numbers and depths JSON cannot take
-        raise Refused("not renderable", str(error) or type(error).__name__) from None
+        raise LineRefused("not renderable", str(error) or type(error).__name__) from None
 
 
 def _pair(line: PairLine, choices: Choices) -> list[Rendered]:
     both = [_answer(line.chosen, "chosen"), _answer(line.rejected, "rejected")]
     if both[0] == both[1]:
-        raise Refused("equal answers", "chosen and rejected are the same")
+        raise LineRefused("equal answers", "chosen and rejected are the same")
     margin = 0.0 if line.margin is None else line.margin
     if not abs(margin) <= MOST:
-        raise Refused("missing or wrong field", f"margin = {margin}")
+        raise LineRefused("missing or wrong field", f"margin = {margin}")
     samples = []
     for answer in both:
         messages = [*line.messages, *answer]
         _check_messages(messages, line)
         if not split_by_query(messages):
-            raise Refused("no query", "no user message but tools' results: nothing is answered")
+            raise LineRefused("no query", "no user message but tools' results: nothing is answered")
         samples.append(
             _rendered(messages, line, choices)._replace(margin=margin, mode=MODES[0], remark="")
         )
@@ -183,14 +183,14 @@ def _answer(value: str | dict[str, Any] | list[dict[str, Any]], name: str) -> li
         return [{"role": "assistant", "content": value}]
     messages = value if isinstance(value, list) else [value]
     if not messages:
-        raise Refused("empty answer", f"{name} has no message")
+        raise LineRefused("empty answer", f"{name} has no message")
     return messages
 
 
 def _rendered(messages: Sequence[Message], line: DialogLine, choices: Choices) -> Rendered:
     mode, asked = line.mode or choices.mode, soft_switch(messages)
     if mode not in (None, *LINE_MODES):
-        raise Refused("wrong mode", f"mode {mode!r:.80}; valid: {', '.join(LINE_MODES)}")
+        raise LineRefused("wrong mode", f"mode {mode!r:.80}; valid: {', '.join(LINE_MODES)}")
     turns = turns_to_train(messages, line.tools, mode != "non-thinking" or asked is False)
     found = _mode_of(turns[-1])
     _check_mode(mode, found, asked, turns)
@@ -201,7 +201,7 @@ def _rendered(messages: Sequence[Message], line: DialogLine, choices: Choices) -
         remark = UNASKED
     weight, source = _weight(line.weight), line.source or choices.source
     if len(source) > LONGEST_LABEL:
-        raise Refused("missing or wrong field", f"source has over {LONGEST_LABEL} characters")
+        raise LineRefused("missing or wrong field", f"source has over {LONGEST_LABEL} characters")
     return Rendered(turns, found, weight, source, remark=remark)
 
 
@@ -216,24 +216,26 @@ def _mode_of(turn: Turn) -> str:
 
 def _check_mode(mode: str | None, found: str, asked: bool | None, turns: Sequence[Turn]) -> None:
     if mode == "thinking" and found != mode:
-        raise Refused("wrong mode", f"mode thinking, but an answer has none: {_shown(turns[-1])}")
+        raise LineRefused(
+            "wrong mode", f"mode thinking, but an answer has none: {_shown(turns[-1])}"
+        )
     if mode == "thinking" and asked is False:
-        raise Refused("wrong mode", "mode thinking, but the last flag is /no_think")
+        raise LineRefused("wrong mode", "mode thinking, but the last flag is /no_think")
     for turn in turns if mode == "non-thinking" else ():
         if turn.emitted and not turn.history and _mode_of(turn) == "thinking":
-            raise Refused("wrong mode", f"mode non-thinking, but one thinks: {_shown(turn)}")
+            raise LineRefused("wrong mode", f"mode non-thinking, but one thinks: {_shown(turn)}")
 
 
 def _weight(weight: float | None) -> float:
     if weight is None:
         return 1.0
     if not 1 / MOST <= weight <= MOST:
-        raise Refused("missing or wrong field", f"weight = {weight}; valid: numbers above 0")
+        raise LineRefused("missing or wrong field", f"weight = {weight}; valid: numbers above 0")
     return weight
 
 
 def _check_messages(messages: Sequence[Message], line: DialogLine) -> None:
-    """Refused where roles are out of order, or an answer is none; ChatError of `check`."""
+    """LineRefused where roles are out of order, or an answer is none; ChatError of `check`."""
     check(messages, line.tools)
     before, called = "", False
     for k, message in enumerate(messages):
@@ -241,23 +243,27 @@ def _check_messages(messages: Sequence[Message], line: DialogLine) -> None:
         if role not in _AFTER[before]:
             place = f"after {before!r}" if before else "first"
             valid = ", ".join(_AFTER[before])
-            raise Refused("roles out of order", f"message {k} ({role}) {place}; valid: {valid}")
+            raise LineRefused("roles out of order", f"message {k} ({role}) {place}; valid: {valid}")
         if role == "tool" and not called:
-            raise Refused("roles out of order", f"message {k} (tool) answers no call")
+            raise LineRefused("roles out of order", f"message {k} (tool) answers no call")
         before = role
         if role == "assistant":
             called = _check_answer(k, message)
     if before != "assistant":
-        raise Refused("roles out of order", f"the last message ({before or 'none'}) is no answer")
+        raise LineRefused(
+            "roles out of order", f"the last message ({before or 'none'}) is no answer"
+        )
 
 
 def _check_answer(k: int, message: Message) -> bool:
-    """Whether the message calls tools. Refused where it is empty, or its parts make no sense."""
+    """Whether the message calls tools. LineRefused where it is empty or its parts make no sense."""
     _check_thinking(k, message, message.get("content") or "")
     _, answer = reasoning_and_content(message)
     calls = message.get("tool_calls")
     if not calls and not answer.strip():
-        raise Refused("empty answer", f"message {k} (assistant) has neither text nor tool calls")
+        raise LineRefused(
+            "empty answer", f"message {k} (assistant) has neither text nor tool calls"
+        )
     for call in calls or ():
         _check_call(k, call)
     if TOOL_CALL not in answer and END_TOOL_CALL not in answer:
@@ -266,7 +272,9 @@ def _check_answer(k: int, message: Message) -> bool:
         _check_call(k, _object(k, written))
     rest = _WRITTEN_CALL.sub("", answer)
     if TOOL_CALL in rest or END_TOOL_CALL in rest:
-        raise Refused("broken tool call", f"message {k} (assistant) has a {TOOL_CALL} tag alone")
+        raise LineRefused(
+            "broken tool call", f"message {k} (assistant) has a {TOOL_CALL} tag alone"
+        )
     return True
 
 
@@ -277,7 +285,7 @@ def _check_thinking(k: int, message: Message, content: str) -> None:
     if not named and END_THINK in content and (thought := _THOUGHT.fullmatch(content)):
         texts = list(thought.groups())
     if any(tag in text for tag in (THINK, END_THINK) for text in texts):
-        raise Refused(
+        raise LineRefused(
             "broken thinking",
             f"message {k} (assistant) has a {THINK} tag that is unclosed, nested or not at the "
             "beginning",
@@ -287,18 +295,26 @@ def _check_thinking(k: int, message: Message, content: str) -> None:
 def _check_call(k: int, call: Any) -> None:
     call = (isinstance(call, Mapping) and call.get("function")) or call
     if not isinstance(call, Mapping) or "arguments" not in call:
-        raise Refused("broken tool call", f"message {k}: {call!r:.80} needs a name and arguments")
+        raise LineRefused(
+            "broken tool call", f"message {k}: {call!r:.80} needs a name and arguments"
+        )
     name, arguments = call.get("name"), call["arguments"]
     if not isinstance(name, str) or not name or json.dumps(name, ensure_ascii=False)[1:-1] != name:
-        raise Refused("broken tool call", f"message {k} calls {name!r:.80}, which is no plain name")
+        raise LineRefused(
+            "broken tool call", f"message {k} calls {name!r:.80}, which is no plain name"
+        )
     if isinstance(arguments, str):
         text, arguments = arguments, _object(k, arguments)
     else:
         text = json.dumps(arguments, ensure_ascii=False)
     if not isinstance(arguments, Mapping):
-        raise Refused("broken tool call", f"message {k} has arguments that are no object of JSON")
+        raise LineRefused(
+            "broken tool call", f"message {k} has arguments that are no object of JSON"
+        )
     if tags := [tag for tag in MARKUP if tag in text or tag in name]:
-        raise Refused("broken tool call", f"message {k} has {tags[0]} within a call, as a token")
+        raise LineRefused(
+            "broken tool call", f"message {k} has {tags[0]} within a call, as a token"
+        )
 
 
 def _object(k: int, text: str) -> Any:
@@ -306,9 +322,9 @@ def _object(k: int, text: str) -> Any:
         found = json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
         detail = f"message {k} has a tool call that is not JSON ({error}): {text!r:.80}"
-        raise Refused("broken tool call", detail) from None
+        raise LineRefused("broken tool call", detail) from None
     if not isinstance(found, dict):
-        raise Refused("broken tool call", f"message {k}: {text!r:.80} is no object of JSON")
+        raise LineRefused("broken tool call", f"message {k}: {text!r:.80} is no object of JSON")
     return found
 
 

@@ -1,6 +1,6 @@
 """An endpoint that speaks OpenAI's protocol, as a generator: `Endpoint(address, limits)`.
 
-    with Endpoint("http://localhost:8000/v1#qwen3", Limits(concurrency=32)) as endpoint:
+    with Endpoint("http://localhost:8000/v1#qwen3", EndpointLimits(concurrency=32)) as endpoint:
         for number, answers in endpoint.answers(requests): ...
 
 Nothing of what comes back is taken on trust: replies have a size and a time at most, are JSON of
@@ -21,8 +21,14 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.generators import Answer, Limits, Request, failed, said
-from megatron_qwen3.posttrain.replies import LockedOut, Refused, ShutOut, answers_of, models_of
+from megatron_qwen3.posttrain.generators import Answer, EndpointLimits, Request, failed, said
+from megatron_qwen3.posttrain.replies import (
+    LockedOut,
+    RequestRefused,
+    ShutOut,
+    answers_of,
+    models_of,
+)
 from megatron_qwen3.posttrain.wire import Failure, Senseless, Unreachable, Wire
 
 # Of a request's body, what an endpoint may not know, with what that does to the answers. A budget
@@ -56,7 +62,7 @@ class Endpoint:
 
     leads = True
 
-    def __init__(self, name: str, limits: Limits, named: Named = UNNAMED) -> None:
+    def __init__(self, name: str, limits: EndpointLimits, named: Named = UNNAMED) -> None:
         """`name`: the address, and after # a model's name. ConfigError where it is no address."""
         address, _, model = name.partition("#")
         self.label = self.model = model
@@ -113,7 +119,7 @@ class Endpoint:
         answer; it is to be entered before."""
         try:
             self._several(request, 1, request.seed)
-        except (Failure, Refused) as error:
+        except (Failure, RequestRefused) as error:
             raise ConfigError(self.fault(error)) from None
 
     def _work(
@@ -140,8 +146,8 @@ class Endpoint:
             except LockedOut as error:
                 self._locked_out = f"{error}; {self._about_key()}"
                 return found + [_locked_out(self._locked_out)] * left
-            except (Failure, Refused) as error:
-                is_refused = isinstance(error, Refused) and not isinstance(error, ShutOut)
+            except (Failure, RequestRefused) as error:
+                is_refused = isinstance(error, RequestRefused) and not isinstance(error, ShutOut)
                 return found + failed(replace(request, samples=left), str(error), is_refused)
         return found
 
@@ -149,7 +155,7 @@ class Endpoint:
         """At least one answer: endpoints may refuse to give several, in words of their own."""
         try:
             return self._ask(request, samples, seed)
-        except Refused:
+        except RequestRefused:
             if samples == 1 or "n" in self._left_out:
                 raise
         answers = self._ask(request, 1, seed)
@@ -157,7 +163,7 @@ class Endpoint:
         return answers
 
     def _ask(self, request: Request, samples: int, seed: int) -> list[Answer]:
-        """At least one answer, or Failure, or Refused.
+        """At least one answer, or Failure, or RequestRefused.
 
         What a refusal names is left out of this request, and of later ones where that helps: who
         only quotes a request that is wrong otherwise changes nothing for the others.
@@ -167,7 +173,7 @@ class Endpoint:
             body = self._body(request, samples, seed, without)
             try:
                 answers = self.wire.ask("/chat/completions", body, answers_of)
-            except Refused as error:
+            except RequestRefused as error:
                 named = _named(str(error), body)
                 if not named:
                     raise
@@ -223,7 +229,7 @@ class Endpoint:
             return f"set {self._named.model}"
         return f"name one, as {self.address}#MODEL"
 
-    def fault(self, error: Failure | Refused) -> str:
+    def fault(self, error: Failure | RequestRefused) -> str:
         """Why it does not answer, and what to look at. Whether it has a model of this name is asked
         where that may be why."""
         if isinstance(error, LockedOut):
@@ -237,7 +243,7 @@ class Endpoint:
                 f"{self._told} does not speak OpenAI's protocol ({error}); is that its address, up "
                 "to /v1?"
             )
-        served = self._served() if isinstance(error, Refused) else []
+        served = self._served() if isinstance(error, RequestRefused) else []
         if served and self.model not in served:
             listed = ", ".join(served[:_MOST_LISTED])
             return f"{self._told} serves no {self.model!r}, but {listed}; {self._how_to_name}"
@@ -247,7 +253,7 @@ class Endpoint:
         """The models that it says it serves; none where it does not say."""
         try:
             return self.wire.ask("/models", None, models_of)
-        except (Failure, Refused):
+        except (Failure, RequestRefused):
             return []
 
     def _only_model(self) -> str:
@@ -255,7 +261,7 @@ class Endpoint:
             names = self.wire.ask("/models", None, models_of)
         except (LockedOut, Unreachable, Senseless) as error:
             raise ConfigError(self.fault(error)) from None
-        except (Failure, Refused) as error:
+        except (Failure, RequestRefused) as error:
             raise ConfigError(
                 f"{self._told}: which models it serves is not to be known ({error}); "
                 f"{self._how_to_name}"

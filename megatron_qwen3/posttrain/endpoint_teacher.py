@@ -1,6 +1,6 @@
 """vLLM as a teacher: what it says of given ids, by its `/v1/completions` with `prompt_logprobs`.
 
-    with EndpointTeacher("http://localhost:8000/v1", tokenizer, 20, Limits()) as teacher:
+    with EndpointTeacher("http://localhost:8000/v1", tokenizer, 20, EndpointLimits()) as teacher:
         write(dialogs, teacher.about, 20, teacher.score)
 
 A sample is sent as ids, never as text, and each reply must be about these very ids. The server must
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint import UNNAMED, Endpoint, Named
-from megatron_qwen3.posttrain.generators import Limits
-from megatron_qwen3.posttrain.replies import Malformed, Refused, ShutOut
+from megatron_qwen3.posttrain.generators import EndpointLimits
+from megatron_qwen3.posttrain.replies import Malformed, RequestRefused, ShutOut
 from megatron_qwen3.posttrain.teacher_set import Targets, Unscored, none, trained_labels
 from megatron_qwen3.posttrain.teacher_settings import tokenizer_sha256
 from megatron_qwen3.posttrain.wire import Failure
@@ -56,7 +56,7 @@ class EndpointTeacher:
         tokenizer_path: str,
         vocab_size: int,
         top_k: int,
-        limits: Limits,
+        limits: EndpointLimits,
         named: Named = UNNAMED,
     ) -> None:
         self._endpoint, self._limits = Endpoint(name, limits, named), limits
@@ -84,9 +84,9 @@ class EndpointTeacher:
         ids = np.arange(min(_CHECKED_IDS, self._vocab_size))
         try:
             found = self._one(DialogSample(ids, np.ones(len(ids), bool)))
-            if isinstance(found, Refused):
+            if isinstance(found, RequestRefused):
                 raise found
-        except (Failure, Refused) as error:
+        except (Failure, RequestRefused) as error:
             raise ConfigError(self._endpoint.fault(error)) from None
 
     def score(self, samples: Sequence[DialogSample]) -> list[Targets]:
@@ -102,19 +102,19 @@ class EndpointTeacher:
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._endpoint.wire.stop()  # nobody waits for what is under way
-                if not isinstance(error, Failure | Refused):
+                if not isinstance(error, Failure | RequestRefused):
                     raise
                 raise ConfigError(
                     f"{self._endpoint.address} does not score a sample: {error}; what it scored "
                     "before is kept: start again, and it goes on"
                 ) from None
-        refused = [one for one in found if isinstance(one, Refused)]
+        refused = [one for one in found if isinstance(one, RequestRefused)]
         if refused:
             told = f"{self._endpoint.address} does not score a sample: {refused[0]}"
             raise Unscored(told, len(refused), len(refused) == len(samples) > 1)
         return [one for one in found if isinstance(one, Told)]
 
-    def _one(self, sample: DialogSample) -> Told | Refused:
+    def _one(self, sample: DialogSample) -> Told | RequestRefused:
         """What is told of it, or why it is refused; Failure or ShutOut where all others will
         fail."""
         ids, labels = sample.ids.tolist(), trained_labels(sample) + 1
@@ -134,7 +134,7 @@ class EndpointTeacher:
             )
         except ShutOut:
             raise
-        except Refused as error:
+        except RequestRefused as error:
             return error
 
     def _targets(self, reply: Any, ids: list[int], labels: list[int]) -> Told:

@@ -138,7 +138,7 @@ class AnyGenerator(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class EndpointLimits:
     """What an endpoint is asked for at a time, and how long it is waited for."""
 
     concurrency: int = setting(16, "requests that wait for answers at a time", at_least=1)
@@ -170,7 +170,7 @@ class Local:
 
 
 def open_generator(
-    name: str, limits: Limits | None = None, local: Local | None = None
+    name: str, limits: EndpointLimits | None = None, local: Local | None = None
 ) -> AbstractContextManager[AnyGenerator]:
     """A generator by its name: an address ending in /v1, maybe with #MODEL, else a model's folder.
 
@@ -180,7 +180,7 @@ def open_generator(
     if "://" in name:
         from megatron_qwen3.posttrain.endpoint import Endpoint
 
-        return Endpoint(name, limits or Limits())
+        return Endpoint(name, limits or EndpointLimits())
     if not Path(name).is_dir():
         raise ConfigError(
             f"{name} is neither a folder with a model nor an address such as "

@@ -24,7 +24,7 @@ IN_THINKING = "samples too long: dropped, as the cut would be within thinking"
 UNTRAINED = "samples too long: dropped, as nothing before the cut is trained"
 
 
-class Kept(NamedTuple):
+class KeptSamples(NamedTuple):
     """encoded: of the samples that are left; samples: their numbers among all, int64."""
 
     encoded: EncodedDialogs
@@ -33,13 +33,13 @@ class Kept(NamedTuple):
 
 def limited(
     encoded: EncodedDialogs, choices: Choices, encoder: ChatEncoder, counts: Counter[str]
-) -> Kept:
+) -> KeptSamples:
     """The samples of at most `choices.max_tokens` tokens each."""
     lengths = encoded.lengths.copy()
     most = choices.max_tokens
     too_long = np.flatnonzero(lengths > most) if most is not None else lengths[:0]
     if not len(too_long) or most is None:
-        return Kept(encoded, np.arange(len(lengths)))
+        return KeptSamples(encoded, np.arange(len(lengths)))
     if choices.kind == "pairs":
         pairs = np.unique(too_long // 2)
         counts[DROPPED] += 2 * len(pairs)
@@ -78,11 +78,11 @@ def _fate(
     return IN_THINKING if len(tags) and head[tags[-1]] == encoder.think else CUT
 
 
-def _shortened(encoded: EncodedDialogs, lengths: npt.NDArray[np.int64]) -> Kept:
+def _shortened(encoded: EncodedDialogs, lengths: npt.NDArray[np.int64]) -> KeptSamples:
     """Of each sample its first tokens, as many as `lengths` says; none of those of no token."""
     starts = np.cumsum(encoded.lengths) - encoded.lengths
     places = np.arange(len(encoded.tokens)) - np.repeat(starts, encoded.lengths)
     stays = places < np.repeat(lengths, encoded.lengths)
     samples = np.flatnonzero(lengths)
     left = EncodedDialogs(encoded.tokens[stays], lengths[samples], encoded.trained[stays])
-    return Kept(left, samples)
+    return KeptSamples(left, samples)

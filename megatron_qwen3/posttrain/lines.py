@@ -19,7 +19,7 @@ from data_prep.lines import blocks
 from megatron_qwen3.posttrain.dialogs import (
     Choices,
     DialogLine,
-    Refused,
+    LineRefused,
     Rendered,
     decoder,
     samples_of,
@@ -68,11 +68,11 @@ def _take(
     name = ""
     try:
         if len(line) > LONGEST_LINE_BYTES:
-            raise Refused("line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB")
+            raise LineRefused("line too long", f"over {LONGEST_LINE_BYTES >> 20} MiB")
         dialog = _decoded(line, decode)
         name = "" if dialog.id is None else f"id {dialog.id!s:.80}: "
         samples = samples_of(dialog, choices)
-    except Refused as error:
+    except LineRefused as error:
         hint = IS_PAIR if choices.kind == "dialogs" and _is_pair(line) else ""
         batch.problems.append(Problem(number + 1, error.kind, f"{name}{error}{hint}"))
         return
@@ -95,8 +95,8 @@ def _decoded(line: bytes, decode: Callable[[bytes], DialogLine]) -> DialogLine:
     try:
         return decode(line)
     except msgspec.ValidationError as error:
-        raise Refused("missing or wrong field", str(error)) from None
+        raise LineRefused("missing or wrong field", str(error)) from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         if wrong := not_utf8(line):
-            raise Refused("invalid UTF-8", wrong) from None
-        raise Refused("broken JSON", str(error) or type(error).__name__) from None
+            raise LineRefused("invalid UTF-8", wrong) from None
+        raise LineRefused("broken JSON", str(error) or type(error).__name__) from None

@@ -20,21 +20,21 @@ from megatron_qwen3.convert import load
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import kept_models, teacher_settings
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.rl import opened, rows_of, sources_of, told
 from megatron_qwen3.posttrain.rollouts import health, resume
 from megatron_qwen3.posttrain.rollouts.asking import SplitTasks
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
-from megatron_qwen3.posttrain.rollouts.record import Record
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.posttrain.scorers import Scorer, scorer_of, served_teacher, without_unknown
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
 from megatron_qwen3.training.run import Run
 
 _OF_REWARDS = ("reward", "reward_deviation", "advantage", "zero_groups")  # no part of the loss
-_AT_START = Limits(tries=2, seconds=60.0)  # that a served teacher is asked with
+_AT_START = EndpointLimits(tries=2, seconds=60.0)  # that a served teacher is asked with
 
 
 def check(config: Config) -> list[SplitTasks]:
@@ -91,8 +91,8 @@ def run(config: Config, layout: Layout, inputs: list[SplitTasks]) -> bool:
 class _Batch:
     """A record, and the rows of each of its updates, None of one without answers."""
 
-    record: Record
-    rows: list[Rows | None]
+    record: RolloutRecord
+    rows: list[RolloutRows | None]
 
 
 def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) -> _Batch:
@@ -113,7 +113,7 @@ def _next(run: Run, rollouts: Rollouts, scorer: Scorer, number: int, step: int) 
     return _Batch(known, rows_of(run, known, shares, scorer.unit))
 
 
-def _train(run: Run, scorer: Scorer, record: Record, rows: Rows, step: int) -> None:
+def _train(run: Run, scorer: Scorer, record: RolloutRecord, rows: RolloutRows, step: int) -> None:
     """One update."""
     batch = scorer.batch(record, rows)
     run.train(step, batch, scorer.objective, *resume.counted(run, record, rows, step))

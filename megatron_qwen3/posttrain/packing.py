@@ -1,6 +1,6 @@
 """Which samples share a row: best fit, a pure function of the settings and of the row's number.
 
-    packing = Packing([Drawn(lengths_N, "chat:3f2a", quota=len(lengths_N))], 4096, seed=1234)
+    packing = Packing([DrawnSource(lengths_N, "chat:3f2a", quota=len(lengths_N))], 4096, seed=1234)
     packing.rows(first=step * 8, count=8)       # of each row its samples, as (source, sample)
 
 Samples come in the order of a keyed permutation of their source, epoch after epoch, the sources
@@ -41,7 +41,7 @@ class PackedPlace(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class DrawnSource:
     """What is drawn of a source.
 
     lengths_N: places that each sample takes in a row, at least 1; key: the source's identity, which
@@ -56,19 +56,19 @@ class Drawn:
 
 def by_weights(
     lengths: Sequence[Int64], keys: Sequence[str], weights: Sequence[float]
-) -> list[Drawn]:
+) -> list[DrawnSource]:
     """Sources that have shares of the places of all rows in proportion to their weights."""
     rates = [weight / float(N.mean()) for weight, N in zip(weights, lengths, strict=True)]
     quotas = [max(1, round(rate / max(rates) * _MOST_DRAWN)) for rate in rates]
-    return [Drawn(*each) for each in zip(lengths, keys, quotas, strict=True)]
+    return [DrawnSource(*each) for each in zip(lengths, keys, quotas, strict=True)]
 
 
 def by_epochs(
     lengths: Sequence[Int64], keys: Sequence[str], epochs: Sequence[float]
-) -> list[Drawn]:
+) -> list[DrawnSource]:
     """Sources of which each sample is drawn as often as told, of a fraction the nearest number."""
     quotas = [max(1, round(times * len(N))) for times, N in zip(epochs, lengths, strict=True)]
-    return [Drawn(*each) for each in zip(lengths, keys, quotas, strict=True)]
+    return [DrawnSource(*each) for each in zip(lengths, keys, quotas, strict=True)]
 
 
 class Packing:
@@ -77,7 +77,9 @@ class Packing:
     ends: whether the rows end with the quotas, or go on as these repeat.
     """
 
-    def __init__(self, drawn: Sequence[Drawn], length: int, seed: int, ends: bool = False) -> None:
+    def __init__(
+        self, drawn: Sequence[DrawnSource], length: int, seed: int, ends: bool = False
+    ) -> None:
         self.drawn, self.length, self.seed = tuple(drawn), length, seed
         self._interleave = Interleave([source.quota for source in drawn])
         self._samples = self._interleave.total if ends else None

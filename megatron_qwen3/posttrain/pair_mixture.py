@@ -22,7 +22,7 @@ from data_prep.best_fit import best_fit
 from megatron_qwen3.config import Config, ConfigError
 from megatron_qwen3.posttrain import dialog_mixture
 from megatron_qwen3.posttrain.dialog_set import DialogSet, set_of
-from megatron_qwen3.posttrain.packing import Drawn, PackedPlace, Packing
+from megatron_qwen3.posttrain.packing import DrawnSource, PackedPlace, Packing
 from megatron_qwen3.settings_posttrain import PairSourceConfig
 from megatron_qwen3.training import tokenizer_check
 
@@ -71,7 +71,7 @@ class PairMixture:
         self.sources = tuple(_source(each, config) for each in config.reward.sources)
         self._length = config.data.sequence_length
         drawn = [
-            Drawn(s.lengths_N[s.trained_M], s.dialogs.fingerprint, len(s.trained_M))
+            DrawnSource(s.lengths_N[s.trained_M], s.dialogs.fingerprint, len(s.trained_M))
             for s in self.sources
         ]
         self._packing = Packing(drawn, self._length, config.run.seed)

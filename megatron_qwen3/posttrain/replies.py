@@ -22,11 +22,11 @@ class Malformed(Exception):
     """A reply that is not of the protocol's form."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The endpoint does not take a request as it is; asking the same again is of no use."""
 
 
-class ShutOut(Refused):
+class ShutOut(RequestRefused):
     """The endpoint takes no request of ours: its key, address or model is wrong."""
 
 

@@ -50,8 +50,8 @@ from megatron_qwen3.posttrain.rollouts.engines import check_engine, open_engine
 from megatron_qwen3.posttrain.rollouts.held_out import evaluate
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.prompts import check_room, encoder
-from megatron_qwen3.posttrain.rollouts.record import Array, Record
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.posttrain.watching.summary import summary
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.training import origin, tokenizer_check
@@ -199,14 +199,14 @@ def _next(
     return batch
 
 
-def told(record: Record, scoring_seconds: float) -> dict[str, float | None]:
+def told(record: RolloutRecord, scoring_seconds: float) -> dict[str, float | None]:
     """The numbers of a batch, with what its log-probs before the first update took."""
     row = summary(record)
     seconds = row["seconds"] or 0.0
     return row | {"seconds/score": scoring_seconds, "seconds": seconds + scoring_seconds}
 
 
-def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[str, float]:
+def _train(run: Run, batch: _Batch, rows: RolloutRows, step: int, update: int) -> dict[str, float]:
     """One update; its metrics."""
     config, engine = run.config, run.engine
     made = rows.batch(engine.data_rank, {ADVANTAGE: batch.record.advantage_N}, batch.of_tokens)
@@ -225,14 +225,14 @@ def _train(run: Run, batch: _Batch, rows: Rows, step: int, update: int) -> dict[
 
 
 def rows_of(
-    run: Run, record: Record, shares: Sequence[Sequence[int]], unit: int = 1
-) -> list[Rows | None]:
+    run: Run, record: RolloutRecord, shares: Sequence[Sequence[int]], unit: int = 1
+) -> list[RolloutRows | None]:
     """The rows of each update; None of one without rollouts. unit: that their length has to be a
     multiple of for others than the policy, too."""
     config, layout = run.config, run.engine.layout
     unit = math.lcm(unit, row_unit(config.parallel, config.fp8)[0])
     sizes = config.data.sequence_length, layout.data, config.train.micro_batch, unit
-    return [Rows.of(record, share, *sizes) if share else None for share in shares]
+    return [RolloutRows.of(record, share, *sizes) if share else None for share in shares]
 
 
 @dataclass(frozen=True)
@@ -243,13 +243,13 @@ class _Batch:
     of each update's groups that are not trained; seconds: of this, to be told with its first step.
     """
 
-    record: Record
-    rows: list[Rows | None]
+    record: RolloutRecord
+    rows: list[RolloutRows | None]
     of_tokens: dict[str, Array]
     masked: list[int]
 
     @classmethod
-    def of(cls, run: Run, record: Record, reference: Model | None) -> _Batch:
+    def of(cls, run: Run, record: RolloutRecord, reference: Model | None) -> _Batch:
         """All ranks call it: old and reference log-probs are computed here."""
         config, model, alive = run.config, run.engine.model, partial(run.beat, "log-probs")
         shares = record.updates(config.batch_updates, config.run.seed)
@@ -266,13 +266,15 @@ class _Batch:
         return cls(record, rows, of_tokens, masked)
 
 
-def _without(record: Record, share: Sequence[int]) -> int:
+def _without(record: RolloutRecord, share: Sequence[int]) -> int:
     """Rollouts of an update's groups that have no trained token."""
     groups = np.unique(record.group_N[list(share)])
     return int(np.isin(record.group_N, groups).sum()) - len(share)
 
 
-def _penalized(config: Config, record: Record, of_tokens: Mapping[str, Array]) -> Record:
+def _penalized(
+    config: Config, record: RolloutRecord, of_tokens: Mapping[str, Array]
+) -> RolloutRecord:
     """The record with advantages of rewards less the divergence from the reference, summed over the
     sampled tokens of each answer."""
     settings = config.rl.kl

@@ -34,20 +34,20 @@ from megatron_qwen3.posttrain import towards
 from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint import Named
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.output_matrix import output_matrix
 from megatron_qwen3.posttrain.policy.objective import SAMPLER
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.posttrain.teacher import Teacher
 from megatron_qwen3.storage.whole import write_whole
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.engine import Engine
 from megatron_qwen3.training.objectives import Objective
 from megatron_qwen3.training.optim import state_tensors
-from megatron_qwen3.training.turns import Turn
+from megatron_qwen3.training.turns import DeviceTurn
 
 TEACHER_FILE = "teacher.npz"  # in the folder of a record
 _TEACHER = "teacher"  # its address, beside what it said
@@ -64,7 +64,7 @@ class Scorer(Protocol):
     known: int
     unit: int
 
-    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+    def batch(self, record: RolloutRecord, rows: RolloutRows) -> TokenBatch:
         """An update's rows of this data rank with what the teacher says; all ranks call it."""
         ...
 
@@ -89,12 +89,12 @@ class OwnScorer:
 
     def __init__(self, config: Config, layout: Layout, engine: Engine) -> None:
         self._data_rank = engine.data_rank
-        self._optimizer = Turn(lambda: state_tensors(engine.optimizer))
+        self._optimizer = DeviceTurn(lambda: state_tensors(engine.optimizer))
         self._in_turns = config.distill.teacher.in_turns
         if self._in_turns:
             self._optimizer.leave()  # before the teacher's weights come
         self._teacher = teacher = Teacher(config, layout, engine.data_rank)
-        self._weights = Turn(self._tensors)
+        self._weights = DeviceTurn(self._tensors)
         model = teacher.model.config.model
         self.unit, _ = row_unit(teacher.model.config.parallel, teacher.model.config.fp8)
         self.known = min(model.vocab_size, config.model.vocab_size)
@@ -106,7 +106,7 @@ class OwnScorer:
             self._weights.leave()
             self._optimizer.come()
 
-    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+    def batch(self, record: RolloutRecord, rows: RolloutRows) -> TokenBatch:
         def read(first: int, count: int) -> TokenBatch:
             members = rows.members[first : first + count]
             return replace(rows, members=members, ranks=1).batch(0, {}, {})
@@ -147,10 +147,10 @@ class ServedScorer:
         self._beat, self._waiting = beat, waiting
         self.known, self.unit = config.model.vocab_size, 1
         self.objective = towards.towards(config)
-        self._record: Record | None = None
+        self._record: RolloutRecord | None = None
         self._answer: dict[str, Array] = {}
 
-    def batch(self, record: Record, rows: Rows) -> TokenBatch:
+    def batch(self, record: RolloutRecord, rows: RolloutRows) -> TokenBatch:
         if record is not self._record:  # after a rollback a number may be another batch's
             self._record, self._answer = record, self._of_batch(record)
         of_tokens = {SAMPLER: record.log_probs, **self._answer}
@@ -159,7 +159,7 @@ class ServedScorer:
         others = {name: x for name, x in batch.extra.items() if name not in _ANSWER}
         return towards.with_answer(replace(batch, extra=others), answer)
 
-    def _of_batch(self, record: Record) -> dict[str, Array]:
+    def _of_batch(self, record: RolloutRecord) -> dict[str, Array]:
         """[T, K] and [T] each of `_ANSWER`, from the record's folder; asked where it has none."""
         path = folder_of(self._config.run_dir, record.batch) / TEACHER_FILE
 
@@ -190,7 +190,7 @@ class ServedScorer:
             tell(f"note: {path} is what {of} said: distill.teacher.url = {url} is asked instead")
         return of == url
 
-    def _ask(self, record: Record, path: Path) -> None:
+    def _ask(self, record: RolloutRecord, path: Path) -> None:
         K = towards.ids_of(self._config.distill)
         found = {name: np.zeros(s, _ANSWER[name]) for name, s in _shapes(record, K).items()}
         numbers = np.flatnonzero(record.trained_tokens_N)
@@ -201,9 +201,9 @@ class ServedScorer:
         named = {**found, _TEACHER: np.array(self._config.distill.teacher.url)}
         of_first(partial(_write, path, named))
 
-    def _ask_about(self, numbers: Array, record: Record, found: dict[str, Array]) -> None:
+    def _ask_about(self, numbers: Array, record: RolloutRecord, found: dict[str, Array]) -> None:
         """Have what the teacher says of some rollouts in its places."""
-        with served_teacher(self._config, Limits()) as teacher:
+        with served_teacher(self._config, EndpointLimits()) as teacher:
             told = teacher.told([_sample(record, n) for n in numbers])
         for n, (targets, label_log_probs) in zip(numbers, told, strict=True):
             places = record.places(n)
@@ -212,7 +212,7 @@ class ServedScorer:
             found["log_rest"][here], found["log_prob"][here] = targets.log_rest, label_log_probs
 
 
-def served_teacher(config: Config, limits: Limits) -> EndpointTeacher:
+def served_teacher(config: Config, limits: EndpointLimits) -> EndpointTeacher:
     """The one of distill.teacher.url, to be entered. It may say any id that the student has."""
     return EndpointTeacher(
         config.distill.teacher.url,
@@ -230,19 +230,19 @@ def _write(path: Path, arrays: dict[str, Array]) -> None:
     write_whole(path, [file.getvalue()])
 
 
-def _shapes(record: Record, K: int) -> dict[str, tuple[int, ...]]:
+def _shapes(record: RolloutRecord, K: int) -> dict[str, tuple[int, ...]]:
     T = len(record.log_probs)
     return {"ids": (T, K), "log_probs": (T, K), "log_rest": (T,), "log_prob": (T,)}
 
 
-def _sample(record: Record, n: int) -> DialogSample:
+def _sample(record: RolloutRecord, n: int) -> DialogSample:
     """Rollout n, as a teacher is asked about its sampled tokens."""
     prompt, tokens = record.prompt(n), record.tokens(n)
     trained = np.concatenate([np.zeros(len(prompt), bool), record.sampled[record.places(n)]])
     return DialogSample(np.concatenate([prompt, tokens]).astype(np.int64), trained)
 
 
-def without_unknown(record: Record, known: int) -> Record:
+def without_unknown(record: RolloutRecord, known: int) -> RolloutRecord:
     """The record, in which answers with an id that the teacher does not know are not trained, as
     the batch left them out if it was made for this teacher."""
     places_N = record.lengths_N + record.prompt_lengths_N

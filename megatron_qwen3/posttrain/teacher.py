@@ -18,7 +18,7 @@ from megatron_qwen3.config import Config
 from megatron_qwen3.convert import load
 from megatron_qwen3.model.outputs import Head, Outputs
 from megatron_qwen3.parallel import runtime
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain.teacher_settings import settings_of, table_of
 from megatron_qwen3.training.batch import TokenBatch
@@ -33,7 +33,7 @@ class Teacher:
         """layout, data_rank: of the student on this rank. All ranks call it."""
         theirs, (_, asked) = settings_of(config, layout.world_size), table_of(config)
         own = Layout.of(theirs, layout.world_size)
-        self.model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
+        self.model = Model(theirs, own, ProcessGroups.make(own, runtime.patience(config)))
         load.fill(self.model, load.find(asked.path), config.checkpoint.verify)
         self._mine, self._students = data_rank, layout.data
         self._has_same_ranks = self._ranks_are_the_students()

@@ -1,6 +1,6 @@
 """Files of dialogs become one set: the run that `tools/tokenize_dialogs.py` starts.
 
-    report = tokenize(["chat.jsonl"], Path("runs/data/chat"), "tokenizer", Choices(), Options())
+    report = tokenize(["chat.jsonl"], Path("data/chat"), "tokenizer", Choices(), DialogOptions())
 
 Parts of the files (`data_prep.tokenization.plan`) are tokenized independently of each other, each
 to a small set in PREFIX.work, and then joined in the order of the files. So the bytes are the same
@@ -27,7 +27,7 @@ from data_prep.fingerprint import file_sha256
 from data_prep.json_files import json_bytes, read_json, write_json
 from data_prep.tokenization import plan
 from data_prep.tokenization.corpus import errors_for_people, say_notes
-from data_prep.tokenization.plan import Input, Unit
+from data_prep.tokenization.plan import TokenizeInput, Unit
 from data_prep.tokenization.pool import Pool
 from data_prep.tokenization.work import Problems, Tick, ticking
 from data_prep.tokenizer_file import tokenizer_json
@@ -59,7 +59,7 @@ _GONE = "it was removed just now"
 
 
 @dataclass(frozen=True)
-class Options:
+class DialogOptions:
     """How the work is done; none of it changes a byte of the set.
 
     workers: processes. stop_on_error: the first bad line ends the run; otherwise such lines are
@@ -72,7 +72,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Report:
+class DialogReport:
     """What became of the lines. counts: of dialogs and samples, and what was done to them;
     problems: lines that were left out, by kind; table: for each source and mode samples, tokens and
     trained tokens."""
@@ -88,7 +88,7 @@ class DialogJob:
     """What all processes of a run must know. tokenizer: its tokenizer.json; engine: by name."""
 
     prefix: Path
-    inputs: tuple[Input, ...]
+    inputs: tuple[TokenizeInput, ...]
     choices: Choices
     tokenizer: Path
     tokenizer_sha256: str
@@ -106,8 +106,12 @@ class DialogJob:
 
 
 def tokenize(
-    paths: Sequence[str | Path], prefix: Path, tokenizer: str, choices: Choices, options: Options
-) -> Report:
+    paths: Sequence[str | Path],
+    prefix: Path,
+    tokenizer: str,
+    choices: Choices,
+    options: DialogOptions,
+) -> DialogReport:
     """Write the set, or what of it is not there yet.
 
     ConfigError says what is wrong with inputs, choices or tokenizer, or why the run had to stop.
@@ -155,11 +159,11 @@ def is_done(job: DialogJob) -> bool:
     return True
 
 
-def report_of(prefix: Path) -> Report:
+def report_of(prefix: Path) -> DialogReport:
     """What was said of a set when it was made."""
     about = read_json(Path(f"{prefix}.json"), "the set is not whole", VERSION)["about"]
     table = [(row[0], row[1], row[2], row[3], row[4]) for row in about["table"]]
-    return Report(about["lines"], Counter(about["counts"]), Counter(about["problems"]), table)
+    return DialogReport(about["lines"], Counter(about["counts"]), Counter(about["problems"]), table)
 
 
 def _identity(job: DialogJob) -> dict[str, Any]:

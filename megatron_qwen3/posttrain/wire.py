@@ -21,11 +21,11 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.replies import (
     LockedOut,
     Malformed,
-    Refused,
+    RequestRefused,
     ShutOut,
     error_text,
     parsed,
@@ -111,7 +111,9 @@ class Wire:
     """Requests to one address; any thread may ask. direct: never by a proxy, whatever the
     environment says."""
 
-    def __init__(self, address: str, limits: Limits, key: str, direct: bool = False) -> None:
+    def __init__(
+        self, address: str, limits: EndpointLimits, key: str, direct: bool = False
+    ) -> None:
         self._address, self._limits, self._key = address, limits, key
         self._key_written = re.compile(b"".join(map(_written, key))) if key else None
         proxies = [urllib.request.ProxyHandler({})] if direct else []
@@ -131,7 +133,7 @@ class Wire:
     def ask(self, path: str, body: dict[str, Any] | None, take: Callable[[Any], _T]) -> _T:
         """What `take` makes of the reply to a POST of `body`, or a GET where it is None.
 
-        Failure after the last try, Refused where trying again is of no use.
+        Failure after the last try, RequestRefused where trying again is of no use.
         """
         waits = random.Random(json.dumps(body, sort_keys=True, default=str))
         for number in range(self._limits.tries):
@@ -142,7 +144,7 @@ class Wire:
             except (_Transient, Malformed) as error:
                 reason, asked = self._told(error), getattr(error, "wait", 0.0)
                 kind = _KINDS.get(type(error), Failure)
-            except Refused as error:
+            except RequestRefused as error:
                 raise type(error)(self._told(error)) from None
             if number + 1 < self._limits.tries:
                 doubled = self._limits.first_wait * 2**number * waits.uniform(0.75, 1.25)
@@ -156,13 +158,13 @@ class Wire:
         anew of the reply without the key: of a key that was cut nobody knows what it is."""
         try:
             return take(parsed(data))
-        except (Malformed, Refused) as error:
+        except (Malformed, RequestRefused) as error:
             kind, told, cleaned = type(error), str(error), self._without_key(data)
         if cleaned != data:
             try:
                 take(parsed(cleaned))
                 told = "the reply makes no sense, and has the key in it"
-            except (Malformed, Refused) as error:
+            except (Malformed, RequestRefused) as error:
                 told = str(error)
         raise kind(told)
 
@@ -206,7 +208,7 @@ class Wire:
         while piece := response.read1(_PIECE_BYTES):
             body += piece
             if len(body) > most:
-                raise Refused(f"the reply has more than {most:,} bytes")
+                raise RequestRefused(f"the reply has more than {most:,} bytes")
             if time.monotonic() > deadline:
                 raise TimeoutError
         missing = response.length
@@ -229,7 +231,7 @@ class Wire:
             return ShutOut(f"status {error.code}: sends on to {where}; give that address, if meant")
         if error.code == 401:
             return LockedOut(reason)
-        return ShutOut(reason) if error.code in _SHUT_OUT else Refused(reason)
+        return ShutOut(reason) if error.code in _SHUT_OUT else RequestRefused(reason)
 
     def _await_turn(self) -> None:
         """Wait until one more request is within the limit of each minute."""

@@ -64,7 +64,7 @@ class InRows(NamedTuple):
     has_label_BS: npt.NDArray[np.bool_]
 
 
-class Rows(NamedTuple):
+class SampleRows(NamedTuple):
     """Samples: inputs and labels [B, S], sources [B], and their documents if asked for.
 
     A label is the token that follows the input in its source, also where a range ends. packed: None
@@ -106,7 +106,7 @@ class Mixture:
         reading = self._readings[source]
         return SamplePlace(source, reading.epoch(earlier), reading.ranges(earlier))
 
-    def batch(self, first: int, count: int, with_documents: bool = False) -> Rows:
+    def batch(self, first: int, count: int, with_documents: bool = False) -> SampleRows:
         """Samples [first, first + count)."""
         places = [self.locate(sample) for sample in range(first, first + count)]
         return self.read(places, with_documents)
@@ -123,7 +123,7 @@ class Mixture:
         firsts = range(start, start + count * size, size)
         return [SamplePlace(source, 0, [(first, first + size)]) for first in firsts]
 
-    def read(self, places: Sequence[SamplePlace], with_documents: bool = False) -> Rows:
+    def read(self, places: Sequence[SamplePlace], with_documents: bool = False) -> SampleRows:
         """What stands at `places`, one per row."""
         tokens_BS = np.empty((len(places), self.sequence_length), np.int64)
         labels_BS = np.empty_like(tokens_BS)
@@ -133,7 +133,7 @@ class Mixture:
         documents = self._documents(places) if with_documents else None
         is_any_packed = any(source.packed for source in self.sources)
         packed = self._in_rows(places) if is_any_packed else None
-        return Rows(tokens_BS, labels_BS, sources_B, documents, packed, self._removed(places))
+        return SampleRows(tokens_BS, labels_BS, sources_B, documents, packed, self._removed(places))
 
     def check_vocabulary(self, vocab_size: int, scan_bytes: int = SCAN_BYTES) -> None:
         """ConfigError where a source has an id without an embedding in the model.

@@ -20,7 +20,7 @@ from data_prep.curriculum import Source
 from data_prep.tokenizer_file import token_bytes
 from megatron_qwen3.config import Config
 from megatron_qwen3.model.outputs import log_probs
-from megatron_qwen3.pretrain.data import Mixture, Rows, SamplePlace
+from megatron_qwen3.pretrain.data import Mixture, SamplePlace, SampleRows
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.held_out import ROWS, share_of_rank
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def _check_ids(
-    rows: Rows, mixture: Mixture, config: Config, byte_counts: np.ndarray | None
+    rows: SampleRows, mixture: Mixture, config: Config, byte_counts: np.ndarray | None
 ) -> None:
     """Every rank sees all windows, so all refuse alike, before one of them is lost in a kernel."""
     most, of = config.model.vocab_size, "model.vocab_size"

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from data_prep.curriculum import Source
 from data_prep.fingerprint import mark
 from data_prep.indexed import IndexedReader
-from data_prep.stretches import ShardFile, Stretches, ends_of
+from data_prep.stretches import ShardFile, ShardStretches, ends_of
 from megatron_qwen3.config import ConfigError
 
 _SIZES = 20_000  # of files, asked for before the first step
@@ -201,10 +201,10 @@ def _by_folder(files: Iterable[SourceFiles]) -> Iterable[list[SourceFiles]]:
 
 def _files_of(files: Iterable[SourceFiles]) -> tuple[Iterable[tuple[str, int]], int]:
     """(path, tokens) of each file of sources of one folder, and how many there are."""
-    stored: dict[int, list[Stretches]] = defaultdict(list)
+    stored: dict[int, list[ShardStretches]] = defaultdict(list)
     found: dict[str, int] = {}
     for shards in (of.source.shards for of in files):
-        if isinstance(shards, Stretches):
+        if isinstance(shards, ShardStretches):
             stored[id(shards.store)].append(shards)
         else:
             found.update((shard.path, shard.file_tokens) for shard in shards)

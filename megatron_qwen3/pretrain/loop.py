@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
 
     step: int
     mixture: Mixture
-    record: record.Record
+    record: record.RunRecord
 
 
 def check(config: Config) -> Inputs:
@@ -63,7 +63,7 @@ def run(config: Config, layout: Layout, inputs: Inputs) -> bool:
     return run.is_done
 
 
-def _begin(run: Run, history: record.Record) -> None:
+def _begin(run: Run, history: record.RunRecord) -> None:
     if run.engine.is_first_rank:
         history.write(run.config.run_dir)
     for line in history.news:

@@ -18,7 +18,7 @@ from data_prep.noted import Scalar
 from data_prep.shards import Origin, origin
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain.data import Mixture, SamplePlace
-from megatron_qwen3.pretrain.record import Record
+from megatron_qwen3.pretrain.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def locate(run_dir: str | Path, step: int, row: int) -> RowOrigin:
     Rank r of D data ranks trains rows [r·G/D, (r + 1)·G/D). ConfigError where the folder has no
     record, or no such step or row.
     """
-    record = Record.read(Path(run_dir))
+    record = RunRecord.read(Path(run_dir))
     if record is None:
         raise ConfigError(f"{run_dir}: no data.json in this folder; name the folder of a run")
     if step < 1:

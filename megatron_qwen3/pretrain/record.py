@@ -111,7 +111,7 @@ class RunPart:
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The parts of a run in order.
 
     idle: by key, sources of stages before that have no part, and where they stand; news: what a
@@ -152,7 +152,7 @@ class Record:
         ends = [part.first_step for part in parts[1:]] + [step]
         return zip(parts, ends, strict=False)
 
-    def lying_at(self, part: RunPart) -> Record:
+    def lying_at(self, part: RunPart) -> RunRecord:
         """The record with those of its sources that `part` has where they lie now."""
         now = {feed.key: feed.source for feed in part.feeds}
 
@@ -169,7 +169,7 @@ class Record:
         remove_others(run_dir, path.stem, beside.get("stretches", ""))
 
     @classmethod
-    def read(cls, run_dir: Path) -> Record | None:
+    def read(cls, run_dir: Path) -> RunRecord | None:
         """None where the folder has none; ConfigError where it cannot be read."""
         path = run_dir / FILE_NAME
         if not path.exists():
@@ -192,7 +192,7 @@ class ReadBefore(NamedTuple):
     starts: Mapping[str, Start] = {}
 
     @classmethod
-    def of(cls, record: Record, step: int) -> ReadBefore:
+    def of(cls, record: RunRecord, step: int) -> ReadBefore:
         """After `step` steps."""
         starts, sources = record.starts_after(step), record.sources()
         return cls({key: sources[key] for key in starts}, starts)
@@ -213,19 +213,19 @@ class ReadBefore(NamedTuple):
         return {key: (self.sources[key], self.starts[key]) for key in rest}
 
 
-def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -> Record:
+def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -> RunRecord:
     """The record of a run that has done `step` steps, its last part being fed from now on.
 
     before: run folder and steps done of the stage that a fresh run goes on from. ConfigError where
     the sources are not there, or the stage has fewer tokens than the run asks for.
     """
     wanted = _wanted(config)
-    old = Record.read(config.run_dir) if step else None
+    old = RunRecord.read(config.run_dir) if step else None
     if old is None:
-        earlier = Record.read(before[0]) if before else None
+        earlier = RunRecord.read(before[0]) if before else None
         read = ReadBefore.of(earlier, before[1]) if before and earlier else ReadBefore()
         part, keys, news = _going_on(wanted, read)
-        return _checked(config, Record((part,), read.idle(keys), news))
+        return _checked(config, RunRecord((part,), read.idle(keys), news))
     kept = tuple(part for part in old.parts if part.first_step < step or not part.first_step)
     old = replace(old, parts=kept)
     read = ReadBefore.of(old, step)
@@ -241,7 +241,7 @@ def prepare(config: Config, step: int, before: tuple[Path, int] | None = None) -
         part = replace(part, sequences=min(asked, _left(part, old, step)))
     news = ("another mixture from here on; every source read before goes on where it stood", *news)
     parts = (*old.parts, replace(part, first_step=step))
-    return _checked(config, Record(parts, read.idle(keys), news))
+    return _checked(config, RunRecord(parts, read.idle(keys), news))
 
 
 def _wanted(config: Config) -> RunPart:
@@ -275,7 +275,7 @@ def _check_names(feeds: Iterable[Feed], origin: str) -> None:
         )
 
 
-def _left(wanted: RunPart, old: Record, step: int) -> int:
+def _left(wanted: RunPart, old: RunRecord, step: int) -> int:
     """Sequences of a planned stage that the run has not read when it has done `step` steps."""
     read = sum(
         (last - part.first_step) * part.step_tokens
@@ -310,7 +310,7 @@ def _going_on(part: RunPart, read: ReadBefore) -> tuple[RunPart, dict[str, str],
     return replace(part, feeds=tuple(feeds)), keys, news
 
 
-def _checked(config: Config, record: Record) -> Record:
+def _checked(config: Config, record: RunRecord) -> RunRecord:
     part = record.parts[-1]
     if config.train.tokens and len({p.step_tokens for p in record.parts}) > 1:
         done = record.tokens_after(part.first_step)
@@ -340,7 +340,7 @@ def _checked(config: Config, record: Record) -> Record:
     return record
 
 
-def _record_json(record: Record, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _record_json(record: RunRecord, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """rows: of its sources, by key."""
     sources = record.sources()
     return {
@@ -360,7 +360,7 @@ def _record_json(record: Record, rows: Mapping[str, Mapping[str, Any]]) -> dict[
     }
 
 
-def _record(content: Mapping[str, Any], store: Store | None) -> Record:
+def _record(content: Mapping[str, Any], store: Store | None) -> RunRecord:
     """Of version 1, too, where keys are paths and idle sources have nothing else."""
     sources = {
         key: Source.from_json(row["name"], row["folder"], row, store)
@@ -376,7 +376,7 @@ def _record(content: Mapping[str, Any], store: Store | None) -> Record:
         key: (sources.get(key) or _source_by_path(key), _start(key, row))
         for key, row in content["idle"].items()
     }
-    return Record(tuple(parts), idle)
+    return RunRecord(tuple(parts), idle)
 
 
 def _source_by_path(key: str) -> Source:

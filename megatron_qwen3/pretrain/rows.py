@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_qwen3.pretrain.data import Mixture, Rows
+from megatron_qwen3.pretrain.data import Mixture, SampleRows
 from megatron_qwen3.training.arrays import Arrays
 
 
-def arrays_of(rows: Rows) -> Arrays:
+def arrays_of(rows: SampleRows) -> Arrays:
     """All positions are trained; where documents are kept apart, each document's last is not.
 
     Filler of packed text is padding, and neither it nor the last token before it is trained. Nor is

@@ -19,7 +19,7 @@ from data_prep.curriculum import Source
 from data_prep.fingerprint import mark
 from data_prep.stretches import ShardFile
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.pretrain.record import FILE_NAME, Record, Start
+from megatron_qwen3.pretrain.record import FILE_NAME, RunRecord, Start
 from megatron_qwen3.pretrain.stream import Cursor, Range, Stream
 from megatron_qwen3.storage import folder, lock
 
@@ -106,7 +106,7 @@ def times(source: Source, start: Start, before: Cursor, ranges: Sequence[Range])
 
 
 def _of_run(run: Path, shards: _Shards) -> Iterator[Reader]:
-    record = Record.read(run)
+    record = RunRecord.read(run)
     if record is None:
         return
     sources = record.sources()

@@ -27,11 +27,11 @@ from megatron_qwen3.storage.files import read_exactly
 from megatron_qwen3.storage.pickles import Archive, layout
 from megatron_qwen3.storage.table import (
     ITEM_BYTES,
-    Chunk,
+    CheckpointTable,
     FileRange,
     Index,
-    Stored,
-    Table,
+    StoredChunk,
+    StoredTensor,
     dtype_of,
     read_table,
 )
@@ -53,7 +53,7 @@ def load(
     template: dict[str, Any],
     folder: Path,
     preferred: str = "",
-    read: Callable[[Path], Table] = read_table,
+    read: Callable[[Path], CheckpointTable] = read_table,
 ) -> dict[str, Any]:
     """The template with tensors, and plain objects, in place of their descriptions.
 
@@ -76,7 +76,7 @@ def load(
     return loaded
 
 
-def _filled(entry: Any, table: Table, folder: Path, preferred: str) -> Any:
+def _filled(entry: Any, table: CheckpointTable, folder: Path, preferred: str) -> Any:
     if isinstance(entry, dict):
         return {name: _filled(inner, table, folder, preferred) for name, inner in entry.items()}
     if isinstance(entry, list):
@@ -120,7 +120,7 @@ def _plain(value: Any, archive: Archive, path: Path) -> Any:
 
 
 @torch.no_grad()
-def _fill(entry: ShardedTensor, stored: Stored | None, folder: Path) -> None:
+def _fill(entry: ShardedTensor, stored: StoredTensor | None, folder: Path) -> None:
     """Read this rank's part of one tensor."""
     if stored is None:
         raise ConfigError(f"{shown(folder)}: {entry.key} is missing")
@@ -143,7 +143,7 @@ def _fill(entry: ShardedTensor, stored: Stored | None, folder: Path) -> None:
         raise ConfigError(f"{shown(folder)}: a part of {entry.key} is missing")
 
 
-def _copy(chunk: Chunk, offsets: Index, shape: Index, out: Tensor) -> None:
+def _copy(chunk: StoredChunk, offsets: Index, shape: Index, out: Tensor) -> None:
     """Read a box of a chunk, from `offsets` of the whole tensor on, into `out` of that shape."""
     strides = tuple(prod(chunk.shape[axis + 1 :]) for axis in range(len(shape)))
     firsts = zip(offsets, chunk.offsets, strides, strict=True)

@@ -175,7 +175,7 @@ def read_large(data: bytes) -> Any:
     return _FastUnpickler(io.BytesIO(data)).load()
 
 
-class Layout(NamedTuple):
+class ArchiveLayout(NamedTuple):
     """How a tensor lies in an archive: its first element `offset` elements into `data/key`.
 
     `kind`: the class of ours for its dtype or, where `is_typed`, for its type of storage.
@@ -189,7 +189,7 @@ class Layout(NamedTuple):
     stride: tuple[int, ...]
 
 
-def layout(value: Any) -> Layout | None:
+def layout(value: Any) -> ArchiveLayout | None:
     """That of a tensor as `read` gives it; None where the value is no plain tensor."""
     is_typed = type(value) is kind("_rebuild_tensor_v2") and len(value.args) == 6
     if not is_typed and not (type(value) is kind("_rebuild_tensor_v3") and len(value.args) == 7):
@@ -202,7 +202,7 @@ def layout(value: Any) -> Layout | None:
     if len(_tuple(shape)) != len(_tuple(stride)) or any(not is_count(n) for n in numbers):
         return None
     which = storage.kind if is_typed else dtype[0]
-    return Layout(storage.key, which, is_typed, offset, _tuple(shape), _tuple(stride))
+    return ArchiveLayout(storage.key, which, is_typed, offset, _tuple(shape), _tuple(stride))
 
 
 def is_count(value: Any) -> bool:

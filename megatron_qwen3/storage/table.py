@@ -2,10 +2,10 @@
 
 `.metadata` says which chunk of which tensor lies where. It is a pickle, and the chunks and the few
 objects between them are files of torch.save, which have one of their own. None is ever unpickled
-by torch or megatron-core: `pickles.py` reads them without running them, and the `Table` made here
-is all that the rest of the project knows of a checkpoint. It holds numbers and text alone; every
-chunk lies within its tensor and its file, and no two overlap in either. Types have torch's names;
-nothing here imports torch.
+by torch or megatron-core: `pickles.py` reads them without running them, and the
+`CheckpointTable` made here is all that the rest of the project knows of a checkpoint. It holds
+numbers and text alone; every chunk lies within its tensor and its file, and no two overlap in
+either. Types have torch's names; nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class FileRange(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chunk:
+class StoredChunk:
     """One stored archive: `shape` elements in row-major order, `offsets` in the whole tensor."""
 
     path: Path
@@ -87,22 +87,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor of a checkpoint: its shape and type, and the chunks that it lies in."""
 
     shape: Index
     dtype: str
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[StoredChunk, ...]
 
 
-class Table(NamedTuple):
+class CheckpointTable(NamedTuple):
     """What a checkpoint holds: tensors and plain objects, by key."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     objects: dict[str, FileRange]
 
 
-def read_table(folder: Path) -> Table:
+def read_table(folder: Path) -> CheckpointTable:
     """ConfigError where `.metadata` is not the table of a checkpoint of ours, or tries to be more.
 
     So is a checkpoint with an object that is not plain data: whoever made it wanted to run code.
@@ -159,10 +159,12 @@ def _key(value: Any) -> tuple[str, Index]:
     return _text(state["fqn"]), () if offset is None else _sizes(offset)
 
 
-def _table(folder: Path, entries: dict[Any, Any], places: dict[tuple[str, Index], _Info]) -> Table:
+def _table(
+    folder: Path, entries: dict[Any, Any], places: dict[tuple[str, Index], _Info]
+) -> CheckpointTable:
     files = {name: _file(folder, name) for name in {info.file for info in places.values()}}
     _check_files(files, places)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     objects: dict[str, FileRange] = {}
     for name, entry in entries.items():
         key = _text(name)
@@ -171,7 +173,7 @@ def _table(folder: Path, entries: dict[Any, Any], places: dict[tuple[str, Index]
             objects[key] = FileRange(files[info.file][0], info.start, info.length)
         else:
             tensors[key] = _stored(folder, key, entry, places, files)
-    return Table(tensors, objects)
+    return CheckpointTable(tensors, objects)
 
 
 def _stored(
@@ -180,7 +182,7 @@ def _stored(
     entry: Any,
     places: dict[tuple[str, Index], _Info],
     files: dict[str, tuple[Path, int]],
-) -> Stored:
+) -> StoredTensor:
     state = _state(entry, "TensorStorageMetadata")
     whole = _sizes(state["size"])
     dtype = _of_kind(_DTYPES, _properties(state["properties"])[0])
@@ -196,12 +198,14 @@ def _stored(
         size = prod(shape) * ITEM_BYTES[dtype]
         if not size <= info.length <= size + _FRAME_BYTES:
             raise ValueError(f"a chunk of {key!r:.80} has another size than its shape")
-        chunks.append(Chunk(files[info.file][0], info.start, info.length, offsets, shape, dtype))
+        chunks.append(
+            StoredChunk(files[info.file][0], info.start, info.length, offsets, shape, dtype)
+        )
     _check_boxes(key, whole, chunks)
-    return Stored(whole, dtype, tuple(chunks))
+    return StoredTensor(whole, dtype, tuple(chunks))
 
 
-def _check_boxes(key: str, whole: Index, chunks: list[Chunk]) -> None:
+def _check_boxes(key: str, whole: Index, chunks: list[StoredChunk]) -> None:
     for chunk in chunks:
         ends = zip(chunk.offsets, chunk.shape, whole, strict=True)
         if any(first + count > size for first, count, size in ends):
@@ -239,7 +243,7 @@ def _check_files(
         end, before = info.start + info.length, info.file
 
 
-def _check_objects(folder: Path, table: Table) -> None:
+def _check_objects(folder: Path, table: CheckpointTable) -> None:
     """ConfigError where an object is more than plain data.
 
     An extra state is given to its module, and Transformer Engine's own is a tensor with a pickle in
@@ -317,12 +321,12 @@ def _of_kind(table: dict[type[Inert], str], value: Any) -> str | None:
     return table.get(value) if isinstance(value, type) else None
 
 
-def dtype_of(found: pickles.Layout) -> str | None:
+def dtype_of(found: pickles.ArchiveLayout) -> str | None:
     """torch's name of a tensor's type; None where it is none that a checkpoint has."""
     return _of_kind(_STORAGES if found.is_typed else _DTYPES, found.kind)
 
 
-def _is_row_major(found: pickles.Layout) -> bool:
+def _is_row_major(found: pickles.ArchiveLayout) -> bool:
     """Whether elements lie in order; the stride of an axis with one element says nothing."""
     steps = [prod(found.shape[axis + 1 :]) for axis in range(len(found.shape))]
     rows = zip(found.shape, found.stride, steps, strict=True)

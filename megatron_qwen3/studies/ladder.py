@@ -40,7 +40,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LadderStage:
     """settings: files and key=value pairs as the trainer takes them."""
 
     name: str
@@ -61,7 +61,7 @@ class Ladder:
 
     dir: str
     models: dict[str, tuple[str, ...]]
-    stages: tuple[Stage, ...]
+    stages: tuple[LadderStage, ...]
     ranks: int = 1
     gpus_per_node: int = 8
     sbatch: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Ladder:
     final_lr_share: float = 0.1
 
 
-def points(ladder: Ladder, stage: Stage) -> list[Point]:
+def points(ladder: Ladder, stage: LadderStage) -> list[Point]:
     """The runs of one stage, smallest first; a run that two grids share stands once.
 
     ConfigError: a grid is not complete, settings are wrong, or the stage before has no runs yet.
@@ -84,7 +84,7 @@ def points(ladder: Ladder, stage: Stage) -> list[Point]:
     return sorted(found.values(), key=lambda point: point.work)
 
 
-def _models(ladder: Ladder, stage: Stage, grid: Grid) -> tuple[str, ...]:
+def _models(ladder: Ladder, stage: LadderStage, grid: Grid) -> tuple[str, ...]:
     unknown = [model for model in grid.models if model not in ladder.models]
     if unknown:
         known = ", ".join(ladder.models)
@@ -94,7 +94,7 @@ def _models(ladder: Ladder, stage: Stage, grid: Grid) -> tuple[str, ...]:
     return grid.models or tuple(ladder.models)
 
 
-def _grid_points(ladder: Ladder, stage: Stage, grid: Grid, model: str) -> Iterator[Point]:
+def _grid_points(ladder: Ladder, stage: LadderStage, grid: Grid, model: str) -> Iterator[Point]:
     if bool(grid.tokens) == bool(grid.compute):
         raise ConfigError(f"stage {stage.name}: a grid has either tokens or compute")
     base = [*stage.settings, *ladder.models[model], *_start(ladder, stage, model)]
@@ -127,7 +127,7 @@ def _point(
     return Point(configure([*base, *rest]), ladder.ranks)
 
 
-def _start(ladder: Ladder, stage: Stage, model: str) -> list[str]:
+def _start(ladder: Ladder, stage: LadderStage, model: str) -> list[str]:
     """The setting that starts a run from the best run of the stage before."""
     if not stage.after:
         return []

@@ -1,6 +1,6 @@
 """The word between a step and its loop on batches that are not trained.
 
-    metrics = engine.train_step(batch, objective, rate, Limits(loss=9.0))      # may raise BadBatch
+    metrics = engine.train_step(batch, objective, rate, StepLimits(loss=9.0))  # may raise BadBatch
 
 `guard.py` decides the limits, and what a run does then.
 """
@@ -13,11 +13,11 @@ class BadBatch(RuntimeError):
     """A step that was not taken, on any rank; the text says what was wrong with its batch."""
 
 
-class Limits(NamedTuple):
+class StepLimits(NamedTuple):
     """The largest loss and gradient norm with which a step is taken."""
 
     loss: float = math.inf
     grad_norm: float = math.inf
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = StepLimits()

@@ -3,10 +3,10 @@
     with DaliReader(read, steps=500, device=engine.device) as reader:
         batch = reader.batch(step, then=next_step)
 
-It is used as `reader.Reader` is, and gives the same batches to the bit: the process calls the same
-`read(step)`. A pipeline counts its batches from the step that it begins with, so that this step is
-all the state there is; DALI's own checkpoints are not used. Where the steps do not follow one
-another, as after a batch that is left out, a new pipeline begins.
+It is used as `reader.BatchReader` is, and gives the same batches to the bit: the process calls the
+same `read(step)`. A pipeline counts its batches from the step that it begins with, so that this
+step is all the state there is; DALI's own checkpoints are not used. Where the steps do not follow
+one another, as after a batch that is left out, a new pipeline begins.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from megatron_qwen3.parallel.mcore import (
     finalize_model_grads,
 )
 from megatron_qwen3.settings import Config
-from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
+from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, StepLimits
 from megatron_qwen3.training.balance import Balance
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.graphs import Graphs
@@ -77,7 +77,7 @@ class Engine:
         return dist.get_rank() == 0
 
     def train_step(
-        self, batch: TokenBatch, objective: Objective, rate: float, limits: Limits = NO_LIMITS
+        self, batch: TokenBatch, objective: Objective, rate: float, limits: StepLimits = NO_LIMITS
     ) -> dict[str, float]:
         """One optimizer step on this data rank's sequences of the global batch.
 

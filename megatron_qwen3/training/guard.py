@@ -23,7 +23,7 @@ from pathlib import Path
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.inside import parse_json
 from megatron_qwen3.storage.whole import write_whole
-from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, Limits
+from megatron_qwen3.training.bad_batch import NO_LIMITS, BadBatch, StepLimits
 from megatron_qwen3.training.progress import LeftOut, Progress
 
 FILE_NAME = "left_out.jsonl"
@@ -57,12 +57,12 @@ class Guard:
                 wanted = last + 1
         return max(step, min(wanted, self._steps))
 
-    def limits(self) -> Limits:
+    def limits(self) -> StepLimits:
         if len(self.recent) < _FEWEST_STEPS:
             return NO_LIMITS
         loss, norm = map(statistics.median, zip(*self.recent, strict=True))
         above, times = self.settings.loss_spike, self.settings.grad_spike
-        return Limits(loss + above if above else math.inf, norm * times if times else math.inf)
+        return StepLimits(loss + above if above else math.inf, norm * times if times else math.inf)
 
     def accept(self, metrics: Mapping[str, float]) -> None:
         """A step was taken."""

@@ -3,8 +3,8 @@
     model = Model(config, layout)                  # fresh weights; convert/load.py fills them
     outputs = model.score(batch, log_probs)        # {"log_prob": [B, S], "log_z": [B, S]}
 
-`engine.py` trains one. A process may have several, each in a layout of its own: `Groups.make` has
-the process groups of a second one.
+`engine.py` trains one. A process may have several, each in a layout of its own:
+`ProcessGroups.make` has the process groups of a second one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from megatron_qwen3.model.build import build
 from megatron_qwen3.model.context import ContextShare
 from megatron_qwen3.model.document_share import DocumentShare
 from megatron_qwen3.model.outputs import Head, LastStage, Outputs
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout, row_unit
 from megatron_qwen3.parallel.mcore import (
     get_forward_backward_func,
@@ -44,10 +44,10 @@ class Model:
     number above it, since it grows with every update and every weights that are loaded.
     """
 
-    def __init__(self, config: Config, layout: Layout, groups: Groups | None = None) -> None:
+    def __init__(self, config: Config, layout: Layout, groups: ProcessGroups | None = None) -> None:
         """With fresh weights; without `groups` in the run's own layout."""
         self.config, self.layout = config, layout
-        self.groups = groups or Groups.of_run()
+        self.groups = groups or ProcessGroups.of_run()
         self.device = torch.device(torch.cuda.current_device())
         self.chunks = build(config, layout, self.groups)
         self.weights_version = 0

@@ -3,10 +3,10 @@
     with reader.of_arrays(read, config, engine.device) as batches:
         batch = batches.batch(step, then=next_step)
 
-data.loader says who reads: a thread, which is `Reader`, or DALI (`dali.py`). `read(step)` must say
-the same of a step whenever it is asked; what it raises is raised when its step's turn comes, and
-not at all where that never does. For a GPU the thread's batches lie in pinned memory, from which
-`TokenBatch.to` copies without a wait.
+data.loader says who reads: a thread, which is `BatchReader`, or DALI (`dali.py`). `read(step)` must
+say the same of a step whenever it is asked; what it raises is raised when the turn of its step
+comes, and not at all where that never does. For a GPU the thread's batches lie in pinned memory,
+from which `TokenBatch.to` copies without a wait.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ def check(config: Config) -> None:
 
 def of_arrays(
     read: Callable[[int], Arrays], config: Config, device: torch.device
-) -> "Reader | dali.DaliReader":
+) -> "BatchReader | dali.DaliReader":
     """Who reads the batches of a run. read: picklable, as another process may be sent it."""
     if config.data.loader == "dali":
         return dali.DaliReader(read, config.steps, device)
-    return Reader(lambda step: TokenBatch.of_arrays(read(step)), config.steps, device)
+    return BatchReader(lambda step: TokenBatch.of_arrays(read(step)), config.steps, device)
 
 
-class Reader:
+class BatchReader:
     """Reads for steps below `steps`, one batch at a time, in a thread that ends with the block."""
 
     def __init__(self, read: Callable[[int], TokenBatch], steps: int, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Tensors that take turns in the device's memory: a teacher's weights, a student's optimizer.
 
-    optimizer = Turn(lambda: state_tensors(engine.optimizer))
+    optimizer = DeviceTurn(lambda: state_tensors(engine.optimizer))
     optimizer.leave()                 # to the host's memory; the device's is free
     ...
     optimizer.come()                  # the same tensors, of the same bits
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-class Turn:
+class DeviceTurn:
     """tensors: what takes the turn; asked each time it leaves, since optimizers add state late."""
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:

@@ -13,7 +13,7 @@ import ray
 
 from data_prep.clean import plan, stages
 from data_prep.clean.files import read_documents
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WORDS = ("river", "hill", "water", "mill", "meadow", "winter", "farmer", "village", "bridge")
@@ -33,7 +33,7 @@ def test_a_cleaning_on_ray_gives_what_local_processes_give(tmp_path: Path) -> No
     texts = [" ".join(generator.choices(WORDS, k=200)) for _ in range(30)]
     rows = [{"id": str(k), "text": texts[k % 30] + " end" * (k // 30)} for k in range(70)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    inputs = (Input("here", str(tmp_path / "in.jsonl")),)
+    inputs = (CleaningInput("here", str(tmp_path / "in.jsonl")),)
     found = []
     for name in ("local", "ray"):
         out = str(tmp_path / name)

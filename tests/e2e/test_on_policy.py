@@ -17,8 +17,8 @@ from megatron_qwen3 import train
 from megatron_qwen3.config import load
 from megatron_qwen3.posttrain import on_policy, scorers
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.optim import state_tensors
 from megatron_qwen3.training.stop import CONTINUE
@@ -49,7 +49,7 @@ def same(run_dir, other):
     assert numbers(run_dir) == numbers(other)
     assert rows(run_dir, "eval") == rows(other, "eval")
     for batch in records.batches(other):
-        one, two = (Record.read(folder_of(home, batch)) for home in (run_dir, other))
+        one, two = (RolloutRecord.read(folder_of(home, batch)) for home in (run_dir, other))
         for name in ("ids", "log_probs", "sampled", "finish_N", "is_trained_N"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         assert one.state == two.state
@@ -65,7 +65,7 @@ def test_a_student_goes_towards_its_teacher_on_its_own_answers(whole):
     assert not {"reward", "advantage", "zero_groups"} & set(sampled[0])
     tokens = 0
     for batch in records.batches(whole):
-        record = Record.read(folder_of(whole, batch))
+        record = RolloutRecord.read(folder_of(whole, batch))
         assert (record.versions_N2 == 2 * batch).all()
         assert record.is_trained_N.all() and len(record) == 16
         assert np.isnan(record.reward_N).sum() >= 4  # what has no verifier has no reward
@@ -108,14 +108,14 @@ def test_a_run_that_is_killed_loses_no_bit(tmp_path, way):
 
 def lengths_of_rows(arguments):
     """The length of rows of each update of a run."""
-    of, lengths = Rows.of.__func__, []
+    of, lengths = RolloutRows.of.__func__, []
 
     def noting(cls, *args):
         made = of(cls, *args)
         lengths.append(made.length)
         return made
 
-    Rows.of = classmethod(noting)
+    RolloutRows.of = classmethod(noting)
     assert train.main(arguments) == 0
     return lengths
 

@@ -17,7 +17,7 @@ from megatron_qwen3.posttrain import rl
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import environments
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.storage.folder import checkpoints, step_of
 from megatron_qwen3.training import engine
 from megatron_qwen3.training.hang import Heartbeat
@@ -50,7 +50,7 @@ def test_a_finished_run_says_what_it_did(settings, whole):
     assert [row["step"] for row in sampled] == [1, 3, 5]
     tokens = 0
     for batch in records.batches(whole):
-        record = Record.read(folder_of(whole, batch))
+        record = RolloutRecord.read(folder_of(whole, batch))
         assert record.state["tokens"] == tokens and record.trained_tokens_N.any()
         for update, share in enumerate(record.updates(2, config.run.seed)):
             tokens += int(record.trained_tokens_N[share].sum())
@@ -76,7 +76,7 @@ def same(run_dir, other):
     assert broken_losses(run_dir) == broken_losses(other)
     assert rows(run_dir, "eval") == rows(other, "eval")
     for batch in records.batches(other):
-        one, two = (Record.read(folder_of(home, batch)) for home in (run_dir, other))
+        one, two = (RolloutRecord.read(folder_of(home, batch)) for home in (run_dir, other))
         for name in records._DTYPES:
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         assert one.state == two.state
@@ -129,7 +129,7 @@ def test_rollouts_of_older_weights_are_sampled_ahead_and_survive(settings, tmp_p
         run_ranks(power_cut, 1, arguments(settings, homes[1], *asked), 4)
     assert run_ranks(run, 1, arguments(settings, homes[1], *asked)) == [0]
     same(homes[1] / "run", homes[0] / "run")
-    versions = [Record.read(folder_of(homes[0] / "run", n)).versions_N2 for n in range(3)]
+    versions = [RolloutRecord.read(folder_of(homes[0] / "run", n)).versions_N2 for n in range(3)]
     assert [set(v.flatten()) for v in versions] == [{0}, {0}, {2}]
     found = rows(homes[0] / "run", "train")
     assert [row["mismatch"] > 1e-5 for row in found] == [False, False, True, True, True, True]
@@ -190,7 +190,7 @@ def test_a_bad_update_is_left_out(settings, whole, tmp_path, way):
     assert "left out: step 3: the loss is not finite" in told and "rollouts are of batch 1" in told
     found = rows(tmp_path / "run", "train")
     assert [row["step"] for row in found] == [1, 2, 4, 5, 6]
-    record = Record.read(folder_of(tmp_path / "run", 1))
+    record = RolloutRecord.read(folder_of(tmp_path / "run", 1))
     assert found[2]["tokens"] == record.state["tokens"] + record.state["update_tokens"][1]
 
 

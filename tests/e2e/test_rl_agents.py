@@ -16,7 +16,7 @@ from megatron_qwen3.config import load
 from megatron_qwen3.generate.load import tokenizer_of
 from megatron_qwen3.posttrain.rollouts import engines
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 
 # A text that was found speaks in the model's place where it can.
@@ -93,7 +93,7 @@ def test_what_tools_said_is_neither_trained_nor_taken_for_the_formats_own(settin
     chat = ChatTokenizer(tokenizer_of(load([], settings)))
     ids = {tag: chat._tokenizer.token_to_id(tag) for tag in (TOOL_RESPONSE, "</tool_response>")}
     for batch in records.batches(whole):
-        record = Record.read(folder_of(whole, batch))
+        record = RolloutRecord.read(folder_of(whole, batch))
         assert (record.turns_N == 2).all() and record.is_trained_N.any()
         for n in range(len(record)):
             said, sampled = record.tokens(n), record.sampled[record.places(n)]
@@ -116,6 +116,8 @@ def test_a_run_with_tools_that_was_cut_off_goes_on_as_if_undisturbed(settings, w
         found, expected = ([row[name] for row in rows(home)] for home in (tmp_path / "run", whole))
         assert found == expected
     for batch in records.batches(whole):
-        one, two = (Record.read(folder_of(home, batch)) for home in (tmp_path / "run", whole))
+        one, two = (
+            RolloutRecord.read(folder_of(home, batch)) for home in (tmp_path / "run", whole)
+        )
         for name in records._DTYPES:
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

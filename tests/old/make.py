@@ -83,11 +83,11 @@ def settle_times(folder):
 def clean():
     """A cleaning that has ended, and one whose first task of two is done."""
     from data_prep.clean import plan, stages
-    from data_prep.clean.settings import CleanSettings, Input
+    from data_prep.clean.settings import CleaningInput, CleanSettings
 
     tool(*CLEAN, "clean")
     settle_times("clean/documents")
-    notes = Input("notes", "raw", "reference")
+    notes = CleaningInput("notes", "raw", "reference")
     settings = CleanSettings((notes,), "clean_begun", tasks=2, filters=False)
     files = plan.find_files(settings)
     plan.begin(settings, files)
@@ -105,7 +105,7 @@ def tokenize():
     tokenizer.train(texts, 300, "tokenizer")
     settings = Settings("tokenizer", shard_tokens=64_000_000, group_bytes=1)
     for out, task, tasks in (("tokens", 0, 1), ("tokens_begun", 0, 2)):
-        options = corpus.Options(1, "auto", task, tasks)
+        options = corpus.CorpusOptions(1, "auto", task, tasks)
         corpus.tokenize(["clean/documents"], Path(out), settings, options)
 
     def stopped(*args):
@@ -113,7 +113,7 @@ def tokenize():
 
     corpus._write_shards = stopped
     with contextlib.suppress(KeyboardInterrupt):
-        options = corpus.Options(1, "auto", 1, 2)
+        options = corpus.CorpusOptions(1, "auto", 1, 2)
         corpus.tokenize(["clean/documents"], Path("tokens_begun"), settings, options)
 
 

@@ -6,7 +6,7 @@ from ranks import run_ranks
 
 from megatron_qwen3.config import load
 from megatron_qwen3.model.outputs import log_probs
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.parallel.mcore import parallel_state
 from megatron_qwen3.parallel.runtime import patience, start
@@ -55,7 +55,7 @@ def steps_with(read_settings):
     if read_settings:
         other = tiny("run.seed=99", *read_settings)
         layout = Layout.of(other, 4)
-        model = Model(other, layout, Groups.make(layout, patience(other)))
+        model = Model(other, layout, ProcessGroups.make(layout, patience(other)))
     for step in range(3):
         if model:
             scores.append(scores_of(model))

@@ -281,16 +281,16 @@ def test_attention_by_cudnn_is_replayed_to_the_bit():
 
 def waits(config):
     """A router that reads a number on the host."""
-    from megatron_qwen3.model.te import Router
+    from megatron_qwen3.model.te import TERouter
 
-    forward = Router.forward
+    forward = TERouter.forward
 
     def reading(self, hidden_sBH, padding_sB=None):
         if hidden_sBH.sum().item() == float("inf"):
             raise ValueError
         return forward(self, hidden_sBH, padding_sB)
 
-    Router.forward = reading
+    TERouter.forward = reading
     return trained(config)
 
 

@@ -17,7 +17,7 @@ from megatron_qwen3.posttrain.rollouts.agents import Agents
 from megatron_qwen3.posttrain.rollouts.corpus import Corpus, words
 from megatron_qwen3.posttrain.rollouts.environments import Environments, opened, tool
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
-from megatron_qwen3.posttrain.rollouts.tool_calls import Call, calls_of
+from megatron_qwen3.posttrain.rollouts.tool_calls import ToolCall, calls_of
 from megatron_qwen3.settings_rollouts import AgentConfig, RolloutsConfig
 from tests.sandboxes import needs_sandbox
 
@@ -275,7 +275,7 @@ def test_tools_that_exit_hang_or_say_nonsense_are_answers(chat):
 def test_calls_after_one_that_hung_are_told_that_the_environment_is_gone():
     actor = acting.Actor("cats")
     lost = Environments(ADDS, Bad, 1)
-    calls = [Call("add", {"a": 3, "b": 0}), Call("add", {"a": 9, "b": 0})]
+    calls = [ToolCall("add", {"a": 3, "b": 0}), ToolCall("add", {"a": 9, "b": 0})]
     assert acting.act(lost, [actor], [calls], 0.1) == [["error: no answer in time"] * 2]
     (answers,) = acting.act(lost, [actor], [calls[1:]], 5.0)
     assert answers == ["error: the environment was given up, since a call of it did not end"]
@@ -429,12 +429,12 @@ def test_an_engine_that_fails_in_a_later_turn_leaves_a_rollout_that_failed(chat)
 
 
 def test_calls_are_read_as_the_template_and_openai_write_them():
-    assert calls_of(call(a=1)) == [Call("add", {"a": 1})]
-    assert calls_of(f'{TOOL_CALL}{{"name": "f"}}{END_TOOL_CALL}') == [Call("f", {})]
+    assert calls_of(call(a=1)) == [ToolCall("add", {"a": 1})]
+    assert calls_of(f'{TOOL_CALL}{{"name": "f"}}{END_TOOL_CALL}') == [ToolCall("f", {})]
     text = json.dumps({"name": "f", "arguments": '{"x": "</tool>"}'})
     assert calls_of(f"x{TOOL_CALL}{text}{END_TOOL_CALL}y{call(b=2)}") == [
-        Call("f", {"x": "</tool>"}),
-        Call("add", {"b": 2}),
+        ToolCall("f", {"x": "</tool>"}),
+        ToolCall("add", {"b": 2}),
     ]
     faults = [one.fault for one in calls_of(f"{TOOL_CALL}\n{call(b=2)}")]
     assert faults[0] and not faults[1]
@@ -444,7 +444,7 @@ def test_calls_are_read_as_the_template_and_openai_write_them():
 def test_an_answer_of_very_many_calls_is_made_few_of():
     """Each call may take its time, and a policy may learn to write nothing else."""
     few, many = calls_of(call(a=1) * 32), calls_of(call(a=1) * 5000)
-    assert few == [Call("add", {"a": 1})] * 32
+    assert few == [ToolCall("add", {"a": 1})] * 32
     assert many[:32] == few and len(many) == 33
     assert many[32].fault == "an answer may have 32 calls; 4,968 more were not made"
 

@@ -11,7 +11,7 @@ from megatron_qwen3.chat import soft_switch
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.rollouts import asking
-from megatron_qwen3.posttrain.rollouts.asking import Asker, Outcome, SplitTasks
+from megatron_qwen3.posttrain.rollouts.asking import Asker, SplitTasks, TaskOutcome
 from megatron_qwen3.posttrain.rollouts.prompts import check_room
 
 SPEC = {"kind": "exact", "gold": "42"}
@@ -138,7 +138,7 @@ def test_draws_go_on_from_a_state_that_was_json(curriculum):
     for _ in range(12):
         part = asker(settings, (9, None), state)
         parts.append(part.draw(5))
-        outcomes = [Outcome(d.source, d.task.id, 4, d.number % 5) for d in parts[-1]]
+        outcomes = [TaskOutcome(d.source, d.task.id, 4, d.number % 5) for d in parts[-1]]
         part.learn(outcomes)
         state = json.loads(json.dumps(part.state))
         assert whole.draw(5) == parts[-1]
@@ -178,8 +178,8 @@ def test_a_generator_that_is_solved_leaves_its_turns_to_others():
 
 def test_newer_answers_count_more_than_older_ones():
     made = asker(config("rl.curriculum=learnable"), (3,))
-    made.learn([Outcome("a", "a-1", 8, 8)])
-    made.learn([Outcome("a", "a-1", 8, 2), Outcome("a", "a-2", 4, 1)])
+    made.learn([TaskOutcome("a", "a-1", 8, 8)])
+    made.learn([TaskOutcome("a", "a-1", 8, 2), TaskOutcome("a", "a-2", 4, 1)])
     assert made.state["task_rates"]["a"] == {"a-1": [12.0, 6.0], "a-2": [4.0, 1.0]}
     assert made.state["rates"]["a"] == [16.0, 7.0]
 

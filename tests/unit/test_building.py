@@ -17,8 +17,8 @@ from megatron_qwen3.posttrain.building.candidates import DrawSettings
 from megatron_qwen3.posttrain.building.choosing import ChoiceSettings
 from megatron_qwen3.posttrain.building.flags import FlagSettings
 from megatron_qwen3.posttrain.building.judges import Judge
-from megatron_qwen3.posttrain.building.queries import Problem, Query
-from megatron_qwen3.posttrain.building.work import Work, write_result
+from megatron_qwen3.posttrain.building.queries import Query, QueryProblem
+from megatron_qwen3.posttrain.building.work import BuildWork, write_result
 from megatron_qwen3.posttrain.verifiers import Verdict
 from megatron_qwen3.tables import console
 
@@ -31,7 +31,7 @@ THINKING = (
 
 @pytest.fixture
 def work(tmp_path):
-    made = Work(tmp_path, InProcess(), AnswerRules(AnswerSettings(), None), Silent())
+    made = BuildWork(tmp_path, InProcess(), AnswerRules(AnswerSettings(), None), Silent())
     with made:
         yield made
 
@@ -55,7 +55,9 @@ def counted(work, level):
 
 def start(work, queries, say=None, direct=None, judge=None, tries=2):
     generator = Scripted(say or says(), "g")
-    asked = cold_start.Asked(generator, Scripted(direct, "d") if direct else generator, judge)
+    asked = cold_start.ColdStartModels(
+        generator, Scripted(direct, "d") if direct else generator, judge
+    )
     settings = (cold_start.QuerySettings(direct_tries=tries), DRAWS, ChoiceSettings())
     rows, about = cold_start.build(work, queries, asked, settings, None)
     return list(rows), about
@@ -117,7 +119,7 @@ def test_missing_candidates_are_counted_among_answers_and_the_others_used(work):
 def test_without_tries_nobody_is_asked_for_answers_without_thinking(work):
     direct = Scripted(says(), "d")
     settings = (cold_start.QuerySettings(direct_tries=0), DRAWS, ChoiceSettings())
-    asked = cold_start.Asked(Scripted(says(), "g"), direct)
+    asked = cold_start.ColdStartModels(Scripted(says(), "g"), direct)
     rows, _ = cold_start.build(work, [query("q")], asked, settings, None)
     assert len(list(rows)) == 1 and not direct.asked
 
@@ -197,7 +199,7 @@ def test_a_query_whose_tries_nobody_could_verify_is_not_taken_for_unsolved(work)
 
 def fuse(work, thinking, plain, say=None, ruler=None, **settings):
     generator = Scripted(say or says(direct="It is \\boxed{4}. Done."), "g")
-    asked = fusion.Asked(generator, generator, judge(work, ruler) if ruler else None)
+    asked = fusion.FusionModels(generator, generator, judge(work, ruler) if ruler else None)
     tables = (fusion.FusionSettings(plain_samples=2, **settings), DRAWS, FlagSettings())
     rows, about = fusion.build(work, thinking, plain, asked, tables, None)
     return list(rows), about
@@ -289,7 +291,7 @@ HOSTILE = "<script>alert('x')</script>\x1b[2J\u202e$\\frac$ {{ 7 * 7 }}"
 def test_a_report_shows_hostile_texts_as_text(work, tmp_path, capsys):
     bad = dataclasses.replace(query(HOSTILE, domain=HOSTILE), source=HOSTILE)
     rows, about = start(work, [query("good"), bad], says(content=f"{HOSTILE} \\boxed{{9}}"))
-    problems = [Problem(HOSTILE, 3, HOSTILE, HOSTILE)] * 12
+    problems = [QueryProblem(HOSTILE, 3, HOSTILE, HOSTILE)] * 12
     head = {"command": "cold-start", "models": [HOSTILE], "settings": {"a": HOSTILE}}
     content = write_result(work, rows, problems, head | about)
     assert json.loads((tmp_path / "report.json").read_bytes()) == json.loads(json.dumps(content))

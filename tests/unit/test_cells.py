@@ -30,10 +30,10 @@ from data_prep.mixing.plan import DOMAINS, plan
 from data_prep.mixing.recipe import Recipe, StageRecipe
 from data_prep.packed import Packed
 from data_prep.shards import faults, read_shard
-from data_prep.stretches import ShardFile, Stretches
+from data_prep.stretches import ShardFile, ShardStretches
 from data_prep.tokenization import groups
 from data_prep.tokenization import plan as plans
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenization.spill import InputSection as Spilled
 from data_prep.tokenization.spill import Section
@@ -160,7 +160,7 @@ def test_a_mixture_takes_of_shared_shards_what_it_takes_of_shards_kept_apart(
     made = {}
     for name, apart in (("apart", True), ("shared", False)):
         report = tokenize(
-            [corpus], tmp_path / name, settings(tokenizer, pack=pack, apart=apart), Options()
+            [corpus], tmp_path / name, settings(tokenizer, pack=pack, apart=apart), CorpusOptions()
         )
         assert report is not None
         sources = plan(report.inventory, RECIPE).stages[0].shares
@@ -191,7 +191,7 @@ def test_rows_of_packed_text_end_where_their_cells_say(
     corpus: Path, tmp_path: Path, tokenizer: str
 ) -> None:
     out = tmp_path / "out"
-    report = tokenize([corpus], out, settings(tokenizer, pack=ROW), Options())
+    report = tokenize([corpus], out, settings(tokenizer, pack=ROW), CorpusOptions())
     assert report is not None
     end = report.inventory.tokenizer["end_of_document"]
     for part in divided(report.inventory, ["language"], {}):
@@ -215,7 +215,7 @@ def config_of(path: Path, folder: Path, steps: int = 10, stage: str = "first") -
 @pytest.fixture
 def shared(corpus: Path, tmp_path: Path, tokenizer: str) -> Path:
     out = tmp_path / "tokens"
-    tokenize([corpus], out, settings(tokenizer), Options())
+    tokenize([corpus], out, settings(tokenizer), CorpusOptions())
     return out
 
 
@@ -247,10 +247,10 @@ def test_many_stretches_stand_beside_the_curriculum_and_are_read_to_the_same_sam
         history = record.prepare(config, 0)
         check_inputs(config, Mixture(history.parts[-1]))
         history.write(config.run_dir)
-        again = record.Record.read(config.run_dir)
+        again = record.RunRecord.read(config.run_dir)
         assert again == history
         sources = [feed.source for feed in again.parts[-1].feeds]
-        assert all(isinstance(source.shards, Stretches) != bool(inline) for source in sources)
+        assert all(isinstance(source.shards, ShardStretches) != bool(inline) for source in sources)
         identities.append([source.identity for source in sources])
         rows.append(Mixture(again.parts[-1]).batch(0, 40, with_documents=True))
         resumed = record.prepare(config, 5)
@@ -270,8 +270,10 @@ def test_who_opens_a_curriculum_pays_for_its_sources_and_not_for_their_stretches
     for module in (stretches, curriculum):
         monkeypatch.setattr(module, "INLINE", 0)
     path = mixed(shared, tmp_path / "many.json")
-    made, get = [], Stretches.__getitem__
-    monkeypatch.setattr(Stretches, "__getitem__", lambda self, n: made.append(n) or get(self, n))
+    made, get = [], ShardStretches.__getitem__
+    monkeypatch.setattr(
+        ShardStretches, "__getitem__", lambda self, n: made.append(n) or get(self, n)
+    )
     config = config_of(path, tmp_path)
     mixture = Mixture(record.prepare(config, 0).parts[-1])
     check_inputs(config, mixture)

@@ -18,7 +18,7 @@ from data_prep.tokenizer import load, train, write
 from megatron_qwen3.chat import ChatError, turns_to_train
 from megatron_qwen3.chat_template import FILE
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.dialogs import Choices, Refused, decoder, samples_of
+from megatron_qwen3.posttrain.dialogs import Choices, LineRefused, decoder, samples_of
 from megatron_qwen3.posttrain.encoder import ChatEncoder
 from tests.conversations import DIALOGS, HOSTILE_CHAT, SOUND, TOOLS, assistant, user
 
@@ -148,7 +148,7 @@ def test_trained_tokens_are_exactly_what_the_assistant_says(
         assume(False)
     try:
         samples = samples_of(decoded, Choices())
-    except Refused as error:
+    except LineRefused as error:
         assert error.kind == "no query"  # all questions are tools' results
         assume(False)
     encoded = proof.encode([sample.turns for sample in samples])

@@ -17,7 +17,7 @@ from data_prep import classifiers, language_id
 from data_prep.classifiers import classifier, model_files
 from data_prep.clean import label, plan
 from data_prep.clean.label import labelling
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.language_id import ModelIdentifier
 from data_prep.languages import code_of
 from megatron_qwen3.config import ConfigError
@@ -74,7 +74,7 @@ def test_one_option_labels_by_an_onnx_model(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     folder = write_classifier(tmp_path / "marks", [0.5])  # 3 for "good", 1 for "bad"
     settings = CleanSettings(
-        (Input("here", str(tmp_path)),),
+        (CleaningInput("here", str(tmp_path)),),
         "out",
         filters=False,
         steps=("scores",),
@@ -151,7 +151,9 @@ def test_glotlid_is_found_by_its_name_or_the_command_that_fetches_it_is_told(
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, file: None)
     with pytest.raises(ConfigError, match="hf download cis-lmu/glotlid model.bin"):
         model_files("glotlid")
-    settings = CleanSettings((Input("x", str(tmp_path)),), "out", models={"language": "glotlid"})
+    settings = CleanSettings(
+        (CleaningInput("x", str(tmp_path)),), "out", models={"language": "glotlid"}
+    )
     with pytest.raises(ConfigError, match="the language model GlotLID's file .* hf download"):
         settings.validate()
 

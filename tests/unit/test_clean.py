@@ -25,7 +25,7 @@ from data_prep.clean import plan, report, stages
 from data_prep.clean.dedup import groups
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.files import new_documents, read_documents
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 from megatron_qwen3.config import ConfigError
 
 _ESPERANTO = (
@@ -69,7 +69,7 @@ def _run(settings: CleanSettings) -> dict[str, dict[str, Any]]:
     return {row.pop("id"): row for row in _rows(settings, "documents")}
 
 
-def _shares(settings: CleanSettings) -> list[list[plan.Share]]:
+def _shares(settings: CleanSettings) -> list[list[plan.InputShare]]:
     plan.begin(settings, plan.find_files(settings))
     return [plan.read_shares(settings, task) for task in range(settings.tasks)]
 
@@ -84,7 +84,7 @@ def _rows(settings: CleanSettings, folder: str) -> list[dict[str, Any]]:
 
 
 def _settings(tmp_path: Path, **settings: Any) -> CleanSettings:
-    inputs = (Input("here", str(tmp_path / "in")),)
+    inputs = (CleaningInput("here", str(tmp_path / "in")),)
     out = str(tmp_path / "out")
     return CleanSettings(**{"inputs": inputs, "out": out, "filters": False} | settings)
 
@@ -324,7 +324,9 @@ def test_many_files_are_shared_out_among_many_tasks_in_one_pass(tmp_path: Path) 
     sizes = [sum(share.part.end - share.part.start for share in task) for task in shares]
     each = sum(file.size for file in files) / 2000
     assert all(abs(size - each) <= 1 for size in sizes)
-    assert shares[0][0] == plan.Share(settings.inputs[0], plan.FilePart("in/000000.jsonl", 0, 1000))
+    assert shares[0][0] == plan.InputShare(
+        settings.inputs[0], plan.FilePart("in/000000.jsonl", 0, 1000)
+    )
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_two_writers_of_one_file_of_documents_do_not_mix(tmp_path: Path) -> None
     [
         ({"languages": ("xyz",)}, "'xyz' is none of the 119"),
         ({"tasks": 0}, "tasks = 0"),
-        ({"inputs": (Input("s" * 51, "."),)}, "the label 'sss.*s' has over 50 characters"),
+        ({"inputs": (CleaningInput("s" * 51, "."),)}, "the label 'sss.*s' has over 50 characters"),
         ({"similarity": 0.2}, "similarity = 0.2"),
         (
             {"decontaminate_against": ("nowhere.jsonl",)},
@@ -377,7 +379,7 @@ def test_files_of_unknown_kinds_are_refused_or_left_out_of_folders(tmp_path: Pat
     (shares,) = _shares(_settings(tmp_path))
     assert [share.part.path for share in shares] == [str(known)]
     for name in ("in/a.jsonl.bz2", "empty"):
-        inputs = (Input("here", str(known)), Input("there", str(tmp_path / name)))
+        inputs = (CleaningInput("here", str(known)), CleaningInput("there", str(tmp_path / name)))
         with pytest.raises(ConfigError, match=f"{name} is or holds no file ending in one of"):
             plan.find_files(_settings(tmp_path, inputs=inputs))
 
@@ -409,7 +411,7 @@ def test_folders_of_a_cleaning_that_lie_within_each_other_are_refused(tmp_path: 
     (tmp_path / "out/in").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "out/in")
     for place in ("out/in", "link", "link/../in"):
-        inputs = (Input("here", str(tmp_path / place)),)
+        inputs = (CleaningInput("here", str(tmp_path / place)),)
         with pytest.raises(ConfigError, match=f"the input .*{place} lies within out = .*out; take"):
             _settings(tmp_path, inputs=inputs).validate()
     (tmp_path / "in").mkdir()

@@ -20,7 +20,7 @@ from data_prep.bounds import CodeBounds, ProseBounds, QualityBounds
 from data_prep.clean import recipe
 from data_prep.clean.label import labelling
 from data_prep.clean.own_steps import OwnStep
-from data_prep.clean.settings import SETTINGS, STEPS, CleanSettings, Input, tasks_begun
+from data_prep.clean.settings import SETTINGS, STEPS, CleaningInput, CleanSettings, tasks_begun
 from data_prep.quality import judge, judge_code
 from data_prep.units import split
 from megatron_qwen3.cli import clean_corpus
@@ -96,7 +96,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _settings(**values: Any) -> CleanSettings:
-    return CleanSettings((Input("here", "/dev/null"),), "out", **values)
+    return CleanSettings((CleaningInput("here", "/dev/null"),), "out", **values)
 
 
 def _labels(**labels: Any) -> dict[str, Any]:

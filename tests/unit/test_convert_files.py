@@ -237,9 +237,9 @@ def test_a_malicious_common_file_is_refused_and_not_run(tmp_path, ours):
 
 
 def test_a_malicious_object_between_the_tensors_is_refused_and_not_run(tmp_path, ours, monkeypatch):
-    add = stream.Writer.add_object
+    add = stream.CheckpointWriter.add_object
     malice = Malice(tmp_path / "ran")
-    monkeypatch.setattr(stream.Writer, "add_object", lambda *a: add(*a[:-1], [malice]))
+    monkeypatch.setattr(stream.CheckpointWriter, "add_object", lambda *a: add(*a[:-1], [malice]))
     stream.from_hf(tmp_path / "hf", tmp_path / "bad")
     with pytest.raises(ConfigError, match=r"distcp: refused"):
         read_table(tmp_path / "bad")

@@ -141,7 +141,7 @@ def test_dali_gives_the_batches_of_the_thread_from_any_step_on(tmp_path):
     first, steps = 9 * len(modes), 12 * len(modes)
     with (
         dali.DaliReader(read, steps, CPU) as ours,
-        reader.Reader(lambda step: TokenBatch.of_arrays(read(step)), steps, CPU) as theirs,
+        reader.BatchReader(lambda step: TokenBatch.of_arrays(read(step)), steps, CPU) as theirs,
     ):
         for step in range(first, steps):
             assert_equal(ours.batch(step, step + 1), theirs.batch(step, step + 1))

@@ -23,7 +23,7 @@ from data_prep.clean.dedup.pairs import PAIR, FindPairs
 from data_prep.clean.dedup.sign import SortBands, save_digests
 from data_prep.clean.dedup.stretches import KEYED, KEYS, Rows, read, read_range, write, write_sorted
 from data_prep.clean.files import load, new_rows, read_documents
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.minhash import Signing
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage import lock
@@ -67,7 +67,7 @@ def _write(folder: Path, documents: Iterable[tuple[str, list[str]]]) -> Path:
 
 
 def _settings(inputs: list[Path], out: Path, **settings: Any) -> CleanSettings:
-    given = tuple(Input("here", str(path)) for path in inputs)
+    given = tuple(CleaningInput("here", str(path)) for path in inputs)
     steps = ("domain", "normalize")  # nothing but duplicates is to decide
     return CleanSettings(given, str(out), **{"steps": steps, "filters": False} | settings)
 
@@ -85,14 +85,14 @@ def _run(settings: CleanSettings, parts: int = 1) -> tuple[list[str], Kept]:
     return _result(settings)
 
 
-def _tasks_of(settings: CleanSettings) -> Iterator[tuple[stages.Stage, int]]:
+def _tasks_of(settings: CleanSettings) -> Iterator[tuple[stages.CleaningStage, int]]:
     files = plan.find_files(settings)
     plan.begin(settings, files)
     for stage in stages.stages(settings, plan.input_bytes(files)):
         yield from ((stage, task) for task in range(stage.tasks))
 
 
-def _do(stage: stages.Stage, task: int) -> None:
+def _do(stage: stages.CleaningStage, task: int) -> None:
     data: Any = None
     for step in stage.pipeline:
         data = step(data, task, stage.tasks)

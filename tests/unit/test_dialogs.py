@@ -15,7 +15,7 @@ from megatron_qwen3.posttrain.dialogs import (
     DISOBEYS,
     UNASKED,
     Choices,
-    Refused,
+    LineRefused,
     check_choices,
     decoder,
     samples_of,
@@ -35,8 +35,8 @@ def trained(sample: Any) -> list[str]:
     return [t.emitted for t in sample.turns if t.emitted is not None and not t.history]
 
 
-def refused(messages: Any, choices: Choices = Choices(), **fields: Any) -> Refused:  # noqa: B008
-    with pytest.raises(Refused) as error:
+def refused(messages: Any, choices: Choices = Choices(), **fields: Any) -> LineRefused:  # noqa: B008
+    with pytest.raises(LineRefused) as error:
         samples(messages, choices, **fields)
     return error.value
 
@@ -139,7 +139,7 @@ def test_thinking_under_no_think_is_remarked_and_refused_where_the_mode_says_thi
 def test_lines_that_cannot_be_trained_on_are_refused(messages: Any, kind: str, detail: str) -> None:
     error = refused(messages)
     assert error.kind == kind
-    with pytest.raises(Refused, match=detail):
+    with pytest.raises(LineRefused, match=detail):
         raise error
 
 
@@ -280,7 +280,7 @@ def test_a_line_is_taken_or_refused_and_what_is_taken_trains_something(
         try:
             line = decoder(choices.kind).decode(json.dumps(row).encode())
             found = samples_of(line, choices)
-        except (Refused, msgspec.MsgspecError):
+        except (LineRefused, msgspec.MsgspecError):
             continue
         assert found and all(trained(sample) for sample in found)
         assert all(sample.mode in ("thinking", "non-thinking") for sample in found)

@@ -16,10 +16,10 @@ from scripted import Silent
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.asking import Dead, ask
-from megatron_qwen3.posttrain.generators import Limits, Request, open_generator
+from megatron_qwen3.posttrain.generators import EndpointLimits, Request, open_generator
 
 ASKED = Request([{"role": "user", "content": "q"}])
-QUICK = Limits(concurrency=4, tries=3, seconds=5, first_wait=0.001, longest_wait=0.05)
+QUICK = EndpointLimits(concurrency=4, tries=3, seconds=5, first_wait=0.001, longest_wait=0.05)
 KEY = "sk-very-secret"
 
 
@@ -460,7 +460,7 @@ def test_a_request_out_of_range_is_refused(values):
 @pytest.mark.parametrize("values", [{"concurrency": 0}, {"seconds": float("nan")}, {"tries": 0}])
 def test_limits_out_of_range_are_refused(values):
     with pytest.raises(ConfigError, match=f"{next(iter(values))} = "):
-        Limits(**values)
+        EndpointLimits(**values)
 
 
 def test_an_endpoint_needs_no_torch():

@@ -7,12 +7,12 @@ import served_teacher
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.teacher_set import TeacherSet, write
 from tests.dialog_sets import write_set
 
 VOCABULARY, K = 30, 3
-SOON = Limits(concurrency=2, tries=2, seconds=5.0, first_wait=0.01)
+SOON = EndpointLimits(concurrency=2, tries=2, seconds=5.0, first_wait=0.01)
 
 
 def log_p_after(ids):

@@ -92,6 +92,6 @@ def test_nobody_pins_memory_while_graphs_are_captured(monkeypatch):
     """CUDA gives a capture up where another thread asks its driver for memory."""
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     batch = SimpleNamespace(pinned=graphs.CAPTURING.locked)
-    with reader.Reader(lambda step: batch, 1, torch.device("cuda")) as batches:
+    with reader.BatchReader(lambda step: batch, 1, torch.device("cuda")) as batches:
         assert batches.batch(0, 1) is True
     assert not graphs.CAPTURING.locked()

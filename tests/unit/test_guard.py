@@ -11,7 +11,7 @@ import pytest
 
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.training import stop
-from megatron_qwen3.training.bad_batch import BadBatch, Limits
+from megatron_qwen3.training.bad_batch import BadBatch, StepLimits
 from megatron_qwen3.training.failures import explain
 from megatron_qwen3.training.guard import Guard, rise
 from megatron_qwen3.training.progress import LeftOut, Progress
@@ -31,10 +31,10 @@ def accepted(guard, count=16, loss=2.0, norm=1.0):
 def test_limits_are_above_the_median_of_recent_steps(tmp_path):
     guard = Guard(config_of(tmp_path, "guard.loss_spike=0.5", "guard.grad_spike=4"), Progress())
     accepted(guard, 15)
-    assert guard.limits() == Limits()
+    assert guard.limits() == StepLimits()
     accepted(guard, 1, loss=90, norm=90)
-    assert guard.limits() == Limits(loss=2.5, grad_norm=4.0)
-    assert Guard(config_of(tmp_path), guard.progress(16)).limits() == Limits()  # off by default
+    assert guard.limits() == StepLimits(loss=2.5, grad_norm=4.0)
+    assert Guard(config_of(tmp_path), guard.progress(16)).limits() == StepLimits()  # off by default
 
 
 def test_a_resumed_guard_decides_as_the_one_that_was_saved(tmp_path):

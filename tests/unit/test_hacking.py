@@ -8,7 +8,7 @@ import pytest
 import records
 
 from megatron_qwen3.posttrain.rewards import hacking
-from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, of_groups
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, TaskName, of_groups
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 
 NAN = float("nan")
@@ -24,7 +24,7 @@ def record_of(groups, parts):
     ]  # fmt: skip
     tasks = [TaskName(f"t{n}", "s", "thinking") for n in range(len(groups))]
     count = sum(map(len, groups))
-    return Record(
+    return RolloutRecord(
         0, 0, 0, PARTS, **of_groups(rollouts, tasks),
         reward_N=np.ones(count, np.float32), advantage_N=np.zeros(count, np.float32),
         parts_NP=np.array(parts, np.float32), is_trained_N=np.ones(count, bool),

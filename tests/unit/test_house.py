@@ -1,6 +1,7 @@
 """Where things may be asked and imported: the rules that keep the house in order."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "megatron_qwen3"
@@ -76,3 +77,14 @@ def test_no_two_test_files_have_one_name():
     """pytest imports them by their names alone, and refuses the second where it collects both."""
     names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_a_class_has_a_name_of_its_own():
+    """Readers, searches and errors know a class by its name alone."""
+    places = defaultdict(list)
+    for package in (PACKAGE, PACKAGE.parent / "data_prep"):
+        for path in sorted(package.rglob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places[node.name].append(path.relative_to(PACKAGE.parent).as_posix())
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}

@@ -13,7 +13,7 @@ import pytest
 from data_prep.inventory import read_inventory
 from data_prep.json_files import read_json
 from data_prep.shards import origin
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import PLAN, Settings
 from data_prep.tokenizer import train
 from megatron_qwen3.cli import clean_corpus, inspect_shards, tokenize_corpus, train_tokenizer
@@ -43,12 +43,12 @@ def folder(tmp_path: Path) -> Path:
 def test_hidden_files_are_passed_over_and_files_of_other_kinds_told(
     folder: Path, tmp_path: Path, tokenizer: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    report = tokenize([folder], tmp_path / "out", Settings(tokenizer), Options())
+    report = tokenize([folder], tmp_path / "out", Settings(tokenizer), CorpusOptions())
     assert report is not None and report.lines == 1
     said = " ".join(capfd.readouterr().err.split())
     assert "not read for the ends of their names: 1 .pdf, 1 .png; the first is" in said
     hidden = folder / ".b.jsonl"  # what is named is read
-    report = tokenize([hidden], tmp_path / "named", Settings(tokenizer), Options())
+    report = tokenize([hidden], tmp_path / "named", Settings(tokenizer), CorpusOptions())
     assert report is not None and report.lines == 1
 
 
@@ -56,7 +56,7 @@ def test_a_plan_that_began_with_hidden_files_goes_on_with_them(
     folder: Path, tmp_path: Path, tokenizer: str
 ) -> None:
     out = tmp_path / "out"
-    tokenize([folder], out, Settings(tokenizer, hidden=True), Options())
+    tokenize([folder], out, Settings(tokenizer, hidden=True), CorpusOptions())
     plan = read_json(out / PLAN, "")
     assert len(plan["inputs"]) == 5
     del plan["settings"]["hidden"]  # as plans were before
@@ -64,7 +64,7 @@ def test_a_plan_that_began_with_hidden_files_goes_on_with_them(
     for mark in out.glob("groups/*.json"):
         mark.unlink()
     (out / "inventory.parquet").unlink()
-    report = tokenize([folder], out, Settings(tokenizer), Options())
+    report = tokenize([folder], out, Settings(tokenizer), CorpusOptions())
     assert report is not None and report.lines == 5
 
 
@@ -130,12 +130,12 @@ def test_a_cleaning_that_began_with_hidden_files_goes_on_with_them(
 ) -> None:
     pytest.importorskip("datatrove")
     from data_prep.clean import plan
-    from data_prep.clean.settings import SETTINGS, CleanSettings, Input
+    from data_prep.clean.settings import SETTINGS, CleaningInput, CleanSettings
 
-    given = CleanSettings((Input("web", str(folder)),), str(tmp_path / "out"))
+    given = CleanSettings((CleaningInput("web", str(folder)),), str(tmp_path / "out"))
     for settings, files in ((given, 1), (given.as_begun(), 1)):
         assert len(plan.find_files(settings)) == files
-    old = CleanSettings((Input("web", str(folder)),), str(tmp_path / "out"), hidden=True)
+    old = CleanSettings((CleaningInput("web", str(folder)),), str(tmp_path / "out"), hidden=True)
     plan.begin(old, plan.find_files(old))
     content = json.loads(old.folder(SETTINGS).read_text())
     del content["hidden"]  # as settings were before
@@ -160,7 +160,7 @@ def test_where_no_document_is_found_the_field_and_those_there_are_named(
     (tmp_path / "b").mkdir()
     (tmp_path / "b/x.pdf").touch()
     with pytest.raises(ConfigError, match=r"no documents in .*; not read .*1 \.pdf"):
-        tokenize([tmp_path / "b"], tmp_path / "c", Settings(tokenizer), Options())
+        tokenize([tmp_path / "b"], tmp_path / "c", Settings(tokenizer), CorpusOptions())
 
 
 def test_labels_are_shown_as_text(

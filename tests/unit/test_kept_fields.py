@@ -18,7 +18,7 @@ from data_prep.inventory import read_inventory
 from data_prep.kept_fields import ALL, LARGEST_BYTES, NONE, KeptFields, note
 from data_prep.noted import parted
 from data_prep.shards import origin
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
 from megatron_qwen3.config import ConfigError
@@ -108,7 +108,7 @@ def test_named_fields_alone_or_none_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [(), ("all", "url"), ("none", "none")])
 def test_a_choice_that_is_none_is_refused(tmp_path: Path, keep: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="keep-fields: .*; valid: all, none, or names"):
-        tokenize([tmp_path], tmp_path / "out", Settings("none", keep_fields=keep), Options())
+        tokenize([tmp_path], tmp_path / "out", Settings("none", keep_fields=keep), CorpusOptions())
 
 
 def test_columns_of_parquet_are_kept_and_their_long_texts_cost_nothing(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_shards_know_the_fields_of_each_document(
 ) -> None:
     out = tmp_path / "out"
     settings = Settings(tokenizer, shard_tokens=400, group_bytes=5_000, pack=pack)
-    tokenize([corpus(tmp_path / "in")], out, settings, Options())
+    tokenize([corpus(tmp_path / "in")], out, settings, CorpusOptions())
     seen = set()
     for shard in read_inventory(out).cells:
         for n in range(shard.in_files):
@@ -192,14 +192,14 @@ def test_a_tokenization_that_began_when_nothing_was_kept_goes_on_so(
 def test_cleaning_passes_them_on_beside_its_own(tmp_path: Path, tokenizer: str) -> None:
     pytest.importorskip("datatrove")
     from data_prep.clean import plan, stages
-    from data_prep.clean.settings import CleanSettings, Input
+    from data_prep.clean.settings import CleaningInput, CleanSettings
 
     text = "The farmer of the old village walks along the quiet river. " * 20
     row = {"text": text, "id": 1, "url": "https://a.b/1", "file": "dump-7.warc", "_x": 1, "": "e"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_text(json.dumps(row) + "\n")
     settings = CleanSettings(
-        (Input("web", str(tmp_path / "in")),), str(tmp_path / "clean"), filters=False
+        (CleaningInput("web", str(tmp_path / "in")),), str(tmp_path / "clean"), filters=False
     )
     files = plan.find_files(settings)
     plan.begin(settings, files)
@@ -210,7 +210,7 @@ def test_cleaning_passes_them_on_beside_its_own(tmp_path: Path, tokenizer: str) 
                 data = step(data, task, stage.tasks)
             assert list(data) == []
     out = tmp_path / "tokens"
-    tokenize([tmp_path / "clean/documents"], out, Settings(tokenizer), Options())
+    tokenize([tmp_path / "clean/documents"], out, Settings(tokenizer), CorpusOptions())
     found = origin(out / read_inventory(out).cells[0].path, 0)
     assert found.id == "1" and found.fields["url"] == "https://a.b/1"
     assert found.fields["input_file"] == "dump-7.warc" and found.fields["input__x"] == 1

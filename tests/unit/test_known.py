@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import curriculum, fingerprint
-from data_prep.curriculum import Curriculum, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.indexed import IndexedWriter
 from data_prep.stretches import ShardFile
 from megatron_qwen3.config import (
@@ -29,7 +29,7 @@ from megatron_qwen3.pretrain import record
 from megatron_qwen3.pretrain.data import Mixture
 from megatron_qwen3.pretrain.known import recognised
 from megatron_qwen3.pretrain.provenance import locate
-from megatron_qwen3.pretrain.record import Record
+from megatron_qwen3.pretrain.record import RunRecord
 
 OLD = json.loads(Path(__file__).with_name("runs_of_version_1.json").read_text())
 
@@ -70,7 +70,7 @@ def config_of(
     )
 
 
-def begun(config: Config, step: int = 0, before: tuple[Path, int] | None = None) -> Record:
+def begun(config: Config, step: int = 0, before: tuple[Path, int] | None = None) -> RunRecord:
     """Prepared and written as a start of the run does it."""
     history = record.prepare(config, step, before)
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def begun(config: Config, step: int = 0, before: tuple[Path, int] | None = None)
     return history
 
 
-def samples(history: Record, first: int = 0, last: int = 12) -> list[int]:
+def samples(history: RunRecord, first: int = 0, last: int = 12) -> list[int]:
     """The first token of every row of steps first … last - 1."""
     mixture = Mixture(history.parts[-1])
     count = (last - first) * history.parts[-1].global_batch
@@ -387,8 +387,8 @@ def marked_plan(data: Path) -> Curriculum:
     a = Source("web", folder, web, 30, {"language": "eng_Latn", "domain": "web"})
     b = Source("code", folder, code, 20, {"language": "eng_Latn", "domain": "code"})
     stages = (
-        Stage("general", 16, 4.0, (Share(a, 640, 0), Share(b, 160, 0))),
-        Stage("reasoning", 16, 4.0, (Share(a, 320, 640), Share(b, 320, 160))),
+        Stage("general", 16, 4.0, (StageShare(a, 640, 0), StageShare(b, 160, 0))),
+        Stage("reasoning", 16, 4.0, (StageShare(a, 320, 640), StageShare(b, 320, 160))),
     )
     return Curriculum(7, {"sha256": "0" * 64}, 50_000, stages)
 

@@ -20,9 +20,9 @@ from megatron_qwen3.planner.launch_check import (
 from megatron_qwen3.planner.memory import Memory
 from megatron_qwen3.planner.moments import compared_width, fullest, scores_bytes, teacher_bytes
 from megatron_qwen3.posttrain.rollouts.own import OwnEngine
-from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, of_groups
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, TaskName, of_groups
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.settings_rope import RopeConfig
 from tests import dialog_sets
 
@@ -169,9 +169,9 @@ def test_what_a_teacher_says_of_prompts_is_counted(tmp_path):
     one = Rollout("t", prompt, said, (0.0,) * 16, (True,) * 16, "length", (0, 0), True, 0)
     columns = of_groups([[one, one]] * 4, [TaskName("t", "s", "thinking")] * 4)
     zeros, one_part = np.zeros(8, np.float32), np.zeros((8, 1), np.float32)
-    record = Record(0, 0, 0, ("verifier",), **columns, reward_N=zeros, advantage_N=zeros,
+    record = RolloutRecord(0, 0, 0, ("verifier",), **columns, reward_N=zeros, advantage_N=zeros,
                     parts_NP=one_part, is_trained_N=np.ones(8, bool))  # fmt: skip
-    rows = Rows.of(record, range(8), length=256, ranks=1)
+    rows = RolloutRows.of(record, range(8), length=256, ranks=1)
     places = rows.batch(0, {}, {}).tokens_BS.numel()
     job, width = Job.of(config, 1), compared_width(config)
     of_states = scores_bytes(config, job, 0, width) - moments.matrix_bytes(job, 0, width)

@@ -120,7 +120,7 @@ def test_a_link_out_of_the_checkout_is_followed(tmp_path, monkeypatch):
 
 def test_shards_of_a_curriculum_are_mounted(tmp_path):
     source = curriculum.Source("a", str(tmp_path / "shards"), (ShardFile("x", 99),))
-    stage = curriculum.Stage("one", 8, 1.0, (curriculum.Share(source, 64, 0),))
+    stage = curriculum.Stage("one", 8, 1.0, (curriculum.StageShare(source, 64, 0),))
     (tmp_path / "plans").mkdir()
     path = tmp_path / "plans/curriculum.json"
     curriculum.write(curriculum.Curriculum(1, {}, 64, (stage,)), path)

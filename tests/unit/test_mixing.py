@@ -22,7 +22,7 @@ from data_prep.mixing.plan import plan
 from data_prep.mixing.recipe import CellShare, Recipe, StageRecipe
 from data_prep.mixing.sampling import fill, language_preferences
 from data_prep.mixing.summary import folded, summary, total
-from data_prep.shards import Chunk, Content, write_shard
+from data_prep.shards import Content, DocumentChunk, write_shard
 from megatron_qwen3.cli import mix_curriculum
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pretrain import record
@@ -426,7 +426,7 @@ def tokens(tmp_path: Path) -> Path:
         ids = [f"d{n}".encode() for n in range(documents)]
         origins["id_end"] = np.cumsum([len(i) for i in ids])
         stream = np.arange(documents * length)
-        chunk = Chunk(stream, np.full(documents, length), origins, b"".join(ids))
+        chunk = DocumentChunk(stream, np.full(documents, length), origins, b"".join(ids))
         cells += write_shard(folder, cell.path, np.uint16, [Content(cell, [chunk])])
     write_inventory(replace(made, cells=tuple(cells)))
     return folder

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from megatron_qwen3.config import load
 from megatron_qwen3.convert.mapping import in_order
-from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts import refit
 from megatron_qwen3.posttrain.rollouts.in_server import mq3_refit
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Refit, checksum, places
@@ -214,7 +214,7 @@ def test_a_worker_that_refuses_or_finds_a_fault_still_hears_the_trainer_out():
     assert name in spoilt["error"] and spoilt["is_broken"]
 
 
-@pytest.mark.parametrize("error", [Died("it broke off"), Refused("status 404")])
+@pytest.mark.parametrize("error", [Died("it broke off"), RequestRefused("status 404")])
 def test_a_server_that_does_not_take_its_weights_is_told_of_and_ends_nothing(error):
     call = Future()
     call.set_exception(error)

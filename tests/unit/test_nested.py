@@ -7,7 +7,7 @@ from data_prep.mixing import recipe
 from megatron_qwen3 import config
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.planner import hardware
-from megatron_qwen3.pretrain.record import Record
+from megatron_qwen3.pretrain.record import RunRecord
 from megatron_qwen3.studies import files
 from megatron_qwen3.training import guard
 from megatron_qwen3.training.history import RunHistory
@@ -20,7 +20,7 @@ READERS = {
     "config.toml": lambda path: config.load([path]),
     "cluster.toml": lambda path: hardware._read(str(path), ()),
     "study.toml": lambda path: files.read(path, object),
-    "data.json": lambda path: Record.read(path.parent),
+    "data.json": lambda path: RunRecord.read(path.parent),
     "left_out.jsonl": guard._read,
     "metrics.jsonl": lambda path: list(read_rows(path)),
 }
@@ -38,7 +38,7 @@ def test_a_file_that_is_nested_without_end_is_named(tmp_path, name):
 def test_a_record_of_a_later_version_is_refused_by_it(tmp_path):
     (tmp_path / "data.json").write_text('{"version": 5, "sources": {}, "parts": [], "idle": {}}')
     with pytest.raises(ConfigError, match="data.json is of version 5; known: 1 to 4"):
-        Record.read(tmp_path)
+        RunRecord.read(tmp_path)
 
 
 def test_a_setting_that_is_nested_without_end_is_named():

@@ -21,7 +21,7 @@ from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.inventory import read_inventory
 from data_prep.packed import FILLER, lay_out
 from data_prep.shards import faults, origin, read_shard
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
@@ -29,7 +29,7 @@ from megatron_qwen3.config import ConfigError
 from tests.corpora import WORDS, dies_after, digests
 
 ROW = 64
-ONE = Options()
+ONE = CorpusOptions()
 
 pytestmark = pytest.mark.usefixtures("small_units")
 
@@ -194,9 +194,13 @@ def test_workers_and_tasks_change_no_byte_of_packed_shards(
 ) -> None:
     folder, _ = corpus
     for workers in (1, 2, 5):
-        tokenize([folder], tmp_path / str(workers), settings(tokenizer), Options(workers=workers))
+        tokenize(
+            [folder], tmp_path / str(workers), settings(tokenizer), CorpusOptions(workers=workers)
+        )
     for task in (1, 0):
-        tokenize([folder], tmp_path / "tasks", settings(tokenizer), Options(task=task, tasks=2))
+        tokenize(
+            [folder], tmp_path / "tasks", settings(tokenizer), CorpusOptions(task=task, tasks=2)
+        )
     first, *others = (digests(tmp_path / name) for name in ("1", "2", "5", "tasks"))
     assert all(other == first for other in others)
     assert not (tmp_path / "1/work").exists()

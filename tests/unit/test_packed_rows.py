@@ -17,7 +17,7 @@ from data_prep import curriculum, fingerprint
 from data_prep.indexed import IndexedReader, IndexedWriter
 from megatron_qwen3.config import Config, ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Feed, Record, RunPart, Start
+from megatron_qwen3.pretrain.record import Feed, RunPart, RunRecord, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
@@ -200,12 +200,12 @@ def test_curricula_and_records_keep_that_text_is_packed_and_are_then_of_version_
             with IndexedWriter(tmp_path / "b", np.int32) as writer:
                 writer.add_document(np.arange(1_000))
         found = mixture(tmp_path, [name])
-        Record((found.part,)).write(tmp_path)
+        RunRecord((found.part,)).write(tmp_path)
         assert json.loads((tmp_path / "data.json").read_text())["version"] == version
-        again = Record.read(tmp_path)
+        again = RunRecord.read(tmp_path)
         assert again is not None and again.sources().popitem()[1] == found.sources[0]
         source = replace(found.sources[0], folder=str(tmp_path))
-        stage = curriculum.Stage("s", L, 4, (curriculum.Share(source, 10 * L, 0),))
+        stage = curriculum.Stage("s", L, 4, (curriculum.StageShare(source, 10 * L, 0),))
         plan = curriculum.Curriculum(3, {}, 2_000, (stage,))
         curriculum.write(plan, tmp_path / "c.json")
         assert json.loads((tmp_path / "c.json").read_text())["version"] == version
@@ -220,7 +220,7 @@ def test_a_run_of_a_curriculum_whose_sequences_would_cut_rows_is_refused(tmp_pat
 
     write(tmp_path / "a", [30, 9, 5, 4] * 20)
     source = replace(mixture(tmp_path, ["a"]).sources[0], folder=str(tmp_path))
-    stage = curriculum.Stage("s", L, 4, (curriculum.Share(source, 10 * L, 0),))
+    stage = curriculum.Stage("s", L, 4, (curriculum.StageShare(source, 10 * L, 0),))
     curriculum.write(curriculum.Curriculum(3, {}, 2_000, (stage,)), tmp_path / "c.json")
 
     def config(length: int) -> Any:

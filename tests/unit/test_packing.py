@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.posttrain import packing
-from megatron_qwen3.posttrain.packing import Drawn, Packing, by_epochs, by_weights
+from megatron_qwen3.posttrain.packing import DrawnSource, Packing, by_epochs, by_weights
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=120)
 
@@ -50,7 +50,7 @@ def packed(quotas, ends=True, seed=5, counts=(50, 30)):
     random = np.random.default_rng(0)
     lengths = [random.integers(1, 40, count) for count in counts]
     drawn = [
-        Drawn(N, f"source {k}", quota)
+        DrawnSource(N, f"source {k}", quota)
         for k, (N, quota) in enumerate(zip(lengths, quotas, strict=True))
     ]
     return Packing(drawn, 64, seed, ends), lengths

@@ -13,7 +13,7 @@ from megatron_qwen3.posttrain.watching.samples import Block
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</pre></style><script>alert(1)</script>{{ 7*7 }}{% raw %}\x1b[2J\u202e\udc80\"'&"
 SPANS = [(HOSTILE, ""), (HOSTILE, "forced"), (HOSTILE, "tool")]
-ANSWER = page.Answer(
+ANSWER = page.ShownAnswer(
     name=HOSTILE,
     badges=[HOSTILE],
     messages=[(HOSTILE, HOSTILE)],

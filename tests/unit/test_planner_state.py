@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_qwen3.config import load
 from megatron_qwen3.model.flops import flops_per_token, parameter_count
 from megatron_qwen3.planner.activations import logits_bytes
-from megatron_qwen3.planner.buffers import Buffer, Weight
+from megatron_qwen3.planner.buffers import Buffer, BufferedWeight
 from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.state import State
 from megatron_qwen3.presets import PRESETS
@@ -79,7 +79,7 @@ def test_pipeline_stages_together_hold_the_model_once(name):
 def test_every_element_of_a_buffer_has_one_owner_and_buckets_follow_one_another(
     sizes, alone, ranks, bucket
 ):
-    weights = [Weight(str(i), size, i in alone) for i, size in enumerate(sizes)]
+    weights = [BufferedWeight(str(i), size, i in alone) for i, size in enumerate(sizes)]
     buffer = Buffer.of(weights, ranks, bucket)
     assert sum(buffer.owned(rank) for rank in range(ranks)) == sum(sizes)
     assert buffer.most_owned == max(buffer.owned(rank) for rank in range(ranks))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep import characters, normalize, scripts
 from data_prep.domains import domain_of
-from data_prep.quality import Judged, judge, judge_code
+from data_prep.quality import JudgedText, judge, judge_code
 from data_prep.repeats import Repeats
 from data_prep.units import split
 from tests import plain_quality, plain_text
@@ -35,7 +35,7 @@ AGAIN = (
 CODE = Path(__file__).read_text(encoding="utf-8")
 
 
-def _judge(text: str, language: str = "eng_Latn") -> Judged:
+def _judge(text: str, language: str = "eng_Latn") -> JudgedText:
     return judge(text, split(text), language)
 
 
@@ -63,7 +63,7 @@ def test_prose_passes_with_scores_between_0_and_1(text: str, language: str) -> N
     ],
 )
 def test_each_rule_drops_what_it_is_there_for(text: str, fault: str) -> None:
-    assert _judge(text) == Judged(fault, 0.0, 0.0)
+    assert _judge(text) == JudgedText(fault, 0.0, 0.0)
 
 
 def test_repetition_is_found_where_words_are_not_separated() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import curriculum
-from data_prep.curriculum import Curriculum, Share, Source, Stage
+from data_prep.curriculum import Curriculum, Source, Stage, StageShare
 from data_prep.indexed import IndexedWriter
 from data_prep.stretches import ShardFile
 from megatron_qwen3.config import (
@@ -28,7 +28,7 @@ from megatron_qwen3.config import (
 from megatron_qwen3.pretrain import record, stream
 from megatron_qwen3.pretrain.check import check_inputs
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Record
+from megatron_qwen3.pretrain.record import RunRecord
 
 TOKENS = (1_500, 700, 260)
 
@@ -128,7 +128,7 @@ def test_every_token_is_trained_once_per_epoch_over_all_changes_and_interruption
                 assert np.array_equal(delivered.steps.pop(gone), again)
         before = (config.run_dir, step)
         total += delivered.counts()
-    history = Record.read(before[0])
+    history = RunRecord.read(before[0])
     assert history is not None
     for k, size in enumerate(TOKENS):
         first_shard = len(np.array_split(np.arange(size), (1, 2, 5)[k])[0])
@@ -185,7 +185,7 @@ def plan(folder: Path, *stages: dict[int, int], length: int = 16) -> Curriculum:
     for number, sequences in enumerate(stages):
         shares = []
         for k, count in sequences.items():
-            shares.append(Share(source(folder, k), count * length, cursors[k]))
+            shares.append(StageShare(source(folder, k), count * length, cursors[k]))
             cursors[k] += count * length
         planned.append(Stage(f"stage{number}", length, 99.0, tuple(shares)))
     return Curriculum(7, {"sha256": "0" * 64}, 30_000, tuple(planned))
@@ -305,7 +305,7 @@ def test_text_that_comes_again_because_its_sources_were_put_together_otherwise_i
     joined = dataclasses.replace(
         source(folder, 0), name="joined", shards=source(folder, 0).shards + source(folder, 1).shards
     )
-    stage = Stage("stage0", 16, 99.0, (Share(joined, 60 * 16, 0),))
+    stage = Stage("stage0", 16, 99.0, (StageShare(joined, 60 * 16, 0),))
     curriculum.write(Curriculum(7, {}, 30_000, (stage,)), other)
     config = planned_config(file, tmp_path / "run", "stage0", steps=12)
     config.run_dir.mkdir()

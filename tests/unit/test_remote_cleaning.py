@@ -17,13 +17,13 @@ import fsspec
 
 from data_prep import remote
 from data_prep.clean import plan, stages
-from data_prep.clean.settings import CleanSettings, Input
+from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.clean.web_steps import BlockedUrls, PersonalData
 from data_prep.documents import FilePart, read
 from data_prep.inventory import read_inventory
 from data_prep.remote import files_below, is_url, opened, upload
 from data_prep.shards import origin
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import clean_corpus
 from megatron_qwen3.config import ConfigError
@@ -58,7 +58,9 @@ def jsonl(some: list[dict[str, Any]]) -> bytes:
 def clean(tmp_path: Path, source: str, **settings: Any) -> CleanSettings:
     """All stages, in this process."""
     always = {"filters": False, "undetermined": True}
-    given = CleanSettings((Input("web", source),), str(tmp_path / "out"), **always, **settings)
+    given = CleanSettings(
+        (CleaningInput("web", source),), str(tmp_path / "out"), **always, **settings
+    )
     given.validate()
     files = plan.find_files(given)
     plan.begin(given, files)
@@ -109,7 +111,7 @@ def test_documents_elsewhere_are_tokenized_to_the_same_shards(
     memory.pipe("/docs/.hidden/c.jsonl", jsonl(some))
     bins, inputs = [], []
     for out, source in (("far", "memory://docs"), ("near", str(tmp_path / "in"))):
-        tokenize([source], tmp_path / out, Settings(tokenizer), Options())
+        tokenize([source], tmp_path / out, Settings(tokenizer), CorpusOptions())
         bins.append([path.read_bytes() for path in sorted((tmp_path / out).rglob("*.bin"))])
         inputs.append(read_inventory(tmp_path / out).inputs)
     assert bins[0] == bins[1]
@@ -117,14 +119,14 @@ def test_documents_elsewhere_are_tokenized_to_the_same_shards(
     path = next((tmp_path / "far").rglob("*.bin"))
     assert origin(str(path)[:-4], 0).file.startswith("memory:///docs/")
     with pytest.raises(ConfigError, match="no documents in memory://nothing"):
-        tokenize(["memory://nothing"], tmp_path / "none", Settings(tokenizer), Options())
+        tokenize(["memory://nothing"], tmp_path / "none", Settings(tokenizer), CorpusOptions())
 
 
 def test_one_file_elsewhere_is_an_input_and_its_change_is_noticed(
     tmp_path: Path, memory: Any
 ) -> None:
     memory.pipe("/web/one.json", jsonl(rows({}, {})))
-    given = CleanSettings((Input("web", "memory://web/one.json"),), str(tmp_path / "out"))
+    given = CleanSettings((CleaningInput("web", "memory://web/one.json"),), str(tmp_path / "out"))
     files = plan.find_files(given)
     assert [file.path for file in files] == ["memory:///web/one.json"]
     plan.begin(given, files)
@@ -155,7 +157,7 @@ def test_places_that_cannot_be_read_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     with pytest.raises(ConfigError, match=message):
-        plan.find_files(CleanSettings((Input("web", url),), str(tmp_path / "o")))
+        plan.find_files(CleanSettings((CleaningInput("web", url),), str(tmp_path / "o")))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -229,7 +231,7 @@ def test_too_many_fields_for_a_table_are_refused(tmp_path: Path) -> None:
 
 def test_a_format_or_place_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    inputs, out = (Input("web", str(tmp_path / "in")),), str(tmp_path / "out")
+    inputs, out = (CleaningInput("web", str(tmp_path / "in")),), str(tmp_path / "out")
     with pytest.raises(ConfigError, match="format = 'csv'; valid: jsonl, parquet"):
         CleanSettings(inputs, out, format="csv").validate()
     with pytest.raises(ConfigError, match="documents = .* lies within the input"):

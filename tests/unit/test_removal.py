@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from data_prep import curriculum, fingerprint, removal
-from data_prep.curriculum import Curriculum, Share, Stage
-from data_prep.finding import Query, find, paths_of
+from data_prep.curriculum import Curriculum, Stage, StageShare
+from data_prep.finding import DocumentQuery, find, paths_of
 from data_prep.indexed import IndexedReader, IndexedWriter
 from data_prep.inventory import read_inventory
 from data_prep.mixing import recipe as recipes
@@ -28,12 +28,12 @@ from data_prep.mixing.plan import plan
 from data_prep.removal import is_interrupted, removed_from, removing
 from data_prep.shards import faults, origin
 from data_prep.stretches import ShardFile
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from megatron_qwen3.cli import inspect_shards
 from megatron_qwen3.config import ConfigError, DataConfig, SourceConfig
 from megatron_qwen3.pretrain.data import Mixture
-from megatron_qwen3.pretrain.record import Feed, Record, RunPart, Start
+from megatron_qwen3.pretrain.record import Feed, RunPart, RunRecord, Start
 from megatron_qwen3.pretrain.rows import arrays_of
 from megatron_qwen3.pretrain.sources import simple_sources
 from megatron_qwen3.pretrain.stream import Cursor
@@ -65,12 +65,12 @@ def shards(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: str) -> Pa
     out = tmp_path / "tokens"
     pack = request.param
     tokenize([corpus(tmp_path / "in")], out, Settings(tokenizer, shard_tokens=600, pack=pack),
-             Options())  # fmt: skip
+             CorpusOptions())  # fmt: skip
     return out
 
 
 def found(folder: Path, *values: str, **how: Any) -> set[str]:
-    query = Query(frozenset(values), **how)
+    query = DocumentQuery(frozenset(values), **how)
     return {one.origin.id for one in find(read_inventory(folder), query, 1)}
 
 
@@ -95,7 +95,7 @@ def faults_of(folder: Path) -> list[str]:
 def take(folder: Path, *values: str, reason: str = "asked for") -> int:
     with removing(folder) as begun:
         where: dict[str, list[int]] = {}
-        for one in find(read_inventory(folder), Query(frozenset(values)), 1):
+        for one in find(read_inventory(folder), DocumentQuery(frozenset(values)), 1):
             where.setdefault(one.path, []).append(one.document)
         return begun.take(where, reason)
 
@@ -292,7 +292,7 @@ def test_runs_and_curricula_that_read_documents_are_told_with_the_number_of_time
         sequence_length=32, held_out=0.0, sources=(SourceConfig("s", str(prefix), 1.0),)
     )
     ((source, share),) = simple_sources(data)
-    record = Record((RunPart(0, 100, 32, None, (Feed(source, share, Start(5)),)),))
+    record = RunRecord((RunPart(0, 100, 32, None, (Feed(source, share, Start(5)),)),))
     run = tmp_path / "runs" / "a"
     run.mkdir(parents=True)
     record.write(run)
@@ -301,7 +301,7 @@ def test_runs_and_curricula_that_read_documents_are_told_with_the_number_of_time
     manifest = tmp_path / "runs" / "plan.json"
     named = (source.shards[0]._replace(path="s"),)
     source = replace(source, folder=str(tmp_path), shards=named)
-    shares = (Share(source, 3_072, 0), Share(source, 6_400, 3_072))
+    shares = (StageShare(source, 3_072, 0), StageShare(source, 6_400, 3_072))
     stages = tuple(Stage(f"s{k}", 32, 9.0, (share,)) for k, share in enumerate(shares))
     curriculum.write(Curriculum(5, {}, 5_000, stages), manifest)
     first, second, _ = readers([tmp_path / "runs"], {str(prefix): [(0, 100)]})
@@ -323,9 +323,9 @@ def test_a_run_of_many_sources_is_looked_through_once(
     shard = ShardFile("s", 100, fingerprint.mark(tmp_path / "s"))
     sources = [curriculum.Source(f"s{k}", str(tmp_path), (shard,)) for k in range(20)]
     feeds = tuple(Feed(source, 1, Start(5)) for source in sources)
-    Record((RunPart(0, 20, 8, None, feeds),)).write(tmp_path)
-    calls, made = [], Record.sources
-    monkeypatch.setattr(Record, "sources", lambda self: calls.append(1) or made(self))
+    RunRecord((RunPart(0, 20, 8, None, feeds),)).write(tmp_path)
+    calls, made = [], RunRecord.sources
+    monkeypatch.setattr(RunRecord, "sources", lambda self: calls.append(1) or made(self))
     assert list(readers([tmp_path], {str(tmp_path / "s"): [(0, 9)]}))
     assert len(calls) == 1
 
@@ -366,7 +366,7 @@ def test_a_removal_killed_at_any_point_goes_on_to_the_same_shards(
     import shutil
 
     folder, settings = corpus(tmp_path / "in"), Settings(tokenizer, shard_tokens=2_000)
-    tokenize([folder], tmp_path / "whole", settings, Options())
+    tokenize([folder], tmp_path / "whole", settings, CorpusOptions())
     shutil.copytree(tmp_path / "whole", tmp_path / "untouched")
     was = tokens_of(tmp_path / "whole")
     take(tmp_path / "whole", url(5), ODD, url(30))
@@ -448,7 +448,7 @@ def test_wrong_searches_are_refused(
     tmp_path: Path, tokenizer: str, arguments: list[str], message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    tokenize([corpus(tmp_path / "in", 3)], tmp_path / "out", Settings(tokenizer), Options())
+    tokenize([corpus(tmp_path / "in", 3)], tmp_path / "out", Settings(tokenizer), CorpusOptions())
     assert inspect_shards.main(["find", str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -457,7 +457,7 @@ def test_shards_that_somebody_reads_are_left_alone(
     tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    tokenize([corpus(tmp_path / "in", 20)], out, Settings(tokenizer), Options())
+    tokenize([corpus(tmp_path / "in", 20)], out, Settings(tokenizer), CorpusOptions())
     before = digests(out)
     program = (
         "import mmap, sys; file = open(sys.argv[1], 'rb'); "
@@ -480,7 +480,7 @@ def test_shards_that_somebody_reads_are_left_alone(
     ((source, share),) = simple_sources(data)
     run = tmp_path / "runs/one"
     run.mkdir(parents=True)
-    Record((RunPart(0, 4, 16, None, (Feed(source, share, Start(5)),)),)).write(run)
+    RunRecord((RunPart(0, 4, 16, None, (Feed(source, share, Start(5)),)),)).write(run)
     with lock.owned(run):
         arguments = ["remove", str(out), url(5), "--reason", "x", "--runs", str(tmp_path / "runs")]
         assert inspect_shards.main(arguments) == 2

@@ -9,9 +9,9 @@ from test_asking import config, encode, sources_of
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import health
 from megatron_qwen3.posttrain.rollouts.asking import Asker
-from megatron_qwen3.posttrain.rollouts.batches import Batch, advantages_of
+from megatron_qwen3.posttrain.rollouts.batches import RolloutBatch, advantages_of
 from megatron_qwen3.posttrain.rollouts.held_out import _results
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.verifiers import Verdict
 from megatron_qwen3.training.bad_batch import BadBatch
@@ -46,7 +46,7 @@ def batch_of(tmp_path, *overrides, before=None, size=None):
     rewards = Rewards(settings, tmp_path, Judges())
     asker = Asker(settings, sources_of(settings, (size,)), encode, (before or {}).get("asking"))
     decode = lambda ids: str(ids[0]) if ids else ""  # noqa: E731
-    return settings, Batch(settings, 5, 10, before or {}, asker, decode, rewards)
+    return settings, RolloutBatch(settings, 5, 10, before or {}, asker, decode, rewards)
 
 
 def answered(batch, *rounds, finish="stop"):
@@ -265,7 +265,7 @@ def test_answers_that_a_teacher_cannot_be_asked_about_are_not_counted_as_trained
     settings = config("rollouts.prompts=3", "run.mode=distill", "distill.teacher.path=x")
     rewards = Rewards(settings, tmp_path, Judges())
     asker = Asker(settings, sources_of(settings, (None,)), encode)
-    batch = Batch(settings, 5, 10, {}, asker, lambda ids: str(ids[0]), rewards, known=7)
+    batch = RolloutBatch(settings, 5, 10, {}, asker, lambda ids: str(ids[0]), rewards, known=7)
     record = answered(batch, [(1, 2, NOBODY, 2), RIGHT, [NOBODY] * 4])
     assert record.is_trained_N.reshape(3, 4).tolist() == [[1, 1, 0, 1], [1] * 4, [0] * 4]
     assert record.state["update_tokens"] == [14] and record.counts["unknown_ids"] == 5
@@ -285,7 +285,7 @@ def test_some_answers_are_kept_as_text_with_why_they_got_what_they_got(tmp_path)
     assert worst["answer"] == "2" and worst["reasons"]["verifier"] == "wrong"
     assert best["messages"][0]["content"] == "a 0"
     assert best["pieces"] == [["1", True]]
-    found = Record.read(folder_of(tmp_path, 5))
+    found = RolloutRecord.read(folder_of(tmp_path, 5))
     np.testing.assert_array_equal(found.advantage_N, record.advantage_N)
 
 

@@ -13,7 +13,7 @@ from megatron_qwen3.cli import report
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.pages import answers
 from megatron_qwen3.pages.rollout_pictures import draw_all, seconds_by_kind
-from megatron_qwen3.pages.rollouts import Kept, examples, sections, source_rows, suspects
+from megatron_qwen3.pages.rollouts import KeptRollouts, examples, sections, source_rows, suspects
 from megatron_qwen3.posttrain.rewards import hacking
 from megatron_qwen3.posttrain.rollouts.record import folder_of
 from megatron_qwen3.posttrain.watching import samples
@@ -82,7 +82,7 @@ def test_the_report_on_hacking_is_joined(made):
 def test_answers_of_distillation_are_not_looked_at_for_hacking(made):
     home, _, _, _ = made
     run = RunHistory.read(home / "run")
-    kept = Kept([], hacking.report(home / "run"))
+    kept = KeptRollouts([], hacking.report(home / "run"))
     assert "hacking" in "".join(sections(run, kept))
     del run.rollouts["reward"]
     assert "hacking" not in "".join(sections(run, kept))

@@ -10,7 +10,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.rollouts import forgetting
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts import record_files as files
-from megatron_qwen3.posttrain.rollouts.record import Record, TaskName, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, TaskName, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Rollout
 from megatron_qwen3.posttrain.watching import samples
 
@@ -49,13 +49,13 @@ def made(batch=3, sampled_step=6, **more):
         "refit": {"bytes": 4096, "difference": 3e-6},
         "state": {"drawn": 17, "rates": {"school": [0.1, 3.0]}},
     }
-    return Record(**(records.of_groups(GROUPS, TASKS) | scores | about | more))
+    return RolloutRecord(**(records.of_groups(GROUPS, TASKS) | scores | about | more))
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
     folder = folder_of(tmp_path, 3)
     made().write(folder, [{"task": "a", "answer": "é"}])
-    found = Record.read(folder)
+    found = RolloutRecord.read(folder)
     for name in records._DTYPES:
         one, other = getattr(made(), name), getattr(found, name)
         assert one.dtype == other.dtype
@@ -86,14 +86,14 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 def test_a_record_takes_the_place_of_one_of_its_name(tmp_path):
     for count in (1, 2):
         made(counts={"asked": count}).write(folder_of(tmp_path, 3))
-    assert Record.read(folder_of(tmp_path, 3)).counts == {"asked": 2}
+    assert RolloutRecord.read(folder_of(tmp_path, 3)).counts == {"asked": 2}
     assert [path.name for path in records.home(tmp_path).iterdir()] == ["000003"]
 
 
 def test_a_batch_without_rollouts_is_a_record(tmp_path):
     empty = {name: getattr(made(), name)[:0] for name in records._DTYPES}
     made(**empty).write(folder_of(tmp_path, 3))
-    assert len(Record.read(folder_of(tmp_path, 3))) == 0
+    assert len(RolloutRecord.read(folder_of(tmp_path, 3))) == 0
 
 
 def of_another_version(folder):
@@ -176,7 +176,7 @@ def test_a_damaged_record_is_refused_in_one_line_with_the_way_out(tmp_path, dama
     made().write(folder)
     damage(folder)
     with pytest.raises(ConfigError) as caught:
-        Record.read(folder)
+        RolloutRecord.read(folder)
     told = str(caught.value)
     assert says in told and str(folder) in told and "its tasks are asked again" in told
     assert len(told.splitlines()) == 1
@@ -248,7 +248,7 @@ def test_pass_rates_of_single_tasks_stand_apart_and_the_next_batch_has_them(tmp_
     folder = folder_of(tmp_path, 3)
     made(state=ASKING).write(folder)
     assert (folder / "record.json").stat().st_size < 2000
-    assert Record.read(folder).state == {"asking": {"drawn": 3}}
+    assert RolloutRecord.read(folder).state == {"asking": {"drawn": 3}}
     assert records.read_state(folder) == ASKING
 
 
@@ -280,7 +280,7 @@ def test_a_record_without_checksums_and_with_rates_inside_is_read(tmp_path):
     del about["sha256"]
     (folder / "rates.json").unlink()
     (folder / "record.json").write_text(json.dumps(about | {"state": ASKING}))
-    assert Record.read(folder).state == records.read_state(folder) == ASKING
+    assert RolloutRecord.read(folder).state == records.read_state(folder) == ASKING
 
 
 def test_a_batch_that_is_begun_stays_as_it_was_shared_out_with_another_seed():

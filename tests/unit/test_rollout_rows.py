@@ -11,8 +11,8 @@ from megatron_qwen3.config import load
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain import rl
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, TaskName
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, TaskName
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 
 
 def many(groups=9, samples=3, seed=0):
@@ -27,7 +27,7 @@ def many(groups=9, samples=3, seed=0):
     columns = records.of_groups(made_groups, names)
     columns["ids"] = luck.integers(0, 1000, len(columns["ids"])).astype(np.int32)
     columns["log_probs"] = luck.normal(size=len(columns["log_probs"])).astype(np.float32)
-    return Record(
+    return RolloutRecord(
         batch=0,
         first_step=0,
         sampled_step=0,
@@ -45,7 +45,7 @@ def many(groups=9, samples=3, seed=0):
 def test_every_token_stands_once_with_what_is_said_of_it(ranks, micro_batch, unit, length):
     record = many()
     (share,) = record.updates(1, seed=3)
-    rows = Rows.of(record, share, length, ranks, micro_batch, unit)
+    rows = RolloutRows.of(record, share, length, ranks, micro_batch, unit)
     batches = [
         rows.batch(d, {"advantage": record.advantage_N}, {"sampler": record.log_probs})
         for d in range(ranks)
@@ -85,7 +85,7 @@ def test_every_token_stands_once_with_what_is_said_of_it(ranks, micro_batch, uni
 def test_what_positions_say_goes_back_to_the_tokens():
     record = many()
     (share,) = record.updates(1, seed=3)
-    rows = Rows.of(record, share, 64, ranks=2)
+    rows = RolloutRows.of(record, share, 64, ranks=2)
     parts = [rows.batch(d, {}, {"x": record.log_probs}).extra["x"].numpy() for d in range(2)]
     into_T = np.zeros_like(record.log_probs)
     rows.spread(np.concatenate(parts), into_T)
@@ -95,7 +95,7 @@ def test_what_positions_say_goes_back_to_the_tokens():
 
 def test_stretches_keep_rollouts_apart():
     record = many()
-    rows = Rows.of(record, list(range(len(record))), 64, ranks=1)
+    rows = RolloutRows.of(record, list(range(len(record))), 64, ranks=1)
     batch = rows.batch(0, {}, {})
     starts = {divmod(bound, batch.length) for bound in batch.stretches.bounds[:-1]}
     for r, row in enumerate(rows.members):
@@ -108,7 +108,7 @@ def test_stretches_keep_rollouts_apart():
 def test_rows_are_no_longer_than_ranks_need():
     """Rollouts that one row would hold are shared by all ranks, in rows that are about full."""
     record = many(groups=20, samples=8)
-    rows = Rows.of(record, list(range(160)), 8192, ranks=8)
+    rows = RolloutRows.of(record, list(range(160)), 8192, ranks=8)
     places = (record.lengths_N + record.prompt_lengths_N - 1).sum()
     assert len(rows.members) == 8 and places / (8 * rows.length) > 0.9
 
@@ -134,12 +134,12 @@ def test_of_fewer_groups_than_updates_some_updates_have_none():
 def test_a_rollout_that_no_row_holds_is_refused():
     record = many()
     with pytest.raises(ValueError, match="valid: 1 to 8"):
-        Rows.of(record, list(range(len(record))), 8, ranks=1)
+        RolloutRows.of(record, list(range(len(record))), 8, ranks=1)
 
 
 def test_a_rank_may_have_rows_without_rollouts():
     record = made()
-    rows = Rows.of(record, [0, 3], 64, ranks=4)
+    rows = RolloutRows.of(record, [0, 3], 64, ranks=4)
     batches = [rows.batch(d, {}, {}) for d in range(4)]
     assert [bool(b.weights_BS.any()) for b in batches] == [True, True, False, False]
     assert not torch.stack([b.valid_BS for b in batches[2:]]).any()

@@ -17,13 +17,21 @@ import psutil
 import pytest
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.sandbox import Limits, Sandbox, launch, pool, probe, process, seccomp
+from megatron_qwen3.posttrain.sandbox import (
+    ProgramLimits,
+    Sandbox,
+    launch,
+    pool,
+    probe,
+    process,
+    seccomp,
+)
 from tests.sandboxes import needs_sandbox
 
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with needs_sandbox(), Sandbox(Limits(seconds=30), workers=2) as it:
+    with needs_sandbox(), Sandbox(ProgramLimits(seconds=30), workers=2) as it:
         yield it
 
 
@@ -81,13 +89,13 @@ def test_a_result_is_remembered_and_a_time_out_is_not(sandbox):
     random = "import os; print(os.urandom(8))"
     assert sandbox.run(random) is sandbox.run(random)
     assert sandbox.run(random, "1").stdout != sandbox.run(random, "2").stdout
-    waits, short = "import time; time.sleep(60)", Limits(seconds=0.5)
+    waits, short = "import time; time.sleep(60)", ProgramLimits(seconds=0.5)
     assert sandbox.run(waits, limits=short) is not sandbox.run(waits, limits=short)
 
 
 def test_what_is_remembered_has_a_limit(monkeypatch):
     cache = pool._Cache(3000)
-    outcomes = [pool.Outcome(0, "x" * 50, "", 1.0) for _ in range(100)]
+    outcomes = [pool.ProgramOutcome(0, "x" * 50, "", 1.0) for _ in range(100)]
     for number, outcome in enumerate(outcomes):
         cache.put(bytes([number]), outcome)
     kept = [number for number in range(100) if cache.get(bytes([number])) is outcomes[number]]
@@ -102,7 +110,7 @@ def test_programs_run_at_once_and_their_results_stay_in_order(sandbox):
 def test_closing_ends_what_runs(sandbox):
     """And gives its thread back; the program has no result then."""
     outcomes = []
-    with Sandbox(Limits(seconds=100), workers=1) as other:
+    with Sandbox(ProgramLimits(seconds=100), workers=1) as other:
         run = lambda: outcomes.append(other.run("import time; time.sleep(90)"))  # noqa: E731
         thread = threading.Thread(target=run)
         thread.start()
@@ -142,10 +150,10 @@ def test_a_program_that_cannot_be_watched_does_not_live_on(sandbox, monkeypatch)
 def test_kill_9_of_our_process_leaves_no_sandbox(tmp_path):
     with needs_sandbox():
         source = """
-            from megatron_qwen3.posttrain.sandbox import Limits, Sandbox
+            from megatron_qwen3.posttrain.sandbox import ProgramLimits, Sandbox
             forks = "import os, time, signal\\nos.fork()\\nif not os.fork(): os.setsid()\\n"
             forks += "signal.signal(15, signal.SIG_IGN)\\ntime.sleep(300)"
-            with Sandbox(Limits(seconds=300), workers=1) as sandbox:
+            with Sandbox(ProgramLimits(seconds=300), workers=1) as sandbox:
                 print("ready", flush=True)
                 sandbox.run(forks)
         """
@@ -254,7 +262,7 @@ def test_files_of_the_machine_do_not_count_as_memory_of_a_program(monkeypatch):
     with needs_sandbox(), Sandbox() as sandbox:
         _opened(monkeypatch, _added("--ro-bind", TEMPORARY, TEMPORARY))
         monkeypatch.setattr(process, "_INODE_BYTES", 1 << 26)
-        job = process.Job("import time; time.sleep(0.5)")
+        job = process.SandboxedProgram("import time; time.sleep(0.5)")
         with tempfile.TemporaryDirectory() as folder:
             for k in range(1 + sandbox.limits.memory_bytes // (1 << 26)):
                 Path(folder, str(k)).touch()
@@ -275,7 +283,7 @@ def test_a_child_that_is_made_while_the_walls_fall_is_ended_too(monkeypatch):
             seen.append(_living(sleep))
             return seen[-1] == 2
 
-        process.run(launcher, sandbox.limits, process.Job(""), both_live)
+        process.run(launcher, sandbox.limits, process.SandboxedProgram(""), both_live)
         assert seen[-1] == 2, f"{seen} of them were seen, and none could be missed"
         _wait(lambda: not _living(sleep))
 
@@ -313,7 +321,7 @@ def test_the_filter_jumps_to_its_last_line_for_each_refused_call():
 
 def test_limits_that_are_none_are_refused():
     with pytest.raises(ConfigError, match="processes = 0"):
-        Limits(processes=0)
+        ProgramLimits(processes=0)
     with pytest.raises(ConfigError, match="workers = 0"):
         Sandbox(workers=0)
 
@@ -326,7 +334,7 @@ def test_an_architecture_whose_calls_are_unknown_is_refused(monkeypatch):
 
 def test_the_bait_of_the_probe_is_there_to_be_taken():
     """A probe that looks for what is not there would find every wall in place."""
-    with needs_sandbox(), probe._bait(launch.Launcher.found(), Limits()) as told:
+    with needs_sandbox(), probe._bait(launch.Launcher.found(), ProgramLimits()) as told:
         assert os.path.isfile(told["file"]) and os.listdir(told["home"])
         assert told["variable"] in os.environ
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_qwen3.posttrain.sandbox import Limits, Sandbox
+from megatron_qwen3.posttrain.sandbox import ProgramLimits, Sandbox
 from tests.sandboxes import needs_sandbox
 
-LIMITS = Limits(seconds=20, cpu_seconds=2, output_bytes=1 << 16, memory_bytes=256 << 20)
-SPINS = Limits(seconds=20, cpu_seconds=1, output_bytes=1 << 16, memory_bytes=256 << 20)
-WAITS = Limits(seconds=0.6, cpu_seconds=5, output_bytes=1 << 16, memory_bytes=256 << 20)
+LIMITS = ProgramLimits(seconds=20, cpu_seconds=2, output_bytes=1 << 16, memory_bytes=256 << 20)
+SPINS = ProgramLimits(seconds=20, cpu_seconds=1, output_bytes=1 << 16, memory_bytes=256 << 20)
+WAITS = ProgramLimits(seconds=0.6, cpu_seconds=5, output_bytes=1 << 16, memory_bytes=256 << 20)
 
 NETWORK = {
     "TCP to a server of this machine": """
@@ -249,7 +249,7 @@ ENDLESS = {
     ),
     "files by the million": (
         "for k in range(10**7): open(f'/tmp/{k}', 'w').close()",
-        Limits(seconds=60, cpu_seconds=50, memory_bytes=64 << 20),
+        ProgramLimits(seconds=60, cpu_seconds=50, memory_bytes=64 << 20),
         "memory",
     ),
     "a stopped process": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", WAITS, "time"),

@@ -10,7 +10,7 @@ import served_teacher
 from megatron_qwen3.config import ConfigError, load
 from megatron_qwen3.posttrain import scorers
 from megatron_qwen3.posttrain.rollouts.record import folder_of
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.posttrain.scorers import TEACHER_FILE, ServedScorer, without_unknown
 
 K, VOCABULARY = 3, 320
@@ -32,7 +32,7 @@ def config_of(tmp_path, address, *more):
 
 def rows_of(record):
     trained = np.flatnonzero(record.trained_tokens_N).tolist()
-    return Rows.of(record, trained, length=64, ranks=1)
+    return RolloutRows.of(record, trained, length=64, ranks=1)
 
 
 def test_each_sampled_token_is_a_label_with_what_the_teacher_says_of_its_place(tmp_path):

@@ -17,8 +17,8 @@ from data_prep.inventory import Inventory, read_inventory, write_inventory
 from data_prep.labels import LENGTHS, Labels, length, level
 from data_prep.shards import (
     ORIGIN,
-    Chunk,
     Content,
+    DocumentChunk,
     Origin,
     faults,
     origin,
@@ -31,12 +31,14 @@ LABELS = Labels("web", "eng_Latn", "code", "high", "unknown", "0-4k")
 INPUTS = ("a.jsonl", "b/c.parquet")
 
 
-def chunk(documents: list[list[int]], files: list[int], lines: list[int], ids: list[str]) -> Chunk:
+def chunk(
+    documents: list[list[int]], files: list[int], lines: list[int], ids: list[str]
+) -> DocumentChunk:
     ends = np.cumsum([len(name.encode()) for name in ids])
     rows = np.array(list(zip(files, lines, ends, strict=True)), ORIGIN)
     tokens = np.array([token for document in documents for token in document], np.int32)
     lengths = np.array([len(document) for document in documents])
-    return Chunk(tokens, lengths, rows, "".join(ids).encode())
+    return DocumentChunk(tokens, lengths, rows, "".join(ids).encode())
 
 
 CHUNKS = [
@@ -71,7 +73,7 @@ def test_a_shard_is_read_back_and_says_where_each_document_came_from(tmp_path: P
 def test_a_shard_whose_writing_failed_has_no_mark(tmp_path: Path) -> None:
     cell = write(tmp_path)  # an older, whole one is no excuse
 
-    def failing() -> Iterator[Chunk]:
+    def failing() -> Iterator[DocumentChunk]:
         yield CHUNKS[0]
         raise OSError("no space left")
 

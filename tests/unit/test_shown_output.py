@@ -52,7 +52,7 @@ def wide(monkeypatch):
 
 
 def test_tables_of_shards(wide, capsys, tmp_path):
-    report = tokenize_corpus.Report(inventory_of([CELL]), 30, {})
+    report = tokenize_corpus.TokenizeReport(inventory_of([CELL]), 30, {})
     tokenize_corpus._print(report, tmp_path / HOSTILE, 1.0)
     assert_safe(capsys.readouterr().out)
 

@@ -25,7 +25,7 @@ from megatron_qwen3.convert.dcp import Checkpoint
 from megatron_qwen3.generate import __main__ as generate
 from megatron_qwen3.parallel.runtime import start
 from megatron_qwen3.storage import boxes, folder, pickles
-from megatron_qwen3.storage.table import Chunk
+from megatron_qwen3.storage.table import StoredChunk
 from megatron_qwen3.training import checkpoint, saver
 from megatron_qwen3.training.engine import Engine
 
@@ -408,7 +408,7 @@ def test_a_pickle_cannot_reach_behind_the_stand_ins(data):
 def test_a_chunk_is_found_where_torch_put_its_data(tmp_path, tensor, is_right):
     path = tmp_path / "file"
     path.write_bytes(b"before" + saved(tensor))
-    chunk = Chunk(path, 6, path.stat().st_size - 6, (0, 0), (3, 4), "float32")
+    chunk = StoredChunk(path, 6, path.stat().st_size - 6, (0, 0), (3, 4), "float32")
     if not is_right:
         with pytest.raises(ConfigError, match="holds another tensor"):
             _ = chunk.data_start
@@ -421,7 +421,7 @@ def test_strides_of_axes_with_one_element_say_nothing(tmp_path):
     tensor = torch.arange(100.0).view(10, 10)[3:4, :4]  # (1, 4), strides (10, 1)
     (tmp_path / "file").write_bytes(saved(tensor))
     size = (tmp_path / "file").stat().st_size
-    assert Chunk(tmp_path / "file", 0, size, (0, 0), (1, 4), "float32").data_start > 0
+    assert StoredChunk(tmp_path / "file", 0, size, (0, 0), (1, 4), "float32").data_start > 0
 
 
 def called(tree):

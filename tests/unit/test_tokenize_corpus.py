@@ -27,7 +27,7 @@ from data_prep.indexed import IndexedReader
 from data_prep.inventory import read_inventory
 from data_prep.shards import origin
 from data_prep.tokenization import plan
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer
 from megatron_qwen3.cli import inspect_shards, tokenize_corpus
@@ -35,7 +35,7 @@ from megatron_qwen3.config import ConfigError
 from tests.corpora import WORDS, dies_after, digests
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE = Options()
+ONE = CorpusOptions()
 
 pytestmark = pytest.mark.usefixtures("small_units")
 
@@ -168,9 +168,9 @@ def test_megatrons_gptdataset_gives_the_same_tokens(
         assert tokens + labels[-1:] == stream[start : start + length + 1]
 
 
-@pytest.mark.parametrize("options", [Options(workers=3), Options(engine="huggingface")])
+@pytest.mark.parametrize("options", [CorpusOptions(workers=3), CorpusOptions(engine="huggingface")])
 def test_workers_and_engine_do_not_change_a_byte(
-    corpus: Path, tmp_path: Path, tokenizer: str, options: Options
+    corpus: Path, tmp_path: Path, tokenizer: str, options: CorpusOptions
 ) -> None:
     for name, chosen in (("one", ONE), ("other", options)):
         tokenize([corpus], tmp_path / name, settings(tokenizer), chosen)
@@ -198,7 +198,7 @@ def test_tasks_share_a_folder_and_the_last_one_writes_the_inventory(
 ) -> None:
     tokenize([corpus], tmp_path / "one", settings(tokenizer), ONE)
     reports = [
-        tokenize([corpus], tmp_path / "two", settings(tokenizer), Options(task=task, tasks=2))
+        tokenize([corpus], tmp_path / "two", settings(tokenizer), CorpusOptions(task=task, tasks=2))
         for task in (1, 0)
     ]
     assert reports[0] is None and reports[1] is not None
@@ -320,7 +320,7 @@ def test_a_run_told_to_stop_at_a_bad_line_names_it_and_leaves_no_inventory(
     with pytest.raises(
         ConfigError, match=r"a\.jsonl:301: missing or wrong field: Expected `object`"
     ):
-        tokenize([corpus], tmp_path / "out", settings(tokenizer), Options(stop_on_error=True))
+        tokenize([corpus], tmp_path / "out", settings(tokenizer), CorpusOptions(stop_on_error=True))
     assert not (tmp_path / "out/inventory.parquet").exists()
 
 

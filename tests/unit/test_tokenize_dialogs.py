@@ -28,12 +28,12 @@ from megatron_qwen3.posttrain.dialogs import Choices
 from megatron_qwen3.posttrain.encoder import ChatEncoder
 from megatron_qwen3.posttrain.limits import CUT, DROPPED, IN_THINKING, UNTRAINED, limited
 from megatron_qwen3.posttrain.lines import DIALOGS, SPLIT
-from megatron_qwen3.posttrain.tokenizing import Options, tokenize
+from megatron_qwen3.posttrain.tokenizing import DialogOptions, tokenize
 from tests.conversations import assistant, user
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["river", "town", "hills", "sea", "water", "mill", "rivière", "город"]
-ONE = Options()
+ONE = DialogOptions()
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_a_set_holds_each_answer_once_as_the_reference_encodes_it(
         )
 
 
-@pytest.mark.parametrize("options", [Options(workers=3), Options(engine="huggingface")])
+@pytest.mark.parametrize("options", [DialogOptions(workers=3), DialogOptions(engine="huggingface")])
 def test_workers_and_engine_do_not_change_a_byte(
-    corpus: Path, tmp_path: Path, tokenizer: str, options: Options
+    corpus: Path, tmp_path: Path, tokenizer: str, options: DialogOptions
 ) -> None:
     tokenize([corpus], tmp_path / "one/chat", tokenizer, Choices(), ONE)
     tokenize([corpus], tmp_path / "other/chat", tokenizer, Choices(), options)
@@ -213,7 +213,9 @@ def test_bad_lines_are_counted_and_listed_with_file_and_line_or_stop_the_run(
     assert len(clean) == len(left) and not np.array_equal(clean.dialogs_N, left.dialogs_N)
     assert all(np.array_equal(clean.read(n).ids, left.read(n).ids) for n in range(len(clean)))
     with pytest.raises(ConfigError, match=r"a.jsonl:1: broken JSON: "):
-        tokenize([corpus], tmp_path / "stop/chat", tokenizer, Choices(), Options(1, "auto", True))
+        tokenize(
+            [corpus], tmp_path / "stop/chat", tokenizer, Choices(), DialogOptions(1, "auto", True)
+        )
     with pytest.raises(ConfigError, match="not whole"):
         DialogSet(tmp_path / "stop/chat")
 
@@ -243,7 +245,7 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path: Path, tokenizer
 def test_a_run_without_a_sample_leaves_the_name_to_mended_files(
     tmp_path: Path, tokenizer: str, stops: bool
 ) -> None:
-    file, out, options = tmp_path / "a.jsonl", tmp_path / "chat", Options(1, "auto", stops)
+    file, out, options = tmp_path / "a.jsonl", tmp_path / "chat", DialogOptions(1, "auto", stops)
     write(file, [{"messages": [user("q")]}] * 3)
     with pytest.raises(ConfigError, match="the last message"):
         tokenize([file], out, tokenizer, Choices(), options)

@@ -14,7 +14,7 @@ from data_prep import tokenizer_file, tokenizer_trust
 from data_prep.clean.contamination import EvaluationSets
 from data_prep.clean.settings import CleanSettings
 from data_prep.engines import ENGINES
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import DocumentTokenizer, load, train
 from data_prep.tokenizer_file import token_bytes
@@ -87,7 +87,7 @@ def test_a_corpus_is_tokenized_whole_and_the_run_says_so_once(
     documents.write_text(json.dumps({"text": TEXT}) + "\n" + json.dumps({"text": "b"}) + "\n")
     folder = changed(plain, tmp_path / "t", **CUT_AND_FILLED)
     reports = [
-        tokenize([documents], tmp_path / name, Settings(str(path)), Options())
+        tokenize([documents], tmp_path / name, Settings(str(path)), CorpusOptions())
         for name, path in (("plain", plain), ("cut", folder))
     ]
     tokens = [sum(shard.tokens for shard in report.inventory.cells) for report in reports if report]

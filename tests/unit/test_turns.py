@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_qwen3.training.turns import Turn
+from megatron_qwen3.training.turns import DeviceTurn
 
 
 def trained():
@@ -28,7 +28,7 @@ def states(optimizer):
 
 def test_an_optimizer_that_left_and_came_back_takes_the_same_steps():
     plain, turned = trained(), trained()
-    turn = Turn(lambda: states(turned[1]))
+    turn = DeviceTurn(lambda: states(turned[1]))
     for seed in range(4):
         step(*plain, seed)
         step(*turned, seed)
@@ -43,7 +43,7 @@ def test_an_optimizer_that_left_and_came_back_takes_the_same_steps():
 def test_views_of_one_storage_stay_views_of_it():
     buffer = torch.arange(12.0)
     first, second = buffer[:6].view(2, 3), nn.Parameter(buffer[6:])
-    turn = Turn(lambda: [first, second, buffer])
+    turn = DeviceTurn(lambda: [first, second, buffer])
     turn.leave()
     turn.come()
     assert buffer.equal(torch.arange(12.0)) and first.data_ptr() == buffer.data_ptr()
@@ -54,7 +54,7 @@ def test_views_of_one_storage_stay_views_of_it():
 
 def test_memory_that_is_not_torchs_own_can_leave_too():
     weight = nn.Parameter(torch.from_numpy(np.arange(6.0)))
-    turn = Turn(lambda: [weight])
+    turn = DeviceTurn(lambda: [weight])
     turn.leave()
     assert weight.untyped_storage().nbytes() == 0
     turn.come()
@@ -62,7 +62,7 @@ def test_memory_that_is_not_torchs_own_can_leave_too():
 
 
 def test_what_is_away_cannot_leave_again():
-    turn = Turn(lambda: [torch.ones(3)])
+    turn = DeviceTurn(lambda: [torch.ones(3)])
     turn.leave()
     with pytest.raises(AssertionError, match="left already"):
         turn.leave()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.sandbox import Outcome, process
+from megatron_qwen3.posttrain.sandbox import ProgramOutcome, process
 from megatron_qwen3.posttrain.verifiers import Verifiers, check_spec, code, kinds, verdict
 from tests.sandboxes import needs_sandbox
 
@@ -295,7 +295,7 @@ def test_a_program_that_was_ended_from_outside_is_no_verdict(monkeypatch):
 
 
 def test_a_sandbox_that_is_closed_meanwhile_is_no_verdict(monkeypatch):
-    closed = Outcome(None, "", "", 0.1, killed_by="closed")
+    closed = ProgramOutcome(None, "", "", 0.1, killed_by="closed")
     monkeypatch.setattr(process, "run", lambda *_: closed)
     for spec in (ADDS, ADD):
         found = verdict(spec, answer("def add(a, b): return a + b  # and is never run"))

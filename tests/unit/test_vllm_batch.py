@@ -13,7 +13,7 @@ from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.posttrain.rollouts import vllm_fleet
 from megatron_qwen3.posttrain.rollouts.packed import packed, unpacked
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
-from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, TRIES, WAITING, Batch, seed_of
+from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, TRIES, WAITING, AskBatch, seed_of
 from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet
 from megatron_qwen3.posttrain.rollouts.vllm_server import ServerFailed
 from megatron_qwen3.settings_rollouts import RolloutsConfig, VllmConfig
@@ -91,7 +91,7 @@ def answered(asks, *servers, **vllm):
     config = config_of(addresses, **vllm)
     fleet, told = fleet_of(config)
     try:
-        batch = Batch(asks, config, (END,), budget_of)
+        batch = AskBatch(asks, config, (END,), budget_of)
         while (state := batch.work(fleet, VERSION)) != DONE:
             assert state == WAITING
             for member in fleet.waiting(VERSION):

@@ -5,11 +5,11 @@ import json
 import pytest
 from endpoint import serving
 
-from megatron_qwen3.posttrain.replies import Refused
-from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
+from megatron_qwen3.posttrain.replies import RequestRefused
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, TokenDraw
 from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy
 
-DRAW = Draw(0.7, seed=11, samples=2, max_tokens=3, stops=(9, 8))
+DRAW = TokenDraw(0.7, seed=11, samples=2, max_tokens=3, stops=(9, 8))
 
 
 def choice(index, tokens, log_probs, finish="length", **more):
@@ -86,13 +86,16 @@ def test_a_reply_that_is_no_sample_is_a_failure_and_none_of_it_is_used(fault):
 def test_an_id_that_would_kill_a_server_is_refused_before_it_is_sent():
     with serving(lambda body, number: {}) as (address, asked):
         for prompt in ([1, 10], [-1, 3], []):
-            with pytest.raises(Refused, match="is no id of a vocabulary of 10"):
+            with pytest.raises(RequestRefused, match="is no id of a vocabulary of 10"):
                 client_of(address).generate(prompt, DRAW)
         assert not asked
 
 
 def test_what_a_server_refuses_is_told_from_one_that_broke():
-    with serving(lambda body, number: 400) as (address, _), pytest.raises(Refused, match="400"):
+    with (
+        serving(lambda body, number: 400) as (address, _),
+        pytest.raises(RequestRefused, match="400"),
+    ):
         client_of(address).generate([1], DRAW)
     for broken in (500, b"<html>", []):
         with serving(lambda body, number: broken) as (address, asked):  # noqa: B023

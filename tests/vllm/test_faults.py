@@ -15,7 +15,7 @@ from megatron_qwen3.convert.load import fill
 from megatron_qwen3.generate.thinking import CUT_TEXT
 from megatron_qwen3.posttrain.rollouts import canary
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
-from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Draw
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, TokenDraw
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
 AT_ANSWER = 6  # of a server, which has others under way
@@ -69,7 +69,8 @@ def disturbed(folder, python, home):
         engine.refit(version=1)  # of the one that came back
         restarts = engine.refits.restarts
         last = [
-            Client(url, 320, 60).generate((5, 6, 7), Draw(1.0, 1, 1, 8, ())) for url in engine.urls
+            Client(url, 320, 60).generate((5, 6, 7), TokenDraw(1.0, 1, 1, 8, ()))
+            for url in engine.urls
         ]
     processes = [process for _, family in servers for process in family]
     until(lambda: not any(alive(process) for process in processes))

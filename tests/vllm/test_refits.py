@@ -12,7 +12,7 @@ from serving import SECONDS, engine_of, greedy, models, theirs
 
 from megatron_qwen3.convert.load import fill
 from megatron_qwen3.posttrain.rollouts.rollout import Ask
-from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, TokenDraw
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
 TOKENS = 16
@@ -45,7 +45,7 @@ def refitted(folders, python, home, settings, way):
             answers = None
             if os.environ["RANK"] == "0":
                 client = Client(engine.urls[0], 320, 60)
-                draw = Draw(0.0, 0, 1, TOKENS, ())
+                draw = TokenDraw(0.0, 0, 1, TOKENS, ())
                 answers = [client.generate(p, draw)[0].tokens for p in (LONG, (5, 6, 7))]
                 refuse_others(client)
             found.append((made, answers, dataclasses.asdict(engine.refits)))

@@ -10,9 +10,9 @@ from serving import HEAD, SECONDS, prepare, settings_of, teacher_of, theirs
 
 from megatron_qwen3.posttrain.dialog_set import DialogSample
 from megatron_qwen3.posttrain.endpoint_teacher import EndpointTeacher
-from megatron_qwen3.posttrain.generators import Limits
+from megatron_qwen3.posttrain.generators import EndpointLimits
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_arrays
 from megatron_qwen3.posttrain.scorers import TEACHER_FILE
 
@@ -34,7 +34,7 @@ def test_a_served_teacher_says_what_transformers_says_of_the_same_ids(teacher):
     random = np.random.default_rng(0)
     asked = [random.integers(VOCABULARY, size=length) for length in (90, 7, 41)]
     samples = [DialogSample(ids, random.random(len(ids)) < 0.7) for ids in asked]
-    with EndpointTeacher(address, str(folder), VOCABULARY, K, Limits()) as served:
+    with EndpointTeacher(address, str(folder), VOCABULARY, K, EndpointLimits()) as served:
         told = served.told(samples)
     for sample, one, expected in zip(samples, told, theirs(folder, asked), strict=True):
         of_trained = np.array(expected)[sample.trained[1:]]
@@ -64,7 +64,7 @@ def test_a_student_that_servers_sample_learns_from_a_served_teacher(teacher, pyt
     assert len({row["refit/checksum"] for row in sampled}) == 2, "the student has not moved"
     for number in records.batches(tmp_path / "run"):
         at = folder_of(tmp_path / "run", number)
-        record = Record.read(at)
+        record = RolloutRecord.read(at)
         assert (record.versions_N2 == 2 * number).all()
         said = read_arrays(at / TEACHER_FILE, ("log_prob",))["log_prob"]
         asked_N = np.flatnonzero(record.trained_tokens_N)

@@ -9,7 +9,7 @@ from ranks import RankError, run_ranks
 from serving import SECONDS, prepare, settings_of
 
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(SECONDS)]
 
@@ -37,7 +37,7 @@ def test_a_run_goes_on_after_a_stop_and_its_servers_are_the_policy(python, tmp_p
     for number, stat in before.items():
         folder = folder_of(tmp_path / "run", number)
         assert folder.stat().st_ino == stat.st_ino, "its rollouts were sampled again"
-        assert (Record.read(folder).versions_N2 == 2 * number).all()
+        assert (RolloutRecord.read(folder).versions_N2 == 2 * number).all()
     for row in runs.rows(tmp_path / "run", "rollouts"):
         assert row["refit/tensors"] > 50 and row["seconds/refit"] > 0
         assert row["refit/difference"] < 1e-4 and row["refit/restarts"] == 0

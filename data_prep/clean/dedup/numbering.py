@@ -2,7 +2,7 @@
 
     numbering = numbering_of(settings)
     numbering.places[numbering.place_of(numbers)]     # which task's files each is in
-    earlier = Index.of(Path("runs/clean-2024"))       # what a cleaning left for later ones
+    earlier = EarlierIndex.of(Path("runs/clean-2024"))       # what a cleaning left for later ones
 
 A place is a task of this cleaning or of an earlier one; `work/` of the one and `index/` of the
 other have the same files: signatures, digests, bands, ids and id_ends, each TASK's own.
@@ -77,7 +77,7 @@ class Numbering:
 
 
 @dataclass(frozen=True)
-class Index:
+class EarlierIndex:
     """What an earlier cleaning left: documents of each of its tasks, and how it signed them."""
 
     out: Path
@@ -86,7 +86,7 @@ class Index:
     against: tuple[str, ...]
 
     @classmethod
-    def of(cls, out: Path) -> Index:
+    def of(cls, out: Path) -> EarlierIndex:
         """ConfigError where the cleaning has not ended, or left none."""
         if not (out / REPORT).exists():
             raise ConfigError(f"against: {out} holds no cleaning that has ended")
@@ -125,7 +125,7 @@ def write_index(settings: CleanSettings) -> None:
 def earlier_documents(settings: CleanSettings) -> tuple[int, int]:
     """Tasks and documents of earlier cleanings; ConfigError where one cannot be compared with."""
     named = {str(Path(path).resolve()) for path in settings.against}
-    indices = [Index.of(Path(path)) for path in settings.against]
+    indices = [EarlierIndex.of(Path(path)) for path in settings.against]
     for index in indices:
         if index.signatures != asdict(settings.signatures):
             raise ConfigError(
@@ -149,7 +149,7 @@ def count_documents(settings: CleanSettings) -> None:
 def numbering_of(settings: CleanSettings) -> Numbering:
     """Of the documents that were signed; `count_documents` has counted those of this cleaning."""
     places, sizes = list[TaskFiles](), list[int]()
-    for index in map(Index.of, map(Path, settings.against)):
+    for index in map(EarlierIndex.of, map(Path, settings.against)):
         places += [TaskFiles(index.out / INDEX, task) for task in range(len(index.documents))]
         sizes += index.documents
     own = [TaskFiles(settings.folder("work"), task) for task in range(settings.tasks)]

@@ -21,7 +21,7 @@ from data_prep.clean.settings import CleanSettings
 _AT_ONCE = 1 << 17  # documents
 
 
-class Removed(NamedTuple):
+class RemovedDuplicate(NamedTuple):
     """A document of the task that goes, why, and the id of the one that stays."""
 
     document: int
@@ -29,7 +29,7 @@ class Removed(NamedTuple):
     kept: str
 
 
-def removed_of(settings: CleanSettings, task: int, equal_tasks: int) -> Iterator[Removed]:
+def removed_of(settings: CleanSettings, task: int, equal_tasks: int) -> Iterator[RemovedDuplicate]:
     """All of a task, in order. OSError where the stages before have not ended."""
     numbering = numbering_of(settings)
     copies = copies_of(settings, equal_tasks, task)
@@ -42,7 +42,7 @@ def removed_of(settings: CleanSettings, task: int, equal_tasks: int) -> Iterator
         kept = names_of(numbering, _lasting(settings, numbering, rows["kept"][some]))
         documents = (rows["document"][some] - start).tolist()
         equal = (some < len(copies)).tolist()
-        yield from map(Removed, documents, equal, kept)
+        yield from map(RemovedDuplicate, documents, equal, kept)
 
 
 def names_of(numbering: Numbering, numbers: Numbers) -> list[str]:
@@ -59,7 +59,7 @@ def names_of(numbering: Numbering, numbers: Numbers) -> list[str]:
     return names
 
 
-def save_instead(settings: CleanSettings, task: int, removed: list[Removed]) -> None:
+def save_instead(settings: CleanSettings, task: int, removed: list[RemovedDuplicate]) -> None:
     """index/instead/TASK.npy, instead_ids, instead_id_ends: for later cleanings, who was kept."""
     place = TaskFiles(settings.folder("index"), task)
     names = [one.kept.encode() for one in removed]

@@ -19,7 +19,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import RECOMPUTED
 from megatron_qwen3.planner.question import PRECISIONS, Question, ask
-from megatron_qwen3.planner.search import Plan
+from megatron_qwen3.planner.search import LayoutPlan
 from megatron_qwen3.planner.why_none import why_none
 from megatron_qwen3.shown import as_json, plain
 
@@ -106,7 +106,9 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _write(question: Question, plans: list[Plan], chosen: int, given: argparse.Namespace) -> str:
+def _write(
+    question: Question, plans: list[LayoutPlan], chosen: int, given: argparse.Namespace
+) -> str:
     """Write what was asked for; which files, or how to ask for them."""
     files = []
     if given.out:
@@ -145,7 +147,7 @@ def question_of(given: argparse.Namespace) -> Question:
     )
 
 
-def _chosen(plans: list[Plan], asked: int | None) -> int:
+def _chosen(plans: list[LayoutPlan], asked: int | None) -> int:
     if asked is None:
         return next((i for i, plan in enumerate(plans) if plan.is_plain), 0)
     if not 1 <= asked <= len(plans):
@@ -154,7 +156,7 @@ def _chosen(plans: list[Plan], asked: int | None) -> int:
 
 
 def as_dict(
-    question: Question, plans: list[Plan], chosen: int, given: argparse.Namespace
+    question: Question, plans: list[LayoutPlan], chosen: int, given: argparse.Namespace
 ) -> dict[str, Any]:
     """Everything, for programs; seconds, bytes, tokens."""
     return {
@@ -171,7 +173,7 @@ def as_dict(
     }
 
 
-def _plan_dict(question: Question, plan: Plan, tokens: float) -> dict[str, Any]:
+def _plan_dict(question: Question, plan: LayoutPlan, tokens: float) -> dict[str, Any]:
     job, duration = plan.job, plan.days(tokens)
     return {
         "layout": job.layout.counts() | {"stage_layers": list(job.layout.stage_layers)},
@@ -195,7 +197,7 @@ def _plan_dict(question: Question, plan: Plan, tokens: float) -> dict[str, Any]:
     }
 
 
-def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) -> Table:
+def _table(question: Question, plans: list[LayoutPlan], chosen: int, tokens: float) -> Table:
     cluster = question.cluster
     title = (
         f"{question.name} on {question.gpus} {cluster.name} ({cluster.memory_gb:g} GB), "
@@ -231,7 +233,7 @@ def _table(question: Question, plans: list[Plan], chosen: int, tokens: float) ->
     return table
 
 
-def _breakdown(question: Question, plan: Plan) -> list[Table]:
+def _breakdown(question: Question, plan: LayoutPlan) -> list[Table]:
     """Where memory and time of one plan go."""
     memory = _shares(
         f"memory of pipeline rank {plan.memory.pipeline_rank}, GB",

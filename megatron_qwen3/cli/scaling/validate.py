@@ -17,7 +17,7 @@ from rich.table import Table
 from megatron_qwen3 import tables
 from megatron_qwen3.cli.scaling.plan import picture
 from megatron_qwen3.planner import accuracy, calibration, published, published_memory
-from megatron_qwen3.planner.accuracy import Comparison, Errors
+from megatron_qwen3.planner.accuracy import ComparedRun, Errors
 from megatron_qwen3.shown import as_json, plain
 
 _EXAMPLES = """examples:
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def as_dict(compared: Sequence[Comparison]) -> dict[str, Any]:
+def as_dict(compared: Sequence[ComparedRun]) -> dict[str, Any]:
     """Rows and groups, for programs."""
     return {
         "rows": [_row_dict(one) for one in compared],
@@ -90,7 +90,7 @@ def groups_dict(found: dict[str, Errors]) -> dict[str, dict[str, float]]:
     }
 
 
-def _row_dict(one: Comparison) -> dict[str, Any]:
+def _row_dict(one: ComparedRun) -> dict[str, Any]:
     run = one.run
     row: dict[str, Any] = {
         "row_id": run.row_id,
@@ -109,14 +109,14 @@ def _row_dict(one: Comparison) -> dict[str, Any]:
     return row
 
 
-def _rows(compared: Sequence[Comparison]) -> Table:
+def _rows(compared: Sequence[ComparedRun]) -> Table:
     """A line per run; columns that no run has anything for are left out."""
     cells = [_cells(one) for one in compared if one.run.job is not None]
     known = [name for name in cells[0] if any(row[name] for row in cells)] if cells else []
     return tables.table([known, *([row[name] for name in known] for row in cells)], words=_WORDS)
 
 
-def _cells(one: Comparison) -> dict[str, str]:
+def _cells(one: ComparedRun) -> dict[str, str]:
     run, has_time = one.run, one.error is not None
     return {
         "row": run.row_id,
@@ -133,7 +133,7 @@ def _cells(one: Comparison) -> dict[str, str]:
     }
 
 
-def _layout(one: Comparison) -> str:
+def _layout(one: ComparedRun) -> str:
     assert one.run.job
     layout = one.run.job.layout
     sizes = {"tp": layout.tensor, "pp": layout.pipeline, "cp": layout.context, "ep": layout.expert}
@@ -167,7 +167,7 @@ def _group_order(name: str) -> tuple[int, str]:
     return next(i for i, kind in enumerate(kinds) if name.startswith(kind)), name
 
 
-def _left_out(compared: Sequence[Comparison]) -> list[str]:
+def _left_out(compared: Sequence[ComparedRun]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for one in compared:
         if one.run.job is None:

@@ -65,7 +65,7 @@ class AnswerSettings:
         options.check(self)
 
 
-class Judged(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """faults: all that an answer has; language: of its thinking, or of the answer without any."""
 
     faults: list[Fault]
@@ -87,14 +87,14 @@ class AnswerRules:
         """Load the models of languages. ConfigError where they are not installed."""
         self._languages.of("the models of languages are loaded with the first text " * 4)
 
-    def judge(self, query: Query, answer: Answer, thinks: bool = True) -> Judged:
+    def judge(self, query: Query, answer: Answer, thinks: bool = True) -> JudgedAnswer:
         """thinks: whether the answer is to have thinking, or to have none."""
         numbers: Numbers = {
             "characters of thinking": len(answer.thinking),
             "characters of the answer": len(answer.content),
         }
         if form := list(_form(answer, thinks)):
-            return Judged(form, numbers)
+            return JudgedAnswer(form, numbers)
         faults = [
             *self._repetition(answer, numbers),
             *(self._derivation(answer, numbers) if thinks else ()),
@@ -105,7 +105,7 @@ class AnswerRules:
         }
         faults += self._language(query, uses, numbers)
         faults += self._resemblance(answer, numbers)
-        return Judged(faults, numbers, uses["thinking" if thinks else "answer"].main)
+        return JudgedAnswer(faults, numbers, uses["thinking" if thinks else "answer"].main)
 
     def _repetition(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
         shares, loops = zip(

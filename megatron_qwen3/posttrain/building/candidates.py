@@ -20,7 +20,7 @@ from megatron_qwen3.posttrain.building.asking import answers_to, ask
 from megatron_qwen3.posttrain.building.checking import Checked
 from megatron_qwen3.posttrain.building.choosing import PassedAnswer
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.building.work import BuildWork
 from megatron_qwen3.posttrain.generators import OWN, Answer, AnyGenerator, Request, said
 
 _AT_A_TIME = 64  # queries whose answers are verified together
@@ -61,7 +61,7 @@ class DrawSettings:
 
 
 def answers_there(
-    work: Work,
+    work: BuildWork,
     generator: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
@@ -74,7 +74,7 @@ def answers_there(
 
 
 def draw(
-    work: Work,
+    work: BuildWork,
     generator: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
@@ -102,7 +102,7 @@ def draw(
 
 
 def _passing(
-    work: Work,
+    work: BuildWork,
     generator: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
@@ -140,7 +140,7 @@ def _passing(
 
 
 def drop_answer(
-    work: Work, query: Query, answer: Answer, faults: Sequence[Fault], numbers: Numbers
+    work: BuildWork, query: Query, answer: Answer, faults: Sequence[Fault], numbers: Numbers
 ) -> None:
     """Count an answer that is left out under its first fault, and write down all of them."""
     told = [f"{name}: {detail}" if detail else name for name, detail in faults]

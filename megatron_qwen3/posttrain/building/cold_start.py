@@ -1,6 +1,6 @@
 """Data of a cold start: few queries that need thinking, with answers that are worth learning from.
 
-    rows, about = build(work, queries, Asked(generator, direct, judge), settings, choice)
+    rows, about = build(work, queries, ColdStartModels(generator, direct, judge), settings, choice)
 
 After section 4.1 of the Qwen3 technical report (arXiv 2505.09388). Queries are dropped that cannot
 be verified, ask several things, resemble validation items, or are answered rightly without
@@ -32,7 +32,7 @@ from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import message_of
 from megatron_qwen3.posttrain.building.judges import QUESTIONS, Judge
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.building.work import BuildWork
 from megatron_qwen3.posttrain.generators import AnyGenerator, Request
 
 _VERIFIED_AT_A_TIME = 512
@@ -53,7 +53,7 @@ class QuerySettings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ColdStartModels:
     """generator: thinks; direct: answers without thinking; judge: None where nobody judges."""
 
     generator: AnyGenerator
@@ -62,9 +62,9 @@ class Asked:
 
 
 def build(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
-    asked: Asked,
+    asked: ColdStartModels,
     settings: tuple[QuerySettings, DrawSettings, ChoiceSettings],
     passages: Passages | None,
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
@@ -90,7 +90,7 @@ def build(
     return rows, {"taken": taken_of(passed, chosen), "judge": failures_of(asked.judge)}
 
 
-def _judged(work: Work, queries: Sequence[Query], judge: Judge | None) -> list[Query]:
+def _judged(work: BuildWork, queries: Sequence[Query], judge: Judge | None) -> list[Query]:
     """The queries of which a judge says that they are one question with one answer."""
     if judge is None:
         return list(queries)
@@ -108,7 +108,7 @@ def _judged(work: Work, queries: Sequence[Query], judge: Judge | None) -> list[Q
 
 
 def _needing_thought(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
     direct: AnyGenerator,
     settings: QuerySettings,
@@ -155,7 +155,7 @@ class _Tries(NamedTuple):
 
 
 def _tried(
-    work: Work,
+    work: BuildWork,
     direct: AnyGenerator,
     queries: Sequence[Query],
     request_of: Callable[[Query], Request],
@@ -183,7 +183,7 @@ def _tried(
 
 
 def _row(
-    work: Work,
+    work: BuildWork,
     generator: AnyGenerator,
     sample: PassedAnswer,
     request_of: Callable[[Query], Request],

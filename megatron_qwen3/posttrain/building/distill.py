@@ -22,7 +22,7 @@ from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import FlagSettings, fused
 from megatron_qwen3.posttrain.building.fusion import best_of
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.building.work import BuildWork
 from megatron_qwen3.posttrain.generators import AnyGenerator
 
 _MODES = {"both": (True, False), "thinking": (True,), "non-thinking": (False,)}
@@ -41,7 +41,7 @@ class DistillSettings:
 
 
 def build(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
     teacher: AnyGenerator,
     settings: tuple[DistillSettings, DrawSettings, FlagSettings],

@@ -17,11 +17,11 @@ from megatron_qwen3.posttrain.building.query_rules import (
     reference_faults,
     several_questions,
 )
-from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.building.work import BuildWork
 
 
 def fit(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
     passages: Passages | None,
     *,

@@ -28,7 +28,7 @@ from megatron_qwen3.posttrain.building.fitting import fit
 from megatron_qwen3.posttrain.building.flags import Answered, FlagSettings, Mode, fused
 from megatron_qwen3.posttrain.building.judges import Judge, Ruling
 from megatron_qwen3.posttrain.building.queries import Query
-from megatron_qwen3.posttrain.building.work import Work
+from megatron_qwen3.posttrain.building.work import BuildWork
 from megatron_qwen3.posttrain.generators import AnyGenerator, Request
 
 
@@ -59,7 +59,7 @@ class FusionSettings:
 
 
 @dataclass(frozen=True)
-class Asked:
+class FusionModels:
     """generator: thinks; plain: answers without; judge: None where nobody judges."""
 
     generator: AnyGenerator
@@ -68,10 +68,10 @@ class Asked:
 
 
 def build(
-    work: Work,
+    work: BuildWork,
     thinking: Sequence[Query],
     plain: Sequence[Query],
-    asked: Asked,
+    asked: FusionModels,
     settings: tuple[FusionSettings, DrawSettings, FlagSettings],
     passages: Passages | None,
 ) -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
@@ -104,7 +104,7 @@ def build(
 
 
 def _thought(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
     generator: AnyGenerator,
     of_draws: DrawSettings,
@@ -118,9 +118,9 @@ def _thought(
 
 
 def _plain(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
-    asked: Asked,
+    asked: FusionModels,
     settings: FusionSettings,
     of_draws: DrawSettings,
     passages: Passages | None,
@@ -143,7 +143,7 @@ def _plain(
 
 
 def _graded(
-    work: Work,
+    work: BuildWork,
     queries: Sequence[Query],
     generator: AnyGenerator,
     judge: Judge,
@@ -189,7 +189,7 @@ def _missed(checklist: Sequence[str], ruling: Ruling) -> str:
 
 
 def best_of(
-    work: Work,
+    work: BuildWork,
     generator: AnyGenerator,
     queries: Sequence[Query],
     of_draws: DrawSettings,
@@ -206,7 +206,11 @@ def best_of(
 
 
 def _answered(
-    work: Work, generator: AnyGenerator, sample: PassedAnswer, of_draws: DrawSettings, thinks: bool
+    work: BuildWork,
+    generator: AnyGenerator,
+    sample: PassedAnswer,
+    of_draws: DrawSettings,
+    thinks: bool,
 ) -> Answered:
     mode: Mode = "thinking" if thinks else "non-thinking"
     request = of_draws.request(sample.query, of_draws.samples, thinks)

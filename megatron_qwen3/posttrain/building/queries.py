@@ -7,7 +7,7 @@ The last message is a user's. Besides, a line may have `tools`; `checklist`: wha
 does, a list of sentences; and what reinforcement learning reads: `gold`, a right answer as text;
 `tests` of code, in place of a verifier; `language`; and `rewards`, weights of parts. Without an
 `id` a query is named by its file and line; without a `source` by its domain, without that by its
-file. A line that is none of this is a Problem; the rest goes on.
+file. A line that is none of this is a QueryProblem; the rest goes on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Query:
         return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in self.messages)
 
 
-class Problem(NamedTuple):
+class QueryProblem(NamedTuple):
     """Why a line was not taken. line: from 1; kind: one of few, to be counted."""
 
     file: str
@@ -79,17 +79,17 @@ class Problem(NamedTuple):
     detail: str
 
 
-def read(paths: Sequence[Path], stop_at_problem: bool) -> tuple[list[Query], list[Problem]]:
+def read(paths: Sequence[Path], stop_at_problem: bool) -> tuple[list[Query], list[QueryProblem]]:
     """The queries of all files in order, each id once. ConfigError where a file cannot be read, or
     at the first bad line where that is asked for."""
     queries: dict[str, Query] = {}
-    problems: list[Problem] = []
+    problems: list[QueryProblem] = []
     for path in paths:
         for found in _of_file(path):
             if isinstance(found, Query) and found.id in queries:
                 file, _, line = found.place.rpartition(":")
                 before = queries[found.id].place
-                found = Problem(file, int(line), "id again", f"{found.id} is that of {before}")
+                found = QueryProblem(file, int(line), "id again", f"{found.id} is that of {before}")
             if isinstance(found, Query):
                 queries[found.id] = found
                 continue
@@ -102,11 +102,11 @@ def read(paths: Sequence[Path], stop_at_problem: bool) -> tuple[list[Query], lis
     return list(queries.values()), problems
 
 
-def _named(problem: Problem) -> str:
+def _named(problem: QueryProblem) -> str:
     return f"{problem.file}:{problem.line}: {problem.kind}: {problem.detail}"
 
 
-def _of_file(path: Path) -> Iterator[Query | Problem]:
+def _of_file(path: Path) -> Iterator[Query | QueryProblem]:
     number = 0
     try:
         for lines, _ in blocks(str(path), 0, os.path.getsize(path), _LONGEST_LINE_BYTES):
@@ -115,14 +115,14 @@ def _of_file(path: Path) -> Iterator[Query | Problem]:
                 if line.strip():
                     yield _of_line(path, number, line)
     except DamagedFile as error:
-        yield Problem(str(path), number + 1, "damaged file", str(error))
+        yield QueryProblem(str(path), number + 1, "damaged file", str(error))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _of_line(path: Path, number: int, line: bytes) -> Query | Problem:
-    def problem(kind: str, detail: str) -> Problem:
-        return Problem(str(path), number, kind, detail)
+def _of_line(path: Path, number: int, line: bytes) -> Query | QueryProblem:
+    def problem(kind: str, detail: str) -> QueryProblem:
+        return QueryProblem(str(path), number, kind, detail)
 
     if len(line) > _LONGEST_LINE_BYTES:
         return problem("too long", f"over {_LONGEST_LINE_BYTES >> 20} MiB")

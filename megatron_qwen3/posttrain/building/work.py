@@ -1,4 +1,4 @@
-"""What a build works with, and the folder that it leaves: `with Work(out, …) as work`.
+"""What a build works with, and the folder that it leaves: `with BuildWork(out, …) as work`.
 
     OUT/dialogs.jsonl       the result, for tools/tokenize_dialogs.py; where nothing was made, that
                             of the run before is left as it is
@@ -26,7 +26,7 @@ from megatron_qwen3.posttrain.building.answer_log import AnswerLog
 from megatron_qwen3.posttrain.building.answer_rules import AnswerRules
 from megatron_qwen3.posttrain.building.checking import Checker
 from megatron_qwen3.posttrain.building.outcomes import Outcomes
-from megatron_qwen3.posttrain.building.queries import Problem, Query
+from megatron_qwen3.posttrain.building.queries import Query, QueryProblem
 from megatron_qwen3.posttrain.building.steps import Steps
 from megatron_qwen3.posttrain.verifiers.judging import Judges
 from megatron_qwen3.storage.whole import write_whole
@@ -37,7 +37,7 @@ _PROBLEMS_REPORTED = 10
 
 
 @dataclass
-class Work:
+class BuildWork:
     """To be entered; the folder is there already, and owned by this run."""
 
     out: Path
@@ -71,9 +71,9 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_result(
-    work: Work,
+    work: BuildWork,
     rows: Iterable[dict[str, Any]],
-    problems: Sequence[Problem],
+    problems: Sequence[QueryProblem],
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """All files but the page; the content of report.json, which is written last. Without one row

@@ -98,7 +98,7 @@ class EvaluatedAnswer:
 
 
 @dataclass
-class Found:
+class EvaluationResult:
     """content: of results.json. samples: every answer, for samples.jsonl. examples: a few answers,
     with what was asked, by their score: 1.0, 0.0, or None where nobody could judge."""
 
@@ -129,9 +129,9 @@ class Evaluation:
     count: Callable[[str], int] = len
     unit: str = "characters"
 
-    def run(self, tasks: Sequence[Task], settings: EvaluationSettings) -> Found:
+    def run(self, tasks: Sequence[Task], settings: EvaluationSettings) -> EvaluationResult:
         """All conditions, then dialogs with flags where they are asked for."""
-        found, failed = Found(), Counter[str]()
+        found, failed = EvaluationResult(), Counter[str]()
         rows: list[dict[str, Any]] = []
         count = self.count if self.unit == "tokens" else None
         cramped = list(budgets.cramped(settings.budgets, settings.max_tokens, count))
@@ -165,7 +165,7 @@ class Evaluation:
         condition: Condition,
         tasks: Sequence[Task],
         settings: EvaluationSettings,
-        found: Found,
+        found: EvaluationResult,
     ) -> Counter[str]:
         """Ask and verify; why requests have no answer."""
         requests = [
@@ -191,7 +191,7 @@ class Evaluation:
         condition: Condition,
         tasks: Sequence[Task],
         requests: Sequence[Request],
-        found: Found,
+        found: EvaluationResult,
     ) -> None:
         answered = [
             (task, key_of(self.generator.label, request), number, answer)

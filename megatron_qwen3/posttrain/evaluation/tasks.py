@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building import queries
-from megatron_qwen3.posttrain.building.queries import Problem, Query
+from megatron_qwen3.posttrain.building.queries import Query, QueryProblem
 from megatron_qwen3.posttrain.evaluation.task import Task
 from megatron_qwen3.posttrain.rewards import weights
 from megatron_qwen3.posttrain.rewards.tasks import kinds
@@ -53,7 +53,7 @@ class TaskSource(Protocol):
 
 def read(
     names: Sequence[str], most: int | None = None, stop_at_problem: bool = False
-) -> tuple[list[Task], list[Problem]]:
+) -> tuple[list[Task], list[QueryProblem]]:
     """All tasks of files and generators, and lines that are none; `most` of each set.
 
     ConfigError where a name is neither, two sets have one name, or there is no task at all.
@@ -63,7 +63,7 @@ def read(
     if again := [name for n, name in enumerate(names) if name in names[:n]]:
         raise ConfigError(f"--tasks {again[0]} is named twice")
     tasks: list[Task] = []
-    problems: list[Problem] = []
+    problems: list[QueryProblem] = []
     sets: dict[str, str] = {}
     for name in names:
         try:
@@ -137,7 +137,7 @@ class _Generated:
         return replace(self.make(number), set=self.name)
 
 
-def _found(name: str) -> tuple[list[Task], list[Problem]]:
+def _found(name: str) -> tuple[list[Task], list[QueryProblem]]:
     if name.startswith(GYM):
         return _generated(name), []
     if name.startswith(OWN):
@@ -166,7 +166,7 @@ def _checked(name: str, make: Callable[[], Task]) -> None:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _of_file(name: str, needs: _Needs = "verifier") -> tuple[list[Task], list[Problem]]:
+def _of_file(name: str, needs: _Needs = "verifier") -> tuple[list[Task], list[QueryProblem]]:
     """The lines that have what their answers need to be judged, which may be nothing."""
     path = Path(name)
     if not path.is_file():
@@ -180,7 +180,7 @@ def _of_file(name: str, needs: _Needs = "verifier") -> tuple[list[Task], list[Pr
         try:
             _check(query, needs)
         except ConfigError as error:
-            problems.append(Problem(file, int(line), "verifier", str(error)))
+            problems.append(QueryProblem(file, int(line), "verifier", str(error)))
             continue
         tasks.append(_task(query, path.name))
     return tasks, problems

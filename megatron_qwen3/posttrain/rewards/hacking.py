@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from megatron_qwen3.chat import split_thinking
-from megatron_qwen3.posttrain.rollouts.record import Array, Record, batches, folder_of
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord, batches, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import SAMPLES_FILE
 from megatron_qwen3.posttrain.watching.samples import of_line
 from megatron_qwen3.storage.inside import parse_json
@@ -42,7 +42,7 @@ _WELL_FORMED, _TRUNCATED, _UNSCORED = 0.9, 0.05, 0.01
 Numbers = Mapping[str, tuple[float, float]]  # the mean of the first third and of the last
 
 
-def numbers(record: Record) -> dict[str, float | None]:
+def numbers(record: RolloutRecord) -> dict[str, float | None]:
     """Of a batch; None where there is nothing to tell by.
 
     repeated      answers that are, token by token, that to another task
@@ -221,14 +221,14 @@ def _samples(folder: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _part(record: Record, name: str) -> Array:
+def _part(record: RolloutRecord, name: str) -> Array:
     """The scores of a part, [N]; NaN where there are none."""
     if name not in record.parts:
         return np.full(len(record), np.nan)
     return record.parts_NP[:, record.parts.index(name)].astype(np.float64)
 
 
-def _repeated(record: Record) -> tuple[Array, Array]:
+def _repeated(record: RolloutRecord) -> tuple[Array, Array]:
     """Whether each answer is that to another task, and that to its own, once more; both bool [N].
 
     A task may be asked several times in a batch, and in both modes: it stays the same one."""

@@ -30,7 +30,7 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.building.answer_log import key_of
 from megatron_qwen3.posttrain.endpoint import Endpoint, Named
 from megatron_qwen3.posttrain.evaluation.task import Task
-from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, Limits, Request
+from megatron_qwen3.posttrain.generators import Answer, AnyGenerator, EndpointLimits, Request
 from megatron_qwen3.posttrain.judged import Failed, read, word_of
 from megatron_qwen3.posttrain.rewards.kept_replies import KeptReplies
 from megatron_qwen3.posttrain.verifiers.final import after_thinking
@@ -139,7 +139,7 @@ def check(settings: JudgeConfig) -> None:
 
 
 def _endpoint(settings: JudgeConfig, seconds: float) -> Endpoint:
-    limits = Limits(
+    limits = EndpointLimits(
         concurrency=settings.concurrency,
         tries=settings.tries,
         seconds=seconds,

@@ -18,7 +18,7 @@ import numpy as np
 
 from megatron_qwen3.convert import load
 from megatron_qwen3.parallel import runtime
-from megatron_qwen3.parallel.groups import Groups
+from megatron_qwen3.parallel.groups import ProcessGroups
 from megatron_qwen3.parallel.layout import Layout
 from megatron_qwen3.posttrain.answer_lines import Ids
 from megatron_qwen3.posttrain.rewards.model_settings import settings_of
@@ -40,7 +40,7 @@ class RewardModel:
     ) -> None:
         theirs = settings_of(config, world_size)
         own = Layout.of(theirs, world_size)
-        self._model = Model(theirs, own, Groups.make(own, runtime.patience(config)))
+        self._model = Model(theirs, own, ProcessGroups.make(own, runtime.patience(config)))
         load.fill(
             self._model,
             load.find(config.rl.judge.model),

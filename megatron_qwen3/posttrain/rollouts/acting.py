@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from megatron_qwen3.posttrain.rollouts.environments import Environment, Environments
-from megatron_qwen3.posttrain.rollouts.tool_calls import Call
+from megatron_qwen3.posttrain.rollouts.tool_calls import ToolCall
 
 
 class Actor:
@@ -28,7 +28,7 @@ class Actor:
         self._environment: Environment | None = None
         self.is_lost = False  # a call of it never came back
 
-    def answer(self, environments: Environments, call: Call) -> str:
+    def answer(self, environments: Environments, call: ToolCall) -> str:
         """What a tool says to a call, or how it failed."""
         if call.fault:
             return f"error: {call.fault}"
@@ -62,7 +62,7 @@ class Actor:
 def act(
     environments: Environments,
     actors: Sequence[Actor],
-    calls: Sequence[Sequence[Call]],
+    calls: Sequence[Sequence[ToolCall]],
     seconds: float,
 ) -> list[list[str]]:
     """The answers to the calls of each actor, in order. seconds: that one call may take."""
@@ -110,7 +110,7 @@ def end(environments: Environments, actors: Sequence[Actor], seconds: float) -> 
 def _run(
     environments: Environments,
     actor: Actor,
-    calls: Sequence[Call],
+    calls: Sequence[ToolCall],
     answers: list[str],
     done: queue.SimpleQueue[int],
     number: int,

@@ -35,7 +35,7 @@ from megatron_qwen3.posttrain.rollouts.rollout import (
     Rollout,
     RolloutEngine,
 )
-from megatron_qwen3.posttrain.rollouts.tool_calls import Call, answers_ids, calls_of, header_of
+from megatron_qwen3.posttrain.rollouts.tool_calls import ToolCall, answers_ids, calls_of, header_of
 from megatron_qwen3.settings_rollouts import AgentConfig
 
 
@@ -49,7 +49,7 @@ class _Dialog:
     log_probs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     seed: int = 0
     turns: int = 0
     finish: str = ""

@@ -67,7 +67,7 @@ class Tasks(Protocol):
     def task(self, number: int) -> Task: ...
 
 
-class Drawn(NamedTuple):
+class DrawnTask(NamedTuple):
     """A task that is to be answered, as `ask` says. number: in its source."""
 
     source: str
@@ -80,7 +80,7 @@ class Drawn(NamedTuple):
         return TaskName(self.task.id, self.source, THINKING if self.ask.thinking else NOT_THINKING)
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """What became of a task that was asked: answers that were scored or cut, and those that
     passed."""
 
@@ -207,11 +207,11 @@ class Asker:
             self.state.setdefault(name, {})
         self.too_long = 0
 
-    def draw(self, number: int) -> list[Drawn]:
+    def draw(self, number: int) -> list[DrawnTask]:
         """The next tasks to ask. ConfigError where one after the other has no room in a row."""
         return [self._next() for _ in range(number)]
 
-    def learn(self, outcomes: Iterable[Outcome]) -> None:
+    def learn(self, outcomes: Iterable[TaskOutcome]) -> None:
         """Take note of pass rates, which later draws go by."""
         of_sources: dict[str, list[float]] = {}
         for source, task, answers, passed in outcomes:
@@ -228,7 +228,7 @@ class Asker:
     def _goes_by_rates(self) -> bool:
         return self._config.rl.curriculum == "learnable" and self._config.run.mode == "rl"
 
-    def _next(self) -> Drawn:
+    def _next(self) -> DrawnTask:
         for _ in range(_LONGEST_WAIT):
             source = self._source()
             number, task = self._task(source)
@@ -273,14 +273,14 @@ class Asker:
                 break
         return number, task
 
-    def _drawn(self, source: SplitTasks, number: int, task: Task) -> Drawn | None:
+    def _drawn(self, source: SplitTasks, number: int, task: Task) -> DrawnTask | None:
         """What is asked of a task; None where it has no room in a row."""
         asked = self.state["asked"]
         nth = asked[source.name] = asked.get(source.name, 0) + 1
         thinking = thinks(self._config, source.settings, nth)
         seed = mixed(epoch_key(self._seed, "rollouts", 0), self.state["drawn"]) >> 1
         ask = ask_of(self._config, task, thinking, seed, self._encode)
-        return Drawn(source.name, number, task, ask) if has_room(self._config, ask) else None
+        return DrawnTask(source.name, number, task, ask) if has_room(self._config, ask) else None
 
     @property
     def _seed(self) -> int:
@@ -329,7 +329,7 @@ def has_room(config: Config, ask: Ask) -> bool:
     return len(ask.prompt) + ask.max_new_tokens <= config.data.sequence_length + 1
 
 
-def held_out(config: Config, source: SplitTasks, encode: Encode) -> list[Drawn]:
+def held_out(config: Config, source: SplitTasks, encode: Encode) -> list[DrawnTask]:
     """What an evaluation asks of a source: each task once, in each mode that it is trained in."""
     modes, drawn = modes_of(config, source.settings), []
     for number in source.first_held_out(config.rollouts.eval_prompts):
@@ -337,7 +337,7 @@ def held_out(config: Config, source: SplitTasks, encode: Encode) -> list[Drawn]:
         for thinking in modes:
             seed = mixed(epoch_key(config.run.seed, f"held out\0{source.name}", 0), number) >> 1
             ask = ask_of(config, task, thinking, seed, encode, samples=1)
-            drawn.append(Drawn(source.name, number, task, ask))
+            drawn.append(DrawnTask(source.name, number, task, ask))
     return [each for each in drawn if has_room(config, each.ask)]
 
 

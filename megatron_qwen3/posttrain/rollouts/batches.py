@@ -1,6 +1,6 @@
 """A batch of rollouts on the first rank: asked, rewarded, filtered, filled up again, written down.
 
-    batch = Batch(config, number, step, before, asker, decode, rewards)
+    batch = RolloutBatch(config, number, step, before, asker, decode, rewards)
     asks = batch.begin()
     while asks:
         asks = batch.take(engine.sample(asks))      # rewards them; what is to be asked besides
@@ -28,8 +28,8 @@ from megatron_qwen3.posttrain.policy.entropy_band import next_coefficient
 from megatron_qwen3.posttrain.rewards.rewards import Reward, Rewards
 from megatron_qwen3.posttrain.rewards.weights import PARTS
 from megatron_qwen3.posttrain.rollouts import record as records
-from megatron_qwen3.posttrain.rollouts.asking import Asker, Drawn, Outcome
-from megatron_qwen3.posttrain.rollouts.record import Array, Record
+from megatron_qwen3.posttrain.rollouts.asking import Asker, DrawnTask, TaskOutcome
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, STOP, Ask, Rollout
 from megatron_qwen3.posttrain.watching.samples import SHOWN_GROUPS, pieces_of
 from megatron_qwen3.settings import Config
@@ -40,7 +40,7 @@ NEARLY_ALL = 0.9  # answers of a batch, which are why nothing is left of it
 class Group(NamedTuple):
     """A task's answers and what they are worth."""
 
-    drawn: Drawn
+    drawn: DrawnTask
     rollouts: Sequence[Rollout]
     texts: Sequence[str]
     rewards: Sequence[Reward]
@@ -51,7 +51,7 @@ class Group(NamedTuple):
         return np.array([np.nan if r.total is None else r.total for r in self.rewards], np.float64)
 
 
-class Batch:
+class RolloutBatch:
     """One batch while it is made. step: updates that its weights have behind them; before: the
     state in the record before, {} at first; seconds: spent so far, by what; refit: what the engine
     says of the weights that it was given for it."""
@@ -72,7 +72,7 @@ class Batch:
         self._known = known
         self._config, self.number, self.step, self._before = config, number, step, before
         self._asker, self._decode, self._rewards = asker, decode, rewards
-        self._drawn: list[Drawn] = []
+        self._drawn: list[DrawnTask] = []
         self.groups: list[Group] = []
         self.rounds = 0
         self.seconds = Counter[str]()
@@ -115,7 +115,7 @@ class Batch:
         parts_GP[np.isnan(totals)] = np.nan
         return teaches(parts_GP, settings, list(self._rewards.weights(group.drawn.task).values()))
 
-    def record(self, entropies: Sequence[float] = ()) -> Record:
+    def record(self, entropies: Sequence[float] = ()) -> RolloutRecord:
         """The whole batch, with the state of the loop from here on.
 
         entropies: of the updates since the batch before was made, as they came.
@@ -129,7 +129,7 @@ class Batch:
         kept_N = np.array([self.is_kept(g) for g in self.groups for _ in g.rollouts], bool)
         is_trained_N = kept_N & self._has_room(columns) & self._is_answer(columns, reward_N)
         parts = [_scores(reward) for reward in rewards]
-        whole = Record(
+        whole = RolloutRecord(
             self.number,
             self.number * config.batch_updates,
             self.step,
@@ -149,7 +149,7 @@ class Batch:
         advantage_N = advantages_of(config, whole, weight_NP)
         return replace(whole, advantage_N=advantage_N, state=self._state(whole, entropies))
 
-    def _state(self, record: Record, entropies: Sequence[float]) -> dict[str, Any]:
+    def _state(self, record: RolloutRecord, entropies: Sequence[float]) -> dict[str, Any]:
         """asking: the asker's; entropy_coefficient: of this batch's updates; tokens: trained before
         it; update_tokens: of each of its updates; empty, idle, truncated_alone: batches in a row,
         with this one, that left nothing to train, that left some updates nothing, and of which
@@ -176,7 +176,7 @@ class Batch:
             **{name: before.get(name, 0) + 1 if so else 0 for name, so in in_a_row.items()},
         }
 
-    def samples(self, record: Record) -> Iterator[dict[str, Any]]:
+    def samples(self, record: RolloutRecord) -> Iterator[dict[str, Any]]:
         """Some rollouts for reading: the best and the worst of the first groups."""
         first = 0
         for group in self.groups[:SHOWN_GROUPS]:
@@ -236,7 +236,7 @@ class Batch:
         places_N: Array = columns["prompt_lengths_N"] + columns["lengths_N"] - 1
         return places_N <= self._config.data.sequence_length
 
-    def _outcomes(self, record: Record) -> Iterator[Outcome]:
+    def _outcomes(self, record: RolloutRecord) -> Iterator[TaskOutcome]:
         """What the curriculum hears of each task: an answer that was cut is one that did not pass,
         also where it is not scored; or what is always cut would count as never asked."""
         passed_N, first = record.passed_N, 0
@@ -244,7 +244,9 @@ class Batch:
         for group in self.groups:
             own = passed_N[first : first + len(group.rollouts)]
             known = own[~np.isnan(own)]
-            yield Outcome(group.drawn.source, group.drawn.task.id, len(known), float(known.sum()))
+            yield TaskOutcome(
+                group.drawn.source, group.drawn.task.id, len(known), float(known.sum())
+            )
             first += len(group.rollouts)
 
     def _counts(self) -> dict[str, float]:
@@ -264,7 +266,7 @@ class Batch:
 
 
 def rewarded(
-    drawn: Sequence[Drawn],
+    drawn: Sequence[DrawnTask],
     made: Sequence[Sequence[Rollout]],
     decode: Callable[[Sequence[int]], str],
     rewards: Rewards,
@@ -289,7 +291,10 @@ def rewarded(
 
 
 def advantages_of(
-    config: Config, record: Record, weight_NP: Array | None = None, penalty_N: Array | None = None
+    config: Config,
+    record: RolloutRecord,
+    weight_NP: Array | None = None,
+    penalty_N: Array | None = None,
 ) -> Array:
     """The advantages of what is trained, float32 [N]; 0 of the rest, which no mean counts.
 

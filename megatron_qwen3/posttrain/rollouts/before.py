@@ -18,9 +18,9 @@ import numpy as np
 
 from megatron_qwen3.model.outputs import Head, log_probs
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.rollouts.record import Array, Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.record_files import read_old, write_old
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.model import Model
 
@@ -40,8 +40,8 @@ def penalizes(config: Config) -> bool:
 def own(
     config: Config,
     model: Model,
-    record: Record,
-    rows: Sequence[Rows | None],
+    record: RolloutRecord,
+    rows: Sequence[RolloutRows | None],
     alive: Callable[[], None] = lambda: None,
 ) -> Array:
     """The policy's, float32 [T], on all ranks; computed once in the life of a batch."""
@@ -56,8 +56,8 @@ def own(
 
 def scored(
     model: Model,
-    rows: Sequence[Rows | None],
-    record: Record,
+    rows: Sequence[RolloutRows | None],
+    record: RolloutRecord,
     temperature: float,
     alive: Callable[[], None] = lambda: None,
 ) -> Array:

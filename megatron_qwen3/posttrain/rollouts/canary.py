@@ -19,7 +19,7 @@ import torch
 
 from megatron_qwen3.model.distributions import log_probs_and_entropy
 from megatron_qwen3.parallel.layout import row_unit
-from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, Draw
+from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died, TokenDraw
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.batch import TokenBatch
 from megatron_qwen3.training.model import Model
@@ -42,7 +42,7 @@ def ask(
 ) -> list[Answer]:
     """What a server answers at the temperature of rollouts, `tokens` to each prompt. Died where it
     does not."""
-    draw = Draw(temperature, _SEED, 1, tokens, ())
+    draw = TokenDraw(temperature, _SEED, 1, tokens, ())
     with ThreadPoolExecutor(len(prompts)) as pool:
         made = list(pool.map(lambda prompt: client.generate(prompt, draw), prompts))
     if short := [len(drawn.tokens) for (drawn,) in made if len(drawn.tokens) < tokens]:

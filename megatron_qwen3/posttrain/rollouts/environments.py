@@ -80,8 +80,8 @@ def opened(settings: AgentConfig, leads: bool = True) -> Iterator[Environments]:
             yield Environments(Python.tools, partial(Python, sandbox), sandbox.workers)
     elif settings.environment == SEARCH:
         corpus = Corpus.read(settings.corpus) if leads else None
-        make = _nowhere if corpus is None else partial(Search, corpus)
-        yield Environments(Search.tools, make, cores())
+        make = _nowhere if corpus is None else partial(CorpusSearch, corpus)
+        yield Environments(CorpusSearch.tools, make, cores())
     else:
         own = _own(settings.environment)
         yield Environments(tuple(own.tools), own, _AT_ONCE)
@@ -179,7 +179,7 @@ class Python:
         """Nothing is kept."""
 
 
-class Search:
+class CorpusSearch:
     """Texts of a corpus that have words of a query."""
 
     tools: Tools = (

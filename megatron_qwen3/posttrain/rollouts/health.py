@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from megatron_qwen3.posttrain.rollouts.record import Record
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord
 from megatron_qwen3.posttrain.watching.summary import ZERO
 from megatron_qwen3.settings import Config
 from megatron_qwen3.training.bad_batch import BadBatch
@@ -22,7 +22,7 @@ _WAYS_OUT = "easier or harder tasks, more rollouts.samples or rl.refills"
 TRUNCATED, UNSCORED, FAILED = 0.05, 0.01, 0.01  # shares of answers above which a line says so
 
 
-def lines(config: Config, record: Record) -> Iterator[str]:
+def lines(config: Config, record: RolloutRecord) -> Iterator[str]:
     """What a person should know of the batch."""
     counts, answers, batch = record.counts, len(record), f"batch {record.batch}"
     limit = config.rollouts.max_new_tokens
@@ -57,7 +57,7 @@ def lines(config: Config, record: Record) -> Iterator[str]:
         yield f"{batch}: no answer has an advantage, so that no reward is learnt: {_why(record)}"
 
 
-def check(config: Config, record: Record) -> None:
+def check(config: Config, record: RolloutRecord) -> None:
     """BadBatch where it is the last of more batches than rl.most_empty without use. Answers that
     were cut are of none, unless they are scored like others."""
     most, state = config.rl.most_empty, record.state
@@ -75,7 +75,7 @@ def check(config: Config, record: Record) -> None:
         )
 
 
-def _why(record: Record) -> str:
+def _why(record: RolloutRecord) -> str:
     counts = record.counts
     asked, unscored = counts["asked"], counts["unscored_groups"]
     if not asked:
@@ -87,7 +87,7 @@ def _why(record: Record) -> str:
     return f"the answers of each of {asked:,} tasks were rewarded alike{rate}: {_WAYS_OUT} help"
 
 
-def _is_all_alike(config: Config, record: Record) -> bool:
+def _is_all_alike(config: Config, record: RolloutRecord) -> bool:
     """Whether answers are trained and none of them has an advantage, nor gets one by its divergence
     from the reference."""
     if config.rl.kl.coefficient and config.rl.kl.place == "reward":

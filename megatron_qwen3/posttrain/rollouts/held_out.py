@@ -17,7 +17,7 @@ from statistics import fmean
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards.rewards import Reward
 from megatron_qwen3.posttrain.rollouts import asking
-from megatron_qwen3.posttrain.rollouts.asking import Drawn
+from megatron_qwen3.posttrain.rollouts.asking import DrawnTask
 from megatron_qwen3.posttrain.rollouts.batches import Group, rewarded
 from megatron_qwen3.posttrain.rollouts.maker import Rollouts
 from megatron_qwen3.posttrain.rollouts.record import passed
@@ -38,7 +38,7 @@ def evaluate(
     version: of the weights of now. `goes_on` is asked on all ranks now and then; None where it
     says no.
     """
-    drawn: list[Drawn] = []  # on the first rank
+    drawn: list[DrawnTask] = []  # on the first rank
     groups: list[Group] = []
 
     def ask() -> list[Ask]:

@@ -20,9 +20,9 @@ from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rewards.rewards import Rewards
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.asking import Asker, SplitTasks
-from megatron_qwen3.posttrain.rollouts.batches import Batch
+from megatron_qwen3.posttrain.rollouts.batches import RolloutBatch
 from megatron_qwen3.posttrain.rollouts.prompts import encoder
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout, RolloutEngine
 from megatron_qwen3.posttrain.teacher_settings import known_ids
 from megatron_qwen3.settings import Config
@@ -51,7 +51,7 @@ class Rollouts:
         self.seconds = Counter[str]()  # of batches that were made, by what they were spent on
         self._tokenizer, self.encode = tokenizer, encoder(config, tokenizer)
 
-    def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> Record:
+    def batch(self, number: int, step: int, entropies: Sequence[float] = ()) -> RolloutRecord:
         """The record of a batch, which the weights of `step` updates sample where there is none.
 
         entropies: of the updates since the batch before was made. ConfigError where it is damaged.
@@ -59,7 +59,7 @@ class Rollouts:
         folder = folder_of(self.config.run_dir, number)
         if not of_first(folder.exists):
             self._make(number, step, entropies)
-        return Record.read(folder)
+        return RolloutRecord.read(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text, in which control tokens stand as they are."""
@@ -71,7 +71,7 @@ class Rollouts:
         return self.model_scores(flat) if self.model_scores else None
 
     def _make(self, number: int, step: int, entropies: Sequence[float]) -> None:
-        batch: Batch | None = None  # on other ranks than the first
+        batch: RolloutBatch | None = None  # on other ranks than the first
 
         def begin() -> list[Ask]:
             nonlocal batch
@@ -105,12 +105,12 @@ class Rollouts:
                 asks = of_first(take)
         of_first(write)
 
-    def _batch(self, number: int, step: int) -> Batch:
+    def _batch(self, number: int, step: int) -> RolloutBatch:
         assert self.rewards is not None
         config, before = self.config, newest_state(self.config, number)
         asker = Asker(config, self.sources, self.encode, before.get("asking"))
         known = known_ids(config) if config.run.mode == "distill" else None
-        return Batch(config, number, step, before, asker, self.decode, self.rewards, known)
+        return RolloutBatch(config, number, step, before, asker, self.decode, self.rewards, known)
 
 
 def newest_state(config: Config, number: int) -> dict[str, Any]:

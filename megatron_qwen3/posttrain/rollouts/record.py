@@ -1,7 +1,7 @@
 """A batch of rollouts on the disk: RUN_DIR/rollouts/NNNNNN/, written whole, read by every rank.
 
-    Record.of(batch, step, groups, judged, state, …).write(folder_of(run_dir, 7), samples)
-    record = Record.read(folder_of(run_dir, 7))     # ConfigError, one line, where it is damaged
+    RolloutRecord.of(batch, step, groups, judged, state, …).write(folder_of(run_dir, 7), samples)
+    record = RolloutRecord.read(folder_of(run_dir, 7))  # ConfigError, one line, where it is damaged
     clean(run_dir, step)                            # on resume: what was sampled later goes away
 
 An update is a function of the record and of the weights, so a run that is killed in the middle of a
@@ -82,7 +82,7 @@ class TaskName(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class RolloutRecord:
     """A batch of rollouts.
 
     batch: its number; first_step: of its first update; sampled_step: updates that the weights had
@@ -207,7 +207,7 @@ class Record:
             write_whole(partial / RECORD_FILE, [json.dumps(about).encode()])
 
     @classmethod
-    def read(cls, folder: Path) -> Record:
+    def read(cls, folder: Path) -> RolloutRecord:
         """ConfigError, in one line, where it is missing, damaged or of another version."""
         about = read_about(folder)
         try:
@@ -266,7 +266,7 @@ def passed(total: float | None, parts: Mapping[str, float | None]) -> bool | Non
 
 
 def of_groups(groups: Sequence[Sequence[Rollout]], tasks: Sequence[TaskName]) -> dict[str, Any]:
-    """The fields of a Record that rollouts say; tasks: that each group answers."""
+    """The fields of a RolloutRecord that rollouts say; tasks: that each group answers."""
     rollouts = [rollout for group in groups for rollout in group]
     sizes = [len(group) for group in groups]
 
@@ -315,7 +315,7 @@ def batches(run_dir: Path) -> list[int]:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What record.json says. ConfigError as of `Record.read`."""
+    """What record.json says. ConfigError as of `RolloutRecord.read`."""
     try:
         about = parse_json(read_small(inside(folder, RECORD_FILE)))
         version = about["version"]
@@ -333,7 +333,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state of the loop with all that the next batch goes on from, pass rates of single tasks
-    included. ConfigError as of `Record.read`."""
+    included. ConfigError as of `RolloutRecord.read`."""
     about = read_about(folder)
     state = dict(about["state"])
     if RATES_FILE not in about.get(SUMS, {}):

@@ -27,7 +27,7 @@ import torch
 from megatron_qwen3.convert import hf_config
 from megatron_qwen3.convert.hf_writer import Sink
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts.gather import Bucket, Gathered
 from megatron_qwen3.posttrain.rollouts.in_server.mq3_refit import Link, Table, checksum
 from megatron_qwen3.posttrain.rollouts.vllm_client import Client, Died
@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.01
 
 
 @dataclass
-class Written:
+class WrittenWeights:
     """Weights in a folder. fault: why they are not; "" where they are."""
 
     table: Table
@@ -68,12 +68,15 @@ def write(
     most_bytes: int,
     leads: bool,
     alive: Callable[[], None] = lambda: None,
-) -> Written:
+) -> WrittenWeights:
     """Replace a folder by the weights of now, as files of safetensors; all ranks call it.
 
     leads: on the first rank, which alone writes, and has the result; alive: of each bucket.
     """
-    made, buckets = Written(weights.table if leads else []), weights.buckets(most_bytes, alive)
+    made, buckets = (
+        WrittenWeights(weights.table if leads else []),
+        weights.buckets(most_bytes, alive),
+    )
     if leads:
         try:
             _write(made, folder, buckets)
@@ -84,7 +87,7 @@ def write(
     return made
 
 
-def _write(made: Written, folder: Path, buckets: Any) -> None:
+def _write(made: WrittenWeights, folder: Path, buckets: Any) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     needed, free = bytes_of(made.table), shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -119,7 +122,7 @@ class Receivers:
     met: bool = False
 
 
-class Exchange(NamedTuple):
+class RefitExchange(NamedTuple):
     """way: "gloo" or "nccl"; host: the first rank's address for servers; seconds: after which the
     first rank gives a message up."""
 
@@ -138,7 +141,7 @@ def patience(config: Config) -> float:
 def send(
     weights: Gathered,
     to: Receivers,
-    exchange: Exchange,
+    exchange: RefitExchange,
     most_bytes: int,
     leads: bool,
     alive: Callable[[], None] = lambda: None,
@@ -174,7 +177,7 @@ class _Sender:
     """The first rank's side of an exchange: `meet`, `send` where that was true, `end`."""
 
     def __init__(
-        self, weights: Gathered, to: Receivers, exchange: Exchange, most_bytes: int
+        self, weights: Gathered, to: Receivers, exchange: RefitExchange, most_bytes: int
     ) -> None:
         self._to, self._exchange, self._fault = to, exchange, ""
         self._tables = [weights.rows(units) for units in weights.plan(most_bytes)]
@@ -252,7 +255,7 @@ def _fault(call: Future[Any], broken: str = "") -> str:
         return broken
     try:
         workers = call.result()
-    except (Died, Refused) as error:
+    except (Died, RequestRefused) as error:
         return str(error) or type(error).__name__
     return "" if all("unbegun" in worker for worker in workers) else broken
 

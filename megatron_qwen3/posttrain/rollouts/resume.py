@@ -14,8 +14,8 @@ from functools import partial
 from megatron_qwen3.parallel.first import of_first
 from megatron_qwen3.posttrain.rollouts import record as records
 from megatron_qwen3.posttrain.rollouts.forgetting import forget as forget_old
-from megatron_qwen3.posttrain.rollouts.record import Record, folder_of
-from megatron_qwen3.posttrain.rollouts.rows import Rows
+from megatron_qwen3.posttrain.rollouts.record import RolloutRecord, folder_of
+from megatron_qwen3.posttrain.rollouts.rows import RolloutRows
 from megatron_qwen3.settings import Config, ConfigError
 from megatron_qwen3.storage.folder import checkpoints, step_of
 from megatron_qwen3.training.metrics_file import FILE_NAME, read_rows
@@ -89,7 +89,7 @@ def left_out_tokens(run: Run) -> int:
     return total
 
 
-def counted(run: Run, record: Record, rows: Rows, step: int) -> tuple[int, int]:
+def counted(run: Run, record: RolloutRecord, rows: RolloutRows, step: int) -> tuple[int, int]:
     """Tokens that are trained when an update is done, and positions of it; all ranks call it."""
     state = record.state
     tokens = state["tokens"] + sum(state["update_tokens"][: step - record.first_step + 1])

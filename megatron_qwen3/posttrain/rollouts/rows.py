@@ -1,7 +1,7 @@
 """The rollouts of an update as rows of an optimizer step.
 
     updates = record.updates(count=4, seed=1)              # of each its rollouts; [] where none
-    rows = Rows.of(record, updates[0], length=4096, ranks=8, micro_batch=1, unit=1)
+    rows = RolloutRows.of(record, updates[0], length=4096, ranks=8, micro_batch=1, unit=1)
     batch = rows.batch(data_rank, {"advantage": advantage_N}, {"old_log_prob": old_T})
     values_T = rows.spread(log_prob_RS)                     # back from positions to tokens
 
@@ -23,7 +23,7 @@ import torch
 
 from data_prep.best_fit import best_fit
 from megatron_qwen3.model.stretches import Stretches
-from megatron_qwen3.posttrain.rollouts.record import Array, Record
+from megatron_qwen3.posttrain.rollouts.record import Array, RolloutRecord
 from megatron_qwen3.training.batch import TokenBatch
 
 _LONGER = 1.02  # by which rows grow until their rollouts fit in
@@ -31,13 +31,13 @@ SEQUENCE, SHARE = "sequence", "share"
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RolloutRows:
     """The rollouts of each row, by their numbers; rows without any fill a schedule.
 
     length: positions of each; ranks: data ranks, which have equally many of the rows.
     """
 
-    record: Record
+    record: RolloutRecord
     members: tuple[tuple[int, ...], ...]
     length: int
     ranks: int
@@ -45,13 +45,13 @@ class Rows:
     @classmethod
     def of(
         cls,
-        record: Record,
+        record: RolloutRecord,
         rollouts: Sequence[int],
         length: int,
         ranks: int,
         micro_batch: int = 1,
         unit: int = 1,
-    ) -> Rows:
+    ) -> RolloutRows:
         """Rows for rollouts that fit: length: of the longest row; unit: that lengths are multiples
         of. ValueError where a rollout is longer than a row, or there is none."""
         chosen = np.asarray(rollouts, np.int64)

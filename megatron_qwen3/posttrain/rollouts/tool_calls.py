@@ -25,7 +25,7 @@ _CALL = re.compile(f"{TOOL_CALL}(.*?)(?:{END_TOOL_CALL}|(?={TOOL_CALL})|$)", re.
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """One call. fault: why it is none; the model is told."""
 
     name: str = ""
@@ -33,7 +33,7 @@ class Call:
     fault: str = ""
 
 
-def calls_of(text: str) -> list[Call]:
+def calls_of(text: str) -> list[ToolCall]:
     """The calls after the thinking, in order; those within it are thoughts. Where there are too
     many, the model is told in place of the others."""
     _, answer = split_thinking(text)
@@ -42,7 +42,7 @@ def calls_of(text: str) -> list[Call]:
     if more <= 0:
         return calls
     fault = f"an answer may have {_MOST_CALLS} calls; {more:,} more were not made"
-    return [*calls[:_MOST_CALLS], Call(fault=fault)]
+    return [*calls[:_MOST_CALLS], ToolCall(fault=fault)]
 
 
 def header_of(chat: ChatTokenizer, prompt: Sequence[int]) -> list[int]:
@@ -61,18 +61,18 @@ def answers_ids(chat: ChatTokenizer, texts: Sequence[str], header: Sequence[int]
     return [*ids, *header]
 
 
-def _call(match: re.Match[str]) -> Call:
+def _call(match: re.Match[str]) -> ToolCall:
     if not match.group().endswith(END_TOOL_CALL):
-        return Call(fault=f"{TOOL_CALL} is not closed by {END_TOOL_CALL}")
+        return ToolCall(fault=f"{TOOL_CALL} is not closed by {END_TOOL_CALL}")
     try:
         call = json.loads(match[1])
         name, arguments = call["name"], call.get("arguments", {})
         if isinstance(arguments, str):  # as OpenAI's clients have them
             arguments = json.loads(arguments)
     except (ValueError, RecursionError) as error:
-        return Call(fault=f"the call is no JSON: {error}"[:300])
+        return ToolCall(fault=f"the call is no JSON: {error}"[:300])
     except (TypeError, KeyError, AttributeError):
-        return Call(fault='a call is {"name": …, "arguments": {…}}')
+        return ToolCall(fault='a call is {"name": …, "arguments": {…}}')
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        return Call(fault="name is a text and arguments is an object")
-    return Call(name, arguments)
+        return ToolCall(fault="name is a text and arguments is an object")
+    return ToolCall(name, arguments)

@@ -32,12 +32,12 @@ import torch.distributed as dist
 
 from megatron_qwen3.generate.thinking import ThinkingBudget
 from megatron_qwen3.parallel.first import of_first
-from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts import canary, refit
 from megatron_qwen3.posttrain.rollouts.gather import Gathered
 from megatron_qwen3.posttrain.rollouts.packed import packed, unpacked
 from megatron_qwen3.posttrain.rollouts.rollout import Ask, Rollout
-from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, WAITING, WORD_SECONDS, Batch
+from megatron_qwen3.posttrain.rollouts.vllm_batch import DONE, WAITING, WORD_SECONDS, AskBatch
 from megatron_qwen3.posttrain.rollouts.vllm_client import Died
 from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member
 from megatron_qwen3.posttrain.rollouts.vllm_server import MODEL_FOLDER
@@ -95,7 +95,9 @@ class VllmEngine:
         self._gets_rollouts = everywhere or self._leads
         self._given: tuple[int, int] | None = None  # version, and the model's count of updates
         self._folder = folder_of(config)
-        self._written: refit.Written | None = None  # the weights of now, where a folder has them
+        self._written: refit.WrittenWeights | None = (
+            None  # the weights of now, where a folder has them
+        )
         self._prompts = canary.prompts_of(config)
         self.refits = Refits()
 
@@ -136,7 +138,7 @@ class VllmEngine:
         """The samples of each ask, by the weights of the last refit. All ranks call it alike."""
         if self._version < 0:
             raise RuntimeError("servers have no weights yet: refit comes first")
-        batch = Batch(asks, self._config, self._ends, self._budget_of)
+        batch = AskBatch(asks, self._config, self._ends, self._budget_of)
         try:
             while (state := of_first(lambda: batch.work(self._fleet, self._version))) != DONE:
                 self._beat()
@@ -216,7 +218,7 @@ class VllmEngine:
             return self._of_servers(load)
         to = refit.Receivers([m.client for m in chosen], [m.workers for m in chosen])
         patience = refit.patience(self._config)
-        exchange = refit.Exchange(settings.refit, host_of(self._config), patience)
+        exchange = refit.RefitExchange(settings.refit, host_of(self._config), patience)
         watched = self._alive, self._waiting
         refit.send(self._weights, to, exchange, settings.bucket_bytes, self._leads, *watched)
 
@@ -309,7 +311,7 @@ class VllmEngine:
         """Why a server did not do it; "" where it did."""
         try:
             action(member)
-        except (Died, Refused) as error:
+        except (Died, RequestRefused) as error:
             return str(error) or type(error).__name__
         return ""
 

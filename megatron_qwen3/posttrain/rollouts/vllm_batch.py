@@ -1,6 +1,6 @@
 """The answers of one batch while servers write them: rows, and the requests that go on with them.
 
-    batch = Batch(asks, …)
+    batch = AskBatch(asks, …)
     while (state := batch.work(fleet, version)) != DONE:
         …                       # WAITING: give servers that came back their weights, and go on
     batch.rollouts()
@@ -22,9 +22,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from megatron_qwen3.generate.thinking import Thinking, ThinkingBudget
-from megatron_qwen3.posttrain.replies import Refused
+from megatron_qwen3.posttrain.replies import RequestRefused
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR, LENGTH, STOP, Ask, Rollout
-from megatron_qwen3.posttrain.rollouts.vllm_client import Died, Draw, Drawn
+from megatron_qwen3.posttrain.rollouts.vllm_client import Died, DrawnSample, TokenDraw
 from megatron_qwen3.posttrain.rollouts.vllm_fleet import Fleet, Member
 from megatron_qwen3.settings import Config
 
@@ -60,7 +60,7 @@ class PendingSample:
             else:
                 break
 
-    def take(self, drawn: Drawn, version: int, stops: Sequence[int]) -> None:
+    def take(self, drawn: DrawnSample, version: int, stops: Sequence[int]) -> None:
         """Go on with what a server drew."""
         asked = self.room()
         self.parts += 1
@@ -108,7 +108,7 @@ class _Request:
         return sum(member.generation == count for member, count in self.failed)
 
 
-class Batch:
+class AskBatch:
     """The samples of all asks."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Batch:
         self._concurrency = config.rollouts.vllm.concurrency
         self._version = 0
         self._rows: list[list[PendingSample]] = []
-        self._flying: dict[Future[list[Drawn]], tuple[_Request, Member, int]] = {}
+        self._flying: dict[Future[list[DrawnSample]], tuple[_Request, Member, int]] = {}
         self._todo: list[_Request] = []
         for number, ask in enumerate(asks):
             made = budget_of(ask.thinking_budget) if ask.thinking_budget else None
@@ -204,10 +204,10 @@ class Batch:
             future = self._pool.submit(member.client.generate, *self._question(request))
             self._flying[future] = (request, member, member.generation)
 
-    def _question(self, request: _Request) -> tuple[list[int], Draw]:
+    def _question(self, request: _Request) -> tuple[list[int], TokenDraw]:
         row = request.rows[0]
         ask = self._asks[row.ask]
-        draw = Draw(
+        draw = TokenDraw(
             temperature=self._temperature,
             seed=seed_of(ask.seed, row.sample, row.parts),
             samples=len(request.rows),
@@ -216,11 +216,11 @@ class Batch:
         )
         return [*ask.prompt, *row.tokens], draw
 
-    def _take(self, future: Future[list[Drawn]], fleet: Fleet, version: int) -> None:
+    def _take(self, future: Future[list[DrawnSample]], fleet: Fleet, version: int) -> None:
         request, member, generation = self._flying.pop(future)
         try:
             drawn = future.result()
-        except Refused as error:
+        except RequestRefused as error:
             for row in request.rows:
                 row.finish, row.error = ERROR, f"{member.name}: {error}"
             return

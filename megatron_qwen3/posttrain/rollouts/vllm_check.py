@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from megatron_qwen3.posttrain.replies import LockedOut, Refused
+from megatron_qwen3.posttrain.replies import LockedOut, RequestRefused
 from megatron_qwen3.posttrain.rollouts.vllm_client import KEY_VARIABLE, Client, Died
 from megatron_qwen3.posttrain.rollouts.vllm_server import is_healthy, python_of
 from megatron_qwen3.settings import Config, ConfigError
@@ -47,7 +47,7 @@ def _check_server(url: str, vocabulary: int) -> None:
             f"rollouts.vllm.urls: {url}: {error}; the key in the environment variable "
             f"{KEY_VARIABLE} {told}"
         ) from None
-    except (Died, Refused) as error:
+    except (Died, RequestRefused) as error:
         raise ConfigError(
             f"rollouts.vllm.urls: {url} is no server that takes weights ({error}); start it by "
             "python -m megatron_qwen3.posttrain.rollouts.serve"

@@ -1,7 +1,7 @@
 """One server of vLLM over HTTP: ids in, ids out, and the calls of a refit.
 
     client = Client("http://127.0.0.1:8000", vocabulary=151936, seconds=600)
-    client.generate(prompt, Draw(1.0, seed=7, samples=8, max_tokens=512, stops=(151645,)))
+    client.generate(prompt, TokenDraw(1.0, seed=7, samples=8, max_tokens=512, stops=(151645,)))
 
 What is asked has every setting of sampling in it, since a server fills in what is missing by files
 of its own and takes misspelt names without a word. What comes back is checked before it is used:
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from megatron_qwen3.posttrain.generators import Limits
-from megatron_qwen3.posttrain.replies import Malformed, Refused
+from megatron_qwen3.posttrain.generators import EndpointLimits
+from megatron_qwen3.posttrain.replies import Malformed, RequestRefused
 from megatron_qwen3.posttrain.wire import Failure, Wire
 
 KEY_VARIABLE = "VLLM_API_KEY"  # as vLLM calls it
@@ -34,7 +34,7 @@ class Died(Exception):
 
 
 @dataclass(frozen=True)
-class Draw:
+class TokenDraw:
     """How tokens are drawn. seed: sample k draws from seed + k. stops: ids that end an answer,
     which has them as its last token."""
 
@@ -66,7 +66,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSample:
     """One sample. versions: of the weights that wrote its tokens, in their order."""
 
     tokens: list[int]
@@ -76,25 +76,29 @@ class Drawn:
 
 
 class Client:
-    """Any thread may ask. Died and Refused say why there is no answer."""
+    """Any thread may ask. Died and RequestRefused say why there is no answer."""
 
     def __init__(self, url: str, vocabulary: int, seconds: float) -> None:
         self.url, self._vocabulary = url, vocabulary
-        limits = Limits(tries=1, seconds=seconds, most_bytes=_MOST_BYTES, key_variable=KEY_VARIABLE)
+        limits = EndpointLimits(
+            tries=1, seconds=seconds, most_bytes=_MOST_BYTES, key_variable=KEY_VARIABLE
+        )
         self._wire = Wire(url, limits, os.environ.get(KEY_VARIABLE, ""), direct=True)
 
     def stop(self) -> None:
         """Nothing is waited for any more."""
         self._wire.stop()
 
-    def generate(self, prompt: Sequence[int], draw: Draw) -> list[Drawn]:
-        """The samples in order. Refused, before it is sent, where an id would kill the server."""
+    def generate(self, prompt: Sequence[int], draw: TokenDraw) -> list[DrawnSample]:
+        """The samples in order. RequestRefused, unsent, where an id would kill the server."""
         for token in (min(prompt, default=-1), max(prompt, default=-1)):
             if not 0 <= token < self._vocabulary:
-                raise Refused(f"token {token:,} is no id of a vocabulary of {self._vocabulary:,}")
+                raise RequestRefused(
+                    f"token {token:,} is no id of a vocabulary of {self._vocabulary:,}"
+                )
         body = {"token_ids": list(prompt), "sampling_params": draw.body()}
         path = "/inference/v1/generate"
-        made: list[Drawn] = self._ask(path, body, lambda reply: self._drawn(reply, draw))
+        made: list[DrawnSample] = self._ask(path, body, lambda reply: self._drawn(reply, draw))
         return made
 
     def call(self, method: str, **arguments: Any) -> list[dict[str, Any]]:
@@ -107,8 +111,8 @@ class Client:
         return results
 
     def look(self) -> None:
-        """Died or Refused where it is no server that a run can give weights to, or the key is
-        another one; touches nothing."""
+        """Died or RequestRefused where it is no server that a run can give weights to, or the key
+        is another one; touches nothing."""
         self._ask("/collective_rpc", {"method": "mq3_check", "kwargs": {"table": []}}, _results)
 
     def check(self, table: Table) -> int:
@@ -137,7 +141,7 @@ class Client:
         except Failure as error:
             raise Died(f"{self.url}: {error}") from None
 
-    def _drawn(self, reply: Any, draw: Draw) -> list[Drawn]:
+    def _drawn(self, reply: Any, draw: TokenDraw) -> list[DrawnSample]:
         choices = _table(reply).get("choices")
         if not isinstance(choices, list) or len(choices) != draw.samples:
             raise Malformed(f"not {draw.samples} choices: {repr(choices)[:200]}")
@@ -147,7 +151,7 @@ class Client:
         except (LookupError, TypeError, ValueError) as error:
             raise Malformed(f"a choice lacks what rollouts need: {error!r}") from None
 
-    def _choice(self, choice: dict[str, Any], most: int) -> Drawn:
+    def _choice(self, choice: dict[str, Any], most: int) -> DrawnSample:
         tokens = [int(token) for token in choice["token_ids"]]
         content = choice["logprobs"]["content"] if tokens else []
         log_probs = [float(entry["logprob"]) for entry in content]
@@ -164,7 +168,7 @@ class Client:
         versions = [str(span["version"]) for span in choice["weight_versions"] or ()]
         if tokens and not versions:
             raise ValueError("weight_versions does not say whose tokens these are")
-        return Drawn(tokens, log_probs, choice["finish_reason"], versions)
+        return DrawnSample(tokens, log_probs, choice["finish_reason"], versions)
 
 
 def _table(reply: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Programs that a model wrote, run where they can harm nothing.
 
-    with Sandbox(Limits(seconds=10), workers=4) as sandbox:
+    with Sandbox(ProgramLimits(seconds=10), workers=4) as sandbox:
         outcome = sandbox.run("print(int(input()) + 1)", "41")
     outcome.stdout      # "42\\n"; outcome.status 0, outcome.killed_by "", outcome.failure ""
 
@@ -11,7 +11,7 @@ refuses, with a ConfigError, where one does not hold: nothing is ever run withou
 `Examination` runs tests of functions in a sandbox beside the program's. torch is not imported.
 """
 
-from megatron_qwen3.posttrain.sandbox.limits import Limits, Outcome
+from megatron_qwen3.posttrain.sandbox.limits import ProgramLimits, ProgramOutcome
 from megatron_qwen3.posttrain.sandbox.pool import Sandbox
 
-__all__ = ["Limits", "Outcome", "Sandbox"]
+__all__ = ["ProgramLimits", "ProgramOutcome", "Sandbox"]

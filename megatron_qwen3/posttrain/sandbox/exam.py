@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_qwen3.posttrain.sandbox.harness import beside_the_program
-from megatron_qwen3.posttrain.sandbox.limits import CLOSED, Limits, Outcome
+from megatron_qwen3.posttrain.sandbox.limits import CLOSED, ProgramLimits, ProgramOutcome
 from megatron_qwen3.posttrain.sandbox.pool import Sandbox
-from megatron_qwen3.posttrain.sandbox.process import Job, pipe
+from megatron_qwen3.posttrain.sandbox.process import SandboxedProgram, pipe
 
 _CALLS = Path(__file__).with_name("calls.py")
 
 
 @dataclass(frozen=True)
-class Report:
+class ExamReport:
     """reason: why a program did not pass; "" where it did. failure: why nobody can say, or ""."""
 
     reason: str = ""
@@ -37,8 +37,8 @@ class Report:
 
 
 def examine(
-    sandbox: Sandbox, program: str, tests: Sequence[str], limits: Limits | None = None
-) -> Report:
+    sandbox: Sandbox, program: str, tests: Sequence[str], limits: ProgramLimits | None = None
+) -> ExamReport:
     """What came of the tests, which run one after another in one namespace, up to the first that
     fails. limits: of all tests together. SyntaxError where they are no Python."""
     limits = limits or sandbox.limits
@@ -47,13 +47,13 @@ def examine(
     source = _CALLS.read_text(encoding="utf-8")
     asked, asks = pipe()
     said, says = pipe()
-    asking = Job(
+    asking = SandboxedProgram(
         source,
         json.dumps(told).encode(),
         arguments=("ask", str(asks), str(said)),
         descriptors=(asks, said),
     )
-    answering = Job(
+    answering = SandboxedProgram(
         program,
         harness=beside_the_program(source),
         arguments=("answer", str(asked), str(says)),
@@ -83,25 +83,29 @@ def names(tests: Sequence[str]) -> list[str]:
 
 
 def _report(
-    tests: Sequence[str], token: str, of_tests: Outcome, of_program: Outcome, limits: Limits
-) -> Report:
+    tests: Sequence[str],
+    token: str,
+    of_tests: ProgramOutcome,
+    of_program: ProgramOutcome,
+    limits: ProgramLimits,
+) -> ExamReport:
     report = _last_line(of_tests.stdout, token)
     if failure := of_tests.failure or (not report.get("is_ready") and of_program.failure):
-        return Report(failure=failure)
+        return ExamReport(failure=failure)
     reached = reason_of(of_program, limits) or ("" if report else reason_of(of_tests, limits))
     if not report:
         last = " ".join(of_tests.stderr.split())[-200:]
-        return Report(reached, "" if reached else f"the tests ended early: {last}")
+        return ExamReport(reached, "" if reached else f"the tests ended early: {last}")
     if not report["reason"]:
-        return Report()
+        return ExamReport()
     if of_program.failure:  # what it would have answered is not known
-        return Report(failure=of_program.failure)
+        return ExamReport(failure=of_program.failure)
     if not report["test"]:
-        return Report(reached or f"the program fails: {report['reason']}"[:300])
+        return ExamReport(reached or f"the program fails: {report['reason']}"[:300])
     place = f"test {report['test']} of {len(tests)}"
     text = " ".join(tests[report["test"] - 1].split())
     last = f"; {report['last']}" if report["last"] else ""
-    return Report(f"{place}: {reached or report['reason']}{last}: {text}"[:500])
+    return ExamReport(f"{place}: {reached or report['reason']}{last}: {text}"[:500])
 
 
 def _last_line(output: str, token: str) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _last_line(output: str, token: str) -> dict[str, Any]:
     return dict(json.loads(last)) if last.startswith(json.dumps({"token": token})[:-1]) else {}
 
 
-def reason_of(outcome: Outcome, limits: Limits) -> str:
+def reason_of(outcome: ProgramOutcome, limits: ProgramLimits) -> str:
     """Which limit ended a program; "" where none did."""
     return {
         "": "",

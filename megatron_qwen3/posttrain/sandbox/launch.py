@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.sandbox import seccomp
-from megatron_qwen3.posttrain.sandbox.limits import Limits
+from megatron_qwen3.posttrain.sandbox.limits import ProgramLimits
 
 PROGRAM = "/program.py"  # where a program lies within its sandbox
 _NOBODY = 65534
@@ -50,7 +50,12 @@ class Launcher:
         return cls(bwrap, shell, prlimit, python, prefix, drop, seccomp.program())
 
     def command(
-        self, limits: Limits, program: int, filter: int, harness: str, arguments: Sequence[str]
+        self,
+        limits: ProgramLimits,
+        program: int,
+        filter: int,
+        harness: str,
+        arguments: Sequence[str],
     ) -> list[str]:
         """The words that run `harness`, Python source, with arguments.
 
@@ -90,7 +95,7 @@ _ENVIRONMENT = {
 }
 
 
-def _limits(limits: Limits) -> list[str]:
+def _limits(limits: ProgramLimits) -> list[str]:
     """Set within, where processes are counted for this sandbox alone."""
     return [
         f"--nproc={limits.processes}",

@@ -11,7 +11,7 @@ CLOSED = "closed"  # nobody waited for it any more
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """seconds: of wall-clock time, once the program has begun; cpu_seconds: of each process, the
     start of about 0.02 s included. memory_bytes: address space of each process, and resident memory
     of all together. processes: with threads. disk_bytes: of /tmp; a quarter of it besides of
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """What came of a program.
 
     status: as shells count it, 0 for success and 128 + n where signal n ended it; None where a

@@ -1,6 +1,6 @@
 """`Sandbox`: many programs at once, each in a sandbox of its own; results are remembered.
 
-with Sandbox(Limits(), workers=4) as sandbox:
+with Sandbox(ProgramLimits(), workers=4) as sandbox:
     outcomes = sandbox.run_all([("print(1)", ""), ("print(input())", "2")])
 """
 
@@ -18,8 +18,8 @@ from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
 from megatron_qwen3.posttrain.sandbox import probe, process
 from megatron_qwen3.posttrain.sandbox.launch import Launcher
-from megatron_qwen3.posttrain.sandbox.limits import CLOSED, TIME, Limits, Outcome
-from megatron_qwen3.posttrain.sandbox.process import Job
+from megatron_qwen3.posttrain.sandbox.limits import CLOSED, TIME, ProgramLimits, ProgramOutcome
+from megatron_qwen3.posttrain.sandbox.process import SandboxedProgram
 
 _CACHED_BYTES = 64 << 20  # of programs and what they wrote
 
@@ -30,8 +30,8 @@ class Sandbox:
     workers: programs that run at once, from whatever threads they are asked for.
     """
 
-    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, limits: ProgramLimits | None = None, workers: int | None = None) -> None:
+        self.limits = limits or ProgramLimits()
         self.workers = workers if workers is not None else cores()
         if self.workers < 1:
             raise ConfigError(f"sandbox: workers = {workers}; valid: at least 1")
@@ -55,7 +55,9 @@ class Sandbox:
         self._closing.set()
         self._threads.shutdown(cancel_futures=True)
 
-    def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
+    def run(
+        self, program: str, stdin: str = "", limits: ProgramLimits | None = None
+    ) -> ProgramOutcome:
         """What came of a Python program. The same one on the same input is run once."""
         limits = limits or self.limits
         words = repr((program, stdin, limits)).encode("utf-8", "replace")
@@ -63,21 +65,23 @@ class Sandbox:
         found = self._cache.get(key)
         if found is None:
             with self._free:
-                job = Job(program, stdin.encode("utf-8", "replace"))
+                job = SandboxedProgram(program, stdin.encode("utf-8", "replace"))
                 found = self._run(job, limits, self._closing)
             # What else ended it depends on the machine's load, too.
             if not found.failure and found.killed_by not in (TIME, CLOSED):
                 self._cache.put(key, found)
         return found
 
-    def run_all(self, jobs: Sequence[tuple[str, str]]) -> list[Outcome]:
+    def run_all(self, jobs: Sequence[tuple[str, str]]) -> list[ProgramOutcome]:
         """The outcomes of (program, stdin), in their order."""
         return list(self._threads.map(lambda job: self.run(*job), jobs))
 
-    def run_pair(self, first: Job, second: Job, limits: Limits) -> tuple[Outcome, Outcome]:
+    def run_pair(
+        self, first: SandboxedProgram, second: SandboxedProgram, limits: ProgramLimits
+    ) -> tuple[ProgramOutcome, ProgramOutcome]:
         """Two programs at once, which talk through descriptors; the first ends the second."""
         is_over = threading.Event()
-        seconds: list[Outcome] = []
+        seconds: list[ProgramOutcome] = []
         # A program dies with the thread that started it: each thread waits for its own.
         thread = threading.Thread(target=lambda: seconds.append(self._run(second, limits, is_over)))
         with self._free:
@@ -89,7 +93,9 @@ class Sandbox:
                 thread.join()
         return outcome, seconds[0]
 
-    def _run(self, job: Job, limits: Limits, is_over: threading.Event) -> Outcome:
+    def _run(
+        self, job: SandboxedProgram, limits: ProgramLimits, is_over: threading.Event
+    ) -> ProgramOutcome:
         def is_stopped() -> bool:
             return is_over.is_set() or self._closing.is_set()
 
@@ -101,16 +107,16 @@ class _Cache:
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0
-        self._outcomes: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._outcomes: OrderedDict[bytes, ProgramOutcome] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> Outcome | None:
+    def get(self, key: bytes) -> ProgramOutcome | None:
         with self._lock:
             if key in self._outcomes:
                 self._outcomes.move_to_end(key)
             return self._outcomes.get(key)
 
-    def put(self, key: bytes, outcome: Outcome) -> None:
+    def put(self, key: bytes, outcome: ProgramOutcome) -> None:
         with self._lock:
             if key not in self._outcomes:
                 self._outcomes[key] = outcome
@@ -119,5 +125,5 @@ class _Cache:
                 self._bytes -= _size(self._outcomes.popitem(last=False)[1])
 
 
-def _size(outcome: Outcome) -> int:
+def _size(outcome: ProgramOutcome) -> int:
     return 500 + 4 * (len(outcome.stdout) + len(outcome.stderr))

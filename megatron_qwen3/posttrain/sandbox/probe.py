@@ -19,8 +19,8 @@ from typing import Any
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.posttrain.sandbox import process
 from megatron_qwen3.posttrain.sandbox.launch import Launcher
-from megatron_qwen3.posttrain.sandbox.limits import Limits, Outcome
-from megatron_qwen3.posttrain.sandbox.process import Job
+from megatron_qwen3.posttrain.sandbox.limits import ProgramLimits, ProgramOutcome
+from megatron_qwen3.posttrain.sandbox.process import SandboxedProgram
 
 _TRIES = Path(__file__).with_name("tries.py")
 _SECONDS = 60.0  # on a machine that is busy
@@ -31,17 +31,17 @@ _WAY_OUT = (
 )
 
 
-def check(launcher: Launcher, limits: Limits) -> None:
+def check(launcher: Launcher, limits: ProgramLimits) -> None:
     """ConfigError, in one line, where no program starts, or one gets through a wall."""
     with _bait(launcher, limits) as told:
-        job = Job(_TRIES.read_text(encoding="utf-8"), json.dumps(told).encode())
+        job = SandboxedProgram(_TRIES.read_text(encoding="utf-8"), json.dumps(told).encode())
         longer = replace(limits, seconds=_SECONDS, cpu_seconds=int(_SECONDS), output_bytes=1 << 16)
         outcome = process.run(launcher, longer, job)
     if reason := _reason(outcome):
         raise ConfigError(f"the sandbox does not work here: {reason}; {_WAY_OUT}")
 
 
-def _reason(outcome: Outcome) -> str:
+def _reason(outcome: ProgramOutcome) -> str:
     if outcome.failure:
         return " ".join(outcome.failure.split())
     if outcome.status != 0:
@@ -51,7 +51,7 @@ def _reason(outcome: Outcome) -> str:
 
 
 @contextlib.contextmanager
-def _bait(launcher: Launcher, limits: Limits) -> Iterator[dict[str, Any]]:
+def _bait(launcher: Launcher, limits: ProgramLimits) -> Iterator[dict[str, Any]]:
     """What a program without walls would reach."""
     name, home = f"mq3-{uuid.uuid4().hex}", os.path.expanduser("~")
     with contextlib.ExitStack() as stack:

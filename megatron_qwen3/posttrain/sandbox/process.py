@@ -1,6 +1,6 @@
 """One program from its start to its end: what it writes is read, and its limits are watched.
 
-    outcome = run(launcher, limits, Job(program, b"stdin"))
+    outcome = run(launcher, limits, SandboxedProgram(program, b"stdin"))
 
 Killing the first process of a namespace of process numbers kills all in it, however they hide. All
 else that ends it comes from the kernel: it dies with the thread that called `run`, also by kill -9.
@@ -28,8 +28,8 @@ from megatron_qwen3.posttrain.sandbox.limits import (
     MEMORY,
     OUTPUT,
     TIME,
-    Limits,
-    Outcome,
+    ProgramLimits,
+    ProgramOutcome,
 )
 
 _WATCH_SECONDS = 0.05  # between two looks at memory
@@ -40,7 +40,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Job:
+class SandboxedProgram:
     """A program and what is on its standard input.
 
     harness: what runs it. arguments: of the harness, after the descriptor by which it says that it
@@ -56,10 +56,10 @@ class Job:
 
 def run(
     launcher: Launcher,
-    limits: Limits,
-    job: Job,
+    limits: ProgramLimits,
+    job: SandboxedProgram,
     is_stopped: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> ProgramOutcome:
     """Run it to its end, or to the first limit that it reaches, or until `is_stopped`."""
     started = time.monotonic()
     try:
@@ -87,7 +87,7 @@ def pipe() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _started(
-    launcher: Launcher, limits: Limits, job: Job
+    launcher: Launcher, limits: ProgramLimits, job: SandboxedProgram
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The process, and the end of a pipe that has a byte once the harness has begun."""
     with contextlib.ExitStack() as stack:
@@ -162,7 +162,7 @@ class _Watched:
         self,
         process: subprocess.Popen[bytes],
         begun: int,
-        limits: Limits,
+        limits: ProgramLimits,
         is_stopped: Callable[[], bool],
     ) -> None:
         self.process, self.limits, self.is_stopped = process, limits, is_stopped
@@ -218,7 +218,7 @@ class _Watched:
         self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_seconds = used.ru_utime + used.ru_stime
 
-    def outcome(self, seconds: float) -> Outcome:
+    def outcome(self, seconds: float) -> ProgramOutcome:
         stdout, stderr = (bytes(out).decode("utf-8", "replace") for out in self.output.values())
         status = self.process.returncode
         if self.killed_by and not self.is_begun:
@@ -228,7 +228,7 @@ class _Watched:
         if not self.killed_by and status < 0:
             return _failed(f"it was ended from outside, by signal {-status}", seconds)
         killed_by = self.killed_by or self._cpu_limit(status)
-        return Outcome(None if killed_by else status, stdout, stderr, seconds, killed_by)
+        return ProgramOutcome(None if killed_by else status, stdout, stderr, seconds, killed_by)
 
     def _cpu_limit(self, status: int) -> str:
         by_kernel = status in (128 + signal.SIGKILL, 128 + signal.SIGXCPU)
@@ -271,8 +271,8 @@ def _close(pipe: IO[bytes]) -> None:
         pipe.close()
 
 
-def _failed(reason: str, seconds: float) -> Outcome:
-    return Outcome(None, "", "", seconds, failure=reason)
+def _failed(reason: str, seconds: float) -> ProgramOutcome:
+    return ProgramOutcome(None, "", "", seconds, failure=reason)
 
 
 def _kill_within(pid: int) -> None:

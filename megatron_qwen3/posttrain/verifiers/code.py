@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Literal
 
 from megatron_qwen3.config import ConfigError
-from megatron_qwen3.posttrain.sandbox import Limits, Sandbox
+from megatron_qwen3.posttrain.sandbox import ProgramLimits, Sandbox
 from megatron_qwen3.posttrain.sandbox.exam import examine, names, reason_of
 from megatron_qwen3.posttrain.sandbox.limits import CLOSED
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
@@ -120,14 +120,14 @@ def _sorted(tests: Sequence[Test]) -> tuple[list[tuple[str, str]], list[str]]:
     return pairs, asserts
 
 
-def _limits(seconds: float) -> Limits:
+def _limits(seconds: float) -> ProgramLimits:
     if not 0 < seconds < 3600:
         raise CannotJudge(f"seconds = {seconds}; valid: above 0, below 3600")
-    return Limits(seconds=_WALL * seconds, cpu_seconds=math.ceil(seconds))
+    return ProgramLimits(seconds=_WALL * seconds, cpu_seconds=math.ceil(seconds))
 
 
 def _fault(
-    sandbox: Sandbox, limits: Limits, program: str, given: str, wanted: str, tolerance: float
+    sandbox: Sandbox, limits: ProgramLimits, program: str, given: str, wanted: str, tolerance: float
 ) -> str:
     """Why the program does not write what is wanted; "" where it does."""
     outcome = sandbox.run(program, given, limits)

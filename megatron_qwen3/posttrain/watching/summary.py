@@ -14,14 +14,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from megatron_qwen3.posttrain.rewards import hacking
-from megatron_qwen3.posttrain.rollouts.record import FINISHES, Array, Record
+from megatron_qwen3.posttrain.rollouts.record import FINISHES, Array, RolloutRecord
 from megatron_qwen3.posttrain.rollouts.rollout import ABORT, ERROR
 
 Row = dict[str, float | None]
 ZERO = 1e-8  # advantages are float32: of a group without any they are exactly 0, or rounding
 
 
-def summary(record: Record) -> Row:
+def summary(record: RolloutRecord) -> Row:
     """The numbers of a batch, by name."""
     tokens_N, scored_N, passed_N = record.lengths_N, ~np.isnan(record.reward_N), record.passed_N
     row: Row = {
@@ -53,7 +53,7 @@ def summary(record: Record) -> Row:
     return row | dict(_of_sources(record)) | dict(_of_parts(record)) | _of_time(record)
 
 
-def _zero_groups(record: Record) -> float | None:
+def _zero_groups(record: RolloutRecord) -> float | None:
     """The share of groups whose answers have no advantage over each other; None where nothing is
     rewarded, as in distillation."""
     if np.isnan(record.reward_N).all():
@@ -64,7 +64,7 @@ def _zero_groups(record: Record) -> float | None:
     return _mean(others_G == 0)
 
 
-def _of_sources(record: Record) -> Iterator[tuple[str, float | None]]:
+def _of_sources(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
     """Of each source and mode what its answers got."""
     places = dict.fromkeys((task.source, task.mode) for task in record.tasks)
     passed_N = record.passed_N
@@ -80,7 +80,7 @@ def _of_sources(record: Record) -> Iterator[tuple[str, float | None]]:
         yield f"truncated/{name}", _mean(record.is_truncated_N[mine_N])
 
 
-def _of_parts(record: Record) -> Iterator[tuple[str, float | None]]:
+def _of_parts(record: RolloutRecord) -> Iterator[tuple[str, float | None]]:
     """Of each part that scored an answer its mean."""
     for place, part in enumerate(record.parts):
         score = _mean(record.parts_NP[:, place])
@@ -88,7 +88,7 @@ def _of_parts(record: Record) -> Iterator[tuple[str, float | None]]:
             yield f"part/{part}", score
 
 
-def _of_time(record: Record) -> Row:
+def _of_time(record: RolloutRecord) -> Row:
     """Seconds by what they were spent on, their sum, and how fast answers came."""
     row: Row = {f"seconds/{name}": float(value) for name, value in record.seconds.items()}
     if (coefficient := record.state.get("entropy_coefficient")) is not None:

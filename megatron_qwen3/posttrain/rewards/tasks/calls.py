@@ -11,8 +11,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
     as_calls,
 )
 
@@ -27,7 +27,7 @@ class _Tool(NamedTuple):
     name: str
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
-    arguments: Callable[[Draw], dict[str, Any]]
+    arguments: Callable[[TaskDraw], dict[str, Any]]
     said: Mapping[str, tuple[str, ...]]
 
 
@@ -130,7 +130,7 @@ _TOOLS = (
 )
 
 
-def calls(draw: Draw) -> Made:
+def calls(draw: TaskDraw) -> Made:
     """One or two calls with 2 to 4 tools to choose from; one task in eight needs none of them."""
     tools = draw.sample(_TOOLS, draw.randint(2, 4))
     if draw.random() < 1 / 8:

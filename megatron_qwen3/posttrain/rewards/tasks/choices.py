@@ -10,8 +10,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
 )
 
 _LETTERS = "ABCDE"
@@ -45,7 +45,7 @@ _ASKED = {
 }
 
 
-def choice(draw: Draw) -> Made:
+def choice(draw: TaskDraw) -> Made:
     """One of three kinds of questions."""
     question = draw.choice((_sum, _largest, _multiple))
     text, language, right, wrong = question(draw, draw.randint(3, 4))
@@ -64,20 +64,20 @@ def choice(draw: Draw) -> Made:
 _Question = tuple[str, str, int, Sequence[int]]  # text, language, right, wrong
 
 
-def _sum(draw: Draw, others: int) -> _Question:
+def _sum(draw: TaskDraw, others: int) -> _Question:
     a, b = draw.randint(10, 99), draw.randint(10, 99)
     near = [a + b + distance for distance in (-20, -11, -10, -2, -1, 1, 2, 9, 10, 20)]
     language, wording = draw.wording(_SUM)
     return wording.format(a=a, b=b), language, a + b, draw.sample(near, others)
 
 
-def _largest(draw: Draw, others: int) -> _Question:
+def _largest(draw: TaskDraw, others: int) -> _Question:
     right = draw.randint(30, 999)
     language, wording = draw.wording(_LARGEST)
     return wording, language, right, draw.sample(range(right // 2, right), others)
 
 
-def _multiple(draw: Draw, others: int) -> _Question:
+def _multiple(draw: TaskDraw, others: int) -> _Question:
     a = draw.randint(3, 9)
     right = a * draw.randint(3, 20)
     wrong = [number for number in range(right - 12, right + 13) if number % a]

@@ -11,8 +11,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
 )
 
 _TESTS = 6
@@ -47,24 +47,24 @@ class _Family(NamedTuple):
     arguments: str
     task: str
     body: str
-    settings: Callable[[Draw], dict[str, Any]]
-    inputs: Callable[[Draw], tuple[Any, ...]]
+    settings: Callable[[TaskDraw], dict[str, Any]]
+    inputs: Callable[[TaskDraw], tuple[Any, ...]]
 
 
-def _numbers(draw: Draw) -> tuple[list[int]]:
+def _numbers(draw: TaskDraw) -> tuple[list[int]]:
     return ([draw.randint(-20, 40) for _ in range(draw.randint(0, 7))],)
 
 
-def _word(draw: Draw) -> tuple[str]:
+def _word(draw: TaskDraw) -> tuple[str]:
     return ("".join(draw.choice("abcdeio ") for _ in range(draw.randint(0, 9))),)
 
 
-def _often_mirrored(draw: Draw) -> tuple[str]:
+def _often_mirrored(draw: TaskDraw) -> tuple[str]:
     (word,) = _word(draw)
     return (word + word[::-1] if draw.random() < 0.5 else word,)
 
 
-def _nothing(draw: Draw) -> dict[str, Any]:
+def _nothing(draw: TaskDraw) -> dict[str, Any]:
     return {}
 
 
@@ -147,7 +147,7 @@ _FAMILIES = (
 )
 
 
-def code(draw: Draw) -> Made:
+def code(draw: TaskDraw) -> Made:
     """A function of one argument, and what it returns for some arguments."""
     family = draw.choice(_FAMILIES)
     settings = family.settings(draw)
@@ -168,7 +168,7 @@ def code(draw: Draw) -> Made:
 
 
 def _examples(
-    draw: Draw, family: _Family, function: Callable[..., Any]
+    draw: TaskDraw, family: _Family, function: Callable[..., Any]
 ) -> list[tuple[tuple[Any, ...], Any]]:
     """Arguments and results, which are not all the same: no constant passes for the function."""
     for _ in range(_ATTEMPTS):

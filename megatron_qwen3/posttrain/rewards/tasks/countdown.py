@@ -8,8 +8,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
     tagged,
 )
 
@@ -39,7 +39,7 @@ _WORDINGS = {
 }
 
 
-def countdown(draw: Draw) -> Made:
+def countdown(draw: TaskDraw) -> Made:
     """3 to 5 numbers of 1 to 25, of which 2 or more make a target of 1 to 999."""
     numbers = [draw.randint(1, 25) for _ in range(draw.randint(3, 5))]
     expression, target = _way(draw, draw.sample(numbers, draw.randint(2, len(numbers))))
@@ -53,7 +53,7 @@ def countdown(draw: Draw) -> Made:
     )
 
 
-def _way(draw: Draw, numbers: list[int]) -> tuple[str, int]:
+def _way(draw: TaskDraw, numbers: list[int]) -> tuple[str, int]:
     """An expression of all numbers, one after another, and its value, which stays in bounds."""
     expression, value = str(numbers[0]), numbers[0]
     for number in numbers[1:]:

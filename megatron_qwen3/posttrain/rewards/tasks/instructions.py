@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from megatron_qwen3.posttrain.rewards.tasks.made import Draw, Made
+from megatron_qwen3.posttrain.rewards.tasks.made import Made, TaskDraw
 
 _TOPICS = ("a walk in the rain", "an old library", "a train ride", "a market", "the night sky")
 _ASKED = (
@@ -26,26 +26,26 @@ class _Instruction(NamedTuple):
     follow: Callable[[str], str]
 
 
-def _with_keywords(draw: Draw) -> _Instruction:
+def _with_keywords(draw: TaskDraw) -> _Instruction:
     words = draw.sample(_WORDS, draw.randint(1, 2))
     said = f"Use the word{'s' * (len(words) > 1)} {' and '.join(words)}."
     spec = {"kind": "ifeval/keywords:existence", "keywords": words}
     return _Instruction(said, spec, lambda text: f"{text} There is a {' and a '.join(words)}.")
 
 
-def _without_words(draw: Draw) -> _Instruction:
+def _without_words(draw: TaskDraw) -> _Instruction:
     words = draw.sample(("very", "nice", "always", "beautiful"), 2)
     said = f"Do not use the words {words[0]} and {words[1]}."
     spec = {"kind": "ifeval/keywords:forbidden_words", "forbidden_words": words}
     return _Instruction(said, spec, lambda text: text)
 
 
-def _without_commas(draw: Draw) -> _Instruction:
+def _without_commas(draw: TaskDraw) -> _Instruction:
     said = "Do not use any commas."
     return _Instruction(said, {"kind": "ifeval/punctuation:no_comma"}, lambda text: text)
 
 
-def _with_bullets(draw: Draw) -> _Instruction:
+def _with_bullets(draw: TaskDraw) -> _Instruction:
     count = draw.randint(2, 5)
     said = f"Include exactly {count} bullet points, in Markdown, as * this."
     spec = {"kind": "ifeval/detectable_format:number_bullet_lists", "num_bullets": count}
@@ -53,18 +53,18 @@ def _with_bullets(draw: Draw) -> _Instruction:
     return _Instruction(said, spec, lambda text: f"{text}\n\n{bullets}\n\n")
 
 
-def _with_title(draw: Draw) -> _Instruction:
+def _with_title(draw: TaskDraw) -> _Instruction:
     said = "Give it a title in double angular brackets, as <<title>>."
     spec = {"kind": "ifeval/detectable_format:title"}
     return _Instruction(said, spec, lambda text: f"<<Quiet hours>>\n\n{text}")
 
 
-def _in_small_letters(draw: Draw) -> _Instruction:
+def _in_small_letters(draw: TaskDraw) -> _Instruction:
     said = "Write in English, in small letters only, without capitals."
     return _Instruction(said, {"kind": "ifeval/change_case:english_lowercase"}, str.lower)
 
 
-def _with_words(draw: Draw) -> _Instruction:
+def _with_words(draw: TaskDraw) -> _Instruction:
     count = draw.randint(20, 60)
     said = f"Write at least {count} words."
     spec = {
@@ -75,14 +75,14 @@ def _with_words(draw: Draw) -> _Instruction:
     return _Instruction(said, spec, lambda text: text + " The hours pass slowly there." * 12)
 
 
-def _with_highlights(draw: Draw) -> _Instruction:
+def _with_highlights(draw: TaskDraw) -> _Instruction:
     count = draw.randint(1, 3)
     said = f"Highlight at least {count} part{'s' * (count > 1)} in Markdown, as *this*."
     spec = {"kind": "ifeval/detectable_format:number_highlighted_sections", "num_highlights": count}
     return _Instruction(said, spec, lambda text: text + " It is *quiet there*." * count)
 
 
-def _with_end(draw: Draw) -> _Instruction:
+def _with_end(draw: TaskDraw) -> _Instruction:
     phrase = draw.choice(_ENDS)
     said = f'End with the exact phrase "{phrase}", and nothing after it.'
     spec = {"kind": "ifeval/startend:end_checker", "end_phrase": phrase}
@@ -103,7 +103,7 @@ _INSTRUCTIONS = (  # in the order in which a text is made that follows them
 _KEPT_BY_SAYING_NOTHING = (_without_words, _without_commas, _in_small_letters)
 
 
-def instructions(draw: Draw) -> Made:
+def instructions(draw: TaskDraw) -> Made:
     """1 to 3 of them, of which one at least takes more than a word; all must be followed."""
     chosen: list[int] = []
     while all(_INSTRUCTIONS[n] in _KEPT_BY_SAYING_NOTHING for n in chosen):

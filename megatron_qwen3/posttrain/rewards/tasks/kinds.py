@@ -26,7 +26,7 @@ from megatron_qwen3.posttrain.rewards.tasks import (
     translation,
     writing,
 )
-from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, Draw, Made, tagged
+from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, Made, TaskDraw, tagged
 from megatron_qwen3.posttrain.verifiers import gym
 from megatron_qwen3.posttrain.verifiers.final import CannotJudge
 from megatron_qwen3.toml import did_you_mean
@@ -35,7 +35,7 @@ OWN = "own:"
 ASKED = tagged(ENGLISH)  # how an answer to reasoning-gym's questions is asked for
 _BLOCK = 256  # tasks of one generator of reasoning-gym, which draws task k from (its seed + k)
 _ATTEMPTS = 20  # to make a task
-Generator = Callable[[Draw], Made]
+Generator = Callable[[TaskDraw], Made]
 
 
 class Gym:
@@ -127,7 +127,7 @@ def task(kind: str, seed: int, number: int) -> Task:
             domain=kind,
             language=found.language,
         )
-    return _of_made(kind, seed, number, made_by(Draw(kind, seed, number)))
+    return _of_made(kind, seed, number, made_by(TaskDraw(kind, seed, number)))
 
 
 def _of_made(kind: str, seed: int, number: int, made: Made) -> Task:

@@ -1,9 +1,9 @@
 """What a generator of tasks makes, and what all of them draw from.
 
-    def countdown(draw: Draw) -> Made: ...
+    def countdown(draw: TaskDraw) -> Made: ...
 
-A generator is a function of a `Draw` alone, a random number generator that knows a few languages:
-the same draw is the same task, on every machine.
+A generator is a function of a `TaskDraw` alone, a random number generator that knows a few
+languages: the same draw is the same task, on every machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Made(NamedTuple):
     system: str = ""
 
 
-class Draw(random.Random):
+class TaskDraw(random.Random):
     """Random choices of one task, by its kind, seed and number."""
 
     def __init__(self, kind: str, seed: int, number: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, FRENCH, GERMAN, Draw, Made
+from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, FRENCH, GERMAN, Made, TaskDraw
 
 _FIRST = ("Ada", "Boris", "Celia", "Darko", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas")
 _LAST = ("Alder", "Brandt", "Castor", "Dorn", "Eklund", "Falk", "Grau", "Holm", "Ivers", "Jansen")
@@ -46,7 +46,7 @@ class _Person(NamedTuple):
     year: str
 
 
-def retrieval(draw: Draw) -> Made:
+def retrieval(draw: TaskDraw) -> Made:
     """3 to 6 passages of one person each; one question in eight is of somebody else."""
     count = draw.randint(3, 6)
     first, last = draw.sample(_FIRST, count + 1), draw.sample(_LAST, count + 1)

@@ -12,8 +12,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
 )
 
 _WORDINGS = {
@@ -30,33 +30,33 @@ _WORDS = ("amber", "birch", "cobalt", "dune", "ember", "fjord", "grove", "harbor
 _Drawn = tuple[dict[str, Any], Any]  # of a schema and a value
 
 
-def _text(draw: Draw) -> _Drawn:
+def _text(draw: TaskDraw) -> _Drawn:
     return {"type": "string"}, draw.choice(_WORDS)
 
 
-def _whole(draw: Draw) -> _Drawn:
+def _whole(draw: TaskDraw) -> _Drawn:
     return {"type": "integer", "minimum": 0}, draw.randint(0, 500)
 
 
-def _half(draw: Draw) -> _Drawn:
+def _half(draw: TaskDraw) -> _Drawn:
     return {"type": "number"}, draw.randint(1, 99) / 2
 
 
-def _flag(draw: Draw) -> _Drawn:
+def _flag(draw: TaskDraw) -> _Drawn:
     return {"type": "boolean"}, draw.random() < 0.5
 
 
-def _one_of(draw: Draw) -> _Drawn:
+def _one_of(draw: TaskDraw) -> _Drawn:
     options = draw.sample(_WORDS, 3)
     return {"type": "string", "enum": options}, draw.choice(options)
 
 
-def _several(draw: Draw) -> _Drawn:
+def _several(draw: TaskDraw) -> _Drawn:
     kind = {"type": "array", "items": {"type": "string"}}
     return kind, draw.sample(_WORDS, draw.randint(1, 3))
 
 
-_FIELDS: dict[str, Callable[[Draw], _Drawn]] = {
+_FIELDS: dict[str, Callable[[TaskDraw], _Drawn]] = {
     "name": _text,
     "count": _whole,
     "price": _half,
@@ -69,7 +69,7 @@ _FIELDS: dict[str, Callable[[Draw], _Drawn]] = {
 }
 
 
-def schema(draw: Draw) -> Made:
+def schema(draw: TaskDraw) -> Made:
     """An object of 2 to 4 fields, or one with another one in it."""
     described, value = _object(draw, draw.sample(sorted(_FIELDS), draw.randint(2, 4)))
     if draw.random() < 0.4:
@@ -83,7 +83,7 @@ def schema(draw: Draw) -> Made:
     return Made(text, verifier, json.dumps(value), language)
 
 
-def _object(draw: Draw, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _object(draw: TaskDraw, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     drawn = {name: _FIELDS[name](draw) for name in names}
     described = {
         "type": "object",

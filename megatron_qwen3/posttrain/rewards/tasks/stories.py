@@ -8,8 +8,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
 )
 
 _BOXED = {
@@ -62,7 +62,7 @@ _SHARE = {  # c things, a eaten, the rest among b
 _NAMES = ("Anna", "Ben", "Clara", "David", "Eva", "Felix", "Maria", "Noah", "Sofia", "Tom")
 
 
-def story(draw: Draw) -> Made:
+def story(draw: TaskDraw) -> Made:
     """Change at a shop, or things that are shared."""
     a, b = draw.randint(2, 9), draw.randint(2, 12)
     if draw.random() < 0.5:

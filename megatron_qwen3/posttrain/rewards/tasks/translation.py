@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from megatron_qwen3.posttrain.rewards.tasks.made import ENGLISH, FRENCH, GERMAN, SPANISH, Draw, Made
+from megatron_qwen3.posttrain.rewards.tasks.made import (
+    ENGLISH,
+    FRENCH,
+    GERMAN,
+    SPANISH,
+    Made,
+    TaskDraw,
+)
 
 _NAMES = {
     ENGLISH: {ENGLISH: "English", GERMAN: "German", FRENCH: "French", SPANISH: "Spanish"},
@@ -70,7 +77,7 @@ _COLOURS: tuple[_Colour, ...] = (
 )
 
 
-def translation(draw: Draw) -> Made:
+def translation(draw: TaskDraw) -> Made:
     """One sentence or two joined ones, from one of the languages into another."""
     language, wording = draw.wording(_WORDINGS)
     target = draw.choice([name for name in _WORDINGS if name != language])

@@ -9,8 +9,8 @@ from megatron_qwen3.posttrain.rewards.tasks.made import (
     FRENCH,
     GERMAN,
     SPANISH,
-    Draw,
     Made,
+    TaskDraw,
 )
 
 _ROLES = (
@@ -55,7 +55,7 @@ _WRITE = {
 }
 
 
-def role(draw: Draw) -> Made:
+def role(draw: TaskDraw) -> Made:
     """A question to somebody who is to be played, and who ends with a phrase."""
     name, phrase = draw.choice(_ROLES)
     question = draw.choice(_QUESTIONS)
@@ -73,7 +73,7 @@ def role(draw: Draw) -> Made:
     )
 
 
-def writing(draw: Draw) -> Made:
+def writing(draw: TaskDraw) -> Made:
     """A short text of a form about a topic."""
     language, wording = draw.wording(_WRITE)
     form, topic = draw.choice(_FORMS[language]), draw.choice(_TOPICS[language])
