@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import curriculum
-from data_prep.tokenization.corpus import Options, tokenize
+from data_prep.tokenization.corpus import CorpusOptions, tokenize
 from data_prep.tokenization.plan import Settings
 from data_prep.tokenizer import train
 from megatron_qwen3.cli import mix_curriculum, optimize_mixture
@@ -57,7 +57,7 @@ def corpus(folder, sizes):
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train([row["text"] for row in rows], 300, folder / "tokenizer")
     chosen = Settings(tokenizer=str(folder / "tokenizer"))
-    tokenize([folder / "a.jsonl"], folder.parent / "tokens", chosen, Options(workers=1))
+    tokenize([folder / "a.jsonl"], folder.parent / "tokens", chosen, CorpusOptions(workers=1))
     return folder.parent
 
 
