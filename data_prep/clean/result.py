@@ -71,7 +71,8 @@ def _folder(settings: CleanSettings) -> Path:
 
 
 class FieldsFound:
-    """What kinds of values there are by name, of the documents of a task."""
+    """What kinds of values there are by name, of the documents of a task; ConfigError at too many:
+    the names may be as many as the values."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
@@ -79,6 +80,7 @@ class FieldsFound:
     def add(self, document: Document) -> None:
         for name, value in labels_of(document).items():
             self._kinds[name] = _joint(self._kinds.get(name), _kind(value))
+        _check_number(self._kinds)
 
     def write(self, settings: CleanSettings, task: int) -> None:
         path = settings.file("work/columns", task, ".json")
@@ -101,14 +103,18 @@ class MergeFields(PipelineStep):  # type: ignore[misc]
             path = self.settings.file("work/columns", task, ".json")
             for name, kind in read_json(path).items():
                 kinds[name] = _joint(kinds.get(name), kind)
-        if len(kinds) > MOST_FIELDS:
-            raise ConfigError(
-                f"documents have {len(kinds):,} different fields, a table at most {MOST_FIELDS:,} "
-                "columns: name those that matter by --keep-fields, in another folder"
-            )
+            _check_number(kinds)
         ordered = {name: kinds[name] for name in sorted(kinds) if name not in _OURS}
         write_whole(self.settings.folder(_COLUMNS), [msgspec.json.encode(_OURS | ordered)])
         yield from ()
+
+
+def _check_number(kinds: Mapping[str, str]) -> None:
+    if len(kinds) > MOST_FIELDS:
+        raise ConfigError(
+            f"documents have {len(kinds):,} different fields, a table at most {MOST_FIELDS:,} "
+            "columns: name those that matter by --keep-fields, in another folder"
+        )
 
 
 def columns(settings: CleanSettings) -> dict[str, str]:

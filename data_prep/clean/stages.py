@@ -78,7 +78,11 @@ from megatron_qwen3.storage.lock import alone, shared
 
 _BYTES_PER_DOCUMENT = 650  # some 2 KB of text, compressed to a third
 _DOCUMENTS_PER_PART = 500_000_000  # some minutes of a task that finds pairs
-STAGES = ("label", "equal", "bands", "pairs", "lend", "compare", "groups", "write", "report")
+# fmt: off
+STAGES = (
+    "label", "equal", "bands", "pairs", "lend", "compare", "groups", "columns", "write", "report",
+)
+# fmt: on
 _WATCH_SECONDS = 0.5
 _worker = ExitStack()  # what a worker holds until it ends
 

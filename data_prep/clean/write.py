@@ -27,11 +27,17 @@ from megatron_qwen3.storage.whole import write_whole
 
 KEPT = "kept"
 EQUAL, NEAR = "equal to another", "much like another"
+MOST_ROWS = 10_000
+_OTHERS = "(others)"
 _SHOWN = 300  # characters of a dropped document that are put aside
 
 
 class Tally:
-    """Documents and bytes of text by source, language and what became of them."""
+    """Documents and bytes of text by source, language and what became of them.
+
+    Beyond MOST_ROWS of them, as where each document has a source of its own, all sources and
+    languages that come first then are counted together.
+    """
 
     def __init__(self) -> None:
         self._documents: Counter[tuple[str, str, str]] = Counter()
@@ -40,6 +46,8 @@ class Tally:
     def add(self, document: Document, outcome: str) -> None:
         labels = document.metadata
         key = (labels["source"], labels.get("language") or UNKNOWN, outcome)
+        if len(self._documents) >= MOST_ROWS and key not in self._documents:
+            key = (_OTHERS, UNKNOWN, outcome)
         self._documents[key] += 1
         self._bytes[key] += len(document.text.encode())
 

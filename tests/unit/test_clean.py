@@ -26,6 +26,7 @@ from data_prep.clean.dedup import groups
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleaningInput, CleanSettings
+from data_prep.clean.write import MOST_ROWS, Tally
 from megatron_qwen3.config import ConfigError
 
 _ESPERANTO = (
@@ -447,6 +448,18 @@ def test_a_cleaning_does_not_go_on_with_other_files_than_it_began_with(tmp_path:
     _write(items, [{"question": _text(7) + _text(8)}])
     with pytest.raises(ConfigError, match=r"inputs have changed \(.*items\.jsonl\)"):
         plan.begin(settings, plan.find_files(settings))
+
+
+def test_sources_without_number_are_counted_together(tmp_path: Path) -> None:
+    tally = Tally()
+    for k in range(2 * MOST_ROWS):
+        labels = {"source": f"s{k}", "language": f"l{k}"}
+        tally.add(Document("ü", "id", metadata=labels), ("kept", "too short")[k % 2])
+    tally.write(tmp_path / "counts.json")
+    rows = json.loads((tmp_path / "counts.json").read_text())
+    assert len(rows) == MOST_ROWS + 2
+    assert ["(others)", "und", "kept", MOST_ROWS // 2, MOST_ROWS] in rows
+    assert sum(row[3] for row in rows) == 2 * MOST_ROWS
 
 
 def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> None:

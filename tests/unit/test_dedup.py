@@ -17,12 +17,21 @@ import pytest
 pytest.importorskip("datatrove")
 
 from data_prep.clean import plan, stages
-from data_prep.clean.dedup import equal
+from data_prep.clean.dedup import equal, pairs
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.dedup.pairs import PAIR, FindPairs
 from data_prep.clean.dedup.sign import SortBands, save_digests
-from data_prep.clean.dedup.stretches import KEYED, KEYS, Rows, read, read_range, write, write_sorted
-from data_prep.clean.files import load, new_rows, read_documents
+from data_prep.clean.dedup.stretches import (
+    KEYED,
+    KEYS,
+    Rows,
+    read,
+    read_all,
+    read_range,
+    write,
+    write_sorted,
+)
+from data_prep.clean.files import load, new_rows, read_documents, save
 from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.minhash import Signing
 from megatron_qwen3.config import ConfigError
@@ -313,6 +322,68 @@ def test_groups_take_at_most_40_bytes_for_each_document_that_goes() -> None:
         tracemalloc.stop()
         assert gone == len(links)
         assert most / gone < 40 + 30e6 / gone  # what is at work at once
+
+
+def _write_pairs(settings: CleanSettings, count: int, files: int) -> None:
+    """As of one group of all documents: each with the first, in every file, and with the one
+    before it in one; signatures are all alike."""
+    each = count // settings.tasks
+    save(settings.file("work", 0, "").with_name("sizes.npy"), np.full(settings.tasks, each))
+    for task in range(settings.tasks):
+        with new_rows(settings.file("work/signatures", task, ".npy"), np.uint16, 8) as rows:
+            rows.write(np.ones((each, 8), np.uint16))
+    pairs = np.zeros(count - 1, PAIR)
+    pairs["b"] = np.arange(1, count)
+    for file in range(files):
+        if file == files - 1:
+            pairs["a"] = pairs["b"] - 1
+        counts = np.bincount(pairs["a"] // each, minlength=settings.tasks)
+        write(settings.file("work/pairs", file, ""), counts, [pairs])
+
+
+def test_memory_of_comparing_does_not_grow_with_the_largest_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_PAIRS_AT_ONCE", 1 << 15)
+    most: dict[str, dict[int, int]] = {"lend": {}, "compare": {}}
+    for count in (84_000, 168_000):
+        settings = CleanSettings(
+            (), str(tmp_path / f"{count}"), tasks=3, signatures=Signing(2, 4), similarity=0.75
+        )
+        _write_pairs(settings, count, files=4)
+        for name, step in (
+            ("lend", pairs.LendSignatures(settings, 4)),
+            ("compare", pairs.ComparePairs(settings)),
+        ):
+            tracemalloc.start()
+            for task in range(3):
+                list(step.run(None, task))
+            most[name][count] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        links = [load(settings.file("work/alike", task, ".npy")) for task in range(3)]
+        assert len(Forest.of(np.concatenate(links)).links()) == count - 1
+    assert most["lend"][168_000] < 1.2 * most["lend"][84_000]
+    # Links of a task are as many as it has documents, whatever groups these are in.
+    assert most["compare"][168_000] < 260 * 56_000
+
+
+def test_pairs_are_lent_once_and_in_order_however_few_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CleanSettings((), str(tmp_path), tasks=3, signatures=Signing(2, 4))
+    _write_pairs(settings, 3000, files=5)
+    found = []
+    for held in (100, 1000, 1 << 20):
+        monkeypatch.setattr(pairs, "_PAIRS_AT_ONCE", held)
+        for task in range(3):
+            list(pairs.LendSignatures(settings, 5).run(None, task))
+        paths = [settings.file("work/lent", task, "") for task in range(3)]
+        lent = [
+            read_all([path], pairs._lent(settings), task) for path in paths for task in range(3)
+        ]
+        found.append([sorted(rows[["a", "b"]].tolist()) for rows in lent])
+    assert found[0] == found[1] == found[2]
+    assert [len(rows) for rows in found[0]] == [1997, 1001, 1000, 0, 999, 1, 0, 0, 999]
 
 
 def _whole_cleaning(settings: CleanSettings, has_locks: bool) -> None:

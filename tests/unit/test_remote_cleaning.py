@@ -14,9 +14,11 @@ import pytest
 pytest.importorskip("datatrove")
 
 import fsspec
+from datatrove.data import Document
 
 from data_prep import remote
 from data_prep.clean import plan, stages
+from data_prep.clean.result import FieldsFound
 from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.clean.web_steps import BlockedUrls, PersonalData
 from data_prep.documents import FilePart, read
@@ -225,8 +227,22 @@ def test_too_many_fields_for_a_table_are_refused(tmp_path: Path) -> None:
     fields = [{f"f{j}-{k}": 1 for k in range(100)} for j in range(11)]
     some = rows(*fields)
     (tmp_path / "in/a.jsonl").write_bytes(jsonl(some))
-    with pytest.raises(ConfigError, match="1,1.. different fields, a table at most 1,000"):
+    with pytest.raises(ConfigError, match="1,0.. different fields, a table at most 1,000"):
         clean(tmp_path, str(tmp_path / "in"), format="parquet")
+
+
+def test_fields_of_a_task_are_refused_before_they_fill_its_memory() -> None:
+    found = FieldsFound()
+    with pytest.raises(ConfigError, match="1,001 different fields, a table at most 1,000"):
+        for k in range(10**6):
+            found.add(Document("text", "id", metadata={f"field {k}": 1}))
+
+
+def test_every_stage_has_a_name_that_time_and_memory_are_given_by(tmp_path: Path) -> None:
+    for kind in ("jsonl", "parquet"):
+        listed = stages.stages(CleanSettings((), str(tmp_path), format=kind), 1)
+        names = [stage.name for stage in listed]
+        assert names == [name for name in stages.STAGES if name != "columns" or kind == "parquet"]
 
 
 def test_a_format_or_place_that_is_none_is_refused(tmp_path: Path) -> None:

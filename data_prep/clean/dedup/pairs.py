@@ -11,7 +11,9 @@ once by their own task, and what is lent once by who needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep.clean.dedup.equal import firsts, gather, ranges
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.dedup.numbering import Numbering, Numbers, numbering_of
-from data_prep.clean.dedup.stretches import KEYED, Counts, Rows, read, read_all, write
+from data_prep.clean.dedup.stretches import KEYED, Counts, Rows, count, read, write
 from data_prep.clean.files import load, save
 from data_prep.clean.settings import CleanSettings
 from data_prep.minhash import resemblance
@@ -29,6 +31,8 @@ from data_prep.units import Hashes
 
 PAIR = np.dtype([("a", "<i8"), ("b", "<i8")])  # numbers of documents, a before b
 _LENT_AT_ONCE = 1 << 14
+_PAIRS_AT_ONCE = 1 << 23
+_CELLS = 1 << 12  # of all documents, by which pairs are counted before they are held
 
 
 class FindPairs(PipelineStep):  # type: ignore[misc]
@@ -66,28 +70,23 @@ class LendSignatures(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         numbering = numbering_of(self.settings)
-        paths = (self.settings.file("work/pairs", task, "") for task in range(self.pair_tasks))
-        pairs = read_all(paths, PAIR, rank)
-        tasks = numbering.place_of(pairs["b"]) - numbering.own
-        order = np.lexsort((pairs["b"], pairs["a"], tasks))
-        pairs, tasks = pairs[order], tasks[order]
-        is_new = np.ones(len(pairs), bool)
-        is_new[1:] = pairs[1:] != pairs[:-1]
-        pairs, tasks = pairs[is_new], tasks[is_new]
+        paths = [self.settings.file("work/pairs", task, "") for task in range(self.pair_tasks)]
         signatures = load(numbering.places[rank].file("signatures"))
-        dtype = _lent(self.settings)
+        counts = np.zeros(self.settings.tasks, np.int64)
 
         def pieces() -> Iterator[Rows]:
-            for at in range(0, len(pairs), _LENT_AT_ONCE):
-                some = pairs[at : at + _LENT_AT_ONCE]
-                rows = np.empty(len(some), dtype)
-                rows["a"], rows["b"] = some["a"], some["b"]
-                rows["signature"] = signatures[some["a"] - numbering.starts[rank]]
-                yield rows
+            for low, high in _ranges_of_later(paths, rank, numbering):
+                pairs, tasks = _distinct(paths, rank, low, high, numbering)
+                counts[:] += np.bincount(tasks, minlength=len(counts))
+                for at in range(0, len(pairs), _LENT_AT_ONCE):
+                    some = pairs[at : at + _LENT_AT_ONCE]
+                    rows = np.empty(len(some), _lent(self.settings))
+                    rows["a"], rows["b"] = some["a"], some["b"]
+                    rows["signature"] = signatures[some["a"] - numbering.starts[rank]]
+                    yield rows
 
-        counts = np.bincount(tasks, minlength=self.settings.tasks)
         write(self.settings.file("work/lent", rank, ""), counts, pieces())
-        self.stat_update("signatures", value=len(pairs))
+        self.stat_update("signatures", value=int(counts.sum()))
         yield from ()
 
 
@@ -103,8 +102,7 @@ class ComparePairs(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         with self.track_time():
-            alike = [np.zeros((0, 2), np.int64), *similar_pairs(self.settings, rank)]
-            links = Forest.of(np.concatenate(alike)).links()
+            links = _joined(similar_pairs(self.settings, rank))
         save(self.settings.file("work/alike", rank, ".npy"), links)
         yield from ()
 
@@ -120,6 +118,56 @@ def similar_pairs(settings: CleanSettings, task: int) -> Iterator[Numbers]:
             like = resemblance(rows["signature"], own[rows["b"] - start])
             rows = rows[like >= settings.similarity]
             yield np.stack([rows["a"], rows["b"]], axis=1)
+
+
+def _ranges_of_later(
+    paths: Sequence[Path], reader: int, numbering: Numbering
+) -> list[tuple[int, int]]:
+    """Documents [low, high) after [low, high), of so many pairs as later ones as are held at once.
+
+    However many documents are alike, and so have pairs with the same first of them.
+    """
+    first, total = numbering.first_own, numbering.total
+    size = sum(count(path, PAIR, reader) for path in paths)
+    if size <= _PAIRS_AT_ONCE:
+        return [(first, total)]
+    edges = np.linspace(first, total, _CELLS + 1).astype(np.int64)
+    of_cells = np.zeros(_CELLS, np.int64)
+    for path in paths:
+        for rows in read(path, PAIR, reader):
+            of_cells += np.histogram(rows["b"], edges)[0]
+    of_range = np.cumsum(of_cells) // _PAIRS_AT_ONCE
+    bounds = [first, *edges[1:-1][np.diff(of_range) > 0].tolist(), total]
+    return list(itertools.pairwise(bounds))
+
+
+def _distinct(
+    paths: Sequence[Path], reader: int, low: int, high: int, numbering: Numbering
+) -> tuple[Rows, Numbers]:
+    """Each pair once whose later document is in [low, high), and the task of that, in its order."""
+    found = [np.zeros(0, PAIR)]
+    for path in paths:
+        for rows in read(path, PAIR, reader):
+            found.append(rows[(rows["b"] >= low) & (rows["b"] < high)])
+    pairs = np.concatenate(found)
+    del found
+    tasks = numbering.place_of(pairs["b"]) - numbering.own
+    order = np.lexsort((pairs["b"], pairs["a"], tasks))
+    pairs, tasks = pairs[order], tasks[order]
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = pairs[1:] != pairs[:-1]
+    return pairs[is_new], tasks[is_new]
+
+
+def _joined(pieces: Iterable[Numbers]) -> Numbers:
+    """The links that join what these pairs join; what is held is so much as that, or a little."""
+    held, size = [np.zeros((0, 2), np.int64)], 0
+    for pairs in pieces:
+        held.append(pairs)
+        size += len(pairs)
+        if size > max(_PAIRS_AT_ONCE, len(held[0])):
+            held, size = [Forest.of(np.concatenate(held)).links()], 0
+    return Forest.of(np.concatenate(held)).links()
 
 
 def _neighbours(keys: Hashes, numbers: Numbers, first_own: int) -> Rows:

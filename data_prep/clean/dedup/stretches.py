@@ -50,6 +50,13 @@ def read(path: Path, dtype: np.dtype[Any], reader: int) -> Iterator[Rows]:
             yield read_rows(file, dtype, min(_AT_ONCE, end - at))
 
 
+def count(path: Path, dtype: np.dtype[Any], reader: int) -> int:
+    """How many rows a reader has."""
+    with path.open("rb") as file:
+        start, end = _seek(file, dtype, _readers(file), reader, reader + 1)
+    return end - start
+
+
 def read_all(paths: Iterable[Path], dtype: np.dtype[Any], reader: int) -> Rows:
     """The rows of a reader in several files, one after the other."""
     pieces = [rows for path in paths for rows in read(path, dtype, reader)]
