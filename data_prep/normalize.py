@@ -41,7 +41,7 @@ def normalize(text: str, is_code: bool = False) -> str:
         return text.strip("\n")
     # An expression that looks at each character is run only where it would find something; what
     # trails at the very end goes with `strip`.
-    if any(blank + "\n" in text for blank in _BLANKS):
+    if any(line and line[-1] in _BLANKS for line in text.split("\n")):
         text = _TRAILING.sub("", text)
     if "\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n", text)

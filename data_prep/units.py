@@ -136,13 +136,18 @@ def _hashes(
     if not len(starts):
         return np.zeros(0, np.uint64)
     lengths = ends - starts
-    first = np.cumsum(lengths) - lengths
-    place = np.arange(len(points)) - np.repeat(first, lengths)
+    past = lengths.cumsum()
+    place = np.ones(len(points), np.int64)  # by how much it is greater than that of the one before
+    place[0] = 0
+    place[past[:-1]] = 1 - lengths[:-1]
+    place.cumsum(out=place)
     if int(lengths.max()) > _LONGEST:
         place &= _LONGEST - 1
     terms = _weights().take(place, mode="clip")
     terms *= points
-    return mix(np.add.reduceat(terms, first))
+    sums = terms.cumsum().take(past - 1)  # modulo 2**64, as their differences are
+    sums[1:] -= sums[:-1].copy()
+    return mix(sums)
 
 
 @cache
