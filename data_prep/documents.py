@@ -144,13 +144,14 @@ def read(
     names: what fields are called in the file, where that is not their name in NAMES; keep: which of
     the others are kept (`kept_fields.py`).
     """
-    kind, kept = _document_type(names), KeptFields(keep, names)
+    kind, kept = document_type(names), KeptFields(keep, names)
     if part.path.endswith(PARQUET):
         return _read_parquet(part, kind, kept)
     return _read_json(part, kind, kept)
 
 
-def _document_type(names: Mapping[str, str]) -> type[msgspec.Struct]:
+def document_type(names: Mapping[str, str]) -> Any:
+    """A struct as Document; names: as of `read`."""
     labels: list[Any] = [(name, Label | None, None) for name in ("source", "language", "domain")]
     labels += [(name, Share | None, None) for name in ("quality", "education")]
     metadata = msgspec.defstruct("Metadata", labels, rename=dict(names), gc=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 UNKNOWN = "unknown"
@@ -45,6 +45,36 @@ class Labels(NamedTuple):
         """A relative path of its own for each combination, whatever the labels are made of."""
         parts = [f"{name}={_file_name(value)}" for name, value in self._asdict().items()]
         return "/".join(parts)
+
+
+class Said(NamedTuple):
+    """What a document is labelled with when it is read, by the names of LABEL_FIELDS; None: with
+    nothing."""
+
+    source: str | None
+    language: str | None
+    domain: str | None
+    quality: float | None
+    education: float | None
+
+
+def said(
+    document: Any, source: str | None = None, language: str | None = None, domain: str | None = None
+) -> Said:
+    """The labels of a document of `documents.py`, for all that read some.
+
+    What it says beside its text goes before what it says in `metadata`, and both before what is
+    given for those that say nothing: by an option, or by a file's name. Empty text says nothing.
+    """
+    within = document.metadata or document
+    quality, education = document.quality, document.education
+    return Said(
+        document.source or within.source or source,
+        document.language or within.language or language,
+        document.domain or within.domain or domain,
+        within.quality if quality is None else quality,
+        within.education if education is None else education,
+    )
 
 
 def level(value: float | None) -> str:

@@ -7,7 +7,6 @@ ReadDocuments(settings).run(None, rank=3)     # documents with `source`, `file` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from data_prep.clean.plan import InputShare, is_text, read_shares
 from data_prep.clean.settings import CleanSettings
 from data_prep.documents import DocumentBatch, FilePart, Problem
 from data_prep.domains import is_code_file
+from data_prep.labels import said
 from data_prep.noted import Scalar
 from data_prep.remote import opened
 from data_prep.tokenizer_file import cut_note
@@ -30,6 +30,7 @@ from megatron_qwen3.shown import shown
 from megatron_qwen3.storage.whole import whole_file
 
 _OURS = frozenset((*documents.NAMES, "file", "safety", "reason", "kept"))  # a field's name as ours
+_TextFile = documents.document_type({})
 _LONGEST_TEXT_BYTES = 1 << 28  # a file of plain text is one document
 
 
@@ -98,21 +99,7 @@ def _batches(part: FilePart, settings: CleanSettings) -> Iterator[DocumentBatch]
     return iter([_text_file(part)])
 
 
-@dataclass
-class _TextFile:
-    """What `documents.Document` asks for, of a file that is all text."""
-
-    text: str
-    id: str | int | None
-    domain: str | None
-    source: str | None = None
-    language: str | None = None
-    quality: float | None = None
-    education: float | None = None
-    metadata: Any = None
-
-
-def _text_file(part: FilePart) -> DocumentBatch:
+def _text_file(part: FilePart) -> Batch:
     if part.end > _LONGEST_TEXT_BYTES:
         fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
         return DocumentBatch([], [], [], [fault], 0, 1.0)
@@ -127,23 +114,16 @@ def _text_file(part: FilePart) -> DocumentBatch:
         fault = Problem(1, "empty document", "its text has no characters")
         return DocumentBatch([], [], [], [fault], 1, 1.0)
     domain = "code" if is_code_file(part.path) else None
-    return DocumentBatch([_TextFile(text, _name(part), domain)], [1], [0], [], 1, 1.0)
+    made = _TextFile(text=text, id=_name(part), domain=domain)
+    return Batch([made], [1], [0], [], 1, 1.0)
 
 
-def _document(
-    read: Any, share: InputShare, position: int, fields: Mapping[str, Scalar]
-) -> Document:
-    """With the labels that it has, within `metadata` or beside it, then those of the input.
+def _document(read: Any, share: Share, position: int, fields: Mapping[str, Scalar]) -> Document:
+    """With its labels, or those of the input.
 
     fields: what else it brought; where a name is one of those that cleaning writes, under another.
     """
-    labels = {
-        name: getattr(read, name) if getattr(read, name) is not None else getattr(inner, name, None)
-        for inner in [read.metadata]
-        for name in ("source", "language", "domain", "quality", "education")
-    }
-    labels["source"] = labels["source"] or share.input.source
-    labels["domain"] = labels["domain"] or share.input.domain
+    labels = said(read, share.input.source, domain=share.input.domain)._asdict()
     file = _name(share.part)
     name = f"{file}:{position}" if read.id is None else str(read.id)
     kept = {

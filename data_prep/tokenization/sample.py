@@ -16,8 +16,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from data_prep.documents import Document, DocumentBatch, FilePart, read
-from data_prep.labels import UNKNOWN
+from data_prep.documents import Batch, FilePart, read
+from data_prep.labels import UNKNOWN, said
 from data_prep.mixing.sampling import fill
 from data_prep.tokenization.plan import TokenizeInput, check_names, find_inputs, parts
 from data_prep.tokenization.spill import keys
@@ -59,7 +59,7 @@ class DocumentSample:
         """Count the bytes of text of each language; ConfigError where there are none."""
         for _, batch in self._read(tick):
             for document in batch.documents:
-                self.available[language(document)] += len(document.text.encode())
+                self.available[said(document).language or UNKNOWN] += len(document.text.encode())
         if not self.available:
             raise ConfigError(f"the inputs hold no document; see --field{self._first_problem}")
         sizes = list(self.available.values())
@@ -73,7 +73,7 @@ class DocumentSample:
         for input, batch in self._read(tick):
             drawn = keys(self._seed, input, batch.positions) / 2.0**64
             for document, chance in zip(batch.documents, drawn.tolist(), strict=True):
-                name = language(document)
+                name = said(document).language or UNKNOWN
                 if chance < self._chances[name]:
                     self.sampled[name] += len(document.text.encode())
                     yield name, document.text
@@ -88,13 +88,7 @@ class DocumentSample:
             tick(part.end - part.start)
 
 
-def language(document: Document) -> str:
-    """Its label, beside the text or in the metadata."""
-    within = document.metadata or document
-    return document.language or within.language or UNKNOWN
-
-
-def _spread(inputs: Sequence[TokenizeInput], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
+def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
     """Parts of about `read_bytes`: the first of every file, then the second, and so on."""
     of_file = [parts(file) for file in inputs]
     size = 0

@@ -24,10 +24,10 @@ from data_prep.documents import Document, DocumentBatch, Problem, read
 from data_prep.indexed import token_dtype
 from data_prep.json_files import VERSION, write_json
 from data_prep.kept_fields import notes
-from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level
+from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level, said
 from data_prep.lines import lines_before
 from data_prep.shards import Content, read_shard, write_shard
-from data_prep.tokenization.plan import TokenizePlan, Unit
+from data_prep.tokenization.plan import DEFAULTED, Plan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
     ROW,
@@ -258,9 +258,7 @@ class LabelBook:
     """Numbers for the combinations of labels that occur in a unit, but for the length."""
 
     def __init__(self, defaults: Mapping[str, str]) -> None:
-        self._source, self._language, self._domain = (
-            defaults.get(name, UNKNOWN) for name in ("source", "language", "domain")
-        )
+        self._defaults = {name: defaults.get(name, UNKNOWN) for name in DEFAULTED}
         self._numbers: dict[tuple[str, ...], int] = {}
 
     @property
@@ -268,16 +266,8 @@ class LabelBook:
         return list(self._numbers)
 
     def number(self, document: Document) -> int:
-        """Labels beside the text come before those in its metadata, and these before defaults."""
-        within = document.metadata or document
-        quality, education = document.quality, document.education
-        labels = (
-            document.source or within.source or self._source,
-            document.language or within.language or self._language,
-            document.domain or within.domain or self._domain,
-            level(within.quality if quality is None else quality),
-            level(within.education if education is None else education),
-        )
+        *words, quality, education = said(document, **self._defaults)
+        labels = (*map(str, words), level(quality), level(education))
         number = self._numbers.setdefault(labels, len(self._numbers))
         if number >= MOST_LABELS:
             raise ConfigError(

@@ -21,12 +21,16 @@ pytest.importorskip("datatrove")
 
 from rich.console import Console
 
+from data_prep import documents
 from data_prep.clean import plan, report, stages
 from data_prep.clean.dedup import groups
 from data_prep.clean.dedup.groups import Forest
 from data_prep.clean.files import new_documents, read_documents
 from data_prep.clean.settings import CleaningInput, CleanSettings
 from data_prep.clean.write import MOST_ROWS, Tally
+from data_prep.labels import level, said
+from data_prep.languages import code_of
+from data_prep.tokenization.work import LabelBook
 from megatron_qwen3.config import ConfigError
 
 _ESPERANTO = (
@@ -107,6 +111,37 @@ def test_documents_keep_their_labels_and_get_those_they_lack(tmp_path: Path) -> 
     assert kept["own"]["quality"] == 0.25
     assert kept["7"]["domain"] == "books" and kept["7"]["education"] == 1.0
     assert all(Path(row["file"]).name == "a.jsonl" for row in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("beside", "within", "given", "found"),
+    [
+        ({}, None, {}, (None, None, None, None, None)),
+        ({}, None, {"source": "flag", "domain": "web"}, ("flag", None, "web", None, None)),
+        ({"source": "own"}, {"source": "in"}, {"source": "flag"}, ("own", None, None, None, None)),
+        ({}, {"source": "in"}, {"source": "flag"}, ("in", None, None, None, None)),
+        ({"source": ""}, {"source": "in", "language": ""}, {"language": "eng_Latn"},
+         ("in", "eng_Latn", None, None, None)),
+        ({"domain": ""}, {"domain": ""}, {"domain": "web"}, (None, None, "web", None, None)),
+        ({"quality": 0.0}, {"quality": 1.0, "education": 0.0}, {}, (None, None, None, 0.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_a_field_goes_before_metadata_and_both_before_what_is_given_for_others(
+    tmp_path: Path, beside: Any, within: Any, given: Any, found: Any
+) -> None:
+    path = _write(tmp_path / "in/a.jsonl", [{"text": _text(0), **beside, "metadata": within}])
+    part = documents.FilePart(str(path), 0, path.stat().st_size)
+    ((document,),) = (batch.documents for batch in documents.read(part, {}))
+    assert said(document, **given) == found
+    book = LabelBook(given)
+    book.number(document)
+    levels = [level(share) for share in found[3:]]
+    assert book.names == [(*(label or "unknown" for label in found[:3]), *levels)]
+    source, language = found[0] or "here", code_of(found[1] or "eng_Latn")
+    if "language" not in given and given.get("source") is None:
+        inputs = (CleaningInput("here", str(path), given.get("domain")),)
+        (row,) = _run(_settings(tmp_path, inputs=inputs)).values()
+        assert (row["source"], row["language"], row.get("domain")) == (source, language, found[2])
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 7])
