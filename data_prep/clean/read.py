@@ -99,7 +99,7 @@ def _batches(part: FilePart, settings: CleanSettings) -> Iterator[DocumentBatch]
     return iter([_text_file(part)])
 
 
-def _text_file(part: FilePart) -> Batch:
+def _text_file(part: FilePart) -> DocumentBatch:
     if part.end > _LONGEST_TEXT_BYTES:
         fault = Problem(1, "file too long", f"over {_LONGEST_TEXT_BYTES >> 20} MiB of plain text")
         return DocumentBatch([], [], [], [fault], 0, 1.0)
@@ -115,10 +115,12 @@ def _text_file(part: FilePart) -> Batch:
         return DocumentBatch([], [], [], [fault], 1, 1.0)
     domain = "code" if is_code_file(part.path) else None
     made = _TextFile(text=text, id=_name(part), domain=domain)
-    return Batch([made], [1], [0], [], 1, 1.0)
+    return DocumentBatch([made], [1], [0], [], 1, 1.0)
 
 
-def _document(read: Any, share: Share, position: int, fields: Mapping[str, Scalar]) -> Document:
+def _document(
+    read: Any, share: InputShare, position: int, fields: Mapping[str, Scalar]
+) -> Document:
     """With its labels, or those of the input.
 
     fields: what else it brought; where a name is one of those that cleaning writes, under another.

@@ -1,6 +1,7 @@
 """What was kept and what was dropped, why: tables for people, report.json, report.png.
 
-    print_report(Path("runs/clean"), tables.console())
+    content = read_report(Path("runs/clean"))
+    print_report(content, tables.console())
 
 Counts come from each task; lines of problems are counted from the beginning of their file, although
 several tasks may have read it.
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from data_prep.clean import recipe
 from data_prep.clean.dedup.numbering import write_index
-from data_prep.clean.files import read_json
+from data_prep.clean.files import cut_short, read_json
 from data_prep.clean.settings import REPORT, CleanSettings
 from data_prep.clean.write import KEPT
 from data_prep.json_files import write_json
@@ -98,28 +99,48 @@ def collect(settings: CleanSettings) -> dict[str, Any]:
     }
 
 
-def print_report(out: Path, console: Console) -> None:
-    """The tables; ConfigError where the cleaning has not ended, or kept nothing."""
+def read_report(out: Path) -> dict[str, Any]:
+    """What `collect` found, and how many documents and bytes that is; ConfigError where the
+    cleaning has not ended."""
     path = out / REPORT
     if not path.exists():
         raise ConfigError(f"{path} does not exist: the cleaning has not ended, or is elsewhere")
-    content = json.loads(path.read_bytes())
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError:
+        raise cut_short(path) from None
+    kept = [row for row in content["rows"] if row[2] == KEPT]
+    return content | {
+        "read": sum(row[3] for row in content["rows"]),
+        "kept": sum(row[3] for row in kept),
+        "kept_bytes": sum(row[4] for row in kept),
+    }
+
+
+def check_kept(out: Path, content: dict[str, Any]) -> None:
+    """ConfigError where not one document was kept."""
+    if not content["kept"]:
+        raise ConfigError(
+            f"{shown(out)}: not one of {content['read']:,} documents was kept{_why(content)}"
+        )
+
+
+def print_report(content: dict[str, Any], console: Console) -> None:
+    """The tables of what `read_report` read."""
     rows = content["rows"]
-    total = sum(row[3] for row in rows)
-    console.print(_by_outcome(rows, total))
+    console.print(_by_outcome(rows, content["read"]))
     console.print(_by_language(rows))
     if content["problems"]:
         console.print(_problem_table(content))
-    kept = sum(row[3] for row in rows if row[2] == KEPT)
-    size = sum(row[4] for row in rows if row[2] == KEPT)
     if scored := [name for name, by in content.get("scores", {}).items() if by == HEURISTIC]:
         console.print(
             f"{shown(' and '.join(scored))}: heuristics of characters and words, where documents "
             "brought none; no judgement of what a text says"
         )
-    console.print(f"{kept:,} of {total:,} documents kept, {size / 1e6:,.1f} MB of text")
-    if not kept:
-        raise ConfigError(f"{shown(out)}: not one of {total:,} documents was kept{_why(content)}")
+    size = content["kept_bytes"] / 1e6
+    console.print(
+        f"{content['kept']:,} of {content['read']:,} documents kept, {size:,.1f} MB of text"
+    )
 
 
 def _why(content: dict[str, Any]) -> str:

@@ -61,11 +61,6 @@ def new_result(settings: CleanSettings, task: int) -> Iterator[ResultWriter]:
         here.unlink()
 
 
-def place_of(settings: CleanSettings) -> str:
-    """Where the result lies, for people."""
-    return settings.documents or str(settings.folder("documents"))
-
-
 def _folder(settings: CleanSettings) -> Path:
     return Path(settings.documents) if settings.documents else settings.folder("documents")
 

@@ -317,6 +317,12 @@ def tasks_begun(out: Path) -> int | None:
     return int(_begun(path)["tasks"]) if path.exists() else None
 
 
+def documents_of(out: Path) -> str:
+    """Where the result lies of the cleaning that began in a folder."""
+    path = out / SETTINGS
+    return (_begun(path)["documents"] if path.exists() else "") or str(out / "documents")
+
+
 def _begun(path: Path) -> dict[str, Any]:
     """The settings of a cleaning that began, by the names that they have now."""
     found = {_NAMES_BEFORE.get(name, name): value for name, value in _read(path).items()}

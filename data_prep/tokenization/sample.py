@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from data_prep.documents import Batch, FilePart, read
+from data_prep.documents import DocumentBatch, FilePart, read
 from data_prep.labels import UNKNOWN, said
 from data_prep.mixing.sampling import fill
 from data_prep.tokenization.plan import TokenizeInput, check_names, find_inputs, parts
@@ -88,7 +88,7 @@ class DocumentSample:
             tick(part.end - part.start)
 
 
-def _spread(inputs: Sequence[Input], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
+def _spread(inputs: Sequence[TokenizeInput], read_bytes: float) -> Iterator[tuple[int, FilePart]]:
     """Parts of about `read_bytes`: the first of every file, then the second, and so on."""
     of_file = [parts(file) for file in inputs]
     size = 0

@@ -27,7 +27,7 @@ from data_prep.kept_fields import notes
 from data_prep.labels import LENGTH_BOUNDS_TOKENS, LENGTHS, UNKNOWN, Labels, level, said
 from data_prep.lines import lines_before
 from data_prep.shards import Content, read_shard, write_shard
-from data_prep.tokenization.plan import DEFAULTED, Plan, Unit
+from data_prep.tokenization.plan import DEFAULTED, TokenizePlan, Unit
 from data_prep.tokenization.rows import in_rows
 from data_prep.tokenization.spill import (
     ROW,

@@ -35,7 +35,7 @@ from megatron_qwen3.cli import grammar
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.cores import cores
-from megatron_qwen3.shown import shown, shown_lines, shown_text
+from megatron_qwen3.shown import as_json, shown, shown_lines, shown_text
 from megatron_qwen3.storage.lock import owned
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _parser(prog: str | None) -> Parser:
     show = commands.add_parser("show", help="the tables of a cleaning that has ended", **text)
     show.set_defaults(run=_show)
     show.add_argument("out", type=Path)
+    show.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
@@ -84,7 +85,10 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     add("--out", metavar="FOLDER")
     add("--recipe", metavar="FILE", help="TOML of all that is done; options go before it")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of a recipe; go before options")
-    add("--show", action="store_true", help="print the recipe that these options make, no more")
+    printed = run.add_mutually_exclusive_group().add_argument
+    text = "print the recipe that these options make, no more"
+    printed("--show", action="store_true", help=text)
+    printed("--json", action="store_true", help="print the report as JSON instead of tables")
     text = "what the text is called in the files: text=content"
     add("--field", dest="text_field", type=_text_field, metavar="OURS=THEIRS", help=text)
     add("--text-field", help=argparse.SUPPRESS)
@@ -170,10 +174,7 @@ def _add_where(run: argparse.ArgumentParser) -> None:
 # datatrove is imported only where it is needed: a wrong command costs no seconds.
 def _run(given: argparse.Namespace) -> int:
     from data_prep.clean import plan, read, recipe, stages
-    from data_prep.clean.report import print_report
-    from data_prep.clean.result import place_of
-    from data_prep.clean.settings import LOCK
-    from megatron_qwen3 import tables
+    from data_prep.clean.settings import LOCK, documents_of
 
     settings = _settings(given)
     if given.show:
@@ -201,9 +202,24 @@ def _run(given: argparse.Namespace) -> int:
         recipe.keep(settings)
         is_done = stages.is_done(settings) or _start(given, settings, size)
     if is_done:
-        print_report(Path(given.out), tables.console())
-        print(shown(f"{place_of(settings)}: ready for tools/tokenize_corpus.py"))
+        _tell(Path(given.out), given.json)
+        if not given.json:
+            print(shown(f"{documents_of(Path(given.out))}: ready for tools/tokenize_corpus.py"))
     return 0
+
+
+def _tell(out: Path, as_object: bool) -> None:
+    """Print the report of a cleaning that has ended."""
+    from data_prep.clean.report import check_kept, print_report, read_report
+    from data_prep.clean.settings import documents_of
+    from megatron_qwen3 import tables
+
+    content = read_report(out)
+    if as_object:
+        print(as_json(content | {"documents": documents_of(out)}))
+    else:
+        print_report(content, tables.console())
+    check_kept(out, content)
 
 
 def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> bool:
@@ -304,8 +320,5 @@ def _input(text: str) -> "CleaningInput":
 
 
 def _show(given: argparse.Namespace) -> int:
-    from data_prep.clean.report import print_report
-    from megatron_qwen3 import tables
-
-    print_report(given.out, tables.console())
+    _tell(given.out, given.json)
     return 0

@@ -36,7 +36,9 @@ def _study(purpose: str) -> Command:
 
 
 COMMANDS = {
-    "data clean": Command("megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents"),
+    "data clean": Command(
+        "megatron_qwen3.cli.clean_corpus", "a corpus, to labelled documents", prints_results=True
+    ),
     "data tokenizer": Command("megatron_qwen3.cli.train_tokenizer", "train one on documents"),
     "data tokenize": Command("megatron_qwen3.cli.tokenize_corpus", "documents to shuffled shards"),
     "data inspect": Command(

@@ -504,7 +504,7 @@ def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> Non
     settings = _settings(tmp_path, filters=True)
     _run(settings)
     console = Console(file=io.StringIO(), width=120)
-    report.print_report(Path(settings.out), console)
+    report.print_report(report.read_report(Path(settings.out)), console)
     text = console.file.getvalue()
     shown = ("equal to another", "English", "1 broken JSON", "of 4 documents kept")
     shown += ("quality and education: heuristics",)
@@ -515,4 +515,4 @@ def test_the_report_names_outcomes_languages_and_problems(tmp_path: Path) -> Non
     assert "min_letters = 240.0" in content["recipe"]
     assert settings.folder("report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="has not ended"):
-        report.print_report(tmp_path / "in", console)
+        report.read_report(tmp_path / "in")

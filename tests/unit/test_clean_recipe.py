@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -393,7 +394,7 @@ def test_a_cleaning_keeps_the_number_of_tasks_that_it_began_with(
     monkeypatch.setattr(
         stages, "run_local", lambda settings, _, workers: started.append((settings.tasks, workers))
     )
-    monkeypatch.setattr("data_prep.clean.report.print_report", lambda *_: None)
+    monkeypatch.setattr(clean_corpus, "_tell", lambda *_: None)
     (tmp_path / "a.txt").write_text(ENGLISH)
     command = ["run", f"web={tmp_path / 'a.txt'}", "--out", str(tmp_path / "out")]
     for cores in (2, 8):
@@ -404,3 +405,48 @@ def test_a_cleaning_keeps_the_number_of_tasks_that_it_began_with(
     assert recipe.read(str(tmp_path / "out/recipe.toml"), {})["similarity"] == 0.75
     assert clean_corpus.main([*command, "--tasks", "9"]) == 2
     assert "tasks was 8, is 9" in capsys.readouterr().err
+
+
+def test_the_report_is_printed_as_json_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data_prep.clean import stages
+
+    rows = [["web", "eng_Latn", "kept", 2, 30], ["web", "deu_Latn", "too short", 1, 5]]
+    out = tmp_path / "out"
+
+    def made(settings: CleanSettings, *_: Any) -> None:
+        content = {"version": 1, "rows": rows, "problems": {}, "first_problems": []}
+        settings.folder("report.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(stages, "run_local", made)
+    (tmp_path / "a.txt").write_text(ENGLISH)
+    command = ["run", f"web={tmp_path / 'a.txt'}", "--out", str(out), "--json"]
+    for words in (command, command, ["show", str(out), "--json"]):
+        assert clean_corpus.main(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["rows"], found["read"], found["kept"], found["kept_bytes"]) == (
+            rows,
+            3,
+            2,
+            30,
+        )
+        assert found["documents"] == str(out / "documents")
+    rows.pop(0)
+    (out / "report.json").unlink()
+    assert clean_corpus.main(command) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["kept"] == 0
+    assert "not one of 1 documents was kept" in told.err and told.err.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        clean_corpus.main(["run", "--show", "--json"])
+
+
+def test_a_recipe_that_a_full_disk_took_is_no_success(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/clean_corpus.py", "run", "--show"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr

@@ -81,7 +81,8 @@ def test_tables_and_pictures_of_a_cleaning(wide, tmp_path):
     content = {"rows": rows, "problems": {"no text": 1}, "first_problems": problems}
     out = io.StringIO()
     (tmp_path / clean_report.REPORT).write_text(json.dumps(content))
-    clean_report.print_report(tmp_path, rich.console.Console(file=out))
+    read = clean_report.read_report(tmp_path)
+    clean_report.print_report(read, rich.console.Console(file=out))
     assert_safe(out.getvalue())
     assert clean_report.picture(content).startswith(b"\x89PNG")
 
