@@ -4,7 +4,7 @@
 
 FILE is JSONL(.gz) with `text` and `lang`. Of its sentences documents are made, 40 in each, in
 every language of LANGUAGES, and of each document copies with a share of the words (characters where
-words are not separated) replaced, dropped or moved. Copies that keep a resemblance of 0.8 by
+words are not separated) replaced, dropped or moved. Copies that keep a similarity of 0.8 by
 their 5-grams, counted exactly, are the near-duplicates to be found; pairs below 0.7 are not to be.
 The stages of the dedup themselves run: signatures, bands, comparison. Speed is MB of UTF-8 per CPU
 second of one core, from text to signature.
@@ -148,7 +148,7 @@ def judge(
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """The resemblance of two sets."""
+    """The similarity of two sets."""
     return len(np.intersect1d(a, b, assume_unique=True)) / len(np.union1d(a, b))
 
 

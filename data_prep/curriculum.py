@@ -267,9 +267,7 @@ def read(path: str | os.PathLike[str]) -> Curriculum:
     try:
         found = os.stat(path)
     except OSError:
-        raise ConfigError(
-            f"{path} does not exist; tools/mix_curriculum.py writes a curriculum"
-        ) from None
+        raise ConfigError(f"{path} does not exist; mq3 data mix writes a curriculum") from None
     return _read(Path(path), found.st_mtime_ns, found.st_size, found.st_ino)
 
 

@@ -3,15 +3,15 @@
 A text is the set of its runs of `ngram` units (`units.py`). One-permutation hashing (Li, Owen,
 Zhang 2012) reads a MinHash signature off a single hash of each run: the range of the hash is cut
 into bins, and each bin keeps its smallest value. Two texts agree in a bin with the probability of
-their resemblance (Jaccard similarity of the sets). Empty bins borrow from full ones in a fixed
+their similarity (Jaccard's, of the sets). Empty bins borrow from full ones in a fixed
 random order (optimal densification: Shrivastava 2017, section 4).
 
     made = Signing(bands=20, rows=6, ngram=5)
     a, b = signature(split(text).hashes, made), signature(split(other).hashes, made)
-    resemblance(a, b)   # an estimate with a standard error of at most 0.046
+    similarity(a, b)   # an estimate with a standard error of at most 0.046
     band_key(a[:6])     # texts that agree in one of 20 bands of 6 bins are compared at all
 
-With 20 bands of 6 bins, as by default, a pair of resemblance s meets with probability
+With 20 bands of 6 bins, as by default, a pair of similarity s meets with probability
 1 - (1 - s^6)^20: 0.998 at 0.8, 0.27 at 0.5, 0.014 at 0.3 (Leskovec et al., Mining of Massive
 Datasets, section 3.4).
 """
@@ -91,8 +91,8 @@ def _order(bins: int) -> npt.NDArray[np.int64]:
     return np.argsort(drawn, axis=1)
 
 
-def resemblance(a: Signature, b: Signature) -> npt.NDArray[np.float64]:
-    """The estimated resemblance of texts, along the last axis."""
+def similarity(a: Signature, b: Signature) -> npt.NDArray[np.float64]:
+    """The estimated similarity of texts, along the last axis."""
     return np.asarray((a == b).mean(axis=-1), np.float64)
 
 

@@ -169,7 +169,7 @@ class DataConfig:
         choices=("thread", "dali"),
     )
     sources: tuple[SourceConfig, ...] = setting((), "tables [[data.sources]]: name, path, weight")
-    curriculum: str = setting("", "file that tools/mix_curriculum.py wrote, in place of sources")
+    curriculum: str = setting("", "file that mq3 data mix wrote, in place of sources")
     stage: str = setting("", "stage of the curriculum; what it holds out replaces held_out")
     reset_at_documents: bool = setting(
         False,

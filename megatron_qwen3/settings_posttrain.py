@@ -14,7 +14,7 @@ class DialogSourceConfig:
     """One tokenized dialog set, and how much of it is trained on: its weight, or its epochs."""
 
     name: str = setting(REQUIRED, "name of the source in logs")
-    path: str = setting(REQUIRED, "prefix that tools/tokenize_dialogs.py wrote")
+    path: str = setting(REQUIRED, "prefix that mq3 data dialogs wrote")
     weight: float = setting(
         1.0, "share of the mixture's tokens, relative to the other sources", above=0
     )
@@ -30,7 +30,7 @@ class TeacherConfig:
     path: str = setting(
         "",
         "run folder, checkpoint or folder of Hugging Face's format; empty reads what "
-        "tools/build_dialogs.py teacher stored beside the dialog sets; {dir} is run.dir",
+        "mq3 data build teacher stored beside the dialog sets; {dir} is run.dir",
     )
     tensor: int = setting(1, "ranks that split each matrix of the teacher", at_least=1)
     pipeline: int = setting(1, "ranks that split its layers", at_least=1)
@@ -78,7 +78,7 @@ class PairSourceConfig:
     """One tokenized set of pairs: an answer that was chosen, and one that was rejected."""
 
     name: str = setting(REQUIRED, "name of the source in logs")
-    path: str = setting(REQUIRED, "prefix that tools/tokenize_dialogs.py wrote of pairs")
+    path: str = setting(REQUIRED, "prefix that mq3 data dialogs wrote of pairs")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from megatron_qwen3.toml import as_kind, below, check_keys, emit, parse_value, r
 
 FILE = "recipe.toml"
 _KIND = "a recipe of a cleaning"
-_HEAD = "# For tools/clean_corpus.py run --recipe FILE. What is left out stays as it is by default."
+_HEAD = "# For mq3 data clean --recipe FILE. What is left out stays as it is by default."
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _OPTIONS = "options"  # the one table whose values may be of any kind
 _KEYS = [one.name for one in fields(CleanSettings) if one.name not in OF_A_RUN]

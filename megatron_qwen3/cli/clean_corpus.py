@@ -103,17 +103,19 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     add("--keep-undetermined", action="store_true", default=None, help="and `und`")
     add("--no-filters", action="store_true", help="label quality, drop nothing for it")
     add(
-        *("--similarity", "--resemblance"),
+        "--similarity",
         type=float,
         metavar="SHARE",
         help="documents this much alike are duplicates; over 1: only equal ones; default: 0.75",
     )
     add(
-        *("--decontaminate-against", "--evaluation"),
+        "--decontaminate-against",
         nargs="+",
         metavar="FILE",
         help="data to keep out",
     )
+    grammar.add_renamed(add, "--resemblance", "--similarity")
+    grammar.add_renamed(add, "--evaluation", "--decontaminate-against")
     add(
         "--against",
         nargs="+",
@@ -204,7 +206,7 @@ def _run(given: argparse.Namespace) -> int:
     if is_done:
         _tell(Path(given.out), given.json)
         if not given.json:
-            print(shown(f"{documents_of(Path(given.out))}: ready for tools/tokenize_corpus.py"))
+            print(shown(f"{documents_of(Path(given.out))}: ready for mq3 data tokenize"))
     return 0
 
 
@@ -232,7 +234,7 @@ def _start(given: argparse.Namespace, settings: "CleanSettings", size: int) -> b
         job = stages.run_slurm(
             settings, size, given.slurm, given.hours, given.memory_gb, given.workers or -1, options
         )
-        print(shown(f"queued; job {job} is the last. Then: tools/clean_corpus.py show {given.out}"))
+        print(shown(f"queued; job {job} is the last. Then: mq3 data clean show {given.out}"))
         return False
     if given.ray:
         stages.run_ray(settings, size, given.memory_gb, given.workers or -1)

@@ -85,6 +85,24 @@ def of_one(kind: Callable[[str], float]) -> Callable[[str], str]:
     return of
 
 
+class _Renamed(argparse.Action):
+    """An option that has another name now, `const`: one line says which."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} is called {self.const} now")
+
+
+def add_renamed(add: Add, old: str, new: str) -> None:
+    """Refuse the option `old` with its name of today, which means the same."""
+    add(old, action=_Renamed, nargs="*", const=new, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
 def add_minutes(add: Add, default: int) -> None:
     """--time, the limit of a job, kept as whole `minutes`."""
     text = f"limit of a job, as SLURM writes it: 90 (minutes), 12:00:00; default: {default}"

@@ -162,7 +162,7 @@ def _report(given: argparse.Namespace, study: "Study", content: dict[str, Any]) 
     write(content, recipe, folder / "mixture.html")
     print(
         shown(
-            f"wrote {folder / RECIPE} for tools/mix_curriculum.py mix {study.shards}, "
+            f"wrote {folder / RECIPE} for mq3 data mix {study.shards}, "
             f"{folder / MIXTURE} and {folder / 'mixture.html'}"
         ),
         file=sys.stderr,

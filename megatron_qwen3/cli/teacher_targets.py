@@ -58,7 +58,7 @@ TABLES = {TargetSettings: "targets", ScoringLimits: "endpoints", Scoring: "model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the subcommand."""
-    parser.add_argument("set", metavar="SET", help="prefix that tools/tokenize_dialogs.py wrote")
+    parser.add_argument("set", metavar="SET", help="prefix that mq3 data dialogs wrote")
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="a folder or address")
     parser.add_argument(
         "--teacher-tokenizer",

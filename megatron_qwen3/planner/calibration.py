@@ -83,7 +83,7 @@ def load(path: Path = PATH) -> dict[str, float]:
 
 def write(constants: Mapping[str, float], path: Path) -> None:
     """Four digits of each."""
-    lines = ["# Written by `tools/scaling_study.py fit`; calibration.py says what each means."]
+    lines = ["# Written by `mq3 study fit`; calibration.py says what each means."]
     lines += ["", "[constants]"]
     lines += [f"{name} = {float(f'{constants[name]:.4g}')!r}" for name in CONSTANTS]
     write_whole(path, ["\n".join([*lines, ""]).encode()])

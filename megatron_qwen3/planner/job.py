@@ -49,7 +49,7 @@ class Job:
     overlap_exchange      the exchange of one micro-batch runs beside another's computation
     graphs                CUDA graphs: "none", "partial" (attention, router), "full" (the step)
     graph_parts           of layers, what our trainer captures, as overlap.cuda_graphs has them
-    balanced              the router is forced to an even load, as in benchmarks
+    force_balanced        the router is forced to an even load, as in benchmarks
     capacity              rows to which an expert's are cut and filled up, in units of an even load;
                           0: none is dropped (Switch Transformer, arXiv 2101.03961)
     proxy                 who sends for fused kernels over EFA: "nvshmem", or UCCL's, "uccl"
@@ -86,7 +86,7 @@ class Job:
     overlap_exchange: bool = False
     graphs: str = "none"
     graph_parts: tuple[str, ...] = ()
-    balanced: bool = False
+    force_balanced: bool = False
     capacity: float = 0.0
     proxy: str = "nvshmem"
     fused_experts: bool = False

@@ -183,7 +183,7 @@ class LayerTimer:
         """Rows that the busiest rank computes, in units of an even load."""
         if self.job.capacity:
             return self.job.capacity
-        return 1.0 if self.job.balanced else float(self.c["imbalance"])
+        return 1.0 if self.job.force_balanced else float(self.c["imbalance"])
 
     @property
     def _exposed(self) -> float:

@@ -59,7 +59,7 @@ def text(plan: LayoutPlan, question: Question) -> str:
     memory, step, cluster = plan.memory, plan.step, question.cluster
     rate = f"{step.tokens_per_second_per_gpu:,.0f} tokens/s and {step.tflops_per_gpu:.0f} TFLOP/s"
     lines = [
-        f"# {plan.job.model.name} on {question.gpus} {cluster.name}: tools/scaling_study.py plan.",
+        f"# {plan.job.model.name} on {question.gpus} {cluster.name}: mq3 plan.",
         f"# Expected: {step.seconds:.3g} s per step, {rate} per GPU;",
         f"# {memory.total / 1e9:.1f} of {cluster.memory_gb:g} GB on pipeline rank "
         f"{memory.pipeline_rank}, which needs most.",

@@ -210,7 +210,7 @@ def _job(row: Row) -> Job:
         dispatcher=recipes.dispatcher(row),
         overlap_exchange=recipes.overlaps_exchange(row),
         graphs=graphs,
-        balanced="natural" not in routing,
+        force_balanced="natural" not in routing,
         capacity=recipes.capacity(row),
         proxy="uccl" if "uccl" in note(row) else "nvshmem",
         fused_experts=recipes.fuses_experts(row, graphs),

@@ -107,7 +107,7 @@ def _job(row: Row) -> Job:
         overlap_data=_is_set(row, "overlap-grad-reduce"),
         dropout=drops,
         fused_attention=backend not in ("unfused", "local"),
-        balanced=True,
+        force_balanced=True,
     )
 
 

@@ -38,7 +38,7 @@ class Question:
     global_batch: int
     precisions: tuple[str, ...] = ("bf16",)
     dispatchers: tuple[str, ...] = _HYPOTHETICAL
-    balanced: bool = False
+    force_balanced: bool = False
     fixed: tuple[tuple[str, int | str], ...] = ()
     like: Job | None = None
 
@@ -61,7 +61,7 @@ def ask(
     global_batch: int | None = None,
     precision: str = "bf16",
     hypothetical: bool = False,
-    balanced: bool = False,
+    force_balanced: bool = False,
     fixed: Mapping[str, int | str] | None = None,
 ) -> Question:
     """The question by names; ConfigError says which of them is wrong.
@@ -85,7 +85,7 @@ def ask(
         global_batch=global_batch or usual_batch(sequence_length, gpus),
         precisions=_precisions(precision, cluster),
         dispatchers=_HYPOTHETICAL if hypothetical else _HERE,
-        balanced=balanced,
+        force_balanced=force_balanced,
         fixed=tuple(fixed.items()),
     )
 

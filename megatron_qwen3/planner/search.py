@@ -241,7 +241,7 @@ def _job(
         kernels="transformer_engine" if fp8.is_on else "torch",
         own_exchange=True,
         sequence_parallel=layout.tensor > 1,
-        balanced=question.balanced,
+        force_balanced=question.force_balanced,
     )
 
 

@@ -130,7 +130,7 @@ def _source(settings: DialogSourceConfig, config: Config) -> DialogSource:
     if dialogs.kind != "dialogs":
         raise ConfigError(
             f"{where}: {settings.path} holds {dialogs.kind}; valid: dialogs, as "
-            "tools/tokenize_dialogs.py writes them of messages"
+            "mq3 data dialogs writes them of messages"
         )
     if dialogs.vocab_size > config.model.vocab_size:
         raise ConfigError(

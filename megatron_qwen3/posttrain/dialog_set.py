@@ -243,7 +243,7 @@ class DialogSet:
         return offsets
 
     def _content(self) -> dict[str, Any]:
-        otherwise = "the set of dialogs is not whole, or no set; tools/tokenize_dialogs.py --out "
+        otherwise = "the set of dialogs is not whole, or no set; mq3 data dialogs --out "
         otherwise += f"{self.prefix} makes it"
         content = read_json(Path(f"{self.prefix}.json"), otherwise, VERSION)
         names = {"tokenizer", "vocab_size", "samples", "tokens", "sources", "about", "sha256"}

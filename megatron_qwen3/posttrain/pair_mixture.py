@@ -42,7 +42,7 @@ class Pairs:
         if dialogs.kind != "pairs":
             raise ConfigError(
                 f"reward.sources.{name}: {dialogs.prefix} holds {dialogs.kind}; valid: pairs, as "
-                "tools/tokenize_dialogs.py writes them of chosen and rejected"
+                "mq3 data dialogs writes them of chosen and rejected"
             )
         self.lengths_N: Int64 = dialogs.lengths_N.reshape(-1, 2).sum(1)
         fits_N = self.lengths_N <= length

@@ -179,7 +179,7 @@ class TeacherSet:
 
     def __init__(self, dialogs: DialogSet) -> None:
         self.folder = folder_of(dialogs.prefix)
-        advice = "python tools/build_dialogs.py teacher SET --teacher MODEL writes it"
+        advice = "mq3 data build teacher SET --teacher MODEL writes it"
         content = read_json(self.folder / _NAME, advice, VERSION)
         if content.get("fingerprint") != dialogs.fingerprint:
             raise ConfigError(

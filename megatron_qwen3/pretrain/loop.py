@@ -76,6 +76,6 @@ def _describe(error: BadBatch, mixture: Mixture, config: Config, step: int) -> s
     names = [mixture.names[mixture.locate(i).source] for i in samples]
     return (
         f"{error}; the batch is global samples {samples[0]} to {samples[-1]} (sources "
-        f"{', '.join(sorted(set(names)))}); what a row of it is, says python "
-        f"tools/mix_curriculum.py locate {config.run_dir} {step + 1} ROW"
+        f"{', '.join(sorted(set(names)))}); mq3 data mix locate "
+        f"{config.run_dir} {step + 1} ROW finds the text of a row"
     )

@@ -66,5 +66,5 @@ def _less(config: Config) -> str:
         advice.append(f"parallel.context={context} (more ranks share each row)")
     if config.model.num_experts:
         advice.append(f"parallel.expert={2 * parallel.expert} (more ranks share the experts)")
-    advice.append("python tools/scaling_study.py memory … (what each part of a rank needs)")
+    advice.append("mq3 memory … (what each part of a rank needs)")
     return "\n".join(f"  {line}" for line in advice)

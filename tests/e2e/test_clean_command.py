@@ -53,7 +53,7 @@ def test_a_killed_worker_ends_the_command_which_then_goes_on_to_the_same_result(
     done = _clean(corpus, "whole", "--tasks", "6", "--workers", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "270 of 300 documents kept" in done.stdout
-    assert "ready for tools/tokenize_corpus.py" in done.stdout
+    assert "ready for mq3 data tokenize" in done.stdout
     again = _command(corpus, "again", "--tasks", "6", "--workers", "2")
     process = subprocess.Popen(again, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     labelled = corpus / "again/work/labelled"
@@ -98,7 +98,7 @@ def test_mistakes_are_told_in_one_line(corpus, capsys):
         ),
         (("--hours", "groups=many"), "--hours groups=many: valid are a number, or STAGE=number"),
         (("--against", str(corpus)), f"against: {corpus} holds no cleaning that has ended"),
-        (("--evaluation", "none.jsonl"), "none.jsonl does not exist"),
+        (("--decontaminate-against", "none.jsonl"), "none.jsonl does not exist"),
         (("--text-field", "x", "--similarity", "0.1"), "similarity = 0.1"),
     ):
         assert clean_corpus.main(_command(corpus, "out", *arguments)[2:]) == 2

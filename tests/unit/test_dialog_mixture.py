@@ -179,7 +179,7 @@ def test_rows_are_described_by_lines_of_the_input(folder):
         (
             {"names": ["none"]},
             "sft.sources.none: {folder}/none.json does not exist: the set of dialogs is not whole, "
-            "or no set; tools/tokenize_dialogs.py --out {folder}/none makes it",
+            "or no set; mq3 data dialogs --out {folder}/none makes it",
         ),
         ({"names": ["pairs"]}, "holds pairs; valid: dialogs"),
         ({"more": ["model.vocab_size=500"]}, "tokenized with 512 tokens, more than"),

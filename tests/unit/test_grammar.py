@@ -231,3 +231,20 @@ def test_an_input_of_a_cleaning_may_be_a_path_alone(tmp_path, monkeypatch):
     assert _input("a:code=web")[:3] == ("a", "web", "code")
     with pytest.raises(ConfigError, match="neither a path here nor NAME"):
         _input("gone")
+
+
+RENAMED = [
+    ("data clean", "--resemblance", "--similarity"),
+    ("data clean", "--evaluation", "--decontaminate-against"),
+    ("plan", "--balanced", "--force-balanced"),
+]
+
+
+@pytest.mark.parametrize("value", [["0.8"], []], ids=["with a value", "without"])
+@pytest.mark.parametrize("command, old, new", RENAMED, ids=[row[1] for row in RENAMED])
+def test_an_option_by_its_old_name_is_refused_with_the_new_one(command, old, new, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        commands.main([*command.split(), "--out", "x", old, *value])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1
+    assert told.startswith(f"error: {old} is called {new} now;")

@@ -169,7 +169,7 @@ def test_the_exchange_that_shows_and_that_is_hidden_are_the_busiest_ranks_togeth
     """With natural routing the busiest rank sends more, beside its computation as well."""
     job = job_of(SPARSE, "overlap.experts=true", "parallel.dispatch=deepep")
     even, natural = (
-        Step.of(dataclasses.replace(job, balanced=balanced), H100, CONSTANTS)
+        Step.of(dataclasses.replace(job, force_balanced=balanced), H100, CONSTANTS)
         for balanced in (True, False)
     )
     whole = [s.parts["token exchange"] + s.hidden["token exchange"] for s in (even, natural)]

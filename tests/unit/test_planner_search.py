@@ -94,7 +94,7 @@ def test_the_settings_of_a_plan_train_that_very_layout(sparse, tmp_path):
     overlay.write(plan, question, tmp_path / "plan.toml")
     config = load([STAGE, tmp_path / "plan.toml"])
     job = Job.of(config, question.gpus)
-    assert job == dataclasses.replace(plan.job, balanced=job.balanced)
+    assert job == dataclasses.replace(plan.job, force_balanced=job.force_balanced)
     assert Memory.of(job) == plan.memory
 
 

@@ -93,9 +93,11 @@ def test_a_faster_chip_is_faster_and_low_precision_is_too():
 
 
 def test_natural_routing_and_a_slow_network_cost_time():
-    job = dataclasses.replace(job_of("qwen3-30b-a3b", 32, "parallel.expert=16"), balanced=True)
+    job = dataclasses.replace(
+        job_of("qwen3-30b-a3b", 32, "parallel.expert=16"), force_balanced=True
+    )
     even = Step.of(job, H100, CONSTANTS).seconds
-    natural = Step.of(dataclasses.replace(job, balanced=False), H100, CONSTANTS).seconds
+    natural = Step.of(dataclasses.replace(job, force_balanced=False), H100, CONSTANTS).seconds
     slow = Step.of(job, dataclasses.replace(H100, network_gb_per_s=5.0), CONSTANTS).seconds
     assert even < natural < 2 * even and slow > even
 

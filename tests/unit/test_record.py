@@ -389,7 +389,7 @@ def test_an_unknown_stage_gets_a_suggestion(planned: Config) -> None:
 
 
 def test_a_curriculum_that_is_missing_or_none_is_named(planned: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gone.json does not exist; tools/mix_curriculum"):
+    with pytest.raises(ConfigError, match="gone.json does not exist; mq3 data mix"):
         record.prepare(with_data(planned, curriculum=str(tmp_path / "gone.json")), 0)
     for text in ("[]", "{", '{"version": 1}', '{"version": 2}'):
         (tmp_path / "bad.json").write_text(text)

@@ -58,7 +58,7 @@ def test_words_are_told_apart() -> None:
 
 @pytest.mark.parametrize("shared", [0.5, 0.8, 0.95])
 @pytest.mark.parametrize("length", [60, 2000])
-def test_a_signature_estimates_the_resemblance(shared: float, length: int) -> None:
+def test_a_signature_estimates_the_similarity(shared: float, length: int) -> None:
     generator = random.Random(length)
     errors = []
     for _ in range(40):
@@ -67,7 +67,7 @@ def test_a_signature_estimates_the_resemblance(shared: float, length: int) -> No
         sets = [shingles(np.array(units, np.uint64), 5) for units in (a, b[:length])]
         exact = len(np.intersect1d(*sets)) / len(np.union1d(*sets))
         pair = [minhash.signature(np.array(units, np.uint64)) for units in (a, b[:length])]
-        errors.append(float(minhash.resemblance(*pair)) - exact)
+        errors.append(float(minhash.similarity(*pair)) - exact)
     assert abs(np.mean(errors)) < 0.03
     assert np.std(errors) < 0.09 if length < 100 else np.std(errors) < 0.06
 
@@ -75,5 +75,5 @@ def test_a_signature_estimates_the_resemblance(shared: float, length: int) -> No
 def test_short_and_empty_texts_have_signatures() -> None:
     assert not minhash.signature(split("").hashes).any()
     one, other = (minhash.signature(split(text).hashes) for text in ("a word", "two words"))
-    assert minhash.resemblance(one, one) == 1
-    assert minhash.resemblance(one, other) < 0.5
+    assert minhash.similarity(one, one) == 1
+    assert minhash.similarity(one, other) < 0.5

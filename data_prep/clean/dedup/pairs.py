@@ -26,7 +26,7 @@ from data_prep.clean.dedup.numbering import Numbering, Numbers, numbering_of
 from data_prep.clean.dedup.stretches import KEYED, Counts, Rows, count, read, write
 from data_prep.clean.files import load, save
 from data_prep.clean.settings import CleanSettings
-from data_prep.minhash import resemblance
+from data_prep.minhash import similarity
 from data_prep.units import Hashes
 
 PAIR = np.dtype([("a", "<i8"), ("b", "<i8")])  # numbers of documents, a before b
@@ -115,7 +115,7 @@ def similar_pairs(settings: CleanSettings, task: int) -> Iterator[Numbers]:
     for place in range(len(numbering.places)):
         for rows in read(settings.file("work/lent", place, ""), _lent(settings), task):
             rows = rows[np.argsort(rows["b"], kind="stable")]
-            like = resemblance(rows["signature"], own[rows["b"] - start])
+            like = similarity(rows["signature"], own[rows["b"] - start])
             rows = rows[like >= settings.similarity]
             yield np.stack([rows["a"], rows["b"]], axis=1)
 

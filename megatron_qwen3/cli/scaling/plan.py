@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_qwen3 import tables
+from megatron_qwen3.cli import grammar
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.planner import calibration, hardware, overlay, search
 from megatron_qwen3.planner.job import RECOMPUTED
@@ -61,8 +62,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="bf16")
     parser.add_argument("--tokens", type=float, default=1e12, help="token budget (1e12)")
     parser.add_argument(
-        "--balanced", action="store_true", help="even load of the experts, as benchmarks force it"
+        "--force-balanced",
+        action="store_true",
+        help="even load of the experts, as benchmarks force it",
     )
+    grammar.add_renamed(parser.add_argument, "--balanced", "--force-balanced")
     parser.add_argument(
         "--hypothetical",
         action="store_true",
@@ -142,7 +146,7 @@ def question_of(given: argparse.Namespace) -> Question:
         global_batch=given.global_batch,
         precision=given.precision,
         hypothetical=given.hypothetical,
-        balanced=given.balanced,
+        force_balanced=given.force_balanced,
         fixed={name: value for name, value in pins.items() if value is not None},
     )
 

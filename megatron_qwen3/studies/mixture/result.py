@@ -182,7 +182,7 @@ def _cells(corpus: MixtureCorpus, found: BestMixtures) -> Iterator[dict[str, Any
 def recipe_text(recipe: Recipe, corpus: MixtureCorpus) -> str:
     """A recipe as TOML, which `mix` reads."""
     lines = [
-        f"# By {len(corpus.cells)} cells of {', '.join(corpus.by)}: tools/mix_curriculum.py mix",
+        f"# By {len(corpus.cells)} cells of {', '.join(corpus.by)}: mq3 data mix",
         f"seed = {recipe.seed}",
         f"held_out = {recipe.held_out}",
         f"held_out_tokens = {recipe.held_out_tokens}",
