@@ -125,7 +125,7 @@ def _jaccard(a: list[str], b: list[str]) -> float:
     return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
 
 
-def test_what_is_alike_by_exact_resemblance_is_found_and_what_is_unlike_is_not(
+def test_what_is_alike_by_exact_similarity_is_found_and_what_is_unlike_is_not(
     tmp_path: Path,
 ) -> None:
     """Pairs of one document and one copy, so that no chain of others joins them."""

@@ -426,10 +426,9 @@ def test_a_csv_that_is_none_is_told(tmp_path, capsys, content, says):
     assert says in capsys.readouterr().err
 
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "perf"
+PUBLISHED = Path(__file__).parents[2] / "examples" / "planner"
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published runs are not here")
 def test_published_runs_are_met_as_the_planners_readme_says():
     runs = published.read(PUBLISHED / "published_perf.csv")
     groups = accuracy.groups(accuracy.compare(runs, calibration.load()))

@@ -22,6 +22,11 @@ from megatron_qwen3.storage.folder import check_file
 
 _LEFT_OUT = {"source": attrgetter("source"), "gpu": attrgetter("gpu")}
 
+_EXAMPLES = """examples:
+  python tools/scaling_study.py fit examples/planner/published_perf.csv
+  python tools/scaling_study.py fit examples/planner/published_perf.csv --leave-out source
+"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to the sub-parsers `commands`."""
@@ -29,8 +34,7 @@ def add_parser(commands: Any) -> None:
         "fit",
         help="set the constants of the model of time from published runs",
         description=__doc__,
-        epilog="examples:\n  python tools/scaling_study.py fit published_perf.csv\n"
-        "  python tools/scaling_study.py fit published_perf.csv --leave-out source\n",
+        epilog=_EXAMPLES,
     )
     parser.add_argument("csv", type=Path, metavar="CSV", help="as validate takes it")
     parser.add_argument("--out", type=Path, default=calibration.PATH, metavar="FILE")

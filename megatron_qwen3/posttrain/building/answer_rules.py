@@ -104,7 +104,7 @@ class AnswerRules:
             "answer": self._languages.of(answer.content, query.text),
         }
         faults += self._language(query, uses, numbers)
-        faults += self._resemblance(answer, numbers)
+        faults += self._similarity(answer, numbers)
         return JudgedAnswer(faults, numbers, uses["thinking" if thinks else "answer"].main)
 
     def _repetition(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
@@ -138,7 +138,7 @@ class AnswerRules:
                 yield "languages mixed", f"{name} has {use.main} and {others} ({use.foreign:.0%})"
                 return
 
-    def _resemblance(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
+    def _similarity(self, answer: Answer, numbers: Numbers) -> Iterator[Fault]:
         if self._passages is None:
             return
         hits = self._passages.hits(f"{answer.thinking}\n\n{answer.content}")
