@@ -47,7 +47,7 @@ class Labels(NamedTuple):
         return "/".join(parts)
 
 
-class Said(NamedTuple):
+class SaidLabels(NamedTuple):
     """What a document is labelled with when it is read, by the names of LABEL_FIELDS; None: with
     nothing."""
 
@@ -60,7 +60,7 @@ class Said(NamedTuple):
 
 def said(
     document: Any, source: str | None = None, language: str | None = None, domain: str | None = None
-) -> Said:
+) -> SaidLabels:
     """The labels of a document of `documents.py`, for all that read some.
 
     What it says beside its text goes before what it says in `metadata`, and both before what is
@@ -68,7 +68,7 @@ def said(
     """
     within = document.metadata or document
     quality, education = document.quality, document.education
-    return Said(
+    return SaidLabels(
         document.source or within.source or source,
         document.language or within.language or language,
         document.domain or within.domain or domain,
