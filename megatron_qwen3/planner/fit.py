@@ -17,6 +17,7 @@ from scipy.optimize import least_squares
 
 from megatron_qwen3.planner.accuracy import ComparedRun
 from megatron_qwen3.planner.calibration import CONSTANTS
+from megatron_qwen3.planner.job import Job
 from megatron_qwen3.planner.published import PublishedRun
 from megatron_qwen3.planner.step import Step
 
@@ -36,14 +37,20 @@ def fit(runs: Sequence[PublishedRun], report: Callable[[str], None] = print) -> 
     priors = np.log([CONSTANTS[name]["prior"] for name in names])
     spreads = np.array([CONSTANTS[name]["spread"] for name in names])
     shares = np.array([_share(run) for run in runs])
+    published = np.log(np.array([run.seconds for run in runs], dtype=float))
+    # The same job was published again and again: each is priced once, for all of its runs.
+    jobs = list({_job_of(run): run for run in runs}.values())
+    numbers = {_job_of(run): number for number, run in enumerate(jobs)}
+    places = [numbers[_job_of(run)] for run in runs]
 
     def residuals(x: np.ndarray) -> np.ndarray:
         constants = _constants(names, x)
-        return np.array([*(_residual(run, constants) for run in runs), *((x - priors) / spreads)])
+        priced = np.array([_log_seconds(run, constants) for run in jobs])
+        return np.concatenate([priced[places] - published, (x - priors) / spreads])
 
     def slopes(x: np.ndarray) -> np.ndarray:
-        of_runs = np.stack([_slopes(run, names, x) for run in runs])
-        return np.concatenate([of_runs, np.diag(1 / spreads)])
+        of_jobs = np.stack([_slopes(run, names, x) for run in jobs])
+        return np.concatenate([of_jobs[places], np.diag(1 / spreads)])
 
     def loss(z: np.ndarray) -> np.ndarray:
         """(3, m): the loss of squares in units of _ROBUST², and its two derivatives."""
@@ -98,21 +105,26 @@ def _constants(names: Sequence[str], x: np.ndarray) -> dict[str, float]:
     return dict(zip(names, np.exp(x).tolist(), strict=True))
 
 
-def _residual(run: PublishedRun, constants: Mapping[str, float]) -> float:
-    assert run.job and run.cluster and run.seconds
-    return math.log(Step.of(run.job, run.cluster, constants).seconds / run.seconds)
+def _job_of(run: PublishedRun) -> tuple[Job, str]:
+    assert run.job and run.cluster
+    return run.job, run.cluster.name
+
+
+def _log_seconds(run: PublishedRun, constants: Mapping[str, float]) -> float:
+    assert run.job and run.cluster
+    return math.log(Step.of(run.job, run.cluster, constants).seconds)
 
 
 def _slopes(run: PublishedRun, names: Sequence[str], x: np.ndarray) -> np.ndarray:
     """Of one run by each constant; those that pricing it never reads have none."""
     read = _Read(_constants(names, x))
-    here = _residual(run, read)
+    here = _log_seconds(run, read)
     slopes = np.zeros(len(names))
     for index, name in enumerate(names):
         if name in read.names:
             moved = x.copy()
             moved[index] += _MOVE
-            slopes[index] = (_residual(run, _constants(names, moved)) - here) / _MOVE
+            slopes[index] = (_log_seconds(run, _constants(names, moved)) - here) / _MOVE
     return slopes
 
 
