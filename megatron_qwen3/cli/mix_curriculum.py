@@ -27,6 +27,7 @@ from data_prep.mixing.plan import plan
 from megatron_qwen3 import entry, tables
 from megatron_qwen3.cli.parser import Parser
 from megatron_qwen3.config import ConfigError
+from megatron_qwen3.hub import tokenizer_folder
 from megatron_qwen3.pretrain.record import ReadBefore, RunRecord
 from megatron_qwen3.shown import plain, shown, shown_lines, shown_text
 
@@ -229,5 +230,6 @@ def _decoder(run: Path):  # type: ignore[no-untyped-def]
     settings = config.load([run / "config.toml"])
     if not settings.data.tokenizer:
         raise ConfigError(f"--text: data.tokenizer is not set in {run / 'config.toml'}")
+    tokenizer_folder(settings.data.tokenizer)  # where it is not there, the error has the setting
     whole = tokenizer.load(settings.data.tokenizer)
     return lambda ids: whole.decode(ids, skip_special_tokens=False)

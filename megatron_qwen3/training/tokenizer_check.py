@@ -6,15 +6,18 @@ import hashlib
 
 from data_prep.tokenizer_file import token_bytes, tokenizer_json
 from megatron_qwen3.config import Config, ConfigError
+from megatron_qwen3.hub import tokenizer_folder
 
 
 def check_size(config: Config) -> int:
     """The number of tokens of data.tokenizer, 0 where none is set.
 
-    ConfigError where the model has fewer.
+    ConfigError where it is not on this machine, or the model has fewer.
     """
-    vocab_size = config.model.vocab_size
-    size = len(token_bytes(config.data.tokenizer)) if config.data.tokenizer else 0
+    if not config.data.tokenizer:
+        return 0
+    tokenizer_folder(config.data.tokenizer)  # where it is not there, the error has the setting
+    vocab_size, size = config.model.vocab_size, len(token_bytes(config.data.tokenizer))
     if size > vocab_size:
         raise ConfigError(
             f"data.tokenizer: {config.data.tokenizer} has {size:,} tokens, more than "

@@ -7,7 +7,8 @@ import pytest
 
 from data_prep.tokenizer_file import tokenizer_json
 from megatron_qwen3 import hub
-from megatron_qwen3.config import ConfigError
+from megatron_qwen3.config import ConfigError, load
+from megatron_qwen3.training import tokenizer_check
 
 
 @pytest.fixture
@@ -71,3 +72,10 @@ def test_a_name_without_a_copy_says_how_to_get_one(cached):
 def test_no_module_takes_a_tokenizers_name_for_a_path():
     for path in Path(hub.__file__).parent.rglob("*.py"):
         assert "Path(config.data.tokenizer)" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("named", ["Some/Other", "gone"])
+def test_a_run_whose_tokenizer_is_not_here_is_told_the_setting(cached, named):
+    config = load([], ["model.preset=tiny-dense", "train.steps=1", f"data.tokenizer={named}"])
+    with pytest.raises(ConfigError, match=f"^data.tokenizer = {named} "):
+        tokenizer_check.check_size(config)
