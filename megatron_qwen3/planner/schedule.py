@@ -58,6 +58,56 @@ def _interleaved(pipeline: int, virtual: int, micro_batches: int) -> list[tuple[
     ]
 
 
+class _Linked(NamedTuple):
+    """A pass of the whole pipeline: the rank that computes it, its stage (backward ones count on
+    from the forward ones), and the places of what it waits for and of what it gives."""
+
+    rank: int
+    stage: int
+    before: int
+    result: int
+    is_sent: bool  # what it waits for, from another stage
+
+
+@lru_cache(maxsize=128)
+def _passes(pipeline: int, virtual: int, micro_batches: int) -> tuple[_Linked, ...]:
+    """All passes of a step, each after those that it waits for; times do not change the order.
+
+    Place m is the input of the first stage, (1 + s) · micro_batches + m the output of stage s, and
+    after these come the gradients that backward passes give.
+    """
+    stages = pipeline * virtual
+    orders = [rank_order(rank, pipeline, virtual, micro_batches) for rank in range(pipeline)]
+    done = set(range(micro_batches))
+    next_of, passes = [0] * pipeline, list[_Linked]()
+    while len(passes) < 2 * stages * micro_batches:
+        before_round = len(passes)
+        for rank, order in enumerate(orders):
+            while next_of[rank] < len(order):
+                one = _placed(order[next_of[rank]], rank, pipeline, stages, micro_batches)
+                if one.before not in done:
+                    break
+                done.add(one.result)
+                passes.append(one)
+                next_of[rank] += 1
+        if len(passes) == before_round:
+            raise ValueError(f"{micro_batches} micro-batches are no multiple of {pipeline}")
+    return tuple(passes)
+
+
+def _placed(
+    work: PassOfChunk, rank: int, pipeline: int, stages: int, micro_batches: int
+) -> _Linked:
+    stage = work.chunk * pipeline + rank
+    at = stage * micro_batches + work.micro_batch
+    if work.is_forward:
+        return _Linked(rank, stage, at, at + micro_batches, stage > 0)
+    gradient = stages * micro_batches + micro_batches + at
+    is_last = stage == stages - 1  # the gradient behind it is made of its own output
+    before = at + micro_batches if is_last else gradient + micro_batches
+    return _Linked(rank, stages + stage, before, gradient, not is_last)
+
+
 def simulate(
     forward_seconds: Sequence[float],
     backward_seconds: Sequence[float],
@@ -72,37 +122,13 @@ def simulate(
     `transfer_seconds`, during which both ranks may compute.
     """
     stages = len(forward_seconds)
-    orders = [rank_order(r, pipeline, stages // pipeline, micro_batches) for r in range(pipeline)]
-    # When each (stage, micro-batch) is done; what lies before the first stage is there from the
-    # start, and the gradient behind the last stage is its own output.
-    forward_done = [[0.0] * micro_batches] + [[-1.0] * micro_batches for _ in range(stages)]
-    backward_done = [[-1.0] * micro_batches for _ in range(stages)] + [forward_done[-1]]
-    clock, place = [0.0] * pipeline, [0] * pipeline
-    running = {rank for rank in range(pipeline) if orders[rank]}
-    while running:
-        before_round = sum(place)
-        for rank in sorted(running):
-            order, now, i = orders[rank], clock[rank], place[rank]
-            for is_forward, chunk, micro in order[i:]:
-                stage = chunk * pipeline + rank
-                before = forward_done[stage] if is_forward else backward_done[stage + 1]
-                ready = before[micro]
-                if ready < 0.0:
-                    break
-                if stage > 0 if is_forward else stage < stages - 1:
-                    ready += transfer_seconds
-                now = max(now, ready)
-                if is_forward:
-                    now += forward_seconds[stage]
-                    forward_done[stage + 1][micro] = now
-                else:
-                    now += backward_seconds[stage]
-                    backward_done[stage][micro] = now
-                i += 1
-            clock[rank], place[rank] = now, i
-        running = {rank for rank in running if place[rank] < len(orders[rank])}
-        if sum(place) == before_round:
-            raise ValueError(f"{micro_batches} micro-batches are no multiple of {pipeline}")
+    seconds = [*forward_seconds, *backward_seconds]
+    done, clock = [0.0] * ((2 * stages + 1) * micro_batches), [0.0] * pipeline
+    for rank, stage, before, result, is_sent in _passes(
+        pipeline, stages // pipeline, micro_batches
+    ):
+        ready = done[before] + transfer_seconds if is_sent else done[before]
+        clock[rank] = done[result] = max(clock[rank], ready) + seconds[stage]
     return max(clock)
 
 
