@@ -33,7 +33,7 @@ from megatron_qwen3.training.model import Model
 from megatron_qwen3.training.objectives import cross_entropy
 from tests.te.te_ranks import run_te_ranks
 
-CASES = (Case("moe", "cp2-ep2", 2, "context=2 expert=2"),)
+CASES = (Case("moe", "cp2-ep2", 2, "context=2 expert=2", 2),)
 SLOW_CASES = (
     Case("dense-dca", "cp2", 2, "context=2"),
     Case("dense", "cp2-recompute-full", 2, "context=2 recompute=full", 2),
@@ -56,7 +56,7 @@ EVERY_EXPERT = "model.experts_per_token=8"
 
 def batches():
     """Rows of one text, and documents that share rows, of which one row ends with padding."""
-    plain, packed, _ = global_batches(ragged=True)
+    plain, packed = global_batches(ragged=True)
     valid_BS = torch.ones_like(packed.tokens_BS, dtype=torch.bool)
     valid_BS[6, 20:] = False
     packed.weights_BS[6, 20:] = 0

@@ -1,7 +1,7 @@
 """Layers of Transformer Engine train as torch's do on one rank, in every layout, in float32.
 
-What they are compared with is what tests/parallel compares its layouts with: three steps of rows,
-of which the later ones are packed documents; losses, gradient norms, gradients, updated weights and
+What they are compared with is what tests/parallel compares its layouts with: two steps of rows,
+of which the second are packed documents; losses, gradient norms, gradients, updated weights and
 scores. Kernels are stood in.
 """
 
@@ -13,7 +13,7 @@ CASES = (
     Case("dense", "one-rank", 1, micro_batch=4),
     Case("moe", "one-rank", 1, micro_batch=4),
     Case("dense", "tp2", 2, "tensor=2"),  # one row, one key-value head: axes of one
-    Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2"),
+    Case("dense", "pp2-vpp2", 2, "pipeline=2 virtual_pipeline=2", 2),
     Case("moe", "etp2", 2, "tensor=2 expert_tensor=2", 2),
     Case("moe", "tp2-ep2", 2, "tensor=2 expert=2 recompute=selective", 2),
 )

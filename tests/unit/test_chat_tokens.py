@@ -86,7 +86,7 @@ def without_tags_of_tools(messages: Any) -> list[Any]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(messages=SOUND.map(without_tags_of_tools), tools=TOOLS)
 def test_ids_are_those_of_the_whole_text(
     tokenizer: tokenizers.Tokenizer, chat: ChatTokenizer, messages: Any, tools: Any
