@@ -82,12 +82,6 @@ def upload(file: Path, url: str) -> None:
         system.put_file(str(file), place)
 
 
-def check_url(url: str) -> None:
-    """ConfigError where nothing here can open such a URL."""
-    with _errors(url):
-        _system(url)
-
-
 class _RemoteReader:
     """A file elsewhere, whose errors have a number: without one they would be those of a damaged
     file, of which the rest is left out."""

@@ -16,13 +16,13 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep import quality
 from data_prep.bounds import ProseBounds, QualityBounds
 from data_prep.classifiers import classifier
-from data_prep.clean.contamination import EvaluationSets
 from data_prep.clean.own_steps import OwnStep
 from data_prep.clean.settings import CleanSettings
 from data_prep.domains import domain_of
 from data_prep.language_id import Identifier, IdentifyLanguage, ModelIdentifier
 from data_prep.languages import UNKNOWN, code_of
 from data_prep.normalize import normalize
+from data_prep.passages import Passages
 from data_prep.units import Units, split
 from megatron_qwen3.config import ConfigError
 
@@ -177,6 +177,21 @@ class _Quality:
             if labels[name] is None:
                 labels[name] = getattr(judged, name)
         return judged.fault if self._filters else None
+
+
+class EvaluationSets:
+    """Drops what has passages of the evaluation files (`passages.py`); all hits are in `_hits`."""
+
+    def __init__(self, settings: CleanSettings) -> None:
+        self.passages = Passages(
+            settings.decontaminate_against, settings.contamination_run, settings.tokenizer
+        )
+
+    def __call__(self, document: Document) -> str | None:
+        hits = self.passages.hits(document.text, document.metadata.get("_units"))
+        place = {"document": document.id, "file": document.metadata["file"]}
+        document.metadata["_hits"] = [place | hit for hit in hits]
+        return "contaminated" if hits else None
 
 
 class _Models:

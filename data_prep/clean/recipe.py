@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from data_prep.clean.settings import OF_A_RUN, CleanSettings
+from data_prep.clean.settings import OF_A_RUN, CleanSettings, as_tree
 from data_prep.languages import as_typed
 from megatron_qwen3.config import ConfigError
 from megatron_qwen3.storage.whole import write_whole
@@ -26,7 +26,7 @@ _KIND = "a recipe of a cleaning"
 _HEAD = "# For mq3 data clean --recipe FILE. What is left out stays as it is by default."
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _OPTIONS = "options"  # the one table whose values may be of any kind
-_KEYS = [one.name for one in fields(CleanSettings) if one.name not in OF_A_RUN]
+KEYS = [one.name for one in fields(CleanSettings) if one.name not in OF_A_RUN]
 
 
 def read(
@@ -50,7 +50,7 @@ def read(
 
 def tree_of(settings: CleanSettings) -> dict[str, Any]:
     """Tables and values of a recipe, as TOML has them."""
-    return {name: value for name, value in _listed(asdict(settings)).items() if name in _KEYS}
+    return {name: value for name, value in as_tree(settings).items() if name in KEYS}
 
 
 def text(settings: CleanSettings) -> str:
@@ -74,7 +74,7 @@ def _kept(tree: dict[str, Any], source: str) -> dict[str, Any]:
 
 def _values(tree: dict[str, Any], source: str) -> dict[str, Any]:
     kinds = get_type_hints(CleanSettings)
-    check_keys(tree, _KEYS, source)
+    check_keys(tree, KEYS, source)
     found = {k: as_kind(v, kinds[k], source, k) for k, v in tree.items() if k != _OPTIONS}
     options = tree[_OPTIONS]
     if not isinstance(options, dict) or not all(isinstance(v, dict) for v in options.values()):
@@ -109,12 +109,6 @@ def _merged(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
         joined = isinstance(old, dict) and isinstance(value, Mapping)
         result[key] = _merged(old or {}, value) if joined else value
     return result
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _listed(item) for key, item in value.items()}
-    return [*map(_listed, value)] if isinstance(value, tuple) else value
 
 
 def _lines(about: Any, tree: Mapping[str, Any], name: str) -> Iterator[str]:

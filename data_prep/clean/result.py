@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep.clean.files import labels_of, new_documents, read_json
+from data_prep.clean.files import DocumentWriter, labels_of, new_documents, read_json
 from data_prep.clean.settings import JSONL, PARQUET, CleanSettings
 from data_prep.labels import LABEL_FIELDS
 from data_prep.noted import Scalar
@@ -38,14 +38,8 @@ _WHOLE = range(-(1 << 63), 1 << 63)  # what a column of whole numbers holds
 _KINDS = {bool: "flag", int: "whole", float: "number", str: "text"}
 
 
-class ResultWriter(Protocol):
-    """Takes documents one by one."""
-
-    def write(self, document: Document) -> None: ...
-
-
 @contextmanager
-def new_result(settings: CleanSettings, task: int) -> Iterator[ResultWriter]:
+def new_result(settings: CleanSettings, task: int) -> Iterator[DocumentWriter | TableWriter]:
     """The task's file of the result, there whole when the block ends well."""
     end, target = _ENDS[settings.format], settings.documents
     outgoing = settings.file("work/outgoing", task, end)

@@ -255,7 +255,7 @@ class CleanSettings:
         were done and those to come must find the same.
         """
         path = self.folder(SETTINGS)
-        asked = json.loads(json.dumps({**asdict(self), "files": files}))
+        asked = {**as_tree(self), "files": dict(files)}
         if path.exists():
             there = _begun(path)
             changed = [name for name in asked if there.get(name) != asked[name]]
@@ -299,6 +299,12 @@ class CleanSettings:
         return settings
 
 
+def as_tree(settings: CleanSettings) -> dict[str, Any]:
+    """All of them, as JSON and TOML have them."""
+    tree: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return tree
+
+
 def _has_files(place: str) -> bool:
     return bool(files_below(place) if is_url(place) else next(Path(place).glob("*"), None))
 
@@ -328,8 +334,7 @@ def _begun(path: Path) -> dict[str, Any]:
     found = {_NAMES_BEFORE.get(name, name): value for name, value in _read(path).items()}
     if isinstance(models := found.get("models"), list):
         found["models"] = dict(models)
-    by_default = json.loads(json.dumps(asdict(CleanSettings((), ""))))
-    return {**by_default, **_VALUES_BEFORE, **found}
+    return {**as_tree(CleanSettings((), "")), **_VALUES_BEFORE, **found}
 
 
 def _read(path: Path) -> dict[str, Any]:

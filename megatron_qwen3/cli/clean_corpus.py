@@ -100,8 +100,10 @@ def _add_what(run: argparse.ArgumentParser) -> None:
     )
     text = "keep only these: en, eng or eng_Latn; default: all 119"
     add("--languages", nargs="+", type=grammar.language, metavar="LANGUAGE", help=text)
-    add("--keep-undetermined", action="store_true", default=None, help="and `und`")
-    add("--no-filters", action="store_true", help="label quality, drop nothing for it")
+    kept = {"dest": "undetermined", "action": "store_true", "default": None}
+    add("--keep-undetermined", help="and `und`", **kept)
+    kept = {"dest": "filters", "action": "store_false", "default": None}
+    add("--no-filters", help="label quality, drop nothing for it", **kept)
     add(
         "--similarity",
         type=float,
@@ -269,23 +271,10 @@ def _settings(given: argparse.Namespace) -> "CleanSettings":
     if tasks is None:
         begun = tasks_begun(Path(given.out)) if given.out else None
         tasks = begun or _TASKS_PER_CORE * cores()
-    models = {name: getattr(given, f"{name}_model") for name in MODELS}
-    options = {
-        "text_field": given.text_field,
-        "keep_fields": given.keep_fields,
-        "languages": given.languages,
-        "undetermined": given.keep_undetermined,
-        "filters": False if given.no_filters else None,
-        "similarity": given.similarity,
-        "decontaminate_against": given.decontaminate_against,
-        "contamination_run": given.contamination_run,
-        "tokenizer": given.tokenizer,
-        "models": {name: file for name, file in models.items() if file},
-        "min_safety": given.min_safety,
-        "on_error": given.on_error,
-        "format": given.format,
-    }
+    options = {name: value for name, value in vars(given).items() if name in recipe.KEYS}
     options = {name: value for name, value in options.items() if value is not None}
+    models = {name: getattr(given, f"{name}_model") for name in MODELS}
+    options["models"] = {name: file for name, file in models.items() if file}
     inputs = tuple(map(_input, given.inputs))
     values = recipe.read(given.recipe, options, given.set)
     return CleanSettings(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep import tokenizer_file, tokenizer_trust
-from data_prep.clean.contamination import EvaluationSets
+from data_prep.clean.label import EvaluationSets
 from data_prep.clean.settings import CleanSettings
 from data_prep.engines import ENGINES
 from data_prep.tokenization.corpus import CorpusOptions, tokenize
